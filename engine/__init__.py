@@ -1,0 +1,1 @@
+"""Decides: folds events into state, derives decisions, and drives adapters through the ports."""

@@ -1,0 +1,1 @@
+"""The pure core: values in, values out; no await, no clock, no chance, no input or output."""

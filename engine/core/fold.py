@@ -1,0 +1,390 @@
+"""Events into state, one at a time: `apply(state, position, event)`.
+
+Pure and total: the same events give the same state, bit for bit, whoever replays them. One handler a kind; a
+kind without one changes nothing but the position. What a handler may rely on (the run is open, the
+repository is declared) the engine made sure of before it appended; where a log says otherwise the log is
+damaged, and `apply` says so by position.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at, version_hash
+from datatask.engine.core.state import REQUESTS_MAX, Intent, Pending, PendingKey, State
+from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.schema import events as e
+from datatask.schema.errors import LogDamagedError
+from datatask.schema.ids import is_job
+
+Handler = Callable[[State, int, e.Event], None]
+
+
+def apply(state: State, position: int, event: e.Event) -> None:
+    """Fold one event; `LogDamagedError` when it cannot follow on what came before."""
+    if position != state.position + 1:
+        raise LogDamagedError(
+            f"event {position} follows on {state.position}",
+            where=f"position {state.position + 1}",
+            remedy="positions have no gaps: restore the log from a backup",
+        )
+    handler = _HANDLERS.get(type(event))
+    if handler is not None:
+        try:
+            handler(state, position, event)
+        except (KeyError, AttributeError, IndexError) as error:
+            raise LogDamagedError(
+                f"{type(event).__name__} does not fit what came before ({type(error).__name__}: {error})",
+                where=f"position {position}",
+                remedy="run `datatask verify` on the log",
+            ) from error
+    request = getattr(event, "request", None)
+    if request is not None:
+        state.requests[request] = position
+        if len(state.requests) > REQUESTS_MAX:
+            state.requests.popitem(last=False)
+    state.position = position
+    state.at = event.at
+    state.mark(position, event.at)
+
+
+def apply_all(state: State, first: int, events: Iterable[e.Event]) -> None:
+    """Fold events at consecutive positions from `first` on."""
+    for position, event in enumerate(events, first):
+        apply(state, position, event)
+
+
+# --- the log and the engine -------------------------------------------------------------------------
+
+
+def _log_created(state: State, position: int, event: e.LogCreated) -> None:
+    state.log, state.pipeline = event.log, event.pipeline
+
+
+def _engine_opened(state: State, position: int, event: e.EngineOpened) -> None:
+    state.engine, state.closed = event, False
+    for leaf in state.leaves.values():
+        leaf.synced = leaf.definition.medium in ("native", "derived", "view")
+
+
+def _engine_closed(state: State, position: int, event: e.EngineClosed) -> None:
+    state.closed = True
+
+
+def _pipeline_defined(state: State, position: int, event: e.PipelineDefined) -> None:
+    state.define(event.definition, position)
+
+
+def _renamed(state: State, position: int, event: e.Renamed) -> None:
+    if event.what == "task":
+        task = state.tasks.pop(event.old)
+        state.tasks[event.new] = task
+        for view in (task.live, task.succeeded, task.failed):
+            old = view.id
+            new = old.replace(f"({event.old})", f"({event.new})")
+            state.leaves[new] = state.leaves.pop(old)
+            view.definition = msgspec.structs.replace(view.definition, id=new)
+        for run in state.open_runs.values():
+            run.task = event.new if run.task == event.old else run.task
+    else:
+        leaf = state.leaves.pop(event.old)
+        leaf.definition = msgspec.structs.replace(leaf.definition, id=event.new)
+        state.leaves[event.new] = leaf
+
+
+# --- repositories -----------------------------------------------------------------------------------
+
+
+def _repository_synced(state: State, position: int, event: e.RepositorySynced) -> None:
+    leaf = state.leaves[event.repository]
+    leaf.synced, leaf.held = True, ""
+
+
+def _repository_reset(state: State, position: int, event: e.RepositoryReset) -> None:
+    leaf = state.leaves[event.repository]
+    leaf.incarnation = event.incarnation
+    for job in list(leaf.members(state.masks)):
+        _forget_value(leaf, job)
+        state.flip(leaf, job, False, position)
+
+
+def _observation_held(state: State, position: int, event: e.ObservationHeld) -> None:
+    leaf = state.leaves[event.repository]
+    leaf.held = event.why or f"{event.vanished} of {event.members} members vanished at once"
+    leaf.synced = False
+
+
+def _value_put(state: State, position: int, event: e.ValuePut) -> None:
+    leaf = state.leaves[event.repository]
+    job = state.job_index.get(event.job)
+    if job is None:
+        job = state.intern(event.job)
+    put_at(leaf.positions, job, position)
+    if leaf.definition.medium == "foreign":
+        put_at(leaf.versions, job, version_hash(event.version))
+        _intent_done(state, event, job)
+    if not state.flip(leaf, job, True, position) and (leaf.feeds or leaf.translates):
+        state.value_changed(leaf, job, position)
+
+
+def _value_deleted(state: State, position: int, event: e.ValueDeleted) -> None:
+    leaf = state.leaves[event.repository]
+    job = state.intern(event.job)
+    _forget_value(leaf, job)
+    _intent_done(state, event, job)
+    state.flip(leaf, job, False, position)
+
+
+def _forget_value(leaf: LeafState, job: int) -> None:
+    put_at(leaf.positions, job, 0)
+    if leaf.versioned:
+        put_at(leaf.versions, job, 0)
+
+
+def _store_write_intended(state: State, position: int, event: e.StoreWriteIntended) -> None:
+    key = (event.repository, state.intern(event.job))
+    state.intents[key] = Intent(position, event)
+    run = state.open_runs.get(event.run) if event.run is not None else None
+    if run is not None:
+        run.intents[key] = position
+        run.settling = event.settles or run.settling
+
+
+def _intent_done(state: State, event: e.ValuePut | e.ValueDeleted, job: int) -> None:
+    intent = state.intents.pop((event.repository, job), None)
+    if intent is not None and intent.event.run in state.open_runs:
+        state.open_runs[intent.event.run].intents.pop((event.repository, job), None)
+
+
+# --- evaluations ------------------------------------------------------------------------------------
+
+
+def _evaluated(state: State, position: int, event: e.Evaluated) -> None:
+    owner = event.repository if event.what in ("filter", "translation") else event.task
+    job = state.intern(event.job)
+    key = PendingKey(event.what, owner, job)
+    pending = state.pending.get(key)
+    if pending is None or (event.inputs and event.inputs[0] < pending.position):
+        return
+    if event.error is not None:
+        del state.pending[key]  # to the end of the line
+        state.pending[key] = Pending(pending.position, event.error, event.retry_at or 0)
+        return
+    del state.pending[key]
+    value = msgspec.json.decode(event.value) if event.value else None
+    if event.what == "priority":
+        task = state.tasks[event.task]
+        ready_at = task.awaiting.pop(job, None)
+        if ready_at is not None:
+            task.queue.push(job, float(value), ready_at)
+        return
+    derived = state.leaves[owner].derived
+    if event.what == "filter":
+        state.flip(derived.leaf, job, bool(value) and derived.base.test(state.masks[job]), position)
+    elif event.what == "translation":
+        _translated(state, derived, job, value, position)
+
+
+def _translated(state: State, derived: DerivedState, job: int, value: object, position: int) -> None:
+    target = state.intern(value) if isinstance(value, str) and is_job(value) else None
+    state.translate(derived, job, target, position)
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def _decision_round(state: State, position: int, event: e.DecisionRound) -> None:
+    for task in state.tasks.values():
+        task.constraint = event.constraints.get(task.name, "")
+
+
+def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None:
+    task = state.tasks[event.task]
+    job = state.intern(event.job)
+    episode = task.episodes.get(job)
+    if episode is None:
+        if job in task.queue:
+            episode = Episode(task.queue.position(job), task.queue.priority(job))
+        else:
+            episode = Episode(position, event.priority)
+            if job not in task.awaiting:
+                put_at(task.episode_count, job, get_at(task.episode_count, job) + 1)
+        state.dequeue(task, job)
+        task.episodes[job] = episode
+        if state.masks[job] & (task.succeeded.bit | task.failed.bit):
+            state._clear_views(task, job, position)
+    episode.run, episode.attempt, episode.not_before = position, event.attempt, None
+    put_at(task.last_run, job, position)
+    task.open_runs += 1
+    quota = task.definition.quota
+    state.open_runs[position] = OpenRun(
+        position,
+        event.task,
+        job,
+        event.episode,
+        event.attempt,
+        event.at,
+        event.origin,
+        event.resources,
+        quota,
+        event.inputs,
+        event.meta,
+        state.engine.epoch if state.engine is not None else 0,
+    )
+    if quota is not None:
+        state.quotas[quota].take(event.resources, event.at)
+    state.set_claim(task, job, True)
+    state.flip(task.live, job, True, position)
+
+
+def _run_started(state: State, position: int, event: e.RunStarted) -> None:
+    run = state.open_runs[event.run]
+    run.handle, run.where = event.handle, event.where
+    run.started_at = event.started_at or event.at
+    run.unreachable = False
+
+
+def _run_adopted(state: State, position: int, event: e.RunAdopted) -> None:
+    run = state.open_runs[event.run]
+    run.handle, run.where = event.handle or run.handle, event.where or run.where
+    run.started_at = run.started_at or event.at
+    run.unreachable = False
+
+
+def _run_unreachable(state: State, position: int, event: e.RunUnreachable) -> None:
+    state.open_runs[event.run].unreachable = True
+
+
+def _run_reachable(state: State, position: int, event: e.RunReachable) -> None:
+    state.open_runs[event.run].unreachable = False
+
+
+def _stop_decided(state: State, position: int, event: e.StopDecided) -> None:
+    run = state.open_runs[event.run]
+    run.stopping = run.stopping or event.reason
+
+
+def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
+    run = state.open_runs.pop(event.run)
+    for key in run.intents:
+        state.intents.pop(key, None)
+    task, job = state.tasks[run.task], run.job
+    task.open_runs -= 1
+    if run.quota is not None:
+        state.quotas[run.quota].free(run.resources)
+    episode = task.episodes[job]
+    episode.run = 0
+    state.flip(task.live, job, False, position)
+    if not event.final:
+        return
+    anew = event.outcome == "cancelled" and run.stopping in ("deleted", "shutdown")
+    _end_episode(state, task, job, position, anew or task.definition.repeat)
+    view = _VIEW_OF.get(event.outcome)
+    if view is not None:
+        state.flip(getattr(task, view), job, True, position)
+
+
+_VIEW_OF = {
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "timed_out": "failed",
+    "lost": "failed",
+    "refused": "failed",
+}
+
+
+def _end_episode(state: State, task: TaskState, job: int, position: int, anew: bool) -> None:
+    task.episodes.pop(job, None)
+    holds = task.condition.test(state.masks[job])
+    if not holds or anew:
+        state.set_claim(task, job, False)
+    if holds and anew:
+        state.open_episode(task, job, position)
+
+
+def _retry_scheduled(state: State, position: int, event: e.RetryScheduled) -> None:
+    task = state.tasks[event.task]
+    job = state.intern(event.job)
+    episode = task.episodes.get(job)
+    if episode is None:
+        return
+    episode.not_before = event.not_before
+    if event.budget == "infrastructure":
+        episode.infrastructure += 1
+    heapq.heappush(task.retries, (event.not_before, job))
+    if not task.condition.test(state.masks[job]):
+        state._release(task, job)
+
+
+# --- what people ask --------------------------------------------------------------------------------
+
+
+def _cancel_requested(state: State, position: int, event: e.CancelRequested) -> None:
+    task = state.tasks[event.task]
+    job = state.intern(event.job)
+    episode = task.episodes.get(job)
+    if episode is not None:
+        if not episode.run:
+            del task.episodes[job]
+            if not task.condition.test(state.masks[job]):
+                state.set_claim(task, job, False)
+    elif job in task.queue or job in task.awaiting:
+        state.dequeue(task, job)
+        state.set_claim(task, job, True)
+
+
+def _retry_requested(state: State, position: int, event: e.RetryRequested) -> None:
+    task = state.tasks[event.task]
+    job = state.intern(event.job)
+    episode = task.episodes.get(job)
+    if episode is not None and episode.run or job in task.queue or job in task.awaiting:
+        return
+    task.episodes.pop(job, None)
+    state.set_claim(task, job, False)
+    if task.condition.test(state.masks[job]):
+        state.open_episode(task, job, position)
+
+
+def _task_paused(state: State, position: int, event: e.TaskPaused) -> None:
+    state.tasks[event.task].paused = position
+
+
+def _task_resumed(state: State, position: int, event: e.TaskResumed) -> None:
+    state.tasks[event.task].paused = 0
+
+
+def _quota_changed(state: State, position: int, event: e.QuotaChanged) -> None:
+    state.quotas[event.quota].change(event.limits, event.launches)
+
+
+_HANDLERS: dict[type[e.Event], Handler] = {
+    e.LogCreated: _log_created,
+    e.EngineOpened: _engine_opened,
+    e.EngineClosed: _engine_closed,
+    e.PipelineDefined: _pipeline_defined,
+    e.Renamed: _renamed,
+    e.RepositorySynced: _repository_synced,
+    e.RepositoryReset: _repository_reset,
+    e.ObservationHeld: _observation_held,
+    e.ValuePut: _value_put,
+    e.ValueDeleted: _value_deleted,
+    e.StoreWriteIntended: _store_write_intended,
+    e.Evaluated: _evaluated,
+    e.DecisionRound: _decision_round,
+    e.LaunchDecided: _launch_decided,
+    e.RunStarted: _run_started,
+    e.RunAdopted: _run_adopted,
+    e.RunUnreachable: _run_unreachable,
+    e.RunReachable: _run_reachable,
+    e.StopDecided: _stop_decided,
+    e.RunEnded: _run_ended,
+    e.RetryScheduled: _retry_scheduled,
+    e.CancelRequested: _cancel_requested,
+    e.RetryRequested: _retry_requested,
+    e.TaskPaused: _task_paused,
+    e.TaskResumed: _task_resumed,
+    e.QuotaChanged: _quota_changed,
+}  # type: ignore[dict-item]

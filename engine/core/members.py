@@ -1,0 +1,114 @@
+"""What the state keeps for a leaf: its bit, its count, and per member the position of its value.
+
+Jobs are dense integers. Payloads stay in the log; a position is 8 bytes. Foreign stores also keep 8 bytes of
+their version's hash, so that a listing can be compared without reading the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pyroaring import BitMap
+
+from datatask.engine.core.conditions import Condition
+from datatask.schema.definition import RepositoryDef
+
+if TYPE_CHECKING:
+    from datatask.engine.core.tasks import TaskState
+
+DIRTY_MAX = 8192
+
+
+def version_hash(version: str | None) -> int:
+    """Return 64 bits of a store version's hash; 0 stands for no version."""
+    if version is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "big") or 1
+
+
+def put_at(cells: array[int], index: int, value: int) -> None:
+    """Set a cell, growing the array by doubling."""
+    try:
+        cells[index] = value
+    except IndexError:
+        grown = max(index + 1, 2 * len(cells), 64) - len(cells)
+        cells.frombytes(bytes(grown * cells.itemsize))
+        cells[index] = value
+
+
+def get_at(cells: array[int], index: int) -> int:
+    """Return a cell; 0 where the array has not grown to."""
+    return cells[index] if index < len(cells) else 0
+
+
+@dataclass(slots=True, eq=False)
+class LeafState:
+    """One leaf. `watchers` are the tasks that look at it, `feeds` the derived leaves that stand on it."""
+
+    definition: RepositoryDef
+    index: int
+    bit: int
+    count: int = 0
+    synced: bool = False
+    incarnation: int = 0
+    held: str = ""
+    positions: array[int] = field(default_factory=lambda: array("q"))
+    versions: array[int] = field(default_factory=lambda: array("Q"))
+    watchers: list[TaskState] = field(default_factory=list)
+    feeds: list[DerivedState] = field(default_factory=list)
+    translates: list[DerivedState] = field(default_factory=list)
+    derived: DerivedState | None = None
+    _members: BitMap = field(default_factory=BitMap)
+    _dirty: list[int] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.definition.id
+
+    @property
+    def versioned(self) -> bool:
+        return self.definition.medium == "foreign"
+
+    def touch(self, job: int, masks: list[int]) -> None:
+        """Note that a job's bit changed; the bitmap follows when asked, or when much has changed."""
+        self._dirty.append(job)
+        if len(self._dirty) > DIRTY_MAX:
+            self.members(masks)
+
+    def members(self, masks: list[int]) -> BitMap:
+        """Return the members as a bitmap (shared: do not change it)."""
+        if self._dirty:
+            bit = self.bit
+            changed = set(self._dirty)
+            self._dirty.clear()
+            present = [job for job in changed if masks[job] & bit]
+            self._members |= BitMap(present)
+            if len(present) != len(changed):
+                self._members -= BitMap(changed.difference(present))
+        return self._members
+
+    def load(self, members: BitMap) -> None:
+        """Take the members of a checkpoint."""
+        self._members = members
+        self._dirty.clear()
+        self.count = len(members)
+
+
+@dataclass(slots=True, eq=False)
+class DerivedState:
+    """A leaf that follows from others: filtered (same job) or translated (another job's memberships)."""
+
+    leaf: LeafState
+    base: Condition
+    base_leaf: LeafState | None
+    translator: Condition | None = None
+    forward: dict[int, int] = field(default_factory=dict)
+    reverse: dict[int, set[int]] = field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """The `what` of the evaluation that it rests on."""
+        return "filter" if self.translator is None else "translation"

@@ -1,0 +1,53 @@
+"""Quotas as views over open runs: what is in use, what still fits, when the next launch is allowed.
+
+All amounts are billionths. A launch window holds the times of the launches that still count; with a limit of n
+only the last n matter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from datatask.schema.definition import QuotaDef
+
+
+@dataclass(slots=True)
+class QuotaState:
+    """One quota; `used` equals the sum over open runs, always."""
+
+    definition: QuotaDef
+    limits: dict[str, int]
+    launches: int | None
+    used: dict[str, int] = field(default_factory=dict)
+    recent: deque[int] = field(default_factory=deque)
+
+    @classmethod
+    def of(cls, definition: QuotaDef) -> QuotaState:
+        return cls(definition, dict(definition.limits), definition.launches)
+
+    def take(self, request: dict[str, int], at: int) -> None:
+        """Account for a launch."""
+        for name, amount in request.items():
+            self.used[name] = self.used.get(name, 0) + amount
+        if self.launches is not None:
+            self.recent.append(at)
+            while len(self.recent) > max(self.launches, 1):
+                self.recent.popleft()
+
+    def free(self, request: dict[str, int]) -> None:
+        """Account for an ending."""
+        for name, amount in request.items():
+            self.used[name] -= amount
+
+    def change(self, limits: dict[str, int], launches: int | None) -> None:
+        """Set new limits; running work is not touched."""
+        self.limits = dict(limits)
+        self.launches = launches
+
+    def infeasible(self, request: dict[str, int]) -> str | None:
+        """Return the dimension in which the request is larger than the whole limit, or None."""
+        for name, amount in request.items():
+            if amount > self.limits.get(name, 0):
+                return name
+        return None

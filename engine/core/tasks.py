@@ -1,0 +1,110 @@
+"""What the state keeps for a task, an episode and an open run.
+
+At rest a (task, job) costs 12 bytes: its last run and its number of episodes. Only what is open has objects:
+an `Episode` from its first launch to its end, an `OpenRun` from its decision to its ending.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from dataclasses import dataclass, field
+
+from datatask.engine.core.conditions import Condition
+from datatask.engine.core.members import LeafState
+from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
+from datatask.schema.definition import TaskDef
+from datatask.schema.events import Ending, StopReason
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """A run between `LaunchDecided` and `RunEnded`."""
+
+    run: int
+    task: str
+    job: int
+    episode: int
+    attempt: int
+    decided_at: int
+    origin: str
+    resources: dict[str, int]
+    quota: str | None
+    inputs: dict[str, int]
+    meta: bool = True
+    epoch: int = 0
+    started_at: int | None = None
+    handle: dict[str, str | int] | None = None
+    where: str = ""
+    unreachable: bool = False
+    stopping: StopReason | None = None
+    settling: Ending | None = None
+    intents: dict[tuple[str, int], int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Episode:
+    """An episode that has had a launch: between attempts `run` is 0 and `not_before` may be set."""
+
+    position: int
+    priority: float
+    attempt: int = 0
+    infrastructure: int = 0
+    run: int = 0
+    not_before: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class TaskState:
+    """One task: its compiled condition, its bits, who waits, who runs, and what is remembered of the rest."""
+
+    definition: TaskDef
+    index: int
+    condition: Condition
+    claim: int
+    live: LeafState
+    succeeded: LeafState
+    failed: LeafState
+    reads: tuple[LeafState, ...] = ()
+    queue: ReadyQueue = field(default_factory=FifoQueue)
+    awaiting: dict[int, int] = field(default_factory=dict)
+    episodes: dict[int, Episode] = field(default_factory=dict)
+    retries: list[tuple[int, int]] = field(default_factory=list)
+    last_run: array[int] = field(default_factory=lambda: array("q"))
+    episode_count: array[int] = field(default_factory=lambda: array("I"))
+    open_runs: int = 0
+    paused: int = 0
+    constraint: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def new_queue(self) -> ReadyQueue:
+        """Return an empty queue of the kind that this task needs."""
+        return PriorityQueue() if self.definition.priority else FifoQueue()
+
+    def due(self, now: int, most: int) -> list[tuple[float, int, int]]:
+        """Return the jobs whose retry is due, as queue entries; stale heap entries are dropped on the way."""
+        heap, found = self.retries, []
+        held: list[tuple[int, int]] = []
+        while heap and heap[0][0] <= now and len(found) < most:
+            not_before, job = heapq.heappop(heap)
+            episode = self.episodes.get(job)
+            if episode is not None and episode.run == 0 and episode.not_before == not_before:
+                if (not_before, job) not in held:
+                    held.append((not_before, job))
+                    found.append((-episode.priority, episode.position, job))
+        for entry in held:
+            heapq.heappush(heap, entry)
+        return sorted(found)
+
+    def next_retry(self) -> int | None:
+        """Return when the next retry is due (engine time), or None."""
+        while self.retries:
+            not_before, job = self.retries[0]
+            episode = self.episodes.get(job)
+            if episode is not None and episode.run == 0 and episode.not_before == not_before:
+                return not_before
+            heapq.heappop(self.retries)
+        return None

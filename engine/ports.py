@@ -1,0 +1,322 @@
+"""What the engine asks of the world, in its own words.
+
+Four small ports: an `EventLog` remembers, a `Runner` runs, a `Store` keeps values, a `Clock` tells the time.
+Adapters implement them; `datatask.testing` holds complete in-memory ones, and each port has one contract
+suite under tests/contract. Facts flow in through a `Sink`, one at a time, on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from datatask.schema.events import ABSENT, Batch, Ending, Event, Recorded, StopReason
+from datatask.schema.requests import AnyRequest, Reply
+
+# --- time -------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Engine time: UTC nanoseconds, taken from the wall once and then advanced monotonically."""
+
+    def now(self) -> int:
+        """Return engine time; never less than before."""
+
+    def wall_step(self) -> tuple[int, int] | None:
+        """Return (wall before, wall after) when the wall clock jumped since last asked, else None."""
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+class Filters(NamedTuple):
+    """Which events to read; an empty tuple does not restrict, several values of a field are alternatives."""
+
+    kinds: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    runs: tuple[int, ...] = ()
+    actors: tuple[str, ...] = ()
+    since: int | None = None
+    until: int | None = None
+    text: str = ""
+
+
+EVERYTHING = Filters()
+
+
+class Checkpoint(NamedTuple):
+    """A state as bytes, and what it stands on; a cache, thrown away on any mismatch."""
+
+    position: int
+    chain: bytes
+    fold_version: int
+    body: bytes
+
+
+class EventLog(Protocol):
+    """An ordered, durable, chained sequence of batches with one writer."""
+
+    url: str
+    uuid: str
+    pipeline: str
+    epoch: int
+
+    @property
+    def head(self) -> int:
+        """The last durable position; 0 for an empty log."""
+
+    @property
+    def next(self) -> int:
+        """The position that the next enqueued event will get."""
+
+    def enqueue(self, events: Sequence[Event]) -> range:
+        """Append one batch (1-10,000 events) and return its positions at once; durable when told.
+
+        Batches become durable in the order of the calls. Raises `LeaseLostError` under an older epoch, and
+        after a failed append always the error of that append.
+        """
+
+    async def append(self, events: Sequence[Event]) -> range:
+        """`enqueue`, and return when the batch is durable."""
+
+    def subscribe(
+        self, durable: Callable[[int], None], failed: Callable[[BaseException], None] | None = None
+    ) -> Callable[[], None]:
+        """Call `durable(head)` on the loop whenever the head moved; return the function that ends it."""
+
+    def batches(self, after: int = 0, until: int | None = None) -> AsyncIterator[Batch]:
+        """Yield the durable batches behind `after`, in order, up to the one that holds `until`."""
+
+    def read(
+        self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING
+    ) -> AsyncIterator[Recorded]:
+        """Yield durable events with after < position <= until that pass the filters."""
+
+    async def fetch(self, positions: Sequence[int]) -> list[Event]:
+        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, atomically; the newest few are kept."""
+
+    async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
+        """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
+
+    def chain_at(self, position: int) -> bytes:
+        """Return the chain hash at a durable batch boundary."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """The blobs beside the log."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """Where other processes ask."""
+
+    async def close(self) -> None:
+        """Make durable what is enqueued, give the lease back, and end."""
+
+
+class Blobs(Protocol):
+    """Content-addressed bytes: written whole (temporary name, fsync, rename) before an event names them."""
+
+    def put_bytes(self, data: bytes) -> tuple[str, int]:
+        """Store bytes durably; return (SHA-256 in hex, size)."""
+
+    def put_file(self, source: Path) -> tuple[str, int]:
+        """Store a file's content durably, in constant memory; return (SHA-256 in hex, size)."""
+
+    def new(self) -> Path:
+        """Return a fresh path on the same file system for a writer; `adopt` it or unlink it."""
+
+    def adopt(self, path: Path) -> tuple[str, int]:
+        """Take a finished file from `new` as a blob, durably; return (SHA-256 in hex, size)."""
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob's bytes are; `UnknownNameError` if it is not there."""
+
+
+class Inbox(Protocol):
+    """Requests from other processes, durable until answered."""
+
+    def pending(self) -> list[AnyRequest]:
+        """Return the unanswered requests, oldest first (at most 1,000); cheap when there are none."""
+
+    def answer(self, reply: Reply) -> None:
+        """Answer a request and remove it from the pending ones."""
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+class RunSpec(NamedTuple):
+    """One run to start, adopt or stop. `identity` is `uuid.epoch.position`: unique in the world."""
+
+    run: int
+    identity: str
+    task: str
+    job: str
+    episode: int
+    attempt: int
+    inputs: Mapping[str, int]
+    meta: bool = True
+    handle: Mapping[str, str | int] | None = None
+
+
+class Write(msgspec.Struct, frozen=True, kw_only=True):
+    """One change to a repository (by id) that belongs to a run.
+
+    The content is one of: `value` (document JSON), `data` (bytes), `source` (a file that stays until the run
+    is forgotten), `digest` with `size` (already a blob). `version` is set when the store has it already.
+    """
+
+    repository: str
+    job: str
+    op: str = "put"
+    value: msgspec.Raw = ABSENT
+    data: bytes | None = None
+    source: Path | None = None
+    digest: str | None = None
+    size: int | None = None
+    version: str | None = None
+
+
+class Started(NamedTuple):
+    """The run exists at its target."""
+
+    run: int
+    handle: dict[str, str | int]
+    where: str = ""
+    started_at: int | None = None
+
+
+class Adopted(NamedTuple):
+    """A run of an earlier engine was found alive and is watched."""
+
+    run: int
+    handle: dict[str, str | int]
+    where: str = ""
+
+
+class Unreachable(NamedTuple):
+    """The target is silent."""
+
+    run: int
+    where: str = ""
+    message: str = ""
+
+
+class Reachable(NamedTuple):
+    """The target speaks again."""
+
+    run: int
+    where: str = ""
+
+
+class Noticed(NamedTuple):
+    """Worth telling, decides nothing (`RunObserved`)."""
+
+    run: int
+    phase: str
+    reason: str = ""
+    message: str = ""
+    source_at: int | None = None
+
+
+class Ended(NamedTuple):
+    """The run is over at its target; `writes` are what it brought, to be recorded with its end."""
+
+    run: int
+    ending: Ending
+    writes: tuple[Write, ...] = ()
+
+
+Fact = Started | Adopted | Unreachable | Reachable | Noticed | Ended
+Sink = Callable[[Fact], None]
+
+
+class Runner(Protocol):
+    """Starts runs, watches them, stops them. All facts go to the sink; no method decides anything."""
+
+    async def open(self, sink: Sink) -> None:
+        """Get ready; called once before anything else."""
+
+    def start(self, spec: RunSpec) -> None:
+        """Start a run; idempotent by identity. Tells `Started`, or `Ended` (`refused`) when it cannot."""
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        """Begin to stop a run, politely for `grace` nanoseconds; its `Ended` follows. Unknown runs: nothing."""
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        """Account for each run that an earlier engine left open, then return.
+
+        Each gets `Adopted`, `Ended`, or `Unreachable` (and then later one of the others). `lost` needs
+        positive evidence of absence, after a tombstone that keeps a delayed start from happening.
+        """
+
+    def forget(self, run: int) -> None:
+        """The run's end is durable: what was kept for it may go."""
+
+    async def close(self, *, abandon: bool = False) -> None:
+        """Let go; with `abandon` without waiting for what runs (what can outlive the engine does)."""
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+class Listed(NamedTuple):
+    """One member of a store, with the store's version of its value."""
+
+    job: str
+    version: str | None
+
+
+class Appeared(NamedTuple):
+    """The world put a job into a store, or changed its value."""
+
+    repository: str
+    job: str
+    version: str | None
+
+
+class Vanished(NamedTuple):
+    """The world deleted a job from a store."""
+
+    repository: str
+    job: str
+
+
+class Doubtful(NamedTuple):
+    """The change feed has a gap (overflow, reconnect): the store must be listed again."""
+
+    repository: str
+    why: str
+
+
+Change = Appeared | Vanished | Doubtful
+
+
+class Store(Protocol):
+    """A foreign home of values. Methods raise `TemporaryError` when it may work later."""
+
+    def list(self) -> AsyncIterator[Listed]:
+        """Yield all members; raises rather than yield a part. Invalid ids are told once and left out."""
+
+    async def put(self, write: Write) -> str | None:
+        """Write a value whole or not at all, durably; return the store's version of it."""
+
+    async def delete(self, job: str) -> None:
+        """Remove a job; absent is fine."""
+
+    async def version(self, job: str) -> str | None:
+        """Return the store's version of a member now, or None when it is not a member."""
+
+    def identity(self) -> str:
+        """Return what tells this store's root from another one mounted at the same place."""
+
+    def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
+        """Tell changes as they happen until the returned function is called; None: this store cannot."""

@@ -1,0 +1,165 @@
+"""Events as rows and back.
+
+Out: an event becomes a `Row`, the envelope as columns and the kind's own fields as one JSON payload, encoded
+once. In: a row becomes the event again, older versions raised one step at a time by `UPCASTERS`. A kind
+that is not known comes back as `UnknownEvent` when it is not essential, else it is refused by name. The
+hash chain is over `preimage`, which uses what readers read: names as text and a digest of the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from datatask.schema.errors import FutureLogError, LogDamagedError
+from datatask.schema.events import ENVELOPE, KINDS, AnyEvent, Event, UnknownEvent
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {}
+"""(kind, version) -> the step that turns its payload into that of version + 1."""
+
+CHAIN_START = bytes(32)
+
+
+class Row(NamedTuple):
+    """One event as the log stores it, names not yet interned; `payload` is None when it has no own fields."""
+
+    at: int
+    kind: str
+    version: int
+    essential: bool
+    actor: str
+    cause: int | None
+    task: str | None
+    repository: str | None
+    job: str | None
+    run: int | None
+    payload: bytes | None
+
+
+_encoder = msgspec.json.Encoder()
+_own_fields = {
+    name: tuple(field for field in kind.__struct_fields__ if field not in ENVELOPE) for name, kind in KINDS.items()
+}
+
+
+def _payload_type(kind: type[Event]) -> type[msgspec.Struct]:
+    """Return the struct of a kind's own fields alone: what the payload column holds."""
+    fields = [
+        (field.name, field.type, msgspec.field(default=field.default, default_factory=field.default_factory))
+        if not field.required
+        else (field.name, field.type)
+        for field in msgspec.structs.fields(kind)
+        if field.name not in ENVELOPE
+    ]
+    return msgspec.defstruct(f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False)
+
+
+_payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
+_payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
+_plain_decoder = msgspec.json.Decoder(dict[str, Any])
+_line_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def encode(event: Event) -> Row:
+    """Return the row of an event."""
+    if isinstance(event, UnknownEvent):
+        name, version, payload = event.name, event.version, event.payload or None
+    else:
+        kind = type(event)
+        name, version = kind.__name__, kind.VERSION
+        own = [getattr(event, field) for field in _own_fields[name]]
+        payload = _encoder.encode(_payload_types[name](*own)) if own else None
+        if payload == b"{}":
+            payload = None
+    return Row(
+        event.at,
+        name,
+        version,
+        event.ESSENTIAL,
+        event.actor,
+        event.cause,
+        event.task,
+        event.repository,
+        event.job,
+        event.run,
+        payload,
+    )
+
+
+def decode(row: Row, *, where: str = "the log") -> Event:
+    """Return the event of a row; `FutureLogError` or `LogDamagedError` name the kind and `where`."""
+    kind = KINDS.get(row.kind)
+    if kind is None or row.version > kind.VERSION:
+        if row.essential:
+            raise FutureLogError(
+                f"event {row.kind} of version {row.version} is not known here",
+                where=where,
+                remedy="read this log with the datatask version that wrote it, or a newer one",
+            )
+        return UnknownEvent(
+            **_envelope(row), name=row.kind, version=row.version, payload=bytes(row.payload or b"")
+        )
+    payload = row.payload or b"{}"
+    if row.version < kind.VERSION:
+        payload = _encoder.encode(_upcast(row.kind, row.version, kind.VERSION, payload))
+    try:
+        own = _payload_decoders[row.kind].decode(payload)
+    except msgspec.DecodeError as error:
+        raise LogDamagedError(
+            f"the payload of a {row.kind} does not decode: {error}",
+            where=where,
+            remedy="restore the log from a backup, or archive the part before this position",
+        ) from error
+    return kind(**_envelope(row), **{field: getattr(own, field) for field in _own_fields[row.kind]})
+
+
+def _envelope(row: Row) -> dict[str, Any]:
+    return {
+        "at": row.at,
+        "actor": row.actor,
+        "cause": row.cause,
+        "task": row.task,
+        "repository": row.repository,
+        "job": row.job,
+        "run": row.run,
+    }
+
+
+def _upcast(kind: str, version: int, until: int, payload: bytes) -> dict[str, Any]:
+    fields = _plain_decoder.decode(payload)
+    for step in range(version, until):
+        fields = UPCASTERS[kind, step](fields)
+    return fields
+
+
+def to_line(event: Event) -> bytes:
+    """Return the event as one JSON object, envelope, `kind` and own fields together."""
+    return _encoder.encode(event)
+
+
+def from_line(line: bytes | str) -> Event:
+    """Return the event that `to_line` wrote."""
+    return _line_decoder.decode(line)
+
+
+def payload_digest(payload: bytes | None, salt: int | None) -> str:
+    """Return the salted SHA-256 of a stored payload, in hex; the empty string where there is no payload."""
+    if payload is None:
+        return ""
+    return hashlib.sha256((salt or 0).to_bytes(8, "big", signed=True) + payload).hexdigest()
+
+
+def chain(previous: bytes, log: str, first: int, rows: Sequence[Row], digests: Sequence[str]) -> bytes:
+    """Return the hash of a batch that stands on `previous`, the hash of the batch before it.
+
+    The preimage is the previous hash followed by the JSON array `[log, first, [row, …]]`, each row being its
+    columns in order with the payload's digest in the payload's place, as
+    `json.dumps(…, separators=(",", ":"), ensure_ascii=False)` writes it.
+    """
+    body = [(*row[:-1], digest) for row, digest in zip(rows, digests, strict=True)]
+    return hashlib.sha256(previous + _encoder.encode((log, first, body))).digest()

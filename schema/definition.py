@@ -1,0 +1,187 @@
+"""A pipeline as declared: everything that folding, deciding and simulating need, and no code.
+
+`PipelineDefined` carries one of these, so a log can be read without the program that wrote it. Times are
+nanoseconds, amounts billionths (`resources.to_nano`). Readiness is an `Expr` over repository ids; what the
+state keeps a bit for are the *leaves*: stored repositories, derived leaves (translated, filtered) and the
+three views of each task (`view_id`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+SECOND = 1_000_000_000
+CONCURRENCY_IN_PROCESS = 15
+INFRASTRUCTURE_ATTEMPTS = 5
+
+Record = Literal["value", "digest", "version"]
+Medium = Literal["native", "mirror", "foreign", "derived", "view"]
+"""Where a leaf's values live: in the log; in this process, told by the log; in a store of its own; nowhere."""
+ViewName = Literal["live", "succeeded", "failed"]
+VIEW_NAMES: tuple[ViewName, ...] = ("live", "succeeded", "failed")
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A declared value: immutable, stored with its defaults left out."""
+
+
+class Expr(Value, tag_field="op", tag=str.lower):
+    """A condition on a job's memberships."""
+
+
+class In(Expr):
+    """The job is in this leaf."""
+
+    leaf: str
+
+
+class All(Expr):
+    """Every part holds; true when there are none."""
+
+    of: tuple[In | All | Any | Not, ...]
+
+
+class Any(Expr):
+    """At least one part holds; false when there are none."""
+
+    of: tuple[In | All | Any | Not, ...]
+
+
+class Not(Expr):
+    """The part does not hold."""
+
+    of: In | All | Any | Not
+
+
+AnyExpr = In | All | Any | Not
+
+
+def leaves_of(expr: AnyExpr) -> list[str]:
+    """Return the leaves that the condition looks at, each once, in order of appearance."""
+    match expr:
+        case In(leaf=leaf):
+            return [leaf]
+        case Not(of=part):
+            return leaves_of(part)
+        case All(of=parts) | Any(of=parts):
+            return list(dict.fromkeys(leaf for part in parts for leaf in leaves_of(part)))
+
+
+class TranslatedDef(Value, tag_field="by", tag="translated"):
+    """Job k is a member when `base` holds for the job that k translates to (`Evaluated: translation`)."""
+
+    base: AnyExpr
+    translator: AnyExpr
+
+
+class FilteredDef(Value, tag_field="by", tag="filtered"):
+    """Job k is a member when `base` holds for it and its filter said yes (`Evaluated: filter`)."""
+
+    base: AnyExpr
+
+
+class ViewDef(Value, tag_field="by", tag="view"):
+    """A view over the last run of a task's current episode."""
+
+    task: str
+    view: ViewName
+
+
+class RepositoryDef(Value):
+    """One leaf: `id` names it for ever; `kind` is what the user made it with, for people to read."""
+
+    id: str
+    kind: str
+    medium: Medium
+    locator: str | None = None
+    record: Record = "value"
+    ephemeral: bool = False
+    derived: TranslatedDef | FilteredDef | ViewDef | None = None
+
+
+class LinkDef(Value):
+    """A repository's role in a task; `expr` is its membership, over leaves (one leaf for a stored one)."""
+
+    name: str
+    expr: AnyExpr
+    kind: str = ""
+    is_input: bool = False
+    is_output: bool = False
+    is_status: bool = False
+    inhibits_start: bool = False
+    required_for_start: bool = False
+    inhibits_output: bool = False
+    required_for_output: bool = False
+
+
+class RetryDef(Value):
+    """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds)."""
+
+    attempts: int = 1
+    first: int = SECOND
+    factor: float = 2.0
+    longest: int = 3600 * SECOND
+    jitter: float = 0.1
+    on: tuple[str, ...] = ("failed", "timed_out")
+    infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
+
+
+DoneShape = Literal["function", "process", "pod", "none"]
+
+
+class TaskDef(Value):
+    """One task as the core sees it.
+
+    `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
+    always in addition to "no open run". `done` and `pids` are the leaves that the engine fills itself: an
+    entry per ended episode, and one per live process.
+    """
+
+    name: str
+    kind: str
+    ready: AnyExpr
+    links: tuple[LinkDef, ...] = ()
+    quota: str | None = None
+    resources: dict[str, int] = {}
+    concurrency: int | None = None
+    priority: bool = False
+    retry: RetryDef = RetryDef()
+    timeout: int | None = None
+    grace: int = 10 * SECOND
+    repeat: bool = False
+    disabled: bool = False
+    opaque: bool = False
+    done: str | None = None
+    done_shape: DoneShape = "function"
+    pids: str | None = None
+
+
+class QuotaDef(Value):
+    """Limits in billionths (an absent name of cpu and mem means none is granted), launches per window."""
+
+    name: str
+    limits: dict[str, int]
+    launches: int | None = None
+    window: int = 60 * SECOND
+    starvation_after: int = 60 * SECOND
+
+
+class PipelineDef(Value):
+    """A whole pipeline; equal definitions have equal `digest`s."""
+
+    name: str = "pipeline"
+    repositories: tuple[RepositoryDef, ...] = ()
+    tasks: tuple[TaskDef, ...] = ()
+    quotas: tuple[QuotaDef, ...] = ()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON, in hex."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+def view_id(task: str, view: ViewName) -> str:
+    """Return the leaf id of a task's view, such as `live(resize)`."""
+    return f"{view}({task})"

@@ -1,0 +1,141 @@
+"""What can go wrong, in words a person can act on.
+
+Every error says *what* happened, *where* (file, task, job, position) and the *remedy*. Its class says who
+has to act: the caller (`CallerError`), nobody yet (`TemporaryError`: try again later), the owner of the
+log (`LogError` and below), or us (`InternalError`). `exit_code` is what the command line returns for it.
+Foreign errors (SQLAlchemy, OS, YAML) are mapped onto these once, in the adapter that met them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CallerError",
+    "DatataskError",
+    "FutureLogError",
+    "InternalError",
+    "InvalidJobError",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "LogDamagedError",
+    "LogError",
+    "NothingCanProgressError",
+    "RunOpenError",
+    "TemporaryError",
+    "TimeLimitError",
+    "UnknownNameError",
+]
+
+
+class DatataskError(Exception):
+    """The root of all errors that datatask raises on purpose: `what`, `where`, `remedy`, all plain text."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.remedy:
+            parts.append(self.remedy)
+        return "; ".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.remedy))
+
+
+def _rebuild(cls: type[DatataskError], what: str, where: str, remedy: str) -> DatataskError:
+    return cls(what, where=where, remedy=remedy)
+
+
+class CallerError(DatataskError):
+    """The call is wrong; calling again unchanged fails again."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class InvalidJobError(CallerError, KeyError):
+    """A job id that is not 1-128 letters, digits, `.`, `_`, `-` with an alphanumeric at both ends."""
+
+    code = "invalid_job"
+    __str__ = DatataskError.__str__
+
+
+class UnknownNameError(CallerError, LookupError):
+    """A task, link, repository, quota or run that the pipeline or the log does not have."""
+
+    code = "unknown_name"
+
+
+class RunOpenError(CallerError):
+    """A launch was asked for a (task, job) that has an open run already."""
+
+    code = "run_open"
+
+
+class TemporaryError(DatataskError):
+    """It may work later; nothing was changed."""
+
+    code = "temporary"
+    exit_code = 1
+
+
+class TimeLimitError(DatataskError, TimeoutError):
+    """The time that the caller allowed has passed; the work so far is in the log."""
+
+    code = "timeout"
+    exit_code = 7
+
+
+class NothingCanProgressError(DatataskError):
+    """Jobs are waiting for what cannot come by itself."""
+
+    code = "stuck"
+    exit_code = 6
+
+
+class LogError(DatataskError):
+    """The log cannot be used as it is."""
+
+    code = "log"
+    exit_code = 5
+
+
+class LogDamagedError(LogError):
+    """The log does not say what it said when it was written: the position is named in `where`."""
+
+    code = "log_damaged"
+
+
+class FutureLogError(LogError):
+    """The log was written by a newer version, or holds an essential event that this one does not know."""
+
+    code = "log_version"
+
+
+class LeaseHeldError(LogError):
+    """Another engine holds the log; `where` names its host and pid."""
+
+    code = "lease_held"
+    exit_code = 4
+
+
+class LeaseLostError(LogError):
+    """This engine's epoch is no longer the log's: it must stop, and nothing was written."""
+
+    code = "lease_lost"
+    exit_code = 4
+
+
+class InternalError(DatataskError):
+    """A promise of ours is broken; please report it with the log."""
+
+    code = "internal"
+    exit_code = 1

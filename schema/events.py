@@ -1,0 +1,457 @@
+"""The facts that a log holds: past tense, frozen, for ever.
+
+One struct a kind; the class name is the stable name stored in the log. All share the envelope of `Event`;
+a kind's own fields follow and are what the `payload` column holds. Positions are not in here: the log
+gives them, in the order of appending. Times are UTC nanoseconds of engine time, except where a field says
+that it is another clock's. A change to a stored field means a new `VERSION` and an upcaster in `codec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import msgspec
+
+from datatask.schema.definition import PipelineDef
+
+Outcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost", "refused", "handed_over"]
+ValueOrigin = Literal["written", "observed", "injected", "derived"]
+LaunchOrigin = Literal["derived", "forced", "direct"]
+StopReason = Literal["timeout", "cancelled", "deleted", "shutdown"]
+EvaluatedWhat = Literal["priority", "filter", "translation", "resources", "ready", "usage"]
+Mode = Literal["run", "update", "launch-once", "drain"]
+
+ENGINE = "engine"
+"""The actor of what nobody asked for by hand."""
+
+ABSENT = msgspec.Raw()
+"""No value recorded: false, as an empty `Raw` is."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag=str):
+    """The envelope: when, who, which earlier event led here, and what the event is about."""
+
+    VERSION: ClassVar[int] = 1
+    ESSENTIAL: ClassVar[bool] = True
+
+    at: int
+    actor: str = ENGINE
+    cause: int | None = None
+    task: str | None = None
+    repository: str | None = None
+    job: str | None = None
+    run: int | None = None
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong in a run: the exception's type and text, or the target's words, and the trace."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a run ended; times are the runner's clock, amounts what it used, in its own units."""
+
+    outcome: Outcome
+    exit_code: int | None = None
+    error: ErrorInfo | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    usage: dict[str, float] | None = None
+    reads: dict[str, int] | None = None
+    where: str = ""
+    detail: dict[str, str] | None = None
+
+
+# --- the log itself ---------------------------------------------------------------------------------
+
+
+class LogCreated(Event):
+    """Position 1: whose log this is. `uuid.epoch.position` is a run's identity in the world."""
+
+    log: str
+    pipeline: str
+
+
+class EngineOpened(Event):
+    """An engine took the lease; `last_sign` is the `at` of the last event before."""
+
+    version: str
+    host: str
+    pid: int
+    boot: str
+    epoch: int
+    last_sign: int | None = None
+
+
+class EngineClosed(Event):
+    """The engine gave the lease back; one without is an engine that died."""
+
+    epoch: int
+    reason: str = ""
+
+
+class ClockStepped(Event):
+    """The wall clock jumped against the monotonic one; engine time went on without a jump."""
+
+    wall_before: int
+    wall_after: int
+
+
+class LogUpgraded(Event):
+    """The storage format was raised."""
+
+    format_before: int
+    format_after: int
+    version: str
+
+
+class ArchiveCut(Event):
+    """Everything up to `until` lives in an archive; `state` is the digest of the state stored as its base."""
+
+    until: int
+    archive: str
+    digest: str
+    state: str
+
+
+class BlobsCollected(Event):
+    """Blobs that nothing refers to were removed."""
+
+    ESSENTIAL = False
+    count: int
+    size: int
+
+
+class PayloadRedacted(Event):
+    """The payload at `position` was removed; its digest stays in the chain."""
+
+    position: int
+    reason: str = ""
+
+
+# --- the definition ---------------------------------------------------------------------------------
+
+
+class PipelineDefined(Event):
+    """The definition in force from here on."""
+
+    definition: PipelineDef
+    digest: str
+    decider: int
+
+
+class Renamed(Event):
+    """A task or repository goes on under another name (`was:` in the definition)."""
+
+    what: Literal["task", "repository"]
+    old: str
+    new: str
+
+
+# --- repositories -----------------------------------------------------------------------------------
+
+
+class RepositorySynced(Event):
+    """The store's contents are known to this engine; the listing began at `listed_at`."""
+
+    listed_at: int
+    members: int
+    reason: str = ""
+
+
+class RepositoryReset(Event):
+    """An ephemeral store started anew, empty."""
+
+    incarnation: int
+
+
+class ObservationHeld(Event):
+    """So many members vanished at once that nobody believes it yet; a person's word is awaited."""
+
+    vanished: int
+    members: int
+    sample: tuple[str, ...] = ()
+    why: str = ""
+
+
+class ValuePut(Event):
+    """A job entered a repository, or its value changed.
+
+    `value` is the document's JSON, `digest` (SHA-256, hex) names a blob; `version` is the store's own
+    (etag; inode, mtime, size). With neither, only membership is recorded.
+    """
+
+    value: msgspec.Raw = ABSENT
+    digest: str | None = None
+    size: int | None = None
+    version: str | None = None
+    origin: ValueOrigin = "written"
+    reason: str = ""
+    request: str | None = None
+
+
+class ValueDeleted(Event):
+    """A job left a repository."""
+
+    origin: ValueOrigin = "written"
+    version: str | None = None
+    reason: str = ""
+    request: str | None = None
+
+
+class StoreWriteIntended(Event):
+    """The engine is about to change a foreign store; recovery redoes it.
+
+    The last intent of a run's end carries `settles`, the ending that is recorded when all are done.
+    """
+
+    op: Literal["put", "delete"]
+    value: msgspec.Raw = ABSENT
+    digest: str | None = None
+    size: int | None = None
+    settles: Ending | None = None
+    reason: str = ""
+    request: str | None = None
+
+
+# --- decisions and what they rest on ----------------------------------------------------------------
+
+
+class Evaluated(Event):
+    """The outcome of user code that a decision needs; `value` is its JSON, `retry_at` set on an error."""
+
+    what: EvaluatedWhat
+    inputs: tuple[int, ...] = ()
+    value: msgspec.Raw = ABSENT
+    error: str | None = None
+    retry_at: int | None = None
+    volatile: bool = False
+
+
+class DecisionRound(Event):
+    """A round of `decide`: its inputs, and per task what held it back; its decisions follow it."""
+
+    state: int
+    now: int
+    bound: int
+    mode: Mode
+    decider: int
+    decisions: int
+    unavailable: tuple[str, ...] = ()
+    constraints: dict[str, str] = {}
+
+
+class LaunchDecided(Event):
+    """A run came into being; its id is this event's position."""
+
+    episode: int
+    attempt: int
+    origin: LaunchOrigin = "derived"
+    resources: dict[str, int] = {}
+    priority: float = 0.0
+    inputs: dict[str, int] = {}
+    meta: bool = True
+    over_quota: bool = False
+    reason: str = ""
+    request: str | None = None
+
+
+class StopDecided(Event):
+    """A run is to be stopped, politely for `grace` nanoseconds."""
+
+    reason: StopReason
+    grace: int = 0
+    why: str = ""
+    request: str | None = None
+
+
+class RetryScheduled(Event):
+    """The episode goes on with another attempt, not before `not_before`."""
+
+    not_before: int
+    attempt: int
+    budget: Literal["user", "infrastructure"] = "user"
+
+
+class RetriesExhausted(Event):
+    """The policy grants no further attempt."""
+
+    attempts: int
+    budget: Literal["user", "infrastructure"] = "user"
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+class RunStarted(Event):
+    """The runner confirmed the start; `handle` identifies the run at its target."""
+
+    handle: dict[str, str | int] = {}
+    where: str = ""
+    started_at: int | None = None
+
+
+class RunAdopted(Event):
+    """A run of an engine that is gone was found alive and is watched again."""
+
+    handle: dict[str, str | int] = {}
+    where: str = ""
+
+
+class RunUnreachable(Event):
+    """Nothing is heard of the target; the run stays open and holds its quota."""
+
+    where: str = ""
+    message: str = ""
+
+
+class RunReachable(Event):
+    """The target speaks again."""
+
+    where: str = ""
+
+
+class RunObserved(Event):
+    """Something worth telling about a run that decides nothing."""
+
+    ESSENTIAL = False
+    phase: str
+    reason: str = ""
+    message: str = ""
+    source_at: int | None = None
+
+
+class RunEnded(Event):
+    """The one ending of a run."""
+
+    outcome: Outcome
+    exit_code: int | None = None
+    error: ErrorInfo | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    usage: dict[str, float] | None = None
+    reads: dict[str, int] | None = None
+    where: str = ""
+    detail: dict[str, str] | None = None
+    final: bool = True
+
+
+class LateFact(Event):
+    """Something was told about a run that has ended: kept, and without effect."""
+
+    ESSENTIAL = False
+    fact: str
+    detail: dict[str, Any] = {}
+
+
+# --- what people ask --------------------------------------------------------------------------------
+
+
+class CancelRequested(Event):
+    """A person asked to cancel a job in a task, running or waiting."""
+
+    reason: str = ""
+    request: str | None = None
+
+
+class RetryRequested(Event):
+    """A person asked for a new episode of a job that has ended."""
+
+    reason: str = ""
+    request: str | None = None
+
+
+class TaskPaused(Event):
+    """No launches of this task until resumed; what runs goes on."""
+
+    reason: str = ""
+    request: str | None = None
+
+
+class TaskResumed(Event):
+    """Launches of this task are allowed again."""
+
+    reason: str = ""
+    request: str | None = None
+
+
+class QuotaChanged(Event):
+    """The limits of a quota from here on (billionths)."""
+
+    quota: str
+    limits: dict[str, int]
+    launches: int | None = None
+    reason: str = ""
+    request: str | None = None
+
+
+class UnknownEvent(Event, tag=False):
+    """An event of a kind that this version does not know and need not: carried, chained, shown raw."""
+
+    ESSENTIAL = False
+    name: str
+    version: int
+    payload: bytes = b""
+
+
+AnyEvent = (
+    LogCreated
+    | EngineOpened
+    | EngineClosed
+    | ClockStepped
+    | LogUpgraded
+    | ArchiveCut
+    | BlobsCollected
+    | PayloadRedacted
+    | PipelineDefined
+    | Renamed
+    | RepositorySynced
+    | RepositoryReset
+    | ObservationHeld
+    | ValuePut
+    | ValueDeleted
+    | StoreWriteIntended
+    | Evaluated
+    | DecisionRound
+    | LaunchDecided
+    | StopDecided
+    | RetryScheduled
+    | RetriesExhausted
+    | RunStarted
+    | RunAdopted
+    | RunUnreachable
+    | RunReachable
+    | RunObserved
+    | RunEnded
+    | LateFact
+    | CancelRequested
+    | RetryRequested
+    | TaskPaused
+    | TaskResumed
+    | QuotaChanged
+)
+
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in AnyEvent.__args__}  # type: ignore[attr-defined]
+ENVELOPE: tuple[str, ...] = Event.__struct_fields__
+
+
+class Recorded(NamedTuple):
+    """An event with the position that the log gave it."""
+
+    position: int
+    event: Event
+
+
+class Batch(NamedTuple):
+    """Events that were appended together; `first` is the position of the first one."""
+
+    first: int
+    events: tuple[Event, ...]
+
+    @property
+    def last(self) -> int:
+        """The position of the last event: the boundary at which readers look."""
+        return self.first + len(self.events) - 1

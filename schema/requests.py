@@ -1,0 +1,117 @@
+"""What a person asks of an engine, and what it answers.
+
+A command that finds an engine running hands one of these to its inbox; with none running the command opens
+the log itself and applies it. `id` makes a request exactly-once: the events that answer it carry it.
+Content over 64 KiB is put among the log's blobs first and named by `digest`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from datatask.schema.events import ABSENT
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One value to put: a document (`value`, JSON) or bytes (`digest` of a stored blob, with its `size`)."""
+
+    job: str
+    value: msgspec.Raw = ABSENT
+    digest: str | None = None
+    size: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ask", tag=str):
+    """Who asks (`user@host: command`), why, and under which id."""
+
+    id: str
+    actor: str
+    reason: str = ""
+
+
+class PutValues(Request):
+    """Put values into a repository (by id)."""
+
+    repository: str
+    items: tuple[Item, ...]
+
+
+class DeleteValues(Request):
+    """Delete jobs from a repository (by id); from a `live(TASK)` view: stop their runs."""
+
+    repository: str
+    jobs: tuple[str, ...]
+
+
+class LaunchJob(Request):
+    """Launch one job now: `force` although it is not ready, `over_quota` although it does not fit."""
+
+    task: str
+    job: str
+    force: bool = False
+    over_quota: bool = False
+    meta: bool = True
+
+
+class CancelJobs(Request):
+    """Cancel jobs of a task, running or waiting."""
+
+    task: str
+    jobs: tuple[str, ...]
+
+
+class RetryJobs(Request):
+    """Open a new episode for jobs of a task whose last one has ended."""
+
+    task: str
+    jobs: tuple[str, ...]
+
+
+class PauseTask(Request):
+    """Launch no more of a task."""
+
+    task: str
+
+
+class ResumeTask(Request):
+    """Launch again."""
+
+    task: str
+
+
+class ChangeQuota(Request):
+    """Set a quota's limits (billionths)."""
+
+    quota: str
+    limits: dict[str, int]
+    launches: int | None = None
+
+
+class AcceptLoss(Request):
+    """Believe that the members of a held repository are gone."""
+
+    repository: str
+
+
+AnyRequest = (
+    PutValues | DeleteValues | LaunchJob | CancelJobs | RetryJobs | PauseTask | ResumeTask | ChangeQuota | AcceptLoss
+)
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request was refused: the parts of a `DatataskError`."""
+
+    code: str
+    what: str
+    where: str = ""
+    remedy: str = ""
+    exit_code: int = 2
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The engine's answer: the last position that the request led to (None: nothing to do), or a refusal."""
+
+    id: str
+    position: int | None = None
+    count: int = 0
+    refusal: Refusal | None = None

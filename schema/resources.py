@@ -1,0 +1,139 @@
+"""Amounts of cpu, memory, launches and named things: what a run takes and what a quota allows.
+
+Quantities are read as Kubernetes reads them (`100m`, `1.5`, `2Gi`, `1e3`, `500u`). Arithmetic is on
+`Decimal`; the core works on integers of one billionth (`to_nano`), rounded up, so sums never drift.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from enum import Enum, auto
+
+from datatask.schema.errors import CallerError
+
+UNLIMITED_LAUNCHES = 999_999_999
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII)
+_SUFFIX = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "E": Decimal(10**18),
+    **{f"{letter}i": Decimal(1024**power) for power, letter in enumerate("KMGTPE", start=1)},
+}
+_NANO = Decimal(10**9)
+
+
+def parse_quantity(quantity: str | int | float | Decimal) -> Decimal:
+    """Return a Kubernetes quantity as a number, as the API server parses it; `CallerError` if it is none."""
+    if isinstance(quantity, bool):
+        raise _not_a_quantity(quantity)
+    if isinstance(quantity, int | float | Decimal):
+        number = Decimal(str(quantity))
+        if not number.is_finite():
+            raise _not_a_quantity(quantity)
+        return number
+    match = _QUANTITY.fullmatch(quantity) if isinstance(quantity, str) else None
+    if match is None:
+        raise _not_a_quantity(quantity)
+    digits, exponent, suffix = match.groups()
+    try:
+        number = Decimal(digits + (exponent or ""))
+    except InvalidOperation as error:
+        raise _not_a_quantity(quantity) from error
+    return number * _SUFFIX[suffix] if suffix else number
+
+
+def _not_a_quantity(quantity: object) -> CallerError:
+    return CallerError(
+        f"{quantity!r:.80} is not a quantity", remedy="write a number such as 2, '500m', '1.5', '2Gi' or '1e3'"
+    )
+
+
+def to_nano(number: Decimal | int) -> int:
+    """Return the number in billionths, rounded up (as Kubernetes rounds what is finer than it can hold)."""
+    return int((Decimal(number) * _NANO).to_integral_value(rounding=ROUND_CEILING))
+
+
+class ResourceType(Enum):
+    """The dimension that a request exceeds."""
+
+    CPU = auto()
+    MEM = auto()
+    RATE = auto()
+    CUSTOM = auto()
+
+
+@dataclass(frozen=True, eq=True)
+class Resources:
+    """cpu in cores, mem in bytes, launches per window, and any named amounts; add, subtract, multiply."""
+
+    cpu: Decimal = Decimal(0)
+    mem: Decimal = Decimal(0)
+    launches: int | None = 1
+    custom: Mapping[str, Decimal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cpu", parse_quantity(self.cpu))
+        object.__setattr__(self, "mem", parse_quantity(self.mem))
+        object.__setattr__(self, "custom", {k: parse_quantity(v) for k, v in sorted(self.custom.items())})
+
+    def __hash__(self) -> int:
+        return hash((self.cpu, self.mem, self.launches, tuple(self.custom.items())))
+
+    @classmethod
+    def parse(
+        cls,
+        cpu: str | int | float | Decimal,
+        mem: str | int | float | Decimal,
+        launches: str | int | float | Decimal | None = None,
+        **custom: str | int | float | Decimal,
+    ) -> Resources:
+        """Return the amounts that the quantities say; launches default to as good as unlimited."""
+        limit = UNLIMITED_LAUNCHES if launches is None else int(parse_quantity(launches))
+        return cls(parse_quantity(cpu), parse_quantity(mem), limit, {k: parse_quantity(v) for k, v in custom.items()})
+
+    def __add__(self, other: Resources) -> Resources:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Resources) -> Resources:
+        return self._combined(other, -1)
+
+    def __mul__(self, factor: int) -> Resources:
+        custom = {name: amount * factor for name, amount in self.custom.items()}
+        return Resources(self.cpu * factor, self.mem * factor, (self.launches or 0) * factor, custom)
+
+    def _combined(self, other: Resources, sign: int) -> Resources:
+        names = self.custom.keys() | other.custom.keys()
+        zero = Decimal(0)
+        return Resources(
+            self.cpu + sign * other.cpu,
+            self.mem + sign * other.mem,
+            (self.launches or 0) + sign * (other.launches or 0),
+            {name: self.custom.get(name, zero) + sign * other.custom.get(name, zero) for name in names},
+        )
+
+    def excess(self, limit: Resources) -> ResourceType | None:
+        """Return the first dimension in which this is strictly more than `limit`, or None."""
+        if self.cpu > limit.cpu:
+            return ResourceType.CPU
+        if self.mem > limit.mem:
+            return ResourceType.MEM
+        if limit.launches is not None and (self.launches or 0) > limit.launches:
+            return ResourceType.RATE
+        if any(amount > limit.custom.get(name, Decimal(0)) for name, amount in self.custom.items()):
+            return ResourceType.CUSTOM
+        return None
+
+    def to_amounts(self) -> dict[str, int]:
+        """Return the non-zero cpu, mem and named amounts in billionths, as events carry them."""
+        amounts = {"cpu": to_nano(self.cpu), "mem": to_nano(self.mem)}
+        amounts.update((name, to_nano(amount)) for name, amount in self.custom.items())
+        return {name: amount for name, amount in amounts.items() if amount}
