@@ -1,0 +1,166 @@
+"""What connects a repository with the engine of an open pipeline, and with the run that is using it.
+
+In come a repository's reads and writes, out go calls to the engine (`Binding`) or, while a run's function
+executes, entries in that run's overlay (`RunContext`). The overlay is why a run's outputs, its `done` entry
+and its end become visible together: nothing in it is told to anybody before the runner hands `settle()` to
+the engine as part of `Ended`. The engine side of `Binding` lives in the runtime; workers have their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from datatask.engine.ports import Blobs, Write
+from datatask.schema.errors import CallerError
+
+READS_MAX = 1_000
+"""So many reads of a run are remembered for lineage, the first ones; a run may scan a whole repository."""
+
+VersionOf = Callable[[str], Awaitable[str | None]]
+
+
+class ValueRef(NamedTuple):
+    """A value as the log has it: a document inline (`value`), or a blob's `digest`; and where it was put."""
+
+    value: msgspec.Raw
+    digest: str | None
+    size: int | None
+    position: int
+
+
+class Binding(Protocol):
+    """What a repository asks of the engine. `contains` and `members` answer from the engine's state."""
+
+    async def put(self, repository_id: str, write: Write) -> None:
+        """Record the write, carry it out in the repository's store if it has one, return when durable."""
+
+    async def delete(self, repository_id: str, job: str) -> None:
+        """Record the deletion, carry it out in the store, return when durable; absent is fine."""
+
+    def contains(self, repository_id: str, job: str) -> bool:
+        """Whether the job is a member."""
+
+    def members(self, repository_id: str) -> list[str]:
+        """Return a snapshot of the members."""
+
+    async def value(self, repository_id: str, job: str) -> ValueRef | None:
+        """Return the member's value, or None when it is not one."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """The blobs beside the log."""
+
+
+class RunContext:
+    """One run while its function executes: what it wrote so far, what it read, and whether it may still write.
+
+    Thread-safe: a function in an executor writes from its own thread while the engine may fence it.
+    `reads` maps a repository id (for the run's own job; `id/job` for others) to the position of the value read.
+    """
+
+    def __init__(self, run: int, task: str, job: str) -> None:
+        self.run = run
+        self.task = task
+        self.job = job
+        self.reads: dict[str, int] = {}
+        self._fenced = False
+        self._writes: dict[tuple[str, str], Write] = {}
+        self._unsettled: dict[tuple[str, str], VersionOf] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"RunContext(run={self.run}, task={self.task!r}, job={self.job!r}, writes={len(self._writes)})"
+
+    @property
+    def fenced(self) -> bool:
+        """Whether the run has ended, so that further writes are refused."""
+        return self._fenced
+
+    def fence(self) -> tuple[Write, ...]:
+        """Refuse all further writes and return those so far; fencing twice is fine."""
+        with self._lock:
+            self._fenced = True
+            return tuple(self._writes.values())
+
+    def check_open(self) -> None:
+        """Raise `CallerError` when the run has ended; called before a foreign store is touched."""
+        if self._fenced:
+            raise CallerError(
+                f"run {self.run} has ended; its later writes are fenced off",
+                where=f"{self.task}[{self.job}]",
+                remedy="write before the function returns or its time is up",
+            )
+
+    def put(self, write: Write) -> None:
+        """Add a write; the last one per repository and job counts."""
+        self._enter(write, None)
+
+    def put_unsettled(self, write: Write, version_of: VersionOf) -> None:
+        """Add a write whose store version is only known in the end, such as a folder that is being filled.
+
+        `settle` asks `version_of(job)`, and drops the write when the answer is None (not a member after all).
+        """
+        self._enter(write, version_of)
+
+    def delete(self, repository_id: str, job: str) -> None:
+        """Add a deletion."""
+        self._enter(Write(repository=repository_id, job=job, op="delete"), None)
+
+    def _enter(self, write: Write, version_of: VersionOf | None) -> None:
+        key = write.repository, write.job
+        with self._lock:
+            self.check_open()
+            self._writes.pop(key, None)  # so that the order is that of the last writes
+            self._unsettled.pop(key, None)
+            self._writes[key] = write
+            if version_of is not None:
+                self._unsettled[key] = version_of
+
+    def written(self, repository_id: str, job: str) -> Write | None:
+        """Return what this run last did to the job in the repository, or None when it left it alone."""
+        return self._writes.get((repository_id, job))
+
+    def written_in(self, repository_id: str) -> dict[str, Write]:
+        """Return all that this run did in a repository, by job."""
+        with self._lock:
+            return {
+                job: write for (repository, job), write in self._writes.items() if repository == repository_id
+            }
+
+    def writes(self) -> tuple[Write, ...]:
+        """Return the writes so far, in order."""
+        with self._lock:
+            return tuple(self._writes.values())
+
+    async def settle(self) -> tuple[Write, ...]:
+        """Fence the run and return its writes, with the store versions that were left open filled in."""
+        self.fence()
+        settled = []
+        for key, write in self._writes.items():
+            if (version_of := self._unsettled.get(key)) is None:
+                settled.append(write)
+            elif (version := await version_of(write.job)) is not None:
+                settled.append(msgspec.structs.replace(write, version=version))
+        return tuple(settled)
+
+    def note_read(self, repository_id: str, job: str, position: int) -> None:
+        """Remember for lineage which value was read; the first read of each counts."""
+        if len(self.reads) < READS_MAX:
+            self.reads.setdefault(repository_id if job == self.job else f"{repository_id}/{job}", position)
+
+
+current_run: ContextVar[RunContext | None] = ContextVar("datatask_current_run", default=None)
+"""The run whose function is executing in this context; set by the runner around the call."""
+
+
+def with_content(write: Write, blobs: Blobs) -> Write:
+    """Return a write that a foreign store can take: a blob's digest becomes the file that holds its bytes."""
+    if write.op == "put" and write.digest is not None and write.data is None and write.source is None:
+        if not write.value:
+            return msgspec.structs.replace(write, source=blobs.path(write.digest))
+    return write
