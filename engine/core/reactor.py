@@ -651,8 +651,14 @@ class Reactor:
             runs = range(position, position + len(found.decisions))
             if found.decisions:
                 self._attach([StartRun(self._spec(state.open_runs[run])) for run in runs])
-        wake = [at for at in (found.wake_at, self._deadlines[0][0] if self._deadlines else None) if at is not None]
+        wake = [at for at in (found.wake_at, self.wake_at()) if at is not None]
         return len(found.decisions), min(wake, default=None)
+
+    def wake_at(self) -> int | None:
+        """Return when the next timeout is due, or None."""
+        while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
 
 def _put(write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None) -> e.ValuePut:

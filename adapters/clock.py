@@ -1,0 +1,31 @@
+"""Engine time from the machine's clocks: the wall at the start, then the monotonic clock, never back.
+
+A wall clock that somebody sets does not move engine time; the jump is told once, so that the log can record it.
+"""
+
+from __future__ import annotations
+
+import time
+
+STEP_NS = 2_000_000_000
+
+
+class SystemClock:
+    """The clock that engines run on."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+        self._told = self._offset
+
+    def now(self) -> int:
+        """Return UTC nanoseconds."""
+        return time.monotonic_ns() + self._offset
+
+    def wall_step(self) -> tuple[int, int] | None:
+        """Return (wall before, wall after) when the wall clock jumped by more than two seconds."""
+        offset = time.time_ns() - time.monotonic_ns()
+        if abs(offset - self._told) < STEP_NS:
+            return None
+        before, self._told = self._told, offset
+        now = time.monotonic_ns()
+        return now + before, now + offset

@@ -1,0 +1,159 @@
+"""What the engine finds in stores rather than causes: listings at opening, changes afterwards.
+
+In come the stores of mirrored and foreign leaves; out go `listed` and `observed` to the reactor. A store that can
+be watched tells its changes; a quiet one then costs nothing. One that cannot is listed again, at an interval
+that follows how long its listing takes. A listing that fails or is cut short tells nothing: what it would
+have deleted is not deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
+from datatask.engine.runtime import Runtime
+from datatask.schema.errors import DatataskError
+
+logger = logging.getLogger("datatask.observing")
+
+POLL_SECONDS = 1.0
+POLL_SHARE = 0.05
+LISTINGS_AT_ONCE = 4
+RETRY_SECONDS_MAX = 30.0
+
+
+class Observer:
+    """Keeps the log's view of stores true. `contents` reads a member's document where the log records it."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        stores: Mapping[str, Store],
+        contents: Mapping[str, Callable[[str, str | None], Write]],
+    ) -> None:
+        self._runtime = runtime
+        self._stores = stores
+        self._contents = contents
+        self._unwatch: list[Callable[[], None]] = []
+        self._watched: set[str] = set()
+        self._identities: dict[str, str] = {}
+        self._relisting: dict[str, asyncio.Task[None]] = {}
+        self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
+        self._poller: asyncio.Task[None] | None = None
+        self._cost: dict[str, float] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a listing is under way."""
+        return bool(self._relisting)
+
+    async def open(self) -> None:
+        """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
+        for leaf, store in self._stores.items():
+            stop = store.watch(self._tell)
+            if stop is not None:
+                self._unwatch.append(stop)
+                self._watched.add(leaf)
+        await self.sync(self._stores)
+        polled = [leaf for leaf in self._stores if leaf not in self._watched and not self._mirrored(leaf)]
+        if polled:
+            self._poller = asyncio.create_task(self._poll(polled))
+
+    def _mirrored(self, leaf: str) -> bool:
+        return self._runtime.state.leaves[leaf].definition.medium == "mirror"
+
+    async def sync(self, leaves: Mapping[str, Store] | list[str]) -> None:
+        """List these stores now; one that fails is tried again in the background."""
+        for leaf in leaves:
+            self.relist(leaf)
+        current = [self._relisting[leaf] for leaf in leaves if leaf in self._relisting]
+        if current:
+            await asyncio.wait(current)
+
+    def unwatched(self) -> list[str]:
+        """Return the leaves whose changes are only seen by listing."""
+        return [leaf for leaf in self._stores if leaf not in self._watched]
+
+    def relist(self, leaf: str) -> None:
+        """Begin to list a store, unless that is under way."""
+        if leaf not in self._relisting:
+            task = asyncio.create_task(self._list_until_known(leaf))
+            self._relisting[leaf] = task
+            task.add_done_callback(lambda done: self._listed(leaf, done))
+
+    def _listed(self, leaf: str, task: asyncio.Task[None]) -> None:
+        self._relisting.pop(leaf, None)
+        if not task.cancelled() and task.exception() is not None:
+            self._runtime.fail(task.exception() or RuntimeError(leaf))
+        else:
+            self._runtime.wake()
+
+    async def _list_until_known(self, leaf: str) -> None:
+        wait = 0.2
+        while True:
+            try:
+                async with self._listings:
+                    await self._list(leaf)
+                return
+            except DatataskError as error:
+                logger.warning("%s cannot be listed: %s", leaf, error)
+            except Exception as error:
+                logger.warning("%s cannot be listed: %s: %s", leaf, type(error).__name__, error)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_SECONDS_MAX)
+
+    async def _list(self, leaf: str) -> None:
+        runtime, store = self._runtime, self._stores[leaf]
+        clock = asyncio.get_running_loop().time
+        began, listed_at, start = runtime.state.position, runtime.now(), clock()
+        identity = store.identity()
+        listing = [self._write(leaf, member.job, member.version) async for member in store.list()]
+        if store.identity() != identity:
+            logger.warning("%s changed its root while it was listed; listing it again", leaf)
+            raise DatataskError("the root changed during the listing", where=leaf)
+        self._cost[leaf] = clock() - start
+        believe = leaf in runtime.accepted
+        if runtime.reactor.listed(leaf, listing, listed_at, began, runtime.now(), believe=believe):
+            runtime.accepted.discard(leaf)
+        else:
+            logger.warning(
+                "%s lost so many members at once that it is held: if that is true, run with --accept-loss %s",
+                leaf,
+                leaf,
+            )
+        runtime.pump()
+        runtime.wake()
+
+    def _write(self, leaf: str, job: str, version: str | None) -> Write:
+        read = self._contents.get(leaf)
+        return read(job, version) if read is not None else Write(repository=leaf, job=job, version=version)
+
+    def _tell(self, change: Change) -> None:
+        runtime = self._runtime
+        match change:
+            case Appeared(repository=leaf, job=job, version=version):
+                runtime.reactor.observed(leaf, job, self._write(leaf, job, version), runtime.now())
+            case Vanished(repository=leaf, job=job):
+                runtime.reactor.observed(leaf, job, None, runtime.now())
+            case Doubtful(repository=leaf, why=why):
+                logger.info("%s is listed again: %s", leaf, why)
+                self.relist(leaf)
+        runtime.pump()
+        runtime.wake()
+
+    async def _poll(self, leaves: list[str]) -> None:
+        while True:
+            cost = sum(self._cost.get(leaf, 0.0) for leaf in leaves)
+            await asyncio.sleep(max(POLL_SECONDS, cost / POLL_SHARE))
+            await self.sync(leaves)
+
+    async def close(self) -> None:
+        """Stop watching and listing."""
+        for stop in self._unwatch:
+            stop()
+        tasks = [*self._relisting.values(), *([self._poller] if self._poller else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,453 @@
+"""The engine at work: one event loop that drives the reactor between the log and the world.
+
+In come facts from runners, changes from stores, requests from people and the passing of time; each turn of the
+loop hands them to the reactor, appends the batches that it returned, in order, and performs a batch's effects
+once the log says that it is durable. All queues are bounded by what the reactor decides; nothing here decides.
+A failed append stops everything: what was folded ahead of the disk is not to be trusted any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from datatask.engine.binding import ValueRef, with_content
+from datatask.engine.core.effects import (
+    Effect,
+    Evaluation,
+    Finished,
+    ForgetRun,
+    Mirror,
+    StartRun,
+    StopRun,
+    WriteStore,
+)
+from datatask.engine.core.reactor import Reactor
+from datatask.engine.core.state import State
+from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, Store, Write
+from datatask.schema import events as e
+from datatask.schema.errors import DatataskError, InternalError, TemporaryError
+from datatask.schema.values import INLINE_BYTES_MAX
+
+logger = logging.getLogger("datatask.engine")
+
+EVALUATIONS_MAX = 64
+STORE_WRITES_MAX = 32
+VALUES_MAX = 4096
+TURN_FACTS_MAX = 2000
+BOUND = 1000
+
+Evaluate = Callable[[Evaluation], Awaitable[object]]
+
+
+class Runtime:
+    """One engine over one log. Give it runners by task, stores by leaf, and the code that evaluations call."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        state: State,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        runners: Mapping[str, Runner],
+        stores: Mapping[str, Store],
+        evaluate: Evaluate,
+    ) -> None:
+        self.log = log
+        self.state = state
+        self.reactor = Reactor(state, chance)
+        self.clock = clock
+        self.mode: e.Mode = "run"
+        self.launching = False
+        self.failure: BaseException | None = None
+        self.listeners: list[Callable[[e.Batch], None]] = []
+        self.accepted: set[str] = set()
+        self._runners = runners
+        self._stores = stores
+        self._evaluate = evaluate
+        self._facts: deque[Fact] = deque()
+        self._effects: deque[tuple[int, tuple[Effect, ...]]] = deque()
+        self._batches: deque[e.Batch] = deque()
+        self._tickets: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._done_tickets: dict[int, tuple[int, int]] = {}
+        self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
+        self._background: set[asyncio.Task[None]] = set()
+        self._store_writes = asyncio.Semaphore(STORE_WRITES_MAX)
+        self._turning = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at: int | None = None
+        self._quiet: asyncio.Event = asyncio.Event()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Begin to listen to the log and the runners; the reactor has been opened by the caller."""
+        self._loop = asyncio.get_running_loop()
+        self._unsubscribe = self.log.subscribe(self._durable, self.fail)
+        for runner in self._distinct_runners():
+            await runner.open(self.sink)
+        self.pump()
+
+    async def recover(self) -> None:
+        """Account for the runs of earlier engines; a task launches nothing before its runner is through."""
+        specs = self.reactor.recoverable()
+        self.reactor.redo(self.now())
+        self.pump()
+        by_runner: dict[int, tuple[Runner, list[str]]] = {}
+        for task, runner in self._runners.items():
+            by_runner.setdefault(id(runner), (runner, []))[1].append(task)
+        self.reactor.unavailable.update(self._runners)
+        for runner, tasks in by_runner.values():
+            mine = [spec for task in tasks for spec in specs.get(task, ())]
+            if mine:
+                self._spawn(self._recover(runner, tasks, mine))
+            else:
+                self.reactor.unavailable.difference_update(tasks)
+        self.wake()
+
+    async def _recover(self, runner: Runner, tasks: Sequence[str], specs: Sequence[object]) -> None:
+        await runner.recover(specs)  # type: ignore[arg-type]
+        self.reactor.unavailable.difference_update(tasks)
+        self.wake()
+
+    async def close(self, *, abandon: bool = False, reason: str = "") -> None:
+        """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
+        self.launching = False
+        for runner in self._distinct_runners():
+            await runner.close(abandon=abandon)
+        if self.failure is None:
+            self.turn()
+            await self.settled()
+            self.reactor.close(self.now(), reason)
+            self.pump()
+            await self.flushed()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    def _distinct_runners(self) -> list[Runner]:
+        return list({id(runner): runner for runner in self._runners.values()}.values())
+
+    def fail(self, error: BaseException) -> None:
+        """Stop for good: nothing that was folded ahead of the disk is believed any more."""
+        if self.failure is None:
+            self.failure = error
+            self.launching = False
+            self._effects.clear()
+            for future in self._tickets.values():
+                if not future.done():
+                    future.set_exception(_again(error))
+            self._tickets.clear()
+        self._quiet.set()
+
+    def now(self) -> int:
+        """Return engine time, never before that of the last event."""
+        return max(self.clock.now(), self.state.at)
+
+    # --- the turn ---------------------------------------------------------------------------------
+
+    def sink(self, fact: Fact) -> None:
+        """Take a fact from a runner; contents for the log's own blob repositories are stored first."""
+        if isinstance(fact, Ended) and any(self._is_unstored(write) for write in fact.writes):
+            self._spawn(self._store_contents(fact))
+            return
+        self._facts.append(fact)
+        self.wake()
+
+    def wake(self) -> None:
+        """Take a turn soon."""
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self.turn)
+
+    def turn(self) -> None:
+        """Hand everything that has come to the reactor, let it decide, and append what it led to."""
+        self._turning = False
+        if self.failure is not None:
+            return
+        try:
+            self._turn()
+        except Exception as error:
+            logger.exception("the engine stops: its own code failed")
+            self.fail(error if isinstance(error, DatataskError) else InternalError(f"{type(error).__name__}: {error}"))
+
+    def _turn(self) -> None:
+        reactor, facts = self.reactor, self._facts
+        now = self.now()
+        step = self.clock.wall_step()
+        if step is not None:
+            reactor.ask([e.ClockStepped(at=now, wall_before=step[0], wall_after=step[1])])
+        for _ in range(min(len(facts), TURN_FACTS_MAX)):
+            reactor.fact(facts.popleft(), now)
+        reactor.stop_overdue(now)
+        evaluations = reactor.evaluations(now, EVALUATIONS_MAX)
+        if evaluations:
+            self._spawn(self._evaluate_all(evaluations))
+        launched, wake_at = (reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at()))
+        self.pump()
+        self._set_timer(wake_at)
+        if facts or launched == BOUND:
+            self.wake()
+        elif not launched and self.is_quiet():
+            self._quiet.set()
+
+    def pump(self) -> None:
+        """Append the reactor's steps in order; their effects wait for durability."""
+        for step in self.reactor.take():
+            if step.events:
+                for position, event in enumerate(step.events, step.first):
+                    if type(event) is e.ValuePut and event.value:
+                        self._values[position] = event
+                positions = self.log.enqueue(step.events)
+                if positions.start != step.first:
+                    raise InternalError(f"the log gave position {positions.start} to a batch of {step.first}")
+                if self.listeners:
+                    self._batches.append(e.Batch(step.first, step.events))
+            last = step.first + len(step.events) - 1
+            if step.effects:
+                self._effects.append((last, step.effects))
+        while len(self._values) > VALUES_MAX:
+            self._values.popitem(last=False)
+        if self._effects and self._effects[0][0] <= self.log.head:
+            self._loop.call_soon(self._durable, self.log.head)
+
+    def _durable(self, head: int) -> None:
+        """The log is durable up to `head`: perform the effects that rest on it, in order."""
+        effects = self._effects
+        while effects and effects[0][0] <= head:
+            for effect in effects.popleft()[1]:
+                self._perform(effect)
+        while self._batches and self._batches[0].last <= head:
+            self._tell(self._batches.popleft())
+        self.wake()
+
+    def _tell(self, batch: e.Batch) -> None:
+        for listener in list(self.listeners):
+            try:
+                listener(batch)
+            except Exception:
+                logger.exception("a subscriber failed on the batch at %s; it goes on with the next", batch.first)
+
+    def _set_timer(self, wake_at: int | None) -> None:
+        if wake_at == self._wake_at and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake_at = wake_at
+        if wake_at is not None:
+            delay = max(0.0, (wake_at - self.now()) / 1e9)
+            self._timer = self._loop.call_later(min(delay, 3600.0) + 0.0005, self._alarm)
+
+    def _alarm(self) -> None:
+        self._timer = self._wake_at = None
+        self.wake()
+
+    # --- effects ----------------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case StartRun(spec=spec):
+                self._runners[spec.task].start(spec)
+            case ForgetRun(task=task, run=run):
+                if task in self._runners:
+                    self._runners[task].forget(run)
+            case Mirror(write=write):
+                self._mirror(write)
+            case WriteStore():
+                self._spawn(self._write_store(effect))
+            case StopRun(task=task, run=run, reason=reason, grace=grace):
+                self._runners[task].stop(run, reason, grace)
+            case Finished(ticket=ticket, position=position, count=count):
+                future = self._tickets.pop(ticket, None)
+                if future is None:
+                    self._done_tickets[ticket] = (position, count)
+                elif not future.done():
+                    future.set_result((position, count))
+
+    def _mirror(self, write: Write) -> None:
+        """Let an in-process store follow at once: its `put` and `delete` never wait."""
+        store = self._stores[write.repository]
+        change = store.delete(write.job) if write.op == "delete" else store.put(with_content(write, self.log.blobs))
+        try:
+            change.send(None)  # type: ignore[attr-defined]
+        except StopIteration:
+            return
+        raise InternalError(f"the in-process store of {write.repository} waits")
+
+    async def finished(self, ticket: int) -> tuple[int, int]:
+        """Wait until all that a ticket stands for is durable; returns (last position, number of events)."""
+        if self.failure is not None:
+            raise _again(self.failure)
+        if ticket in self._done_tickets:
+            return self._done_tickets.pop(ticket)
+        future = self._tickets[ticket] = self._loop.create_future()
+        self.pump()
+        self.wake()
+        return await future
+
+    async def _write_store(self, effect: WriteStore) -> None:
+        write, wait = effect.write, 0.1
+        async with self._store_writes:
+            while True:
+                try:
+                    version = await self._change_store(write)
+                    error = ""
+                    break
+                except TemporaryError as trouble:
+                    logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, 30.0)
+                except Exception as trouble:
+                    version, error = None, str(trouble) or type(trouble).__name__
+                    logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
+                    break
+        self.reactor.written(write, effect.run, effect.ticket, self.now(), version=version, error=error)
+        self.pump()
+        self.wake()
+
+    async def _change_store(self, write: Write) -> str | None:
+        store = self._stores[write.repository]
+        if write.op == "delete":
+            await store.delete(write.job)
+            return None
+        return await store.put(with_content(write, self.log.blobs))
+
+    def _is_unstored(self, write: Write) -> bool:
+        content = write.source is not None or write.data is not None
+        return content and self.state.leaves[write.repository].definition.medium == "native"
+
+    async def _store_contents(self, fact: Ended) -> None:
+        writes = [await self.stored(write) if self._is_unstored(write) else write for write in fact.writes]
+        self._facts.append(fact._replace(writes=tuple(writes)))
+        self.wake()
+
+    async def stored(self, write: Write) -> Write:
+        """Return the write with its content among the log's blobs, named by digest."""
+        blobs = self.log.blobs
+        if write.source is not None:
+            digest, size = await asyncio.to_thread(blobs.put_file, write.source)
+        else:
+            digest, size = await asyncio.to_thread(blobs.put_bytes, write.data or b"")
+        return Write(repository=write.repository, job=write.job, digest=digest, size=size)
+
+    async def _evaluate_all(self, evaluations: Sequence[Evaluation]) -> None:
+        results = await asyncio.gather(*(self._evaluate_one(evaluation) for evaluation in evaluations))
+        self.reactor.evaluated(results, self.now())
+        self.pump()
+        self.wake()
+
+    async def _evaluate_one(self, evaluation: Evaluation) -> tuple[Evaluation, object, str | None]:
+        try:
+            return evaluation, await self._evaluate(evaluation), None
+        except Exception as error:
+            return evaluation, None, f"{type(error).__name__}: {error}"[:1024]
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(self._reaped)
+
+    def _reaped(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            logger.error("the engine stops: its own code failed", exc_info=error)
+            assert error is not None
+            self.fail(error if isinstance(error, DatataskError) else InternalError(repr(error)))
+        else:
+            self.wake()
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is under way and nothing will happen by itself."""
+        state = self.state
+        return not (
+            self._facts
+            or state.open_runs
+            or self._effects
+            or self._background
+            or self._wake_at is not None
+            or any(not pending.error for pending in state.pending.values())
+        )
+
+    async def quiet(self) -> None:
+        """Return when everything is quiet; raise what stopped the engine."""
+        self._quiet.clear()
+        self.wake()
+        await self._quiet.wait()
+        if self.failure is not None:
+            raise _again(self.failure)
+
+    async def settled(self) -> None:
+        """Return when store writes and evaluations that are under way are over."""
+        while self._background and self.failure is None:
+            await asyncio.wait(list(self._background), timeout=1.0)
+            self.turn()
+
+    async def flushed(self) -> None:
+        """Return when everything that was appended is durable and its effects are performed."""
+        while self.failure is None and (self.log.head < self.state.position or self._effects):
+            await asyncio.sleep(0.0005)
+        if self.failure is not None:
+            raise _again(self.failure)
+
+    # --- what repositories ask (the Binding port) -------------------------------------------------
+
+    async def put(self, repository_id: str, write: Write) -> None:
+        """Record a write; returns when it is durable and its store has followed."""
+        if self._is_unstored(write) or len(bytes(write.value)) > INLINE_BYTES_MAX:
+            write = await self.stored(_as_data(write))
+        await self.finished(self.reactor.change([write], self.now()))
+
+    async def delete(self, repository_id: str, job: str) -> None:
+        """Record a deletion; returns when it is durable and its store has followed."""
+        write = Write(repository=repository_id, job=job, op="delete")
+        await self.finished(self.reactor.change([write], self.now()))
+
+    def contains(self, repository_id: str, job: str) -> bool:
+        return self.state.contains(repository_id, job)
+
+    def members(self, repository_id: str) -> list[str]:
+        return self.state.members(repository_id)
+
+    async def value(self, repository_id: str, job: str) -> ValueRef | None:
+        state = self.state
+        index = state.job_index.get(job)
+        leaf = state.leaves[repository_id]
+        if index is None or not state.masks[index] & leaf.bit:
+            return None
+        position = leaf.positions[index]
+        put = self._values.get(position)
+        if put is None:
+            (event,) = await self.log.fetch([position])
+            assert isinstance(event, e.ValuePut)
+            put = self._values[position] = event
+        return ValueRef(put.value, put.digest, put.size, position)
+
+    @property
+    def blobs(self) -> Blobs:
+        return self.log.blobs
+
+
+def _as_data(write: Write) -> Write:
+    if write.value:
+        return Write(repository=write.repository, job=write.job, data=bytes(write.value))
+    return write
+
+
+def _again(error: BaseException) -> BaseException:
+    """Return the error as a fresh exception, so that several waiters do not share one traceback."""
+    if isinstance(error, DatataskError):
+        return type(error)(error.what, where=error.where, remedy=error.remedy)
+    return InternalError(f"the engine has stopped: {error!r}")
+
