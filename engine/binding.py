@@ -57,10 +57,10 @@ class Binding(Protocol):
 
 
 class RunContext:
-    """One run while its function executes: what it wrote so far, what it read, and whether it may still write.
+    """One run while its function executes: what it wrote, what it read, and whether it may still write.
 
     Thread-safe: a function in an executor writes from its own thread while the engine may fence it.
-    `reads` maps a repository id (for the run's own job; `id/job` for others) to the position of the value read.
+    `reads` maps a repository id (`id/job` for other jobs than the run's) to the position of the value read.
     """
 
     def __init__(self, run: int, task: str, job: str) -> None:
@@ -160,7 +160,6 @@ current_run: ContextVar[RunContext | None] = ContextVar("datatask_current_run", 
 
 def with_content(write: Write, blobs: Blobs) -> Write:
     """Return a write that a foreign store can take: a blob's digest becomes the file that holds its bytes."""
-    if write.op == "put" and write.digest is not None and write.data is None and write.source is None:
-        if not write.value:
-            return msgspec.structs.replace(write, source=blobs.path(write.digest))
-    return write
+    if write.op != "put" or write.digest is None or write.value or write.data is not None or write.source:
+        return write
+    return msgspec.structs.replace(write, source=blobs.path(write.digest))

@@ -172,7 +172,7 @@ class BytesWriter:
 
 
 class Opening(Generic[S]):
-    """What `open` returns: both `async with repo.open(…) as f` and `async with await repo.open(…) as f` work."""
+    """What `open` returns: an async context manager that may, as in old scripts, be awaited first."""
 
     def __init__(self, opener: Callable[[], Awaitable[S]]) -> None:
         self._opener = opener

@@ -142,7 +142,7 @@ class BlockingRepository(_Combination):
         return await self.source.contains(item) and not await self.unless.contains(item)
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
-        """Yield the jobs of `source` that `unless` lacks; `source` is listed first, so that none slips through."""
+        """Yield the jobs of `source` that `unless` lacks; `source` is listed first: nothing slips through."""
         jobs = [job async for job in self.source]
         blocked = {job async for job in self.unless} if self.enumerate_unless else None
         for job in jobs:

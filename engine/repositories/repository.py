@@ -22,7 +22,7 @@ from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job, is_job
 
 if TYPE_CHECKING:
-    from datatask.engine.repositories.mapped import Filter, MapRepository, Mapping
+    from datatask.engine.repositories.mapped import Filter, Mapping, MapRepository
 
 logger = logging.getLogger("datatask.repositories")
 
@@ -123,6 +123,7 @@ class Repository(ABC):
 
     async def validate(self) -> None:
         """Raise when the repository cannot work as declared; called when the pipeline opens."""
+        return
 
     def map(
         self,
@@ -153,7 +154,7 @@ class Repository(ABC):
         return type(self).__name__
 
     def locator(self) -> str | None:
-        """Return kind and canonical place: two objects with one locator are one repository. None: no place."""
+        """Return kind and canonical place, or None; two objects with one locator are one repository."""
         return None
 
     @property
@@ -252,7 +253,7 @@ class DerivedLeaf(Repository):
 
 
 def all_leaves(repository: Repository) -> list[Repository]:
-    """Return every leaf below a repository, each once, what a derived leaf stands on before the leaf itself."""
+    """Return every leaf below a repository, each once, those that a derived leaf stands on before it."""
     found: dict[int, Repository] = {}
     _collect(repository, found)
     return list(found.values())

@@ -3,8 +3,8 @@
 | | no pipeline open | open, outside a run | inside a run |
 |---|---|---|---|
 | native (the log) | refused | `binding.put`; reads from the engine | the run's overlay, then the engine |
-| mirror (this process) | the store | `binding.put`; reads from the store | the run's overlay, then the store |
-| foreign (files, …) | the store | `binding.put`; reads from the store | the store at once, noted in the overlay |
+| mirror (process) | the store | `binding.put`; reads from the store | the run's overlay, then the store |
+| foreign (files, …) | the store | `binding.put`; reads from the store | the store, noted in the overlay |
 
 Adapters subclass `StoredRepository` and say where their store is and how their values are read.
 """
@@ -151,7 +151,7 @@ def _digest(write: Write) -> tuple[str | None, int | None]:
 
 
 class StoredBlobRepository(StoredRepository, BlobRepository):
-    """A stored repository of bytes: subclasses open a reader and a writer, modes and text are handled here."""
+    """A stored repository of bytes: subclasses open readers and writers, modes and text are done here."""
 
     @abstractmethod
     async def _reader(self, job: str) -> AReadStream:

@@ -1,0 +1,97 @@
+"""Repositories of files on a file system that this process can reach.
+
+A job's value is the entry `basedir/<job><extension>`; `info` is its path, which is what templates need.
+Reads and writes go through `FileStore`; what happens to them while a pipeline is open is decided in
+`StoredRepository`. Files that others put into the folder are observed, by inotify where it sees them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from datatask.adapters.store.filestore import FileStore, FolderStore
+from datatask.adapters.store.filestreams import FileReader, FileWriter
+from datatask.adapters.store.oserrors import MissingFileError, os_errors
+from datatask.engine.repositories import StoredBlobRepository, StoredRepository, job_getter
+from datatask.engine.streams import AReadStream, AWriteStream
+from datatask.schema.definition import Record
+
+
+class FileRepositoryBase(StoredRepository):
+    """A folder with an entry per job.
+
+    Only names that end in `extension` are looked at; with `case_insensitive` in whatever case. A relative
+    `basedir` is taken from the working directory at construction, and stays.
+    """
+
+    def __init__(
+        self,
+        basedir: str | os.PathLike[str],
+        extension: str = "",
+        case_insensitive: bool = False,
+        *,
+        name: str | None = None,
+        was: str | None = None,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__(name=name, was=was, record=record)
+        self.basedir = Path(os.path.abspath(basedir))
+        self.extension = extension
+        self.case_insensitive = case_insensitive
+
+    def __repr__(self) -> str:
+        extension = f", extension={self.extension!r}" if self.extension else ""
+        return f"{type(self).__name__}({str(self.basedir)!r}{extension}{self._options()})"
+
+    def _options(self) -> str:
+        return ", case_insensitive=True" if self.case_insensitive else ""
+
+    def locator(self) -> str:
+        """Return kind, absolute path, extension and what else changes the membership."""
+        return f"{self.kind}:{self.basedir}/*{self.extension}{self._options().replace(', ', '?')}"
+
+    def _own_store(self) -> FolderStore:
+        return FileStore(self.basedir, self.extension, self.case_insensitive, self._id or "")
+
+    def fullpath(self, job: str) -> Path:
+        """Return where the job's entry is written, whether or not it exists."""
+        return self._own_store().path(job)
+
+    @job_getter
+    async def info(self, job: str) -> str:
+        """Return the path of the job's entry, or where it would be."""
+        path = self.fullpath(job)
+        if self.case_insensitive:
+            existing = await asyncio.to_thread(self._own_store().existing, job)
+            path = existing or path
+        return str(path)
+
+    async def validate(self) -> None:
+        """Make the folder; `PermissionError` when it cannot be written."""
+        await self._own_store().prepare()
+
+
+class FileRepository(FileRepositoryBase, StoredBlobRepository):
+    """A folder with a file per job, written whole or not at all."""
+
+    async def _reader(self, job: str) -> AReadStream:
+        file, path = await asyncio.to_thread(self._opened_file, job)
+        return FileReader(file, path)
+
+    def _opened_file(self, job: str) -> tuple[BinaryIO, str]:
+        path = self._own_store().existing(job)
+        if path is None:
+            raise MissingFileError(
+                f"there is no {job}", where=repr(self), remedy="write it first, or ask contains()"
+            )
+        with os_errors(str(path)):
+            return path.open("rb"), str(path)
+
+    async def _writer(self, job: str) -> AWriteStream:
+        async def commit(path: Path) -> None:
+            await self._put(job, source=path, size=path.stat().st_size)
+
+        return await FileWriter.open(self._own_store().stage(), commit)

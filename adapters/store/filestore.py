@@ -1,0 +1,285 @@
+"""The store port on a folder: one entry per job, named by the job's id plus an extension.
+
+In come writes and questions, out go listings and versions (inode, modification time, size). Values appear
+whole: they are staged under a hidden name in the same folder, made durable, then renamed. Hidden names are
+never members. All file work happens in threads; the blocking functions are also what `inotify` calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from datatask.adapters.store.oserrors import NotPermittedError, os_errors
+from datatask.engine.ports import Change, Listed, Write
+from datatask.engine.repositories import told_invalid
+from datatask.schema.errors import CallerError
+from datatask.schema.ids import check_job, is_job
+
+STAGED = ".datatask-tmp"
+STAGED_SECONDS_MAX = 24 * 3600
+"""Staged entries that were not touched for so long belong to nobody; `prepare` removes them."""
+
+
+@dataclass(frozen=True)
+class FolderStore(ABC):
+    """Where the entries are and how they are named; `repository` is the id that changes are told under."""
+
+    basedir: Path
+    extension: str = ""
+    case_insensitive: bool = False
+    repository: str = ""
+
+    @abstractmethod
+    def member(self, path: Path) -> str | None:
+        """Return the version of the entry at `path`, or None when it is not a member's."""
+
+    # --- names ----------------------------------------------------------------------------------------
+
+    def path(self, job: str) -> Path:
+        """Return where the job's entry is written."""
+        return self.basedir / (check_job(job, where=str(self.basedir)) + self.extension)
+
+    def job_of(self, name: str) -> str | None:
+        """Return the job that an entry's name stands for; None for other, hidden and invalid names."""
+        suffix = self.extension
+        ends = name.lower().endswith(suffix.lower()) if self.case_insensitive else name.endswith(suffix)
+        if name.startswith(".") or not ends:
+            return None
+        job = name[: len(name) - len(suffix)]
+        if not is_job(job):
+            told_invalid(str(self.basedir), name)
+            return None
+        return job
+
+    def existing(self, job: str) -> Path | None:
+        """Return the path of the member's entry, in whatever case its extension is; None for no member."""
+        path = self.path(job)
+        with os_errors(str(path)):
+            if self.member(path) is not None:
+                return path
+            if self.case_insensitive:
+                for name in os.listdir(self.basedir):
+                    if self.job_of(name) == job and self.member(self.basedir / name) is not None:
+                        return self.basedir / name
+        return None
+
+    def stage(self) -> Path:
+        """Return a fresh hidden path in the folder, which `put` takes as a source without copying."""
+        return self.basedir / f".{secrets.token_hex(8)}{STAGED}"
+
+    # --- the port -------------------------------------------------------------------------------------
+
+    async def list(self) -> AsyncIterator[Listed]:
+        """Yield all members, of one complete pass over the folder."""
+        for listed in await asyncio.to_thread(self._listed):
+            yield listed
+
+    def _listed(self) -> Sequence[Listed]:
+        found: dict[str, Listed] = {}
+        with os_errors(str(self.basedir)), os.scandir(self.basedir) as entries:
+            for entry in entries:
+                job = self.job_of(entry.name)
+                if job is None or (job in found and entry.name != job + self.extension):
+                    continue
+                if (version := self.member(Path(entry.path))) is not None:
+                    found[job] = Listed(job, version)
+        return tuple(found.values())
+
+    async def version(self, job: str) -> str | None:
+        """Return the version of a member now, or None."""
+        return await asyncio.to_thread(self.version_now, job)
+
+    def version_now(self, job: str) -> str | None:
+        """Return the version of a member now, or None; blocking."""
+        path = self.existing(job)
+        if path is None:
+            return None
+        with os_errors(str(path)):
+            return self.member(path)
+
+    async def put(self, write: Write) -> str | None:
+        """Write the value whole or not at all, durably; return its version."""
+        return await asyncio.to_thread(os_errors(str(self.path(write.job)))(self._put), write)
+
+    @abstractmethod
+    def _put(self, write: Write) -> str | None: ...
+
+    async def delete(self, job: str) -> None:
+        """Remove the job's entry, durably; absent is fine."""
+        await asyncio.to_thread(os_errors(str(self.path(job)))(self._delete), job)
+
+    def _delete(self, job: str) -> None:
+        path = self.existing(job) or self.path(job)
+        while self._removed(path):
+            sync_folder(self.basedir)
+            if (another := self.existing(job)) is None:
+                return
+            path = another
+
+    @abstractmethod
+    def _removed(self, path: Path) -> bool:
+        """Remove an entry; return whether there was one of this store's kind."""
+
+    def identity(self) -> str:
+        """Return the folder's device and inode."""
+        with os_errors(str(self.basedir)):
+            status = os.stat(self.basedir)
+        return f"{status.st_dev}:{status.st_ino}"
+
+    def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
+        """Tell changes by inotify, where that sees them."""
+        from datatask.adapters.store.watching import watch_folder  # late: Linux only, and it knows this file
+
+        return watch_folder(self, tell)
+
+    def unfinished(self, path: Path) -> bool:
+        """Whether an entry that was just created is still being written: its closing will be told."""
+        return False
+
+    async def prepare(self) -> None:
+        """Make the folder, check that it can be written, and remove what dead writers left staged."""
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        with os_errors(str(self.basedir)):
+            self.basedir.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.basedir, os.W_OK | os.X_OK):
+                raise NotPermittedError(
+                    "the folder cannot be written", where=str(self.basedir), remedy="change its permissions"
+                )
+            for path in list(self._abandoned()):
+                remove(path)
+
+    def _abandoned(self) -> Iterator[Path]:
+        oldest = time.time() - STAGED_SECONDS_MAX  # file times are the wall clock's, not the engine's
+        with os.scandir(self.basedir) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and entry.name.endswith(STAGED):
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                            yield Path(entry.path)
+
+
+@dataclass(frozen=True)
+class FileStore(FolderStore):
+    """A folder of files; `encode` turns a document into a file's bytes, where the files hold documents."""
+
+    encode: Callable[[msgspec.Raw], bytes] | None = None
+
+    def member(self, path: Path) -> str | None:
+        """Return the version of a regular file, links followed; other things are not members."""
+        status = _stat(path)
+        return version_of(status) if status is not None and stat.S_ISREG(status.st_mode) else None
+
+    def unfinished(self, path: Path) -> bool:
+        """Whether it is a new file rather than a link to one that was written before: closing it is told."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return True
+        return (
+            stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_ctime_ns == status.st_mtime_ns
+        )
+
+    def _put(self, write: Write) -> str:
+        target = self.existing(write.job) or self.path(write.job)
+        staged = self._staged(write)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISREG((before := os.lstat(target)).st_mode):
+                    os.chmod(
+                        staged, stat.S_IMODE(before.st_mode)
+                    )  # replacing must not change who can read it
+            version = version_of(os.stat(staged))
+            os.replace(staged, target)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        sync_folder(self.basedir)
+        return version
+
+    def _staged(self, write: Write) -> Path:
+        source = write.source
+        if source is not None and source.parent == self.basedir and source.name.endswith(STAGED):
+            return source
+        staged = self.stage()
+        try:
+            with open(staged, "xb") as file:
+                if source is not None:
+                    with source.open("rb") as original:
+                        shutil.copyfileobj(original, file, 1024 * 1024)
+                else:
+                    file.write(self._bytes(write))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        return staged
+
+    def _bytes(self, write: Write) -> bytes:
+        if write.data is not None:
+            return write.data
+        if write.value and self.encode is not None:
+            return self.encode(write.value)
+        raise CallerError("a file takes bytes, not a document", where=str(self.path(write.job)))
+
+    def _removed(self, path: Path) -> bool:
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, IsADirectoryError):
+            return False
+        return True
+
+
+def version_of(status: os.stat_result) -> str:
+    """Return inode, modification time and size as a version."""
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's names durable."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (never what it points to) or a whole folder; absent is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def is_folder(path: Path) -> os.stat_result | None:
+    """Return the status of a folder, links followed, or None when there is none."""
+    status = _stat(path)
+    return status if status is not None and stat.S_ISDIR(status.st_mode) else None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None  # gone since it was listed, or a link to nowhere
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None  # a link in a circle leads nowhere either
+        raise

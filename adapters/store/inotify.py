@@ -1,0 +1,121 @@
+"""The kernel's notices of changes in folders: one inotify instance per event loop for all stores.
+
+In come watches on folders, out go the notices to whoever asked for them; `watching` makes changes of them. File
+systems that other machines change are told apart here: inotify does not see what is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from inotify_simple import Event, INotify, flags  # type: ignore[import-untyped]
+
+ENTERED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE
+LEFT = flags.DELETE | flags.MOVED_FROM
+LOST = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
+MASK = ENTERED | LEFT | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
+# one mask for all, because a second watch on the same folder replaces the first one's
+
+REMOTE = frozenset(
+    "9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs vboxsf virtiofs".split()  # noqa: SIM905
+)
+
+Handler = Callable[[Event], None]
+_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watcher] = weakref.WeakKeyDictionary()
+
+
+def is_remote(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the folder is on a file system that other machines change, so that inotify is not enough."""
+    real, best, kind = os.path.realpath(path), "", ""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split(" ")[4])
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # the later mount on one point is the one that is seen
+            best, kind = point, after.split(" ")[0]
+    return kind in REMOTE or kind.startswith("fuse")
+
+
+class Listener(Protocol):
+    """Whoever has to be told when notices were lost."""
+
+    def overflowed(self) -> None:
+        """The kernel dropped notices, nobody knows which."""
+
+
+class Watcher:
+    """The inotify instance of a loop, and who wants to know about which watch; closes with its last watch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, source: INotify) -> None:
+        self._loop = weakref.ref(loop)  # the loop is the key under which this object is kept
+        self._source = source
+        self._handlers: dict[int, list[Handler]] = {}
+        self._listeners: list[Listener] = []
+        loop.add_reader(source.fileno(), self._ready)
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Watcher:
+        """Return the loop's watcher, made when there is none."""
+        if loop not in _watchers:
+            _watchers[loop] = cls(loop, INotify(nonblocking=True))
+        return _watchers[loop]
+
+    def enter(self, listener: Listener) -> None:
+        """Remember who has to be told when notices were lost."""
+        self._listeners.append(listener)
+
+    def leave(self, listener: Listener) -> None:
+        """Forget it, and end with the last one."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+        loop = self._loop()
+        if not self._listeners and loop is not None and _watchers.get(loop) is self:
+            del _watchers[loop]
+            if not loop.is_closed():
+                loop.remove_reader(self._source.fileno())
+            self._source.close()
+
+    def add(self, path: Path, handler: Handler) -> int:
+        """Watch a folder; several handlers may watch the same one. Raises `OSError`."""
+        watch: int = self._source.add_watch(path, MASK)
+        self._handlers.setdefault(watch, []).append(handler)
+        return watch
+
+    def remove(self, watch: int, handler: Handler) -> None:
+        """Stop telling a handler; a watch that the kernel ended already is fine."""
+        handlers = self._handlers.get(watch, [])
+        if handler in handlers:
+            handlers.remove(handler)
+        if watch in self._handlers and not handlers:
+            del self._handlers[watch]
+            try:
+                self._source.rm_watch(watch)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EBADF):
+                    raise
+
+    def _ready(self) -> None:
+        self.dispatch(self._source.read(timeout=0))
+
+    def dispatch(self, events: Iterable[Event]) -> None:
+        """Hand the kernel's notices to whoever asked for them."""
+        for event in events:
+            if event.mask & flags.Q_OVERFLOW:
+                for listener in list(self._listeners):
+                    listener.overflowed()
+            handlers = list(self._handlers.get(event.wd, ()))
+            if event.mask & flags.IGNORED:
+                self._handlers.pop(event.wd, None)
+            for handler in handlers:
+                handler(event)

@@ -1,0 +1,182 @@
+"""Repositories in this process: a dict of documents and a dict of bytes, gone when the process ends.
+
+While a pipeline is open the log comes first: a write is recorded by the engine, then mirrored into the dict.
+Changing `.data` by hand is allowed and found out at the next listing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from datatask.engine.ports import Change, Listed, Write
+from datatask.engine.repositories import (
+    MetadataRepository,
+    StoredBlobRepository,
+    StoredRepository,
+    job_getter,
+    told_invalid,
+)
+from datatask.engine.streams import AReadStream, AWriteStream, BytesReader, BytesWriter
+from datatask.schema.definition import Medium, Record
+from datatask.schema.errors import CallerError
+from datatask.schema.ids import check_job, is_job
+from datatask.schema.values import decode_value, encode_value
+
+V = TypeVar("V")
+
+
+class DictStore(Generic[V]):
+    """The store port on a dict. A version is a count: another object under a job gets another one."""
+
+    def __init__(self, data: dict[str, V], content: Callable[[Write], V], where: str) -> None:
+        self.data = data
+        self._content = content
+        self._where = where
+        self._versions: dict[str, tuple[V, int]] = {}
+        self._count = 0
+
+    async def list(self) -> AsyncIterator[Listed]:
+        """Yield all members, as they were at the first one."""
+        for job in list(self.data):
+            if not is_job(job):
+                told_invalid(self._where, str(job))
+            elif (version := self._version(job)) is not None:
+                yield Listed(job, version)
+
+    async def put(self, write: Write) -> str | None:
+        """Set a value."""
+        job = check_job(write.job, where=self._where)
+        if write.source is None:
+            self.data[job] = self._content(write)
+        else:
+            self.data[job] = await asyncio.to_thread(self._content, write)
+        return self._version(job)
+
+    async def delete(self, job: str) -> None:
+        """Remove a job; absent is fine."""
+        self.data.pop(check_job(job, where=self._where), None)
+        self._versions.pop(job, None)
+
+    async def version(self, job: str) -> str | None:
+        """Return the version of a member, or None."""
+        return self._version(check_job(job, where=self._where))
+
+    def _version(self, job: str) -> str | None:
+        try:
+            value = self.data[job]
+        except KeyError:
+            self._versions.pop(job, None)
+            return None
+        known = self._versions.get(job)
+        if known is None or known[0] is not value:
+            self._count += 1
+            known = self._versions[job] = (value, self._count)
+        return str(known[1])
+
+    def identity(self) -> str:
+        """Return the dict's identity in this process."""
+        return f"dict:{id(self.data):x}"
+
+    def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
+        """A dict tells nobody; it is listed, which is cheap."""
+        return None
+
+
+class _InProcess(StoredRepository, Generic[V]):
+    medium: Medium = "mirror"
+    ephemeral = True
+
+    def __init__(
+        self,
+        data: dict[str, V] | None = None,
+        *,
+        name: str | None = None,
+        was: str | None = None,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__(name=name, was=was, record=record)
+        self.data: dict[str, V] = {} if data is None else data
+        self._store: DictStore[V] | None = None
+
+    def __repr__(self) -> str:
+        name = f"name={self.name!r}, " if self.name else ""
+        return f"{type(self).__name__}({name}{len(self.data)} jobs)"
+
+    def _content(self, write: Write) -> V:
+        raise NotImplementedError
+
+    def _own_store(self) -> DictStore[V]:
+        if self._store is None or self._store.data is not self.data:  # somebody may assign another dict
+            self._store = DictStore(self.data, self._content, type(self).__name__)
+        return self._store
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The content stays here: a worker sees it through its binding, not as a copy."""
+        return {**super().__getstate__(), "data": {}, "_store": None}
+
+
+class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
+    """Documents in a dict: the one passed, which stays the user's, or a new one. Absent jobs: info None."""
+
+    record: Record = "value"
+
+    def _content(self, write: Write) -> Any:
+        if not write.value:
+            raise CallerError(
+                "a metadata repository takes documents, not bytes", where=f"{self!r} {write.job}"
+            )
+        return decode_value(write.value)
+
+    @job_getter
+    async def info(self, job: str) -> Any:
+        """Return the job's document, or None."""
+        check_job(job, where=repr(self))
+        if (write := self._overlaid(job)) is not None:
+            return decode_value(write.value) if write.op == "put" else None
+        return self.data.get(job)
+
+    async def info_all(self) -> dict[str, Any]:
+        """Return all documents."""
+        return {job: await self.info(job) async for job in self}
+
+    @job_getter
+    async def dump(self, job: str, data: Any) -> None:
+        """Make `data` the job's document; while a pipeline is open it must be plain data, for the log."""
+        check_job(job, where=repr(self))
+        if self._binding is None:
+            self.data[job] = data
+        else:
+            await self._put(job, value=msgspec.Raw(encode_value(data)))
+
+
+class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
+    """Bytes in a dict. Reading an absent job gives nothing and leaves it absent; `info` is None."""
+
+    record: Record = "digest"
+
+    def _content(self, write: Write) -> bytes:
+        if write.data is not None:
+            return write.data
+        if write.source is not None:
+            return write.source.read_bytes()
+        raise CallerError("a blob repository takes bytes, not a document", where=f"{self!r} {write.job}")
+
+    @job_getter
+    async def info(self, job: str) -> None:
+        """Bytes in a process have nothing to show."""
+        check_job(job, where=repr(self))
+
+    async def _reader(self, job: str) -> AReadStream:
+        if (write := self._overlaid(job)) is not None:
+            return BytesReader((write.data or b"") if write.op == "put" else b"")
+        return BytesReader(self.data.get(job, b""))
+
+    async def _writer(self, job: str) -> AWriteStream:
+        async def commit(data: bytes) -> None:
+            await self._put(job, data=data)
+
+        return BytesWriter(commit)

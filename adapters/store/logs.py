@@ -1,0 +1,108 @@
+"""Repositories whose home is the log itself: no store beside it, nothing to observe, history for free.
+
+Documents travel in the event up to 64 KiB and are blobs beside the log above that; bytes are always blobs,
+named by their digest and written whole before any event names them. Without an open pipeline there is no log,
+hence nothing to read or write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datatask.adapters.store.filestreams import FileReader, FileWriter
+from datatask.engine.binding import ValueRef, current_run
+from datatask.engine.ports import Store
+from datatask.engine.repositories import (
+    MetadataRepository,
+    StoredBlobRepository,
+    StoredRepository,
+    job_getter,
+)
+from datatask.engine.streams import AReadStream, AWriteStream
+from datatask.schema.definition import Medium, Record
+from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.ids import check_job
+from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
+
+
+class _Native(StoredRepository):
+    medium: Medium = "native"
+    record: Record = "value"
+
+    def __init__(self, name: str | None = None, *, was: str | None = None) -> None:
+        super().__init__(name=name, was=was)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name or self._id or ''!r})"
+
+    def _own_store(self) -> Store:
+        self._engine()  # without a pipeline: says to open one
+        raise CallerError(f"{self!r} has no store", remedy="its values are in the log; read them through it")
+
+    async def _ref(self, job: str) -> ValueRef | None:
+        """Return the job's value, as the run that asks sees it, and note that the run read it."""
+        check_job(job, where=repr(self))
+        engine, run = self._engine(), current_run.get()
+        if (write := self._overlaid(job)) is not None:
+            return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
+        ref = await engine.value(self.id, job)
+        if ref is not None and run is not None:
+            run.note_read(self.id, job, ref.position)
+        return ref
+
+    def _blob(self, digest: str) -> Path:
+        return self._engine().blobs.path(digest)
+
+
+class LogMetadataRepository(_Native, MetadataRepository):
+    """Documents in the log, under `name` (else named by the first link). Absent jobs have info None."""
+
+    @job_getter
+    async def info(self, job: str) -> Any:
+        """Return the job's document, or None."""
+        ref = await self._ref(job)
+        if ref is None:
+            return None
+        if ref.digest is not None and not ref.value:
+            return decode_value(await asyncio.to_thread(self._blob(ref.digest).read_bytes))
+        return decode_value(ref.value) if ref.value else None
+
+    @job_getter
+    async def dump(self, job: str, data: Any) -> None:
+        """Make `data`, plain data, the job's document."""
+        check_job(job, where=repr(self))
+        blobs, document = self._engine().blobs, encode_value(data)
+        if len(document) <= INLINE_BYTES_MAX:
+            await self._put(job, value=msgspec.Raw(document))
+        else:
+            digest, size = await asyncio.to_thread(blobs.put_bytes, document)
+            await self._put(job, digest=digest, size=size)
+
+
+class LogBlobRepository(_Native, StoredBlobRepository):
+    """Bytes beside the log, under `name`; `info` is the path of the bytes, not to be changed, or None."""
+
+    @job_getter
+    async def info(self, job: str) -> str | None:
+        """Return where the job's bytes are."""
+        ref = await self._ref(job)
+        return None if ref is None or ref.digest is None else str(self._blob(ref.digest))
+
+    async def _reader(self, job: str) -> AReadStream:
+        ref = await self._ref(job)
+        if ref is None or ref.digest is None:
+            raise UnknownNameError(f"there is no {job}", where=repr(self), remedy="ask contains() first")
+        return await FileReader.open(self._blob(ref.digest))
+
+    async def _writer(self, job: str) -> AWriteStream:
+        blobs = self._engine().blobs
+
+        async def commit(path: Path) -> None:
+            digest, size = await asyncio.to_thread(blobs.adopt, path)
+            await self._put(job, digest=digest, size=size)
+
+        return await FileWriter.open(blobs.new(), commit)
