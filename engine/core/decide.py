@@ -227,4 +227,4 @@ def value_position(leaf: LeafState, job: int) -> int:
             return 0
         leaf = derived.base_leaf
         derived = leaf.derived
-    return get_at(leaf.positions, job)
+    return max(0, get_at(leaf.positions, job))

@@ -16,6 +16,7 @@ import msgspec
 from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at, version_hash
 from datatask.engine.core.state import REQUESTS_MAX, Intent, Pending, PendingKey, State
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.wiring import define
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.ids import is_job
@@ -75,7 +76,7 @@ def _engine_closed(state: State, position: int, event: e.EngineClosed) -> None:
 
 
 def _pipeline_defined(state: State, position: int, event: e.PipelineDefined) -> None:
-    state.define(event.definition, position)
+    define(state, event.definition, position)
 
 
 def _renamed(state: State, position: int, event: e.Renamed) -> None:
@@ -93,6 +94,28 @@ def _renamed(state: State, position: int, event: e.Renamed) -> None:
         leaf = state.leaves.pop(event.old)
         leaf.definition = msgspec.structs.replace(leaf.definition, id=event.new)
         state.leaves[event.new] = leaf
+        _rename_intents(state, event.old, event.new)
+    state.pending = {
+        key._replace(owner=event.new) if key.owner == event.old and _on_leaf(key.what) is (event.what != "task") else key: why
+        for key, why in state.pending.items()
+    }
+
+
+def _on_leaf(what: str) -> bool:
+    return what in ("filter", "translation")
+
+
+def _rename_intents(state: State, old: str, new: str) -> None:
+    def renamed(key: tuple[str, int]) -> tuple[str, int]:
+        return (new, key[1]) if key[0] == old else key
+
+    for run in state.open_runs.values():
+        run.intents = {renamed(key): position for key, position in run.intents.items()}
+    for key, intent in list(state.intents.items()):
+        if key[0] == old:
+            del state.intents[key]
+            event = msgspec.structs.replace(intent.event, repository=new)
+            state.intents[renamed(key)] = Intent(intent.position, event)
 
 
 # --- repositories -----------------------------------------------------------------------------------
@@ -107,7 +130,7 @@ def _repository_reset(state: State, position: int, event: e.RepositoryReset) -> 
     leaf = state.leaves[event.repository]
     leaf.incarnation = event.incarnation
     for job in list(leaf.members(state.masks)):
-        _forget_value(leaf, job)
+        _forget_value(leaf, job, position)
         state.flip(leaf, job, False, position)
 
 
@@ -133,13 +156,13 @@ def _value_put(state: State, position: int, event: e.ValuePut) -> None:
 def _value_deleted(state: State, position: int, event: e.ValueDeleted) -> None:
     leaf = state.leaves[event.repository]
     job = state.intern(event.job)
-    _forget_value(leaf, job)
+    _forget_value(leaf, job, position)
     _intent_done(state, event, job)
     state.flip(leaf, job, False, position)
 
 
-def _forget_value(leaf: LeafState, job: int) -> None:
-    put_at(leaf.positions, job, 0)
+def _forget_value(leaf: LeafState, job: int, position: int) -> None:
+    put_at(leaf.positions, job, -position)
     if leaf.versioned:
         put_at(leaf.versions, job, 0)
 
@@ -163,7 +186,7 @@ def _intent_done(state: State, event: e.ValuePut | e.ValueDeleted, job: int) -> 
 
 
 def _evaluated(state: State, position: int, event: e.Evaluated) -> None:
-    owner = event.repository if event.what in ("filter", "translation") else event.task
+    owner = event.repository if _on_leaf(event.what) else event.task
     job = state.intern(event.job)
     key = PendingKey(event.what, owner, job)
     pending = state.pending.get(key)
@@ -214,8 +237,7 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
                 put_at(task.episode_count, job, get_at(task.episode_count, job) + 1)
         state.dequeue(task, job)
         task.episodes[job] = episode
-        if state.masks[job] & (task.succeeded.bit | task.failed.bit):
-            state._clear_views(task, job, position)
+        state.clear_outcomes(task, job, position)
     episode.run, episode.attempt, episode.not_before = position, event.attempt, None
     put_at(task.last_run, job, position)
     task.open_runs += 1
@@ -243,7 +265,7 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
 def _run_started(state: State, position: int, event: e.RunStarted) -> None:
     run = state.open_runs[event.run]
     run.handle, run.where = event.handle, event.where
-    run.started_at = event.started_at or event.at
+    run.started_at = event.at  # engine time: what other clocks tell decides nothing
     run.unreachable = False
 
 
@@ -264,7 +286,8 @@ def _run_reachable(state: State, position: int, event: e.RunReachable) -> None:
 
 def _stop_decided(state: State, position: int, event: e.StopDecided) -> None:
     run = state.open_runs[event.run]
-    run.stopping = run.stopping or event.reason
+    if run.settling is None:  # the fact that ended the process wins over a stop that raced it
+        run.stopping = run.stopping or event.reason
 
 
 def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
@@ -316,7 +339,7 @@ def _retry_scheduled(state: State, position: int, event: e.RetryScheduled) -> No
         episode.infrastructure += 1
     heapq.heappush(task.retries, (event.not_before, job))
     if not task.condition.test(state.masks[job]):
-        state._release(task, job)
+        state.release(task, job)
 
 
 # --- what people ask --------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What the state keeps for a leaf: its bit, its count, and per member the position of its value.
 
-Jobs are dense integers. Payloads stay in the log; a position is 8 bytes. Foreign stores also keep 8 bytes of
-their version's hash, so that a listing can be compared without reading the log.
+Jobs are dense integers. Payloads stay in the log; a position is 8 bytes, negative where it is that of the
+deletion. Foreign stores also keep 8 bytes of their version's hash, so that a listing can be compared without
+reading the log.
 """
 
 from __future__ import annotations
@@ -107,6 +108,18 @@ class DerivedState:
     translator: Condition | None = None
     forward: dict[int, int] = field(default_factory=dict)
     reverse: dict[int, set[int]] = field(default_factory=dict)
+
+    def bind(self, job: int, target: int | None) -> None:
+        """Let `job` stand for `target`, or for nothing."""
+        old = self.forward.pop(job, None)
+        if old is not None:
+            keys = self.reverse[old]
+            keys.discard(job)
+            if not keys:
+                del self.reverse[old]
+        if target is not None:
+            self.forward[job] = target
+            self.reverse.setdefault(target, set()).add(job)
 
     @property
     def what(self) -> str:

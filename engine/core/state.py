@@ -1,32 +1,19 @@
 """The state: memberships as masks, and everything that follows from a changed bit.
 
-In: the definition in force and single changes of membership. Out: ready queues, episodes and counts kept
-up to date, at the cost of the tasks that see the changed leaf. `fold` turns events into these changes;
-`decide` reads the result. Nothing here reads a clock or draws by chance.
+In: single changes of membership. Out: ready queues, episodes and counts kept up to date, at the cost of the
+tasks that see the changed leaf. `wiring` puts definitions in force, `fold` turns events into changes, `decide`
+reads the result. Nothing here reads a clock or draws by chance.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from datatask.engine.core.conditions import compile_condition, without
 from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import OpenRun, TaskState
-from datatask.schema.definition import (
-    VIEW_NAMES,
-    FilteredDef,
-    In,
-    PipelineDef,
-    RepositoryDef,
-    TaskDef,
-    TranslatedDef,
-    ViewDef,
-    leaves_of,
-    view_id,
-)
+from datatask.schema.definition import PipelineDef
 from datatask.schema.events import EngineOpened, StoreWriteIntended
 
 FOLD_VERSION = 1
@@ -82,8 +69,15 @@ class State:
         self.marks: list[tuple[int, int]] = []
         self.mark_every = MARK_EVERY
         self.closed = False
+        self.bits = 0
         self._interned: dict[int, int] = {}
-        self._bits = 0
+        self._later: list[tuple[LeafState, int, bool]] = []
+        self._following = False
+
+    def new_bit(self) -> int:
+        """Return a bit that no leaf and no claim has had."""
+        self.bits += 1
+        return 1 << (self.bits - 1)
 
     # --- names and places -------------------------------------------------------------------------
 
@@ -124,138 +118,14 @@ class State:
                 self.marks = self.marks[1::2]
                 self.mark_every *= 2
 
-    # --- the definition ---------------------------------------------------------------------------
-
-    def define(self, definition: PipelineDef, position: int) -> None:
-        """Put a definition in force. Leaves keep their bits; changed tasks get their queues anew."""
-        old = self.tasks
-        self.definition, self.defined_at = definition, position
-        for repository in definition.repositories:
-            self._declare(repository)
-        for task in definition.tasks:
-            for view in VIEW_NAMES:
-                leaf_id = view_id(task.name, view)
-                self._declare(RepositoryDef(leaf_id, "view", "view", derived=ViewDef(task.name, view)))
-        for leaf in self.leaves.values():
-            leaf.watchers.clear()
-            leaf.feeds.clear()
-            leaf.translates.clear()
-        bits = {leaf.id: leaf.bit for leaf in self.leaves.values()}
-        for repository in definition.repositories:
-            self._derive(repository, bits)
-        self._define_quotas(definition)
-        self.tasks = {task.name: self._task(task, old.get(task.name), bits) for task in definition.tasks}
-        for name, gone in old.items():
-            if name not in self.tasks and gone.open_runs:
-                self.tasks[name] = gone
-        self.pending = {key: why for key, why in self.pending.items() if key.owner in self.leaves or key.owner in self.tasks}
-        for task_state in list(self.tasks.values()):
-            before = old.get(task_state.name)
-            if task_state is not before and (before is None or before.definition != task_state.definition):
-                self._requeue(task_state, position)
-
-    def _declare(self, definition: RepositoryDef) -> LeafState:
-        leaf = self.leaves.get(definition.id)
-        if leaf is None:
-            leaf = LeafState(definition, len(self.leaves), self._new_bit())
-            self.leaves[definition.id] = leaf
-        leaf.definition = definition
-        leaf.synced = leaf.synced or definition.medium in ("native", "derived", "view")
-        return leaf
-
-    def _new_bit(self) -> int:
-        self._bits += 1
-        return 1 << (self._bits - 1)
-
-    def _derive(self, definition: RepositoryDef, bits: dict[str, int]) -> None:
-        rule, leaf = definition.derived, self.leaves[definition.id]
-        if not isinstance(rule, FilteredDef | TranslatedDef):
-            return
-        fresh = leaf.derived is None
-        base = compile_condition(rule.base, bits)
-        base_leaf = self.leaves[rule.base.leaf] if isinstance(rule.base, In) else None
-        translator = compile_condition(rule.translator, bits) if isinstance(rule, TranslatedDef) else None
-        state = leaf.derived or DerivedState(leaf, base, base_leaf)
-        state.base, state.base_leaf, state.translator = base, base_leaf, translator
-        leaf.derived = state
-        for name in leaves_of(rule.base):
-            self.leaves[name].feeds.append(state)
-        for name in leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else ():
-            self.leaves[name].translates.append(state)
-        if fresh:
-            source = translator or base
-            for job, mask in enumerate(self.masks):
-                if source.test(mask):
-                    self.pending[PendingKey(state.what, leaf.id, job)] = Pending(self.defined_at)
-
-    def _define_quotas(self, definition: PipelineDef) -> None:
-        old = self.quotas
-        self.quotas = {}
-        for quota in definition.quotas:
-            kept = old.get(quota.name)
-            if kept is not None and kept.definition == quota:
-                self.quotas[quota.name] = kept
-                continue
-            fresh = self.quotas[quota.name] = QuotaState.of(quota)
-            if kept is not None:
-                fresh.used, fresh.recent = kept.used, kept.recent
-        for name, kept in old.items():
-            if name not in self.quotas and any(kept.used.values()):
-                self.quotas[name] = kept
-
-    def _task(self, task: TaskDef, old: TaskState | None, bits: dict[str, int]) -> TaskState:
-        live = view_id(task.name, "live")
-        expr = without(task.ready, live)
-        condition = compile_condition(expr, bits)
-        reads = tuple(self._stored_under(leaves_of(expr) + [n for link in task.links if link.is_input for n in leaves_of(link.expr)]))
-        if old is None:
-            views = [self.leaves[view_id(task.name, view)] for view in VIEW_NAMES]
-            state = TaskState(task, len(self.tasks), condition, self._new_bit(), *views, reads)
-            state.queue = state.new_queue()
-        else:
-            changed = old.definition.priority != task.priority
-            old.condition, old.reads, state = condition, reads, old
-            if old.definition != task:
-                state = _copied(old)
-                state.definition = task
-                if changed:
-                    state.queue, state.awaiting = state.new_queue(), {}
-        for name in leaves_of(expr):
-            self.leaves[name].watchers.append(state)
-        return state
-
-    def _stored_under(self, names: Iterable[str]) -> list[LeafState]:
-        """Return the leaves that must be known before a task that looks at these may start, each once."""
-        found: dict[str, LeafState] = {}
-        for name in names:
-            leaf = self.leaves[name]
-            rule = leaf.definition.derived
-            if name in found:
-                continue
-            found[name] = leaf
-            if isinstance(rule, FilteredDef | TranslatedDef):
-                below = leaves_of(rule.base)
-                below += leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else []
-                found.update((leaf.id, leaf) for leaf in self._stored_under(below))
-        return list(found.values())
-
-    def _requeue(self, task: TaskState, position: int) -> None:
-        """Compare every job with a new or changed condition; costs O(jobs), once per changed definition."""
-        test, claim = task.condition.test, task.claim
-        for job, mask in enumerate(self.masks):
-            waits = job in task.queue or job in task.awaiting
-            if test(mask):
-                if not mask & claim and not waits:
-                    self.open_episode(task, job, position)
-            elif waits:
-                self.dequeue(task, job)
-            elif mask & claim:
-                self._release(task, job)
-
     # --- one changed bit --------------------------------------------------------------------------
 
     def flip(self, leaf: LeafState, job: int, present: bool, position: int) -> bool:
-        """Set a job's membership and let everything follow; return whether it changed."""
+        """Set a job's membership and let everything follow; return whether it changed.
+
+        What follows for other bits waits in `_later`, so that each change is complete before the next one
+        begins: edges of one job are then seen in the order in which its mask took its values.
+        """
         masks, bit = self.masks, leaf.bit
         before = masks[job]
         if present == (before & bit != 0):
@@ -264,7 +134,6 @@ class State:
         masks[job] = after = self._interned.setdefault(after, after)
         leaf.count += 1 if present else -1
         leaf.touch(job, masks)
-        opened: list[TaskState] | None = None
         for task in leaf.watchers:
             care, want, predicate = task.condition
             if predicate is None:
@@ -276,40 +145,53 @@ class State:
             if now:
                 if not after & task.claim:
                     self._enter(task, job, position)
-                    if after & (task.succeeded.bit | task.failed.bit):
-                        opened = opened or []
-                        opened.append(task)
+                    if after & task.outcomes:
+                        self._later += [(task.succeeded, job, False), (task.failed, job, False)]
             elif after & task.claim:
-                self._release(task, job)
+                self.release(task, job)
             else:
                 self.dequeue(task, job)
-        if opened is not None:
-            for task in opened:
-                self._clear_views(task, job, position)
         if leaf.feeds:
             self._feed(leaf, job, before, after, position)
         if leaf.translates:
             for derived in leaf.translates:
                 self._retranslate(derived, job, before, after, position)
+        if self._later and not self._following:
+            self._follow(position)
         return True
+
+    def _follow(self, position: int) -> None:
+        """Make the changes that wait in `_later`, and those that they lead to."""
+        self._following = True
+        try:
+            for leaf, job, present in self._later:  # grows meanwhile
+                self.flip(leaf, job, present, position)
+        finally:
+            self._later.clear()
+            self._following = False
 
     def open_episode(self, task: TaskState, job: int, position: int) -> None:
         """The job has become ready: count the episode, queue the job, clear what the last episode left."""
         self._enter(task, job, position)
-        self._clear_views(task, job, position)
+        self.clear_outcomes(task, job, position)
 
     def _enter(self, task: TaskState, job: int, position: int) -> None:
         put_at(task.episode_count, job, get_at(task.episode_count, job) + 1)
+        self.enqueue(task, job, position)
+
+    def enqueue(self, task: TaskState, job: int, position: int) -> None:
+        """Let a job wait that became ready at `position`; where priorities count, until its own is known."""
         if task.definition.priority:
             task.awaiting[job] = position
             self.pending[PendingKey("priority", task.name, job)] = Pending(position)
         else:
             task.queue.push(job, 0.0, position)
 
-    def _clear_views(self, task: TaskState, job: int, position: int) -> None:
-        for view in (task.succeeded, task.failed):
-            if self.masks[job] & view.bit:
-                self.flip(view, job, False, position)
+    def clear_outcomes(self, task: TaskState, job: int, position: int) -> None:
+        """A new episode has opened: the last one's outcome is no longer shown."""
+        if self.masks[job] & task.outcomes:
+            self.flip(task.succeeded, job, False, position)
+            self.flip(task.failed, job, False, position)
 
     def dequeue(self, task: TaskState, job: int) -> None:
         """The job no longer waits for this task: its episode ends without a run."""
@@ -317,7 +199,7 @@ class State:
             self.pending.pop(PendingKey("priority", task.name, job), None)
         self.pending.pop(PendingKey("resources", task.name, job), None)
 
-    def _release(self, task: TaskState, job: int) -> None:
+    def release(self, task: TaskState, job: int) -> None:
         """The conditions of a claimed job have ceased: unless a run is open, the next edge counts anew."""
         episode = task.episodes.get(job)
         if episode is not None:
@@ -340,13 +222,12 @@ class State:
             if was is now:
                 continue
             if derived.translator is not None:
-                for key in sorted(derived.reverse.get(job, ())):
-                    self.flip(derived.leaf, key, now, position)
+                self._later += [(derived.leaf, key, now) for key in sorted(derived.reverse.get(job, ()))]
             elif now:
                 self.pending[PendingKey("filter", derived.leaf.id, job)] = Pending(position)
             else:
                 self.pending.pop(PendingKey("filter", derived.leaf.id, job), None)
-                self.flip(derived.leaf, job, False, position)
+                self._later.append((derived.leaf, job, False))
 
     def _retranslate(self, derived: DerivedState, job: int, before: int, after: int, position: int) -> None:
         assert derived.translator is not None
@@ -355,7 +236,8 @@ class State:
             self.pending[PendingKey("translation", derived.leaf.id, job)] = Pending(position)
         elif was and not now:
             self.pending.pop(PendingKey("translation", derived.leaf.id, job), None)
-            self.translate(derived, job, None, position)
+            derived.bind(job, None)
+            self._later.append((derived.leaf, job, False))
 
     def value_changed(self, leaf: LeafState, job: int, position: int) -> None:
         """A member's value is another one: what was evaluated from it is due again."""
@@ -369,20 +251,6 @@ class State:
 
     def translate(self, derived: DerivedState, job: int, target: int | None, position: int) -> None:
         """Let job stand for `target` (None: for nothing) in a translated leaf."""
-        old = derived.forward.pop(job, None)
-        if old is not None:
-            keys = derived.reverse[old]
-            keys.discard(job)
-            if not keys:
-                del derived.reverse[old]
-        if target is None:
-            self.flip(derived.leaf, job, False, position)
-            return
-        derived.forward[job] = target
-        derived.reverse.setdefault(target, set()).add(job)
-        self.flip(derived.leaf, job, derived.base.test(self.masks[target]), position)
-
-
-def _copied(task: TaskState) -> TaskState:
-    """Return a task state of its own that shares what the old one remembers."""
-    return TaskState(**{name: getattr(task, name) for name in TaskState.__slots__})
+        derived.bind(job, target)
+        holds = target is not None and derived.base.test(self.masks[target])
+        self.flip(derived.leaf, job, holds, position)

@@ -75,10 +75,14 @@ class TaskState:
     open_runs: int = 0
     paused: int = 0
     constraint: str = ""
+    outcomes: int = field(init=False, default=0)
 
     @property
     def name(self) -> str:
         return self.definition.name
+
+    def __post_init__(self) -> None:
+        self.outcomes = self.succeeded.bit | self.failed.bit
 
     def new_queue(self) -> ReadyQueue:
         """Return an empty queue of the kind that this task needs."""
