@@ -28,6 +28,7 @@ from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, Store, Write
 from datatask.schema import events as e
+from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, TemporaryError
 from datatask.schema.values import INLINE_BYTES_MAX
 
@@ -322,8 +323,11 @@ class Runtime:
         return await store.put(with_content(write, self.log.blobs))
 
     def _is_unstored(self, write: Write) -> bool:
-        content = write.source is not None or write.data is not None
-        return content and self.state.leaves[write.repository].definition.medium == "native"
+        """Whether the content must be taken first: into the log's blobs, or from a file into this process."""
+        medium = self.state.leaves[write.repository].definition.medium
+        if medium == "native":
+            return write.source is not None or write.data is not None
+        return medium == "mirror" and write.source is not None
 
     async def _store_contents(self, fact: Ended) -> None:
         writes = [await self.stored(write) if self._is_unstored(write) else write for write in fact.writes]
@@ -331,8 +335,12 @@ class Runtime:
         self.wake()
 
     async def stored(self, write: Write) -> Write:
-        """Return the write with its content among the log's blobs, named by digest."""
+        """Return the write with its content among the log's blobs, named by digest; or, in-process, as bytes."""
         blobs = self.log.blobs
+        if self.state.leaves[write.repository].definition.medium == "mirror":
+            assert write.source is not None
+            data = await asyncio.to_thread(write.source.read_bytes)
+            return Write(repository=write.repository, job=write.job, data=data, size=len(data))
         if write.source is not None:
             digest, size = await asyncio.to_thread(blobs.put_file, write.source)
         else:
@@ -410,7 +418,15 @@ class Runtime:
         await self.finished(self.reactor.change([write], self.now()))
 
     async def delete(self, repository_id: str, job: str) -> None:
-        """Record a deletion; returns when it is durable and its store has followed."""
+        """Record a deletion (from a `live` view: stop the run); returns when it is durable and has been done."""
+        rule = self.state.leaves[repository_id].definition.derived
+        if isinstance(rule, ViewDef) and rule.view == "live":
+            index = self.state.job_index.get(job)
+            episode = None if index is None else self.state.tasks[rule.task].episodes.get(index)
+            if episode is not None and episode.run:
+                event, effect = self.reactor.stop(self.state.open_runs[episode.run], "deleted", self.now())
+                await self.finished(self.reactor.ask([event], [effect]))
+            return
         write = Write(repository=repository_id, job=job, op="delete")
         await self.finished(self.reactor.change([write], self.now()))
 

@@ -1,0 +1,610 @@
+"""A pipeline: tasks, their repositories and quotas, over one log; open it and it runs.
+
+Here engine and adapters meet: the definition is derived from the tasks, the log is found and leased, the state
+is folded from its newest checkpoint and the tail, stores are listed, runners recover. In come the user's
+objects, out comes an open engine behind a handful of verbs; `verbs` and the command line are made of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.log.locate import default_path, locate
+from datatask.adapters.wiring.documents import contents_of
+from datatask.engine.asking import answer
+from datatask.engine.core import checkpoints
+from datatask.engine.core.effects import Evaluation
+from datatask.engine.core.fold import apply_all
+from datatask.engine.core.state import FOLD_VERSION, State
+from datatask.engine.declare import Declared, declare
+from datatask.engine.graph import graph_of
+from datatask.engine.observing import Observer
+from datatask.engine.ports import Checkpoint, Clock, EventLog, Store, Write
+from datatask.engine.quotas import ResourceManager
+from datatask.engine.repositories import DerivedLeaf, Repository
+from datatask.engine.runtime import Runtime
+from datatask.engine.session import Session
+from datatask.engine.tasks import Task
+from datatask.schema import events as e
+from datatask.schema import requests as r
+from datatask.schema.errors import CallerError, TimeLimitError, UnknownNameError
+from datatask.schema.values import encode_value
+
+logger = logging.getLogger("datatask.pipeline")
+
+INBOX_SECONDS = 0.1
+OPAQUE_SECONDS = 1.0
+CHECKPOINT_EVERY = 50_000
+CHECKPOINT_LEAST = 2_000
+
+Priority = Callable[[str, str], float | Awaitable[float]]
+Location = str | Path | EventLog | None
+
+
+class Outcome(NamedTuple):
+    """How a `run` ended: jobs whose last run failed, ready jobs that nothing can start (by reason), and why."""
+
+    failed: int
+    stuck: dict[str, int]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Return the command line's exit code for it."""
+        if self.interrupted:
+            return 130
+        return 1 if self.failed else 6 if self.stuck else 0
+
+
+class Pipeline:
+    """Tasks that run on one log. `log` is a path, a URL or an open `EventLog`; it defaults to `.datatask/log.db`
+    beside the program's file, or to memory when nothing in the pipeline outlives the process.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        session: Session,
+        resources: Iterable[ResourceManager] = (),
+        priority: Priority | None = None,
+        *,
+        name: str | None = None,
+        log: Location = None,
+        durability: str = "full",
+        clock: Clock | None = None,
+        seed: int | None = None,
+    ) -> None:
+        listed = list(tasks)
+        self.name = name or "pipeline"
+        self.tasks: dict[str, Task] = {task.name: task for task in listed}
+        self.session = session
+        self.resources = list(resources)
+        self.priority = priority
+        self.durability = durability
+        self.default_log: Path | None = None
+        self.accepted: set[str] = set()
+        self.log: EventLog | None = None
+        self._listed = listed
+        self._location = log
+        self._clock = clock or SystemClock()
+        self._seed = seed
+        self._runtime: Runtime | None = None
+        self._declared: Declared | None = None
+        self._observer: Observer | None = None
+        self._inbox: asyncio.Task[None] | None = None
+        self._opaque: list[Task] = []
+        self._checkpointed = 0
+        self._used = False
+        self._draining = False
+        self._abandoned = False
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, tasks={list(self.tasks)})"
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    def declare(self) -> Declared:
+        """Return the definition and the objects behind its names; `CallerError` names what is wrong."""
+        if self._declared is None:
+            self._declared = declare(self._listed, name=self.name, priority=self.priority)
+        return self._declared
+
+    def settings(self, synchronous: bool = False, metadata: bool = True) -> None:
+        """Set for all tasks whether `launch` runs in this process, and whether `done` entries are written."""
+        for task in self._listed:
+            task.synchronous = synchronous
+            task.metadata = metadata
+
+    def graph(self) -> Any:
+        """Return a networkx DiGraph of tasks and repositories (networkx must be installed)."""
+        return graph_of(self._listed)
+
+    def log_location(self) -> str:
+        """Return the URL of the log that opening would use."""
+        if isinstance(self._location, str | Path):
+            return locate(self._location).url
+        if self._location is not None:
+            return self._location.url
+        if self.default_log is None and self.declare().ephemeral_only():
+            return locate("memory:").url
+        return locate(self.default_log or default_path(program())).url
+
+    @property
+    def runtime(self) -> Runtime:
+        """The engine; `CallerError` unless the pipeline is open."""
+        if self._runtime is None:
+            raise CallerError("the pipeline is not open", remedy="use it within `async with pipeline:`")
+        return self._runtime
+
+    @property
+    def state(self) -> State:
+        """The state of the open engine."""
+        return self.runtime.state
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Take the lease of the log, bring the state up to date, recover what an earlier engine left."""
+        if self._used:
+            raise CallerError("Pipeline is already used", remedy="make a new Pipeline to open it again")
+        self._used = True
+        declared = self.declare()
+        await self.session.open()
+        try:
+            await self._validate(declared)
+            self.log = await self._open_log()
+            try:
+                await self._start(declared, self.log)
+            except BaseException:
+                await self._release()
+                raise
+        except BaseException:
+            await self.session.close()
+            raise
+
+    async def _validate(self, declared: Declared) -> None:
+        for task in self._listed:
+            await task.validate()
+        for repository in declared.repositories.values():
+            await repository.validate()
+
+    async def _open_log(self) -> EventLog:
+        if self._location is not None and not isinstance(self._location, str | Path):
+            return self._location
+        url = self.log_location()
+        if locate(url).path is None:
+            from datatask.adapters.log.memory import MemoryLog
+
+            return await MemoryLog.open(pipeline=self.name, clock_now=self._clock.now())
+        from datatask.adapters.log.sqlite import SqliteLog
+
+        return await SqliteLog.open(
+            url,
+            pipeline=self.name,
+            durability=self.durability,
+            clock_now=self._clock.now(),
+            version=_version(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    async def _start(self, declared: Declared, log: EventLog) -> None:
+        state = await load_state(log)
+        self._checkpointed = state.position
+        if state.pipeline != self.name:
+            raise CallerError(
+                f"the log belongs to the pipeline {state.pipeline!r}, not to {self.name!r}",
+                where=log.url,
+                remedy="give each pipeline a log of its own (log=), or the same name=",
+            )
+        self._check_vanished(state, declared)
+        stores = {
+            id: leaf.store for id, leaf in declared.repositories.items() if leaf.medium in ("mirror", "foreign")
+        }
+        runtime = self._runtime = Runtime(
+            log,
+            state,
+            self._clock,
+            random.Random(self._seed).random,
+            runners={task.name: task.runner for task in self._listed},
+            stores=stores,
+            evaluate=self._evaluate,
+        )
+        runtime.accepted |= self.accepted
+        runtime.reactor.open(self._opened(state, log), declared.definition, self._renamed(state, declared))
+        for leaf, id in declared.objects:
+            leaf.bind(id, runtime)
+        for task in self._listed:
+            task.bind(self)
+        await runtime.open()
+        self._opaque = [task for task in self._listed if task.opaque]
+        contents = contents_of(declared.repositories)
+        self._observer = Observer(runtime, stores, contents)
+        await self._observer.open()
+        await runtime.recover()
+        await runtime.flushed()
+        self._inbox = asyncio.create_task(self._serve_inbox(log))
+
+    def _opened(self, state: State, log: EventLog) -> e.EngineOpened:
+        return e.EngineOpened(
+            at=max(self._clock.now(), state.at),
+            version=_version(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            boot=_boot_id(),
+            epoch=log.epoch,
+            last_sign=state.at,
+        )
+
+    def _renamed(self, state: State, declared: Declared) -> list[e.Renamed]:
+        at = max(self._clock.now(), state.at)
+        known = {"task": state.tasks.keys(), "repository": state.leaves.keys()}
+        return [
+            e.Renamed(at=at, what=what, old=old, new=new)  # type: ignore[arg-type]
+            for what, old, new in declared.renamed
+            if old in known[what] and new not in known[what]
+        ]
+
+    def _check_vanished(self, state: State, declared: Declared) -> None:
+        """Stop and ask when members or open runs would be left behind by the new definition."""
+        kept = {repository.id for repository in declared.definition.repositories}
+        renamed = {old for _, old, _ in declared.renamed}
+        for repository in state.definition.repositories:
+            leaf = state.leaves.get(repository.id)
+            gone = repository.id not in kept | renamed | self.accepted
+            if gone and leaf is not None and leaf.count and repository.medium != "derived" and not repository.ephemeral:
+                raise CallerError(
+                    f"the pipeline no longer has the repository {repository.id}, which has {leaf.count} members",
+                    where=str(self.log.url if self.log else ""),
+                    remedy=f"say was={repository.id!r} on its successor, or accept it: --accept-loss {repository.id}",
+                )
+        for name, task in state.tasks.items():
+            if task.open_runs and name not in self.tasks and name not in renamed | self.accepted:
+                raise CallerError(
+                    f"the pipeline no longer has the task {name}, which has {task.open_runs} open runs",
+                    where=str(self.log.url if self.log else ""),
+                    remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
+                )
+
+    async def close(self, *, reason: str = "") -> None:
+        """End the engine: runners let go, the log says goodbye, the lease is free."""
+        try:
+            if self._inbox is not None:
+                self._inbox.cancel()
+                await asyncio.gather(self._inbox, return_exceptions=True)
+            if self._observer is not None:
+                await self._observer.close()
+            if self._runtime is not None:
+                await self._runtime.close(abandon=self._abandoned, reason=reason)
+                if self._runtime.failure is None:
+                    await self._checkpoint(CHECKPOINT_LEAST)
+        finally:
+            await self._release()
+            await self.session.close()
+
+    async def _release(self) -> None:
+        if self._declared is not None:
+            for leaf, _ in self._declared.objects:
+                leaf.unbind()
+        for task in self._listed:
+            task.unbind()
+        if self.log is not None and self.log is not self._location:
+            await self.log.close()
+
+    async def _checkpoint(self, least: int) -> None:
+        runtime, log = self.runtime, self.log
+        assert log is not None
+        position = runtime.state.position
+        if position - self._checkpointed < least or log.head != position:
+            return
+        body = checkpoints.dump(runtime.state)
+        self._checkpointed = position
+        await log.checkpoint(Checkpoint(position, log.chain_at(position), FOLD_VERSION, body))
+
+    # --- running ----------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        forever: bool = False,
+        timeout: float | None = None,
+        launch_once: bool = False,
+    ) -> Outcome:
+        """Work until all is quiet. `TimeLimitError` after `timeout` seconds; the work so far is in the log."""
+        work = self._run(forever, launch_once)
+        if timeout is None:
+            return await work
+        try:
+            async with asyncio.timeout(timeout):
+                return await work
+        except TimeoutError as error:
+            self.runtime.launching = False
+            raise TimeLimitError(
+                f"not quiet after {timeout:g} s", remedy="run again: it goes on where it was"
+            ) from error
+
+    async def _run(self, forever: bool, launch_once: bool) -> Outcome:
+        runtime = self.runtime
+        assert self._observer is not None
+        runtime.launching = not self._draining
+        runtime.mode = "launch-once" if launch_once else "run"
+        await self._observer.sync(self._observer.unwatched())
+        if launch_once and runtime.launching:
+            runtime.turn()
+            runtime.launching = False
+        try:
+            while True:
+                live = await self._update_opaque()
+                await runtime.quiet() if not live else await asyncio.sleep(OPAQUE_SECONDS)
+                await self._checkpoint(CHECKPOINT_EVERY)
+                if live or self._observer.busy or not runtime.is_quiet():
+                    await asyncio.sleep(0.001)
+                    continue
+                if self._draining or not forever:
+                    before = runtime.state.position
+                    await self._observer.sync(self._observer.unwatched())
+                    if runtime.state.position == before and runtime.is_quiet():
+                        return self.outcome()
+                else:
+                    await self._next_event()
+        finally:
+            runtime.launching = False
+            runtime.mode = "run"
+
+    async def _next_event(self) -> None:
+        """Wait until something is appended, with a look at the quiet now and then."""
+        runtime = self.runtime
+        before = runtime.state.position
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            if runtime.state.position != before or self._draining or runtime.failure is not None:
+                return
+        await self._checkpoint(CHECKPOINT_EVERY)
+
+    async def _update_opaque(self) -> bool:
+        live = False
+        for task in self._opaque:
+            live = await task.update() or live
+        return live
+
+    async def update(self) -> bool:
+        """One round: look at the world, launch what may start; returns whether anything is live or was done."""
+        runtime = self.runtime
+        assert self._observer is not None
+        before = runtime.state.position
+        live = await self._update_opaque()
+        await self._observer.sync(self._observer.unwatched())
+        runtime.launching = not self._draining
+        runtime.mode = "update"
+        runtime.turn()
+        runtime.launching = False
+        await runtime.flushed()
+        await asyncio.sleep(0)
+        return live or bool(runtime.state.open_runs) or runtime.state.position != before
+
+    def run_sync(self, **options: Any) -> Outcome:
+        """Open, `run`, close, from a program without an event loop; a first Ctrl-C drains, a second abandons."""
+        return asyncio.run(self._run_sync(options))
+
+    async def _run_sync(self, options: dict[str, Any]) -> Outcome:
+        async with self:
+            with self.interruptible():
+                return await self.run(**options)
+
+    def drain(self) -> None:
+        """Launch nothing more; `run` returns when what is running has ended."""
+        self._draining = True
+        runtime = self.runtime
+        runtime.launching = False
+        runtime.mode = "drain"
+        runtime.wake()
+
+    def abandon(self) -> None:
+        """Stop what cannot outlive the engine; its runs are opened anew next time."""
+        self.drain()
+        self._abandoned = True
+        runtime = self.runtime
+        for run in list(runtime.state.open_runs.values()):
+            if run.stopping is None and not self.tasks[run.task].outlives:
+                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now())
+                runtime.reactor.ask([event], [effect])
+        runtime.pump()
+        runtime.wake()
+
+    def interruptible(self) -> _Interrupts:
+        """Return a context in which SIGINT and SIGTERM drain, and a second SIGINT abandons."""
+        return _Interrupts(self)
+
+    def outcome(self) -> Outcome:
+        """Return how things stand: failed jobs, and ready jobs that nothing can start, by reason."""
+        state = self.state
+        stuck: dict[str, int] = {}
+        for task in state.tasks.values():
+            waiting = len(task.queue) + len(task.awaiting)
+            if waiting and not self._draining:
+                reason = f"{task.name}: {task.constraint or 'evaluation'}"
+                stuck[reason] = waiting
+        failed = sum(task.failed.count for task in state.tasks.values())
+        return Outcome(failed, stuck, self._draining)
+
+    # --- values, requests, events -----------------------------------------------------------------
+
+    async def put(self, repository: Repository | str, job: str, value: Any) -> None:
+        """Put a document, text or bytes into a repository (object, id or `task.link`); durable on return."""
+        leaf = self.find(repository)
+        if isinstance(value, str) and not leaf.is_metadata():
+            value = value.encode()
+        content: dict[str, Any]
+        if isinstance(value, bytes) and not leaf.is_metadata():
+            content = {"data": value}
+        else:
+            content = {"value": msgspec.Raw(encode_value(value))}
+        await self.runtime.put(leaf.id, Write(repository=leaf.id, job=job, **content))
+
+    def find(self, repository: Repository | str) -> Repository:
+        """Return a repository by object, id or `task.link`; `UnknownNameError` names what there is."""
+        if isinstance(repository, Repository):
+            return repository
+        declared = self.declare()
+        task, _, link = repository.rpartition(".")
+        found = declared.links.get((task, link)) or declared.repositories.get(repository)
+        if found is None:
+            names = [f"{task}.{link}" for task, link in declared.links]
+            raise UnknownNameError(
+                f"there is no repository {repository}", remedy="use one of: " + ", ".join(names[:20])
+            )
+        return found
+
+    async def request(self, request: r.AnyRequest) -> r.Reply:
+        """Carry out what a person asks; see `datatask.schema.requests`."""
+        return await answer(self.runtime, request)
+
+    def subscribe(self, listener: Callable[[e.Batch], None]) -> Callable[[], None]:
+        """Call `listener` with every batch once it is durable; return the function that ends it."""
+        listeners = self.runtime.listeners
+        listeners.append(listener)
+        return lambda: listeners.remove(listener) if listener in listeners else None
+
+    async def launch(self, task: str, job: str, *, meta: bool = True) -> None:
+        """Launch a job now, ready or not (`task.launch`); `RunOpenError` when it has an open run."""
+        await self._ask(r.LaunchJob(id=_new_id(), actor=e.ENGINE, task=task, job=job, force=True, meta=meta))
+
+    async def cancel(self, task: str, job: str) -> None:
+        """Cancel a job of a task, running or waiting."""
+        await self._ask(r.CancelJobs(id=_new_id(), actor=e.ENGINE, task=task, jobs=(job,)))
+
+    async def stop_live(self, task: str, job: str) -> None:
+        """Stop a job's run and open the job anew: what deleting from `live` means."""
+        await self._ask(r.DeleteValues(id=_new_id(), actor=e.ENGINE, repository=f"live({task})", jobs=(job,)))
+
+    async def _ask(self, request: r.AnyRequest) -> None:
+        reply = await self.request(request)
+        if reply.refusal is not None:
+            raise error_of(reply.refusal)
+
+    async def _serve_inbox(self, log: EventLog) -> None:
+        while True:
+            for request in log.inbox.pending():
+                log.inbox.answer(await self.request(request))
+            await asyncio.sleep(INBOX_SECONDS)
+
+    async def _evaluate(self, evaluation: Evaluation) -> object:
+        what = evaluation.key.what
+        if what == "priority":
+            assert self.priority is not None
+            result = self.priority(evaluation.owner, evaluation.job)
+            return float(await result if asyncio.iscoroutine(result) else result)  # type: ignore[arg-type]
+        leaf = self.declare().repositories[evaluation.owner]
+        assert isinstance(leaf, DerivedLeaf)
+        return await leaf.evaluate(evaluation.job)
+
+
+class _Interrupts:
+    """Signals while a pipeline runs: the first drains, the second abandons."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGINT, self._interrupt)
+            loop.add_signal_handler(signal.SIGTERM, self._pipeline.drain)
+        except (ValueError, RuntimeError, NotImplementedError):
+            logger.debug("not in the main thread: signals stay as they are")
+        return self
+
+    def _interrupt(self) -> None:
+        self._count += 1
+        if self._count == 1:
+            logger.warning("interrupted: waiting for what runs; once more abandons it")
+            self._pipeline.drain()
+        else:
+            self._pipeline.abandon()
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.remove_signal_handler(number)
+            except (ValueError, RuntimeError, NotImplementedError):
+                logger.debug("not in the main thread: signals stay as they are")
+
+
+async def load_state(log: EventLog) -> State:
+    """Return the state at the log's head: the newest checkpoint, and the events behind it."""
+    found = await log.latest_checkpoint(FOLD_VERSION)
+    state = State()
+    if found is not None:
+        loaded = checkpoints.load(found.body)
+        if loaded.position == found.position and loaded.log == log.uuid:
+            state = loaded
+    async for batch in log.batches(after=state.position):
+        apply_all(state, batch.first, batch.events)
+    return state
+
+
+def error_of(refusal: r.Refusal) -> Exception:
+    """Return the error that a refusal tells of."""
+    from datatask.schema import errors
+
+    kinds = {
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.DatataskError)
+    }
+    kind = kinds.get(refusal.code, CallerError)
+    return kind(refusal.what, where=refusal.where, remedy=refusal.remedy)
+
+
+def program() -> Path:
+    """Return the file of the running program, or the working directory in an interactive session."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file) if file is not None else Path.cwd()
+
+
+def _version() -> str:
+    import datatask
+
+    return datatask.__version__
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def utc(at: int) -> dt.datetime:
+    """Return engine time as a datetime."""
+    return dt.datetime.fromtimestamp(at / 1e9, dt.UTC)
