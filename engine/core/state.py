@@ -7,6 +7,7 @@ reads the result. Nothing here reads a clock or draws by chance.
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -89,6 +90,11 @@ class State:
             self.jobs.append(job)
             self.masks.append(0)
         return index
+
+    def take_masks(self, table: list[int], numbers: array[int]) -> None:
+        """Take the masks of a checkpoint: the distinct ones, and for each job its number among them."""
+        self._interned = dict(zip(table, table, strict=True))
+        self.masks = list(map(table.__getitem__, numbers))
 
     def contains(self, leaf: str, job: str) -> bool:
         """Whether the job is in the leaf (unknown ones are in none)."""

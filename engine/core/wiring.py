@@ -188,8 +188,8 @@ def _define_tasks(state: State, definition: PipelineDef) -> list[TaskState]:
     for task in definition.tasks:
         kept = old.get(task.name)
         if kept is None:
-            views = [state.leaves[view_id(task.name, view)] for view in VIEW_NAMES]
-            kept = TaskState(task, 0, compile_condition(NEVER, {}), state.new_bit(), *views)
+            live, succeeded, failed = (state.leaves[view_id(task.name, view)] for view in VIEW_NAMES)
+            kept = TaskState(task, 0, compile_condition(NEVER, {}), state.new_bit(), live, succeeded, failed)
             kept.queue = kept.new_queue()
             changed.append(kept)
         elif kept.definition != task:

@@ -1,0 +1,345 @@
+"""A state as bytes and back: `load(dump(state))` goes on exactly as `state` would.
+
+Out: one msgpack document. Masks are a table of the distinct ones and an index per job, positions and counters are
+arrays as they lie in memory, members are roaring bitmaps; events and definitions are the JSON that the log
+has. What follows from the rest (conditions, watchers, reverse indexes, heaps) is not stored but worked out. Where
+the order of a dict means something (queues, pending evaluations) it is kept, elsewhere it is made canonical: equal
+states give equal bytes, so `fingerprint` is how two states are compared. It is a cache: `load` refuses another
+fold version, and whoever loads a large one switches the garbage collector off meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import sys
+from array import array
+from collections import OrderedDict, deque
+
+import msgspec
+from pyroaring import BitMap
+
+from datatask.engine.core.conditions import compile_condition
+from datatask.engine.core.members import DerivedState, LeafState
+from datatask.engine.core.quotas import QuotaState
+from datatask.engine.core.state import FOLD_VERSION, Intent, Pending, PendingKey, State
+from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.wiring import NEVER, wire
+from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, TaskDef
+from datatask.schema.errors import LogDamagedError
+from datatask.schema.events import Ending, EngineOpened, StoreWriteIntended
+
+_json = msgspec.json.encode
+
+
+class LeafImage(msgspec.Struct, array_like=True):
+    """One leaf; `forward` are the keys and the targets of a translation."""
+
+    id: str
+    definition: bytes
+    bit: bytes
+    synced: bool
+    incarnation: int
+    held: str
+    positions: bytes
+    versions: bytes
+    members: bytes
+    derived: bool
+    forward: tuple[bytes, bytes]
+
+
+class TaskImage(msgspec.Struct, array_like=True):
+    """One task; its definition is left out where the pipeline's has it."""
+
+    name: str
+    definition: bytes | None
+    claim: bytes
+    views: tuple[str, str, str]
+    queue: list[tuple[float, int, int]]
+    awaiting: list[tuple[int, int]]
+    episodes: list[tuple[int, int, float, int, int, int, int | None]]
+    last_run: bytes
+    episode_count: bytes
+    paused: int
+    constraint: str
+
+
+class RunImage(msgspec.Struct, array_like=True):
+    """One open run: the fields of `OpenRun`, the ending as JSON."""
+
+    fields: tuple[int, str, int, int, int, int, str, dict[str, int], str | None, dict[str, int], bool, int]
+    started_at: int | None
+    handle: dict[str, str | int] | None
+    where: str
+    unreachable: bool
+    stopping: str | None
+    settling: bytes | None
+    intents: list[tuple[str, int, int]]
+
+
+class QuotaImage(msgspec.Struct, array_like=True):
+    """One quota: as defined, as it is in force, and what counts against it."""
+
+    definition: bytes
+    limits: dict[str, int]
+    launches: int | None
+    used: list[tuple[str, int]]
+    recent: list[int]
+
+
+class Image(msgspec.Struct, array_like=True):
+    """A whole state; `masks` are the distinct ones, `mask_of` an index into them for each job."""
+
+    version: int
+    position: int
+    at: int
+    log: str
+    pipeline: str
+    engine: bytes | None
+    closed: bool
+    definition: bytes
+    defined_at: int
+    bits: int
+    jobs: list[str]
+    masks: list[bytes]
+    mask_of: bytes
+    leaves: list[LeafImage]
+    tasks: list[TaskImage]
+    quotas: list[QuotaImage]
+    runs: list[RunImage]
+    pending: list[tuple[str, str, int, int, str, int]]
+    intents: list[tuple[str, int, int, bytes]]
+    requests: list[tuple[str, int]]
+    marks: list[tuple[int, int]]
+    mark_every: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Image)
+
+
+def fingerprint(state: State) -> str:
+    """Return the SHA-256 of the state's bytes, in hex: equal exactly for equal states."""
+    return hashlib.sha256(dump(state)).hexdigest()
+
+
+def dump(state: State) -> bytes:
+    """Return the state as bytes."""
+    masks = list(dict.fromkeys(state.masks))
+    number = {mask: index for index, mask in enumerate(masks)}
+    intents = sorted((intent.position, key, intent) for key, intent in state.intents.items())
+    image = Image(
+        version=FOLD_VERSION,
+        position=state.position,
+        at=state.at,
+        log=state.log,
+        pipeline=state.pipeline,
+        engine=None if state.engine is None else _json(state.engine),
+        closed=state.closed,
+        definition=_json(state.definition),
+        defined_at=state.defined_at,
+        bits=state.bits,
+        jobs=state.jobs,
+        masks=[_int_bytes(mask) for mask in masks],
+        mask_of=_array_bytes(array("I", map(number.__getitem__, state.masks))),
+        leaves=[_leaf_image(leaf, state.masks) for leaf in state.leaves.values()],
+        tasks=[_task_image(task, state.definition) for task in state.tasks.values()],
+        quotas=[_quota_image(quota) for quota in state.quotas.values()],
+        runs=[_run_image(run) for run in state.open_runs.values()],
+        pending=[(*key, *why) for key, why in state.pending.items()],
+        intents=[(*key, position, _json(intent.event)) for position, key, intent in intents],
+        requests=list(state.requests.items()),
+        marks=state.marks,
+        mark_every=state.mark_every,
+    )
+    return _encoder.encode(image)
+
+
+def load(body: bytes) -> State:
+    """Return the state that was dumped; `LogDamagedError` where the bytes are not of this fold version."""
+    try:
+        image = _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise _unusable(f"a checkpoint does not decode: {error}") from error
+    if image.version != FOLD_VERSION:
+        raise _unusable(f"a checkpoint is of fold version {image.version}, not {FOLD_VERSION}")
+    state = State()
+    state.position, state.at, state.log, state.pipeline = image.position, image.at, image.log, image.pipeline
+    state.engine = None if image.engine is None else msgspec.json.decode(image.engine, type=EngineOpened)
+    state.closed, state.bits = image.closed, image.bits
+    state.definition = msgspec.json.decode(image.definition, type=PipelineDef)
+    state.defined_at = image.defined_at
+    state.jobs = image.jobs
+    state.job_index = dict(zip(image.jobs, range(len(image.jobs)), strict=True))
+    state.take_masks([int.from_bytes(mask, "little") for mask in image.masks], _array("I", image.mask_of))
+    state.leaves = {leaf.id: _leaf(leaf, index) for index, leaf in enumerate(image.leaves)}
+    state.open_runs = {run.fields[0]: _run(run) for run in image.runs}
+    state.quotas = {quota.definition.name: quota for quota in map(_quota, image.quotas)}
+    definitions = {task.name: task for task in state.definition.tasks}
+    state.tasks = {
+        task.name: _task(state, task, index, definitions.get(task.name)) for index, task in enumerate(image.tasks)
+    }
+    for run in state.open_runs.values():
+        state.tasks[run.task].open_runs += 1
+    state.pending = {PendingKey(*entry[:3]): Pending(*entry[3:]) for entry in image.pending}
+    state.intents = {
+        (leaf, job): Intent(position, msgspec.json.decode(event, type=StoreWriteIntended))
+        for leaf, job, position, event in image.intents
+    }
+    state.requests = OrderedDict(image.requests)
+    state.marks, state.mark_every = image.marks, image.mark_every
+    wire(state)
+    return state
+
+
+def _unusable(what: str) -> LogDamagedError:
+    return LogDamagedError(what, remedy="leave the checkpoint out: folding the log gives the same state")
+
+
+# --- the parts, out ---------------------------------------------------------------------------------
+
+
+def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
+    members = leaf.members(masks).copy()
+    members.run_optimize()
+    forward = sorted(leaf.derived.forward.items()) if leaf.derived is not None else []
+    return LeafImage(
+        leaf.id,
+        _json(leaf.definition),
+        _int_bytes(leaf.bit),
+        leaf.synced,
+        leaf.incarnation,
+        leaf.held,
+        _array_bytes(leaf.positions),
+        _array_bytes(leaf.versions),
+        members.serialize(),
+        leaf.derived is not None,
+        (
+            _array_bytes(array("I", (key for key, _ in forward)), strip=False),
+            _array_bytes(array("I", (target for _, target in forward)), strip=False),
+        ),
+    )
+
+
+def _task_image(task: TaskState, definition: PipelineDef) -> TaskImage:
+    return TaskImage(
+        task.name,
+        None if task.definition in definition.tasks else _json(task.definition),
+        _int_bytes(task.claim),
+        (task.live.id, task.succeeded.id, task.failed.id),
+        list(task.queue.entries()),
+        list(task.awaiting.items()),
+        [
+            (job, own.position, own.priority, own.attempt, own.infrastructure, own.run, own.not_before)
+            for job, own in sorted(task.episodes.items())
+        ],
+        _array_bytes(task.last_run),
+        _array_bytes(task.episode_count),
+        task.paused,
+        task.constraint,
+    )
+
+
+def _quota_image(quota: QuotaState) -> QuotaImage:
+    used = sorted((name, amount) for name, amount in quota.used.items() if amount)
+    return QuotaImage(_json(quota.definition), quota.limits, quota.launches, used, list(quota.recent))
+
+
+def _run_image(run: OpenRun) -> RunImage:
+    return RunImage(
+        (
+            run.run,
+            run.task,
+            run.job,
+            run.episode,
+            run.attempt,
+            run.decided_at,
+            run.origin,
+            run.resources,
+            run.quota,
+            run.inputs,
+            run.meta,
+            run.epoch,
+        ),
+        run.started_at,
+        run.handle,
+        run.where,
+        run.unreachable,
+        run.stopping,
+        None if run.settling is None else _json(run.settling),
+        [(*key, position) for key, position in run.intents.items()],
+    )
+
+
+# --- the parts, in ----------------------------------------------------------------------------------
+
+
+def _leaf(image: LeafImage, index: int) -> LeafState:
+    definition = msgspec.json.decode(image.definition, type=RepositoryDef)
+    leaf = LeafState(definition, index, int.from_bytes(image.bit, "little"))
+    leaf.synced, leaf.incarnation, leaf.held = image.synced, image.incarnation, image.held
+    leaf.positions, leaf.versions = _array("q", image.positions), _array("Q", image.versions)
+    leaf.load(BitMap.deserialize(image.members))
+    if image.derived:
+        leaf.derived = DerivedState(leaf, compile_condition(NEVER, {}), None)
+        for key, target in zip(*(_array("I", side) for side in image.forward), strict=True):
+            leaf.derived.bind(key, target)
+    return leaf
+
+
+def _task(state: State, image: TaskImage, index: int, definition: TaskDef | None) -> TaskState:
+    if image.definition is not None or definition is None:
+        definition = msgspec.json.decode(image.definition or b"", type=TaskDef)
+    live, succeeded, failed = (state.leaves[name] for name in image.views)
+    claim = int.from_bytes(image.claim, "little")
+    task = TaskState(definition, index, compile_condition(NEVER, {}), claim, live, succeeded, failed)
+    task.queue = task.new_queue()
+    for order, position, job in image.queue:
+        task.queue.push(job, -order, position)
+    task.awaiting = dict(image.awaiting)
+    task.episodes = {own[0]: Episode(*own[1:]) for own in image.episodes}
+    task.retries = [
+        (own.not_before, job) for job, own in task.episodes.items() if not own.run and own.not_before is not None
+    ]
+    heapq.heapify(task.retries)
+    task.last_run, task.episode_count = _array("q", image.last_run), _array("I", image.episode_count)
+    task.paused, task.constraint = image.paused, image.constraint
+    return task
+
+
+def _quota(image: QuotaImage) -> QuotaState:
+    definition = msgspec.json.decode(image.definition, type=QuotaDef)
+    return QuotaState(definition, image.limits, image.launches, dict(image.used), deque(image.recent))
+
+
+def _run(image: RunImage) -> OpenRun:
+    run = OpenRun(*image.fields)
+    run.started_at, run.handle, run.where = image.started_at, image.handle, image.where
+    run.unreachable, run.stopping = image.unreachable, image.stopping  # type: ignore[assignment]
+    run.settling = None if image.settling is None else msgspec.json.decode(image.settling, type=Ending)
+    run.intents = {(leaf, job): position for leaf, job, position in image.intents}
+    return run
+
+
+def _int_bytes(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "little")
+
+
+def _array_bytes(cells: array[int], *, strip: bool = True) -> bytes:
+    """Return an array's cells, little-endian, without the zeros at its end."""
+    if sys.byteorder == "big":
+        cells = cells[:]
+        cells.byteswap()
+    data = cells.tobytes()
+    if not strip:
+        return data
+    used = len(data.rstrip(b"\0"))
+    return data[: -(-used // cells.itemsize) * cells.itemsize]
+
+
+def _array(code: str, data: bytes) -> array[int]:
+    cells: array[int] = array(code)
+    cells.frombytes(data)
+    if sys.byteorder == "big":
+        cells.byteswap()
+    return cells
