@@ -5,9 +5,13 @@ A wall clock that somebody sets does not move engine time; the jump is told once
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 
 STEP_NS = 2_000_000_000
+LATE_SECONDS = 0.0005
+LONGEST_SECONDS = 3600.0
 
 
 class SystemClock:
@@ -29,3 +33,12 @@ class SystemClock:
         before, self._told = self._told, offset
         now = time.monotonic_ns()
         return now + before, now + offset
+
+    def call_at(self, at: int, ring: Callable[[], None]) -> Callable[[], None]:
+        """Ring on the running loop when engine time has reached `at` (an hour from now at the latest)."""
+        delay = max(0.0, (at - self.now()) / 1e9)
+        return (
+            asyncio.get_running_loop()
+            .call_later(min(delay, LONGEST_SECONDS) + LATE_SECONDS, ring)
+            .cancel
+        )

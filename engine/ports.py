@@ -28,6 +28,9 @@ class Clock(Protocol):
     def wall_step(self) -> tuple[int, int] | None:
         """Return (wall before, wall after) when the wall clock jumped since last asked, else None."""
 
+    def call_at(self, at: int, ring: Callable[[], None]) -> Callable[[], None]:
+        """Ring on the event loop at engine time `at`, perhaps earlier; return the function that calls it off."""
+
 
 # --- the log ----------------------------------------------------------------------------------------
 

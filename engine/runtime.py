@@ -78,7 +78,7 @@ class Runtime:
         self._background: set[asyncio.Task[None]] = set()
         self._store_writes = asyncio.Semaphore(STORE_WRITES_MAX)
         self._turning = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._call_off: Callable[[], None] | None = None
         self._wake_at: int | None = None
         self._quiet: asyncio.Event = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
@@ -129,8 +129,8 @@ class Runtime:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._call_off is not None:
+            self._call_off()
         if self._unsubscribe is not None:
             self._unsubscribe()
 
@@ -238,18 +238,17 @@ class Runtime:
                 logger.exception("a subscriber failed on the batch at %s; it goes on with the next", batch.first)
 
     def _set_timer(self, wake_at: int | None) -> None:
-        if wake_at == self._wake_at and self._timer is not None:
+        if wake_at == self._wake_at and self._call_off is not None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._call_off is not None:
+            self._call_off()
+            self._call_off = None
         self._wake_at = wake_at
         if wake_at is not None:
-            delay = max(0.0, (wake_at - self.now()) / 1e9)
-            self._timer = self._loop.call_later(min(delay, 3600.0) + 0.0005, self._alarm)
+            self._call_off = self.clock.call_at(wake_at, self._alarm)
 
     def _alarm(self) -> None:
-        self._timer = self._wake_at = None
+        self._call_off = self._wake_at = None
         self.wake()
 
     # --- effects ----------------------------------------------------------------------------------
