@@ -1,0 +1,186 @@
+"""Runs data pipelines and remembers everything that happened in them.
+
+The public names, each loaded when it is first asked for: `import datatask.schema` stays as light as the schema is.
+A new public name is one line in `_HOME`, and one under TYPE_CHECKING so that checkers see it too.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datatask.adapters.cli.main import main as main
+    from datatask.adapters.execute.executors import ExecutorTask as ExecutorTask
+    from datatask.adapters.execute.functions import (
+        InProcessSyncTask as InProcessSyncTask,
+    )
+    from datatask.adapters.execute.local import (
+        AbstractProcessManager as AbstractProcessManager,
+    )
+    from datatask.adapters.execute.local import LocalLinuxManager as LocalLinuxManager
+    from datatask.adapters.execute.processes import STDOUT as STDOUT
+    from datatask.adapters.execute.processes import ProcessTask as ProcessTask
+    from datatask.adapters.store.directories import (
+        DirectoryRepository as DirectoryRepository,
+    )
+    from datatask.adapters.store.files import FileRepository as FileRepository
+    from datatask.adapters.store.files import FileRepositoryBase as FileRepositoryBase
+    from datatask.adapters.store.inprocess import (
+        InProcessBlobRepository as InProcessBlobRepository,
+    )
+    from datatask.adapters.store.inprocess import (
+        InProcessMetadataRepository as InProcessMetadataRepository,
+    )
+    from datatask.adapters.store.logs import LogBlobRepository as LogBlobRepository
+    from datatask.adapters.store.logs import (
+        LogMetadataRepository as LogMetadataRepository,
+    )
+    from datatask.adapters.store.yamls import (
+        YamlMetadataFileRepository as YamlMetadataFileRepository,
+    )
+    from datatask.adapters.wiring.pipeline import Outcome as Outcome
+    from datatask.adapters.wiring.pipeline import Pipeline as Pipeline
+    from datatask.adapters.wiring.verbs import cat_data as cat_data
+    from datatask.adapters.wiring.verbs import delete_data as delete_data
+    from datatask.adapters.wiring.verbs import inject_data as inject_data
+    from datatask.adapters.wiring.verbs import launch as launch
+    from datatask.adapters.wiring.verbs import list_data as list_data
+    from datatask.adapters.wiring.verbs import print_status as print_status
+    from datatask.adapters.wiring.verbs import print_trace as print_trace
+    from datatask.adapters.wiring.verbs import run as run
+    from datatask.adapters.wiring.verbs import shell as shell
+    from datatask.adapters.wiring.verbs import update as update
+    from datatask.engine.graph import dependants as dependants
+    from datatask.engine.quotas import ResourceManager as ResourceManager
+    from datatask.engine.repositories import (
+        AggregateAndRepository as AggregateAndRepository,
+    )
+    from datatask.engine.repositories import (
+        AggregateOrRepository as AggregateOrRepository,
+    )
+    from datatask.engine.repositories import BlobRepository as BlobRepository
+    from datatask.engine.repositories import BlockingRepository as BlockingRepository
+    from datatask.engine.repositories import MapRepository as MapRepository
+    from datatask.engine.repositories import MetadataRepository as MetadataRepository
+    from datatask.engine.repositories import (
+        RelatedItemRepository as RelatedItemRepository,
+    )
+    from datatask.engine.repositories import Repository as Repository
+    from datatask.engine.repositories import job_getter as job_getter
+    from datatask.engine.session import Session as Session
+    from datatask.engine.streams import AReadStream as AReadStream
+    from datatask.engine.streams import AReadText as AReadText
+    from datatask.engine.streams import AWriteStream as AWriteStream
+    from datatask.engine.streams import AWriteText as AWriteText
+    from datatask.engine.streams import async_copyfile as async_copyfile
+    from datatask.engine.streams import async_copyfile_str as async_copyfile_str
+    from datatask.engine.streams import roundrobin as roundrobin
+    from datatask.engine.tasks import Link as Link
+    from datatask.engine.tasks import Retry as Retry
+    from datatask.engine.tasks import Task as Task
+    from datatask.engine.tasks import ViewRepository as ViewRepository
+    from datatask.schema.errors import CallerError as CallerError
+    from datatask.schema.errors import DatataskError as DatataskError
+    from datatask.schema.errors import FutureLogError as FutureLogError
+    from datatask.schema.errors import InternalError as InternalError
+    from datatask.schema.errors import InvalidJobError as InvalidJobError
+    from datatask.schema.errors import LeaseHeldError as LeaseHeldError
+    from datatask.schema.errors import LeaseLostError as LeaseLostError
+    from datatask.schema.errors import LogDamagedError as LogDamagedError
+    from datatask.schema.errors import LogError as LogError
+    from datatask.schema.errors import (
+        NothingCanProgressError as NothingCanProgressError,
+    )
+    from datatask.schema.errors import RunOpenError as RunOpenError
+    from datatask.schema.errors import TemporaryError as TemporaryError
+    from datatask.schema.errors import TimeLimitError as TimeLimitError
+    from datatask.schema.errors import UnknownNameError as UnknownNameError
+    from datatask.schema.resources import Resources as Resources
+    from datatask.schema.resources import ResourceType as ResourceType
+    from datatask.schema.resources import parse_quantity as parse_quantity
+
+__version__ = "0.1.0"
+
+_HOME: dict[str, str] = {
+    "AbstractProcessManager": "datatask.adapters.execute.local",
+    "AggregateAndRepository": "datatask.engine.repositories",
+    "AggregateOrRepository": "datatask.engine.repositories",
+    "AReadStream": "datatask.engine.streams",
+    "AReadText": "datatask.engine.streams",
+    "async_copyfile": "datatask.engine.streams",
+    "async_copyfile_str": "datatask.engine.streams",
+    "AWriteStream": "datatask.engine.streams",
+    "AWriteText": "datatask.engine.streams",
+    "BlobRepository": "datatask.engine.repositories",
+    "BlockingRepository": "datatask.engine.repositories",
+    "CallerError": "datatask.schema.errors",
+    "cat_data": "datatask.adapters.wiring.verbs",
+    "DatataskError": "datatask.schema.errors",
+    "delete_data": "datatask.adapters.wiring.verbs",
+    "dependants": "datatask.engine.graph",
+    "DirectoryRepository": "datatask.adapters.store.directories",
+    "ExecutorTask": "datatask.adapters.execute.executors",
+    "FileRepository": "datatask.adapters.store.files",
+    "FileRepositoryBase": "datatask.adapters.store.files",
+    "FutureLogError": "datatask.schema.errors",
+    "inject_data": "datatask.adapters.wiring.verbs",
+    "InProcessBlobRepository": "datatask.adapters.store.inprocess",
+    "InProcessMetadataRepository": "datatask.adapters.store.inprocess",
+    "InProcessSyncTask": "datatask.adapters.execute.functions",
+    "InternalError": "datatask.schema.errors",
+    "InvalidJobError": "datatask.schema.errors",
+    "job_getter": "datatask.engine.repositories",
+    "launch": "datatask.adapters.wiring.verbs",
+    "LeaseHeldError": "datatask.schema.errors",
+    "LeaseLostError": "datatask.schema.errors",
+    "Link": "datatask.engine.tasks",
+    "list_data": "datatask.adapters.wiring.verbs",
+    "LocalLinuxManager": "datatask.adapters.execute.local",
+    "LogBlobRepository": "datatask.adapters.store.logs",
+    "LogDamagedError": "datatask.schema.errors",
+    "LogError": "datatask.schema.errors",
+    "LogMetadataRepository": "datatask.adapters.store.logs",
+    "main": "datatask.adapters.cli.main",
+    "MapRepository": "datatask.engine.repositories",
+    "MetadataRepository": "datatask.engine.repositories",
+    "NothingCanProgressError": "datatask.schema.errors",
+    "Outcome": "datatask.adapters.wiring.pipeline",
+    "parse_quantity": "datatask.schema.resources",
+    "Pipeline": "datatask.adapters.wiring.pipeline",
+    "print_status": "datatask.adapters.wiring.verbs",
+    "print_trace": "datatask.adapters.wiring.verbs",
+    "ProcessTask": "datatask.adapters.execute.processes",
+    "RelatedItemRepository": "datatask.engine.repositories",
+    "Repository": "datatask.engine.repositories",
+    "ResourceManager": "datatask.engine.quotas",
+    "Resources": "datatask.schema.resources",
+    "ResourceType": "datatask.schema.resources",
+    "Retry": "datatask.engine.tasks",
+    "roundrobin": "datatask.engine.streams",
+    "run": "datatask.adapters.wiring.verbs",
+    "RunOpenError": "datatask.schema.errors",
+    "Session": "datatask.engine.session",
+    "shell": "datatask.adapters.wiring.verbs",
+    "STDOUT": "datatask.adapters.execute.processes",
+    "Task": "datatask.engine.tasks",
+    "TemporaryError": "datatask.schema.errors",
+    "TimeLimitError": "datatask.schema.errors",
+    "UnknownNameError": "datatask.schema.errors",
+    "update": "datatask.adapters.wiring.verbs",
+    "ViewRepository": "datatask.engine.tasks",
+    "YamlMetadataFileRepository": "datatask.adapters.store.yamls",
+}
+"""Public name -> the module that defines it."""
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'datatask' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
