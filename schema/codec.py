@@ -144,7 +144,8 @@ def to_line(event: Event) -> bytes:
 
 def from_line(line: bytes | str) -> Event:
     """Return the event that `to_line` wrote."""
-    return _line_decoder.decode(line)
+    event: Event = _line_decoder.decode(line)
+    return event
 
 
 def payload_digest(payload: bytes | None, salt: int | None) -> str:

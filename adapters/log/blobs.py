@@ -1,0 +1,104 @@
+"""Blobs beside the log: bytes under the name of their SHA-256, in `<log>.blobs/ab/abcd…`.
+
+In: bytes, a file, or a file that a writer finished under a name from `new`. Out: digest and size, once the
+content is whole and durable, so that an event may name it. What has the digest already is not written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from datatask.adapters.log.faults import mapped
+from datatask.schema.errors import UnknownNameError
+
+_FRESH = "new"
+_HEX = frozenset("0123456789abcdef")
+
+
+class FileBlobs:
+    """The `Blobs` port over a folder; `durable=False` leaves out the waiting for the disk."""
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self.root = root
+        self._durable = durable
+
+    def put_bytes(self, data: bytes) -> tuple[str, int]:
+        """Store bytes; return (SHA-256 in hex, size)."""
+        digest = hashlib.sha256(data).hexdigest()
+        if not self._has(digest, len(data)):
+            fresh = self.new()
+            with mapped(fresh):
+                fresh.write_bytes(data)
+                self._move_in(fresh, digest)
+        return digest, len(data)
+
+    def put_file(self, source: Path) -> tuple[str, int]:
+        """Store a file's content in constant memory; return (SHA-256 in hex, size)."""
+        fresh = self.new()
+        with mapped(source):
+            shutil.copyfile(source, fresh)
+        return self.adopt(fresh)
+
+    def new(self) -> Path:
+        """Return a fresh path for a writer, to `adopt` or to unlink."""
+        folder = self.root / _FRESH
+        with mapped(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder / uuid.uuid4().hex
+
+    def adopt(self, path: Path) -> tuple[str, int]:
+        """Take a finished file from `new`; return (SHA-256 in hex, size)."""
+        with mapped(path):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = os.fstat(file.fileno()).st_size
+            if self._has(digest, size):
+                path.unlink()
+            else:
+                self._move_in(path, digest)
+        return digest, size
+
+    def path(self, digest: str) -> Path:
+        """Return where the blob's bytes are; `UnknownNameError` if it is not there."""
+        place = self._place(digest)
+        if not place.is_file():
+            raise UnknownNameError(
+                f"there is no blob {digest!r:.80}",
+                where=str(self.root),
+                remedy="restore the folder from a backup",
+            )
+        return place
+
+    def _place(self, digest: str) -> Path:
+        if len(digest) != 64 or not _HEX.issuperset(digest):
+            raise UnknownNameError(f"{digest!r:.80} is not a SHA-256 in hex", where=str(self.root))
+        return self.root / digest[:2] / digest
+
+    def _has(self, digest: str, size: int) -> bool:
+        try:
+            return self._place(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _move_in(self, fresh: Path, digest: str) -> None:
+        place = self._place(digest)
+        made = not place.parent.exists()
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        fresh.chmod(0o600)
+        self._sync(fresh)
+        os.rename(fresh, place)
+        self._sync(place.parent)
+        if made:
+            self._sync(self.root)
+
+    def _sync(self, path: Path) -> None:
+        if self._durable:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,91 @@
+"""SQLite's errors in our words, mapped in this one place.
+
+In: whatever `sqlite3`, SQLAlchemy or the file system raised while a log was in use. Out: a `DatataskError`
+that names the file, the position as far as it is known, and the remedy; the original is its `__cause__`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from datatask.schema.errors import (
+    DatataskError,
+    InternalError,
+    LogDamagedError,
+    LogError,
+    TemporaryError,
+    TimeLimitError,
+)
+
+_RESTORE = "restore it from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
+
+_DAMAGED = {
+    sqlite3.SQLITE_CORRUPT: "the file is damaged",
+    sqlite3.SQLITE_NOTADB: "the file is not a log (not an SQLite database)",
+    sqlite3.SQLITE_FORMAT: "the file is damaged",
+    sqlite3.SQLITE_ERROR: "the file is not a log, or damaged",
+    sqlite3.SQLITE_MISMATCH: "the file is damaged",
+}
+_UNUSABLE = {
+    sqlite3.SQLITE_FULL: ("the disk is full", "free some space and start again; nothing durable was lost"),
+    sqlite3.SQLITE_IOERR: ("the disk failed", "look at the system log, then start again"),
+    sqlite3.SQLITE_READONLY: (
+        "the file cannot be written",
+        "check the permissions of the file and its folder",
+    ),
+    sqlite3.SQLITE_CANTOPEN: ("the file cannot be opened", "check that it exists and may be read"),
+    sqlite3.SQLITE_PERM: ("the file cannot be opened", "check the permissions of the file and its folder"),
+    sqlite3.SQLITE_AUTH: (
+        "this statement may not be used on a log",
+        "use SELECT on the log's own tables and views",
+    ),
+}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def damaged(
+    what: str, path: Path | str, position: int | None = None, remedy: str = _RESTORE
+) -> LogDamagedError:
+    """Return the error for a log that does not say what it said, at `position` where that is known."""
+    where = str(path) if position is None else f"{path} position {position}"
+    return LogDamagedError(what, where=where, remedy=remedy)
+
+
+def translate(error: BaseException, path: Path | str, position: int | None = None) -> DatataskError:
+    """Return our error for one of SQLite's, SQLAlchemy's or the system's."""
+    if isinstance(error, DatataskError):
+        return error
+    inner = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(inner, OSError):
+        return LogError(
+            f"{inner.strerror or inner}", where=str(inner.filename or path), remedy="see to the file system"
+        )
+    if not isinstance(inner, sqlite3.Error):
+        return InternalError(
+            f"{type(inner).__name__}: {inner}", where=str(path), remedy="please report it with the log"
+        )
+    code = getattr(inner, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in _BUSY:
+        return TemporaryError("the log is busy", where=str(path), remedy="try again")
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return TimeLimitError(
+            "the query took too long", where=str(path), remedy="allow more time, or ask for less"
+        )
+    if code in _UNUSABLE:
+        what, remedy = _UNUSABLE[code]
+        return LogError(f"{what} ({inner})", where=str(path), remedy=remedy)
+    return damaged(f"{_DAMAGED.get(code, 'the file cannot be used')} ({inner})", path, position)
+
+
+@contextmanager
+def mapped(path: Path | str, position: int | None = None) -> Iterator[None]:
+    """Run a block in which foreign errors become ours."""
+    try:
+        yield
+    except (sqlite3.Error, DBAPIError, OSError) as error:
+        raise translate(error, path, position) from error

@@ -1,0 +1,119 @@
+"""The lease: at most one engine writes a log, for as long as it lives and not a moment longer.
+
+It is a POSIX record lock on a file beside the log. The kernel gives it back when the process dies, however it
+dies, and forked children do not inherit it; time never takes it. Two things POSIX locks do not do are done
+here: they do not conflict inside one process, hence the registry; and closing *any* descriptor of the file
+gives the lock up, hence nobody in the holding process may open the file again, `probe` included.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from datatask.adapters.log.locate import lease_path
+from datatask.schema.errors import LeaseHeldError, LogError
+
+_DARWIN = sys.platform == "darwin"
+_FLOCK = "qqihh" if _DARWIN else "hhqqi"
+_held: dict[tuple[int, int], int] = {}
+"""(device, inode) of each lease that this process holds -> its descriptor."""
+
+if hasattr(os, "register_at_fork"):
+    # A child holds no lease of its parent's: the kernel did not pass it on.
+    os.register_at_fork(after_in_child=_held.clear)
+
+
+class Lease:
+    """A held lease; `release` gives it back."""
+
+    def __init__(self, log: Path) -> None:
+        """Take the lease of the log at this path, or raise `LeaseHeldError` naming the holder's pid."""
+        self.path = lease_path(log)
+        while True:
+            self._descriptor, self._key = self._take(log)
+            # Between our opening and locking it, somebody may have deleted the file: then it guards nothing.
+            with suppress(FileNotFoundError):
+                if _key(os.stat(self.path)) == self._key:
+                    break
+            os.close(self._descriptor)
+        _held[self._key] = self._descriptor
+
+    def _take(self, log: Path) -> tuple[int, tuple[int, int]]:
+        with suppress(FileNotFoundError):
+            if _key(os.stat(self.path)) in _held:
+                raise held(log, "", os.getpid())
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LogError(
+                f"the log's lease cannot be opened: {error.strerror}",
+                where=str(self.path),
+                remedy="check the permissions of the log's folder",
+            ) from error
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = _locked_by(descriptor)
+            os.close(descriptor)
+            raise held(log, "", pid or 0) from error
+        return descriptor, _key(os.fstat(descriptor))
+
+    @property
+    def held(self) -> bool:
+        """Whether this object still holds the lease, and the file at its path is still the one it locked."""
+        if _held.get(self._key) != self._descriptor:
+            return False
+        try:
+            return _key(os.stat(self.path)) == self._key
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give the lease back; again is fine."""
+        if _held.get(self._key) == self._descriptor:
+            del _held[self._key]
+            os.close(self._descriptor)
+
+
+def held(log: Path, host: str, pid: int) -> LeaseHeldError:
+    """Return the error that names the engine which holds the log."""
+    place = f" on {host}" if host else ""
+    return LeaseHeldError(
+        f"another engine holds the log: pid {pid}{place}",
+        where=str(log),
+        remedy="use the running engine's inbox, or stop it first",
+    )
+
+
+def probe(log: Path) -> int | None:
+    """Return the pid that holds the log's lease, or None when it is free; never takes it, not for an instant."""
+    path = lease_path(log)
+    try:
+        if _key(os.stat(path)) in _held:
+            return os.getpid()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return _locked_by(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked_by(descriptor: int) -> int | None:
+    """Return the pid whose lock stands in the way of an exclusive one (F_GETLK), or None."""
+    fields = (0, 0, 0, fcntl.F_WRLCK, 0) if _DARWIN else (fcntl.F_WRLCK, 0, 0, 0, 0)
+    answer = struct.unpack_from(
+        _FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK + "4x", *fields))
+    )
+    kind, pid = (answer[3], answer[2]) if _DARWIN else (answer[0], answer[4])
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

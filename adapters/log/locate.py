@@ -1,0 +1,139 @@
+"""Where a log is: a URL or a path in, a file and its sidecars out.
+
+`sqlite:///relative/log.db`, `sqlite:////absolute/log.db`, a bare path and `memory:` are understood. Network
+file systems are refused by name, because their locks and their shared memory do not keep the promises that
+SQLite's write-ahead log and our lease rest on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from datatask.schema.errors import CallerError
+
+MEMORY = "memory:"
+DEFAULT = Path(".datatask") / "log.db"
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_NETWORK = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "ncpfs",
+        "afs",
+        "lustre",
+        "ceph",
+        "gpfs",
+        "beegfs",
+        "pvfs2",
+        "orangefs",
+        "glusterfs",
+        "panfs",
+        "gfs2",
+        "ocfs2",
+        "davfs",
+        "9p",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.ceph",
+        "fuse.s3fs",
+        "fuse.rclone",
+        "fuse.gcsfuse",
+        "fuse.davfs2",
+        "fuse.juicefs",
+        "fuse.beegfs",
+        "fuse.mount-s3",
+    ]
+)
+
+
+class Place(NamedTuple):
+    """A log's canonical URL, and its file; None for a log in memory."""
+
+    url: str
+    path: Path | None
+
+
+def locate(text: str | Path) -> Place:
+    """Return the place that a URL or a path names; `CallerError` for a scheme that no log has."""
+    given = str(text)
+    if given in (MEMORY, "memory://", "sqlite://", ":memory:", "sqlite:///:memory:"):
+        return Place(MEMORY, None)
+    scheme, separator, rest = given.partition("://")
+    if separator and scheme.replace("+aiosqlite", "").replace("+pysqlite", "") != "sqlite":
+        raise CallerError(
+            f"{given!r:.200} is not the place of a log",
+            remedy="use sqlite:///PATH, a path, or memory:",
+        )
+    path = Path(unquote(rest.removeprefix("/")) if separator else given).expanduser().absolute()
+    return Place(f"sqlite:///{path}", path)
+
+
+def default_path(beside: Path) -> Path:
+    """Return where a pipeline's log is when nobody says: `.datatask/log.db` beside the pipeline's file."""
+    return (beside if beside.is_dir() else beside.parent).absolute() / DEFAULT
+
+
+def lease_path(path: Path) -> Path:
+    """Return the lease of the log at `path`."""
+    return path.with_name(path.name + "-lease")
+
+
+def blobs_path(path: Path) -> Path:
+    """Return the folder of the log's blobs."""
+    return path.with_name(path.name + ".blobs")
+
+
+def inbox_path(path: Path) -> Path:
+    """Return the folder of the log's inbox."""
+    return path.with_name(path.name + ".inbox")
+
+
+def checkpoints_path(path: Path) -> Path:
+    """Return the folder of the log's checkpoints."""
+    return path.with_name(path.name + ".checkpoints")
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """Return the type of the file system that holds `path`; empty where the system does not tell.
+
+    `mounts` is the text of /proc/self/mountinfo, read when not given.
+    """
+    if mounts is None:
+        mounts = _MOUNTS.read_text(errors="surrogateescape") if _MOUNTS.exists() else ""
+    resolved = path.resolve()
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) < 5 or not after:
+            continue
+        point = Path(_unescaped(fields[4]))
+        # The last mount on a point hides the earlier ones, hence >=.
+        if len(point.parts) >= best and resolved.is_relative_to(point):
+            best, kind = len(point.parts), after.split(" ")[0]
+    return kind
+
+
+def refuse_network(path: Path, mounts: str | None = None) -> None:
+    """Raise `CallerError` when `path` is on a network file system."""
+    kind = file_system(path, mounts)
+    if kind in _NETWORK:
+        raise CallerError(
+            f"a log cannot live on a network file system ({kind})",
+            where=str(path),
+            remedy="keep the log on a local disk (--log PATH); repositories may stay where they are",
+        )
+
+
+def _unescaped(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text

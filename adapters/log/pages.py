@@ -1,0 +1,181 @@
+"""What is asked of a log's file, and what becomes of the rows: shared by the two readers.
+
+In: bounds and `Filters`. Out: SQL with its parameters for one page of rows at a time, so that no snapshot is
+held for long; and from rows back to events and whole batches. `LogReader` runs the SQL with plain sqlite3,
+`SqliteLog` through SQLAlchemy's async engine; neither is known here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from datatask.adapters.log.faults import damaged
+from datatask.engine.ports import EVERYTHING, Filters
+from datatask.schema.codec import Row, decode
+from datatask.schema.errors import UnknownNameError
+from datatask.schema.events import Batch, Event, LaunchDecided, Recorded
+
+PAGE_ROWS = 5_000
+_NAMES_KEPT_MAX = 500_000
+
+META = "SELECT key, value FROM meta"
+HEAD = "SELECT max(position) FROM log"
+END_OF_BATCH = "SELECT min(position) FROM log WHERE position >= ? AND chain IS NOT NULL"
+CHAIN_AT = "SELECT chain FROM log WHERE position = ?"
+NAMES = "SELECT id, text FROM names WHERE id IN (SELECT value FROM json_each(?))"
+_COLUMNS = "position, at, kind, version, essential, actor, cause, task, repository, job, run, payload, salt, digest, chain"
+
+Stored = tuple[Any, ...]
+"""One row of the `log` table, in the order of its columns."""
+
+
+class Query(NamedTuple):
+    """SQL and its parameters."""
+
+    sql: str
+    parameters: tuple[int | str | None, ...]
+
+
+def page(after: int, until: int, filters: Filters = EVERYTHING) -> Query:
+    """Return the query for the first `PAGE_ROWS` rows with after < position <= until that pass the filters."""
+    where, parameters = ["position > ?", "position <= ?"], [after, until]
+    values: list[int | str | None] = list(parameters)
+    for column, wanted in (
+        ("kind", filters.kinds),
+        ("task", filters.tasks),
+        ("repository", filters.repositories),
+        ("job", filters.jobs),
+        ("actor", filters.actors),
+    ):
+        if wanted:
+            where.append(f"{column} IN (SELECT id FROM names WHERE text IN (SELECT value FROM json_each(?)))")
+            values.append(json.dumps(wanted))
+    if filters.runs:
+        where.append("run IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps(filters.runs))
+    if filters.since is not None:
+        where.append("at >= ?")
+        values.append(filters.since)
+    if filters.until is not None:
+        where.append("at <= ?")
+        values.append(filters.until)
+    if filters.text:
+        found = "IN (SELECT id FROM names WHERE instr(text, ?))"
+        where.append(
+            f"(instr(payload, ?) OR job {found} OR task {found} OR repository {found} OR actor {found})"
+        )
+        values += [in_json(filters.text), *[filters.text] * 4]
+    return Query(
+        f"SELECT {_COLUMNS} FROM log WHERE {' AND '.join(where)} ORDER BY position LIMIT {PAGE_ROWS}",
+        tuple(values),
+    )
+
+
+def fetch(positions: Sequence[int]) -> Query:
+    """Return the query for the rows at these positions."""
+    return Query(
+        f"SELECT {_COLUMNS} FROM log WHERE position IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(positions)),),
+    )
+
+
+def in_json(text: str) -> str:
+    """Return text as it looks inside a JSON string."""
+    return msgspec.json.encode(text)[1:-1].decode()
+
+
+class Decoder:
+    """Rows to events; knows the names it has met."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._names: dict[int | None, str | None] = {None: None}
+
+    def missing(self, rows: Iterable[Stored]) -> Query | None:
+        """Return the query for the names that these rows use and nobody has asked for yet, if any."""
+        if len(self._names) > _NAMES_KEPT_MAX:
+            self._names = {None: None}
+        used = {number for row in rows for number in (row[2], row[5], row[7], row[8], row[9])}
+        fresh = used - self._names.keys()
+        return Query(NAMES, (json.dumps(sorted(fresh)),)) if fresh else None
+
+    def learn(self, pairs: Iterable[Sequence[Any]]) -> None:
+        """Take in what the query of `missing` found."""
+        for number, text in pairs:
+            self._names[number] = text
+
+    def row(self, stored: Stored) -> Row:
+        """Return the row with its names as text."""
+        names = self._names
+        position, at, kind, version, essential, actor, cause, task, repository, job, run, payload = stored[
+            :12
+        ]
+        try:
+            return Row(
+                at,
+                names[kind] or "",
+                version,
+                bool(essential),
+                names[actor] or "",
+                cause,
+                names[task],
+                names[repository],
+                names[job],
+                run,
+                None if payload is None else payload.encode(),
+            )
+        except KeyError as error:
+            raise damaged(f"name {error} is missing", self._place, position) from None
+
+    def event(self, stored: Stored) -> Event:
+        """Return the event of a row."""
+        position = stored[0]
+        event = decode(self.row(stored), where=f"{self._place} position {position}")
+        if type(event) is LaunchDecided and event.run == position:
+            # The column says which run it is about; the event itself was made before it had a position.
+            return msgspec.structs.replace(event, run=None)
+        return event
+
+    def recorded(self, rows: Iterable[Stored]) -> list[Recorded]:
+        """Return the events of rows with their positions."""
+        return [Recorded(row[0], self.event(row)) for row in rows]
+
+    def in_order(self, rows: Iterable[Stored], positions: Sequence[int]) -> list[Event]:
+        """Return the events at these positions in this order; `UnknownNameError` for one that is not there."""
+        events = {row[0]: self.event(row) for row in rows}
+        for position in positions:
+            if position not in events:
+                raise UnknownNameError(
+                    f"there is no event at position {position}",
+                    where=self._place,
+                    remedy="look at `datatask log`",
+                )
+        return [events[position] for position in positions]
+
+
+class Assembler:
+    """Pages of rows to whole batches: what a page cuts off waits for the next page."""
+
+    def __init__(self, decoder: Decoder, place: str, after: int) -> None:
+        self._decoder = decoder
+        self._place = place
+        self._open: list[Event] = []
+        self.position = after
+
+    def batches(self, rows: Iterable[Stored]) -> Iterator[Batch]:
+        """Yield the batches that end in these rows; a gap in the positions is damage."""
+        for row in rows:
+            position = row[0]
+            if position != self.position + 1:
+                raise damaged(
+                    f"the events {self.position + 1} to {position - 1} are missing", self._place, position
+                )
+            self.position = position
+            self._open.append(self._decoder.event(row))
+            if row[14] is not None:
+                events, self._open = tuple(self._open), []
+                yield Batch(position - len(events) + 1, events)

@@ -1,0 +1,293 @@
+"""Reading a log without a lease: for commands, the web page, audits, worker threads, and after a crash.
+
+In: a place. Out: batches, events, and the answers to SQL, always of whole durable batches, in short snapshots
+that never block the writer. No byte of the log is changed, and beside a log that was closed properly no file
+appears either: with nothing in the write-ahead log the file is opened as immutable, and each answer is thrown
+away and asked for again when the file or its write-ahead log changed meanwhile.
+
+The file is only ever opened by SQLite: closing a descriptor of our own would drop the locks that SQLite holds
+for an engine in the same process.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from datatask.adapters.log import pages
+from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.header import Header, parse_header
+from datatask.adapters.log.locate import locate
+from datatask.engine.ports import EVERYTHING, Filters
+from datatask.schema.codec import CHAIN_START, Row
+from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
+from datatask.schema.events import Batch, Event, Recorded
+
+_ATTEMPTS = 20
+_STEPS_PER_LOOK = 20_000
+"""SQLite's virtual machine steps between two looks at the clock: about a millisecond."""
+
+_READING = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
+_PRAGMAS = {"table_info", "table_xinfo", "index_list", "index_info", "table_list", "database_list"}
+
+Stamp = tuple[tuple[int, int, int], tuple[int, int, int] | None]
+
+
+class Answer(NamedTuple):
+    """The answer to a query; `more` says that rows were left off."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    more: bool
+
+
+class LogReader:
+    """A log, read only. Thread-safe; close it, or use it in a `with`."""
+
+    def __init__(self, place: str | Path) -> None:
+        """Open the log at a URL or path; `CallerError` when there is none."""
+        located = locate(place)
+        if located.path is None:
+            raise CallerError(
+                "a log in memory is read in its own process only", remedy="name a file with --log"
+            )
+        self.url, self.path = located.url, located.path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._stamped: Stamp | None = None
+        self._decoder = pages.Decoder(str(self.path))
+        header = self.header
+        self.uuid, self.pipeline = header.uuid, header.pipeline
+
+    @property
+    def header(self) -> Header:
+        """What the log says about itself now."""
+        return parse_header(self._ask(pages.Query(pages.META, ())), self.path)
+
+    @property
+    def head(self) -> int:
+        """The last durable position; 0 for an empty log."""
+        ((head,),) = self._ask(pages.Query(pages.HEAD, ()))
+        return head or 0
+
+    def batches(self, after: int = 0, until: int | None = None) -> Iterator[Batch]:
+        """Yield the batches behind `after`, in order, up to the one that holds `until` (or the head as of now)."""
+        header = self.header
+        assembler = pages.Assembler(self._decoder, str(self.path), max(after, header.base))
+        last = self.end_of_batch(until)
+        while assembler.position < last:
+            rows = self._page(pages.page(assembler.position, last))
+            if not rows:
+                raise damaged("the rest of the log is missing", self.path, assembler.position + 1)
+            yield from assembler.batches(rows)
+
+    def read(
+        self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING
+    ) -> Iterator[Recorded]:
+        """Yield events with after < position <= until (or the head as of now) that pass the filters."""
+        last = self.head if until is None else until
+        while rows := self._page(pages.page(after, last, filters)):
+            yield from self._decoder.recorded(rows)
+            after = rows[-1][0]
+            if len(rows) < pages.PAGE_ROWS:
+                return
+
+    def fetch(self, positions: Sequence[int]) -> list[Event]:
+        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
+        return self._decoder.in_order(self._page(pages.fetch(positions)), positions)
+
+    def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[pages.Stored, Row]]:
+        """Yield what is stored and the row that it stands for: what the chain is checked against."""
+        last = self.head if until is None else until
+        while rows := self._page(pages.page(after, last)):
+            for stored in rows:
+                yield stored, self._decoder.row(stored)
+            after = rows[-1][0]
+
+    def chain_at(self, position: int) -> bytes:
+        """Return the chain hash at a batch boundary; `UnknownNameError` where there is none."""
+        if position == 0:
+            return CHAIN_START
+        rows = self._ask(pages.Query(pages.CHAIN_AT, (position,)))
+        if not rows or rows[0][0] is None:
+            header = self.header
+            if position == header.base:
+                return header.base_chain
+            raise UnknownNameError(
+                f"no batch ends at position {position}",
+                where=str(self.path),
+                remedy="name the last of a batch",
+            )
+        return bytes(rows[0][0])
+
+    def end_of_batch(self, position: int | None) -> int:
+        """Return the end of the batch that holds `position`, the head when that is beyond it or None."""
+        if position is None:
+            return self.head
+        ((end,),) = self._ask(pages.Query(pages.END_OF_BATCH, (position,)))
+        return self.head if end is None else int(end)
+
+    def query(
+        self,
+        sql: str,
+        parameters: Sequence[Any] = (),
+        *,
+        timeout_seconds: float = 10.0,
+        rows_max: int | None = None,
+    ) -> Answer:
+        """Answer one SELECT over the log's tables and views; `TimeLimitError` when it takes too long."""
+        for _ in range(_ATTEMPTS):
+            stamp = self._stamp()
+            connection = self._open(stamp)
+            try:
+                answer = self._answer(
+                    connection, sql, parameters, time.monotonic() + timeout_seconds, rows_max
+                )
+            finally:
+                connection.close()
+            if not _unwritten(stamp) or self._stamp() == stamp:
+                return answer
+        raise self._unsteady()
+
+    def close(self) -> None:
+        """Let go of the file; again is fine."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- one statement at a time --------------------------------------------------------------------
+
+    def _page(self, query: pages.Query) -> list[pages.Stored]:
+        """Return a page of rows after learning the names in it; names only grow, so two snapshots agree."""
+        with self._lock:
+            rows = self._ask(query)
+            if (names := self._decoder.missing(rows)) is not None:
+                self._decoder.learn(self._ask(names))
+            return rows
+
+    def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
+        with self._lock, mapped(self.path):
+            for _ in range(_ATTEMPTS):
+                connection = self._connect()
+                try:
+                    rows = connection.execute(query.sql, query.parameters).fetchall()
+                except sqlite3.DatabaseError:
+                    if self._steady():
+                        raise
+                else:
+                    if self._steady():
+                        return rows
+                self.close()
+            raise self._unsteady()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Return the connection, a new one when the present one was made for what has changed since."""
+        if self._connection is not None and not self._steady():
+            self.close()
+        if self._connection is None:
+            self._stamped = self._stamp()
+            self._connection = self._open(self._stamped)
+        return self._connection
+
+    def _steady(self) -> bool:
+        """Whether what the connection saw is what SQLite promises: all but an immutable file that changed."""
+        return self._stamped is None or not _unwritten(self._stamped) or self._stamp() == self._stamped
+
+    def _open(self, stamp: Stamp) -> sqlite3.Connection:
+        if stamp[0][2] == 0:
+            raise damaged(
+                "the file is empty", self.path, remedy="restore it from a backup, or delete it to start anew"
+            )
+        option = "immutable=1" if _unwritten(stamp) else "mode=ro"
+        with mapped(self.path):
+            connection = sqlite3.connect(
+                f"{self.path.as_uri()}?{option}", uri=True, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _stamp(self) -> Stamp:
+        """Return what tells whether the file or its write-ahead log changed."""
+        with mapped(self.path):
+            try:
+                main = _status(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                raise CallerError(
+                    "there is no log here",
+                    where=str(self.path),
+                    remedy="check --log, or start with `datatask run`",
+                ) from None
+            try:
+                return main, _status(self.path.with_name(self.path.name + "-wal"))
+            except FileNotFoundError:
+                return main, None
+
+    def _answer(
+        self,
+        connection: sqlite3.Connection,
+        sql: str,
+        parameters: Sequence[Any],
+        deadline: float,
+        rows_max: int | None,
+    ) -> Answer:
+        connection.set_authorizer(_authorize)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_PER_LOOK)
+        try:
+            cursor = connection.execute(sql, parameters)
+            rows = cursor.fetchall() if rows_max is None else cursor.fetchmany(rows_max + 1)
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) in (
+                sqlite3.SQLITE_ERROR,
+                sqlite3.SQLITE_AUTH,
+            ):
+                raise CallerError(
+                    f"{error}", where="SQL", remedy="one SELECT; see docs/log.md for the views"
+                ) from error
+            with mapped(self.path):
+                raise
+        if cursor.description is None:
+            raise CallerError("this statement answers nothing", where="SQL", remedy="use a SELECT")
+        columns = tuple(column[0] for column in cursor.description)
+        more = rows_max is not None and len(rows) > rows_max
+        return Answer(columns, rows[:rows_max], more)
+
+    def _unsteady(self) -> TemporaryError:
+        return TemporaryError(
+            "the log is opened and closed all the time", where=str(self.path), remedy="try again"
+        )
+
+
+def _unwritten(stamp: Stamp) -> bool:
+    """Whether the write-ahead log holds nothing, so that the file alone is the whole log."""
+    return stamp[1] is None or stamp[1][2] == 0
+
+
+def _status(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _authorize(action: int, first: str | None, *_: str | None) -> int:
+    if action in _READING or (action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS):
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY

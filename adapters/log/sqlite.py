@@ -1,0 +1,298 @@
+"""The SQLite log: the `EventLog` port over one file and its sidecars.
+
+In: batches of events, on the event loop. They get their positions, names and chain hash in memory (tail.py)
+and go to the writer's thread (writer.py), which commits everything that waits in one transaction and calls
+back once per transaction. Out: batches and events again, read through SQLAlchemy's async engine on read-only
+connections, or, for worker threads, through a `LogReader`. Opening and creating are in opening.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid as uuids
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import aiosqlite
+from sqlalchemy import AsyncAdaptedQueuePool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from datatask.adapters.log import pages
+from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.log.checkpoints import FileCheckpoints
+from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.holder import take_lease
+from datatask.adapters.log.inbox import FileInbox
+from datatask.adapters.log.lease import Lease
+from datatask.adapters.log.locate import (
+    blobs_path,
+    checkpoints_path,
+    inbox_path,
+    locate,
+    refuse_network,
+)
+from datatask.adapters.log.opening import Durability, Opened, Opener, create_log, disconnect, open_log
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.tail import Tail, system_salts
+from datatask.adapters.log.waiting import Durable, Failed, Waiters
+from datatask.adapters.log.writer import Writer
+from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
+from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
+from datatask.schema.events import Batch, Event, Recorded
+
+_READERS = 2
+
+
+class SqliteLog:
+    """One pipeline's log in a file; made by `open`, used on the loop that opened it."""
+
+    def __init__(
+        self, path: Path, lease: Lease, opened: Opened, durability: Durability, salts: Iterator[int]
+    ) -> None:
+        """Start writing behind an opened log's head; use `open` instead."""
+        header = opened.header
+        self.path = path
+        self.url = f"sqlite:///{path}"
+        self.uuid, self.pipeline, self.epoch = header.uuid, header.pipeline, header.epoch
+        self._lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._tail = Tail(header.uuid, opened.head, opened.head_chain, opened.names, salts)
+        self._head, self._head_chain, self._base = opened.head, opened.head_chain, header.base
+        self._waiters = Waiters()
+        self._failure: DatataskError | None = None
+        self._closed = False
+        self._blobs = FileBlobs(blobs_path(path), durable=durability == "full")
+        self._inbox = FileInbox(inbox_path(path))
+        self._checkpoints = FileCheckpoints(checkpoints_path(path), header.uuid)
+        self._reader = LogReader(path)
+        self._decoder = pages.Decoder(str(path))
+        self._engine = create_async_engine(
+            "sqlite+aiosqlite://",
+            async_creator=self._connect,
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=_READERS,
+            max_overflow=0,
+        )
+        self._writer = Writer(
+            opened.connection,
+            path,
+            self.epoch,
+            durable=self._on_thread_durable,
+            failed=self._on_thread_failed,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        place: str | Path,
+        *,
+        pipeline: str,
+        clock_now: int,
+        version: str,
+        host: str,
+        pid: int,
+        durability: Durability = "full",
+        salts: Iterator[int] | None = None,
+        uuid: str | None = None,
+        mounts: str | None = None,
+    ) -> Self:
+        """Take the lease, make the log when there is none, raise its epoch, and return it.
+
+        `LeaseHeldError` names who holds it; `LogDamagedError`, `FutureLogError` and `CallerError` (another
+        pipeline, a network file system) leave everything as it was. `salts`, `uuid` and `mounts` are for
+        tests and simulation.
+        """
+        located = locate(place)
+        if located.path is None:
+            raise CallerError(f"{located.url} is not a file", remedy="use MemoryLog for a log in memory")
+        path = located.path
+        opener = Opener(pipeline, version, host, pid, clock_now)
+        drawn = salts or system_salts()
+        new = uuid or uuids.uuid4().hex
+        lease, opened = await asyncio.to_thread(_open, path, opener, durability, drawn, new, mounts)
+        try:
+            return cls(path, lease, opened, durability, drawn)
+        except BaseException:
+            disconnect(opened.connection)
+            lease.release()
+            raise
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> int:
+        """The last durable position."""
+        return self._head
+
+    @property
+    def next(self) -> int:
+        """The position that the next enqueued event will get."""
+        return self._tail.next
+
+    @property
+    def pending(self) -> int:
+        """How many events are enqueued and not yet durable."""
+        return self._tail.next - 1 - self._head
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether the lease is still ours; costs one `stat`, for asking right before an effect."""
+        return self._lease.held and self._failure is None
+
+    def enqueue(self, events: Sequence[Event]) -> range:
+        """Append one batch (1-10,000 events) and return its positions at once; durable when told."""
+        self._check_usable()
+        batch = self._tail.prepare(events)
+        self._writer.put(batch)
+        return range(batch.first, batch.last + 1)
+
+    async def append(self, events: Sequence[Event]) -> range:
+        """`enqueue`, and return when the batch is durable."""
+        positions = self.enqueue(events)
+        await self._waiters.wait(positions.stop - 1, self._loop)
+        return positions
+
+    def subscribe(self, durable: Durable, failed: Failed | None = None) -> Callable[[], None]:
+        """Call `durable(head)` on the loop whenever the head moved; return the function that ends it."""
+        return self._waiters.subscribe(durable, failed)
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise CallerError("the log is closed", where=self.url, remedy="open it again")
+
+    def _on_thread_durable(self, last: int, chain: bytes) -> None:
+        self._tell(self._on_durable, last, chain)
+
+    def _on_thread_failed(self, error: DatataskError) -> None:
+        self._tell(self._on_failed, error)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        # A loop that was closed under us: nobody is left to hear it, and what is on the disk is on the disk.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _on_durable(self, last: int, chain: bytes) -> None:
+        self._head, self._head_chain = last, chain
+        self._waiters.durable(last)
+
+    def _on_failed(self, error: DatataskError) -> None:
+        self._failure = error
+        self._waiters.failed(error)
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    async def batches(self, after: int = 0, until: int | None = None) -> AsyncIterator[Batch]:
+        """Yield the durable batches behind `after`, in order, up to the one that holds `until` (or the head)."""
+        last = self._head
+        if until is not None and until < last:
+            ((end,),) = await self._ask(pages.Query(pages.END_OF_BATCH, (until,)))
+            last = end or last
+        assembler = pages.Assembler(self._decoder, str(self.path), max(after, self._base))
+        while assembler.position < last:
+            rows = await self._page(pages.page(assembler.position, last))
+            if not rows:
+                raise damaged("the rest of the log is missing", self.path, assembler.position + 1)
+            for batch in assembler.batches(rows):
+                yield batch
+
+    async def read(
+        self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING
+    ) -> AsyncIterator[Recorded]:
+        """Yield durable events with after < position <= until that pass the filters."""
+        last = self._head if until is None else min(until, self._head)
+        while rows := await self._page(pages.page(after, last, filters)):
+            for recorded in self._decoder.recorded(rows):
+                yield recorded
+            after = rows[-1][0]
+            if len(rows) < pages.PAGE_ROWS:
+                return
+
+    async def fetch(self, positions: Sequence[int]) -> list[Event]:
+        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
+        return self._decoder.in_order(await self._page(pages.fetch(positions)), positions)
+
+    def fetch_now(self, position: int) -> Event:
+        """Return one durable event, blocking; safe from any thread."""
+        (event,) = self._reader.fetch([position])
+        return event
+
+    def chain_at(self, position: int) -> bytes:
+        """Return the chain hash at a durable batch boundary; `UnknownNameError` where there is none."""
+        return self._head_chain if position == self._head else self._reader.chain_at(position)
+
+    async def _page(self, query: pages.Query) -> list[pages.Stored]:
+        rows = await self._ask(query)
+        if (names := self._decoder.missing(rows)) is not None:
+            self._decoder.learn(await self._ask(names))
+        return rows
+
+    async def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
+        with mapped(self.path):
+            async with self._engine.connect() as connection:
+                result = await connection.exec_driver_sql(query.sql, query.parameters)
+                return [tuple(row) for row in result]
+
+    async def _connect(self) -> aiosqlite.Connection:
+        return await aiosqlite.connect(f"{self.path.as_uri()}?mode=ro", uri=True)
+
+    # --- beside the log -----------------------------------------------------------------------------
+
+    async def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, atomically; the newest few are kept."""
+        await asyncio.to_thread(self._checkpoints.write, checkpoint)
+
+    async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
+        """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
+        return await asyncio.to_thread(self._checkpoints.latest, fold_version, self._chain_or_none)
+
+    def _chain_or_none(self, position: int) -> bytes | None:
+        try:
+            return self._reader.chain_at(position)
+        except UnknownNameError:
+            return None
+
+    @property
+    def blobs(self) -> FileBlobs:
+        """The blobs beside the log."""
+        return self._blobs
+
+    @property
+    def inbox(self) -> FileInbox:
+        """Where other processes ask."""
+        return self._inbox
+
+    async def close(self) -> None:
+        """Make durable what is enqueued, give the lease back, and end; again is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._engine.dispose()
+        # The writer's connection goes last: the last one to close folds the write-ahead log into the file.
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        try:
+            self._reader.close()
+            self._writer.close()
+        finally:
+            self._lease.release()
+
+
+def _open(
+    path: Path, opener: Opener, durability: Durability, salts: Iterator[int], uuid: str, mounts: str | None
+) -> tuple[Lease, Opened]:
+    refuse_network(path.parent, mounts)
+    with mapped(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lease = take_lease(path)
+    try:
+        if not path.exists():
+            create_log(path, opener, uuid, salts)
+        return lease, open_log(path, opener, durability)
+    except BaseException:
+        lease.release()
+        raise
