@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
 from datatask.engine.runtime import Runtime
@@ -52,7 +53,7 @@ class Observer:
     async def open(self) -> None:
         """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
         for leaf, store in self._stores.items():
-            stop = store.watch(self._tell)
+            stop = store.watch(partial(self._tell, leaf))
             if stop is not None:
                 self._unwatch.append(stop)
                 self._watched.add(leaf)
@@ -130,14 +131,14 @@ class Observer:
         read = self._contents.get(leaf)
         return read(job, version) if read is not None else Write(repository=leaf, job=job, version=version)
 
-    def _tell(self, change: Change) -> None:
+    def _tell(self, leaf: str, change: Change) -> None:
         runtime = self._runtime
         match change:
-            case Appeared(repository=leaf, job=job, version=version):
+            case Appeared(job=job, version=version):
                 runtime.reactor.observed(leaf, job, self._write(leaf, job, version), runtime.now())
-            case Vanished(repository=leaf, job=job):
+            case Vanished(job=job):
                 runtime.reactor.observed(leaf, job, None, runtime.now())
-            case Doubtful(repository=leaf, why=why):
+            case Doubtful(why=why):
                 logger.info("%s is listed again: %s", leaf, why)
                 self.relist(leaf)
         runtime.pump()

@@ -199,7 +199,7 @@ class Pipeline:
         if locate(url).path is None:
             from datatask.adapters.log.memory import MemoryLog
 
-            return await MemoryLog.open(pipeline=self.name, clock_now=self._clock.now())
+            return MemoryLog(pipeline=self.name, clock_now=self._clock.now())
         from datatask.adapters.log.sqlite import SqliteLog
 
         return await SqliteLog.open(
