@@ -1,0 +1,1 @@
+"""Runners and the task classes that use them."""

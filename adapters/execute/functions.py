@@ -1,0 +1,142 @@
+"""Tasks whose runs are calls of an async Python function on the engine's own event loop.
+
+In: the function (as a decorator or `func=`) and the task's links. Each parameter is `job` or the name of a
+link, and gets the job id or the link's repository. What the function writes is held in its run's overlay and
+becomes visible with the run's end. `ExecutorTask` in `executors` is the same for threads and processes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+from datatask.engine.calls import CallRunner
+from datatask.engine.ports import Runner, RunSpec
+from datatask.engine.repositories import MetadataRepository, Repository
+from datatask.engine.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
+from datatask.schema.definition import CONCURRENCY_IN_PROCESS, DoneShape
+from datatask.schema.errors import CallerError
+
+Function = Callable[..., Any]
+
+
+def is_async(func: Function) -> bool:
+    """Whether calling `func` gives something to await, as far as can be told without calling it."""
+    plain = inspect.unwrap(func)
+    return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004
+
+
+class FunctionTask(EngineTask):
+    """What tasks made of a Python function share: the function, its parameters, and `done`."""
+
+    done_link = "done"
+    done_shape: DoneShape = "function"
+
+    def __init__(
+        self, name: str, ready: Repository | None, func: Function | None, **policy: Any
+    ) -> None:
+        super().__init__(name, ready, **policy)
+        self.func = func
+
+    def __call__(self, func: Function) -> Self:
+        """Take the decorated function as the task's body."""
+        if not callable(func):
+            raise CallerError(f"{func!r:.80} is no function", where=self.name)
+        self.func = func
+        return self
+
+    def parameters(self) -> tuple[bool, tuple[str, ...]]:
+        """Return whether the function takes `job`, and the names of the links that it takes.
+
+        `MissingFunctionError` (a ValueError) without a function, `LinkNameError` (a NameError) for any other
+        parameter.
+        """
+        if self.func is None:
+            raise MissingFunctionError(
+                f"task {self.name} has no function", remedy="decorate a function with the task, or pass func="
+            )
+        wants_job, wanted = False, []
+        for parameter in inspect.signature(self.func).parameters.values():
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.name == "job":
+                wants_job = True
+            elif named and parameter.name in self.links:
+                wanted.append(parameter.name)
+            else:
+                raise LinkNameError(
+                    f"parameter {parameter} of the function of task {self.name} is not a link",
+                    remedy=f"name parameters 'job' or one of: {', '.join(self.links) or '(no links)'}",
+                )
+        return wants_job, tuple(wanted)
+
+    async def validate(self) -> None:
+        """Check the function's parameters against the links."""
+        await super().validate()
+        self.parameters()
+
+
+class InProcessSyncTask(FunctionTask):
+    """A task that runs an async function on the event loop; 15 at a time unless `concurrency` says otherwise.
+
+    Links `done` (status, inhibits_start, required_for_output): one entry per job with result, times, success.
+    """
+
+    synchronous = True
+
+    def __init__(
+        self,
+        name: str,
+        done: MetadataRepository,
+        ready: Repository | None = None,
+        func: Callable[..., Awaitable[Any]] | None = None,
+        *,
+        disabled: bool = False,
+        retry: Retry | None = None,
+        timeout: float | dt.timedelta | None = None,
+        grace: float | dt.timedelta = 10.0,
+        concurrency: int | None = CONCURRENCY_IN_PROCESS,
+        repeat: bool = False,
+        was: str | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            ready,
+            func,
+            disabled=disabled,
+            retry=retry,
+            timeout=timeout,
+            grace=grace,
+            concurrency=concurrency,
+            repeat=repeat,
+            was=was,
+        )
+        self.done = done
+        self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
+
+    async def validate(self) -> None:
+        """Check that there is an async function whose parameters are `job` and links."""
+        await super().validate()
+        if self.func is not None and not is_async(self.func):
+            raise CallerError(
+                f"the function of task {self.name} is not async and would block the event loop",
+                remedy="write `async def`, or use an ExecutorTask, which takes plain functions too",
+            )
+
+    def _make_runner(self) -> Runner:
+        arguments: dict[str, Any] | None = None
+        wants_job = False
+
+        async def called(spec: RunSpec) -> None:
+            nonlocal arguments, wants_job
+            if arguments is None:
+                wants_job, names = self.parameters()
+                arguments = {name: self.links[name].repo for name in names}
+            func: Function = self.func  # type: ignore[assignment]  # parameters() has seen that there is one
+            result = func(job=spec.job, **arguments) if wants_job else func(**arguments)
+            if not inspect.isawaitable(result):
+                raise CallerError(f"the function returned a {type(result).__name__}, nothing to await", where=self.name)
+            await result
+
+        return CallRunner(self.name, called, where="in-process")

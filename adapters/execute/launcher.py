@@ -1,0 +1,452 @@
+"""The launcher: a small process that starts runs, outlives the engine, and knows how each run ended.
+
+In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep,
+forget. Out, to the engine whose log the run belongs to: started, refused, ended, absent. It is the parent of
+the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
+is killed itself the next one goes on watching what still runs. Starts are idempotent by identity. With no
+runs and no engine it ends by itself. Imports the standard library and its two siblings only: it starts in
+a few hundredths of a second. The engine's side is `local`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.journal import Facts, Journal
+
+SOCKET = "launcher.sock"
+LOCK = "launcher.lock"
+JOURNAL = "journal"
+IDLE_SECONDS = 10.0
+OPERATIONS_PER_TURN = 16
+STATUS_WAIT_SECONDS = 3.0
+TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
+REBOOTED = "the machine was restarted while it ran"
+VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
+
+
+class Connection:
+    """One engine: what it sent and is not yet handled, what it is yet to be sent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.incoming = b""
+        self.lines: list[bytes] = []
+        self.outgoing = bytearray()
+        self.log = ""
+        self.epoch = 0
+        self.pid = 0
+        self.environments: dict[str, tuple[dict[str, str], int]] = {}
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Queue a message; it goes out at the end of the turn."""
+        self.outgoing += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class Launcher:
+    """All runs of one directory, `{directory}/{log}/{identity}/`, and the engines that are connected."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.boot = proctable.boot_id()
+        self.journal = Journal(os.path.join(directory, JOURNAL), self.boot)
+        self.runs: dict[str, Facts] = {}
+        self.children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+        self.strangers: dict[str, int] = {}
+        self.alarms: list[tuple[float, str, str]] = []
+        self.connections: set[Connection] = set()
+        self.selector = selectors.DefaultSelector()
+        self.idle_since = time.monotonic()
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Take over what an earlier launcher left, then serve until idle."""
+        listener = self._listen()
+        wake, signalled = socket.socketpair()
+        wake.setblocking(False)
+        signalled.setblocking(False)
+        signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(wake, selectors.EVENT_READ, "child")
+        self.selector.register(listener, selectors.EVENT_READ, "engine")
+        self.runs = self.journal.load()
+        self._take_over()
+        while not self._is_idle():
+            pending = any(connection.lines for connection in self.connections)
+            for key, mask in self.selector.select(0 if pending else self._patience()):
+                self._handle(key, mask, listener)
+            self._reap()
+            self._ring()
+            for connection in tuple(self.connections):
+                self._operate(connection)
+            self.journal.sync()
+            for connection in tuple(self.connections):
+                self._send(connection)
+        os.unlink(os.path.join(self.directory, SOCKET))
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        os.chdir(self.directory)  # a socket's path may have 107 bytes at most; a relative one always fits
+        try:
+            os.unlink(SOCKET)
+        except FileNotFoundError:
+            pass
+        listener.bind(SOCKET)
+        os.chdir("/")
+        listener.listen(16)
+        listener.setblocking(False)
+        return listener
+
+    def _is_idle(self) -> bool:
+        if self.connections or self.children or self.strangers:
+            self.idle_since = time.monotonic()
+            return False
+        return time.monotonic() - self.idle_since > IDLE_SECONDS
+
+    def _patience(self) -> float:
+        until = self.alarms[0][0] - time.monotonic() if self.alarms else IDLE_SECONDS
+        return max(0.0, min(until, IDLE_SECONDS / 4))
+
+    def _handle(self, key: selectors.SelectorKey, mask: int, listener: socket.socket) -> None:
+        if key.data == "engine":
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            connection = Connection(sock)
+            self.connections.add(connection)
+            self.selector.register(sock, selectors.EVENT_READ, connection)
+        elif key.data == "child":
+            key.fileobj.recv(4096)  # type: ignore[union-attr]
+        elif isinstance(key.data, Connection):
+            if mask & selectors.EVENT_READ:
+                self._receive(key.data)
+        else:
+            self._stranger_ended(str(key.data), time.monotonic() + STATUS_WAIT_SECONDS)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up(connection)
+            return
+        *lines, connection.incoming = (connection.incoming + data).split(b"\n")
+        connection.lines += lines
+
+    def _hang_up(self, connection: Connection) -> None:
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.selector.unregister(connection.socket)
+            connection.socket.close()
+
+    def _send(self, connection: Connection) -> None:
+        if connection not in self.connections:
+            return
+        try:
+            while connection.outgoing:
+                del connection.outgoing[: connection.socket.send(connection.outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._hang_up(connection)
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.outgoing else 0)
+        if self.selector.get_key(connection.socket).events != events:
+            self.selector.modify(connection.socket, events, connection)
+
+    def _operate(self, connection: Connection) -> None:
+        lines, connection.lines = connection.lines[:OPERATIONS_PER_TURN], connection.lines[OPERATIONS_PER_TURN:]
+        try:
+            for line in lines:
+                message = json.loads(line)
+                getattr(self, "do_" + message.pop("op"))(connection, **message)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            print(f"launcher: what an engine sent is not understood: {error!r}", file=sys.stderr)
+            self._hang_up(connection)
+
+    def _tell_owner(self, identity: str, message: dict[str, Any]) -> None:
+        log = identity.partition(".")[0]
+        for connection in self.connections:
+            if connection.log == log:
+                connection.tell(message)
+
+    # --- what an engine asks --------------------------------------------------------------------
+
+    def do_hello(self, connection: Connection, log: str, epoch: int, pid: int) -> None:
+        """An engine says whose runs it is about; a live engine of another log keeps the directory."""
+        for other in tuple(self.connections):
+            if other.log and other.log != log:
+                connection.tell({"owned": other.log, "pid": other.pid})
+                return
+            if other.log == log and other is not connection and other.epoch < epoch:
+                self._hang_up(other)
+        connection.log, connection.epoch, connection.pid = log, epoch, pid
+        connection.tell({"hello": os.getpid(), "boot": self.boot})
+
+    def do_env(self, connection: Connection, key: str, env: dict[str, str], umask: int) -> None:
+        """An environment that starts refer to by key; it is never written down."""
+        connection.environments[key] = (env, umask)
+
+    def do_start(
+        self, connection: Connection, id: str, task: str, env: str, stdin: bool, stdout: bool, stderr: str
+    ) -> None:
+        """Start `{directory}/{log}/{id}/exe`, once; its answer is started, refused, absent or ended."""
+        facts = self.runs.get(id)
+        if facts is not None:
+            self._tell_state(connection, id, facts)
+            return
+        facts = self.runs[id] = {"id": id, "task": task}
+        self.journal.add({"id": id, "task": task, "intended": True})
+        folder = os.path.join(self.directory, id.partition(".")[0], id)
+        variables, umask = connection.environments[env]
+        try:
+            if not self.journal.write_out():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
+            process = _spawn(folder, variables, umask, stdin, stdout, stderr)
+        except OSError as error:
+            temporary = error.errno in TEMPORARY
+            refusal = {"refused": id, "temporary": temporary, "message": _explained(error, folder)}
+            facts["refused"] = refusal
+            self.journal.add({"id": id, "refused": refusal})
+            connection.tell(refusal)
+            return
+        facts |= {"pid": process.pid, "start": proctable.start_time(process.pid) or 0, "began": time.time_ns()}
+        self.journal.add(facts)
+        self.children[process.pid] = (id, process)
+        connection.tell(self._started(facts))
+
+    def _started(self, facts: Facts) -> dict[str, Any]:
+        return {
+            "started": facts["id"],
+            "pid": facts["pid"],
+            "start": facts["start"],
+            "boot": self.boot,
+            "began": facts["began"],
+        }
+
+    def _tell_state(self, connection: Connection, identity: str, facts: Facts) -> None:
+        if "refused" in facts:
+            connection.tell(facts["refused"])
+        elif "barred" in facts:
+            connection.tell({"absent": identity})
+        else:
+            if "pid" in facts:
+                connection.tell(self._started(facts))
+            if "ended" in facts:
+                connection.tell(facts["ended"])
+
+    def do_settle(self, connection: Connection, id: str) -> None:
+        """Say what became of a run; one that nobody started is barred from ever starting, durably."""
+        facts = self.runs.get(id)
+        if facts is None:
+            pid = proctable.find_by_argument(os.path.join(self.directory, id.partition(".")[0], id, "exe"))
+            facts = self.runs[id] = {"id": id}
+            if pid is None or not self._watch_found(facts, pid):
+                facts["barred"] = True
+                self.journal.add({"id": id, "barred": True}, durable=True)
+        self._tell_state(connection, id, facts)
+
+    def do_stop(self, connection: Connection, id: str, grace: float) -> None:
+        """TERM to the group now, KILL to the whole session after the grace."""
+        facts = self.runs.get(id, {})
+        if "pid" in facts and "ended" not in facts and proctable.start_time(facts["pid"]) == facts["start"]:
+            if grace > 0:
+                try:
+                    os.killpg(facts["pid"], signal.SIGTERM)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            heapq.heappush(self.alarms, (time.monotonic() + grace, "kill", id))
+
+    def do_sweep(self, connection: Connection, task: str, keep: list[str]) -> None:
+        """Remove what earlier engines of this log left of a task and no longer count as open."""
+        kept = set(keep)
+        for identity, facts in list(self.runs.items()):
+            log, _, rest = identity.partition(".")
+            old = log == connection.log and int(rest.partition(".")[0]) < connection.epoch
+            if old and facts.get("task", task) == task and identity not in kept:
+                if "pid" in facts and "ended" not in facts:
+                    self.do_stop(connection, identity, 0.0)
+                else:
+                    self.do_forget(connection, identity)
+                    connection.tell({"swept": identity})
+
+    def do_forget(self, connection: Connection, id: str) -> None:
+        """The end is recorded in the log: nothing more will be asked about this run."""
+        if self.runs.pop(id, None) is not None:
+            self.journal.add({"id": id, "forgotten": True})
+            self.journal.compact(self.runs)
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if seen is None:
+                return
+            if seen.si_pid in self.children:  # still a zombie, so the pid is ours: clear its group, then reap
+                try:
+                    os.killpg(seen.si_pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            pid, status, usage = os.wait4(seen.si_pid, 0)
+            identity, process = self.children.pop(pid, ("", None))
+            if process is not None:
+                process.returncode = status
+                cpu = usage.ru_utime + usage.ru_stime
+                self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
+
+    def _ended(self, identity: str, status: int | None, *, why: str = "", **usage: float) -> None:
+        facts = self.runs[identity]
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        message = {
+            "ended": identity,
+            "code": code,
+            "began": facts.get("began"),
+            "at": time.time_ns(),
+            "usage": usage,
+            "why": why,
+        }
+        facts["ended"] = message
+        self.journal.add({"id": identity, "ended": message}, durable=True)
+        self._tell_owner(identity, message)
+
+    def _ring(self) -> None:
+        while self.alarms and self.alarms[0][0] <= time.monotonic():
+            _, what, identity = heapq.heappop(self.alarms)
+            facts = self.runs.get(identity, {"ended": True})
+            if what == "status" and identity in self.strangers:
+                self._stranger_ended(identity, facts["status_until"])
+            elif what == "kill" and "ended" not in facts:
+                if proctable.start_time(facts["pid"]) == facts["start"]:
+                    proctable.kill_session(facts["pid"])
+
+    # --- runs of an earlier launcher ------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        for identity, facts in self.runs.items():
+            if {"ended", "refused", "barred"} & facts.keys():
+                continue
+            if self.journal.boot_before != self.boot:
+                self._ended(identity, None, why=REBOOTED)
+            elif "pid" not in facts:
+                path = os.path.join(self.directory, identity.partition(".")[0], identity, "exe")
+                pid = proctable.find_by_argument(path)
+                if pid is None or not self._watch_found(facts, pid):
+                    self._ended(identity, None, why=VANISHED)
+            elif not self._watch(facts):
+                self._ended(identity, None, why=VANISHED)
+
+    def _watch_found(self, facts: Facts, pid: int) -> bool:
+        facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
+        self.journal.add(facts)
+        return self._watch(facts)
+
+    def _watch(self, facts: Facts) -> bool:
+        try:
+            pidfd = os.pidfd_open(facts["pid"])
+        except OSError:
+            return False
+        if proctable.start_time(facts["pid"]) != facts["start"]:
+            os.close(pidfd)
+            return False
+        self.strangers[facts["id"]] = pidfd
+        self.selector.register(pidfd, selectors.EVENT_READ, facts["id"])
+        return True
+
+    def _stranger_ended(self, identity: str, until: float) -> None:
+        facts, pidfd = self.runs[identity], self.strangers[identity]
+        status = proctable.status_of_stranger(facts["pid"], facts["start"], pidfd)
+        if status is None and time.monotonic() < until:
+            if "status_until" not in facts:
+                facts["status_until"] = until
+                self.selector.unregister(pidfd)
+            heapq.heappush(self.alarms, (time.monotonic() + 0.05, "status", identity))
+            return
+        if "status_until" not in facts:
+            self.selector.unregister(pidfd)
+        facts.pop("status_until", None)
+        os.close(self.strangers.pop(identity))
+        self._ended(identity, status, why="" if status is not None else VANISHED)
+
+
+def _spawn(
+    folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bool, stderr: str
+) -> subprocess.Popen[bytes]:
+    """Start the run's program in a session of its own; raises OSError when it cannot be executed."""
+    exe = os.path.join(folder, "exe")
+    with open(exe, "rb") as file:
+        head = file.read(4)
+    script = not (head.startswith(b"#!") or head == b"\x7fELF")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    opened: list[int] = []
+
+    def opening(path: str, how: int) -> int:
+        opened.append(os.open(path, how, 0o600))
+        return opened[-1]
+
+    try:
+        out = opening(os.path.join(folder, "stdout") if stdout else os.devnull, flags)
+        err = out if stderr == "stdout" else opening(os.path.join(folder, stderr or os.devnull), flags)
+        return subprocess.Popen(
+            ["/bin/sh", exe] if script else [exe],
+            stdin=opening(os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY | os.O_CLOEXEC),
+            stdout=out,
+            stderr=err,
+            cwd=os.path.join(folder, "cwd"),
+            env=env,
+            umask=umask,
+            start_new_session=True,
+        )
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _explained(error: OSError, folder: str) -> str:
+    """Return the refusal in words; a missing interpreter looks to the kernel like a missing script."""
+    exe = os.path.join(folder, "exe")
+    try:
+        with open(exe, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return f"{error.strerror}: {error.filename or exe}"
+    if first.startswith(b"#!") and error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
+        interpreter = first[2:].decode(errors="replace").split() or ["(none)"]
+        return f"{error.strerror}: the interpreter {interpreter[0]} of the script's first line cannot be run"
+    return f"{error.strerror}: {error.filename or exe}"
+
+
+def main(directory: str) -> int:
+    """Serve the directory unless another launcher does."""
+    os.umask(0o077)
+    lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    Launcher(directory).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

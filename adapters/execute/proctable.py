@@ -1,0 +1,113 @@
+"""What Linux says about processes: who is alive, since when, in which session, and how it ended.
+
+A process is identified by pid, start time (field 22 of /proc/PID/stat, in clock ticks since boot) and the
+boot id: a pid alone is used again. Imports the standard library only, because the launcher starts with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+from collections.abc import Iterator
+
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 8
+_PIDFD_INFO_SIZE = 64
+_PIDFD_EXIT_OFFSET = 60
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the machine (of the namespace's clock, where there is no boot id)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown"
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """Return the fields of /proc/PID/stat from the third one (state) on, or None when there is no process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode().split()
+    except (OSError, ValueError):
+        return None
+
+
+def start_time(pid: int) -> int | None:
+    """Return when the process began, in ticks since boot, or None when there is no process."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def is_alive(pid: int, start: int) -> bool:
+    """Whether the process with this pid and start time exists and is no zombie."""
+    fields = stat_fields(pid)
+    return fields is not None and int(fields[19]) == start and fields[0] not in "ZX"
+
+
+def pids() -> Iterator[int]:
+    """Yield the pids that exist."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            yield int(name)
+
+
+def pids_in_session(session: int) -> list[int]:
+    """Return the pids whose session is that of the leader `session`, zombies left out."""
+    found = []
+    for pid in pids():
+        fields = stat_fields(pid)
+        if fields and int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(pid)
+    return found
+
+
+def find_by_argument(path: str) -> int | None:
+    """Return the pid of the session leader that has `path` among its arguments: a run whose record is missing."""
+    wanted = os.fsencode(path)
+    for pid in pids():
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                arguments = file.read().split(b"\0")
+        except OSError:
+            continue
+        fields = stat_fields(pid) if wanted in arguments else None
+        if fields and int(fields[3]) == pid:
+            return pid
+    return None
+
+
+def kill_session(session: int, number: int = signal.SIGKILL) -> None:
+    """Signal the process group of the leader, then whatever else is in its session."""
+    try:
+        os.killpg(session, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+    for pid in pids_in_session(session):
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def status_of_stranger(pid: int, start: int, pidfd: int) -> int | None:
+    """Return the wait status of an ended process that is not our child, or None while nobody tells it.
+
+    A zombie shows it in /proc/PID/stat; once reaped, kernels from 6.15 on tell it through a pidfd that was
+    opened before.
+    """
+    fields = stat_fields(pid)
+    if fields and int(fields[19]) == start:
+        return int(fields[49]) if fields[0] == "Z" and len(fields) > 49 else None
+    buffer = bytearray(_PIDFD_INFO_SIZE)
+    struct.pack_into("Q", buffer, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    if not struct.unpack_from("Q", buffer)[0] & _PIDFD_INFO_EXIT:
+        return None
+    return int(struct.unpack_from("i", buffer, _PIDFD_EXIT_OFFSET)[0])
