@@ -33,7 +33,11 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
         position, count = await runtime.finished(ticket)
     except DatataskError as error:
         refusal = r.Refusal(
-            code=error.code, what=error.what, where=error.where, remedy=error.remedy, exit_code=error.exit_code
+            code=error.code,
+            what=error.what,
+            where=error.where,
+            remedy=error.remedy,
+            exit_code=error.exit_code,
         )
         return r.Reply(id=request.id, refusal=refusal)
     return r.Reply(id=request.id, position=position or None, count=count)
@@ -89,7 +93,9 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
     if not request.over_quota:
         _check_quota(runtime, task)
     if task.name in runtime.reactor.unavailable:
-        raise CallerError("its runner has not finished recovery", where=task.name, remedy="try again in a moment")
+        raise CallerError(
+            "its runner has not finished recovery", where=task.name, remedy="try again in a moment"
+        )
     decided = e.LaunchDecided(
         at=runtime.now(),
         actor=request.actor,
@@ -142,7 +148,12 @@ def _stop(
         if reason == "cancelled" and (waiting or episode is not None):
             events.append(
                 e.CancelRequested(
-                    at=now, actor=request.actor, task=task.name, job=job, reason=request.reason, request=request.id
+                    at=now,
+                    actor=request.actor,
+                    task=task.name,
+                    job=job,
+                    reason=request.reason,
+                    request=request.id,
                 )
             )
         if episode is not None and episode.run:
@@ -170,7 +181,12 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
         writes += [Write(repository=leaf, job=job, op="delete") for leaf in _own_entries(reactor, task, job)]
         events.append(
             e.RetryRequested(
-                at=now, actor=request.actor, task=task.name, job=job, reason=request.reason, request=request.id
+                at=now,
+                actor=request.actor,
+                task=task.name,
+                job=job,
+                reason=request.reason,
+                request=request.id,
             )
         )
     if writes:
@@ -248,7 +264,9 @@ def _known_leaf(runtime: Runtime, name: str) -> LeafState:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    return UnknownNameError(f"there is no {what} {name}", remedy="use one of: " + ", ".join(sorted(known)[:20]))
+    return UnknownNameError(
+        f"there is no {what} {name}", remedy="use one of: " + ", ".join(sorted(known)[:20])
+    )
 
 
 _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {

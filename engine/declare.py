@@ -103,7 +103,11 @@ class _Names:
 
     def _same_place(self, leaf: Repository, name: str) -> str:
         other = self.leaves.get(name)
-        if other is not None and (leaf.locator() is None or other.locator() != leaf.locator()) and leaf.medium != "native":
+        if (
+            other is not None
+            and (leaf.locator() is None or other.locator() != leaf.locator())
+            and leaf.medium != "native"
+        ):
             raise CallerError(
                 f"two repositories are named {name}: {other!r} and {leaf!r}",
                 remedy="give each place a name of its own",
@@ -147,7 +151,9 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
     """Return quota definitions by the id of the user's object, named ones under their names."""
     found: dict[int, d.QuotaDef] = {}
     taken: set[str] = {
-        task.resource_manager.name for task in tasks if task.resource_manager is not None and task.resource_manager.name
+        task.resource_manager.name
+        for task in tasks
+        if task.resource_manager is not None and task.resource_manager.name
     }
     number = 1
     for task in tasks:
@@ -168,7 +174,9 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
                 starvation_after=quota.starvation_after,
             )
         if any(other.name == quota.name for other in found.values()):
-            raise CallerError(f"two quotas are named {quota.name}", remedy="share one ResourceManager, or rename one")
+            raise CallerError(
+                f"two quotas are named {quota.name}", remedy="share one ResourceManager, or rename one"
+            )
         found[id(manager)] = quota
     return found
 
@@ -176,7 +184,9 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
 def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool) -> d.TaskDef:
     manager = task.resource_manager
     quota = quotas[id(manager)].name if manager is not None else None
-    resources = task.job_resources.to_amounts() if manager is not None and task.job_resources is not None else {}
+    resources = (
+        task.job_resources.to_amounts() if manager is not None and task.job_resources is not None else {}
+    )
     return d.TaskDef(
         name=task.name,
         kind=task.kind,

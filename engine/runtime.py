@@ -26,7 +26,7 @@ from datatask.engine.core.effects import (
 )
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
-from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, Store, Write
+from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Store, Write
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, TemporaryError
@@ -110,8 +110,8 @@ class Runtime:
                 self.reactor.unavailable.difference_update(tasks)
         self.wake()
 
-    async def _recover(self, runner: Runner, tasks: Sequence[str], specs: Sequence[object]) -> None:
-        await runner.recover(specs)  # type: ignore[arg-type]
+    async def _recover(self, runner: Runner, tasks: Sequence[str], specs: Sequence[RunSpec]) -> None:
+        await runner.recover(specs)
         self.reactor.unavailable.difference_update(tasks)
         self.wake()
 
@@ -178,7 +178,11 @@ class Runtime:
             self._turn()
         except Exception as error:
             logger.exception("the engine stops: its own code failed")
-            self.fail(error if isinstance(error, DatataskError) else InternalError(f"{type(error).__name__}: {error}"))
+            self.fail(
+                error
+                if isinstance(error, DatataskError)
+                else InternalError(f"{type(error).__name__}: {error}")
+            )
 
     def _turn(self) -> None:
         reactor, facts = self.reactor, self._facts
@@ -192,7 +196,9 @@ class Runtime:
         evaluations = reactor.evaluations(now, EVALUATIONS_MAX)
         if evaluations:
             self._spawn(self._evaluate_all(evaluations))
-        launched, wake_at = (reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at()))
+        launched, wake_at = (
+            reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at())
+        )
         self.pump()
         self._set_timer(wake_at)
         if facts or launched == BOUND:
@@ -235,7 +241,9 @@ class Runtime:
             try:
                 listener(batch)
             except Exception:
-                logger.exception("a subscriber failed on the batch at %s; it goes on with the next", batch.first)
+                logger.exception(
+                    "a subscriber failed on the batch at %s; it goes on with the next", batch.first
+                )
 
     def _set_timer(self, wake_at: int | None) -> None:
         if wake_at == self._wake_at and self._call_off is not None:
@@ -266,7 +274,7 @@ class Runtime:
                 self._spawn(self._write_store(effect))
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
-            case Finished(ticket=ticket, position=position, count=count):
+            case Finished(ticket=ticket, position=position, changes=count):
                 future = self._tickets.pop(ticket, None)
                 if future is None:
                     self._done_tickets[ticket] = (position, count)
@@ -276,9 +284,13 @@ class Runtime:
     def _mirror(self, write: Write) -> None:
         """Let an in-process store follow at once: its `put` and `delete` never wait."""
         store = self._stores[write.repository]
-        change = store.delete(write.job) if write.op == "delete" else store.put(with_content(write, self.log.blobs))
+        change = (
+            store.delete(write.job)
+            if write.op == "delete"
+            else store.put(with_content(write, self.log.blobs))
+        )
         try:
-            change.send(None)  # type: ignore[attr-defined]
+            change.send(None)
         except StopIteration:
             return
         raise InternalError(f"the in-process store of {write.repository} waits")
@@ -289,7 +301,8 @@ class Runtime:
             raise _again(self.failure)
         if ticket in self._done_tickets:
             return self._done_tickets.pop(ticket)
-        future = self._tickets[ticket] = self._loop.create_future()
+        future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+        self._tickets[ticket] = future
         self.pump()
         self.wake()
         return await future
@@ -360,7 +373,7 @@ class Runtime:
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        self._background.add(task)  # type: ignore[arg-type]
+        self._background.add(task)
         task.add_done_callback(self._reaped)
 
     def _reaped(self, task: asyncio.Task[None]) -> None:
@@ -465,4 +478,3 @@ def _again(error: BaseException) -> BaseException:
     if isinstance(error, DatataskError):
         return type(error)(error.what, where=error.where, remedy=error.remedy)
     return InternalError(f"the engine has stopped: {error!r}")
-

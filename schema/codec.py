@@ -43,20 +43,25 @@ class Row(NamedTuple):
 
 _encoder = msgspec.json.Encoder()
 _own_fields = {
-    name: tuple(field for field in kind.__struct_fields__ if field not in ENVELOPE) for name, kind in KINDS.items()
+    name: tuple(field for field in kind.__struct_fields__ if field not in ENVELOPE)
+    for name, kind in KINDS.items()
 }
 
 
 def _payload_type(kind: type[Event]) -> type[msgspec.Struct]:
     """Return the struct of a kind's own fields alone: what the payload column holds."""
-    fields = [
-        (field.name, field.type, msgspec.field(default=field.default, default_factory=field.default_factory))
-        if not field.required
-        else (field.name, field.type)
-        for field in msgspec.structs.fields(kind)
-        if field.name not in ENVELOPE
-    ]
-    return msgspec.defstruct(f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False)
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(kind):
+        if field.name in ENVELOPE:
+            continue
+        if field.required:
+            fields.append((field.name, field.type))
+        elif field.default_factory is not msgspec.NODEFAULT:
+            factory: Callable[[], Any] = field.default_factory
+            fields.append((field.name, field.type, msgspec.field(default_factory=factory)))
+        else:
+            fields.append((field.name, field.type, field.default))
+    return msgspec.defstruct(f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True)
 
 
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}

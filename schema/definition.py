@@ -28,29 +28,29 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A declared value: immutable, stored with its defaults left out."""
 
 
-class Expr(Value, tag_field="op", tag=str.lower):
+class Expr(Value, frozen=True, kw_only=True, tag_field="op", tag=str.lower):
     """A condition on a job's memberships."""
 
 
-class In(Expr):
+class In(Expr, frozen=True, kw_only=True):
     """The job is in this leaf."""
 
     leaf: str
 
 
-class All(Expr):
+class All(Expr, frozen=True, kw_only=True):
     """Every part holds; true when there are none."""
 
     of: tuple[In | All | Any | Not, ...]
 
 
-class Any(Expr):
+class Any(Expr, frozen=True, kw_only=True):
     """At least one part holds; false when there are none."""
 
     of: tuple[In | All | Any | Not, ...]
 
 
-class Not(Expr):
+class Not(Expr, frozen=True, kw_only=True):
     """The part does not hold."""
 
     of: In | All | Any | Not
@@ -70,27 +70,27 @@ def leaves_of(expr: AnyExpr) -> list[str]:
             return list(dict.fromkeys(leaf for part in parts for leaf in leaves_of(part)))
 
 
-class TranslatedDef(Value, tag_field="by", tag="translated"):
+class TranslatedDef(Value, frozen=True, kw_only=True, tag_field="by", tag="translated"):
     """Job k is a member when `base` holds for the job that k translates to (`Evaluated: translation`)."""
 
     base: AnyExpr
     translator: AnyExpr
 
 
-class FilteredDef(Value, tag_field="by", tag="filtered"):
+class FilteredDef(Value, frozen=True, kw_only=True, tag_field="by", tag="filtered"):
     """Job k is a member when `base` holds for it and its filter said yes (`Evaluated: filter`)."""
 
     base: AnyExpr
 
 
-class ViewDef(Value, tag_field="by", tag="view"):
+class ViewDef(Value, frozen=True, kw_only=True, tag_field="by", tag="view"):
     """A view over the last run of a task's current episode."""
 
     task: str
     view: ViewName
 
 
-class RepositoryDef(Value):
+class RepositoryDef(Value, frozen=True, kw_only=True):
     """One leaf: `id` names it for ever; `kind` is what the user made it with, for people to read."""
 
     id: str
@@ -102,7 +102,7 @@ class RepositoryDef(Value):
     derived: TranslatedDef | FilteredDef | ViewDef | None = None
 
 
-class LinkDef(Value):
+class LinkDef(Value, frozen=True, kw_only=True):
     """A repository's role in a task; `expr` is its membership, over leaves (one leaf for a stored one)."""
 
     name: str
@@ -117,7 +117,7 @@ class LinkDef(Value):
     required_for_output: bool = False
 
 
-class RetryDef(Value):
+class RetryDef(Value, frozen=True, kw_only=True):
     """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds)."""
 
     attempts: int = 1
@@ -132,7 +132,7 @@ class RetryDef(Value):
 DoneShape = Literal["function", "process", "pod", "none"]
 
 
-class TaskDef(Value):
+class TaskDef(Value, frozen=True, kw_only=True):
     """One task as the core sees it.
 
     `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
@@ -159,7 +159,7 @@ class TaskDef(Value):
     pids: str | None = None
 
 
-class QuotaDef(Value):
+class QuotaDef(Value, frozen=True, kw_only=True):
     """Limits in billionths (an absent name of cpu and mem means none is granted), launches per window."""
 
     name: str
@@ -169,7 +169,7 @@ class QuotaDef(Value):
     starvation_after: int = 60 * SECOND
 
 
-class PipelineDef(Value):
+class PipelineDef(Value, frozen=True, kw_only=True):
     """A whole pipeline; equal definitions have equal `digest`s."""
 
     name: str = "pipeline"

@@ -68,14 +68,14 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # --- the log itself ---------------------------------------------------------------------------------
 
 
-class LogCreated(Event):
+class LogCreated(Event, frozen=True, kw_only=True):
     """Position 1: whose log this is. `uuid.epoch.position` is a run's identity in the world."""
 
     log: str
     pipeline: str
 
 
-class EngineOpened(Event):
+class EngineOpened(Event, frozen=True, kw_only=True):
     """An engine took the lease; `last_sign` is the `at` of the last event before."""
 
     version: str
@@ -86,21 +86,21 @@ class EngineOpened(Event):
     last_sign: int | None = None
 
 
-class EngineClosed(Event):
+class EngineClosed(Event, frozen=True, kw_only=True):
     """The engine gave the lease back; one without is an engine that died."""
 
     epoch: int
     reason: str = ""
 
 
-class ClockStepped(Event):
+class ClockStepped(Event, frozen=True, kw_only=True):
     """The wall clock jumped against the monotonic one; engine time went on without a jump."""
 
     wall_before: int
     wall_after: int
 
 
-class LogUpgraded(Event):
+class LogUpgraded(Event, frozen=True, kw_only=True):
     """The storage format was raised."""
 
     format_before: int
@@ -108,7 +108,7 @@ class LogUpgraded(Event):
     version: str
 
 
-class ArchiveCut(Event):
+class ArchiveCut(Event, frozen=True, kw_only=True):
     """Everything up to `until` lives in an archive; `state` is the digest of the state stored as its base."""
 
     until: int
@@ -117,7 +117,7 @@ class ArchiveCut(Event):
     state: str
 
 
-class BlobsCollected(Event):
+class BlobsCollected(Event, frozen=True, kw_only=True):
     """Blobs that nothing refers to were removed."""
 
     ESSENTIAL = False
@@ -125,7 +125,7 @@ class BlobsCollected(Event):
     size: int
 
 
-class PayloadRedacted(Event):
+class PayloadRedacted(Event, frozen=True, kw_only=True):
     """The payload at `position` was removed; its digest stays in the chain."""
 
     position: int
@@ -135,7 +135,7 @@ class PayloadRedacted(Event):
 # --- the definition ---------------------------------------------------------------------------------
 
 
-class PipelineDefined(Event):
+class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
     definition: PipelineDef
@@ -143,7 +143,7 @@ class PipelineDefined(Event):
     decider: int
 
 
-class Renamed(Event):
+class Renamed(Event, frozen=True, kw_only=True):
     """A task or repository goes on under another name (`was:` in the definition)."""
 
     what: Literal["task", "repository"]
@@ -154,36 +154,41 @@ class Renamed(Event):
 # --- repositories -----------------------------------------------------------------------------------
 
 
-class RepositorySynced(Event):
+class RepositorySynced(Event, frozen=True, kw_only=True):
     """The store's contents are known to this engine; the listing began at `listed_at`."""
 
+    repository: str
     listed_at: int
     members: int
     reason: str = ""
 
 
-class RepositoryReset(Event):
+class RepositoryReset(Event, frozen=True, kw_only=True):
     """An ephemeral store started anew, empty."""
 
+    repository: str
     incarnation: int
 
 
-class ObservationHeld(Event):
+class ObservationHeld(Event, frozen=True, kw_only=True):
     """So many members vanished at once that nobody believes it yet; a person's word is awaited."""
 
+    repository: str
     vanished: int
     members: int
     sample: tuple[str, ...] = ()
     why: str = ""
 
 
-class ValuePut(Event):
+class ValuePut(Event, frozen=True, kw_only=True):
     """A job entered a repository, or its value changed.
 
     `value` is the document's JSON, `digest` (SHA-256, hex) names a blob; `version` is the store's own
     (etag; inode, mtime, size). With neither, only membership is recorded.
     """
 
+    repository: str
+    job: str
     value: msgspec.Raw = ABSENT
     digest: str | None = None
     size: int | None = None
@@ -193,21 +198,25 @@ class ValuePut(Event):
     request: str | None = None
 
 
-class ValueDeleted(Event):
+class ValueDeleted(Event, frozen=True, kw_only=True):
     """A job left a repository."""
 
+    repository: str
+    job: str
     origin: ValueOrigin = "written"
     version: str | None = None
     reason: str = ""
     request: str | None = None
 
 
-class StoreWriteIntended(Event):
+class StoreWriteIntended(Event, frozen=True, kw_only=True):
     """The engine is about to change a foreign store; recovery redoes it.
 
     The last intent of a run's end carries `settles`, the ending that is recorded when all are done.
     """
 
+    repository: str
+    job: str
     op: Literal["put", "delete"]
     value: msgspec.Raw = ABSENT
     digest: str | None = None
@@ -220,9 +229,10 @@ class StoreWriteIntended(Event):
 # --- decisions and what they rest on ----------------------------------------------------------------
 
 
-class Evaluated(Event):
+class Evaluated(Event, frozen=True, kw_only=True):
     """The outcome of user code that a decision needs; `value` is its JSON, `retry_at` set on an error."""
 
+    job: str
     what: EvaluatedWhat
     inputs: tuple[int, ...] = ()
     value: msgspec.Raw = ABSENT
@@ -231,7 +241,7 @@ class Evaluated(Event):
     volatile: bool = False
 
 
-class DecisionRound(Event):
+class DecisionRound(Event, frozen=True, kw_only=True):
     """A round of `decide`: its inputs, and per task what held it back; its decisions follow it."""
 
     state: int
@@ -244,9 +254,11 @@ class DecisionRound(Event):
     constraints: dict[str, str] = {}
 
 
-class LaunchDecided(Event):
+class LaunchDecided(Event, frozen=True, kw_only=True):
     """A run came into being; its id is this event's position."""
 
+    task: str
+    job: str
     episode: int
     attempt: int
     origin: LaunchOrigin = "derived"
@@ -259,26 +271,35 @@ class LaunchDecided(Event):
     request: str | None = None
 
 
-class StopDecided(Event):
+class StopDecided(Event, frozen=True, kw_only=True):
     """A run is to be stopped, politely for `grace` nanoseconds."""
 
+    task: str
+    job: str
+    run: int
     reason: StopReason
     grace: int = 0
     why: str = ""
     request: str | None = None
 
 
-class RetryScheduled(Event):
+class RetryScheduled(Event, frozen=True, kw_only=True):
     """The episode goes on with another attempt, not before `not_before`."""
 
+    task: str
+    job: str
+    run: int
     not_before: int
     attempt: int
     budget: Literal["user", "infrastructure"] = "user"
 
 
-class RetriesExhausted(Event):
+class RetriesExhausted(Event, frozen=True, kw_only=True):
     """The policy grants no further attempt."""
 
+    task: str
+    job: str
+    run: int
     attempts: int
     budget: Literal["user", "infrastructure"] = "user"
 
@@ -286,47 +307,65 @@ class RetriesExhausted(Event):
 # --- runs -------------------------------------------------------------------------------------------
 
 
-class RunStarted(Event):
+class RunStarted(Event, frozen=True, kw_only=True):
     """The runner confirmed the start; `handle` identifies the run at its target."""
 
+    task: str
+    job: str
+    run: int
     handle: dict[str, str | int] = {}
     where: str = ""
     started_at: int | None = None
 
 
-class RunAdopted(Event):
+class RunAdopted(Event, frozen=True, kw_only=True):
     """A run of an engine that is gone was found alive and is watched again."""
 
+    task: str
+    job: str
+    run: int
     handle: dict[str, str | int] = {}
     where: str = ""
 
 
-class RunUnreachable(Event):
+class RunUnreachable(Event, frozen=True, kw_only=True):
     """Nothing is heard of the target; the run stays open and holds its quota."""
 
+    task: str
+    job: str
+    run: int
     where: str = ""
     message: str = ""
 
 
-class RunReachable(Event):
+class RunReachable(Event, frozen=True, kw_only=True):
     """The target speaks again."""
 
+    task: str
+    job: str
+    run: int
     where: str = ""
 
 
-class RunObserved(Event):
+class RunObserved(Event, frozen=True, kw_only=True):
     """Something worth telling about a run that decides nothing."""
 
     ESSENTIAL = False
+    task: str
+    job: str
+    run: int
     phase: str
     reason: str = ""
     message: str = ""
     source_at: int | None = None
 
 
-class RunEnded(Event):
+class RunEnded(Event, frozen=True, kw_only=True):
     """The one ending of a run."""
 
+    task: str
+    job: str
+    run: int
     outcome: Outcome
     exit_code: int | None = None
     error: ErrorInfo | None = None
@@ -339,10 +378,11 @@ class RunEnded(Event):
     final: bool = True
 
 
-class LateFact(Event):
+class LateFact(Event, frozen=True, kw_only=True):
     """Something was told about a run that has ended: kept, and without effect."""
 
     ESSENTIAL = False
+    run: int
     fact: str
     detail: dict[str, Any] = {}
 
@@ -350,35 +390,41 @@ class LateFact(Event):
 # --- what people ask --------------------------------------------------------------------------------
 
 
-class CancelRequested(Event):
+class CancelRequested(Event, frozen=True, kw_only=True):
     """A person asked to cancel a job in a task, running or waiting."""
 
+    task: str
+    job: str
     reason: str = ""
     request: str | None = None
 
 
-class RetryRequested(Event):
+class RetryRequested(Event, frozen=True, kw_only=True):
     """A person asked for a new episode of a job that has ended."""
 
+    task: str
+    job: str
     reason: str = ""
     request: str | None = None
 
 
-class TaskPaused(Event):
+class TaskPaused(Event, frozen=True, kw_only=True):
     """No launches of this task until resumed; what runs goes on."""
 
+    task: str
     reason: str = ""
     request: str | None = None
 
 
-class TaskResumed(Event):
+class TaskResumed(Event, frozen=True, kw_only=True):
     """Launches of this task are allowed again."""
 
+    task: str
     reason: str = ""
     request: str | None = None
 
 
-class QuotaChanged(Event):
+class QuotaChanged(Event, frozen=True, kw_only=True):
     """The limits of a quota from here on (billionths)."""
 
     quota: str
@@ -388,7 +434,7 @@ class QuotaChanged(Event):
     request: str | None = None
 
 
-class UnknownEvent(Event, tag=False):
+class UnknownEvent(Event, frozen=True, kw_only=True, tag=False):
     """An event of a kind that this version does not know and need not: carried, chained, shown raw."""
 
     ESSENTIAL = False
@@ -434,7 +480,7 @@ AnyEvent = (
     | QuotaChanged
 )
 
-KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in AnyEvent.__args__}  # type: ignore[attr-defined]
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in AnyEvent.__args__}
 ENVELOPE: tuple[str, ...] = Event.__struct_fields__
 
 

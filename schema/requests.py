@@ -29,21 +29,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     reason: str = ""
 
 
-class PutValues(Request):
+class PutValues(Request, frozen=True, kw_only=True):
     """Put values into a repository (by id)."""
 
     repository: str
     items: tuple[Item, ...]
 
 
-class DeleteValues(Request):
+class DeleteValues(Request, frozen=True, kw_only=True):
     """Delete jobs from a repository (by id); from a `live(TASK)` view: stop their runs."""
 
     repository: str
     jobs: tuple[str, ...]
 
 
-class LaunchJob(Request):
+class LaunchJob(Request, frozen=True, kw_only=True):
     """Launch one job now: `force` although it is not ready, `over_quota` although it does not fit."""
 
     task: str
@@ -53,33 +53,33 @@ class LaunchJob(Request):
     meta: bool = True
 
 
-class CancelJobs(Request):
+class CancelJobs(Request, frozen=True, kw_only=True):
     """Cancel jobs of a task, running or waiting."""
 
     task: str
     jobs: tuple[str, ...]
 
 
-class RetryJobs(Request):
+class RetryJobs(Request, frozen=True, kw_only=True):
     """Open a new episode for jobs of a task whose last one has ended."""
 
     task: str
     jobs: tuple[str, ...]
 
 
-class PauseTask(Request):
+class PauseTask(Request, frozen=True, kw_only=True):
     """Launch no more of a task."""
 
     task: str
 
 
-class ResumeTask(Request):
+class ResumeTask(Request, frozen=True, kw_only=True):
     """Launch again."""
 
     task: str
 
 
-class ChangeQuota(Request):
+class ChangeQuota(Request, frozen=True, kw_only=True):
     """Set a quota's limits (billionths)."""
 
     quota: str
@@ -87,14 +87,22 @@ class ChangeQuota(Request):
     launches: int | None = None
 
 
-class AcceptLoss(Request):
+class AcceptLoss(Request, frozen=True, kw_only=True):
     """Believe that the members of a held repository are gone."""
 
     repository: str
 
 
 AnyRequest = (
-    PutValues | DeleteValues | LaunchJob | CancelJobs | RetryJobs | PauseTask | ResumeTask | ChangeQuota | AcceptLoss
+    PutValues
+    | DeleteValues
+    | LaunchJob
+    | CancelJobs
+    | RetryJobs
+    | PauseTask
+    | ResumeTask
+    | ChangeQuota
+    | AcceptLoss
 )
 
 

@@ -53,7 +53,8 @@ def parse_quantity(quantity: str | int | float | Decimal) -> Decimal:
 
 def _not_a_quantity(quantity: object) -> CallerError:
     return CallerError(
-        f"{quantity!r:.80} is not a quantity", remedy="write a number such as 2, '500m', '1.5', '2Gi' or '1e3'"
+        f"{quantity!r:.80} is not a quantity",
+        remedy="write a number such as 2, '500m', '1.5', '2Gi' or '1e3'",
     )
 
 
@@ -98,7 +99,9 @@ class Resources:
     ) -> Resources:
         """Return the amounts that the quantities say; launches default to as good as unlimited."""
         limit = UNLIMITED_LAUNCHES if launches is None else int(parse_quantity(launches))
-        return cls(parse_quantity(cpu), parse_quantity(mem), limit, {k: parse_quantity(v) for k, v in custom.items()})
+        return cls(
+            parse_quantity(cpu), parse_quantity(mem), limit, {k: parse_quantity(v) for k, v in custom.items()}
+        )
 
     def __add__(self, other: Resources) -> Resources:
         return self._combined(other, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -73,7 +74,7 @@ def _tagged_mapping(value: dict[Any, Any], path: str) -> dict[str, object]:
     return {"$": result} if len(result) == 1 and next(iter(result)).startswith("$") else result
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Any], Any]] = {
     "$float": float,
     "$datetime": dt.datetime.fromisoformat,
     "$date": dt.date.fromisoformat,

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -85,7 +85,7 @@ class Pipeline:
         *,
         name: str | None = None,
         log: Location = None,
-        durability: str = "full",
+        durability: Literal["full", "process"] = "full",
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -223,7 +223,9 @@ class Pipeline:
             )
         self._check_vanished(state, declared)
         stores = {
-            id: leaf.store for id, leaf in declared.repositories.items() if leaf.medium in ("mirror", "foreign")
+            id: leaf.store
+            for id, leaf in declared.repositories.items()
+            if leaf.medium in ("mirror", "foreign")
         }
         runtime = self._runtime = Runtime(
             log,
@@ -276,7 +278,13 @@ class Pipeline:
         for repository in state.definition.repositories:
             leaf = state.leaves.get(repository.id)
             gone = repository.id not in kept | renamed | self.accepted
-            if gone and leaf is not None and leaf.count and repository.medium != "derived" and not repository.ephemeral:
+            if (
+                gone
+                and leaf is not None
+                and leaf.count
+                and repository.medium != "derived"
+                and not repository.ephemeral
+            ):
                 raise CallerError(
                     f"the pipeline no longer has the repository {repository.id}, which has {leaf.count} members",
                     where=str(self.log.url if self.log else ""),

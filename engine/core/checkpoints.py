@@ -141,7 +141,7 @@ def dump(state: State) -> bytes:
         bits=state.bits,
         jobs=state.jobs,
         masks=[_int_bytes(mask) for mask in masks],
-        mask_of=_array_bytes(array("I", map(number.__getitem__, state.masks))),
+        mask_of=_array_bytes(array("I", map(number.__getitem__, state.masks)), strip=False),
         leaves=[_leaf_image(leaf, state.masks) for leaf in state.leaves.values()],
         tasks=[_task_image(task, state.definition) for task in state.tasks.values()],
         quotas=[_quota_image(quota) for quota in state.quotas.values()],

@@ -50,11 +50,11 @@ class WriteStore(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do)."""
+    """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do), `changes` their number."""
 
     ticket: int
     position: int
-    count: int
+    changes: int
 
 
 class Evaluation(NamedTuple):

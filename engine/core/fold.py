@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,7 @@ from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.ids import is_job
 
-Handler = Callable[[State, int, e.Event], None]
+Handler = Callable[[State, int, Any], None]
 
 
 def apply(state: State, position: int, event: e.Event) -> None:
@@ -96,7 +97,9 @@ def _renamed(state: State, position: int, event: e.Renamed) -> None:
         state.leaves[event.new] = leaf
         _rename_intents(state, event.old, event.new)
     state.pending = {
-        key._replace(owner=event.new) if key.owner == event.old and _on_leaf(key.what) is (event.what != "task") else key: why
+        key._replace(owner=event.new)
+        if key.owner == event.old and _on_leaf(key.what) is (event.what != "task")
+        else key: why
         for key, why in state.pending.items()
     }
 
@@ -186,7 +189,7 @@ def _intent_done(state: State, event: e.ValuePut | e.ValueDeleted, job: int) -> 
 
 
 def _evaluated(state: State, position: int, event: e.Evaluated) -> None:
-    owner = event.repository if _on_leaf(event.what) else event.task
+    owner = (event.repository if _on_leaf(event.what) else event.task) or ""
     job = state.intern(event.job)
     key = PendingKey(event.what, owner, job)
     pending = state.pending.get(key)
@@ -199,12 +202,13 @@ def _evaluated(state: State, position: int, event: e.Evaluated) -> None:
     del state.pending[key]
     value = msgspec.json.decode(event.value) if event.value else None
     if event.what == "priority":
-        task = state.tasks[event.task]
+        task = state.tasks[owner]
         ready_at = task.awaiting.pop(job, None)
         if ready_at is not None:
-            task.queue.push(job, float(value), ready_at)
+            task.queue.push(job, float(value or 0.0), ready_at)
         return
     derived = state.leaves[owner].derived
+    assert derived is not None, "only derived leaves are evaluated"
     if event.what == "filter":
         state.flip(derived.leaf, job, bool(value) and derived.base.test(state.masks[job]), position)
     elif event.what == "translation":
@@ -410,4 +414,4 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TaskPaused: _task_paused,
     e.TaskResumed: _task_resumed,
     e.QuotaChanged: _quota_changed,
-}  # type: ignore[dict-item]
+}

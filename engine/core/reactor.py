@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -107,7 +108,9 @@ class Reactor:
 
     # --- opening and closing ----------------------------------------------------------------------
 
-    def open(self, opened: e.EngineOpened, definition: PipelineDef, renamed: Sequence[e.Renamed] = ()) -> None:
+    def open(
+        self, opened: e.EngineOpened, definition: PipelineDef, renamed: Sequence[e.Renamed] = ()
+    ) -> None:
         """Begin: say who we are, put the definition in force, start ephemeral stores anew."""
         self._epoch = opened.epoch
         events: list[e.Event] = [opened, *renamed]
@@ -122,7 +125,9 @@ class Reactor:
         for repository in definition.repositories:
             if repository.ephemeral and repository.id in known:
                 incarnation = known[repository.id].incarnation + 1
-                events.append(e.RepositoryReset(at=opened.at, repository=repository.id, incarnation=incarnation))
+                events.append(
+                    e.RepositoryReset(at=opened.at, repository=repository.id, incarnation=incarnation)
+                )
         self._emit(events)
         self._index()
         for run in self.state.open_runs.values():
@@ -177,7 +182,14 @@ class Reactor:
     # --- what the world tells ---------------------------------------------------------------------
 
     def listed(
-        self, leaf_id: str, listing: Sequence[Write], listed_at: int, began: int, now: int, *, believe: bool = False
+        self,
+        leaf_id: str,
+        listing: Sequence[Write],
+        listed_at: int,
+        began: int,
+        now: int,
+        *,
+        believe: bool = False,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
@@ -202,7 +214,9 @@ class Reactor:
         events: list[e.Event] = []
         for job in gone:
             if not self._stashed(leaf_id, state.jobs[job], None):
-                events.append(e.ValueDeleted(at=now, repository=leaf_id, job=state.jobs[job], origin="observed"))
+                events.append(
+                    e.ValueDeleted(at=now, repository=leaf_id, job=state.jobs[job], origin="observed")
+                )
         for write in listing:
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(_put(write, now, origin="observed"))
@@ -304,18 +318,18 @@ class Reactor:
                 if run.started_at is None:
                     self._started(run, fact, now)
             case Adopted():
-                self._emit(
-                    [self._about(run, e.RunAdopted, now, handle=fact.handle, where=fact.where)]
-                )
+                self._emit([self._about(run, e.RunAdopted, now, handle=fact.handle, where=fact.where)])
                 self._watch_deadline(run)
             case Unreachable() if not run.unreachable:
-                self._emit([self._about(run, e.RunUnreachable, now, where=fact.where, message=fact.message[:1024])])
+                self._emit(
+                    [self._about(run, e.RunUnreachable, now, where=fact.where, message=fact.message[:1024])]
+                )
             case Reachable() if run.unreachable:
                 self._emit([self._about(run, e.RunReachable, now, where=fact.where)])
             case Noticed():
                 self._emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
 
-    def _about(self, run: OpenRun, kind: type[e.Event], now: int, **own: object) -> e.Event:
+    def _about(self, run: OpenRun, kind: type[e.Event], now: int, **own: Any) -> e.Event:
         return kind(at=now, task=run.task, job=self.state.jobs[run.job], run=run.run, cause=run.run, **own)
 
     def _late(self, fact: Fact, now: int) -> None:
@@ -396,7 +410,7 @@ class Reactor:
         self.collecting[run.run] = Collecting(ending, writes, outstanding)
         self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])
 
-    def _intent(self, write: Write, now: int, **more: object) -> e.StoreWriteIntended:
+    def _intent(self, write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
         return e.StoreWriteIntended(
             at=now,
             repository=write.repository,
@@ -405,7 +419,7 @@ class Reactor:
             value=write.value,
             digest=write.digest,
             size=write.size,
-            **more,  # type: ignore[arg-type]
+            **more,
         )
 
     def _settle(self, run: OpenRun, ending: e.Ending, writes: Sequence[Write], now: int) -> None:
@@ -436,14 +450,23 @@ class Reactor:
         if again is not None:
             events.append(
                 e.RetryScheduled(
-                    at=now, task=task, job=job, run=run.run, not_before=again.not_before, attempt=again.attempt,
+                    at=now,
+                    task=task,
+                    job=job,
+                    run=run.run,
+                    not_before=again.not_before,
+                    attempt=again.attempt,
                     budget=again.budget,
                 )
             )
         elif verdict.exhausted:  # type: ignore[attr-defined]
             events.append(
                 e.RetriesExhausted(
-                    at=now, task=task, job=job, run=run.run, attempts=verdict.attempts,  # type: ignore[attr-defined]
+                    at=now,
+                    task=task,
+                    job=job,
+                    run=run.run,
+                    attempts=verdict.attempts,  # type: ignore[attr-defined]
                     budget=verdict.exhausted,  # type: ignore[attr-defined]
                 )
             )
@@ -453,7 +476,14 @@ class Reactor:
         self._emit(events, [*effects, ForgetRun(task, run.run)])
 
     def written(
-        self, write: Write, run: int | None, ticket: int | None, now: int, *, version: str | None, error: str = ""
+        self,
+        write: Write,
+        run: int | None,
+        ticket: int | None,
+        now: int,
+        *,
+        version: str | None,
+        error: str = "",
     ) -> None:
         """A foreign store has followed an intent; or, with `error`, never will."""
         key = (write.repository, write.job)
@@ -462,7 +492,9 @@ class Reactor:
         elif ticket is not None:
             self._ticket_written(ticket, write, version, error, now)
 
-    def _run_written(self, run_id: int, key: tuple[str, str], version: str | None, error: str, now: int) -> None:
+    def _run_written(
+        self, run_id: int, key: tuple[str, str], version: str | None, error: str, now: int
+    ) -> None:
         collecting = self.collecting[run_id]
         collecting.outstanding.discard(key)
         for index, write in enumerate(collecting.writes):
@@ -661,7 +693,9 @@ class Reactor:
         return self._deadlines[0][0] if self._deadlines else None
 
 
-def _put(write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None) -> e.ValuePut:
+def _put(
+    write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None
+) -> e.ValuePut:
     return e.ValuePut(
         at=now,
         repository=write.repository,
@@ -706,7 +740,7 @@ def _intended(intent: e.StoreWriteIntended) -> Write:
     )
 
 
-def _noticed(fact: Noticed) -> dict[str, object]:
+def _noticed(fact: Noticed) -> dict[str, Any]:
     return {
         "phase": fact.phase,
         "reason": fact.reason,

@@ -90,7 +90,8 @@ class TaskState:
 
     def due(self, now: int, most: int) -> list[tuple[float, int, int]]:
         """Return the jobs whose retry is due, as queue entries; stale heap entries are dropped on the way."""
-        heap, found = self.retries, []
+        heap = self.retries
+        found: list[tuple[float, int, int]] = []
         held: list[tuple[int, int]] = []
         while heap and heap[0][0] <= now and len(found) < most:
             not_before, job = heapq.heappop(heap)

@@ -45,7 +45,7 @@ def define(state: State, definition: PipelineDef, position: int) -> None:
     for task in definition.tasks:
         for view in VIEW_NAMES:
             leaf_id = view_id(task.name, view)
-            _declare(state, RepositoryDef(leaf_id, "view", "view", derived=ViewDef(task.name, view)), position)
+            _declare(state, RepositoryDef(id=leaf_id, kind="view", medium="view", derived=ViewDef(task=task.name, view=view)), position)
     _define_quotas(state, definition)
     changed = _define_tasks(state, definition)
     wire(state)

@@ -1,0 +1,1 @@
+"""Puts engine and adapters together."""
