@@ -1,0 +1,9 @@
+"""How long hypothesis looks: briefly by default, `--hypothesis-profile=thorough` for an hour of it."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("brief", max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("thorough", max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("brief")
