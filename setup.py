@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from setuptools import setup
-
 LINKS = ("adapters", "engine", "schema")
 
 
@@ -20,4 +18,6 @@ def check_links(root: Path) -> None:
 
 if __name__ == "__main__":
     check_links(Path(__file__).resolve().parent)
+    from setuptools import setup  # after the check, which then needs no build environment
+
     setup()

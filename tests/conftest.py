@@ -1,29 +1,31 @@
-"""How the tests run: coroutine tests on an event loop of their own, within a time limit; coverage on request."""
+"""How the tests run: coroutine tests on an event loop of their own, within a time limit.
+
+A test that talks to a server says so with `@pytest.mark.server("program")`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import os
+import shutil
 from typing import Any
 
 import pytest
 
 TEST_SECONDS = 120.0
 
-if os.environ.get("DATATASK_COVERAGE"):  # set by the checks; plain `pytest` measures nothing
-    import atexit
 
-    import coverage
-
-    if coverage.Coverage.current() is None:
-        _measured = coverage.Coverage(config_file=True)
-        _measured.start()
-
-        @atexit.register
-        def _save() -> None:
-            _measured.stop()
-            _measured.save()
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `server("sshd")` where that program is missing; under CI=true fail it: CI installs it."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+    for marker in item.iter_markers("server"):
+        for program in marker.args:
+            if shutil.which(program, path=path) is None:
+                missing = f"needs {program}, which is not installed"
+                if os.environ.get("CI") == "true":
+                    pytest.fail(f"{missing}: add it to .ci/run", pytrace=False)
+                pytest.skip(missing)
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -32,7 +34,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(function):
         return None
     arguments: dict[str, Any] = {
-        name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames if name in pyfuncitem.funcargs
+        name: pyfuncitem.funcargs[name]
+        for name in pyfuncitem._fixtureinfo.argnames
+        if name in pyfuncitem.funcargs
     }
 
     async def limited() -> None:
