@@ -1,0 +1,1 @@
+"""Touches the world: one foreign system a file or folder."""
