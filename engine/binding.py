@@ -107,9 +107,9 @@ class RunContext:
         """
         self._enter(write, version_of)
 
-    def delete(self, repository_id: str, job: str) -> None:
-        """Add a deletion."""
-        self._enter(Write(repository=repository_id, job=job, op="delete"), None)
+    def delete(self, repository_id: str, job: str, *, version: str | None = None) -> None:
+        """Add a deletion; with a `version` (any text) the store has carried it out already."""
+        self._enter(Write(repository=repository_id, job=job, op="delete", version=version), None)
 
     def _enter(self, write: Write, version_of: VersionOf | None) -> None:
         key = write.repository, write.job

@@ -202,7 +202,7 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         repeat=task.repeat,
         disabled=task.disabled,
         opaque=task.opaque,
-        done=_leaf_id(task, task.done_link, names),
+        done=_leaf_id(task, task.done_link, names) if task.metadata else None,
         done_shape=task.done_shape,
         pids=_leaf_id(task, task.pids_link, names),
     )

@@ -77,6 +77,10 @@ class EventLog(Protocol):
     def next(self) -> int:
         """The position that the next enqueued event will get."""
 
+    @property
+    def holds_lease(self) -> bool:
+        """Whether this engine may still act on the log; asked right before effects."""
+
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told.
 

@@ -29,7 +29,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Store, Write
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import DatataskError, InternalError, TemporaryError
+from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, TemporaryError
 from datatask.schema.values import INLINE_BYTES_MAX
 
 logger = logging.getLogger("datatask.engine")
@@ -229,9 +229,14 @@ class Runtime:
     def _durable(self, head: int) -> None:
         """The log is durable up to `head`: perform the effects that rest on it, in order."""
         effects = self._effects
+        if effects and effects[0][0] <= head and not self.log.holds_lease:
+            self.fail(LeaseLostError("another engine has taken the log", where=self.log.url))
         while effects and effects[0][0] <= head:
             for effect in effects.popleft()[1]:
-                self._perform(effect)
+                try:
+                    self._perform(effect)
+                except Exception as error:
+                    self._failed(effect, error)
         while self._batches and self._batches[0].last <= head:
             self._tell(self._batches.popleft())
         self.wake()
@@ -280,6 +285,16 @@ class Runtime:
                     self._done_tickets[ticket] = (position, count)
                 elif not future.done():
                     future.set_result((position, count))
+
+    def _failed(self, effect: Effect, error: Exception) -> None:
+        """A run that its runner would not take is refused; any other effect that raises is our bug."""
+        if isinstance(effect, StartRun):
+            logger.exception("%s[%s] could not be started", effect.spec.task, effect.spec.job)
+            info = e.ErrorInfo(type=type(error).__name__, message=str(error))
+            self.sink(Ended(effect.spec.run, e.Ending(outcome="refused", error=info)))
+            return
+        logger.error("the engine stops: its own code failed", exc_info=error)
+        self.fail(InternalError(f"{type(effect).__name__}: {type(error).__name__}: {error}"))
 
     def _mirror(self, write: Write) -> None:
         """Let an in-process store follow at once: its `put` and `delete` never wait."""

@@ -32,7 +32,7 @@ from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.declare import Declared, declare
-from datatask.engine.graph import graph_of
+from datatask.engine.graph import dependants, graph_of
 from datatask.engine.observing import Observer
 from datatask.engine.ports import Checkpoint, Clock, EventLog, Store, Write
 from datatask.engine.quotas import ResourceManager
@@ -49,6 +49,7 @@ logger = logging.getLogger("datatask.pipeline")
 
 INBOX_SECONDS = 0.1
 OPAQUE_SECONDS = 1.0
+ENDS_SECONDS = 60.0
 CHECKPOINT_EVERY = 50_000
 CHECKPOINT_LEAST = 2_000
 
@@ -129,6 +130,10 @@ class Pipeline:
         for task in self._listed:
             task.synchronous = synchronous
             task.metadata = metadata
+
+    def dependants(self, node: Task | Repository, recursive: bool) -> list[Task | Repository]:
+        """Return the node and what lies downstream of it: its direct successors, or everything reachable."""
+        return dependants(self._listed, node, recursive)
 
     def graph(self) -> Any:
         """Return a networkx DiGraph of tasks and repositories (networkx must be installed)."""
@@ -307,12 +312,24 @@ class Pipeline:
             if self._observer is not None:
                 await self._observer.close()
             if self._runtime is not None:
+                await self._end_runs(self._runtime)
                 await self._runtime.close(abandon=self._abandoned, reason=reason)
                 if self._runtime.failure is None:
                     await self._checkpoint(CHECKPOINT_LEAST)
         finally:
             await self._release()
             await self.session.close()
+
+    async def _end_runs(self, runtime: Runtime) -> None:
+        """Stop the runs that cannot outlive the engine, and wait for their ends."""
+        if runtime.failure is not None:
+            return
+        self.abandon()
+        async with asyncio.timeout(ENDS_SECONDS):
+            while runtime.failure is None and any(
+                not self.tasks[run.task].outlives for run in runtime.state.open_runs.values()
+            ):
+                await asyncio.sleep(0.005)
 
     async def _release(self) -> None:
         if self._declared is not None:
@@ -400,18 +417,39 @@ class Pipeline:
 
     async def update(self) -> bool:
         """One round: look at the world, launch what may start; returns whether anything is live or was done."""
+        return await self._round()
+
+    async def _round(self, *, look: bool = True, launch: bool = True) -> bool:
         runtime = self.runtime
         assert self._observer is not None
         before = runtime.state.position
-        live = await self._update_opaque()
-        await self._observer.sync(self._observer.unwatched())
-        runtime.launching = not self._draining
+        live = False
+        if look:
+            live = await self._update_opaque()
+            await self._observer.sync(self._observer.unwatched())
+        runtime.launching = launch and not self._draining
         runtime.mode = "update"
         runtime.turn()
         runtime.launching = False
         await runtime.flushed()
         await asyncio.sleep(0)
         return live or bool(runtime.state.open_runs) or runtime.state.position != before
+
+    async def update_only_update(self) -> bool:
+        """Look at the world, launch nothing; returns whether anything is live or was found."""
+        return await self._round(launch=False)
+
+    async def update_only_launch(self) -> bool:
+        """Launch what may start by what is known; returns whether anything is live."""
+        return await self._round(look=False)
+
+    async def gather_ready_jobs(self, task: str | Task) -> list[str]:
+        """Return the jobs that wait for a task, the next one first."""
+        state = self.runtime.state
+        name = task if isinstance(task, str) else task.name
+        if name not in state.tasks:
+            raise UnknownNameError(f"there is no task {name}", remedy="use one of: " + ", ".join(state.tasks))
+        return [state.jobs[job] for _, _, job in state.tasks[name].queue.entries()]
 
     def run_sync(self, **options: Any) -> Outcome:
         """Open, `run`, close, from a program without an event loop; a first Ctrl-C drains, a second abandons."""

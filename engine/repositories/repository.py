@@ -15,7 +15,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from datatask.engine.binding import Binding
-from datatask.engine.ports import Store
+from datatask.engine.ports import Store, Write
 from datatask.engine.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
 from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
 from datatask.schema.errors import CallerError
@@ -42,6 +42,13 @@ def told_invalid(where: str, name: str) -> None:
         logger.warning("More than %d names that are not job ids: no more of them are told", TOLD_MAX)
     else:
         logger.warning("Skipping %s %r - not a valid job id", where, name[:160])
+
+
+def told_unrecorded(where: str, why: str) -> None:
+    """Warn that values found in a store are not in the log, only that they are there: once per place."""
+    if (where, "") not in _told and len(_told) <= TOLD_MAX:
+        _told.add((where, ""))
+        logger.warning("Values in %s are not recorded, only that they are there: %s", where, why)
 
 
 def job_getter(method: F) -> F:
@@ -163,6 +170,10 @@ class Repository(ABC):
         from datatask.engine.repositories.opaque import ListedStore
 
         return ListedStore(self)
+
+    def observed(self, job: str, version: str | None) -> Write:
+        """Return what the log is to know of a member that was found in the store: that it is there."""
+        return Write(repository=self.id, job=job, version=version)
 
     @property
     def id(self) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine.binding import Binding, RunContext, current_run
+from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.ports import Store, Write
 from datatask.engine.repositories.opaque import ListedStore
-from datatask.engine.repositories.repository import BlobRepository, Repository
+from datatask.engine.repositories.repository import BlobRepository, Repository, told_unrecorded
 from datatask.engine.streams import (
     AReadStream,
     AReadText,
@@ -33,7 +33,7 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, DatataskError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job
 
@@ -63,7 +63,7 @@ class StoredRepository(Repository):
         check_job(item, where=repr(self))
         if (write := self._overlaid(item)) is not None:
             return write.op == "put"
-        if self.medium == "native":
+        if self._is_asked():
             return self._engine().contains(self.id, item)
         return await self._own_store().version(item) is not None
 
@@ -71,7 +71,7 @@ class StoredRepository(Repository):
         """Yield all members, as the run that asks sees them."""
         run = self._overlay()
         written = {} if run is None else run.written_in(self.id)
-        if self.medium == "native":
+        if self._is_asked():
             for job in self._engine().members(self.id):
                 if job not in written:
                     yield job
@@ -95,7 +95,7 @@ class StoredRepository(Repository):
             run.check_open()
             if self.medium == "foreign":
                 await self._own_store().delete(job)
-            run.delete(self.id, job)
+            run.delete(self.id, job, version="" if self.medium == "foreign" else None)
 
     # --- for subclasses -------------------------------------------------------------------------------
 
@@ -114,6 +114,21 @@ class StoredRepository(Repository):
         else:
             run.put(write)
 
+    def observed(self, job: str, version: str | None) -> Write:
+        """Return what the log is to know of a member that was found in the store; blocking."""
+        write = Write(repository=self.id, job=job, version=version)
+        if self.record == "version":
+            return write
+        try:
+            return self._observed(write)
+        except (DatataskError, OSError) as error:
+            told_unrecorded(repr(self), str(error))
+            return write
+
+    def _observed(self, write: Write) -> Write:
+        """Add the value or the digest and size, as `record` says."""
+        return write
+
     async def _noted(self, write: Write) -> Write:
         """Return what the log is to know of a value that the store holds: no content beyond `record`."""
         digest, size = write.digest, write.size
@@ -123,6 +138,21 @@ class StoredRepository(Repository):
             digest, size = await asyncio.to_thread(_digest, write)
         value = write.value if self.record == "value" else ABSENT
         return Write(repository=write.repository, job=write.job, value=value, digest=digest, size=size)
+
+    def _is_asked(self) -> bool:
+        """Whether the engine is asked for members and values, because there is no store here."""
+        return self.medium == "native"
+
+    async def _ref(self, job: str) -> ValueRef | None:
+        """Return the job's value as the run that asks sees it, and note for lineage that the run read it."""
+        check_job(job, where=repr(self))
+        engine, run = self._engine(), current_run.get()
+        if (write := self._overlaid(job)) is not None:
+            return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
+        ref = await engine.value(self.id, job)
+        if ref is not None and run is not None:
+            run.note_read(self.id, job, ref.position)
+        return ref
 
     def _engine(self) -> Binding:
         if self._binding is None:
