@@ -12,8 +12,13 @@ import shutil
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 TEST_SECONDS = 120.0
+
+# No deadline per example: under coverage, on a busy machine, time says nothing. The blob replays a failure.
+settings.register_profile("datatask", deadline=None, print_blob=True)
+settings.load_profile("datatask")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

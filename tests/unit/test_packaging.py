@@ -91,7 +91,7 @@ def test_checkers_see_the_names_that_the_table_has() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'datatask' has no attribute 'Pipelime'"):
-        _ = datatask.Pipelime  # type: ignore[attr-defined]
+        _ = datatask.Pipelime
 
 
 @pytest.mark.parametrize("title", ["Run it", "Test it"])
