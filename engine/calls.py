@@ -39,7 +39,11 @@ def stopped_outcome(reason: StopReason) -> Outcome:
 
 def stopped_message(reason: StopReason) -> str:
     """Return the reason in words."""
-    words = {"timeout": "its time was up", "shutdown": "the engine was shut down", "deleted": "it was deleted"}
+    words = {
+        "timeout": "its time was up",
+        "shutdown": "the engine was shut down",
+        "deleted": "it was deleted",
+    }
     return f"stopped: {words.get(reason, 'it was cancelled')}"
 
 
@@ -89,7 +93,13 @@ class CallRunner:
     """
 
     def __init__(
-        self, name: str, call: Call, *, outcome: Outcome = "succeeded", contained: bool = True, where: str = ""
+        self,
+        name: str,
+        call: Call,
+        *,
+        outcome: Outcome = "succeeded",
+        contained: bool = True,
+        where: str = "",
     ) -> None:
         self.name = name
         self._call = call
@@ -115,7 +125,7 @@ class CallRunner:
             run.task = self._loop.create_task(self._run(spec, run))
 
     async def _run(self, spec: RunSpec, run: _Open) -> None:
-        run.started_at = time.time_ns()
+        run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
         if self._contained:
             current_run.set(run.context)
         self._sink(Started(spec.run, {}, self._where, run.started_at))
@@ -140,7 +150,10 @@ class CallRunner:
         if run.reason is not None:
             outcome = stopped_outcome(run.reason)
             trace = error.traceback if error is not None else ""
-            error, detail = ErrorInfo(type="Stopped", message=stopped_message(run.reason), traceback=trace), None
+            error, detail = (
+                ErrorInfo(type="Stopped", message=stopped_message(run.reason), traceback=trace),
+                None,
+            )
         if run.timer is not None:
             run.timer.cancel()
         self._sink(Ended(spec.run, self._ending(run, outcome, error, detail), writes))
@@ -153,7 +166,7 @@ class CallRunner:
             error=error,
             detail=detail,
             started_at=run.started_at or None,
-            ended_at=time.time_ns(),
+            ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
             reads=run.context.reads or None,
             where=self._where,
         )
@@ -182,7 +195,9 @@ class CallRunner:
             open_run.task.add_done_callback(self._abandoned.discard)
             asyncio._unregister_task(open_run.task)  # the documented way out for a task
         logger.warning("%s[%s] does not end although it was cancelled; it is fenced off", self.name, job)
-        message = f"{stopped_message(open_run.reason)}; the function went on, fenced off from its repositories"
+        message = (
+            f"{stopped_message(open_run.reason)}; the function went on, fenced off from its repositories"
+        )
         error = ErrorInfo(type="Stopped", message=message)
         writes = open_run.context.fence()
         self._sink(Ended(run, self._ending(open_run, stopped_outcome(open_run.reason), error), writes))
@@ -226,7 +241,9 @@ def _no_sink(fact: object) -> None:
 class _Watchdog:
     """A thread that sees whether the loop still turns, and names the run that keeps it from turning."""
 
-    _of: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchdog]] = weakref.WeakKeyDictionary()
+    _of: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watchdog]] = (
+        weakref.WeakKeyDictionary()
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
@@ -246,7 +263,9 @@ class _Watchdog:
         if len(self._runners) == 1:
             self._end = threading.Event()
             self._beat = time.monotonic()
-            threading.Thread(target=self._watch, args=(self._end,), name="datatask-watchdog", daemon=True).start()
+            threading.Thread(
+                target=self._watch, args=(self._end,), name="datatask-watchdog", daemon=True
+            ).start()
 
     def unwatch(self, runner: CallRunner) -> None:
         """End with the last runner."""

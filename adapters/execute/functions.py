@@ -34,9 +34,7 @@ class FunctionTask(EngineTask):
     done_link = "done"
     done_shape: DoneShape = "function"
 
-    def __init__(
-        self, name: str, ready: Repository | None, func: Function | None, **policy: Any
-    ) -> None:
+    def __init__(self, name: str, ready: Repository | None, func: Function | None, **policy: Any) -> None:
         super().__init__(name, ready, **policy)
         self.func = func
 
@@ -136,7 +134,9 @@ class InProcessSyncTask(FunctionTask):
             func: Function = self.func  # type: ignore[assignment]  # parameters() has seen that there is one
             result = func(job=spec.job, **arguments) if wants_job else func(**arguments)
             if not inspect.isawaitable(result):
-                raise CallerError(f"the function returned a {type(result).__name__}, nothing to await", where=self.name)
+                raise CallerError(
+                    f"the function returned a {type(result).__name__}, nothing to await", where=self.name
+                )
             await result
 
         return CallRunner(self.name, called, where="in-process")

@@ -170,10 +170,15 @@ class Launcher:
             self.selector.modify(connection.socket, events, connection)
 
     def _operate(self, connection: Connection) -> None:
-        lines, connection.lines = connection.lines[:OPERATIONS_PER_TURN], connection.lines[OPERATIONS_PER_TURN:]
+        lines, connection.lines = (
+            connection.lines[:OPERATIONS_PER_TURN],
+            connection.lines[OPERATIONS_PER_TURN:],
+        )
         try:
             for line in lines:
                 message = json.loads(line)
+                if not connection.log and message["op"] != "hello":
+                    continue  # from an engine that was turned away
                 getattr(self, "do_" + message.pop("op"))(connection, **message)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             print(f"launcher: what an engine sent is not understood: {error!r}", file=sys.stderr)
@@ -192,6 +197,7 @@ class Launcher:
         for other in tuple(self.connections):
             if other.log and other.log != log:
                 connection.tell({"owned": other.log, "pid": other.pid})
+                connection.lines.clear()
                 return
             if other.log == log and other is not connection and other.epoch < epoch:
                 self._hang_up(other)
@@ -225,7 +231,11 @@ class Launcher:
             self.journal.add({"id": id, "refused": refusal})
             connection.tell(refusal)
             return
-        facts |= {"pid": process.pid, "start": proctable.start_time(process.pid) or 0, "began": time.time_ns()}
+        facts |= {
+            "pid": process.pid,
+            "start": proctable.start_time(process.pid) or 0,
+            "began": time.time_ns(),
+        }
         self.journal.add(facts)
         self.children[process.pid] = (id, process)
         connection.tell(self._started(facts))
@@ -244,11 +254,10 @@ class Launcher:
             connection.tell(facts["refused"])
         elif "barred" in facts:
             connection.tell({"absent": identity})
+        elif "ended" in facts:
+            connection.tell(facts["ended"])
         else:
-            if "pid" in facts:
-                connection.tell(self._started(facts))
-            if "ended" in facts:
-                connection.tell(facts["ended"])
+            connection.tell(self._started(facts))
 
     def do_settle(self, connection: Connection, id: str) -> None:
         """Say what became of a run; one that nobody started is barred from ever starting, durably."""
@@ -261,10 +270,12 @@ class Launcher:
                 self.journal.add({"id": id, "barred": True}, durable=True)
         self._tell_state(connection, id, facts)
 
-    def do_stop(self, connection: Connection, id: str, grace: float) -> None:
-        """TERM to the group now, KILL to the whole session after the grace."""
+    def do_stop(self, connection: Connection, id: str, grace: float, reason: str) -> None:
+        """TERM to the group now, KILL to the whole session after the grace; one that has ended stays as it is."""
         facts = self.runs.get(id, {})
-        if "pid" in facts and "ended" not in facts and proctable.start_time(facts["pid"]) == facts["start"]:
+        if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
+            facts["stopped"] = reason
+            self.journal.add({"id": id, "stopped": reason})
             if grace > 0:
                 try:
                     os.killpg(facts["pid"], signal.SIGTERM)
@@ -280,7 +291,7 @@ class Launcher:
             old = log == connection.log and int(rest.partition(".")[0]) < connection.epoch
             if old and facts.get("task", task) == task and identity not in kept:
                 if "pid" in facts and "ended" not in facts:
-                    self.do_stop(connection, identity, 0.0)
+                    self.do_stop(connection, identity, 0.0, "cancelled")
                 else:
                     self.do_forget(connection, identity)
                     connection.tell({"swept": identity})
@@ -321,6 +332,8 @@ class Launcher:
             "code": code,
             "began": facts.get("began"),
             "at": time.time_ns(),
+            "stopped": facts.get("stopped"),
+            "pid": facts.get("pid"),
             "usage": usage,
             "why": why,
         }
@@ -435,7 +448,9 @@ def _explained(error: OSError, folder: str) -> str:
 
 
 def main(directory: str) -> int:
-    """Serve the directory unless another launcher does."""
+    """Serve the directory in a process of its own, unless another launcher does."""
+    if os.fork():
+        os._exit(0)  # the engine waits for this one, so that nothing of it is left behind
     os.umask(0o077)
     lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

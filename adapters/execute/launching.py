@@ -1,0 +1,333 @@
+"""The engine's end of the launcher's socket: one connection per directory, kept up by itself.
+
+In: what runners ask about runs by identity. Out: the launcher's answers, to the runner that asked. When the
+connection breaks, a launcher is started if there is none, and everything that is not settled is asked again:
+starts are idempotent by identity, so nothing runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from datatask.adapters.execute.launcher import SOCKET
+from datatask.schema.errors import CallerError
+
+logger = logging.getLogger("datatask.processes")
+
+SILENT_SECONDS = 2.0
+RETRY_SECONDS = 0.01
+RETRY_SECONDS_MAX = 1.0
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from datatask.adapters.execute.launcher import main; sys.exit(main(sys.argv[2]))"
+)
+
+Message = dict[str, Any]
+
+
+class Watcher(Protocol):
+    """Who is told about a run."""
+
+    def on_message(self, identity: str, message: Message) -> None:
+        """Take an answer of the launcher."""
+
+    def on_silence(self, identity: str, message: str) -> None:
+        """The launcher cannot be reached, or serves another log."""
+
+    def on_contact(self, identity: str) -> None:
+        """The launcher can be reached again."""
+
+
+class _Asked:
+    """One run that somebody watches: the question to repeat after a broken connection."""
+
+    __slots__ = ("question", "silent", "watcher")
+
+    def __init__(self, question: Message, watcher: Watcher) -> None:
+        self.question = question
+        self.watcher = watcher
+        self.silent = False
+
+
+class LauncherClient(asyncio.Protocol):
+    """A connection that survives; `attach` and `detach` count its users."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = ""
+        self.epoch = 0
+        self._users = 0
+        self._asked: dict[str, _Asked] = {}
+        self._environments: dict[str, Message] = {}
+        self._sent_environments: set[str] = set()
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._incoming = b""
+        self._outgoing: list[bytes] = []
+        self._flushing = False
+        self._trash: list[Path] = []
+        self._sweeper: asyncio.Future[None] | None = None
+
+    # --- for runners ------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """One more user; the running loop is the client's from now on."""
+        if self._users == 0:
+            self._loop = asyncio.get_running_loop()
+        self._users += 1
+
+    async def detach(self) -> None:
+        """One user less; with the last one the connection ends, and the launcher goes on alone."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        self._flush()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._connecting
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            transport.close()
+        self._asked.clear()
+        if self._sweeper is not None:
+            await self._sweeper
+        self.log = ""
+
+    def own(self, identity: str) -> None:
+        """Say by a run's identity whose runs these are; the first one decides."""
+        log, epoch, _ = identity.split(".")
+        if not self.log:
+            self.log, self.epoch = log, int(epoch)
+
+    def environment(self, key: str, env: Mapping[str, str] | None) -> None:
+        """Keep the environment that starts name by `key`; None is the engine's own, as it is now."""
+        umask = os.umask(0o077)
+        os.umask(umask)
+        variables = dict(os.environ if env is None else env)
+        self._environments[key] = {"op": "env", "key": key, "env": variables, "umask": umask}
+        self._sent_environments.discard(key)
+
+    def ask(self, identity: str, question: Message, watcher: Watcher) -> None:
+        """Ask about a run, `start` or `settle`; its watcher gets every answer until `forget`."""
+        self._asked[identity] = _Asked(question, watcher)
+        self._put(question)
+
+    def settle_later(self, identity: str) -> None:
+        """The start is confirmed: should the connection break, ask what became of the run."""
+        asked = self._asked.get(identity)
+        if asked is not None:
+            asked.question = {"op": "settle", "id": identity}
+
+    def tell(self, message: Message) -> None:
+        """Send what is not repeated: stop, sweep."""
+        self._put(message)
+
+    def forget(self, identity: str) -> None:
+        """The run is over and recorded: drop it here, at the launcher, and on the disk."""
+        self._asked.pop(identity, None)
+        self._put({"op": "forget", "id": identity})
+        self.remove(identity)
+
+    def done(self, identity: str) -> None:
+        """The run is over: no more questions about it."""
+        self._asked.pop(identity, None)
+
+    def folder(self, identity: str) -> Path:
+        """Return the run's folder."""
+        return self.directory / identity.partition(".")[0] / identity
+
+    def remove(self, identity: str) -> None:
+        """Remove the run's folder, in the background."""
+        self._trash.append(self.folder(identity))
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = self._loop.run_in_executor(None, self._sweep)
+
+    def _sweep(self) -> None:
+        while self._trash:
+            folder = self._trash.pop()
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                logger.warning("the folder of a run cannot be removed: %s", error)
+
+    # --- the connection ---------------------------------------------------------------------------
+
+    def _put(self, message: Message) -> None:
+        key = message.get("env")
+        if isinstance(key, str) and key not in self._sent_environments:
+            self._sent_environments.add(key)
+            self._outgoing.append(_line(self._environments[key]))
+        self._outgoing.append(_line(message))
+        if self._transport is None:
+            self._connect()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport is not None and self._outgoing:
+            self._transport.write(b"".join(self._outgoing))
+            self._outgoing.clear()
+
+    def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = self._loop.create_task(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        wait, began, launched = RETRY_SECONDS, self._loop.time(), 0.0
+        trouble = ""
+        while self._transport is None:
+            try:
+                await self._try_connecting()
+                break
+            except OSError as error:
+                trouble = str(error)
+            if self._loop.time() - launched > SILENT_SECONDS:
+                launched = self._loop.time()
+                try:
+                    await asyncio.to_thread(start_launcher, self.directory)
+                except (OSError, subprocess.SubprocessError) as error:
+                    trouble = f"the launcher cannot be started: {error}"
+            if self._loop.time() - began > SILENT_SECONDS:
+                self._silent(f"the launcher of {self.directory} does not answer: {trouble}")
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.5, RETRY_SECONDS_MAX)
+        self._connecting = None
+
+    async def _try_connecting(self) -> None:
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            path = f"/proc/self/fd/{folder}/{SOCKET}"  # a socket's path may have 107 bytes at most
+            await self._loop.sock_connect(sock, path)
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.close(folder)
+        await self._loop.create_unix_connection(lambda: self, sock=sock)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say hello, and ask everything that is open."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._incoming = b""
+        self._sent_environments.clear()
+        waiting, self._outgoing = self._outgoing, []
+        self._put({"op": "hello", "log": self.log, "epoch": self.epoch, "pid": os.getpid()})
+        asked = {_line(one.question) for one in self._asked.values()}
+        for one in self._asked.values():
+            self._put(one.question)
+        for line in waiting:
+            if line not in asked and not line.startswith(b'{"op":"env"'):
+                self._outgoing.append(line)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each answer to its watcher."""
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        for line in lines:
+            message: Message = json.loads(line)
+            kind, identity = next(iter(message.items()))
+            if kind == "owned":
+                self._turned_away(message)
+            elif kind == "hello":
+                self._in_contact()
+            elif kind == "swept":
+                self.remove(identity)
+            elif (asked := self._asked.get(identity)) is not None:
+                asked.watcher.on_message(identity, message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Connect again while anything is open."""
+        if self._transport is not None:
+            self._transport = None
+            if self._users and (self._asked or self._outgoing):
+                self._connect()
+
+    def _turned_away(self, message: Message) -> None:
+        text = (
+            f"{self.directory} is in use by another pipeline's log ({message['owned']}, pid {message['pid']}); "
+            "give this pipeline's manager another app name"
+        )
+        for identity, asked in list(self._asked.items()):
+            if asked.question["op"] == "start":
+                refusal = {"refused": identity, "temporary": False, "message": text}
+                asked.watcher.on_message(identity, refusal)
+        self._silent(text)
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            transport.close()
+        if self._asked:
+            self._loop.call_later(RETRY_SECONDS_MAX, self._reconnect)
+
+    def _reconnect(self) -> None:
+        if self._users and self._transport is None:
+            self._connect()
+
+    def _silent(self, text: str) -> None:
+        for identity, asked in list(self._asked.items()):
+            if not asked.silent:
+                asked.silent = True
+                asked.watcher.on_silence(identity, text)
+
+    def _in_contact(self) -> None:
+        for identity, asked in list(self._asked.items()):
+            if asked.silent:
+                asked.silent = False
+                asked.watcher.on_contact(identity)
+
+
+def _line(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the directory, for our user alone; `CallerError` when it is somebody else's."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise CallerError(
+            f"{directory} cannot be made: {error.strerror}", remedy="pass another local_path"
+        ) from error
+    if directory.is_symlink() or status.st_uid != os.getuid():
+        raise CallerError(f"{directory} does not belong to this user", remedy="pass another local_path")
+    if status.st_mode & 0o077:
+        directory.chmod(0o700)
+
+
+def start_launcher(directory: Path) -> None:
+    """Start a launcher, detached; one that finds another at work ends at once. Blocks for a moment."""
+    prepare_directory(directory)
+    import datatask
+
+    root = Path(str(datatask.__file__)).parent.parent
+    env = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR") if key in os.environ}
+    with open(directory / "launcher.log", "ab") as log:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=env,
+            start_new_session=True,
+            timeout=30,
+            check=True,
+        )

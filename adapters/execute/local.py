@@ -1,0 +1,423 @@
+"""Processes on this machine: started by the launcher, outliving the engine, found again after a crash.
+
+In: a task's recipe and the engine's runs. Out: facts. A run is the program `exe` in its own folder
+`{local_path}/{app}/{log}/{identity}/` with `cwd/`, `stdin`, `stdout`, `stderr`; it has a session of its own.
+What a run leaves in its process group is killed when its main process ends. If the launcher is killed, runs
+go on and the next launcher watches them; how one ended that ended unwatched, or on a kernel before 6.15,
+is not known, and it counts as lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
+from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
+from datatask.engine.binding import RunContext, current_run
+from datatask.engine.calls import error_info, stopped_message, stopped_outcome
+from datatask.engine.ports import (
+    Adopted,
+    Ended,
+    Reachable,
+    Runner,
+    RunSpec,
+    Sink,
+    Started,
+    Unreachable,
+    Write,
+)
+from datatask.engine.streams import BLOCK_BYTES
+from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.ids import check_name
+
+WHERE = "local"
+SECOND = 1_000_000_000
+COMMAND_MAX = 64 * 1024
+
+
+def default_path() -> Path:
+    """Return this user's own folder below the system's temporary one."""
+    return Path(tempfile.gettempdir()) / f"datatask-{os.getuid()}"
+
+
+class LocalLinuxManager(AbstractProcessManager):
+    """Runs processes here. `app` tells applications apart that share `local_path`: one pipeline at a time each."""
+
+    def __init__(self, app: str, local_path: str | os.PathLike[str] | None = None) -> None:
+        self.app = check_name(app, "app")
+        self.local_path = default_path() if local_path is None else Path(local_path).absolute()
+        self._client = LauncherClient(self.basedir)
+
+    def __repr__(self) -> str:
+        return f"LocalLinuxManager({self.app!r}, {str(self.local_path)!r})"
+
+    @property
+    def basedir(self) -> Path:
+        """`{local_path}/{app}`."""
+        return self.local_path / self.app
+
+    def runner(self, recipe: Recipe) -> Runner:
+        """Return a runner over this manager's launcher."""
+        return LocalRunner(self._client, recipe)
+
+    async def get_live_pids(self, hint: set[str]) -> set[str]:
+        """Return the pids of `hint` that are alive."""
+        return {pid for pid in hint if (fields := proctable.stat_fields(int(pid))) and fields[0] not in "ZX"}
+
+    async def spawn(
+        self,
+        args: list[str],
+        environ: dict[str, str] | None,
+        cwd: str,
+        return_code: str,
+        stdin: str | None,
+        stdout: str | None,
+        stderr: str | _StderrIsStdout | None,
+    ) -> str:
+        """Start a process by hand, under a shell that writes its exit code to `return_code`; returns the pid."""
+        script = 'out=$1; shift; "$@" & wait $!; echo $? > "$out.new" && mv "$out.new" "$out"'
+        with (
+            open(stdin or os.devnull, "rb") as given,
+            open(stdout or os.devnull, "wb") as out,
+            open(stderr if isinstance(stderr, str) else os.devnull, "wb") as err,
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", script, "sh", return_code, *args),
+                stdin=given,
+                stdout=out,
+                stderr=out if stderr is STDOUT else err,
+                cwd=cwd,
+                env=environ,
+                start_new_session=True,
+            )
+        return str(process.pid)
+
+    async def kill(self, pid: str) -> None:
+        """Kill the process with its session."""
+        proctable.kill_session(int(pid))
+
+    def open(self, path: Path, mode: Literal["r", "rb", "w", "wb"]) -> AbstractAsyncContextManager[Any]:
+        """Open a local file."""
+        return _File(path, mode)
+
+    async def mkdir(self, path: Path) -> None:
+        """Make a folder and those above it."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+    async def rmtree(self, path: Path) -> None:
+        """Remove a folder with all that is in it."""
+        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+class _File:
+    def __init__(self, path: Path, mode: str) -> None:
+        self._file: Any = open(path, mode)  # noqa: SIM115 - closed by close()
+
+    async def read(self, n: int | None = None) -> Any:
+        return self._file.read(-1 if n is None else n)
+
+    async def write(self, data: Any) -> int:
+        return int(self._file.write(data))
+
+    async def close(self) -> None:
+        self._file.close()
+
+    async def __aenter__(self) -> _File:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+class _Open:
+    """One run between start and forget."""
+
+    __slots__ = ("preparing", "reason", "reads", "spec", "told")
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.preparing: asyncio.Task[None] | None = None
+        self.reason: StopReason | None = None
+        self.reads: dict[str, int] | None = None
+        self.told = False
+
+
+class LocalRunner:
+    """One task's runs, over the launcher that all of a manager's tasks share."""
+
+    def __init__(self, client: LauncherClient, recipe: Recipe) -> None:
+        self._client = client
+        self._recipe = recipe
+        self._runs: dict[int, _Open] = {}
+        self._by_identity: dict[str, _Open] = {}
+        self._recovering: set[str] = set()
+        self._answered = asyncio.Event()
+        self._swept = False
+
+    async def open(self, sink: Sink) -> None:
+        """Make the directory; the launcher is started with the first run."""
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(prepare_directory, self._client.directory)
+        self._client.attach()
+        self._client.environment(self._recipe.task, self._recipe.environ)
+
+    def _take(self, spec: RunSpec) -> _Open:
+        self._client.own(spec.identity)
+        run = _Open(spec)
+        self._runs[spec.run] = self._by_identity[spec.identity] = run
+        return run
+
+    def _sweep(self, keep: list[str]) -> None:
+        if not self._swept:
+            self._swept = True
+            self._client.tell({"op": "sweep", "task": self._recipe.task, "keep": keep})
+
+    def start(self, spec: RunSpec) -> None:
+        """Render, make the folder, and ask the launcher to start it; once per identity."""
+        if spec.run not in self._runs:
+            run = self._take(spec)
+            run.preparing = self._loop.create_task(self._prepare(run))
+
+    async def _prepare(self, run: _Open) -> None:
+        spec, recipe = run.spec, self._recipe
+        context = RunContext(spec.run, spec.task, spec.job)
+        current_run.set(context)
+        try:
+            script = await recipe.render(spec)
+            folder = self._client.folder(spec.identity)
+            os.makedirs(folder / "cwd", mode=0o700, exist_ok=True)
+            with open(folder / "exe", "wb", opener=_executable) as file:
+                file.write(script.encode())
+            if recipe.stdin is not None:
+                async with recipe.stdin.open(spec.job, "rb") as source:
+                    with open(folder / "stdin", "wb", opener=_private) as file:
+                        while data := await source.read(BLOCK_BYTES):
+                            file.write(data)
+        except asyncio.CancelledError:
+            if run.reason is not None:
+                self._end(run, _stopped(run.reason))
+            return
+        except (TemporaryError, OSError) as error:
+            self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
+            return
+        except Exception as error:
+            info = error_info(error)
+            refused = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
+            self._end(run, Ending(outcome="refused", error=refused, where=WHERE))
+            return
+        finally:
+            run.preparing = None
+        run.reads = context.reads or None
+        self._sweep([])
+        self._client.ask(spec.identity, self._question(spec), self)
+
+    def _question(self, spec: RunSpec) -> Message:
+        recipe = self._recipe
+        merged = recipe.stderr is STDOUT
+        return {
+            "op": "start",
+            "id": spec.identity,
+            "task": recipe.task,
+            "env": recipe.task,
+            "stdin": recipe.stdin is not None,
+            "stdout": recipe.stdout is not None,
+            "stderr": "stdout" if merged else "stderr" if recipe.stderr is not None else "",
+        }
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        """TERM to the run's process group, KILL to its session after the grace."""
+        open_run = self._runs.get(run)
+        if open_run is None or open_run.told:
+            return
+        open_run.reason = reason
+        if open_run.preparing is not None:
+            open_run.preparing.cancel()
+            return
+        stop = {"op": "stop", "id": open_run.spec.identity, "grace": grace / SECOND, "reason": reason}
+        self._client.tell(stop)
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        """Ask the launcher about each run; what nobody started is barred from starting and lost."""
+        listed = list(specs)
+        for spec in listed:
+            run = self._take(spec)
+            self._recovering.add(spec.identity)
+            self._client.ask(spec.identity, {"op": "settle", "id": spec.identity}, self)
+        self._sweep([spec.identity for spec in listed])
+        while self._recovering:
+            self._answered.clear()
+            await self._answered.wait()
+
+    def forget(self, run: int) -> None:
+        """Remove the run's folder and record."""
+        open_run = self._runs.pop(run, None)
+        if open_run is not None:
+            self._by_identity.pop(open_run.spec.identity, None)
+            self._client.forget(open_run.spec.identity)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        """Let go: what is not handed to the launcher yet is never started, what runs goes on."""
+        preparing = [run.preparing for run in self._runs.values() if run.preparing is not None]
+        for task in preparing:
+            task.cancel()
+        if preparing:
+            await asyncio.wait(preparing, timeout=5.0)
+        self._runs.clear()
+        self._by_identity.clear()
+        await self._client.detach()
+
+    # --- what the launcher says -------------------------------------------------------------------
+
+    def on_message(self, identity: str, message: Message) -> None:
+        """Turn the launcher's answer into a fact."""
+        run = self._by_identity.get(identity)
+        if run is None or run.told:
+            return
+        if "started" in message:
+            self._started(run, message)
+        elif "ended" in message:
+            self._ended(run, message)
+        elif "refused" in message:
+            outcome: Literal["lost", "refused"] = "lost" if message["temporary"] else "refused"
+            error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
+            self._end(run, Ending(outcome=outcome, error=error, where=WHERE))
+        elif "absent" in message:
+            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
+            self._end(run, Ending(outcome="lost", error=error, where=WHERE))
+
+    def _started(self, run: _Open, message: Message) -> None:
+        handle = {key: message[key] for key in ("pid", "start", "boot")}
+        self._client.settle_later(run.spec.identity)
+        if run.spec.identity in self._recovering:
+            self._recovered(run)
+            self._sink(Adopted(run.spec.run, handle, WHERE))
+        else:
+            self._sink(Started(run.spec.run, handle, WHERE, message["began"]))
+
+    def _recovered(self, run: _Open) -> None:
+        self._recovering.discard(run.spec.identity)
+        self._answered.set()
+
+    def _ended(self, run: _Open, message: Message) -> None:
+        reason, code = message["stopped"], message["code"]
+        began, usage = message["began"], message["usage"] or None
+        if reason is not None:
+            ending = _stopped(reason, code)
+        elif code is None:
+            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
+        elif code == 0:
+            ending = Ending(outcome="succeeded", exit_code=0)
+        else:
+            ending = Ending(outcome="failed", exit_code=_shell_code(code), error=_exit_error(code))
+        ending = Ending(
+            outcome=ending.outcome,
+            exit_code=ending.exit_code,
+            error=ending.error,
+            started_at=began,
+            ended_at=message["at"],
+            usage=usage,
+            reads=run.reads,
+            where=WHERE,
+        )
+        self._end(run, ending, self._outputs(run.spec) if ending.outcome != "lost" else ())
+
+    def _outputs(self, spec: RunSpec) -> tuple[Write, ...]:
+        folder = self._client.folder(spec.identity)
+        writes = []
+        for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
+            path = folder / name
+            if repo is not None and not isinstance(repo, _StderrIsStdout) and path.exists():
+                writes.append(Write(repository=repo.id, job=spec.job, source=path))
+        return tuple(writes)
+
+    def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
+        if run.told:
+            return
+        run.told = True
+        self._recovered(run)
+        self._client.done(run.spec.identity)
+        if ending.ended_at is None:
+            ending = Ending(
+                outcome=ending.outcome,
+                error=ending.error,
+                ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
+                reads=run.reads,
+                where=WHERE,
+            )
+        self._sink(Ended(run.spec.run, ending, writes))
+
+    def on_silence(self, identity: str, message: str) -> None:
+        """Say that the run cannot be watched."""
+        run = self._by_identity.get(identity)
+        if run is not None and not run.told:
+            self._recovered(run)
+            self._sink(Unreachable(run.spec.run, WHERE, message))
+
+    def on_contact(self, identity: str) -> None:
+        """Say that it can be watched again."""
+        run = self._by_identity.get(identity)
+        if run is not None and not run.told:
+            self._sink(Reachable(run.spec.run, WHERE))
+
+
+def _stopped(reason: StopReason, code: int | None = None) -> Ending:
+    exit_code = None if code is None else _shell_code(code)
+    how = "" if code is None else f" ({_exit_words(code)})"
+    error = ErrorInfo(type="Stopped", message=stopped_message(reason) + how)
+    return Ending(outcome=stopped_outcome(reason), exit_code=exit_code, error=error)
+
+
+def _shell_code(code: int) -> int:
+    """Return the code as a shell shows it: 128 + the signal's number for a killed process."""
+    return code if code >= 0 else 128 - code
+
+
+def _exit_error(code: int) -> ErrorInfo:
+    return ErrorInfo(type="ExitCode" if code >= 0 else "Signal", message=_exit_words(code))
+
+
+def _exit_words(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _executable(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o700)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def check_environment(task: str, environ: object) -> None:
+    """Refuse an environment that no process can have; values are never shown, they may be secret."""
+    if environ is None:
+        return
+    if not isinstance(environ, dict):
+        raise CallerError(
+            f"environ is a {type(environ).__name__}", where=task, remedy="pass a dict of strings"
+        )
+    for key, value in environ.items():
+        valid = isinstance(key, str) and key and "=" not in key and isinstance(value, str)
+        if not valid or "\0" in key or "\0" in value:
+            raise CallerError(
+                f"variable {key!r:.80} of environ is not a string to a string",
+                where=task,
+                remedy="use str(value)",
+            )

@@ -1,0 +1,175 @@
+"""Tasks whose runs are processes: a script per job, rendered from a template, run on a machine.
+
+In: a template, repositories for stdin, stdout and stderr, and the manager of the machine (`targets`, `local`).
+Out: a `done` entry with the return code and times. The `pids` repository has an entry while a process runs;
+the engine writes and removes it with the run's start and end.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from datatask.adapters.execute.local import check_environment
+from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
+from datatask.adapters.execute.templates import Lazy, Template
+from datatask.engine.ports import Runner, RunSpec, Sink
+from datatask.engine.quotas import ResourceManager, nanoseconds
+from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.tasks import EngineTask, Retry
+from datatask.schema.definition import DoneShape
+from datatask.schema.errors import CallerError
+from datatask.schema.events import StopReason
+from datatask.schema.resources import Resources
+
+_WINDOW = dt.timedelta(seconds=60)
+
+
+class ProcessTask(EngineTask):
+    """A task that runs a script; the first line names its interpreter, else it is for the shell.
+
+    Links `pids` (status, inhibits_start, inhibits_output), `stdin` (input), `stdout` and `stderr` (outputs)
+    and `done` (status, inhibits_start, required_for_output), those that are given. The template sees the
+    links' infos, `job` and `task`. `environ` replaces the environment; None is the engine's own. `window` is
+    that of the quota's launches; it is a property of the `resource_manager`, and one given here sets it there.
+    """
+
+    pids_link = "pids"
+    done_shape: DoneShape = "process"
+
+    def __init__(
+        self,
+        name: str,
+        manager: Callable[[], AbstractProcessManager] | AbstractProcessManager,
+        resource_manager: ResourceManager | None,
+        job_resources: Resources,
+        pids: MetadataRepository,
+        template: str | os.PathLike[str],
+        window: float | dt.timedelta = _WINDOW,
+        environ: dict[str, str] | None = None,
+        done: MetadataRepository | None = None,
+        stdin: BlobRepository | None = None,
+        stdout: BlobRepository | None = None,
+        stderr: BlobRepository | _StderrIsStdout | None = None,
+        ready: Repository | None = None,
+        *,
+        disabled: bool = False,
+        retry: Retry | None = None,
+        timeout: float | dt.timedelta | None = None,
+        grace: float | dt.timedelta = 10.0,
+        concurrency: int | None = None,
+        repeat: bool = False,
+        was: str | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            ready,
+            disabled,
+            retry=retry,
+            timeout=timeout,
+            grace=grace,
+            concurrency=concurrency,
+            repeat=repeat,
+            was=was,
+        )
+        check_environment(name, environ)
+        self.template = template
+        self.resource_manager = resource_manager
+        amounts = job_resources
+        self.job_resources = Resources(amounts.cpu, amounts.mem, 1, amounts.custom)
+        self.environ = environ
+        self.pids, self.done, self.stdin, self.stdout = pids, done, stdin, stdout
+        self.window = nanoseconds(window, "window")
+        if resource_manager is not None and window != _WINDOW:
+            resource_manager.window = self.window
+        self.done_link = None if done is None else "done"
+        self._manager = manager
+        self._stderr = stderr
+        self._template = Template(template, where=name)
+        self._link_all()
+
+    def _link_all(self) -> None:
+        self.link("pids", self.pids, is_status=True, inhibits_start=True, inhibits_output=True)
+        if self.stdin is not None:
+            self.link("stdin", self.stdin, is_input=True)
+        if self.stdout is not None:
+            self.link("stdout", self.stdout, is_output=True)
+        if self._stderr is not None and not isinstance(self._stderr, _StderrIsStdout):
+            self.link("stderr", self._stderr, is_output=True)
+        if self.done is not None:
+            self.link("done", self.done, is_status=True, inhibits_start=True, required_for_output=True)
+
+    @property
+    def manager(self) -> AbstractProcessManager:
+        """The process manager; `CallerError` when it comes from a session that is closed."""
+        manager = self._manager
+        return manager if isinstance(manager, AbstractProcessManager) else manager()
+
+    @property
+    def stderr(self) -> BlobRepository | None:
+        """The repository that stderr goes to (stdout's with `STDOUT`), or None when it is thrown away."""
+        return self.stdout if isinstance(self._stderr, _StderrIsStdout) else self._stderr
+
+    @property
+    def basedir(self) -> Path:
+        """The folder on the machine for this task's own files."""
+        return self.manager.basedir / self.name
+
+    async def validate(self) -> None:
+        """Check the template and the repositories of the streams."""
+        await super().validate()
+        self._template.compile()
+        if self._stderr is STDOUT and self.stdout is None:
+            raise CallerError(
+                "stderr=STDOUT without a stdout repository", where=self.name, remedy="pass stdout="
+            )
+        for stream in ("stdin", "stdout", "stderr"):
+            if stream in self.links and not self.links[stream].repo.is_blob():
+                raise CallerError(f"the {stream} repository does not hold bytes", where=self.name)
+
+    async def render(self, job: str) -> str:
+        """Return the script for a job; infos of links are fetched as the template uses them."""
+        scope: dict[str, object] = {"job": job, "task": self.name}
+        for name, link in self.links.items():
+            scope[name] = Lazy(functools.partial(link.repo.info, job))
+        return await self._template.render(scope, job=job)
+
+    def _make_runner(self) -> Runner:
+        return _ManagedRunner(self)
+
+    def recipe(self) -> Recipe:
+        """Return what the manager's runner needs to know."""
+
+        async def rendered(spec: RunSpec) -> str:
+            return await self.render(spec.job)
+
+        return Recipe(self.name, rendered, self.stdin, self.stdout, self._stderr, self.environ)
+
+
+class _ManagedRunner:
+    """The runner that the task's manager gives: known only once the session is open."""
+
+    def __init__(self, task: ProcessTask) -> None:
+        self._task = task
+
+    async def open(self, sink: Sink) -> None:
+        self._runner = self._task.manager.runner(self._task.recipe())
+        await self._runner.open(sink)
+
+    def start(self, spec: RunSpec) -> None:
+        self._runner.start(spec)
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        self._runner.stop(run, reason, grace)
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        await self._runner.recover(specs)
+
+    def forget(self, run: int) -> None:
+        self._runner.forget(run)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        await self._runner.close(abandon=abandon)

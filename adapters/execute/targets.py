@@ -1,0 +1,92 @@
+"""What a process task asks of the machine that its processes run on, and what it gives.
+
+In: a `Recipe`, which makes a run's script, input and environment. Out: a `Runner` that runs them. A manager
+for another kind of machine subclasses `AbstractProcessManager`: with its own verbs it gets the polling
+runner, and may return a better one from `runner`. `LocalLinuxManager` is in `local`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datatask.engine.ports import Runner, RunSpec
+from datatask.engine.repositories import BlobRepository
+
+
+class _StderrIsStdout:
+    """The type of `STDOUT`."""
+
+    def __repr__(self) -> str:
+        return "STDOUT"
+
+
+STDOUT = _StderrIsStdout()
+"""Given as a process task's `stderr`: both streams, interleaved, go to the stdout repository."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the runs of one process task."""
+
+    task: str
+    render: Callable[[RunSpec], Awaitable[str]]
+    stdin: BlobRepository | None
+    stdout: BlobRepository | None
+    stderr: BlobRepository | _StderrIsStdout | None
+    environ: Mapping[str, str] | None
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.task!r})"  # the environment may hold secrets
+
+
+class AbstractProcessManager(ABC):
+    """A machine: start, watch and kill processes, and reach its files. Pids are decimal strings."""
+
+    @property
+    @abstractmethod
+    def basedir(self) -> Path:
+        """The folder on the machine that is this application's own."""
+
+    @abstractmethod
+    async def get_live_pids(self, hint: set[str]) -> set[str]:
+        """Return the pids that are alive, at least those of `hint`."""
+
+    @abstractmethod
+    async def spawn(
+        self,
+        args: list[str],
+        environ: dict[str, str] | None,
+        cwd: str,
+        return_code: str,
+        stdin: str | None,
+        stdout: str | None,
+        stderr: str | _StderrIsStdout | None,
+    ) -> str:
+        """Start a process that outlives us, in a session of its own; its exit code goes to the file `return_code`."""
+
+    @abstractmethod
+    async def kill(self, pid: str) -> None:
+        """Kill the process and its session; a dead one is fine."""
+
+    @abstractmethod
+    def open(self, path: Path, mode: Literal["r", "rb", "w", "wb"]) -> AbstractAsyncContextManager[Any]:
+        """Open a file on the machine."""
+
+    @abstractmethod
+    async def mkdir(self, path: Path) -> None:
+        """Make a folder and those above it; existing is fine."""
+
+    @abstractmethod
+    async def rmtree(self, path: Path) -> None:
+        """Remove a folder with all that is in it; absent is fine."""
+
+    def runner(self, recipe: Recipe) -> Runner:
+        """Return what runs the recipe's processes on this machine."""
+        from datatask.adapters.execute.polling import PollingRunner
+
+        return PollingRunner(self, recipe)
