@@ -27,7 +27,8 @@ def nanoseconds(duration: float | dt.timedelta, what: str) -> int:
         return round(duration / dt.timedelta(microseconds=1)) * 1000
     if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < 1e9:
         raise CallerError(
-            f"{what} is {duration!r:.60}, which is no duration", remedy="use seconds (0 or more) or a timedelta"
+            f"{what} is {duration!r:.60}, which is no duration",
+            remedy="use seconds (0 or more) or a timedelta",
         )
     return round(duration * 1e9)
 

@@ -228,6 +228,14 @@ class Runtime:
 
     def _durable(self, head: int) -> None:
         """The log is durable up to `head`: perform the effects that rest on it, in order."""
+        try:
+            self._perform_until(head)
+        except Exception as error:
+            logger.exception("the engine stops: its own code failed")
+            self.fail(InternalError(f"{type(error).__name__}: {error}"))
+        self.wake()
+
+    def _perform_until(self, head: int) -> None:
         effects = self._effects
         if effects and effects[0][0] <= head and not self.log.holds_lease:
             self.fail(LeaseLostError("another engine has taken the log", where=self.log.url))
@@ -239,7 +247,6 @@ class Runtime:
                     self._failed(effect, error)
         while self._batches and self._batches[0].last <= head:
             self._tell(self._batches.popleft())
-        self.wake()
 
     def _tell(self, batch: e.Batch) -> None:
         for listener in list(self.listeners):

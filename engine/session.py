@@ -38,7 +38,8 @@ class Session:
         name = maker.__name__
         if name in self._makers:
             raise CallerError(
-                f"two resources of this session are named {name}", remedy="give one of the functions another name"
+                f"two resources of this session are named {name}",
+                remedy="give one of the functions another name",
             )
         if self._used:
             raise CallerError(f"resource {name} comes too late", remedy="define resources before opening")
@@ -115,4 +116,6 @@ async def _finish(name: str, generator: Generator) -> None:
 
 
 def _wrong_yields(name: str, what: str) -> CallerError:
-    return CallerError(f"resource {name} yields {what}", remedy="yield exactly once: what comes after is the closing")
+    return CallerError(
+        f"resource {name} yields {what}", remedy="yield exactly once: what comes after is the closing"
+    )

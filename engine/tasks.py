@@ -80,10 +80,17 @@ class Retry:
         """Return the declared form, in nanoseconds."""
         pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
         if len(pair) != 3 or pair[1] < 1:
-            raise CallerError(f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)")
+            raise CallerError(
+                f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
+            )
         first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
         return RetryDef(
-            attempts=self.attempts, first=first, factor=pair[1], longest=longest, jitter=self.jitter, on=self.on
+            attempts=self.attempts,
+            first=first,
+            factor=pair[1],
+            longest=longest,
+            jitter=self.jitter,
+            on=self.on,
         )
 
 
@@ -146,7 +153,9 @@ class ViewRepository(Repository):
         check_job(job, where=repr(self))
         if self.view != "live":
             raise CallerError(
-                f"{self!r} follows from what happened", where=job, remedy="delete the done entry, or use retry"
+                f"{self!r} follows from what happened",
+                where=job,
+                remedy="delete the done entry, or use retry",
             )
         if self._binding is not None:
             await self._binding.delete(self.id, job)
@@ -224,7 +233,9 @@ class Task(ABC):
         """
         check_name(name, "link")
         if not isinstance(repo, Repository):
-            raise CallerError(f"link {name} is a {type(repo).__name__}", where=self.name, remedy="link a Repository")
+            raise CallerError(
+                f"link {name} is a {type(repo).__name__}", where=self.name, remedy="link a Repository"
+            )
         if name in self.links:
             raise CallerError(
                 f"task {self.name} has a link {name} already ({self.links[name].repo!r})",
@@ -433,7 +444,9 @@ class EngineTask(Task):
 
     def _open_engine(self) -> TaskEngine:
         if self._engine is None:
-            raise CallerError(f"task {self.name} is not in an open pipeline", remedy="use `async with pipeline:`")
+            raise CallerError(
+                f"task {self.name} is not in an open pipeline", remedy="use `async with pipeline:`"
+            )
         return self._engine
 
     async def update(self) -> bool:

@@ -31,10 +31,11 @@ from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
+from datatask.engine.core.tasks import OpenRun
 from datatask.engine.declare import Declared, declare
 from datatask.engine.graph import dependants, graph_of
 from datatask.engine.observing import Observer
-from datatask.engine.ports import Checkpoint, Clock, EventLog, Store, Write
+from datatask.engine.ports import Checkpoint, Clock, EventLog, Write
 from datatask.engine.quotas import ResourceManager
 from datatask.engine.repositories import DerivedLeaf, Repository
 from datatask.engine.runtime import Runtime
@@ -325,11 +326,18 @@ class Pipeline:
         if runtime.failure is not None:
             return
         self.abandon()
-        async with asyncio.timeout(ENDS_SECONDS):
-            while runtime.failure is None and any(
-                not self.tasks[run.task].outlives for run in runtime.state.open_runs.values()
-            ):
-                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(ENDS_SECONDS):
+                while runtime.failure is None and any(
+                    map(self._ends_with_us, runtime.state.open_runs.values())
+                ):
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            logger.warning("some runs did not end within %g s; the next engine finds them open", ENDS_SECONDS)
+
+    def _ends_with_us(self, run: OpenRun) -> bool:
+        task = self.tasks.get(run.task)
+        return task is not None and not task.outlives
 
     async def _release(self) -> None:
         if self._declared is not None:
@@ -474,7 +482,7 @@ class Pipeline:
         self._abandoned = True
         runtime = self.runtime
         for run in list(runtime.state.open_runs.values()):
-            if run.stopping is None and not self.tasks[run.task].outlives:
+            if run.stopping is None and self._ends_with_us(run):
                 event, effect = runtime.reactor.stop(run, "shutdown", runtime.now())
                 runtime.reactor.ask([event], [effect])
         runtime.pump()

@@ -177,7 +177,8 @@ def load(body: bytes) -> State:
     state.quotas = {quota.definition.name: quota for quota in map(_quota, image.quotas)}
     definitions = {task.name: task for task in state.definition.tasks}
     state.tasks = {
-        task.name: _task(state, task, index, definitions.get(task.name)) for index, task in enumerate(image.tasks)
+        task.name: _task(state, task, index, definitions.get(task.name))
+        for index, task in enumerate(image.tasks)
     }
     for run in state.open_runs.values():
         state.tasks[run.task].open_runs += 1
@@ -299,7 +300,9 @@ def _task(state: State, image: TaskImage, index: int, definition: TaskDef | None
     task.awaiting = dict(image.awaiting)
     task.episodes = {own[0]: Episode(*own[1:]) for own in image.episodes}
     task.retries = [
-        (own.not_before, job) for job, own in task.episodes.items() if not own.run and own.not_before is not None
+        (own.not_before, job)
+        for job, own in task.episodes.items()
+        if not own.run and own.not_before is not None
     ]
     heapq.heapify(task.retries)
     task.last_run, task.episode_count = _array("q", image.last_run), _array("I", image.episode_count)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from datatask.engine.core.members import DerivedState, LeafState, get_at
-from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.queues import Entry
+from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema.definition import In, LinkDef, leaves_of
@@ -73,7 +73,6 @@ def decide(
         if len(decisions) >= bound:
             constraints.update((task.name, "bound") for _, _, task, _ in heads)
             break
-        _, _, job = entry
         request = task.definition.resources or {}
         constraint = _refused(state, plan, task, request, now, wake)
         if constraint:
@@ -152,7 +151,13 @@ def _exceeded(quota: QuotaState, plan: Plan, name: str, request: dict[str, int])
 
 
 def _reserve_if_starved(
-    state: State, plan: Plan, task: TaskState, request: dict[str, int], entry: Entry, constraint: str, now: int
+    state: State,
+    plan: Plan,
+    task: TaskState,
+    request: dict[str, int],
+    entry: Entry,
+    constraint: str,
+    now: int,
 ) -> None:
     name = task.definition.quota
     if name is None or name in plan.reserved or not constraint.startswith("quota: "):

@@ -367,7 +367,7 @@ def _retry_requested(state: State, position: int, event: e.RetryRequested) -> No
     task = state.tasks[event.task]
     job = state.intern(event.job)
     episode = task.episodes.get(job)
-    if episode is not None and episode.run or job in task.queue or job in task.awaiting:
+    if (episode is not None and episode.run) or job in task.queue or job in task.awaiting:
         return
     task.episodes.pop(job, None)
     state.set_claim(task, job, False)

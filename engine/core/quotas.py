@@ -1,7 +1,7 @@
 """Quotas as views over open runs: what is in use, what still fits, when the next launch is allowed.
 
-All amounts are billionths. A launch window holds the times of the launches that still count; with a limit of n
-only the last n matter.
+All amounts are billionths. A launch window holds the times of the launches that still count; those from before
+there was a limit do not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class QuotaState:
             self.used[name] = self.used.get(name, 0) + amount
         if self.launches is not None:
             self.recent.append(at)
-            while len(self.recent) > max(self.launches, 1):
+            while self.recent[0] <= at - self.definition.window:
                 self.recent.popleft()
 
     def free(self, request: dict[str, int]) -> None:

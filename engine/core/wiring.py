@@ -17,8 +17,8 @@ from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema.definition import (
     VIEW_NAMES,
-    AnyExpr,
     Any,
+    AnyExpr,
     FilteredDef,
     In,
     PipelineDef,
@@ -45,7 +45,13 @@ def define(state: State, definition: PipelineDef, position: int) -> None:
     for task in definition.tasks:
         for view in VIEW_NAMES:
             leaf_id = view_id(task.name, view)
-            _declare(state, RepositoryDef(id=leaf_id, kind="view", medium="view", derived=ViewDef(task=task.name, view=view)), position)
+            _declare(
+                state,
+                RepositoryDef(
+                    id=leaf_id, kind="view", medium="view", derived=ViewDef(task=task.name, view=view)
+                ),
+                position,
+            )
     _define_quotas(state, definition)
     changed = _define_tasks(state, definition)
     wire(state)
@@ -71,7 +77,9 @@ def wire(state: State) -> None:
     for task in state.tasks.values():
         expr = start_condition(task.definition) if task.name in current else NEVER
         task.condition = compile_condition(expr, bits)
-        inputs = [link.expr for link in task.definition.links if link.is_input] if task.name in current else []
+        inputs = (
+            [link.expr for link in task.definition.links if link.is_input] if task.name in current else []
+        )
         names = [name for part in (expr, *inputs) for name in leaves_of(part)]
         task.reads = tuple(_known_first(state, names))
         for name in leaves_of(expr):
@@ -147,7 +155,9 @@ def _known_first(state: State, names: Iterable[str]) -> list[LeafState]:
         leaf = found[name] = state.leaves[name]
         rule = leaf.definition.derived
         if isinstance(rule, Derived):
-            below = leaves_of(rule.base) + (leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else [])
+            below = leaves_of(rule.base) + (
+                leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else []
+            )
             found.update((under.id, under) for under in _known_first(state, below))
     return list(found.values())
 

@@ -1,0 +1,164 @@
+"""What was found rather than caused: listings, changes that stores tell, outcomes of user code.
+
+In come complete listings and single observations; out go the differences from the state as events. Echoes of our
+own writes are dropped by store version; what appears in an output repository of an open run is kept for that
+run's end; a loss too large to believe is held until a person says that it is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from datatask.engine.core.changes import Changes
+from datatask.engine.core.effects import Evaluation
+from datatask.engine.core.members import get_at, version_hash
+from datatask.engine.core.records import put_event
+from datatask.engine.core.state import PendingKey, State
+from datatask.engine.ports import Write
+from datatask.schema import events as e
+from datatask.schema.definition import SECOND
+from datatask.schema.values import encode_value
+
+EVALUATION_RETRY = 5 * SECOND
+LOSS_LEAST = 100
+LOSS_SHARE = 10
+
+
+class Observations(Changes):
+    """Knows which task writes which leaf, what is stashed for open runs, and what is being evaluated."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self._stash: dict[int, dict[tuple[str, str], Write]] = {}
+        self._evaluating: set[PendingKey] = set()
+        self._writers: dict[str, list[str]] = {}
+
+    def _index(self) -> None:
+        self._writers = {}
+        for task in self.state.tasks.values():
+            for link in task.definition.links:
+                if link.is_output or link.is_status:
+                    leaf = getattr(link.expr, "leaf", None)
+                    if leaf is not None:
+                        self._writers.setdefault(leaf, []).append(task.name)
+
+    def listed(
+        self,
+        leaf_id: str,
+        listing: Sequence[Write],
+        listed_at: int,
+        began: int,
+        now: int,
+        *,
+        believe: bool = False,
+    ) -> bool:
+        """Compare a complete listing with the state; log the differences and that the store is known.
+
+        `began` is the state's position when the listing began: what changed since is left alone. Returns False
+        when so much vanished that a person must say that it is true (`believe`).
+        """
+        state, leaf = self.state, self.state.leaves[leaf_id]
+        seen = {write.job for write in listing}
+        gone = [
+            job
+            for job in leaf.members(state.masks)
+            if state.jobs[job] not in seen and get_at(leaf.positions, job) <= began
+        ]
+        if (
+            leaf.definition.medium == "foreign"
+            and not believe
+            and len(gone) > max(LOSS_LEAST, leaf.count // LOSS_SHARE)
+        ):
+            if not leaf.held:
+                sample = tuple(state.jobs[job] for job in gone[:5])
+                held = e.ObservationHeld(
+                    at=now, repository=leaf_id, vanished=len(gone), members=leaf.count, sample=sample
+                )
+                self._emit([held])
+            return False
+        events: list[e.Event] = []
+        for job in gone:
+            if not self._stashed(leaf_id, state.jobs[job], None):
+                events.append(
+                    e.ValueDeleted(at=now, repository=leaf_id, job=state.jobs[job], origin="observed")
+                )
+        for write in listing:
+            if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
+                events.append(put_event(write, now, origin="observed"))
+        if events or not leaf.synced or leaf.held:
+            synced = e.RepositorySynced(at=now, repository=leaf_id, listed_at=listed_at, members=len(listing))
+            events.append(synced)
+        self._emit_in_parts(events)
+        return True
+
+    def observed(self, leaf_id: str, job: str, write: Write | None, now: int) -> None:
+        """A store told that a job appeared or changed (`write`), or vanished (None)."""
+        state = self.state
+        index = state.job_index.get(job)
+        present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
+        if index is not None and (leaf_id, index) in state.intents:
+            return
+        if write is None:
+            if present and not self._stashed(leaf_id, job, None):
+                self._emit([e.ValueDeleted(at=now, repository=leaf_id, job=job, origin="observed")])
+        elif self._is_news(leaf_id, write) and not self._stashed(leaf_id, job, write):
+            self._emit([put_event(write, now, origin="observed")])
+
+    def _is_news(self, leaf_id: str, write: Write) -> bool:
+        leaf, job = self.state.leaves[leaf_id], self.state.job_index.get(write.job)
+        if job is None or not self.state.masks[job] & leaf.bit:
+            return True
+        if (leaf_id, job) in self.state.intents:
+            return False
+        return leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
+
+    def _stashed(self, leaf_id: str, job: str, write: Write | None) -> bool:
+        """Keep an observation in an output or status repository of an open run for that run's end."""
+        index = self.state.job_index.get(job)
+        if index is None:
+            return False
+        for name in self._writers.get(leaf_id, ()):
+            episode = self.state.tasks[name].episodes.get(index)
+            if episode is not None and episode.run:
+                gone = write or Write(repository=leaf_id, job=job, op="delete")
+                self._stash.setdefault(episode.run, {})[leaf_id, job] = gone
+                return True
+        return False
+
+    def evaluations(self, now: int, most: int) -> list[Evaluation]:
+        """Return user code that is due to be evaluated and not under way, at most so many."""
+        found: list[Evaluation] = []
+        if len(self._evaluating) >= most:
+            return found
+        for key, pending in self.state.pending.items():
+            if key in self._evaluating or pending.retry_at > now:
+                continue
+            found.append(Evaluation(key, key.owner, self.state.jobs[key.job], pending.position))
+            if len(found) + len(self._evaluating) >= most:
+                break
+        self._evaluating.update(evaluation.key for evaluation in found)
+        return found
+
+    def evaluated(self, results: Sequence[tuple[Evaluation, object, str | None]], now: int) -> None:
+        """Record outcomes: (evaluation, value, error text or None)."""
+        events: list[e.Event] = []
+        for evaluation, value, error in results:
+            key = evaluation.key
+            self._evaluating.discard(key)
+            on_leaf = key.what in ("filter", "translation")
+            events.append(
+                e.Evaluated(
+                    at=now,
+                    what=key.what,  # type: ignore[arg-type]
+                    task=None if on_leaf else key.owner,
+                    repository=key.owner if on_leaf else None,
+                    job=evaluation.job,
+                    inputs=(evaluation.position,),
+                    value=msgspec.Raw(encode_value(value)) if error is None else e.ABSENT,
+                    error=error,
+                    retry_at=now + EVALUATION_RETRY if error is not None else None,
+                )
+            )
+        self._emit_in_parts(events)

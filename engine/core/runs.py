@@ -1,0 +1,279 @@
+"""Runs, from what their runners tell to the one batch that ends each.
+
+In come facts. A run's end brings its writes, its `done` entry, `RunEnded`, and what follows (a retry or the
+episode's end) in one batch; where a foreign store must take something first, intents are recorded and the run
+stays open, *collecting*, until the stores have followed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from datatask.engine.core.done import done_record
+from datatask.engine.core.effects import Effect, ForgetRun, Mirror, StopRun, WriteStore
+from datatask.engine.core.observations import Observations
+from datatask.engine.core.outbox import BATCH_MAX
+from datatask.engine.core.records import change_event, intent_event, put_event
+from datatask.engine.core.settle import Again, Over, after_ending
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import OpenRun
+from datatask.engine.ports import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
+from datatask.schema import events as e
+from datatask.schema.definition import SECOND
+from datatask.schema.values import encode_value
+
+
+@dataclass(slots=True)
+class Collecting:
+    """A run that is over at its target while its outputs travel to foreign stores."""
+
+    ending: e.Ending
+    writes: list[Write]
+    outstanding: set[tuple[str, str]]
+
+
+class Runs(Observations):
+    """Knows which runs are collecting, and when the running ones are out of time."""
+
+    def __init__(self, state: State, chance: Callable[[], float]) -> None:
+        super().__init__(state)
+        self.collecting: dict[int, Collecting] = {}
+        self._chance = chance
+        self._deadlines: list[tuple[int, int]] = []
+
+    def fact(self, fact: Fact, now: int) -> None:
+        """Take what a runner tells."""
+        run = self.state.open_runs.get(fact.run)
+        if run is None:
+            if not isinstance(fact, Noticed):
+                self._late(fact, now)
+            return
+        match fact:
+            case Ended():
+                self._ended(run, fact, now)
+            case Started():
+                if run.started_at is None:
+                    self._started(run, fact, now)
+            case Adopted():
+                self._emit([self._about(run, e.RunAdopted, now, handle=fact.handle, where=fact.where)])
+                self._watch_deadline(run)
+            case Unreachable() if not run.unreachable:
+                self._emit(
+                    [self._about(run, e.RunUnreachable, now, where=fact.where, message=fact.message[:1024])]
+                )
+            case Reachable() if run.unreachable:
+                self._emit([self._about(run, e.RunReachable, now, where=fact.where)])
+            case Noticed():
+                self._emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
+
+    def _about(self, run: OpenRun, kind: type[e.Event], now: int, **own: Any) -> e.Event:
+        return kind(at=now, task=run.task, job=self.state.jobs[run.job], run=run.run, cause=run.run, **own)
+
+    def _late(self, fact: Fact, now: int) -> None:
+        detail = {"outcome": fact.ending.outcome} if isinstance(fact, Ended) else {}
+        self._emit([e.LateFact(at=now, run=fact.run, fact=type(fact).__name__, detail=detail)])
+
+    def _started(self, run: OpenRun, fact: Started, now: int) -> None:
+        started = self._about(
+            run, e.RunStarted, now, handle=fact.handle, where=fact.where, started_at=fact.started_at
+        )
+        pids = self.state.tasks[run.task].definition.pids
+        writes = []
+        if pids is not None and "pid" in fact.handle:
+            entry = {"pid": fact.handle["pid"], "start_time": _utc(fact.started_at or now)}
+            writes.append(
+                Write(repository=pids, job=self.state.jobs[run.job], value=msgspec.Raw(encode_value(entry)))
+            )
+        native = [write for write in writes if self._medium(write) != "foreign"]
+        self._emit(
+            [started, *(put_event(write, now, run=run) for write in native)],
+            [Mirror(write) for write in native if self._medium(write) == "mirror"],
+        )
+        for write in writes:
+            if write not in native:
+                self._foreign([write], self._ticket("written", e.ENGINE, "", None), now)
+        self._watch_deadline(run)
+
+    def _watch_deadline(self, run: OpenRun) -> None:
+        timeout = self.state.tasks[run.task].definition.timeout
+        if timeout is not None and run.started_at is not None:
+            heapq.heappush(self._deadlines, (run.started_at + timeout, run.run))
+
+    def _ended(self, run: OpenRun, fact: Ended, now: int) -> None:
+        if run.run in self.collecting:
+            self._late(fact, now)
+            return
+        writes = {(write.repository, write.job): write for write in fact.writes}
+        for key, write in self._stash.pop(run.run, {}).items():
+            writes.setdefault(key, write)
+        ending, again = fact.ending, self._verdict(run, fact.ending.outcome, now)
+        task = self.state.tasks[run.task].definition
+        job = self.state.jobs[run.job]
+        if isinstance(again, Again):
+            own = {(leaf, job) for leaf in self._own_inhibitors(run.task)}
+            writes = {key: write for key, write in writes.items() if key not in own}
+        elif task.done is not None and run.meta and not _reopened(ending.outcome):
+            record = done_record(task.done_shape, ending)
+            done = Write(repository=task.done, job=job, value=msgspec.Raw(encode_value(record)))
+            writes[task.done, job] = done
+        if task.pids is not None:
+            writes[task.pids, job] = Write(repository=task.pids, job=job, op="delete")
+        self._collect(run, ending, list(writes.values()), now)
+
+    def _own_inhibitors(self, task: str) -> list[str]:
+        links = self.state.tasks[task].definition.links
+        return [link.expr.leaf for link in links if link.inhibits_start and hasattr(link.expr, "leaf")]
+
+    def _verdict(self, run: OpenRun, outcome: str, now: int) -> Again | Over:
+        task = self.state.tasks[run.task]
+        stopped = run.stopping in ("cancelled", "deleted", "shutdown")
+        episode = task.episodes[run.job]
+        return after_ending(task.definition.retry, episode, outcome, now, self._chance(), stopped=stopped)
+
+    def _collect(self, run: OpenRun, ending: e.Ending, writes: list[Write], now: int) -> None:
+        """Record an ending with its writes at once, or, where a foreign store must follow, by intents first."""
+        foreign = [write for write in writes if self._medium(write) == "foreign" and write.version is None]
+        if not foreign:
+            self._settle(run, ending, writes, now)
+            return
+        intents: list[e.Event] = [
+            intent_event(write, now, run=run.run, settles=ending if write is writes[-1] else None)
+            for write in writes
+        ]
+        outstanding = {(write.repository, write.job) for write in foreign}
+        self.collecting[run.run] = Collecting(ending, writes, outstanding)
+        self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])
+
+    def _settle(self, run: OpenRun, ending: e.Ending, writes: Sequence[Write], now: int) -> None:
+        """The one batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
+        task, job = run.task, self.state.jobs[run.job]
+        verdict = self._verdict(run, ending.outcome, now)
+        again = verdict if isinstance(verdict, Again) else None
+        events: list[e.Event] = [change_event(write, now, run=run) for write in writes]
+        effects: list[Effect] = [Mirror(write) for write in writes if self._medium(write) == "mirror"]
+        ended = e.RunEnded(
+            at=now,
+            task=task,
+            job=job,
+            run=run.run,
+            cause=run.run,
+            outcome=ending.outcome,
+            exit_code=ending.exit_code,
+            error=ending.error,
+            started_at=ending.started_at,
+            ended_at=ending.ended_at,
+            usage=ending.usage,
+            reads=ending.reads,
+            where=ending.where or run.where,
+            detail=ending.detail,
+            final=again is None,
+        )
+        events.append(ended)
+        if again is not None:
+            events.append(
+                e.RetryScheduled(
+                    at=now,
+                    task=task,
+                    job=job,
+                    run=run.run,
+                    not_before=again.not_before,
+                    attempt=again.attempt,
+                    budget=again.budget,
+                )
+            )
+        elif isinstance(verdict, Over) and verdict.exhausted:
+            events.append(
+                e.RetriesExhausted(
+                    at=now,
+                    task=task,
+                    job=job,
+                    run=run.run,
+                    attempts=verdict.attempts,
+                    budget=verdict.exhausted,
+                )
+            )
+        while len(events) > BATCH_MAX:
+            self._emit(events[:BATCH_MAX])
+            del events[:BATCH_MAX]
+        self._emit(events, [*effects, ForgetRun(task, run.run)])
+
+    def written(
+        self,
+        write: Write,
+        run: int | None,
+        ticket: int | None,
+        now: int,
+        *,
+        version: str | None,
+        error: str = "",
+    ) -> None:
+        """A foreign store has followed an intent; or, with `error`, never will."""
+        key = (write.repository, write.job)
+        if run is not None:
+            self._run_written(run, key, version, error, now)
+        elif ticket is not None:
+            self._ticket_written(ticket, write, version, error, now)
+
+    def _run_written(
+        self, run_id: int, key: tuple[str, str], version: str | None, error: str, now: int
+    ) -> None:
+        collecting = self.collecting[run_id]
+        collecting.outstanding.discard(key)
+        for index, write in enumerate(collecting.writes):
+            if (write.repository, write.job) == key:
+                collecting.writes[index] = msgspec.structs.replace(write, version=version or "")
+                if error:
+                    del collecting.writes[index]
+                    info = e.ErrorInfo(type="StoreError", message=f"cannot store {key[0]} {key[1]}: {error}")
+                    outcome = collecting.ending.outcome
+                    collecting.ending = msgspec.structs.replace(
+                        collecting.ending, outcome="failed" if outcome == "succeeded" else outcome, error=info
+                    )
+                break
+        if not collecting.outstanding:
+            del self.collecting[run_id]
+            self._settle(self.state.open_runs[run_id], collecting.ending, collecting.writes, now)
+
+    def stop(self, run: OpenRun, reason: e.StopReason, now: int, **who: object) -> tuple[e.Event, Effect]:
+        """Return the event and the effect that stop an open run."""
+        grace = self.state.tasks[run.task].definition.grace
+        stop = self._about(run, e.StopDecided, now, reason=reason, grace=grace)
+        return msgspec.structs.replace(stop, **who), StopRun(run.task, run.run, reason, grace)
+
+    def stop_overdue(self, now: int) -> None:
+        """Stop runs that have outlived their task's timeout."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number = heapq.heappop(self._deadlines)
+            run = self.state.open_runs.get(number)
+            if run is not None and run.stopping is None and number not in self.collecting:
+                event, effect = self.stop(run, "timeout", now)
+                self._emit([event], [effect])
+
+    def wake_at(self) -> int | None:
+        """Return when the next timeout is due, or None."""
+        while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+
+def _noticed(fact: Noticed) -> dict[str, Any]:
+    return {
+        "phase": fact.phase,
+        "reason": fact.reason,
+        "message": fact.message[:1024],
+        "source_at": fact.source_at,
+    }
+
+
+def _reopened(outcome: str) -> bool:
+    return outcome in ("cancelled", "handed_over")
+
+
+def _utc(at: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at / SECOND, dt.UTC)
