@@ -1,0 +1,100 @@
+"""The table of commands: name, where its code is, and one line of help; and the group that loads them late.
+
+`datatask --help` prints from this table alone, so it stays fast and imports nothing but click. A new command
+is a line here, a function decorated with `options.command`, and a section in docs/cli.md.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command lives (module below adapters/cli, function), and what it does in one line."""
+
+    module: str
+    function: str
+    help: str
+
+
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Work": {
+        "init": Entry("projects", "init", "Make a small example project."),
+        "run": Entry("running", "run", "Work until all is quiet."),
+        "update": Entry("running", "update", "Work one round."),
+        "plan": Entry("planning", "plan", "Show what would be launched, and what changed in the definition."),
+    },
+    "Look": {
+        "status": Entry("counts", "status", "Count jobs per task and link."),
+        "trace": Entry("tracing", "trace", "Show where jobs are, link by link."),
+        "why": Entry("tracing", "why", "Explain why a job runs or does not."),
+        "ls": Entry("values", "ls", "List the jobs of a set expression."),
+        "cat": Entry("values", "cat", "Print a job's value."),
+        "graph": Entry("graphs", "graph", "Draw tasks and repositories."),
+    },
+    "Change": {
+        "inject": Entry("values", "inject", "Put values into a repository."),
+        "rm": Entry("values", "rm", "Delete jobs from repositories."),
+        "launch": Entry("people", "launch", "Launch one job now."),
+        "cancel": Entry("people", "cancel", "Cancel jobs of a task, running or waiting."),
+        "retry": Entry("people", "retry", "Run jobs of a task again."),
+        "pause": Entry("people", "pause", "Launch no more jobs of tasks."),
+        "resume": Entry("people", "resume", "Launch jobs of paused tasks again."),
+    },
+    "Audit": {
+        "log": Entry("audit", "log", "Print the log's events."),
+        "runs": Entry("audit", "runs", "List runs."),
+        "query": Entry("audit", "query", "Ask the log in SQL."),
+        "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
+        "verify": Entry("replaying", "verify", "Check a log's chain, and the state that follows from it."),
+    },
+    "Help": {
+        "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),
+        "doctor": Entry("health", "doctor", "Check the surroundings."),
+        "completion": Entry("shells", "completion", "Print a script for completion in your shell."),
+    },
+}
+COMMANDS: dict[str, Entry] = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used; `added` ones are there from the start."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table, then what was added."""
+        return [*COMMANDS, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return it."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return super().get_command(ctx, cmd_name)
+        module = import_module(f"datatask.adapters.cli.{entry.module}")
+        command = getattr(module, entry.function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; for an unknown name say which ones are near."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS and name not in self.commands:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"there is no command {name}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table, section by section, without importing a command."""
+        for title, entries in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, entry.help) for name, entry in entries.items()])
+        if self.commands:
+            with formatter.section("This pipeline's own"):
+                formatter.write_dl([(name, command.get_short_help_str()) for name, command in self.commands.items()])

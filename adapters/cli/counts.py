@@ -1,0 +1,119 @@
+"""`status`: how many jobs are where, per task and link, from the log alone.
+
+Piped, the text is pydatatask's, line for line; on a terminal it is a table per task, with what is held or paused
+said beside it. `--watch` folds only what was appended since, and prints again when the numbers changed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from datatask.adapters.cli import shapes
+from datatask.adapters.cli.options import WHEN, command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.recorded import Recorded, changed, follow, recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.when import When
+from datatask.schema.errors import CallerError
+
+WATCH_SECONDS = 1.0
+
+
+@command(
+    "status",
+    example="datatask status\ndatatask status --all --at -2h\ndatatask --log .datatask/log.db status --json",
+)
+@click.option("--watch", is_flag=True, help="Print again whenever something changes, until interrupted.")
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
+@click.option("-a", "--all", "all_links", is_flag=True, help="Also links that are no input, output or status.")
+def status(settings: Settings, all_links: bool, at: When | None, watch: bool) -> None:
+    """Count jobs per task and link."""
+    if watch and at is not None:
+        raise CallerError("--watch looks at the present", remedy="leave out --at or --watch")
+    output = Output(settings)
+    with recorded(settings, at) as log:
+        show(output, log, all_links)
+        while watch:
+            before = shapes.status(log.state, all_links)
+            if not changed(log.reader, log.state.position, WATCH_SECONDS):
+                continue
+            follow(log.reader, log.state)
+            if shapes.status(log.state, all_links) != before:
+                show(output, log, all_links, again=True)
+            time.sleep(0.2)
+
+
+def show(output: Output, log: Recorded, all_links: bool, *, again: bool = False) -> None:
+    """Print the status once."""
+    counts = shapes.status(log.state, all_links)
+    if output.json:
+        chosen = output.chosen(("log", "tasks", "quotas"))
+        document = {"log": log.about(), **counts}
+        output.document({name: document[name] for name in chosen})
+    elif output.draws or output.colored:
+        _draw(output, log, counts, again)
+    else:
+        for line in lines(counts):
+            output.line(line)
+    _flush()
+
+
+def lines(counts: dict[str, Any]) -> list[str]:
+    """Return the counts as pydatatask's text: task, `task.link COUNT`, an empty line."""
+    found = []
+    for name, task in counts["tasks"].items():
+        found.append(name)
+        found += [f"{name}.{link} {shape['count']}" for link, shape in task["links"].items()]
+        found.append("")
+    return found
+
+
+def held(log: Recorded) -> list[str]:
+    """Return a line for each repository that awaits a person's word."""
+    return [
+        f"{leaf.id} is held: {leaf.held}; if that is true: datatask run --accept-loss {leaf.id}"
+        for leaf in log.state.leaves.values()
+        if leaf.held
+    ]
+
+
+def _draw(output: Output, log: Recorded, counts: dict[str, Any], again: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = output.console()
+    if again:
+        console.clear()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("task", "ready", "live", "succeeded", "failed"):
+        table.add_column(title, justify="left" if title == "task" else "right")
+    for name, task in counts["tasks"].items():
+        paused = " (paused)" if task["paused"] else ""
+        table.add_row(
+            Text(name, "bold") + Text(paused, "yellow"),
+            str(task["ready"]),
+            Text(str(task["live"]), "cyan" if task["live"] else ""),
+            Text(str(task["succeeded"]), "green" if task["succeeded"] else ""),
+            Text(str(task["failed"]), "red" if task["failed"] else ""),
+        )
+        for link, shape in task["links"].items():
+            table.add_row(Text(f"  {link} {shape['count']}", "dim"))
+    console.print(table)
+    for name, quota in counts["quotas"].items():
+        used = ", ".join(
+            f"{what} {quota['used'].get(what, 0):g} of {limit:g}" for what, limit in quota["limit"].items()
+        )
+        console.print(Text(f"quota {name}: {used}"))
+    for line in held(log):
+        console.print(Text(shown(line), "yellow"))
+    about = log.about()
+    console.print(Text(f"as of position {about['head']}, {about['at'] or 'the beginning'}", "dim"))
+
+
+def _flush() -> None:
+    import sys
+
+    sys.stdout.flush()

@@ -1,0 +1,129 @@
+"""How commands are declared: `@command(example=…)`, the options that all share, and their types.
+
+Where a command works and how it speaks (`-p`, `--log`, `--json`, `--fields`, `--color`) may be said before or
+after the command's name; all of it ends up in one `Settings`, which every command gets first.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from datatask.adapters.cli.settings import COLORS, Settings
+from datatask.adapters.cli.when import When, parse_when
+from datatask.schema.errors import DatataskError
+from datatask.schema.ids import check_job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _kept(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Return a callback that keeps an option's value in the settings, unless it was not given."""
+
+    def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value not in (None, False, ()):
+            setattr(context.ensure_object(Settings), name, value)
+
+    return keep
+
+
+def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    _kept("fields")(context, parameter, tuple(part.strip() for part in (value or "").split(",") if part.strip()))
+
+
+def shared_options(*, hidden: bool) -> list[click.Option]:
+    """Return fresh instances of the options that every command takes; `hidden` leaves the rarer out of help."""
+    return [
+        _option("pipeline", ["-p", "--pipeline"], hidden, "FILE[:NAME] or MODULE[:NAME]; else $DATATASK_PIPELINE, "
+                "else ./pipeline.yaml, ./pipeline.py.", metavar="PIPELINE"),
+        _option("log", ["--log"], hidden, "The log: a path or URL; else what the pipeline names, else "
+                "$DATATASK_LOG, else .datatask/log.db beside the pipeline.", metavar="URL"),
+        _option("json", ["--json"], False, "Print JSON.", is_flag=True),
+        click.Option(["--fields"], expose_value=False, callback=_split, metavar="A,B",
+                     help="Print only these fields."),
+        _option("color", ["--color"], hidden, "Use colour; by default on a terminal, unless NO_COLOR is set.",
+                type=click.Choice(COLORS)),
+        _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
+    ]  # fmt: skip
+
+
+def _option(name: str, flags: list[str], hidden: bool, help: str, **more: Any) -> click.Option:
+    return click.Option(flags, expose_value=False, callback=_kept(name), hidden=hidden, help=help, **more)
+
+
+class Command(click.Command):
+    """A command with the shared options and an example in its help."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+        if not any("--json" in parameter.opts for parameter in self.params):
+            self.params += shared_options(hidden=True)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example."""
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def command(
+    name: str, *, example: str, ignore_unknown: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a click command of a function that takes the settings first and returns an exit code or None."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @click.pass_context
+        @functools.wraps(function)
+        def call(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
+            return function(context.ensure_object(Settings), *args, **kwargs)
+
+        more = {"ignore_unknown_options": True} if ignore_unknown else {}
+        return click.command(name, cls=Command, example=example, context_settings=more)(call)
+
+    return decorate
+
+
+def changing(function: F) -> F:
+    """Add the options of every command that changes something."""
+    for option in (
+        click.option("--exit-code", is_flag=True, help="With --dry-run: exit with 3 when something would change."),
+        click.option("--reason", default="", metavar="TEXT", help="Why, for the log."),
+        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+    ):
+        function = option(function)
+    return function
+
+
+class WhenType(click.ParamType):
+    """A position, an ISO time, or an age."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> When:
+        """Return the point in time."""
+        if isinstance(value, When):
+            return value
+        try:
+            return parse_when(str(value), time.time_ns())
+        except DatataskError as error:
+            self.fail(str(error), param, ctx)
+
+
+class JobType(click.ParamType):
+    """A job id."""
+
+    name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id; what cannot be one is refused before anything is opened."""
+        return check_job(str(value))
+
+
+WHEN = WhenType()
+JOB = JobType()
+at_option = click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, ISO time or age (-2h).")

@@ -1,0 +1,161 @@
+"""What commands print: one place for JSON, tables, colour and the choice of fields.
+
+Results go to stdout, diagnostics to stderr. With `--json` a result is one JSON document (or one a line where
+a command streams). On a terminal tables are drawn and coloured; piped, a table is its cells separated by tabs,
+a header first, so that the next program can read it. Rich is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from datatask.schema.errors import CallerError, DatataskError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from datatask.adapters.cli.settings import Settings
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)}
+
+
+def error_document(error: DatataskError) -> dict[str, Any]:
+    """Return the documented JSON shape of an error."""
+    return {
+        "error": {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}
+    }
+
+
+def error_line(error: DatataskError) -> str:
+    """Return an error as one line."""
+    return shown(" ".join(f"datatask: {error}".split()))
+
+
+def shown(text: str) -> str:
+    """Return text from a log or a store without what would act on a terminal."""
+    return text.translate(_CONTROL) if not text.isprintable() else text
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether the stream (stdout) is a terminal."""
+    try:
+        return (stream or sys.stdout).isatty()
+    except ValueError:
+        return False
+
+
+class Output:
+    """Prints results as the settings say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.json = settings.json
+        self.draws = not settings.json and is_terminal() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def colored(self) -> bool:
+        """Whether to use colour: --color, else NO_COLOR, else only on a terminal."""
+        if self._settings.color != "auto":
+            return self._settings.color == "always"
+        return not os.environ.get("NO_COLOR") and is_terminal() and os.environ.get("TERM") != "dumb"
+
+    def document(self, value: Any) -> None:
+        """Print one JSON document."""
+        self.line(encode(value))
+
+    def line(self, text: str = "") -> None:
+        """Print one line."""
+        sys.stdout.write(text + "\n")
+
+    def say(self, text: str) -> None:
+        """Print one line to stderr: what is no part of the result."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
+        """Print rows with these columns, or those of --fields: JSON list, drawn table, or tab-separated lines."""
+        columns = self.chosen(columns)
+        if self.json:
+            self.document([{name: row[name] for name in columns} for row in rows])
+            return
+        cells = [[cell(row[name]) for name in columns] for row in rows]
+        if self.draws or self.colored:
+            self._table(cells, columns, title)
+            return
+        self.line("\t".join(columns))
+        for row in cells:
+            self.line("\t".join(text.replace("\t", " ").replace("\n", " ") for text in row))
+
+    def chosen(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return the columns that --fields asks for, all of them when it does not ask."""
+        wanted = self._settings.fields
+        for name in wanted:
+            if name not in columns:
+                raise CallerError(f"there is no field {name}", remedy="use --fields with: " + ",".join(columns))
+        return wanted or columns
+
+    def _table(self, cells: Sequence[Sequence[str]], columns: Sequence[str], title: str) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
+        for name in columns:
+            table.add_column(name)
+        for row in cells:
+            table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row))
+        self.console().print(table)
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """Return a rich console that follows --color and NO_COLOR."""
+        from rich.console import Console
+
+        return Console(
+            stderr=stderr,
+            force_terminal=True if self._settings.color == "always" else None,
+            no_color=not self.colored,
+            highlight=False,
+            soft_wrap=not is_terminal(),
+        )
+
+
+STYLES = {
+    "succeeded": "green",
+    "running": "cyan",
+    "decided": "cyan",
+    "failed": "red",
+    "timed_out": "red",
+    "refused": "red",
+    "lost": "yellow",
+    "cancelled": "yellow",
+    "ok": "green",
+    "paused": "yellow",
+}
+
+
+def encode(value: Any) -> str:
+    """Return a value as one line of JSON."""
+    return _encoder.encode(value).decode()
+
+
+def cell(value: Any) -> str:
+    """Return a value as the text of a table's cell."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return shown(value)
+        case bytes():
+            return f"<{len(value)} bytes>"
+        case float():
+            return f"{value:g}"
+        case int():
+            return str(value)
+    return shown(encode(value))

@@ -1,0 +1,141 @@
+"""Where a command works and how it speaks: what the options before and after the command's name say.
+
+In: options, the environment, the working directory, and the pipeline of `datatask.main(pipeline)`. Out: the
+pipeline, loaded when first asked for, and the place of the log. The order is that of docs/cli.md; reading
+commands come here for the log and never load a pipeline unless `-p` names one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datatask.adapters.cli.loading import Loaded, Reference, find_reference, load
+from datatask.adapters.log.locate import MEMORY, default_path, locate
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
+
+COLORS = ("auto", "always", "never")
+
+
+@dataclass
+class Settings:
+    """What was asked for, before anything is loaded or opened."""
+
+    program: str = "datatask"
+    pipeline: str | None = None
+    log: str | None = None
+    json: bool = False
+    color: str = "auto"
+    fields: tuple[str, ...] = ()
+    debug: bool = False
+    given: Pipeline | None = None
+    given_folder: Path | None = None
+    _loaded: Loaded | None = None
+
+    @property
+    def names_pipeline(self) -> bool:
+        """Whether this call says itself which pipeline it means."""
+        return self.given is not None or self.pipeline is not None
+
+    # --- the pipeline -------------------------------------------------------------------------------
+
+    def load_pipeline(self) -> Pipeline:
+        """Return the pipeline with its log in place; `CallerError` when there is none or it cannot be loaded."""
+        return self._load().pipeline
+
+    def _load(self) -> Loaded:
+        if self._loaded is None:
+            if self.given is not None:
+                loaded = Loaded(self.given, self.given_folder or Path.cwd())
+            else:
+                loaded = load(self._reference())
+            self._place(loaded)
+            self._loaded = loaded
+        return self._loaded
+
+    def _reference(self) -> Reference:
+        reference = find_reference(self.pipeline)
+        if reference is None:
+            raise CallerError(
+                "there is no pipeline here",
+                where=str(Path.cwd()),
+                remedy="name one with -p, or start with `datatask init`",
+            )
+        return reference
+
+    def _place(self, loaded: Loaded) -> None:
+        """Tell the pipeline where its log is: --log, else its own, else $DATATASK_LOG, else beside its file."""
+        pipeline = loaded.pipeline
+        named = os.environ.get("DATATASK_LOG")
+        place = locate(named) if named else locate(default_path(loaded.folder))
+        pipeline.default_log = place.path
+        if self.log is not None:
+            pipeline._location = locate(self.log).url
+        elif place.path is None and pipeline._location is None:
+            pipeline._location = place.url
+
+    # --- the log ------------------------------------------------------------------------------------
+
+    def log_url(self) -> str:
+        """Return the URL of the log, loading a pipeline only when this call names one and no log."""
+        if self.log is not None:
+            return locate(self.log).url
+        if self.names_pipeline:
+            return self.load_pipeline().log_location()
+        named = os.environ.get("DATATASK_LOG")
+        return locate(named).url if named else locate(self._default_log()).url
+
+    def _default_log(self) -> Path:
+        reference = find_reference(None)
+        if reference is not None and reference.file is not None:
+            return default_path(reference.file.parent)
+        if reference is not None:
+            raise CallerError(
+                f"where the log of {reference.text} is, is known only when it is loaded",
+                remedy=f"say -p {reference.text}, or name the log with --log",
+            )
+        here = default_path(Path.cwd())
+        if not here.exists():
+            raise CallerError(
+                "there is no pipeline and no log here",
+                where=str(Path.cwd()),
+                remedy="name the pipeline with -p or the log with --log, or start with `datatask init`",
+            )
+        return here
+
+    def log_path(self) -> Path:
+        """Return the file of the log; `CallerError` for one in memory."""
+        path = locate(self.log_url()).path
+        if path is None:
+            raise CallerError(
+                "this pipeline keeps its log in memory: nothing is left of it when its process ends",
+                where=MEMORY,
+                remedy="name a file with --log, here and for `run`",
+            )
+        if path.is_dir():
+            raise CallerError(
+                "this is a directory, not a log",
+                where=str(path),
+                remedy=f"try --log {os.path.relpath(default_path(path))}",
+            )
+        return path
+
+    def command(self, *words: str) -> str:
+        """Return a command line that works as printed, from this working directory, for the same log."""
+        prefix = ["datatask"]
+        if not self._is_default():
+            prefix += ["--log", os.path.relpath(self.log_path())]
+        return shlex.join([*prefix, *words])
+
+    def _is_default(self) -> bool:
+        try:
+            plain = Settings().log_url()
+        except CallerError:
+            return False
+        return plain == locate(self.log_path()).url

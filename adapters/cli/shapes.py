@@ -1,0 +1,200 @@
+"""States and logs as the documented JSON shapes, and the sets of jobs behind the numbers.
+
+Everything here is values in, values out; docs/cli.md lists the shapes, and tests hold both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
+from pyroaring import BitMap
+
+from datatask.adapters.cli.when import iso
+from datatask.adapters.wiring.sets import unknown
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.schema import definition as d
+from datatask.schema.codec import encode
+from datatask.schema.errors import UnknownNameError
+from datatask.schema.events import Recorded
+
+KINDS = (
+    "is_input",
+    "is_output",
+    "is_status",
+    "inhibits_start",
+    "required_for_start",
+    "inhibits_output",
+    "required_for_output",
+)
+NANO = 1_000_000_000
+
+
+# --- sets of jobs -----------------------------------------------------------------------------------
+
+
+def members(state: State, expr: d.AnyExpr) -> BitMap:
+    """Return the jobs for which a condition holds, by set algebra on the leaves' members."""
+    match expr:
+        case d.In(leaf=leaf):
+            return state.leaves[leaf].members(state.masks)
+        case d.Not(of=part):
+            return BitMap(range(len(state.jobs))) - members(state, part)
+        case d.Any(of=parts):
+            return BitMap.union(BitMap(), *(members(state, part) for part in parts))
+        case d.All(of=parts):
+            wanted = [members(state, part) for part in parts if not isinstance(part, d.Not)]
+            found = BitMap.intersection(*wanted) if wanted else BitMap(range(len(state.jobs)))
+            for part in parts:
+                if isinstance(part, d.Not):
+                    found = found - members(state, part.of)
+            return found
+
+
+def waiting(task: TaskState) -> BitMap:
+    """Return the jobs that are ready and wait to be launched."""
+    queued = BitMap(job for _, _, job in task.queue.entries())
+    return queued | BitMap(task.awaiting)
+
+
+def set_names(state: State) -> dict[str, d.AnyExpr | str]:
+    """Return what set expressions can name: links, repositories, views; a task's name stands for its ready jobs."""
+    found: dict[str, d.AnyExpr | str] = {leaf: d.In(leaf=leaf) for leaf in state.leaves}
+    for task in state.tasks.values():
+        for view in d.VIEW_NAMES:
+            found[f"{task.name}.{view}"] = d.In(leaf=d.view_id(task.name, view))
+        found[f"{task.name}.ready"] = task.name
+        for link in task.definition.links:
+            found[f"{task.name}.{link.name}"] = link.expr
+    return found
+
+
+def named_set(state: State, known: dict[str, d.AnyExpr | str], name: str) -> BitMap:
+    """Return the set that a name stands for."""
+    meaning = known.get(name)
+    if meaning is None:
+        raise unknown(name, known)
+    return waiting(state.tasks[meaning]) if isinstance(meaning, str) else members(state, meaning)
+
+
+def job_names(state: State, jobs: Iterable[int]) -> list[str]:
+    """Return the jobs' ids, sorted."""
+    return sorted(state.jobs[job] for job in jobs)
+
+
+def find_task(state: State, name: str) -> TaskState:
+    """Return a task of the state, or say which ones there are."""
+    task = state.tasks.get(name)
+    if task is None:
+        raise unknown_task(name, state.tasks)
+    return task
+
+
+def unknown_task(name: str, known: Collection[str]) -> UnknownNameError:
+    """Return the error for a task that is none."""
+    error = unknown(name, known)
+    return UnknownNameError(f"there is no task {name}", remedy=error.remedy)
+
+
+def find_link(state: State, name: str) -> d.AnyExpr:
+    """Return the membership of a `task.link` or of a repository id."""
+    meaning = set_names(state).get(name)
+    if meaning is None or isinstance(meaning, str):
+        links = [known for known, expr in set_names(state).items() if not isinstance(expr, str)]
+        error = unknown(name, links)
+        raise UnknownNameError(f"there is no repository {name}", remedy=error.remedy)
+    return meaning
+
+
+# --- status -----------------------------------------------------------------------------------------
+
+
+def shown_links(task: d.TaskDef, all_links: bool = True) -> list[d.LinkDef]:
+    """Return the links in the order of status: inputs, status, the rest; those without a role only with `all`."""
+    links = sorted(task.links, key=lambda link: 0 if link.is_input else 1 if link.is_status else 2)
+    return [link for link in links if all_links or link.is_input or link.is_output or link.is_status]
+
+
+def status(state: State, all_links: bool = True) -> dict[str, Any]:
+    """Return `tasks` and `quotas` of the status shape."""
+    current = {task.name for task in state.definition.tasks}
+    return {
+        "tasks": {task.name: _task(state, task, all_links) for task in state.tasks.values() if task.name in current},
+        "quotas": {
+            name: {"used": units(quota.used), "limit": units(quota.limits) | _launches(quota.launches)}
+            for name, quota in state.quotas.items()
+        },
+    }
+
+
+def _task(state: State, task: TaskState, all_links: bool) -> dict[str, Any]:
+    return {
+        "ready": len(task.queue) + len(task.awaiting),
+        "live": task.open_runs,
+        "succeeded": task.succeeded.count,
+        "failed": task.failed.count,
+        "paused": bool(task.paused),
+        "links": {
+            link.name: {
+                "repository": text_of(link.expr),
+                "count": len(members(state, link.expr)),
+                "kinds": [kind for kind in KINDS if getattr(link, kind)],
+            }
+            for link in shown_links(task.definition, all_links)
+        },
+    }
+
+
+def _launches(launches: int | None) -> dict[str, float]:
+    return {} if launches is None else {"launches": launches}
+
+
+def units(amounts: dict[str, int]) -> dict[str, float]:
+    """Return amounts in cores, bytes and units instead of billionths."""
+    return {
+        name: amount // NANO if amount % NANO == 0 else amount / NANO for name, amount in sorted(amounts.items())
+    }
+
+
+def text_of(expr: d.AnyExpr) -> str:
+    """Return a condition as a set expression that `ls` understands, where no negation stands alone."""
+    match expr:
+        case d.In(leaf=leaf):
+            return leaf
+        case d.Not(of=part):
+            return f"not {_part(part)}"
+        case d.Any(of=parts):
+            return " | ".join(map(_part, parts)) or "nothing"
+        case d.All(of=parts):
+            wanted = [_part(part) for part in parts if not isinstance(part, d.Not)]
+            unwanted = [_part(part.of) for part in parts if isinstance(part, d.Not)]
+            return " - ".join([" & ".join(wanted) or "everything", *unwanted])
+
+
+def _part(expr: d.AnyExpr) -> str:
+    if isinstance(expr, d.All | d.Any) and len(expr.of) == 1:
+        return _part(expr.of[0]) if not isinstance(expr.of[0], d.Not) else f"({text_of(expr)})"
+    return text_of(expr) if isinstance(expr, d.In) else f"({text_of(expr)})"
+
+
+# --- events -----------------------------------------------------------------------------------------
+
+
+def event(recorded: Recorded) -> dict[str, Any]:
+    """Return an event in the shape of `log`."""
+    position, what = recorded
+    row = encode(what)
+    return {
+        "position": position,
+        "at": iso(what.at),
+        "kind": row.kind,
+        "actor": what.actor,
+        "cause": what.cause,
+        "task": what.task,
+        "repository": what.repository,
+        "job": what.job,
+        "run": position if row.kind == "LaunchDecided" else what.run,
+        "data": msgspec.Raw(row.payload) if row.payload else {},
+    }

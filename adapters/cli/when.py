@@ -1,0 +1,115 @@
+"""Points in time as people write them: a position, an ISO time, or an age such as `-2h`.
+
+Also the way back: engine time (UTC nanoseconds) as ISO 8601, durations as seconds or in words.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.log.reader import LogReader
+
+_AGE = re.compile(r"-(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_POSITION_MAX = 2**62
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class When(NamedTuple):
+    """A position, or a time in UTC nanoseconds: exactly one of the two."""
+
+    position: int | None = None
+    at: int | None = None
+
+
+def parse_when(text: str, now: int) -> When:
+    """Return what `text` says; times without a zone are UTC. `now` is UTC nanoseconds."""
+    if text.isascii() and text.isdigit():
+        position = int(text)
+        if position > _POSITION_MAX:
+            raise _wrong(text)
+        return When(position=position)
+    age = _AGE.fullmatch(text)
+    if age is not None:
+        return When(at=max(0, now - int(float(age[1]) * _UNIT_SECONDS[age[2]] * 1e9)))
+    try:
+        time = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise _wrong(text) from None
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=dt.UTC)
+    return When(at=nanoseconds(aware))
+
+
+def nanoseconds(time: dt.datetime) -> int:
+    """Return an aware time as UTC nanoseconds."""
+    passed = time - _EPOCH
+    return (passed.days * 86_400 + passed.seconds) * 10**9 + passed.microseconds * 1000
+
+
+def position_of(reader: LogReader, when: When | None) -> int:
+    """Return the batch boundary that `when` means: the one that ends the batch, or the last one before a time."""
+    head = reader.head
+    if when is None:
+        return head
+    if when.position is not None:
+        if when.position > head:
+            raise CallerError(
+                f"position {when.position} is beyond the head, {head}",
+                where=reader.url,
+                remedy="name a position that the log has",
+            )
+        return reader.end_of_batch(when.position) if when.position else 0
+    assert when.at is not None
+    last = _last_before(reader, when.at, head)
+    rows = reader.query("SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)).rows
+    return int(rows[0][0] or 0)
+
+
+def _last_before(reader: LogReader, at: int, head: int) -> int:
+    """Return the last position written at or before `at`: times never go back, so by bisection."""
+    low, high = 0, head
+    while low < high:
+        middle = (low + high + 1) // 2
+        rows = reader.query("SELECT at FROM log WHERE position = ?", (middle,)).rows
+        if not rows or rows[0][0] <= at:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def iso(at: int | None) -> str | None:
+    """Return UTC nanoseconds as ISO 8601 to the microsecond, None for None."""
+    if at is None:
+        return None
+    seconds, rest = divmod(at, 10**9)
+    time = _EPOCH + dt.timedelta(seconds=seconds)
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def words(seconds: float) -> str:
+    """Return a duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    for size, unit, smaller, smaller_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
+    return f"{whole} s"
+
+
+def _wrong(text: str) -> CallerError:
+    return CallerError(
+        f"{text!r:.80} is no point in time",
+        remedy="use a position, an ISO time such as 2026-03-01T12:00, or an age such as -2h, -30m, -7d",
+    )
