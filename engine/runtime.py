@@ -211,7 +211,7 @@ class Runtime:
         for step in self.reactor.take():
             if step.events:
                 for position, event in enumerate(step.events, step.first):
-                    if type(event) is e.ValuePut and event.value:
+                    if type(event) is e.ValuePut and (event.value or event.digest is not None):
                         self._values[position] = event
                 positions = self.log.enqueue(step.events)
                 if positions.start != step.first:
@@ -479,6 +479,8 @@ class Runtime:
         position = leaf.positions[index]
         put = self._values.get(position)
         if put is None:
+            while self.log.head < position and self.failure is None:  # folded ahead of the disk, and evicted here
+                await asyncio.sleep(0.0005)
             (event,) = await self.log.fetch([position])
             assert isinstance(event, e.ValuePut)
             put = self._values[position] = event

@@ -501,6 +501,11 @@ class Pipeline:
             if waiting and not self._draining:
                 reason = f"{task.name}: {task.constraint or 'evaluation'}"
                 stuck[reason] = waiting
+        if not self._draining:
+            for key, pending in state.pending.items():
+                if pending.error and key.what in ("filter", "translation"):
+                    reason = f"{key.owner}: its {key.what} raises {pending.error:.200}"
+                    stuck[reason] = stuck.get(reason, 0) + 1
         failed = sum(task.failed.count for task in state.tasks.values())
         return Outcome(failed, stuck, self._draining)
 
