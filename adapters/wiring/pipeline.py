@@ -248,6 +248,8 @@ class Pipeline:
             leaf.bind(id, runtime)
         for task in self._listed:
             task.bind(self)
+            for view in (task.succeeded, task.failed, task.live):
+                view.bind(view.id, runtime)
         await runtime.open()
         self._opaque = [task for task in self._listed if task.opaque]
         contents = contents_of(declared.repositories)
@@ -345,6 +347,8 @@ class Pipeline:
                 leaf.unbind()
         for task in self._listed:
             task.unbind()
+            for view in (task.succeeded, task.failed, task.live):
+                view.unbind()
         if self.log is not None and self.log is not self._location:
             await self.log.close()
 
