@@ -41,14 +41,16 @@ class Observer:
         self._watched: set[str] = set()
         self._identities: dict[str, str] = {}
         self._relisting: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, asyncio.Event] = {}
+        self._failing: set[str] = set()
         self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._poller: asyncio.Task[None] | None = None
         self._cost: dict[str, float] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a listing is under way."""
-        return bool(self._relisting)
+        """Whether a listing is under way that may still tell something; not one that keeps failing."""
+        return any(leaf not in self._failing for leaf in self._relisting)
 
     async def open(self) -> None:
         """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
@@ -66,12 +68,12 @@ class Observer:
         return self._runtime.state.leaves[leaf].definition.medium == "mirror"
 
     async def sync(self, leaves: Mapping[str, Store] | list[str]) -> None:
-        """List these stores now; one that fails is tried again in the background."""
+        """List these stores now; one that fails is not waited for, and tried again in the background."""
         for leaf in leaves:
             self.relist(leaf)
-        current = [self._relisting[leaf] for leaf in leaves if leaf in self._relisting]
-        if current:
-            await asyncio.wait(current)
+        for leaf in leaves:
+            if leaf in self._relisting:
+                await self._tried[leaf].wait()
 
     def unwatched(self) -> list[str]:
         """Return the leaves whose changes are only seen by listing."""
@@ -80,12 +82,15 @@ class Observer:
     def relist(self, leaf: str) -> None:
         """Begin to list a store, unless that is under way."""
         if leaf not in self._relisting:
+            self._tried[leaf] = asyncio.Event()
             task = asyncio.create_task(self._list_until_known(leaf))
             self._relisting[leaf] = task
             task.add_done_callback(lambda done: self._listed(leaf, done))
 
     def _listed(self, leaf: str, task: asyncio.Task[None]) -> None:
         self._relisting.pop(leaf, None)
+        self._failing.discard(leaf)
+        self._tried[leaf].set()
         if not task.cancelled() and task.exception() is not None:
             self._runtime.fail(task.exception() or RuntimeError(leaf))
         else:
@@ -102,6 +107,9 @@ class Observer:
                 logger.warning("%s cannot be listed: %s", leaf, error)
             except Exception as error:
                 logger.warning("%s cannot be listed: %s: %s", leaf, type(error).__name__, error)
+            self._failing.add(leaf)
+            self._tried[leaf].set()
+            self._runtime.wake()
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_SECONDS_MAX)
 

@@ -101,6 +101,10 @@ class Runtime:
         by_runner: dict[int, tuple[Runner, list[str]]] = {}
         for task, runner in self._runners.items():
             by_runner.setdefault(id(runner), (runner, []))[1].append(task)
+        for task in specs.keys() - self._runners.keys():
+            for spec in specs[task]:
+                info = e.ErrorInfo(type="TaskRemoved", message=f"the pipeline no longer has the task {task}")
+                self.sink(Ended(spec.run, e.Ending(outcome="cancelled", error=info)))
         self.reactor.unavailable.update(self._runners)
         for runner, tasks in by_runner.values():
             mine = [spec for task in tasks for spec in specs.get(task, ())]

@@ -569,10 +569,16 @@ class Pipeline:
             raise error_of(reply.refusal)
 
     async def _serve_inbox(self, log: EventLog) -> None:
+        under_way: dict[str, asyncio.Task[None]] = {}
         while True:
             for request in log.inbox.pending():
-                log.inbox.answer(await self.request(request))
+                if request.id not in under_way:
+                    task = under_way[request.id] = asyncio.create_task(self._answer(log, request))
+                    task.add_done_callback(lambda _, id=request.id: under_way.pop(id))  # type: ignore[misc]
             await asyncio.sleep(INBOX_SECONDS)
+
+    async def _answer(self, log: EventLog, request: r.AnyRequest) -> None:
+        log.inbox.answer(await self.request(request))
 
     async def _evaluate(self, evaluation: Evaluation) -> object:
         what = evaluation.key.what
