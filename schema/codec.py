@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from datatask.schema.errors import FutureLogError, LogDamagedError
-from datatask.schema.events import ENVELOPE, KINDS, AnyEvent, Event, UnknownEvent
+from datatask.schema.events import ABSENT, ENVELOPE, KINDS, AnyEvent, Event, UnknownEvent
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -50,22 +51,38 @@ _own_fields = {
 
 def _payload_type(kind: type[Event]) -> type[msgspec.Struct]:
     """Return the struct of a kind's own fields alone: what the payload column holds."""
-    fields: list[Any] = []
-    for field in msgspec.structs.fields(kind):
-        if field.name in ENVELOPE:
-            continue
-        if field.required:
-            fields.append((field.name, field.type))
-        elif field.default_factory is not msgspec.NODEFAULT:
-            factory: Callable[[], Any] = field.default_factory
-            fields.append((field.name, field.type, msgspec.field(default_factory=factory)))
-        else:
-            fields.append((field.name, field.type, field.default))
-    return msgspec.defstruct(f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True)
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        (field.name, field.type) if field.required else (field.name, field.type, _default(field))
+        for field in msgspec.structs.fields(kind)
+        if field.name not in ENVELOPE
+    ]
+    return msgspec.defstruct(
+        f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False
+    )
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory)
+    return msgspec.field(default=field.default)
+
+
+def _getter(fields: tuple[str, ...]) -> Callable[[Event], tuple[Any, ...]]:
+    """Return the function that gives these fields' values; by far the fastest way to read many."""
+    if len(fields) > 1:
+        return attrgetter(*fields)
+    return lambda event: tuple(getattr(event, field) for field in fields)
 
 
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
+_encodings = {
+    kind: (name, kind.VERSION, kind.ESSENTIAL, _getter(_own_fields[name]), _payload_types[name])
+    for name, kind in KINDS.items()
+}
+_raw_fields = {
+    kind: _own_fields[name].index("value") for name, kind in KINDS.items() if "value" in _own_fields[name]
+}
 _plain_decoder = msgspec.json.Decoder(dict[str, Any])
 _line_decoder = msgspec.json.Decoder(AnyEvent)
 
@@ -73,19 +90,25 @@ _line_decoder = msgspec.json.Decoder(AnyEvent)
 def encode(event: Event) -> Row:
     """Return the row of an event."""
     if isinstance(event, UnknownEvent):
-        name, version, payload = event.name, event.version, event.payload or None
+        name, version, essential, payload = event.name, event.version, False, event.payload or None
     else:
         kind = type(event)
-        name, version = kind.__name__, kind.VERSION
-        own = [getattr(event, field) for field in _own_fields[name]]
-        payload = _encoder.encode(_payload_types[name](*own)) if own else None
+        name, version, essential, getter, payload_type = _encodings[kind]
+        own = getter(event)
+        if kind in _raw_fields and not own[index := _raw_fields[kind]]:
+            own = (
+                *own[:index],
+                ABSENT,
+                *own[index + 1 :],
+            )  # an empty value other than ABSENT is left out too
+        payload = _encoder.encode(payload_type(*own))
         if payload == b"{}":
             payload = None
     return Row(
         event.at,
         name,
         version,
-        event.ESSENTIAL,
+        essential,
         event.actor,
         event.cause,
         event.task,
@@ -167,5 +190,5 @@ def chain(previous: bytes, log: str, first: int, rows: Sequence[Row], digests: S
     columns in order with the payload's digest in the payload's place, as
     `json.dumps(…, separators=(",", ":"), ensure_ascii=False)` writes it.
     """
-    body = [(*row[:-1], digest) for row, digest in zip(rows, digests, strict=True)]
+    body = [row[:-1] + (digest,) for row, digest in zip(rows, digests, strict=True)]
     return hashlib.sha256(previous + _encoder.encode((log, first, body))).digest()

@@ -22,7 +22,7 @@ from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.header import Header, check_may_write, parse_header
 from datatask.adapters.log.pages import HEAD, META
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.tail import COLUMNS, Tail
+from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail
 from datatask.adapters.log.verify import verify_chain
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import LogError
@@ -79,7 +79,10 @@ def create_log(path: Path, opener: Opener, uuid: str, salts: Iterator[int]) -> N
                 "INSERT INTO meta VALUES (?, ?)", _first_header(opener, uuid)._asdict().items()
             )
             connection.executemany("INSERT INTO names VALUES (?, ?)", batch.names)
-            connection.execute(f"INSERT INTO log VALUES ({', '.join('?' * COLUMNS)})", batch.values)
+            row = ", ".join("?" * COLUMNS)
+            connection.execute(
+                f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({row}))", batch.values
+            )
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -167,7 +170,7 @@ def _check_head(connection: Connection, path: Path, header: Header) -> tuple[int
 
 def _connect(path: Path, durability: Durability) -> Connection:
     def connect() -> sqlite3.Connection:
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
 
     engine = create_engine(
         "sqlite+pysqlite://", creator=connect, poolclass=StaticPool, isolation_level="AUTOCOMMIT"

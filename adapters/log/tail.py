@@ -22,6 +22,15 @@ BATCH_EVENTS_MAX = 10_000
 COLUMNS = 15
 """Columns of the `log` table: what `Prepared.values` has per row."""
 
+STORED_AS = tuple(
+    f"nullif(column{number}, {stand_in})" if stand_in else f"column{number}"
+    for number, stand_in in enumerate(
+        ("", "", "", "", "", "", "0", "0", "0", "0", "0", "''", "0", "''", "''"), 1
+    )
+)
+"""SQL for each column of `Prepared.values`: none is None there (nor bool, nor bytes), because sqlite3 looks for an
+adapter for every value of these types, which costs more than all the rest of the binding."""
+
 _SALTS_DRAWN = 512
 _LAUNCH = "LaunchDecided"
 
@@ -64,7 +73,7 @@ def to_row(event: Event, position: int) -> Row:
         row = encode(event)
     except (UnicodeEncodeError, TypeError, OverflowError) as error:
         raise _unstorable(event, error) from error
-    return row._replace(run=position) if row.kind == _LAUNCH and row.run is None else row
+    return Row(*row[:9], position, row.payload) if row.kind == _LAUNCH and row.run is None else row
 
 
 class Tail:
@@ -77,49 +86,70 @@ class Tail:
         self.next = head + 1
         self._chain = head_chain
         self._salts = salts
-        self._names: dict[str | None, int | None] = {None: None}
+        self._names: dict[str | None, int] = {None: 0}
         self._names.update(names)
 
     def prepare(self, events: Sequence[Event]) -> Prepared:
         """Give a batch its positions and all else it is stored with; on any error nothing has changed."""
         check_size(events)
         first = self.next
-        rows = [to_row(event, position) for position, event in enumerate(events, first)]
-        salts = [None if row.payload is None else next(self._salts) for row in rows]
-        digests = [payload_digest(row.payload, salt) for row, salt in zip(rows, salts, strict=True)]
+        rows: list[Row] = []
+        salts: list[int | None] = []
+        digests: list[str] = []
+        for event in events:
+            row = to_row(event, first + len(rows))
+            salt = None if row[10] is None else next(self._salts)
+            rows.append(row)
+            salts.append(salt)
+            digests.append(payload_digest(row[10], salt))
         try:
             hashed = chain(self._chain, self.log, first, rows, digests)
         except UnicodeEncodeError as error:
             raise _unstorable(events[0], error) from error
         fresh: list[tuple[int, str]] = []
+        try:
+            values = self._values(first, rows, salts)
+        except KeyError:
+            fresh = self._intern(rows)
+            values = self._values(first, rows, salts)
+        values[-1] = bytearray(hashed)
+        self._chain = hashed
+        self.next = first + len(rows)
+        return Prepared(first, self.next - 1, values, fresh, hashed)
+
+    def _values(self, first: int, rows: list[Row], salts: list[int | None]) -> list[Any]:
+        """Return the rows' columns, flat; `KeyError` when a name has no number yet."""
+        names = self._names
         values: list[Any] = []
         position = first
         for row, salt in zip(rows, salts, strict=True):
-            values += self._columns(position, row, salt, fresh)
-            position += 1
-        values[-1] = hashed
-        self._chain, self.next = hashed, position
-        return Prepared(first, position - 1, values, fresh, hashed)
-
-    def _columns(
-        self, position: int, row: Row, salt: int | None, fresh: list[tuple[int, str]]
-    ) -> tuple[Any, ...]:
-        at, kind, version, essential, actor, cause, task, repository, job, run, payload = row
-        text = None if payload is None else payload.decode()
-        names = self._names
-        try:
-            return (
-                *(position, at, names[kind], version, essential, names[actor], cause, names[task]),
-                *(names[repository], names[job], run, text, salt, None, None),
+            at, kind, version, essential, actor, cause, task, repository, job, run, payload = row
+            text = "" if payload is None else payload.decode()
+            values += (
+                position,
+                at,
+                names[kind],
+                version,
+                int(essential),
+                names[actor],
+                cause or 0,
+                names[task],
             )
-        except KeyError:
-            for name in (kind, actor, task, repository, job):
-                if name not in names and name is not None:
-                    # `None` takes the place of number 0, so the length is the next number.
-                    number = len(names)
-                    names[name] = number
+            values += (names[repository], names[job], run or 0, text, salt or 0, "", "")
+            position += 1
+        return values
+
+    def _intern(self, rows: list[Row]) -> list[tuple[int, str]]:
+        """Number the names that are new, and return them."""
+        names = self._names
+        fresh = []
+        for row in rows:
+            for name in (row.kind, row.actor, row.task, row.repository, row.job):
+                if name is not None and name not in names:
+                    # `None` is number 0, so the length is the next number.
+                    names[name] = number = len(names)
                     fresh.append((number, name))
-            return self._columns(position, row, salt, fresh)
+        return fresh
 
 
 def _unstorable(event: Event, error: Exception) -> CallerError:

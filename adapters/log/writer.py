@@ -3,18 +3,24 @@
 In: prepared batches, in order. Out: rows on the disk, then one call per transaction back onto the event loop
 with the new head. Each transaction checks that the log's epoch is still ours and otherwise writes nothing.
 
-A group is inserted by a few statements of many rows, not by `executemany`: that gives the interpreter's lock
-back and asks for it again at every row, and with a busy event loop each time costs up to a switch interval
-(5 ms). Measured in docs/decisions/0002-writer-thread.md: 68 times as fast under a busy loop.
+Under a busy event loop, what costs time is not SQL but asking for the interpreter's lock. `executemany` gives
+it back and asks again at every row, so a group is as few statements as can be: most are a single one, which is
+its own transaction, checks the epoch and waits for the disk in one go. And a loop that never rests, but gives
+the lock back for an instant at every turn, can keep a waiting thread out for seconds; so while a group is being
+written, the loop gives way for a moment each millisecond. Measured in docs/decisions/0002-writer-thread.md.
 
 The first failure is the last transaction: what was waiting is dropped, and the log above is poisoned.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,16 +30,21 @@ from sqlalchemy.exc import DBAPIError
 
 from datatask.adapters.log.faults import translate
 from datatask.adapters.log.opening import disconnect
-from datatask.adapters.log.tail import COLUMNS, Prepared
+from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
 from datatask.schema.errors import DatataskError, LeaseLostError
 
 GROUP_ROWS_MAX = 4096
 _ROWS_PER_STATEMENT = 1024
-"""The largest power of two whose values fit SQLite's default of 32,766 parameters."""
+"""The largest size (`statement_rows`) whose values fit SQLite's default of 32,766 parameters."""
 
-_INSERT_NAMES = "INSERT INTO names (id, text) VALUES "
-_INSERT_LOG = "INSERT INTO log VALUES "
-_EPOCH = "SELECT value FROM meta WHERE key = 'epoch'"
+_EPOCH = "(SELECT value FROM meta WHERE key = 'epoch')"
+_INSERT_NAMES = "INSERT INTO names SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+_INSERT_LOG = (
+    f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
+)
+
+_TURN_SECONDS = 0.001
+_WAY_SECONDS = 0.00005
 
 
 class Writer:
@@ -51,18 +62,33 @@ class Writer:
         durable: Callable[[int, bytes], None],
         failed: Callable[[DatataskError], None],
     ) -> None:
+        """Start the thread; `put` is for the loop that runs now."""
         self._connection = connection
         self._path = path
         self._epoch = epoch
         self._durable = durable
         self._failed = failed
         self._waiting: SimpleQueue[Prepared | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._asked = self._written = 0
+        self._giving_way = False
         self._thread = threading.Thread(target=self._work, name=f"log-writer {path.name}", daemon=True)
         self._thread.start()
 
     def put(self, batch: Prepared) -> None:
         """Hand over the next batch; returns at once."""
         self._waiting.put(batch)
+        self._asked = batch.last
+        if not self._giving_way:
+            self._giving_way = True
+            self._loop.call_later(_TURN_SECONDS, self._give_way)
+
+    def _give_way(self) -> None:
+        """Let the thread have the interpreter's lock if it wants it, until it has caught up or given up."""
+        self._giving_way = self._written < self._asked and self._thread.is_alive()
+        if self._giving_way:
+            time.sleep(_WAY_SECONDS)
+            self._loop.call_later(_TURN_SECONDS, self._give_way)
 
     def close(self) -> None:
         """Wait until all that was put is written (or has failed), then end the thread and the connection."""
@@ -78,6 +104,7 @@ class Writer:
                 self._roll_back()
                 self._failed(translate(error, self._path, group[0].first))
                 return
+            self._written = group[-1].last
             self._durable(group[-1].last, group[-1].chain)
 
     def _next_group(self) -> list[Prepared]:
@@ -99,32 +126,31 @@ class Writer:
         return group
 
     def _write(self, group: list[Prepared]) -> None:
+        names = [name for batch in group for name in batch.names]
+        values = group[0].values if len(group) == 1 else [value for batch in group for value in batch.values]
+        if not names and len(values) <= _ROWS_PER_STATEMENT * COLUMNS:
+            self._insert(values)
+            return
         execute = self._connection.exec_driver_sql
         execute("BEGIN IMMEDIATE")
-        epoch = execute(_EPOCH).scalar()
-        if epoch != self._epoch:
+        if names:
+            execute(_INSERT_NAMES, (json.dumps(names),))
+        for start in range(0, len(values), _ROWS_PER_STATEMENT * COLUMNS):
+            self._insert(values[start : start + _ROWS_PER_STATEMENT * COLUMNS])
+        execute("COMMIT")
+
+    def _insert(self, values: list[Any]) -> None:
+        """Insert the rows in these flat values, all of them or (under another epoch) none."""
+        rows = len(values) // COLUMNS
+        size = statement_rows(rows)
+        filling = (0,) * ((size - rows) * COLUMNS)
+        result = self._connection.exec_driver_sql(_statement(size), (*values, *filling, self._epoch))
+        if result.rowcount != rows:
             raise LeaseLostError(
-                f"the log is at epoch {epoch}, this engine opened it at {self._epoch}",
+                f"the log is no longer at epoch {self._epoch}, at which this engine opened it",
                 where=str(self._path),
                 remedy="another engine has taken over: stop this one",
             )
-        names = [value for batch in group for name in batch.names for value in name]
-        if names:
-            self._insert(_INSERT_NAMES, names, 2)
-        values = group[0].values if len(group) == 1 else [value for batch in group for value in batch.values]
-        self._insert(_INSERT_LOG, values, COLUMNS)
-        execute("COMMIT")
-
-    def _insert(self, statement: str, values: list[Any], columns: int) -> None:
-        """Insert flat values by statements of a power of two rows, so that few differ and all stay prepared."""
-        start, rows = 0, len(values) // columns
-        size = _ROWS_PER_STATEMENT
-        while rows:
-            while size > rows:
-                size //= 2
-            end = start + size * columns
-            self._connection.exec_driver_sql(_statement(statement, columns, size), tuple(values[start:end]))
-            start, rows = end, rows - size
 
     def _roll_back(self) -> None:
         # There may be no transaction, or no file any more; the failure that counts is told already.
@@ -132,13 +158,17 @@ class Writer:
             self._connection.exec_driver_sql("ROLLBACK")
 
 
-_statements: dict[tuple[str, int], str] = {}
+def statement_rows(rows: int) -> int:
+    """Return the next of the few sizes that statements have, so that all of them stay prepared.
+
+    At most an eighth is filling (rows at position 0, which are left out); there are 64 sizes up to 1,024.
+    """
+    step = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
 
 
-def _statement(insert: str, columns: int, rows: int) -> str:
-    """Return the statement that inserts so many rows; there are at most 22 of them."""
-    text = _statements.get((insert, rows))
-    if text is None:
-        row = f"({', '.join('?' * columns)})"
-        text = _statements[insert, rows] = insert + ", ".join([row] * rows)
-    return text
+@cache
+def _statement(rows: int) -> str:
+    """Return the statement that inserts so many rows."""
+    row = f"({', '.join('?' * COLUMNS)})"
+    return _INSERT_LOG.format(", ".join([row] * rows))
