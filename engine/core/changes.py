@@ -7,6 +7,7 @@ its last event is durable (`Finished`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -27,6 +28,7 @@ class Changes(Outbox):
         super().__init__(state)
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
+        self._under_way: Counter[tuple[str, str]] = Counter()
 
     def change(
         self,
@@ -39,6 +41,12 @@ class Changes(Outbox):
         request: str | None = None,
     ) -> int:
         """Put and delete values on somebody's word; returns the ticket that `Finished` will name."""
+        for write in writes:
+            if self._medium(write) in ("derived", "view"):
+                raise CallerError(
+                    f"{write.repository} follows from others and cannot be written",
+                    remedy="change the repositories that it is derived from",
+                )
         number = self._ticket(origin, actor, reason, request)
         ticket = self._tickets[number]
         foreign = [write for write in writes if self._medium(write) == "foreign"]
@@ -50,11 +58,6 @@ class Changes(Outbox):
                 events.append(change_event(write, now, ticket=ticket))
                 if medium == "mirror":
                     effects.append(Mirror(write))
-            elif medium in ("derived", "view"):
-                raise CallerError(
-                    f"{write.repository} follows from others and cannot be written",
-                    remedy="change the repositories that it is derived from",
-                )
         ticket.count = len(events)
         for start in range(0, len(events), BATCH_MAX):
             ticket.position = self._emit(events[start : start + BATCH_MAX])
@@ -89,11 +92,19 @@ class Changes(Outbox):
             for write in writes
         ]
         effects = [WriteStore(write, None, number) for write in writes]
+        self._under_way.update(ticket.outstanding)
         self._emit_in_parts(intents, effects)
+
+    def _arrived(self, key: tuple[str, str]) -> None:
+        """A write of ours is no longer under way to its store."""
+        self._under_way[key] -= 1
+        if self._under_way[key] <= 0:
+            del self._under_way[key]
 
     def _ticket_written(self, number: int, write: Write, version: str | None, error: str, now: int) -> None:
         ticket = self._tickets[number]
         ticket.outstanding.discard((write.repository, write.job))
+        self._arrived((write.repository, write.job))
         if not error and (write.op != "delete" or self.state.contains(write.repository, write.job)):
             done = msgspec.structs.replace(write, version=version)
             ticket.position = self._emit([change_event(done, now, ticket=ticket)])

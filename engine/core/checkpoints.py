@@ -22,8 +22,8 @@ from pyroaring import BitMap
 from datatask.engine.core.conditions import compile_condition
 from datatask.engine.core.members import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
-from datatask.engine.core.state import FOLD_VERSION, Intent, Pending, PendingKey, State
-from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
+from datatask.engine.core.tasks import Episode, Intent, OpenRun, TaskState
 from datatask.engine.core.wiring import NEVER, wire
 from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, TaskDef
 from datatask.schema.errors import LogDamagedError
@@ -74,7 +74,7 @@ class RunImage(msgspec.Struct, array_like=True):
     unreachable: bool
     stopping: str | None
     settling: bytes | None
-    intents: list[tuple[str, int, int]]
+    intents: list[tuple[str, int, int, bytes]]
 
 
 class QuotaImage(msgspec.Struct, array_like=True):
@@ -127,7 +127,6 @@ def dump(state: State) -> bytes:
     """Return the state as bytes."""
     masks = list(dict.fromkeys(state.masks))
     number = {mask: index for index, mask in enumerate(masks)}
-    intents = sorted((intent.position, key, intent) for key, intent in state.intents.items())
     image = Image(
         version=FOLD_VERSION,
         position=state.position,
@@ -147,7 +146,7 @@ def dump(state: State) -> bytes:
         quotas=[_quota_image(quota) for quota in state.quotas.values()],
         runs=[_run_image(run) for run in state.open_runs.values()],
         pending=[(*key, *why) for key, why in state.pending.items()],
-        intents=[(*key, position, _json(intent.event)) for position, key, intent in intents],
+        intents=_intents_image(dict(sorted(state.intents.items(), key=lambda item: item[1].position))),
         requests=list(state.requests.items()),
         marks=state.marks,
         mark_every=state.mark_every,
@@ -180,13 +179,13 @@ def load(body: bytes) -> State:
         task.name: _task(state, task, index, definitions.get(task.name))
         for index, task in enumerate(image.tasks)
     }
+    state.intents = _intents(image.intents)
     for run in state.open_runs.values():
         state.tasks[run.task].open_runs += 1
+        for key, intent in run.intents.items():
+            if key in state.intents and state.intents[key].position == intent.position:
+                state.intents[key] = intent
     state.pending = {PendingKey(*entry[:3]): Pending(*entry[3:]) for entry in image.pending}
-    state.intents = {
-        (leaf, job): Intent(position, msgspec.json.decode(event, type=StoreWriteIntended))
-        for leaf, job, position, event in image.intents
-    }
     state.requests = OrderedDict(image.requests)
     state.marks, state.mark_every = image.marks, image.mark_every
     wire(state)
@@ -201,7 +200,7 @@ def _unusable(what: str) -> LogDamagedError:
 
 
 def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
-    members = leaf.members(masks).copy()
+    members = BitMap(leaf.members(masks).to_array())  # as a fresh one would lie, whatever its history
     members.run_optimize()
     forward = sorted(leaf.derived.forward.items()) if leaf.derived is not None else []
     return LeafImage(
@@ -268,8 +267,12 @@ def _run_image(run: OpenRun) -> RunImage:
         run.unreachable,
         run.stopping,
         None if run.settling is None else _json(run.settling),
-        [(*key, position) for key, position in run.intents.items()],
+        _intents_image(run.intents),
     )
+
+
+def _intents_image(intents: dict[tuple[str, int], Intent]) -> list[tuple[str, int, int, bytes]]:
+    return [(*key, intent.position, _json(intent.event)) for key, intent in intents.items()]
 
 
 # --- the parts, in ----------------------------------------------------------------------------------
@@ -320,8 +323,13 @@ def _run(image: RunImage) -> OpenRun:
     run.started_at, run.handle, run.where = image.started_at, image.handle, image.where
     run.unreachable, run.stopping = image.unreachable, image.stopping  # type: ignore[assignment]
     run.settling = None if image.settling is None else msgspec.json.decode(image.settling, type=Ending)
-    run.intents = {(leaf, job): position for leaf, job, position in image.intents}
+    run.intents = _intents(image.intents)
     return run
+
+
+def _intents(image: list[tuple[str, int, int, bytes]]) -> dict[tuple[str, int], Intent]:
+    decode = msgspec.json.Decoder(StoreWriteIntended).decode
+    return {(leaf, job): Intent(position, decode(event)) for leaf, job, position, event in image}
 
 
 def _int_bytes(number: int) -> bytes:

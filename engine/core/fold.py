@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at, version_hash
-from datatask.engine.core.state import REQUESTS_MAX, Intent, Pending, PendingKey, State
-from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
+from datatask.engine.core.tasks import Episode, Intent, OpenRun, TaskState
 from datatask.engine.core.wiring import define
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
@@ -112,13 +112,13 @@ def _rename_intents(state: State, old: str, new: str) -> None:
     def renamed(key: tuple[str, int]) -> tuple[str, int]:
         return (new, key[1]) if key[0] == old else key
 
-    for run in state.open_runs.values():
-        run.intents = {renamed(key): position for key, position in run.intents.items()}
-    for key, intent in list(state.intents.items()):
-        if key[0] == old:
-            del state.intents[key]
-            event = msgspec.structs.replace(intent.event, repository=new)
-            state.intents[renamed(key)] = Intent(intent.position, event)
+    tables = [state.intents, *(run.intents for run in state.open_runs.values())]
+    for table in tables:
+        for key, intent in list(table.items()):
+            if key[0] == old:
+                del table[key]
+                event = msgspec.structs.replace(intent.event, repository=new)
+                table[renamed(key)] = Intent(intent.position, event)
 
 
 # --- repositories -----------------------------------------------------------------------------------
@@ -151,6 +151,7 @@ def _value_put(state: State, position: int, event: e.ValuePut) -> None:
     put_at(leaf.positions, job, position)
     if leaf.definition.medium == "foreign":
         put_at(leaf.versions, job, version_hash(event.version))
+    if state.intents:
         _intent_done(state, event, job)
     if not state.flip(leaf, job, True, position) and (leaf.feeds or leaf.translates):
         state.value_changed(leaf, job, position)
@@ -172,17 +173,19 @@ def _forget_value(leaf: LeafState, job: int, position: int) -> None:
 
 def _store_write_intended(state: State, position: int, event: e.StoreWriteIntended) -> None:
     key = (event.repository, state.intern(event.job))
-    state.intents[key] = Intent(position, event)
+    intent = state.intents[key] = Intent(position, event)
     run = state.open_runs.get(event.run) if event.run is not None else None
     if run is not None:
-        run.intents[key] = position
+        run.intents[key] = intent
         run.settling = event.settles or run.settling
 
 
 def _intent_done(state: State, event: e.ValuePut | e.ValueDeleted, job: int) -> None:
-    intent = state.intents.pop((event.repository, job), None)
-    if intent is not None and intent.event.run in state.open_runs:
-        state.open_runs[intent.event.run].intents.pop((event.repository, job), None)
+    """Who intended has done it; what others do to the same value meanwhile settles nothing."""
+    key = (event.repository or "", job)
+    intent = state.intents.get(key)
+    if intent is not None and intent.event.run == event.run:
+        del state.intents[key]
 
 
 # --- evaluations ------------------------------------------------------------------------------------
@@ -296,8 +299,9 @@ def _stop_decided(state: State, position: int, event: e.StopDecided) -> None:
 
 def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
     run = state.open_runs.pop(event.run)
-    for key in run.intents:
-        state.intents.pop(key, None)
+    for key, intent in run.intents.items():
+        if state.intents.get(key) is intent:
+            del state.intents[key]
     task, job = state.tasks[run.task], run.job
     task.open_runs -= 1
     if run.quota is not None:

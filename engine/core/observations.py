@@ -7,13 +7,14 @@ run's end; a loss too large to believe is held until a person says that it is tr
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import msgspec
 
 from datatask.engine.core.changes import Changes
 from datatask.engine.core.effects import Evaluation
-from datatask.engine.core.members import get_at, version_hash
+from datatask.engine.core.members import LeafState, get_at, version_hash
 from datatask.engine.core.records import put_event
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.ports import Write
@@ -34,8 +35,11 @@ class Observations(Changes):
         self._stash: dict[int, dict[tuple[str, str], Write]] = {}
         self._evaluating: set[PendingKey] = set()
         self._writers: dict[str, list[str]] = {}
+        self._retry_times: list[int] = []
 
     def _index(self) -> None:
+        """Work out from the state what this layer looks up."""
+        self._retry_times = sorted(why.retry_at for why in self.state.pending.values() if why.retry_at)
         self._writers = {}
         for task in self.state.tasks.values():
             for link in task.definition.links:
@@ -64,7 +68,9 @@ class Observations(Changes):
         gone = [
             job
             for job in leaf.members(state.masks)
-            if state.jobs[job] not in seen and get_at(leaf.positions, job) <= began
+            if state.jobs[job] not in seen
+            and get_at(leaf.positions, job) <= began
+            and (leaf_id, state.jobs[job]) not in self._under_way
         ]
         if (
             leaf.definition.medium == "foreign"
@@ -85,6 +91,8 @@ class Observations(Changes):
                     e.ValueDeleted(at=now, repository=leaf_id, job=state.jobs[job], origin="observed")
                 )
         for write in listing:
+            if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
+                continue
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
         if events or not leaf.synced or leaf.held:
@@ -98,7 +106,7 @@ class Observations(Changes):
         state = self.state
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
-        if index is not None and (leaf_id, index) in state.intents:
+        if (leaf_id, job) in self._under_way:
             return
         if write is None:
             if present and not self._stashed(leaf_id, job, None):
@@ -106,12 +114,15 @@ class Observations(Changes):
         elif self._is_news(leaf_id, write) and not self._stashed(leaf_id, job, write):
             self._emit([put_event(write, now, origin="observed")])
 
+    def _touched(self, leaf: LeafState, job: str) -> int:
+        """Return the position of the last put or deletion of a job, 0 if there was none."""
+        index = self.state.job_index.get(job)
+        return 0 if index is None else abs(get_at(leaf.positions, index))
+
     def _is_news(self, leaf_id: str, write: Write) -> bool:
         leaf, job = self.state.leaves[leaf_id], self.state.job_index.get(write.job)
         if job is None or not self.state.masks[job] & leaf.bit:
             return True
-        if (leaf_id, job) in self.state.intents:
-            return False
         return leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
 
     def _stashed(self, leaf_id: str, job: str, write: Write | None) -> bool:
@@ -122,13 +133,15 @@ class Observations(Changes):
         for name in self._writers.get(leaf_id, ()):
             episode = self.state.tasks[name].episodes.get(index)
             if episode is not None and episode.run:
-                gone = write or Write(repository=leaf_id, job=job, op="delete")
+                gone = write or Write(repository=leaf_id, job=job, op="delete", version="")
                 self._stash.setdefault(episode.run, {})[leaf_id, job] = gone
                 return True
         return False
 
     def evaluations(self, now: int, most: int) -> list[Evaluation]:
         """Return user code that is due to be evaluated and not under way, at most so many."""
+        while self._retry_times and self._retry_times[0] <= now:
+            heapq.heappop(self._retry_times)
         found: list[Evaluation] = []
         if len(self._evaluating) >= most:
             return found
@@ -147,6 +160,8 @@ class Observations(Changes):
         for evaluation, value, error in results:
             key = evaluation.key
             self._evaluating.discard(key)
+            if error is not None:
+                heapq.heappush(self._retry_times, now + EVALUATION_RETRY)
             on_leaf = key.what in ("filter", "translation")
             events.append(
                 e.Evaluated(

@@ -78,7 +78,7 @@ class Reactor(Runs):
         for run in list(self.state.open_runs.values()):
             if self._redoable(run):
                 assert run.settling is not None
-                writes = [intended_write(self.state.intents[key].event) for key in run.intents]
+                writes = [intended_write(intent.event) for intent in run.intents.values()]
                 self._collect(run, run.settling, writes, now)
         for _, intent in sorted(self.state.intents.values(), key=lambda intent: intent.position):
             if intent.run is None:
@@ -88,7 +88,7 @@ class Reactor(Runs):
     def _redoable(self, run: OpenRun) -> bool:
         if run.settling is None or not run.intents:
             return False
-        intents = [self.state.intents[key].event for key in run.intents]
+        intents = [intent.event for intent in run.intents.values()]
         return all(intent.op == "delete" or intent.value or intent.digest for intent in intents)
 
     def _spec(self, run: OpenRun) -> RunSpec:

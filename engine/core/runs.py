@@ -36,6 +36,7 @@ class Collecting:
     ending: e.Ending
     writes: list[Write]
     outstanding: set[tuple[str, str]]
+    refused: e.ErrorInfo | None = None
 
 
 class Runs(Observations):
@@ -112,12 +113,16 @@ class Runs(Observations):
         writes = {(write.repository, write.job): write for write in fact.writes}
         for key, write in self._stash.pop(run.run, {}).items():
             writes.setdefault(key, write)
-        ending, again = fact.ending, self._verdict(run, fact.ending.outcome, now)
+        self._close(run, fact.ending, writes, now)
+
+    def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
+        """Add what the engine itself writes at a run's end, and begin to record it."""
+        again = self._verdict(run, ending.outcome, now)
         task = self.state.tasks[run.task].definition
         job = self.state.jobs[run.job]
         if isinstance(again, Again):
             own = {(leaf, job) for leaf in self._own_inhibitors(run.task)}
-            writes = {key: write for key, write in writes.items() if key not in own}
+            writes = {key: write for key, write in writes.items() if key not in own or write.op == "delete"}
         elif task.done is not None and run.meta and not _reopened(ending.outcome):
             record = done_record(task.done_shape, ending)
             done = Write(repository=task.done, job=job, value=msgspec.Raw(encode_value(record)))
@@ -147,12 +152,15 @@ class Runs(Observations):
             for write in writes
         ]
         outstanding = {(write.repository, write.job) for write in foreign}
+        self._under_way.update(outstanding)
         self.collecting[run.run] = Collecting(ending, writes, outstanding)
         self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])
 
     def _settle(self, run: OpenRun, ending: e.Ending, writes: Sequence[Write], now: int) -> None:
         """The one batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
         task, job = run.task, self.state.jobs[run.job]
+        late = self._stash.pop(run.run, {})
+        writes = [*writes, *(write for key, write in late.items() if key not in _keys(writes))]
         verdict = self._verdict(run, ending.outcome, now)
         again = verdict if isinstance(verdict, Again) else None
         events: list[e.Event] = [change_event(write, now, run=run) for write in writes]
@@ -225,20 +233,34 @@ class Runs(Observations):
     ) -> None:
         collecting = self.collecting[run_id]
         collecting.outstanding.discard(key)
-        for index, write in enumerate(collecting.writes):
-            if (write.repository, write.job) == key:
-                collecting.writes[index] = msgspec.structs.replace(write, version=version or "")
-                if error:
-                    del collecting.writes[index]
-                    info = e.ErrorInfo(type="StoreError", message=f"cannot store {key[0]} {key[1]}: {error}")
-                    outcome = collecting.ending.outcome
-                    collecting.ending = msgspec.structs.replace(
-                        collecting.ending, outcome="failed" if outcome == "succeeded" else outcome, error=info
-                    )
-                break
+        self._arrived(key)
+        index = next(i for i, write in enumerate(collecting.writes) if (write.repository, write.job) == key)
+        if error:
+            del collecting.writes[index]
+            message = f"cannot store {key[0]} {key[1]}: {error}"
+            collecting.refused = e.ErrorInfo(type="StoreError", message=message)
+        else:
+            collecting.writes[index] = msgspec.structs.replace(
+                collecting.writes[index], version=version or ""
+            )
         if not collecting.outstanding:
             del self.collecting[run_id]
-            self._settle(self.state.open_runs[run_id], collecting.ending, collecting.writes, now)
+            self._collected(self.state.open_runs[run_id], collecting, now)
+
+    def _collected(self, run: OpenRun, collecting: Collecting, now: int) -> None:
+        """All stores have followed, or refused: a success whose outputs were refused is a failure after all."""
+        ending, writes = collecting.ending, collecting.writes
+        if collecting.refused is None or ending.outcome != "succeeded":
+            self._settle(run, ending, writes, now)
+            return
+        ending = msgspec.structs.replace(ending, outcome="failed", error=collecting.refused)
+        task = self.state.tasks[run.task].definition
+        inhibitors = [*self._own_inhibitors(run.task), *([task.done] if task.done else [])]
+        own = {(leaf, self.state.jobs[run.job]) for leaf in inhibitors}
+        kept = {(write.repository, write.job): write for write in writes}
+        for key in own & kept.keys():  # it says success: taken back, or overwritten by `_close`
+            kept[key] = Write(repository=key[0], job=key[1], op="delete")
+        self._close(run, ending, kept, now)
 
     def stop(self, run: OpenRun, reason: e.StopReason, now: int, **who: object) -> tuple[e.Event, Effect]:
         """Return the event and the effect that stop an open run."""
@@ -256,10 +278,15 @@ class Runs(Observations):
                 self._emit([event], [effect])
 
     def wake_at(self) -> int | None:
-        """Return when the next timeout is due, or None."""
+        """Return when the next timeout or the next evaluation after an error is due, or None."""
         while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
             heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        times = [*self._retry_times[:1], *(at for at, _ in self._deadlines[:1])]
+        return min(times, default=None)
+
+
+def _keys(writes: Sequence[Write]) -> set[tuple[str, str]]:
+    return {(write.repository, write.job) for write in writes}
 
 
 def _noticed(fact: Noticed) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at
 from datatask.engine.core.quotas import QuotaState
-from datatask.engine.core.tasks import OpenRun, TaskState
+from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import PipelineDef
-from datatask.schema.events import EngineOpened, StoreWriteIntended
+from datatask.schema.events import EngineOpened
 
 FOLD_VERSION = 1
 REQUESTS_MAX = 4096
@@ -37,13 +37,6 @@ class Pending(NamedTuple):
     position: int
     error: str = ""
     retry_at: int = 0
-
-
-class Intent(NamedTuple):
-    """A store write that was intended and is not yet recorded as done."""
-
-    position: int
-    event: StoreWriteIntended
 
 
 class State:

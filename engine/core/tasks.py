@@ -9,12 +9,20 @@ from __future__ import annotations
 import heapq
 from array import array
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from datatask.engine.core.conditions import Condition
 from datatask.engine.core.members import LeafState
 from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
 from datatask.schema.definition import TaskDef
-from datatask.schema.events import Ending, StopReason
+from datatask.schema.events import Ending, StopReason, StoreWriteIntended
+
+
+class Intent(NamedTuple):
+    """A store write that was intended and is not yet recorded as done."""
+
+    position: int
+    event: StoreWriteIntended
 
 
 @dataclass(slots=True)
@@ -39,7 +47,7 @@ class OpenRun:
     unreachable: bool = False
     stopping: StopReason | None = None
     settling: Ending | None = None
-    intents: dict[tuple[str, int], int] = field(default_factory=dict)
+    intents: dict[tuple[str, int], Intent] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -48,14 +48,16 @@ def repositories(draw: st.DrawFn) -> tuple[RepositoryDef, ...]:
     """Four stored ones, a `done` for each task, and mostly one filtered and one translated."""
     medium = st.sampled_from(["native", "native", "foreign", "mirror"])
     found = [
-        RepositoryDef(id=name, kind="test", medium=draw(medium), ephemeral=draw(st.integers(0, 9)) == 0) for name in STORED
+        RepositoryDef(id=name, kind="test", medium=draw(medium), ephemeral=draw(st.integers(0, 9)) == 0)
+        for name in STORED
     ]
     outside = st.sampled_from(["native", "foreign"])
     found += [RepositoryDef(id=f"done-{task}", kind="test", medium=draw(outside)) for task in TASKS]
-    filtered = FilteredDef(base=draw(expressions(STORED)))
+    filtered = FilteredDef(base=All(of=(In(leaf=draw(st.sampled_from(STORED))), draw(expressions(STORED)))))
     found.append(RepositoryDef(id="f0", kind="test", medium="derived", derived=filtered))
     translated = TranslatedDef(
-        base=draw(expressions((*STORED, "f0", "done-t0"))), translator=draw(expressions((*STORED, "f0")))
+        base=draw(expressions((*STORED, "f0", "done-t0"))),
+        translator=All(of=(In(leaf=draw(st.sampled_from(STORED))), draw(expressions((*STORED, "f0"))))),
     )
     found.append(RepositoryDef(id="x0", kind="test", medium="derived", derived=translated))
     return tuple(found)
@@ -69,7 +71,8 @@ def tasks(draw: st.DrawFn, index: int) -> TaskDef:
     dones = tuple(f"done-{task}" for task in TASKS)
     source = draw(st.sampled_from((*STORED, *DERIVED, *dones[:index], *views[: 3 * index])))
     plain = All(of=(In(leaf=source), Not(of=In(leaf=own))))
-    ready = plain if draw(st.integers(0, 2)) else draw(expressions((*STORED, *DERIVED, *views, *dones)))
+    free = All(of=(In(leaf=source), draw(expressions((*STORED, *DERIVED, *views, *dones)))))
+    ready = draw(st.sampled_from([plain, plain, free, Any(of=(plain, free))]))
     output = draw(st.sampled_from(STORED))
     return TaskDef(
         name=name,
@@ -129,9 +132,13 @@ def variants(draw: st.DrawFn, pipeline: PipelineDef) -> PipelineDef:
     chosen = [old if kept else new for old, new, kept in zip(pipeline.tasks, fresh.tasks, keep, strict=True)]
     gone = draw(st.sampled_from([None, None, *range(len(TASKS))]))
     remaining = [task for index, task in enumerate(chosen) if index != gone]
-    views = set() if gone is None else {view_id(TASKS[gone], view) for view in ("live", "succeeded", "failed")}
+    views = (
+        set() if gone is None else {view_id(TASKS[gone], view) for view in ("live", "succeeded", "failed")}
+    )
     kept_tasks = tuple(task for task in remaining if not views & _mentioned(task.ready, task.links))
-    derived = {repository.id: repository for repository in fresh.repositories if repository.derived is not None}
+    derived = {
+        repository.id: repository for repository in fresh.repositories if repository.derived is not None
+    }
     rules = draw(st.booleans())
     return PipelineDef(
         repositories=tuple(derived.get(r.id, r) if rules else r for r in pipeline.repositories),

@@ -15,9 +15,24 @@ from tests.property.twin import Twin
 from tests.property.world import ACTIONS, Action, World, refold
 
 small = st.integers(0, 15)
-FREQUENT = ("put", "decide", "work", "evaluate", "end", "flush", "crash", "sync_all", "observe", "written")
+FREQUENT = (
+    "put",
+    "decide",
+    "decide",
+    "work",
+    "work",
+    "end",
+    "end",
+    "flush",
+    "sync_all",
+    "written",
+    "evaluate",
+)
 verbs = st.one_of(st.sampled_from(ACTIONS), st.sampled_from(FREQUENT))
-lives = st.lists(st.tuples(verbs, small, small, small), max_size=40)
+BEGIN: list[Action] = [("sync_all", 0, 0, 0), ("put_many", 0, 0, 0), ("put_many", 1, 1, 0), ("work", 0, 0, 0)]
+lives = st.lists(st.tuples(verbs, small, small, small), min_size=12, max_size=50).map(
+    lambda life: BEGIN + life
+)
 
 
 @st.composite

@@ -25,7 +25,13 @@ from datatask.schema.definition import (
 )
 
 INSIDE = ("native", "derived", "view")
-VIEW_OF = {"succeeded": "succeeded", "failed": "failed", "timed_out": "failed", "lost": "failed", "refused": "failed"}
+VIEW_OF = {
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "timed_out": "failed",
+    "lost": "failed",
+    "refused": "failed",
+}
 Key = tuple[str, str]
 
 
@@ -70,9 +76,7 @@ class Twin:
         self.stopping: dict[int, str] = {}
         self.settling: set[int] = set()
         self.paused: set[str] = set()
-        self.intents: set[Key] = set()
-        self.run_intents: defaultdict[int, set[Key]] = defaultdict(set)
-        self._owner: dict[Key, int | None] = {}
+        self.intents: dict[Key, tuple[int, int | None]] = {}
 
     # --- readiness, from the words ----------------------------------------------------------------
 
@@ -130,7 +134,11 @@ class Twin:
             base, name = self._where(rule.base), repository.id
             for other in self._ordered(base ^ was_base[name]):
                 if isinstance(rule, TranslatedDef):
-                    keys = {key for (owner, key), target in self.targets.items() if (owner, target) == (name, other)}
+                    keys = {
+                        key
+                        for (owner, key), target in self.targets.items()
+                        if (owner, target) == (name, other)
+                    }
                     follow += [(name, key, other in base) for key in self._ordered(keys)]
                 elif other in base:
                     self.pending["filter", name, other] = position
@@ -225,20 +233,14 @@ class Twin:
         self.change(event.repository, event.job, False, position)
 
     def _on_StoreWriteIntended(self, position: int, event: e.StoreWriteIntended) -> None:
-        key = (event.repository, event.job)
-        self.intents.add(key)
-        self._owner[key] = event.run
-        if event.run in self.open:
-            self.run_intents[event.run].add(key)
-            if event.settles is not None:
-                self.settling.add(event.run)
+        self.intents[event.repository, event.job] = (position, event.run)
+        if event.settles is not None:
+            self.settling.add(event.run)
 
     def _intent_done(self, event: e.Event) -> None:
         key = (event.repository, event.job)
-        self.intents.discard(key)
-        owner = self._owner.pop(key, None)
-        if owner is not None:
-            self.run_intents[owner].discard(key)
+        if key in self.intents and self.intents[key][1] == event.run:
+            del self.intents[key]
 
     def _on_Evaluated(self, position: int, event: e.Evaluated) -> None:
         owner = event.repository if event.what in ("filter", "translation") else event.task
@@ -282,8 +284,7 @@ class Twin:
 
     def _on_RunEnded(self, position: int, event: e.RunEnded) -> None:
         del self.open[event.run]
-        for key in self.run_intents.pop(event.run, set()):
-            self.intents.discard(key)
+        self.intents = {key: whose for key, whose in self.intents.items() if whose[1] != event.run}
         task, job = key = (event.task, event.job)
         self.episodes[key].run = 0
         self.change(view_id(task, "live"), job, False, position)
@@ -355,7 +356,9 @@ class Twin:
 
     def _declare(self, leaf: str, medium: str) -> None:
         self.members.setdefault(leaf, set())
-        self.synced[leaf] = medium in INSIDE or (self.synced.get(leaf, False) and self.medium.get(leaf) == medium)
+        self.synced[leaf] = medium in INSIDE or (
+            self.synced.get(leaf, False) and self.medium.get(leaf) == medium
+        )
         self.medium[leaf] = medium
 
     def _define_tasks(self, definition: PipelineDef, old: dict[str, TaskDef]) -> None:
@@ -432,8 +435,12 @@ class Twin:
             same(f"bitmap {name}", set(state.members(name)), self.members[name])
             same(f"count {name}", leaf.count, len(self.members[name]))
             same(f"synced {name}", leaf.synced, self.synced[name])
-        same("pending", {(k.what, k.owner, state.jobs[k.job]): v.position for k, v in state.pending.items()}, self.pending)
-        same("intents", {(leaf, state.jobs[job]) for leaf, job in state.intents}, self.intents)
+        same(
+            "pending",
+            {(k.what, k.owner, state.jobs[k.job]): v.position for k, v in state.pending.items()},
+            self.pending,
+        )
+        same("intents", {(leaf, state.jobs[job]) for leaf, job in state.intents}, set(self.intents))
         same("open runs", set(state.open_runs), set(self.open))
         same("tasks", list(state.tasks), list(self.tasks))
         for name, task in state.tasks.items():
@@ -447,14 +454,29 @@ class Twin:
         ready = {job for job in self.jobs if self.is_ready(name, job)}
         tested = {job for job, mask in zip(state.jobs, state.masks, strict=True) if task.condition.test(mask)}
         same(f"ready {name}", tested, ready)
-        queued = [(0.0 - w.priority, w.position, self.jobs.index(job)) for (t, job), w in self.waiting.items() if t == name and w.priority is not None]
+        queued = [
+            (0.0 - w.priority, w.position, self.jobs.index(job))
+            for (t, job), w in self.waiting.items()
+            if t == name and w.priority is not None
+        ]
         same(f"queue {name}", sorted(task.queue.entries()), sorted(queued))
-        awaiting = {self.jobs.index(job): w.position for (t, job), w in self.waiting.items() if t == name and w.priority is None}
+        awaiting = {
+            self.jobs.index(job): w.position
+            for (t, job), w in self.waiting.items()
+            if t == name and w.priority is None
+        }
         same(f"awaiting {name}", task.awaiting, awaiting)
         claimed = {job for job, mask in zip(state.jobs, state.masks, strict=True) if mask & task.claim}
         same(f"claims {name}", claimed, {job for t, job in self.claims if t == name})
-        fast = {state.jobs[job]: (s.position, s.run, s.attempt, s.infrastructure, s.not_before) for job, s in task.episodes.items()}
-        slow = {job: (s.position, s.run, s.attempt, s.infrastructure, s.not_before) for (t, job), s in self.episodes.items() if t == name}
+        fast = {
+            state.jobs[job]: (s.position, s.run, s.attempt, s.infrastructure, s.not_before)
+            for job, s in task.episodes.items()
+        }
+        slow = {
+            job: (s.position, s.run, s.attempt, s.infrastructure, s.not_before)
+            for (t, job), s in self.episodes.items()
+            if t == name
+        }
         same(f"episodes {name}", fast, slow)
         counts = {state.jobs[job]: n for job, n in enumerate(task.episode_count[: len(state.jobs)]) if n}
         same(f"counts {name}", counts, {job: n for (t, job), n in self.count.items() if t == name and n})
@@ -470,12 +492,20 @@ class Twin:
                 if taken_from == name:
                     for dimension, amount in decided.resources.items():
                         used[dimension] += amount
-            same(f"usage {name}", {k: v for k, v in quota.used.items() if v}, {k: v for k, v in used.items() if v})
+            same(
+                f"usage {name}",
+                {k: v for k, v in quota.used.items() if v},
+                {k: v for k, v in used.items() if v},
+            )
 
     def _compare_rules(self, same: object) -> None:
         for name, rule in self._rules(TranslatedDef):
             base = self._where(rule.base)
-            same(f"translated {name}", {k for (n, k), t in self.targets.items() if n == name and t in base}, self.members[name])
+            same(
+                f"translated {name}",
+                {k for (n, k), t in self.targets.items() if n == name and t in base},
+                self.members[name],
+            )
         for name, rule in self._rules(FilteredDef):
             same(f"filtered {name}", self.members[name] - self._where(rule.base), set())
 

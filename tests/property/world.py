@@ -24,7 +24,16 @@ from datatask.schema.errors import CallerError
 from tests.property.pipelines import JOBS, QUOTAS, STORED
 
 Action = tuple[str, int, int, int]
-OUTCOMES: tuple[e.Outcome, ...] = ("succeeded", "failed", "lost", "timed_out", "refused", "succeeded", "cancelled", "handed_over")
+OUTCOMES: tuple[e.Outcome, ...] = (
+    "succeeded",
+    "failed",
+    "lost",
+    "timed_out",
+    "refused",
+    "succeeded",
+    "cancelled",
+    "handed_over",
+)
 VALUE = msgspec.Raw(b'{"n":1}')
 
 
@@ -38,7 +47,9 @@ class World:
         self.random = Random(7)
         self.batches: list[tuple[e.Event, ...]] = [(e.LogCreated(at=1, log="u", pipeline="p"),)]
         self.undurable: deque[Step] = deque()
-        self.stores: dict[str, dict[str, str]] = {r.id: {} for r in pipeline.repositories if r.medium in ("foreign", "mirror")}
+        self.stores: dict[str, dict[str, str]] = {
+            r.id: {} for r in pipeline.repositories if r.medium in ("foreign", "mirror")
+        }
         self.running: dict[int, RunSpec] = {}
         self.gone: list[int] = []
         self.writing: list[WriteStore] = []
@@ -63,7 +74,8 @@ class World:
         self.reactor = Reactor(self.state, self.random.random)
         self.epoch += 1
         self.reactor.open(
-            e.EngineOpened(at=self.now, version="1", host="h", pid=1, boot="b", epoch=self.epoch), self.pipeline
+            e.EngineOpened(at=self.now, version="1", host="h", pid=1, boot="b", epoch=self.epoch),
+            self.pipeline,
         )
         found = [spec for specs in self.reactor.recoverable().values() for spec in specs]
         self.reactor.redo(self.now)
@@ -71,7 +83,9 @@ class World:
             alive = spec.run in self.running
             silent = self.random.random() < 0.2
             lost = e.Ending(outcome="lost")
-            fact = Unreachable(spec.run) if silent else Adopted(spec.run, {}) if alive else Ended(spec.run, lost)
+            fact = (
+                Unreachable(spec.run) if silent else Adopted(spec.run, {}) if alive else Ended(spec.run, lost)
+            )
             self.reactor.fact(fact, self.now)
             self.running[spec.run] = spec
         self.collect()
@@ -196,7 +210,11 @@ class World:
         self._answer(found, a, b)
 
     def _answer(self, found: list[Evaluation], a: int, b: int) -> None:
-        values = {"filter": a % 3 != 0, "priority": float(a % 3), "translation": JOBS[b % len(JOBS)] if b % 4 else None}
+        values = {
+            "filter": a % 3 != 0,
+            "priority": float(a % 3),
+            "translation": JOBS[b % len(JOBS)] if b % 4 else None,
+        }
         error = "boom" if a % 7 == 6 else None
         self.reactor.evaluated([(one, values[one.key.what], error) for one in found], self.now)
 
@@ -224,7 +242,12 @@ class World:
     def do_late(self, a: int, b: int, c: int) -> None:
         if self.gone:
             run = self.gone[a % len(self.gone)]
-            facts = (Started(run, {}), Ended(run, e.Ending(outcome="failed")), Noticed(run, "x"), Adopted(run, {}))
+            facts = (
+                Started(run, {}),
+                Ended(run, e.Ending(outcome="failed")),
+                Noticed(run, "x"),
+                Adopted(run, {}),
+            )
             self.reactor.fact(facts[b % len(facts)], self.now)
 
     def do_silence(self, a: int, b: int, c: int) -> None:
@@ -260,14 +283,22 @@ class World:
     def do_retry(self, a: int, b: int, c: int) -> None:
         name = self._task_name(a)
         if name is not None:
-            self.reactor.ask([e.RetryRequested(at=self.now, task=name, job=JOBS[b % len(JOBS)], request=f"r{c}")])
+            self.reactor.ask(
+                [e.RetryRequested(at=self.now, task=name, job=JOBS[b % len(JOBS)], request=f"r{c}")]
+            )
 
     def do_force(self, a: int, b: int, c: int) -> None:
         name = self._task_name(a)
         if name is None or name not in {task.name for task in self.state.definition.tasks}:
             return
         decided = e.LaunchDecided(
-            at=self.now, task=name, job=JOBS[b % len(JOBS)], episode=0, attempt=0, origin="forced", over_quota=True
+            at=self.now,
+            task=name,
+            job=JOBS[b % len(JOBS)],
+            episode=0,
+            attempt=0,
+            origin="forced",
+            over_quota=True,
         )
         try:
             self.reactor.launch(decided)
