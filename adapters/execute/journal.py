@@ -1,8 +1,9 @@
 """The launcher's memory on disk: one line a fact, appended, so that a killed launcher forgets nothing.
 
 In: facts about runs by identity. Out: what is known of each run. A line that was cut off by a crash is not
-a fact. Ends are made durable once for all of a turn (`sync`). The file is rewritten when most of it is
-about runs that were forgotten. Imports the standard library only.
+a fact. Nothing waits for the disk: the facts are safe from our own death, and after a power failure they
+would not be worth more, since the outputs that they speak of may be torn (see `Launcher`). The file is
+rewritten when most of it is about runs that were forgotten. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ class Journal:
         self.boot = boot
         self.boot_before = boot
         self._size = 0
-        self._unsynced = False
         self._waiting = b""
         self._fd = -1
 
@@ -62,19 +62,14 @@ class Journal:
         written = 0
         while written < len(data):
             written += os.write(fd, data[written:])
-        os.fsync(fd)
         os.rename(temporary, self.path)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._size = fd, len(data)
 
-    def add(self, fact: Facts, *, durable: bool = False) -> None:
-        """Append a fact: safe from our own death at once, from a power failure after `sync` if `durable`.
-
-        While the disk refuses it the fact waits in memory; `write_out` tells whether any does.
-        """
+    def add(self, fact: Facts) -> None:
+        """Append a fact. While the disk refuses it, it waits in memory; `write_out` tells whether any does."""
         self._waiting += _line(fact)
-        self._unsynced |= durable
         self.write_out()
 
     def write_out(self) -> bool:
@@ -87,12 +82,6 @@ class Journal:
         except OSError:
             return False
         return True
-
-    def sync(self) -> None:
-        """Make the facts that asked for it durable, all with one call to the disk."""
-        if self._unsynced and self.write_out():
-            os.fdatasync(self._fd)
-            self._unsynced = False
 
     def compact(self, runs: dict[str, Facts]) -> None:
         """Rewrite the file as just these runs when it has grown large."""

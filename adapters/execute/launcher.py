@@ -18,7 +18,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from typing import Any
@@ -63,7 +62,7 @@ class Launcher:
         self.boot = proctable.boot_id()
         self.journal = Journal(os.path.join(directory, JOURNAL), self.boot)
         self.runs: dict[str, Facts] = {}
-        self.children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+        self.children: dict[int, str] = {}
         self.strangers: dict[str, int] = {}
         self.alarms: list[tuple[float, str, str]] = []
         self.connections: set[Connection] = set()
@@ -92,7 +91,6 @@ class Launcher:
             self._ring()
             for connection in tuple(self.connections):
                 self._operate(connection)
-            self.journal.sync()
             for connection in tuple(self.connections):
                 self._send(connection)
         os.unlink(os.path.join(self.directory, SOCKET))
@@ -223,7 +221,7 @@ class Launcher:
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
-            process = _spawn(folder, variables, umask, stdin, stdout, stderr)
+            pid = _spawn(folder, variables, umask, stdin, stdout, stderr)
         except OSError as error:
             temporary = error.errno in TEMPORARY
             refusal = {"refused": id, "temporary": temporary, "message": _explained(error, folder)}
@@ -231,13 +229,9 @@ class Launcher:
             self.journal.add({"id": id, "refused": refusal})
             connection.tell(refusal)
             return
-        facts |= {
-            "pid": process.pid,
-            "start": proctable.start_time(process.pid) or 0,
-            "began": time.time_ns(),
-        }
+        facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
         self.journal.add(facts)
-        self.children[process.pid] = (id, process)
+        self.children[pid] = id
         connection.tell(self._started(facts))
 
     def _started(self, facts: Facts) -> dict[str, Any]:
@@ -267,7 +261,7 @@ class Launcher:
             facts = self.runs[id] = {"id": id}
             if pid is None or not self._watch_found(facts, pid):
                 facts["barred"] = True
-                self.journal.add({"id": id, "barred": True}, durable=True)
+                self.journal.add({"id": id, "barred": True})
         self._tell_state(connection, id, facts)
 
     def do_stop(self, connection: Connection, id: str, grace: float, reason: str) -> None:
@@ -318,9 +312,8 @@ class Launcher:
                 except (ProcessLookupError, PermissionError):
                     pass
             pid, status, usage = os.wait4(seen.si_pid, 0)
-            identity, process = self.children.pop(pid, ("", None))
-            if process is not None:
-                process.returncode = status
+            identity = self.children.pop(pid, None)
+            if identity is not None:
                 cpu = usage.ru_utime + usage.ru_stime
                 self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
 
@@ -338,7 +331,7 @@ class Launcher:
             "why": why,
         }
         facts["ended"] = message
-        self.journal.add({"id": identity, "ended": message}, durable=True)
+        self.journal.add({"id": identity, "ended": message})
         self._tell_owner(identity, message)
 
     def _ring(self) -> None:
@@ -355,10 +348,12 @@ class Launcher:
 
     def _take_over(self) -> None:
         for identity, facts in self.runs.items():
-            if {"ended", "refused", "barred"} & facts.keys():
+            if {"refused", "barred"} & facts.keys():
                 continue
-            if self.journal.boot_before != self.boot:
+            if self.journal.boot_before != self.boot:  # also what had ended: its outputs may be torn
                 self._ended(identity, None, why=REBOOTED)
+            elif "ended" in facts:
+                continue
             elif "pid" not in facts:
                 path = os.path.join(self.directory, identity.partition(".")[0], identity, "exe")
                 pid = proctable.find_by_argument(path)
@@ -400,37 +395,38 @@ class Launcher:
         self._ended(identity, status, why="" if status is not None else VANISHED)
 
 
-def _spawn(
-    folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bool, stderr: str
-) -> subprocess.Popen[bytes]:
-    """Start the run's program in a session of its own; raises OSError when it cannot be executed."""
+def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bool, stderr: str) -> int:
+    """Start the run's program in a session of its own and return its pid; OSError when it cannot be executed.
+
+    `posix_spawn` takes half the time of `subprocess`. It gives the child our working directory and umask, so
+    those are set first; nothing else here depends on them.
+    """
     exe = os.path.join(folder, "exe")
-    with open(exe, "rb") as file:
-        head = file.read(4)
-    script = not (head.startswith(b"#!") or head == b"\x7fELF")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    opened: list[int] = []
-
-    def opening(path: str, how: int) -> int:
-        opened.append(os.open(path, how, 0o600))
-        return opened[-1]
-
+    out = os.path.join(folder, "stdout") if stdout else os.devnull
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, out, flags, 0o600),
+    ]
+    if stderr == "stdout":
+        actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+    else:
+        err = os.path.join(folder, stderr) if stderr else os.devnull
+        actions.append((os.POSIX_SPAWN_OPEN, 2, err, flags, 0o600))
+    signals = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
+    how: dict[str, Any] = {"file_actions": actions, "setsid": True, "setsigmask": [], "setsigdef": signals}
+    ours = os.umask(umask)
     try:
-        out = opening(os.path.join(folder, "stdout") if stdout else os.devnull, flags)
-        err = out if stderr == "stdout" else opening(os.path.join(folder, stderr or os.devnull), flags)
-        return subprocess.Popen(
-            ["/bin/sh", exe] if script else [exe],
-            stdin=opening(os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY | os.O_CLOEXEC),
-            stdout=out,
-            stderr=err,
-            cwd=os.path.join(folder, "cwd"),
-            env=env,
-            umask=umask,
-            start_new_session=True,
-        )
+        os.chdir(os.path.join(folder, "cwd"))
+        try:
+            return os.posix_spawn(exe, [exe], env, **how)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            return os.posix_spawn("/bin/sh", ["/bin/sh", exe], env, **how)
     finally:
-        for fd in opened:
-            os.close(fd)
+        os.chdir("/")
+        os.umask(ours)
 
 
 def _explained(error: OSError, folder: str) -> str:

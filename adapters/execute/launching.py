@@ -158,7 +158,7 @@ class LauncherClient(asyncio.Protocol):
         while self._trash:
             folder = self._trash.pop()
             try:
-                shutil.rmtree(folder)
+                _remove_folder(str(folder))
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -291,6 +291,17 @@ class LauncherClient(asyncio.Protocol):
             if asked.silent:
                 asked.silent = False
                 asked.watcher.on_contact(identity)
+
+
+def _remove_folder(folder: str) -> None:
+    """Remove a run's folder; most hold only what we put there, which goes faster than walking it."""
+    try:
+        os.rmdir(folder + "/cwd")
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except OSError:
+        shutil.rmtree(folder)
 
 
 def _line(message: Message) -> bytes:

@@ -10,6 +10,7 @@ is not known, and it counts as lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -196,13 +197,13 @@ class LocalRunner:
         current_run.set(context)
         try:
             script = await recipe.render(spec)
-            folder = self._client.folder(spec.identity)
-            os.makedirs(folder / "cwd", mode=0o700, exist_ok=True)
-            with open(folder / "exe", "wb", opener=_executable) as file:
-                file.write(script.encode())
+            folder = str(self._client.folder(spec.identity))
+            _make_folder(folder)
+            _write(folder + "/exe", 0o700, script.encode())
             if recipe.stdin is not None:
+                _write(folder + "/stdin", 0o600, b"")
                 async with recipe.stdin.open(spec.job, "rb") as source:
-                    with open(folder / "stdin", "wb", opener=_private) as file:
+                    with open(folder + "/stdin", "wb") as file:
                         while data := await source.read(BLOCK_BYTES):
                             file.write(data)
         except asyncio.CancelledError:
@@ -397,12 +398,24 @@ def _exit_words(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _executable(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o700)
+def _make_folder(folder: str) -> None:
+    try:
+        os.mkdir(folder, 0o700)
+    except FileNotFoundError:
+        os.makedirs(folder, 0o700, exist_ok=True)
+    except FileExistsError:
+        pass
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder + "/cwd", 0o700)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _write(path: str, mode: int, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
 
 
 def check_environment(task: str, environ: object) -> None:
