@@ -49,8 +49,16 @@ class Settings:
         """Return the pipeline with its log in place; `CallerError` when there is none or it cannot be loaded."""
         return self._load().pipeline
 
+    @property
+    def loaded_pipeline(self) -> Pipeline | None:
+        """The pipeline if it has been loaded, else None."""
+        return self._loaded.pipeline if self._loaded is not None else None
+
     def _load(self) -> Loaded:
         if self._loaded is None:
+            from datatask.adapters.cli.diagnostics import listen
+
+            listen(debug=self.debug)
             if self.given is not None:
                 loaded = Loaded(self.given, self.given_folder or Path.cwd())
             else:

@@ -1,0 +1,148 @@
+"""Values from outside, as items of a request: one from stdin, or many from a folder, a CSV or JSON lines.
+
+In: a source and whether the repository takes documents or bytes. Out: (job, content) pairs, checked, one at a
+time, and portions of them that fit into one request each. Documents are read as YAML, of which JSON is part.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datatask.engine.ports import Blobs
+from datatask.schema.errors import CallerError
+from datatask.schema.ids import check_job
+from datatask.schema.requests import Item
+from datatask.schema.values import INLINE_BYTES_MAX, encode_value
+
+PORTION_ITEMS = 1000
+PORTION_BYTES = 4 * 1024 * 1024
+LINE_BYTES_MAX = 64 * 1024 * 1024
+_WORDS: dict[str, Any] = {"": None, "true": True, "false": False, "null": None}
+
+
+def document_of(data: bytes, where: str) -> bytes:
+    """Return YAML text as the JSON that events hold."""
+    from datatask.adapters.store.yamls import load_yaml
+
+    return encode_value(load_yaml(data, where))
+
+
+def item(job: str, content: bytes, documents: bool, blobs: Blobs) -> Item:
+    """Return the item for a value; what does not travel in the event is put among the blobs first."""
+    if documents and len(content) <= INLINE_BYTES_MAX:
+        return Item(job=job, value=msgspec.Raw(content))
+    digest, size = blobs.put_bytes(content)
+    return Item(job=job, digest=digest, size=size)
+
+
+def read_many(source: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, bytes]]:
+    """Yield (job, content) from a folder, `.csv`, `.jsonl` or `.ndjson`; errors name the file and line."""
+    if source.is_dir():
+        yield from _folder(source, documents, extension)
+        return
+    if not source.is_file():
+        raise CallerError("there is nothing to inject from", where=str(source), remedy="check --from")
+    readers = {".csv": _csv, ".jsonl": _lines, ".ndjson": _lines}
+    reader = readers.get(source.suffix.lower())
+    if reader is None:
+        raise CallerError(
+            f"{source.suffix or 'a file without a suffix'} cannot be injected from",
+            where=str(source),
+            remedy="use a directory, .csv, .jsonl or .ndjson",
+        )
+    for where, job, value in reader(source):
+        yield check_job(job, where=where), _content(value, documents, where)
+
+
+def portions(pairs: Iterable[tuple[str, bytes]], documents: bool, blobs: Blobs) -> Iterator[tuple[Item, ...]]:
+    """Yield items in portions that are one request each."""
+    part: list[Item] = []
+    size = 0
+    for job, content in pairs:
+        part.append(item(job, content, documents, blobs))
+        size += len(part[-1].value)
+        if len(part) == PORTION_ITEMS or size >= PORTION_BYTES:
+            yield tuple(part)
+            part, size = [], 0
+    if part:
+        yield tuple(part)
+
+
+def _content(value: Any, documents: bool, where: str) -> bytes:
+    if documents:
+        return encode_value(value)
+    if not isinstance(value, str):
+        raise CallerError(
+            "a repository of bytes takes text here", where=where, remedy='write {"job": "…", "value": "text"}'
+        )
+    return value.encode()
+
+
+def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, bytes]]:
+    seen: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if extension is not None and not path.name.endswith(extension):
+            continue
+        job = path.name[: len(path.name) - len(extension)] if extension else path.stem
+        check_job(job, where=str(path))
+        if job in seen:
+            raise CallerError(
+                f"{seen[job]} and {path.name} are both job {job}", where=str(folder), remedy="say --extension"
+            )
+        seen[job] = path.name
+        data = path.read_bytes()
+        yield job, document_of(data, str(path)) if documents else data
+
+
+def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        if reader.fieldnames is None or "job" not in reader.fieldnames:
+            raise CallerError("the first line has no column job", where=str(source), remedy="name one column job")
+        try:
+            for row in reader:
+                where = f"{source}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise CallerError("this line has not as many cells as the first", where=where)
+                job = row.pop("job")
+                yield where, job, row["value"] if list(row) == ["value"] else {k: _scalar(v) for k, v in row.items()}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise CallerError(f"not CSV: {error}", where=f"{source}:{reader.line_num}") from error
+
+
+def _scalar(text: str) -> Any:
+    """Return a cell's number, truth value or nothing where it is written as we would write it, else its text."""
+    if text in _WORDS:
+        return _WORDS[text]
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if repr(number) == text and math.isfinite(number):
+            return number
+    return text
+
+
+def _lines(source: Path) -> Iterator[tuple[str, str, Any]]:
+    with source.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX), b""), 1):
+            where = f"{source}:{number}"
+            if not line.strip():
+                continue
+            try:
+                value = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise CallerError(f"not JSON: {error}", where=where, remedy="write one object a line") from error
+            if not isinstance(value, dict) or not isinstance(value.get("job"), str):
+                raise CallerError('this line has no "job"', where=where, remedy='write {"job": "…", "value": …}')
+            job = value.pop("job")
+            yield where, job, value["value"] if list(value) == ["value"] else value

@@ -1,0 +1,166 @@
+"""How a run is going, for people: a live table on a terminal, a plain line every few seconds elsewhere.
+
+In: the open pipeline's state and the batches that become durable. Out: per task what is done, live, ready and
+failed, how many runs end per second, and how long the rest will take at that rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from datatask.adapters.cli.output import Output
+from datatask.adapters.cli.when import words
+from datatask.schema import events as e
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from datatask.adapters.wiring.pipeline import Pipeline
+
+DRAW_SECONDS = 0.25
+LINE_SECONDS = 5.0
+WINDOW_SECONDS = 30.0
+ENDINGS_MAX = 4096
+
+
+class TaskProgress(NamedTuple):
+    """One task's numbers; `rate` is endings a second of late, `seconds_left` None where nobody can know."""
+
+    name: str
+    done: int
+    live: int
+    ready: int
+    failed: int
+    rate: float
+    seconds_left: float | None
+
+
+class Progress:
+    """Counts what happens while the pipeline is open; `ended` by outcome, since this engine opened."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.began = time.monotonic()
+        self.launched = 0
+        self.ended: dict[str, int] = {}
+        self._pipeline = pipeline
+        self._endings: dict[str, deque[float]] = {}
+        self._forget = pipeline.subscribe(self._batch)
+
+    def close(self) -> None:
+        """Count no more."""
+        self._forget()
+
+    @property
+    def seconds(self) -> float:
+        """How long this has been going on."""
+        return time.monotonic() - self.began
+
+    def _batch(self, batch: e.Batch) -> None:
+        now = time.monotonic()
+        for event in batch.events:
+            if isinstance(event, e.LaunchDecided):
+                self.launched += 1
+            elif isinstance(event, e.RunEnded):
+                self.ended[event.outcome] = self.ended.get(event.outcome, 0) + 1
+                self._endings.setdefault(event.task or "", deque(maxlen=ENDINGS_MAX)).append(now)
+
+    def tasks(self) -> list[TaskProgress]:
+        """Return the numbers of every task of the pipeline."""
+        state = self._pipeline.state
+        return [self._task(name) for name in self._pipeline.tasks if name in state.tasks]
+
+    def _task(self, name: str) -> TaskProgress:
+        task = self._pipeline.state.tasks[name]
+        ready = len(task.queue) + len(task.awaiting)
+        rate = self._rate(name)
+        left = ready + task.open_runs
+        seconds = left / rate if rate else None
+        return TaskProgress(
+            name, task.succeeded.count, task.open_runs, ready, task.failed.count, rate, seconds if left else 0.0
+        )
+
+    def _rate(self, name: str) -> float:
+        endings, now = self._endings.get(name), time.monotonic()
+        if not endings:
+            return 0.0
+        since = max(self.began, now - WINDOW_SECONDS, endings[0] if len(endings) == ENDINGS_MAX else 0.0)
+        recent = sum(1 for ending in reversed(endings) if ending >= since)
+        return recent / max(now - since, 0.001)
+
+    def line(self) -> str:
+        """Return all tasks together in one line."""
+        tasks = self.tasks()
+        done, live, ready, failed = (
+            sum(getattr(task, name) for task in tasks) for name in ("done", "live", "ready", "failed")
+        )
+        rate = sum(task.rate for task in tasks)
+        return (
+            f"{words(self.seconds)}: {done} done, {live} live, {ready} ready, {failed} failed"
+            + (f", {rate:.1f}/s" if rate else "")
+        )
+
+    def table(self) -> Table:
+        """Return the drawn form."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold", caption=words(self.seconds), caption_justify="left")
+        for title in ("task", "done", "live", "ready", "failed", "rate", "left"):
+            table.add_column(title, justify="left" if title == "task" else "right", min_width=6)
+        for task in self.tasks():
+            left = "" if not task.seconds_left else words(task.seconds_left)
+            table.add_row(
+                Text(task.name, "bold"),
+                Text(str(task.done), "green"),
+                Text(str(task.live), "cyan" if task.live else ""),
+                str(task.ready),
+                Text(str(task.failed), "red" if task.failed else ""),
+                f"{task.rate:.1f}/s" if task.rate else "",
+                left,
+            )
+        return table
+
+
+@asynccontextmanager
+async def shown(output: Output, progress: Progress) -> AsyncIterator[None]:
+    """Show the progress while the body runs: drawn, in lines, or with --json not at all."""
+    if output.json:
+        yield
+        return
+    teller = asyncio.create_task(_draw(output, progress) if output.draws else _tell(output, progress))
+    try:
+        yield
+    finally:
+        teller.cancel()
+        await asyncio.gather(teller, return_exceptions=True)
+
+
+async def _draw(output: Output, progress: Progress) -> None:
+    with _live(output, progress) as refresh:
+        while True:
+            await asyncio.sleep(DRAW_SECONDS)
+            refresh()
+
+
+@contextmanager
+def _live(output: Output, progress: Progress) -> Iterator[object]:
+    from rich.live import Live
+
+    with Live(progress.table(), console=output.console(), auto_refresh=False, transient=False) as live:
+        try:
+            yield lambda: live.update(progress.table(), refresh=True)
+        finally:
+            live.update(progress.table(), refresh=True)
+
+
+async def _tell(output: Output, progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(LINE_SECONDS)
+        output.line(progress.line())
+        sys.stdout.flush()

@@ -1,0 +1,198 @@
+"""`run` and `update`: the engine at work, how it is going, and what to look at afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datatask.adapters.cli import progress as showing
+from datatask.adapters.cli.asking import ANSWER_SECONDS, who
+from datatask.adapters.cli.interrupts import Interrupts
+from datatask.adapters.cli.options import command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.progress import Progress
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.when import words
+from datatask.adapters.log.locate import locate
+from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
+from datatask.schema.requests import AcceptLoss
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Outcome, Pipeline
+
+INTERRUPTED, TIMED_OUT = 130, 7
+TOLD_MAX = 5
+
+
+@command(
+    "run",
+    example="datatask run\ndatatask run --forever\ndatatask -p pipeline.py run --timeout 3600 --failures-ok",
+)
+@click.option("--accept-loss", multiple=True, metavar="REPO",
+              help="Believe that what vanished from this repository, or with it, is gone.")  # fmt: skip
+@click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+              help="Stop after this many seconds (exit code 7).")  # fmt: skip
+@click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
+@click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")
+def run(
+    settings: Settings, forever: bool, launch_once: bool, timeout: float | None, failures_ok: bool,
+    accept_loss: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Work until all is quiet.
+
+    A first Ctrl-C launches nothing more and waits for what runs, a second one abandons it. Exit codes: 0 done,
+    1 jobs failed, 6 jobs wait for what cannot come, 7 time-out, 130 interrupted.
+    """
+    if forever and launch_once:
+        raise CallerError("--forever and --launch-once contradict each other", remedy="leave out one of them")
+    pipeline = settings.load_pipeline()
+    pipeline.accepted |= set(accept_loss)
+    work = _Work(settings, pipeline, failures_ok)
+    try:
+        return asyncio.run(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
+    except LeaseHeldError:
+        _accept_elsewhere(pipeline, accept_loss)
+        raise
+
+
+@command("update", example="datatask update")
+@click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
+def update(settings: Settings, failures_ok: bool) -> int:
+    """Work one round: look at the world, launch what may start, wait for what cannot run on by itself."""
+    work = _Work(settings, settings.load_pipeline(), failures_ok)
+    return asyncio.run(work.update())
+
+
+def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...]) -> None:
+    """Tell the engine that runs what it was to believe."""
+    path = locate(pipeline.log_location()).path
+    if not repositories or path is None:
+        return
+    from datatask.adapters.cli.asking import refused
+    from datatask.adapters.log.inbox import ask
+
+    for repository in repositories:
+        request = AcceptLoss(**who("run --accept-loss", ""), repository=repository)
+        reply = ask(path, request, timeout_seconds=ANSWER_SECONDS)
+        if reply.refusal is not None:
+            raise refused(reply.refusal)
+
+
+class _Work:
+    """One `run` or `update`: what it prints, and the exit code."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, failures_ok: bool) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._failures_ok = failures_ok
+        self._output = Output(settings)
+
+    async def run(self, **options: Any) -> int:
+        """Open, work, tell, close."""
+        async with self._pipeline as pipeline:
+            progress = Progress(pipeline)
+            self._start()
+            outcome: Outcome | None = None
+            timed_out = False
+            with Interrupts(pipeline, self._output.say) as interrupts:
+                try:
+                    async with showing.shown(self._output, progress):
+                        outcome = await pipeline.run(**options)
+                except TimeLimitError as limit:
+                    timed_out = True
+                    self._output.say(f"datatask: {limit}")
+                except asyncio.CancelledError:
+                    if interrupts.count < 2:
+                        raise
+                    asyncio.current_task().uncancel()  # type: ignore[union-attr]  # within a task, always
+            progress.close()
+            outcome = outcome or pipeline.outcome()
+            code = self._code(outcome, interrupted=interrupts.count > 0, timed_out=timed_out)
+            self._tell(outcome, progress, code)
+        return code
+
+    async def update(self) -> int:
+        """Open, work one round, wait for what would end with us, close."""
+        async with self._pipeline as pipeline:
+            with Interrupts(pipeline, self._output.say) as interrupts:
+                await pipeline.update()
+                while any(not pipeline.tasks[run.task].outlives for run in pipeline.state.open_runs.values()):
+                    await asyncio.sleep(0.01)
+            failed = any(task.failed.count for task in pipeline.state.tasks.values())
+            live = len(pipeline.state.open_runs)
+            if self._output.json:
+                self._output.document({"failed": failed, "live": live})
+        return INTERRUPTED if interrupts.count else 1 if failed and not self._failures_ok else 0
+
+    def _code(self, outcome: Outcome, *, interrupted: bool, timed_out: bool) -> int:
+        if interrupted or outcome.interrupted:
+            return INTERRUPTED
+        if timed_out:
+            return TIMED_OUT
+        if outcome.failed and not self._failures_ok:
+            return 1
+        return 6 if outcome.stuck else 0
+
+    def _start(self) -> None:
+        if self._output.json or self._output.draws:
+            return
+        waiting = sum(len(task.queue) + len(task.awaiting) for task in self._pipeline.state.tasks.values())
+        count = len(self._pipeline.tasks)
+        self._output.line(
+            f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}"
+        )
+        sys.stdout.flush()
+
+    def _place(self) -> str:
+        path = locate(self._pipeline.log_location()).path
+        return "in memory" if path is None else os.path.relpath(path)
+
+    def _tell(self, outcome: Outcome, progress: Progress, code: int) -> None:
+        if self._output.json:
+            self._output.document(self._shape(outcome, progress, code))
+            return
+        ended = sum(progress.ended.values())
+        parts = [f"{count} {name}" for name, count in sorted(progress.ended.items())]
+        word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
+        runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")
+        self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
+        for line in self._advice(outcome):
+            self._output.line(shown(line))
+
+    def _advice(self, outcome: Outcome) -> list[str]:
+        """Return what is not as it should be, each with a command that explains it."""
+        if locate(self._pipeline.log_location()).path is None:
+            return [f"stuck: {reason}: {count} jobs" for reason, count in outcome.stuck.items()]
+        state = self._pipeline.state
+        lines = []
+        for name in self._pipeline.tasks:
+            task = state.tasks[name]
+            if task.failed.count:
+                (first,) = [state.jobs[job] for job in list(task.failed.members(state.masks))[:1]]
+                lines.append(f"failed: {name}: {task.failed.count} job{'s' * (task.failed.count != 1)}; see: "
+                             + self._settings.command("why", name, first))  # fmt: skip
+        for reason, count in list(outcome.stuck.items())[:TOLD_MAX]:
+            task_name = reason.partition(":")[0]
+            see = f"; see: {self._settings.command('why', task_name)}" if task_name in state.tasks else ""
+            lines.append(f"stuck: {reason}: {count} job{'s' * (count != 1)}{see}")
+        if state.open_runs:
+            lines.append(f"still running: {len(state.open_runs)}; see: {self._settings.command('runs')}")
+        return lines
+
+    def _shape(self, outcome: Outcome, progress: Progress, code: int) -> dict[str, Any]:
+        return {
+            "exit_code": code,
+            "seconds": round(progress.seconds, 6),
+            "launched": progress.launched,
+            "ended": progress.ended,
+            "failed": outcome.failed,
+            "stuck": outcome.stuck,
+            "interrupted": code == INTERRUPTED,
+            "timed_out": code == TIMED_OUT,
+            "log": self._pipeline.log_location(),
+        }
