@@ -80,6 +80,7 @@ class Runtime:
         self._turning = False
         self._call_off: Callable[[], None] | None = None
         self._wake_at: int | None = None
+        self._expected_at: int | None = None
         self._quiet: asyncio.Event = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -204,7 +205,9 @@ class Runtime:
             reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at())
         )
         self.pump()
-        self._set_timer(wake_at)
+        self._expected_at = wake_at
+        retry_at = reactor.retry_at()  # of user code that fails: not waited for when all else is quiet
+        self._set_timer(min((at for at in (wake_at, retry_at) if at is not None), default=None))
         if facts or launched == BOUND:
             self.wake()
         elif not launched and self.is_quiet():
@@ -422,7 +425,7 @@ class Runtime:
             or state.open_runs
             or self._effects
             or self._background
-            or self._wake_at is not None
+            or self._expected_at is not None
             or any(not pending.error for pending in state.pending.values())
         )
 

@@ -154,6 +154,10 @@ class Observations(Changes):
         self._evaluating.update(evaluation.key for evaluation in found)
         return found
 
+    def retry_at(self) -> int | None:
+        """Return when the next evaluation that failed is tried again, or None."""
+        return self._retry_times[0] if self._retry_times else None
+
     def evaluated(self, results: Sequence[tuple[Evaluation, object, str | None]], now: int) -> None:
         """Record outcomes: (evaluation, value, error text or None)."""
         events: list[e.Event] = []

@@ -278,11 +278,10 @@ class Runs(Observations):
                 self._emit([event], [effect])
 
     def wake_at(self) -> int | None:
-        """Return when the next timeout or the next evaluation after an error is due, or None."""
+        """Return when the next timeout is due, or None."""
         while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
             heapq.heappop(self._deadlines)
-        times = [*self._retry_times[:1], *(at for at, _ in self._deadlines[:1])]
-        return min(times, default=None)
+        return self._deadlines[0][0] if self._deadlines else None
 
 
 def _keys(writes: Sequence[Write]) -> set[tuple[str, str]]:
