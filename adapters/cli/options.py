@@ -15,7 +15,6 @@ import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
 from datatask.adapters.cli.when import When, parse_when
-from datatask.schema.errors import DatataskError
 from datatask.schema.ids import check_job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,31 +98,13 @@ def changing(function: F) -> F:
     return function
 
 
-class WhenType(click.ParamType):
+def WHEN(text: str) -> When:
     """A position, an ISO time, or an age."""
-
-    name = "when"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> When:
-        """Return the point in time."""
-        if isinstance(value, When):
-            return value
-        try:
-            return parse_when(str(value), time.time_ns())
-        except DatataskError as error:
-            self.fail(str(error), param, ctx)
+    return parse_when(text, time.time_ns())
 
 
-class JobType(click.ParamType):
-    """A job id."""
-
-    name = "job"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the id; what cannot be one is refused before anything is opened."""
-        return check_job(str(value))
+def JOB(text: str) -> str:
+    """A job id: what cannot be one is refused before anything is opened."""
+    return check_job(text)
 
 
-WHEN = WhenType()
-JOB = JobType()
-at_option = click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, ISO time or age (-2h).")

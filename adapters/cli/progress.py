@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -149,7 +149,7 @@ async def _draw(output: Output, progress: Progress) -> None:
 
 
 @contextmanager
-def _live(output: Output, progress: Progress) -> Iterator[object]:
+def _live(output: Output, progress: Progress) -> Iterator[Callable[[], None]]:
     from rich.live import Live
 
     with Live(progress.table(), console=output.console(), auto_refresh=False, transient=False) as live:
