@@ -190,5 +190,5 @@ def chain(previous: bytes, log: str, first: int, rows: Sequence[Row], digests: S
     columns in order with the payload's digest in the payload's place, as
     `json.dumps(…, separators=(",", ":"), ensure_ascii=False)` writes it.
     """
-    body = [row[:-1] + (digest,) for row, digest in zip(rows, digests, strict=True)]
+    body = [(*row[:-1], digest) for row, digest in zip(rows, digests, strict=True)]
     return hashlib.sha256(previous + _encoder.encode((log, first, body))).digest()
