@@ -81,7 +81,8 @@ class Runtime:
         self._call_off: Callable[[], None] | None = None
         self._wake_at: int | None = None
         self._expected_at: int | None = None
-        self._quiet: asyncio.Event = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._advanced = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
 
     # --- opening and closing ----------------------------------------------------------------------
@@ -153,6 +154,7 @@ class Runtime:
                     future.set_exception(_again(error))
             self._tickets.clear()
         self._quiet.set()
+        self._advanced.set()
 
     def now(self) -> int:
         """Return engine time, never before that of the last event."""
@@ -240,6 +242,8 @@ class Runtime:
         except Exception as error:
             logger.exception("the engine stops: its own code failed")
             self.fail(InternalError(f"{type(error).__name__}: {error}"))
+        self._advanced.set()
+        self._advanced.clear()
         self.wake()
 
     def _perform_until(self, head: int) -> None:
@@ -443,10 +447,14 @@ class Runtime:
             await asyncio.wait(list(self._background), timeout=1.0)
             self.turn()
 
+    async def advanced(self) -> None:
+        """Return when more has become durable and its effects are performed, or the engine has stopped."""
+        await self._advanced.wait()
+
     async def flushed(self) -> None:
         """Return when everything that was appended is durable and its effects are performed."""
         while self.failure is None and (self.log.head < self.state.position or self._effects):
-            await asyncio.sleep(0.0005)
+            await self.advanced()
         if self.failure is not None:
             raise _again(self.failure)
 

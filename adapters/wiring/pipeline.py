@@ -333,7 +333,7 @@ class Pipeline:
                 while runtime.failure is None and any(
                     map(self._ends_with_us, runtime.state.open_runs.values())
                 ):
-                    await asyncio.sleep(0.005)
+                    await runtime.advanced()
         except TimeoutError:
             logger.warning("some runs did not end within %g s; the next engine finds them open", ENDS_SECONDS)
 
@@ -402,8 +402,9 @@ class Pipeline:
                     continue
                 if self._draining or not forever:
                     before = runtime.state.position
+                    live = await self._update_opaque()
                     await self._observer.sync(self._observer.unwatched())
-                    if runtime.state.position == before and runtime.is_quiet():
+                    if not live and runtime.state.position == before and runtime.is_quiet():
                         return self.outcome()
                 else:
                     await self._next_event()
