@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterable
@@ -22,10 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datatask.adapters.execute import proctable
+from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
 from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
 from datatask.engine.binding import RunContext, current_run
-from datatask.engine.calls import error_info, stopped_message, stopped_outcome
+from datatask.engine.calls import error_info
 from datatask.engine.ports import (
     Adopted,
     Ended,
@@ -208,7 +208,7 @@ class LocalRunner:
                             file.write(data)
         except asyncio.CancelledError:
             if run.reason is not None:
-                self._end(run, _stopped(run.reason))
+                self._end(run, stopped_ending(run.reason))
             return
         except (TemporaryError, OSError) as error:
             self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
@@ -253,7 +253,7 @@ class LocalRunner:
         """Ask the launcher about each run; what nobody started is barred from starting and lost."""
         listed = list(specs)
         for spec in listed:
-            run = self._take(spec)
+            self._take(spec)
             self._recovering.add(spec.identity)
             self._client.ask(spec.identity, {"op": "settle", "id": spec.identity}, self)
         self._sweep([spec.identity for spec in listed])
@@ -315,13 +315,11 @@ class LocalRunner:
         reason, code = message["stopped"], message["code"]
         began, usage = message["began"], message["usage"] or None
         if reason is not None:
-            ending = _stopped(reason, code)
+            ending = stopped_ending(reason, code)
         elif code is None:
             ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
-        elif code == 0:
-            ending = Ending(outcome="succeeded", exit_code=0)
         else:
-            ending = Ending(outcome="failed", exit_code=_shell_code(code), error=_exit_error(code))
+            ending = exit_ending(code)
         ending = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
@@ -371,31 +369,6 @@ class LocalRunner:
         run = self._by_identity.get(identity)
         if run is not None and not run.told:
             self._sink(Reachable(run.spec.run, WHERE))
-
-
-def _stopped(reason: StopReason, code: int | None = None) -> Ending:
-    exit_code = None if code is None else _shell_code(code)
-    how = "" if code is None else f" ({_exit_words(code)})"
-    error = ErrorInfo(type="Stopped", message=stopped_message(reason) + how)
-    return Ending(outcome=stopped_outcome(reason), exit_code=exit_code, error=error)
-
-
-def _shell_code(code: int) -> int:
-    """Return the code as a shell shows it: 128 + the signal's number for a killed process."""
-    return code if code >= 0 else 128 - code
-
-
-def _exit_error(code: int) -> ErrorInfo:
-    return ErrorInfo(type="ExitCode" if code >= 0 else "Signal", message=_exit_words(code))
-
-
-def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
 
 
 def _make_folder(folder: str) -> None:

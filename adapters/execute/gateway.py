@@ -1,0 +1,168 @@
+"""The engine's side of what worker processes ask: repositories by id, and which process does which run.
+
+In: requests of `remote` over a Unix socket in a private folder (0700), let in by a key. Out: answers, made on
+the engine's event loop. The connections are served by threads, two per worker process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from datatask.adapters.execute import remote
+from datatask.engine.repositories import Repository
+from datatask.schema.errors import CallerError, DatataskError
+
+logger = logging.getLogger("datatask.workers")
+
+ADDRESS_MAX = 90
+IN_ENGINE = ("native", "mirror", "view")
+
+Begun = Callable[[int, int], None]
+
+
+class EngineGateway:
+    """Serves the worker processes of one executor; `begun(run, pid)` is called on the loop."""
+
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+        self._loop = asyncio.get_running_loop()
+        folder = tempfile.mkdtemp(prefix="datatask-")
+        if len(folder) > ADDRESS_MAX:  # a socket's path may have 107 bytes at most
+            os.rmdir(folder)
+            folder = tempfile.mkdtemp(prefix="datatask-", dir="/tmp")
+        (Path(folder) / "spool").mkdir(mode=0o700)
+        self.address = remote.Address(folder, secrets.token_bytes(32), os.getpid())
+        self._leaves: dict[str, Repository] = {}
+        self._lives: dict[int, Connection] = {}
+        self._open = True
+        self._listener = Listener(
+            str(Path(folder) / "socket"), "AF_UNIX", backlog=64, authkey=self.address.key
+        )
+        threading.Thread(target=self._accept, name="datatask-gateway", daemon=True).start()
+
+    def add(self, leaf: Repository) -> str:
+        """Make a repository reachable; return its key."""
+        key = leaf._id if leaf._id is not None else f"#{id(leaf)}"
+        self._leaves.setdefault(key, leaf)
+        return key
+
+    def cancel(self, run: int, pid: int) -> None:
+        """Ask the worker process to cancel a call."""
+        life = self._lives.get(pid)
+        if life is not None:
+            try:
+                life.send(run)
+            except OSError:
+                self._lives.pop(pid, None)
+
+    def close(self) -> None:
+        """Say goodbye to the workers, which then live on, and remove the folder."""
+        self._open = False
+        for life in list(self._lives.values()):
+            try:
+                life.send(None)
+            except OSError:
+                continue
+        self._listener.close()
+        shutil.rmtree(self.address.folder, ignore_errors=True)
+
+    def _accept(self) -> None:
+        while self._open:
+            try:
+                connection = self._listener.accept()
+                role, pid = connection.recv()
+            except (AuthenticationError, EOFError):
+                logger.warning("a process without the key knocked at %s", self.address.folder)
+                continue
+            except OSError:
+                if self._open:
+                    continue
+                return
+            if role == "life":
+                self._lives[pid] = connection
+            else:
+                threading.Thread(
+                    target=self._serve, args=(connection,), name=f"datatask-worker-{pid}", daemon=True
+                ).start()
+
+    def _serve(self, connection: Connection) -> None:
+        with connection:
+            while True:
+                try:
+                    verb, *arguments = connection.recv()
+                    try:
+                        work = self._answer(verb, *arguments)
+                        answer = (False, asyncio.run_coroutine_threadsafe(work, self._loop).result())
+                    except Exception as error:
+                        answer = (True, _sendable(error))
+                    connection.send(answer)
+                except (EOFError, OSError):
+                    return
+
+    async def _answer(self, verb: str, *arguments: Any) -> Any:
+        if verb == "begin":
+            self._begun(*arguments)
+            return None
+        key, *rest = arguments
+        leaf: Any = self._leaves[key]
+        if verb == "members":
+            return [job async for job in leaf]
+        if verb == "read":
+            async with leaf.open(rest[0], "rb") as stream:
+                return await stream.read()
+        if verb == "write":
+            async with leaf.open(rest[0], "wb") as stream:
+                await stream.write(rest[1])
+            return None
+        if verb in ("contains", "info", "delete", "dump"):
+            return await getattr(leaf, verb)(*rest)
+        raise CallerError(f"{verb!r} is not understood")
+
+
+def _sendable(error: Exception) -> Exception:
+    plain = isinstance(error, DatataskError | LookupError | OSError | ValueError | TypeError)
+    return error if plain else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles by value what plain pickle cannot, and repositories that live in the engine as stand-ins."""
+
+    def __init__(self, file: io.BytesIO, gateway: EngineGateway) -> None:
+        super().__init__(file)
+        self._gateway = gateway
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Repository) and obj.medium in IN_ENGINE:
+            key = self._gateway.add(obj)
+            kind = "metadata" if obj.is_metadata() else "blob" if obj.is_blob() else ""
+            return remote.stand_in, (key, repr(obj), kind, obj._id is not None)
+        return super().reducer_override(obj)
+
+
+def pack(func: Callable[..., Any], arguments: dict[str, Any], gateway: EngineGateway) -> tuple[bytes, str]:
+    """Return the function and its repositories as bytes for a worker, and their digest."""
+    file = io.BytesIO()
+    try:
+        _Packer(file, gateway).dump((func, arguments))
+    except Exception as error:
+        raise CallerError(
+            f"the function or one of its repositories cannot be sent to another process: {error}",
+            remedy="use a ThreadPoolExecutor, or do not refer to open files, locks or connections",
+        ) from error
+    data = file.getvalue()
+    return data, hashlib.sha256(data).hexdigest()

@@ -1,0 +1,296 @@
+"""Processes on any machine that `AbstractProcessManager`'s verbs reach: asked about once a second, in one call.
+
+In: a manager of the user's own, a task's recipe, runs. Out: facts. A run's folder is
+`{basedir}/{task}/{identity}/`. The process claims it (`claim/`) and writes its pid there before it becomes the
+user's program, so that a later engine finds it, and so that a claim by recovery keeps a delayed start from
+happening. Outputs are fetched into local files. These verbs can kill and not ask politely: a stop is a kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Coroutine, Iterable
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.engine.binding import RunContext, current_run
+from datatask.engine.calls import error_info
+from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Sink, Started, Unreachable, Write
+from datatask.engine.streams import BLOCK_BYTES
+from datatask.schema.errors import TemporaryError
+from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
+
+if TYPE_CHECKING:
+    from datatask.adapters.execute.targets import AbstractProcessManager, Recipe
+
+logger = logging.getLogger("datatask.processes")
+
+POLL_SECONDS = 1.0
+SETTLE_SECONDS = 2.0
+CODE_POLLS_MAX = 5
+CLAIM = (
+    'mkdir "$1/claim" || exit 125; echo $$ > "$1/pid.new" && mv "$1/pid.new" "$1/pid"; '
+    'if [ "$(head -c 2 "$1/exe")" = "#!" ]; then exec "$1/exe"; else exec /bin/sh "$1/exe"; fi'
+)
+
+
+class _Open:
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.pid = ""
+        self.reason: StopReason | None = None
+        self.codeless = 0
+        self.silent = False
+        self.told = False
+        self.fetched: Path | None = None
+
+
+class PollingRunner:
+    """One task's runs on a machine that can only be asked."""
+
+    def __init__(
+        self, manager: AbstractProcessManager, recipe: Recipe, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        self._manager = manager
+        self._recipe = recipe
+        self._poll_seconds = poll_seconds
+        self._runs: dict[int, _Open] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._where = type(manager).__name__
+
+    async def open(self, sink: Sink) -> None:
+        """Begin to ask."""
+        self._sink = sink
+        self._spawn(self._poll_for_ever())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _folder(self, spec: RunSpec) -> Path:
+        return self._manager.basedir / self._recipe.task / spec.identity
+
+    def start(self, spec: RunSpec) -> None:
+        """Prepare the folder and start the process, once per identity."""
+        if spec.run not in self._runs:
+            run = self._runs[spec.run] = _Open(spec)
+            self._spawn(self._start(run))
+
+    async def _start(self, run: _Open) -> None:
+        spec = run.spec
+        context = RunContext(spec.run, spec.task, spec.job)
+        current_run.set(context)
+        try:
+            script = await self._recipe.render(spec)
+            await self._prepare(spec, script)
+            if run.reason is not None:
+                self._end(run, stopped_ending(run.reason))
+                return
+            await self._launch(run)
+        except (TemporaryError, OSError) as error:
+            self._end(run, Ending(outcome="lost", error=error_info(error)))
+            return
+        except Exception as error:
+            info = error_info(error)
+            told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
+            self._end(run, Ending(outcome="refused", error=told))
+            return
+        self._sink(Started(spec.run, {"pid": run.pid, "folder": str(self._folder(spec))}, self._where))
+        if run.reason is not None:
+            await self._kill(run)
+
+    async def _prepare(self, spec: RunSpec, script: str) -> None:
+        folder = self._folder(spec)
+        await self._manager.mkdir(folder / "cwd")
+        await self._write(folder / "exe", script.encode())
+        if self._recipe.stdin is not None:
+            async with (
+                self._recipe.stdin.open(spec.job, "rb") as source,
+                self._manager.open(folder / "stdin", "wb") as target,
+            ):
+                while data := await source.read(BLOCK_BYTES):
+                    await target.write(data)
+
+    async def _launch(self, run: _Open) -> None:
+        from datatask.adapters.execute.targets import STDOUT
+
+        recipe, folder = self._recipe, self._folder(run.spec)
+        stderr = None if recipe.stderr is None else str(folder / "stderr")
+        run.pid = str(
+            await self._manager.spawn(
+                ["/bin/sh", "-c", f'chmod +x "$1/exe"; {CLAIM}', "run", str(folder)],
+                None if recipe.environ is None else dict(recipe.environ),
+                str(folder / "cwd"),
+                str(folder / "return_code"),
+                str(folder / "stdin") if recipe.stdin is not None else None,
+                str(folder / "stdout") if recipe.stdout is not None else None,
+                STDOUT if recipe.stderr is STDOUT else stderr,
+            )
+        )
+
+    async def _write(self, path: Path, data: bytes) -> None:
+        async with self._manager.open(path, "wb") as file:
+            await file.write(data)
+
+    async def _read(self, path: PurePath) -> str | None:
+        try:
+            async with self._manager.open(Path(path), "rb") as file:
+                data: bytes = await file.read()
+        except FileNotFoundError:
+            return None
+        return data.decode(errors="replace").strip()
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        """Kill the process."""
+        open_run = self._runs.get(run)
+        if open_run is not None and open_run.reason is None:
+            open_run.reason = reason
+            if open_run.pid:
+                self._spawn(self._kill(open_run))
+
+    async def _kill(self, run: _Open) -> None:
+        try:
+            await self._manager.kill(run.pid)
+        except Exception as error:
+            logger.warning("%s[%s] cannot be killed: %s", run.spec.task, run.spec.job, error)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def _poll_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            await self._poll()
+
+    async def _poll(self) -> None:
+        watched = [run for run in self._runs.values() if run.pid and not run.told]
+        if not watched:
+            return
+        try:
+            alive = {_text(pid) for pid in await self._manager.get_live_pids({run.pid for run in watched})}
+            for run in watched:
+                if run.silent:
+                    run.silent = False
+                    self._sink(Reachable(run.spec.run, self._where))
+                if run.pid not in alive:
+                    await self._gone(run)
+        except Exception as error:
+            for run in watched:
+                if not run.silent and not run.told:
+                    run.silent = True
+                    self._sink(Unreachable(run.spec.run, self._where, str(error)))
+
+    async def _gone(self, run: _Open) -> None:
+        folder = self._folder(run.spec)
+        code = await self._read(folder / "return_code")
+        if not code:
+            run.codeless += 1
+            if run.codeless < CODE_POLLS_MAX and run.reason is None:
+                return
+            lost = ErrorInfo(type="Lost", message="the process is gone and left no exit code")
+            ending = Ending(outcome="lost", error=lost) if run.reason is None else stopped_ending(run.reason)
+        elif run.reason is not None:
+            ending = stopped_ending(run.reason, int(code))
+        else:
+            ending = exit_ending(int(code))
+        self._end(run, ending, await self._fetch(run) if ending.outcome != "lost" else ())
+
+    async def _fetch(self, run: _Open) -> tuple[Write, ...]:
+        from datatask.adapters.execute.targets import _StderrIsStdout
+
+        run.fetched = Path(tempfile.mkdtemp(prefix="datatask-"))
+        writes = []
+        for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
+            if repo is None or isinstance(repo, _StderrIsStdout):
+                continue
+            target = run.fetched / name
+            async with self._manager.open(self._folder(run.spec) / name, "rb") as source:
+                with target.open("wb") as file:
+                    while data := await source.read(BLOCK_BYTES):
+                        file.write(data)
+            writes.append(Write(repository=repo.id, job=run.spec.job, source=target))
+        return tuple(writes)
+
+    def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
+        if not run.told:
+            run.told = True
+            outcome: Outcome = ending.outcome
+            told = Ending(
+                outcome=outcome,
+                exit_code=ending.exit_code,
+                error=ending.error,
+                ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
+                where=self._where,
+            )
+            self._sink(Ended(run.spec.run, told, writes))
+
+    # --- other engines ----------------------------------------------------------------------------
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        """Find each run's process by the pid in its folder; what never claimed its folder never will."""
+        runs = [_Open(spec) for spec in specs]
+        self._runs.update((run.spec.run, run) for run in runs)
+        try:
+            for run in runs:
+                await self._manager.mkdir(self._folder(run.spec) / "claim")
+            if any(run.spec.handle is None for run in runs):
+                await asyncio.sleep(SETTLE_SECONDS)
+            for run in runs:
+                await self._adopt(run)
+        except Exception as error:
+            for run in runs:
+                if not run.pid and not run.told:
+                    self._sink(Unreachable(run.spec.run, self._where, str(error)))
+                    self._spawn(self._recover_later(run))
+
+    async def _recover_later(self, run: _Open) -> None:
+        await asyncio.sleep(10 * self._poll_seconds)
+        await self.recover([run.spec])
+
+    async def _adopt(self, run: _Open) -> None:
+        folder = self._folder(run.spec)
+        pid = await self._read(folder / "pid")
+        if not pid:
+            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
+            self._end(run, Ending(outcome="lost", error=error))
+            return
+        handle = run.spec.handle or {}
+        run.pid = str(handle.get("pid") or pid)
+        if run.pid in {_text(one) for one in await self._manager.get_live_pids({run.pid})}:
+            self._sink(Adopted(run.spec.run, {"pid": run.pid, "folder": str(folder)}, self._where))
+        else:
+            run.codeless = CODE_POLLS_MAX
+            await self._gone(run)
+
+    def forget(self, run: int) -> None:
+        """Remove the run's folder and what was fetched from it."""
+        open_run = self._runs.pop(run, None)
+        if open_run is not None:
+            if open_run.fetched is not None:
+                shutil.rmtree(open_run.fetched, ignore_errors=True)
+            self._spawn(self._remove(open_run.spec))
+
+    async def _remove(self, spec: RunSpec) -> None:
+        try:
+            await self._manager.rmtree(self._folder(spec))
+        except Exception as error:
+            logger.warning("the folder of a run cannot be removed: %s", error)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        """Stop asking; what runs goes on."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _text(pid: object) -> str:
+    """Return a pid as text; managers written for pydatatask give bytes, too."""
+    return pid.decode() if isinstance(pid, bytes) else str(pid)

@@ -1,0 +1,273 @@
+"""Repositories in another process: stand-ins that ask the engine through its gateway.
+
+In: operations on repositories whose values live in the engine (in the log, in its memory, in its views), from
+a worker process. Out: the engine's answers, over an authenticated Unix socket in a private folder. A run's
+writes stay in its overlay; bytes over 1 MiB are put into the folder and named by path. A second connection
+watches over the worker: it cancels calls, and ends the process when the engine is dead. The engine's side is
+`gateway`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from datatask.engine.binding import RunContext, ValueRef, current_run
+from datatask.engine.ports import Blobs, Write
+from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository, all_leaves
+from datatask.engine.streams import (
+    AReadText,
+    AWriteText,
+    BytesReader,
+    BytesWriter,
+    Mode,
+    Opening,
+    check_mode,
+)
+from datatask.schema.errors import CallerError
+from datatask.schema.ids import check_job
+from datatask.schema.values import decode_value, encode_value
+
+SPOOLED_BYTES = 1024 * 1024
+
+
+class Address(NamedTuple):
+    """Where the engine listens, the key that lets in, and its pid."""
+
+    folder: str
+    key: bytes
+    pid: int
+
+
+class Gateway:
+    """A worker's connections to one engine; requests are answered one at a time."""
+
+    def __init__(self, address: Address, cancel: Callable[[int], None]) -> None:
+        self.address = address
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._requests = self._connect("requests")
+        self._life = self._connect("life")
+        threading.Thread(target=self._watch, name="datatask-engine-watch", daemon=True).start()
+
+    def _connect(self, role: str) -> Connection:
+        connection = Client(str(Path(self.address.folder) / "socket"), "AF_UNIX", authkey=self.address.key)
+        connection.send((role, os.getpid()))
+        return connection
+
+    def _watch(self) -> None:
+        try:
+            while (run := self._life.recv()) is not None:
+                self._cancel(run)
+        except (EOFError, OSError):
+            if os.getpid() != self.address.pid:
+                os._exit(1)  # the engine died: what this worker still did would be done twice
+        self.close()
+
+    def close(self) -> None:
+        """Let go."""
+        _gateways.pop((self.address, os.getpid()), None)
+        self._requests.close()
+        self._life.close()
+
+    def begin(self, run: int) -> None:
+        """Tell which process does the run."""
+        self.ask("begin", run, os.getpid())
+
+    def ask(self, verb: str, *arguments: Any) -> Any:
+        """Return the engine's answer, or raise what it raised."""
+        with self._lock:
+            self._requests.send((verb, *arguments))
+            failed, answer = self._requests.recv()
+        if failed:
+            raise answer
+        return answer
+
+
+_gateways: dict[tuple[Address, int], Gateway] = {}
+_connecting = threading.Lock()
+_last: list[Gateway] = []
+
+
+def connect(address: Address, cancel: Callable[[int], None]) -> Gateway:
+    """Return this process's gateway to the engine at this address; stand-ins use the last one asked for."""
+    with _connecting:
+        key = address, os.getpid()  # a forked worker has its parent's table, and must not use it
+        gateway = _gateways.get(key)
+        if gateway is None:
+            gateway = _gateways[key] = Gateway(address, cancel)
+        _last[:] = [gateway]
+        return gateway
+
+
+def _gateway() -> Gateway:
+    if not _last:
+        raise CallerError("this repository lives in an engine that is not reachable from here")
+    return _last[0]
+
+
+# --- stand-ins ----------------------------------------------------------------------------------------
+
+
+class RemoteRepository(Repository):
+    """Stands for a repository of the engine; `key` is its id, `shown` its text, `bound` whether it has an id."""
+
+    medium = "native"
+
+    def __init__(self, key: str, shown: str, bound: bool) -> None:
+        super().__init__()
+        self._id = key
+        self._shown = shown
+        self._bound = bound
+
+    def __repr__(self) -> str:
+        return self._shown
+
+    def _run(self) -> RunContext | None:
+        return current_run.get() if self._bound else None
+
+    def _overlaid(self, job: str) -> Write | None:
+        run = self._run()
+        return None if run is None else run.written(self.id, job)
+
+    async def contains(self, item: str) -> bool:
+        """As the run sees it."""
+        check_job(item, where=repr(self))
+        if (write := self._overlaid(item)) is not None:
+            return write.op == "put"
+        return bool(_gateway().ask("contains", self.id, item))
+
+    async def unfiltered_iter(self) -> AsyncIterator[str]:
+        """Yield the members, as the run sees them."""
+        run = self._run()
+        written = {} if run is None else run.written_in(self.id)
+        for job in _gateway().ask("members", self.id):
+            if job not in written:
+                yield job
+        for job, write in written.items():
+            if write.op == "put":
+                yield job
+
+    async def info(self, job: str) -> Any:
+        """As the run sees it."""
+        check_job(job, where=repr(self))
+        write = self._overlaid(job)
+        if write is not None:
+            return decode_value(write.value) if write.op == "put" and write.value else None
+        return _gateway().ask("info", self.id, job)
+
+    async def delete(self, job: str) -> None:
+        """Note the deletion in the run's overlay."""
+        check_job(job, where=repr(self))
+        run = self._run()
+        if run is None:
+            _gateway().ask("delete", self.id, job)
+        else:
+            run.delete(self.id, job)
+
+
+class RemoteMetadata(RemoteRepository, MetadataRepository):
+    """Stands for a repository of documents."""
+
+    async def dump(self, job: str, data: Any) -> None:
+        """Note the document in the run's overlay."""
+        check_job(job, where=repr(self))
+        run = self._run()
+        if run is None:
+            _gateway().ask("dump", self.id, job, data)
+        else:
+            run.put(Write(repository=self.id, job=job, value=msgspec.Raw(encode_value(data))))
+
+
+class RemoteBlob(RemoteRepository, BlobRepository):
+    """Stands for a repository of bytes."""
+
+    def open(self, job: str, mode: Mode = "r") -> Opening[Any]:
+        """Open the job's bytes, as the run sees them; written ones are noted when the stream closes."""
+        check_job(job, where=repr(self))
+        check_mode(mode)
+
+        async def opened() -> Any:
+            if mode.startswith("r"):
+                reader = BytesReader(self._read(job))
+                return reader if mode == "rb" else AReadText(reader)
+
+            async def commit(data: bytes) -> None:
+                self._write(job, data)
+
+            writer = BytesWriter(commit)
+            return writer if mode == "wb" else AWriteText(writer)
+
+        return Opening(opened)
+
+    def _read(self, job: str) -> bytes:
+        write = self._overlaid(job)
+        if write is None:
+            return bytes(_gateway().ask("read", self.id, job))
+        if write.data is not None:
+            return write.data
+        if write.source is None:
+            raise FileNotFoundError(f"{self!r} has no {job}")
+        return write.source.read_bytes()
+
+    def _write(self, job: str, data: bytes) -> None:
+        run = self._run()
+        if run is None:
+            _gateway().ask("write", self.id, job, data)
+        elif len(data) <= SPOOLED_BYTES:
+            run.put(Write(repository=self.id, job=job, data=data, size=len(data)))
+        else:
+            fd, path = tempfile.mkstemp(prefix=f"{run.run}-", dir=Path(_gateway().address.folder) / "spool")
+            with open(fd, "wb") as file:
+                file.write(data)
+            run.put(Write(repository=self.id, job=job, source=Path(path), size=len(data)))
+
+
+def stand_in(key: str, shown: str, kind: str, bound: bool) -> RemoteRepository:
+    """Return a stand-in: what a repository of the engine is unpickled as."""
+    kinds = {"metadata": RemoteMetadata, "blob": RemoteBlob}
+    return kinds.get(kind, RemoteRepository)(key, shown, bound)
+
+
+class WorkerBinding:
+    """The binding of repositories whose stores a worker reaches by itself: their writes are noted by the run."""
+
+    async def put(self, repository_id: str, write: Write) -> None:
+        """Outside a run a worker writes nothing."""
+        raise CallerError("a worker writes within a run only", where=repository_id)
+
+    async def delete(self, repository_id: str, job: str) -> None:
+        """Outside a run a worker deletes nothing."""
+        raise CallerError("a worker deletes within a run only", where=repository_id)
+
+    def contains(self, repository_id: str, job: str) -> bool:
+        """Ask the engine."""
+        return bool(_gateway().ask("contains", repository_id, job))
+
+    def members(self, repository_id: str) -> list[str]:
+        """Ask the engine."""
+        return list(_gateway().ask("members", repository_id))
+
+    async def value(self, repository_id: str, job: str) -> ValueRef | None:
+        """A worker reads such values from their store."""
+        raise CallerError("a worker reads this repository from its store", where=repository_id)
+
+    @property
+    def blobs(self) -> Blobs:
+        """The log's blobs are the engine's alone."""
+        raise CallerError("the log's blobs are not reachable from a worker")
+
+
+def bind(argument: object) -> None:
+    """Connect the repositories of an argument that have stores of their own."""
+    if isinstance(argument, Repository):
+        for leaf in all_leaves(argument):
+            if leaf._id is not None and not isinstance(leaf, RemoteRepository):
+                leaf._binding = WorkerBinding()

@@ -1,0 +1,247 @@
+"""The worker's side of an executor: calls the function, and gives what it did as plain values.
+
+In: a pickled function with its repositories, a run and a job. Out: an `Outcome`. In a thread the repositories
+are the engine's own, reached through its loop (`ThreadBinding`). In another process repositories that live in
+the engine are stand-ins (`remote`) that ask through its gateway, and those with a store of their own work
+directly; either way writes are collected in the run's overlay and go back with the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import inspect
+import pickle
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from datatask.adapters.execute import remote
+from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
+from datatask.engine.calls import error_detail, error_info
+from datatask.engine.ports import Blobs, Write
+from datatask.engine.repositories import Repository
+from datatask.schema.errors import CallerError
+from datatask.schema.events import ErrorInfo
+
+FUNCTIONS_MAX = 64
+
+
+class Outcome(NamedTuple):
+    """What a call came to; times are UTC nanoseconds of the worker's clock."""
+
+    error: ErrorInfo | None
+    detail: dict[str, str] | None
+    writes: tuple[Write, ...]
+    reads: dict[str, int]
+    started_at: int
+    ended_at: int
+    cpu_seconds: float
+
+
+@dataclass
+class Call:
+    """A call in progress, and the handle to cancel it from another thread."""
+
+    context: RunContext
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _task: asyncio.Task[Any] | None = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Cancel the function if it is async; a plain one goes on."""
+        with self._lock:
+            self.cancelled = True
+            if self._loop is not None and self._task is not None:
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
+        """Call the function in a fresh event loop and a fresh context; nothing that it does gets out."""
+        return contextvars.Context().run(self._make, func, arguments)
+
+    def _make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
+        current_run.set(self.context)
+        started, cpu = time.time_ns(), time.thread_time()  # noqa: TID251 - the runner's clock
+        error: ErrorInfo | None = None
+        detail: dict[str, str] | None = None
+        writes: tuple[Write, ...] = ()
+        loop = asyncio.new_event_loop()
+        try:
+            result = func(**arguments)
+            if inspect.isawaitable(result):
+                self._finish(loop, _awaited(result))
+            writes = loop.run_until_complete(self.context.settle())
+        except BaseException as caught:
+            writes = self.context.fence()
+            error = error_info(caught, skip=2)
+            detail = error_detail(caught, error)
+        finally:
+            _close(loop)
+        ended, spent = time.time_ns(), time.thread_time() - cpu  # noqa: TID251 - the runner's clock
+        return Outcome(error, detail, writes, self.context.reads, started, ended, round(spent, 6))
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
+        with self._lock:
+            task = loop.create_task(_contained(work))
+            self._loop, self._task = loop, task
+            if self.cancelled:
+                task.cancel()
+        try:
+            failure = loop.run_until_complete(task)
+        finally:
+            with self._lock:
+                self._loop = self._task = None
+        if failure is not None:
+            raise failure
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _contained(work: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """Return what the function raised: an exit raised inside a task would tear its loop down."""
+    try:
+        await work
+    except BaseException as error:
+        return error
+    return None
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    except BaseException:
+        pass  # what the function left behind is not worth more than its outcome
+    finally:
+        loop.close()
+
+
+# --- threads ------------------------------------------------------------------------------------------
+
+
+class ThreadBinding:
+    """An engine's binding, for a thread that is not its loop's."""
+
+    def __init__(self, binding: Binding, loop: asyncio.AbstractEventLoop) -> None:
+        self._binding = binding
+        self._loop = loop
+
+    async def put(self, repository_id: str, write: Write) -> None:
+        """As the engine's."""
+        await self._elsewhere(self._binding.put(repository_id, write))
+
+    async def delete(self, repository_id: str, job: str) -> None:
+        """As the engine's."""
+        await self._elsewhere(self._binding.delete(repository_id, job))
+
+    def contains(self, repository_id: str, job: str) -> bool:
+        """As the engine's; blocks this thread until the loop has answered."""
+        return bool(self._answer(lambda: self._binding.contains(repository_id, job)))
+
+    def members(self, repository_id: str) -> list[str]:
+        """As the engine's; blocks this thread until the loop has answered."""
+        members: list[str] = self._answer(lambda: self._binding.members(repository_id))
+        return members
+
+    async def value(self, repository_id: str, job: str) -> ValueRef | None:
+        """As the engine's."""
+        value: ValueRef | None = await self._elsewhere(self._binding.value(repository_id, job))
+        return value
+
+    @property
+    def blobs(self) -> Blobs:
+        """As the engine's: files, which any thread can use."""
+        return self._binding.blobs
+
+    async def _elsewhere(self, work: Any) -> Any:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(work), self._loop))
+
+    def _answer(self, ask: Callable[[], Any]) -> Any:
+        async def asked() -> Any:
+            return ask()
+
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+
+
+def for_thread(repository: Repository, loop: asyncio.AbstractEventLoop) -> Repository:
+    """Return the repository bound through the engine's loop: a copy where it, or a part of it, is bound."""
+    parts = {name: _part_for_thread(value, loop) for name, value in vars(repository).items()}
+    changed = {name: value for name, value in parts.items() if value is not vars(repository)[name]}
+    binding = repository.binding
+    if binding is None and not changed:
+        return repository
+    copied = copy.copy(repository)
+    vars(copied).update(changed)
+    if binding is not None:
+        vars(copied)["_binding"] = ThreadBinding(binding, loop)
+    return copied
+
+
+def _part_for_thread(value: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    if isinstance(value, Repository):
+        return for_thread(value, loop)
+    if type(value) is dict and any(isinstance(item, Repository) for item in value.values()):
+        return {key: _part_for_thread(item, loop) for key, item in value.items()}
+    return value
+
+
+# --- other processes ----------------------------------------------------------------------------------
+
+
+class Parcel(NamedTuple):
+    """What is sent to a worker for one run; `function` is the same bytes for all runs of a task."""
+
+    function: bytes
+    digest: str
+    wants_job: bool
+    run: int
+    task: str
+    job: str
+    gateway: remote.Address
+
+
+_functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
+_calls: dict[int, Call] = {}
+
+
+def work(parcel: Parcel) -> Outcome:
+    """Do one run in this process, whichever it is; module-level, so that any pickle finds it."""
+    if asyncio._get_running_loop() is not None:
+        raise CallerError(
+            "the executor runs functions on the engine's event loop", remedy="use InProcessSyncTask"
+        )
+    gateway = remote.connect(parcel.gateway, _cancel)
+    call = _calls[parcel.run] = Call(RunContext(parcel.run, parcel.task, parcel.job))
+    try:
+        gateway.begin(parcel.run)
+        func, arguments = _unpacked(parcel)
+        return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
+    finally:
+        del _calls[parcel.run]
+
+
+def _cancel(run: int) -> None:
+    call = _calls.get(run)
+    if call is not None:
+        call.cancel()
+
+
+def _unpacked(parcel: Parcel) -> tuple[Callable[..., Any], dict[str, Any]]:
+    found = _functions.get(parcel.digest)
+    if found is None:
+        if len(_functions) >= FUNCTIONS_MAX:
+            _functions.clear()
+        found = _functions[parcel.digest] = pickle.loads(parcel.function)
+        for argument in found[1].values():
+            remote.bind(argument)
+    return found
