@@ -59,17 +59,17 @@ def decide(
             wake.append(retry_at)
         if not task.queue and (retry_at is None or retry_at > now):
             continue
-        constraint = _closed(state, task, unavailable)
+        constraint = closed(task, unavailable)
         if constraint:
             constraints[task.name] = constraint
             continue
-        entries = _entries(task, now, bound)
-        head = next(entries, None)
+        line = entries(task, now, bound)
+        head = next(line, None)
         if head is not None:
-            heads.append((head, task.index, task, entries))
+            heads.append((head, task.index, task, line))
     heapq.heapify(heads)
     while heads:
-        entry, index, task, entries = heads[0]
+        entry, index, task, line = heads[0]
         if len(decisions) >= bound:
             constraints.update((task.name, "bound") for _, _, task, _ in heads)
             break
@@ -81,15 +81,15 @@ def decide(
             heapq.heappop(heads)
             continue
         decisions.append(_decision(state, plan, task, entry, request, now, actor))
-        head = next(entries, None)
+        head = next(line, None)
         if head is None:
             heapq.heappop(heads)
         else:
-            heapq.heapreplace(heads, (head, index, task, entries))
+            heapq.heapreplace(heads, (head, index, task, line))
     return Round(decisions, constraints, min(wake, default=None))
 
 
-def _closed(state: State, task: TaskState, unavailable: Set[str]) -> str:
+def closed(task: TaskState, unavailable: Set[str]) -> str:
     """Return why the whole task may not launch, or the empty string."""
     if task.paused:
         return "paused"
@@ -101,9 +101,15 @@ def _closed(state: State, task: TaskState, unavailable: Set[str]) -> str:
     return "adapter" if task.name in unavailable else ""
 
 
-def _entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
+def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
+    """Yield who of a task may be launched, in order; of those due for a retry at most so many."""
     due = task.due(now, most)
     return heapq.merge(due, task.queue.entries()) if due else task.queue.entries()
+
+
+def constraint_on(state: State, task: TaskState, now: int) -> str:
+    """Return what keeps one more launch of this task from being within its limits now, or the empty string."""
+    return _refused(state, Plan(), task, task.definition.resources, now, [])
 
 
 def _refused(
