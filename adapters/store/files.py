@@ -8,13 +8,17 @@ Reads and writes go through `FileStore`; what happens to them while a pipeline i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+
+import msgspec
 
 from datatask.adapters.store.filestore import FileStore, FolderStore
 from datatask.adapters.store.filestreams import FileReader, FileWriter
 from datatask.adapters.store.oserrors import MissingFileError, os_errors
+from datatask.engine.ports import Write
 from datatask.engine.repositories import StoredBlobRepository, StoredRepository, job_getter
 from datatask.engine.streams import AReadStream, AWriteStream
 from datatask.schema.definition import Record
@@ -77,11 +81,17 @@ class FileRepositoryBase(StoredRepository):
 class FileRepository(FileRepositoryBase, StoredBlobRepository):
     """A folder with a file per job, written whole or not at all."""
 
+    def _observed(self, write: Write) -> Write:
+        file, path = self._opened_file(write.job)
+        with file, os_errors(path):
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return msgspec.structs.replace(write, digest=digest, size=file.tell())
+
     async def _reader(self, job: str) -> AReadStream:
         file, path = await asyncio.to_thread(self._opened_file, job)
         return FileReader(file, path)
 
-    def _opened_file(self, job: str) -> tuple[BinaryIO, str]:
+    def _opened_file(self, job: str) -> tuple[BufferedReader, str]:
         path = self._own_store().existing(job)
         if path is None:
             raise MissingFileError(

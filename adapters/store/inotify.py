@@ -1,7 +1,7 @@
 """The kernel's notices of changes in folders: one inotify instance per event loop for all stores.
 
-In come watches on folders, out go the notices to whoever asked for them; `watching` makes changes of them. File
-systems that other machines change are told apart here: inotify does not see what is done elsewhere.
+In come watches on folders, out go the notices to whoever asked for them; `watching` makes changes of them.
+File systems that other machines change are told apart here: inotify does not see what is done elsewhere.
 """
 
 from __future__ import annotations

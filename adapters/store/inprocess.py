@@ -7,11 +7,13 @@ Changing `.data` by hand is allowed and found out at the next listing.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from datatask.engine.binding import with_content
 from datatask.engine.ports import Change, Listed, Write
 from datatask.engine.repositories import (
     MetadataRepository,
@@ -24,7 +26,7 @@ from datatask.engine.streams import AReadStream, AWriteStream, BytesReader, Byte
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job, is_job
-from datatask.schema.values import decode_value, encode_value
+from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
 V = TypeVar("V")
 
@@ -48,12 +50,9 @@ class DictStore(Generic[V]):
                 yield Listed(job, version)
 
     async def put(self, write: Write) -> str | None:
-        """Set a value."""
+        """Set a value, at once: the engine lets in-process stores follow without waiting for them."""
         job = check_job(write.job, where=self._where)
-        if write.source is None:
-            self.data[job] = self._content(write)
-        else:
-            self.data[job] = await asyncio.to_thread(self._content, write)
+        self.data[job] = self._content(write)
         return self._version(job)
 
     async def delete(self, job: str) -> None:
@@ -86,9 +85,16 @@ class DictStore(Generic[V]):
         return None
 
 
+def _bytes(write: Write) -> bytes | None:
+    if write.data is not None or write.source is None:
+        return write.data
+    return write.source.read_bytes()
+
+
 class _InProcess(StoredRepository, Generic[V]):
     medium: Medium = "mirror"
     ephemeral = True
+    _away: bool = False  # true in a worker process, where `data` is empty and the binding is asked instead
 
     def __init__(
         self,
@@ -114,9 +120,23 @@ class _InProcess(StoredRepository, Generic[V]):
             self._store = DictStore(self.data, self._content, type(self).__name__)
         return self._store
 
+    def _is_asked(self) -> bool:
+        return self._away
+
+    async def _elsewhere(self, job: str) -> Write | None:
+        """Return the job's value where the dict does not have it: written by the run, or in a worker."""
+        write = self._overlaid(job)
+        if write is None and self._away:
+            ref = await self._ref(job)
+            op = "delete" if ref is None else "put"
+            write = Write(repository=self.id, job=job, op=op)
+            if ref is not None:
+                write = msgspec.structs.replace(write, value=ref.value, digest=ref.digest, size=ref.size)
+        return write if write is None else with_content(write, self._engine().blobs)
+
     def __getstate__(self) -> dict[str, Any]:
         """The content stays here: a worker sees it through its binding, not as a copy."""
-        return {**super().__getstate__(), "data": {}, "_store": None}
+        return {**super().__getstate__(), "data": {}, "_store": None, "_away": self._id is not None}
 
 
 class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
@@ -125,19 +145,27 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
     record: Record = "value"
 
     def _content(self, write: Write) -> Any:
-        if not write.value:
-            raise CallerError(
-                "a metadata repository takes documents, not bytes", where=f"{self!r} {write.job}"
-            )
-        return decode_value(write.value)
+        if write.value:
+            return decode_value(write.value)
+        data = _bytes(write)
+        if data is None:
+            raise CallerError("a metadata repository takes documents", where=f"{self!r} {write.job}")
+        return decode_value(data)  # a document that was too large for an event
+
+    def _observed(self, write: Write) -> Write:
+        document = encode_value(self.data[write.job])
+        if len(document) <= INLINE_BYTES_MAX:
+            return msgspec.structs.replace(write, value=msgspec.Raw(document))
+        return msgspec.structs.replace(write, digest=hashlib.sha256(document).hexdigest(), size=len(document))
 
     @job_getter
     async def info(self, job: str) -> Any:
         """Return the job's document, or None."""
         check_job(job, where=repr(self))
-        if (write := self._overlaid(job)) is not None:
-            return decode_value(write.value) if write.op == "put" else None
-        return self.data.get(job)
+        write = await self._elsewhere(job)
+        if write is None:
+            return self.data.get(job)
+        return self._content(write) if write.op == "put" else None
 
     async def info_all(self) -> dict[str, Any]:
         """Return all documents."""
@@ -149,8 +177,11 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
         check_job(job, where=repr(self))
         if self._binding is None:
             self.data[job] = data
+        elif len(document := encode_value(data)) <= INLINE_BYTES_MAX:
+            await self._put(job, value=msgspec.Raw(document))
         else:
-            await self._put(job, value=msgspec.Raw(encode_value(data)))
+            digest, size = await asyncio.to_thread(self._binding.blobs.put_bytes, document)
+            await self._put(job, digest=digest, size=size)
 
 
 class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
@@ -159,11 +190,14 @@ class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
     record: Record = "digest"
 
     def _content(self, write: Write) -> bytes:
-        if write.data is not None:
-            return write.data
-        if write.source is not None:
-            return write.source.read_bytes()
-        raise CallerError("a blob repository takes bytes, not a document", where=f"{self!r} {write.job}")
+        data = _bytes(write)
+        if data is None:
+            raise CallerError("a blob repository takes bytes, not a document", where=f"{self!r} {write.job}")
+        return data
+
+    def _observed(self, write: Write) -> Write:
+        data = self.data[write.job]
+        return msgspec.structs.replace(write, digest=hashlib.sha256(data).hexdigest(), size=len(data))
 
     @job_getter
     async def info(self, job: str) -> None:
@@ -171,9 +205,10 @@ class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
         check_job(job, where=repr(self))
 
     async def _reader(self, job: str) -> AReadStream:
-        if (write := self._overlaid(job)) is not None:
-            return BytesReader((write.data or b"") if write.op == "put" else b"")
-        return BytesReader(self.data.get(job, b""))
+        write = await self._elsewhere(job)
+        if write is None:
+            return BytesReader(self.data.get(job, b""))
+        return BytesReader(self._content(write) if write.op == "put" else b"")
 
     async def _writer(self, job: str) -> AWriteStream:
         async def commit(data: bytes) -> None:

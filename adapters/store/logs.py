@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.store.filestreams import FileReader, FileWriter
-from datatask.engine.binding import ValueRef, current_run
 from datatask.engine.ports import Store
 from datatask.engine.repositories import (
     MetadataRepository,
@@ -42,17 +41,6 @@ class _Native(StoredRepository):
     def _own_store(self) -> Store:
         self._engine()  # without a pipeline: says to open one
         raise CallerError(f"{self!r} has no store", remedy="its values are in the log; read them through it")
-
-    async def _ref(self, job: str) -> ValueRef | None:
-        """Return the job's value, as the run that asks sees it, and note that the run read it."""
-        check_job(job, where=repr(self))
-        engine, run = self._engine(), current_run.get()
-        if (write := self._overlaid(job)) is not None:
-            return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
-        ref = await engine.value(self.id, job)
-        if ref is not None and run is not None:
-            run.note_read(self.id, job, ref.position)
-        return ref
 
     def _blob(self, digest: str) -> Path:
         return self._engine().blobs.path(digest)

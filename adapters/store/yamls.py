@@ -15,10 +15,13 @@ import yaml
 
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.filestore import FileStore
+from datatask.adapters.store.oserrors import os_errors
+from datatask.engine.ports import Write
 from datatask.engine.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
 from datatask.schema.errors import CallerError
-from datatask.schema.values import decode_value, encode_value
+from datatask.schema.ids import check_job
+from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -65,9 +68,10 @@ class YamlMetadataRepository(StoredBlobRepository, MetadataRepository):
     @job_getter
     async def dump(self, job: str, data: Any) -> None:
         """Make `data` the job's document."""
+        check_job(job, where=repr(self))
         text = dump_yaml(data, f"{self!r} {job}")
-        if self.record == "value" and self._binding is not None:
-            await self._put(job, value=msgspec.Raw(encode_value(data)))
+        if self.record == "value" and len(document := encode_value(data)) <= INLINE_BYTES_MAX:
+            await self._put(job, value=msgspec.Raw(document))
         else:
             await self._put(job, data=text)
 
@@ -86,6 +90,14 @@ class YamlMetadataFileRepository(YamlMetadataRepository, FileRepository):
         record: Record | None = None,
     ) -> None:
         super().__init__(filename, extension, case_insensitive, name=name, was=was, record=record)
+
+    def _observed(self, write: Write) -> Write:
+        file, path = self._opened_file(write.job)
+        with file, os_errors(path):
+            document = load_yaml(file.read(), path)
+        if self.record == "value" and len(encoded := encode_value(document)) <= INLINE_BYTES_MAX:
+            return msgspec.structs.replace(write, value=msgspec.Raw(encoded))
+        return super()._observed(write)
 
     def _own_store(self) -> FileStore:
         return FileStore(self.basedir, self.extension, self.case_insensitive, self._id or "", yaml_of)
