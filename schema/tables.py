@@ -101,6 +101,10 @@ def _time(column: str) -> str:
     return f"CASE WHEN {column} IS NOT NULL THEN {_TIME.format(column)} END"
 
 
+def _hex(column: str) -> str:
+    return f"CASE WHEN {column} IS NOT NULL THEN lower(hex({column})) END"
+
+
 def _first_after(kinds: tuple[str, ...]) -> str:
     """Return the position of the first event of these kinds about the run `d`, found by its job's index."""
     wanted = ", ".join(_KIND.format(kind) for kind in kinds)
@@ -114,7 +118,7 @@ _EVENTS = f"""
 CREATE VIEW events AS
 SELECT l.position, l.at, {_TIME.format("l.at")} AS time, k.text AS kind, l.version, l.essential,
        a.text AS actor, l.cause, t.text AS task, r.text AS repository, j.text AS job, l.run,
-       l.payload, l.salt, lower(hex(l.digest)) AS digest, lower(hex(l.chain)) AS chain
+       l.payload, l.salt, {_hex("l.digest")} AS digest, {_hex("l.chain")} AS chain
 FROM log l
 LEFT JOIN names k ON k.id = l.kind
 LEFT JOIN names a ON a.id = l.actor

@@ -2,7 +2,7 @@
 
 In: a path and who opens. Out: the connection that will write, and the head it will write behind. A new log is
 built under another name and moved into place, so that it is there whole or not at all. An old one is looked
-at before a byte of it changes: format, pipeline, length of the file, and the chain of its last batch. The
+at before an event of it changes: format, pipeline, length of the file, and the chain of its last batch. The
 whole chain is read by verify.py, when somebody asks.
 """
 

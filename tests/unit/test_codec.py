@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datatask.schema import codec
-from datatask.schema.codec import CHAIN_START, UPCASTERS, Row, chain, decode, encode, from_line, payload_digest, to_line
+from datatask.schema.codec import (
+    CHAIN_START,
+    UPCASTERS,
+    Row,
+    chain,
+    decode,
+    encode,
+    from_line,
+    payload_digest,
+    to_line,
+)
 from datatask.schema.errors import FutureLogError, LogDamagedError
 from datatask.schema.events import KINDS, Event, RunObserved, UnknownEvent, ValuePut
 from tests.golden.samples import FOLDER, SAMPLES, golden_path
@@ -75,17 +84,18 @@ def test_an_empty_value_is_no_value() -> None:
 
 
 @pytest.fixture
-def _raised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """`RunObserved` as if it were at version 3, its `phase` once called `state` and then `step`."""
     monkeypatch.setattr(RunObserved, "VERSION", 3)
     monkeypatch.setitem(UPCASTERS, ("RunObserved", 1), lambda fields: {"step": fields.pop("state"), **fields})
     monkeypatch.setitem(UPCASTERS, ("RunObserved", 2), lambda fields: {"phase": fields.pop("step"), **fields})
-    yield
 
 
 @pytest.mark.usefixtures("_raised")
 def test_older_versions_are_raised_one_step_at_a_time() -> None:
-    row = Row(5, "RunObserved", 1, False, "engine", None, "t", None, "j", 4, b'{"state":"waiting","reason":"x"}')
+    row = Row(
+        5, "RunObserved", 1, False, "engine", None, "t", None, "j", 4, b'{"state":"waiting","reason":"x"}'
+    )
     expected = RunObserved(at=5, task="t", job="j", run=4, phase="waiting", reason="x")
     assert decode(row) == expected
     assert decode(row._replace(version=2, payload=b'{"step":"waiting","reason":"x"}')) == expected
@@ -121,7 +131,9 @@ text = st.text(st.characters(exclude_categories=("Cs",)))
 
 
 @given(st.lists(st.tuples(text, st.one_of(st.none(), text), st.one_of(st.none(), st.binary())), min_size=1))
-def test_the_preimage_of_the_chain_is_what_its_description_says(parts: list[tuple[str, str | None, bytes | None]]) -> None:
+def test_the_preimage_of_the_chain_is_what_its_description_says(
+    parts: list[tuple[str, str | None, bytes | None]],
+) -> None:
     rows = [Row(-5, "Kind", 1, True, actor, None, None, job, job, 2**62, data) for actor, job, data in parts]
     digests = [payload_digest(row.payload, -(2**63)) for row in rows]
     body = [[*row[:-1], digest] for row, digest in zip(rows, digests, strict=True)]
