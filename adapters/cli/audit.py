@@ -122,13 +122,17 @@ def _events(
 
 
 def _line(shape: dict[str, Any]) -> str:
-    about = [f"{name}={shape[name]}" for name in ("task", "repository", "job", "run") if shape[name] is not None]
+    about = [
+        f"{name}={shape[name]}" for name in ("task", "repository", "job", "run") if shape[name] is not None
+    ]
     if shape["actor"] != "engine":
         about.append(f"by {shape['actor']}")
     data = cell(shape["data"]) if shape["data"] else ""
     if len(data) > DATA_WIDTH:
         data = data[:DATA_WIDTH] + "…"
-    return shown(" ".join([f"{shape['position']:>6}", shape["at"], f"{shape['kind']:<16}", *about, data]).rstrip())
+    return shown(
+        " ".join([f"{shape['position']:>6}", shape["at"], f"{shape['kind']:<16}", *about, data]).rstrip()
+    )
 
 
 def _cells(shape: dict[str, Any], fields: tuple[str, ...] | Any) -> list[str]:
@@ -187,7 +191,7 @@ def _run(row: tuple[Any, ...]) -> dict[str, Any]:
 
 @command(
     "query",
-    example="datatask query \"SELECT task, state, count(*) FROM runs GROUP BY task, state\"\n"
+    example='datatask query "SELECT task, state, count(*) FROM runs GROUP BY task, state"\n'
     "datatask query --json \"SELECT * FROM values_now WHERE repository = 'out'\"",
 )
 @click.argument("sql")
@@ -207,7 +211,9 @@ def query(settings: Settings, sql: str, limit: int | None, timeout: float) -> No
         rows = [[_plain(value) for value in row] for row in answer.rows]
         output.document({"columns": answer.columns, "rows": rows, "more": answer.more})
         return
-    columns = [name if name not in answer.columns[:i] else f"{name}:{i + 1}" for i, name in enumerate(answer.columns)]
+    columns = [
+        name if name not in answer.columns[:i] else f"{name}:{i + 1}" for i, name in enumerate(answer.columns)
+    ]
     output.rows([dict(zip(columns, row, strict=True)) for row in answer.rows], columns)
     if answer.more:
         output.say(f"more rows than --limit {limit}")

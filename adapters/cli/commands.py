@@ -97,4 +97,6 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, entry.help) for name, entry in entries.items()])
         if self.commands:
             with formatter.section("This pipeline's own"):
-                formatter.write_dl([(name, command.get_short_help_str()) for name, command in self.commands.items()])
+                formatter.write_dl(
+                    [(name, command.get_short_help_str()) for name, command in self.commands.items()]
+                )

@@ -6,6 +6,7 @@ said beside it. `--watch` folds only what was appended since, and prints again w
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -14,7 +15,8 @@ import click
 from datatask.adapters.cli import shapes
 from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
-from datatask.adapters.cli.recorded import Recorded, changed, follow, recorded
+from datatask.adapters.cli.present import Seen, seen
+from datatask.adapters.cli.recorded import Recorded, changed, follow
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.when import When
 from datatask.schema.errors import CallerError
@@ -28,37 +30,49 @@ WATCH_SECONDS = 1.0
 )
 @click.option("--watch", is_flag=True, help="Print again whenever something changes, until interrupted.")
 @click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
-@click.option("-a", "--all", "all_links", is_flag=True, help="Also links that are no input, output or status.")
+@click.option(
+    "-a", "--all", "all_links", is_flag=True, help="Also links that are no input, output or status."
+)
 def status(settings: Settings, all_links: bool, at: When | None, watch: bool) -> None:
     """Count jobs per task and link."""
     if watch and at is not None:
         raise CallerError("--watch looks at the present", remedy="leave out --at or --watch")
     output = Output(settings)
-    with recorded(settings, at) as log:
+    with seen(settings, at) as log:
         show(output, log, all_links)
-        while watch:
-            before = shapes.status(log.state, all_links)
-            if not changed(log.reader, log.state.position, WATCH_SECONDS):
-                continue
-            follow(log.reader, log.state)
-            if shapes.status(log.state, all_links) != before:
-                show(output, log, all_links, again=True)
-            time.sleep(0.2)
+        if watch:
+            _watch(output, log, all_links)
 
 
-def show(output: Output, log: Recorded, all_links: bool, *, again: bool = False) -> None:
+def _watch(output: Output, log: Seen, all_links: bool) -> None:
+    if log.reader is None:
+        raise CallerError(
+            "there is no log yet to watch", where=str(log.about["url"]), remedy="start `datatask run`"
+        )
+    while True:
+        before = shapes.status(log.state, all_links)
+        if not changed(log.reader, log.state.position, WATCH_SECONDS):
+            continue
+        follow(log.reader, log.state)
+        log = log._replace(about=Recorded(log.reader, log.state).about())
+        if shapes.status(log.state, all_links) != before:
+            show(output, log, all_links, again=True)
+        time.sleep(0.2)
+
+
+def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> None:
     """Print the status once."""
     counts = shapes.status(log.state, all_links)
     if output.json:
         chosen = output.chosen(("log", "tasks", "quotas"))
-        document = {"log": log.about(), **counts}
+        document = {"log": log.about, **counts}
         output.document({name: document[name] for name in chosen})
     elif output.draws or output.colored:
         _draw(output, log, counts, again)
     else:
         for line in lines(counts):
             output.line(line)
-    _flush()
+    sys.stdout.flush()
 
 
 def lines(counts: dict[str, Any]) -> list[str]:
@@ -71,7 +85,7 @@ def lines(counts: dict[str, Any]) -> list[str]:
     return found
 
 
-def held(log: Recorded) -> list[str]:
+def held(log: Seen) -> list[str]:
     """Return a line for each repository that awaits a person's word."""
     return [
         f"{leaf.id} is held: {leaf.held}; if that is true: datatask run --accept-loss {leaf.id}"
@@ -80,7 +94,7 @@ def held(log: Recorded) -> list[str]:
     ]
 
 
-def _draw(output: Output, log: Recorded, counts: dict[str, Any], again: bool) -> None:
+def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -109,11 +123,7 @@ def _draw(output: Output, log: Recorded, counts: dict[str, Any], again: bool) ->
         console.print(Text(f"quota {name}: {used}"))
     for line in held(log):
         console.print(Text(shown(line), "yellow"))
-    about = log.about()
-    console.print(Text(f"as of position {about['head']}, {about['at'] or 'the beginning'}", "dim"))
-
-
-def _flush() -> None:
-    import sys
-
-    sys.stdout.flush()
+    about = (
+        f"as of position {log.about['head']}, {log.about['at']}" if log.reader else "no log yet: as found now"
+    )
+    console.print(Text(about, "dim"))

@@ -106,14 +106,20 @@ def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
     with source.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
         if reader.fieldnames is None or "job" not in reader.fieldnames:
-            raise CallerError("the first line has no column job", where=str(source), remedy="name one column job")
+            raise CallerError(
+                "the first line has no column job", where=str(source), remedy="name one column job"
+            )
         try:
             for row in reader:
                 where = f"{source}:{reader.line_num}"
                 if None in row or None in row.values():
                     raise CallerError("this line has not as many cells as the first", where=where)
                 job = row.pop("job")
-                yield where, job, row["value"] if list(row) == ["value"] else {k: _scalar(v) for k, v in row.items()}
+                yield (
+                    where,
+                    job,
+                    row["value"] if list(row) == ["value"] else {k: _scalar(v) for k, v in row.items()},
+                )
         except (csv.Error, UnicodeDecodeError) as error:
             raise CallerError(f"not CSV: {error}", where=f"{source}:{reader.line_num}") from error
 
@@ -141,8 +147,12 @@ def _lines(source: Path) -> Iterator[tuple[str, str, Any]]:
             try:
                 value = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise CallerError(f"not JSON: {error}", where=where, remedy="write one object a line") from error
+                raise CallerError(
+                    f"not JSON: {error}", where=where, remedy="write one object a line"
+                ) from error
             if not isinstance(value, dict) or not isinstance(value.get("job"), str):
-                raise CallerError('this line has no "job"', where=where, remedy='write {"job": "…", "value": …}')
+                raise CallerError(
+                    'this line has no "job"', where=where, remedy='write {"job": "…", "value": …}'
+                )
             job = value.pop("job")
             yield where, job, value["value"] if list(value) == ["value"] else value

@@ -35,7 +35,9 @@ def _command(name: str, verb: argparse.ArgumentParser, pipeline: Pipeline) -> cl
         values = vars(verb.parse_args(list(arguments)))
         func = values.pop("func", None)
         if func is None:
-            raise CallerError(f"the verb {name} has no func", remedy="call set_defaults(func=…) on its sub-parser")
+            raise CallerError(
+                f"the verb {name} has no func", remedy="call set_defaults(func=…) on its sub-parser"
+            )
         result = func(pipeline, **values)
         if inspect.iscoroutine(result):
             asyncio.run(_inside(pipeline, result))

@@ -56,7 +56,9 @@ class Interrupts:
         self.count += 1
         running = len(self._pipeline.state.open_runs)
         if self.count == 1:
-            self._say(f"interrupted: launching nothing more, waiting for {running} that run; once more abandons them")
+            self._say(
+                f"interrupted: launching nothing more, waiting for {running} that run; once more abandons them"
+            )
             self._pipeline.drain()
         elif self.count == 2:
             self._say(f"abandoning {running} that run; once more cuts off")

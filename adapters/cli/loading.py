@@ -94,10 +94,14 @@ def check_file(file: Path) -> None:
     """Raise unless the file is one that can be loaded."""
     if file.is_dir():
         raise CallerError(
-            "this is a directory, not a pipeline file", where=str(file), remedy=f"try -p {file / 'pipeline.py'}"
+            "this is a directory, not a pipeline file",
+            where=str(file),
+            remedy=f"try -p {file / 'pipeline.py'}",
         )
     if not file.exists():
-        raise CallerError("there is no such pipeline file", where=str(file), remedy="check -p, or run `datatask init`")
+        raise CallerError(
+            "there is no such pipeline file", where=str(file), remedy="check -p, or run `datatask init`"
+        )
     if file.suffix in (".yaml", ".yml"):
         raise CallerError(
             "pipelines in YAML are not there yet",

@@ -45,7 +45,9 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
     sys.exit(invoke(sys.argv[1:], settings, instrument))
 
 
-def invoke(arguments: Sequence[str], settings: Settings | None = None, instrument: Instrument | None = None) -> int:
+def invoke(
+    arguments: Sequence[str], settings: Settings | None = None, instrument: Instrument | None = None
+) -> int:
     """Run one command and return its exit code."""
     settings = settings or Settings(debug=bool(os.environ.get("DATATASK_DEBUG")))
     try:

@@ -7,7 +7,6 @@ after the command's name; all of it ends up in one `Settings`, which every comma
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,7 +30,9 @@ def _kept(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 
 def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    _kept("fields")(context, parameter, tuple(part.strip() for part in (value or "").split(",") if part.strip()))
+    _kept("fields")(
+        context, parameter, tuple(part.strip() for part in (value or "").split(",") if part.strip())
+    )
 
 
 def shared_options(*, hidden: bool) -> list[click.Option]:
@@ -90,7 +91,9 @@ def command(
 def changing(function: F) -> F:
     """Add the options of every command that changes something."""
     for option in (
-        click.option("--exit-code", is_flag=True, help="With --dry-run: exit with 3 when something would change."),
+        click.option(
+            "--exit-code", is_flag=True, help="With --dry-run: exit with 3 when something would change."
+        ),
         click.option("--reason", default="", metavar="TEXT", help="Why, for the log."),
         click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
     ):
@@ -100,11 +103,11 @@ def changing(function: F) -> F:
 
 def WHEN(text: str) -> When:
     """A position, an ISO time, or an age."""
-    return parse_when(text, time.time_ns())
+    from datatask.adapters.clock import SystemClock
+
+    return parse_when(text, SystemClock().now())
 
 
 def JOB(text: str) -> str:
     """A job id: what cannot be one is refused before anything is opened."""
     return check_job(text)
-
-

@@ -27,9 +27,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 def error_document(error: DatataskError) -> dict[str, Any]:
     """Return the documented JSON shape of an error."""
-    return {
-        "error": {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}
-    }
+    return {"error": {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}}
 
 
 def error_line(error: DatataskError) -> str:
@@ -97,7 +95,9 @@ class Output:
         wanted = self._settings.fields
         for name in wanted:
             if name not in columns:
-                raise CallerError(f"there is no field {name}", remedy="use --fields with: " + ",".join(columns))
+                raise CallerError(
+                    f"there is no field {name}", remedy="use --fields with: " + ",".join(columns)
+                )
         return wanted or columns
 
     def _table(self, cells: Sequence[Sequence[str]], columns: Sequence[str], title: str) -> None:

@@ -39,7 +39,10 @@ def told(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> 
     return exit_code(done, dry_run, wanted)
 
 
-@command("launch", example="datatask launch resize cat\ndatatask launch resize cat --force --sync --reason 'second look'")
+@command(
+    "launch",
+    example="datatask launch resize cat\ndatatask launch resize cat --force --sync --reason 'second look'",
+)
 @click.argument("task")
 @click.argument("job", type=JOB)
 @click.option("--meta/--no-meta", default=True, help="Write the done entry (default), or do not.")
@@ -70,7 +73,9 @@ def launch(
     async def wait(pipeline: Pipeline) -> None:
         if pipeline.tasks[task].outlives and not sync:
             return  # closing would end any other run
-        while any((run.task, pipeline.state.jobs[run.job]) == (task, job) for run in _open_runs(pipeline.state)):
+        while any(
+            (run.task, pipeline.state.jobs[run.job]) == (task, job) for run in _open_runs(pipeline.state)
+        ):
             await asyncio.sleep(0.02)
 
     done = carry_out(settings, plan, dry_run=dry_run, afterwards=wait)
@@ -123,7 +128,13 @@ def _is_pending(state: State, task: TaskState, job: str) -> bool:
 @click.option("--failed", is_flag=True, help="All jobs whose last run failed.")
 @changing
 def retry(
-    settings: Settings, task: str, jobs: tuple[str, ...], failed: bool, dry_run: bool, reason: str, exit_code: bool
+    settings: Settings,
+    task: str,
+    jobs: tuple[str, ...],
+    failed: bool,
+    dry_run: bool,
+    reason: str,
+    exit_code: bool,
 ) -> int:
     """Run jobs of a task again whose last run has ended."""
     if bool(jobs) is failed:
@@ -155,7 +166,9 @@ def resume(settings: Settings, tasks: tuple[str, ...], dry_run: bool, reason: st
     return _mark(settings, "resume", tasks, dry_run, reason, exit_code)
 
 
-def _mark(settings: Settings, verb: str, tasks: Sequence[str], dry_run: bool, reason: str, wanted: bool) -> int:
+def _mark(
+    settings: Settings, verb: str, tasks: Sequence[str], dry_run: bool, reason: str, wanted: bool
+) -> int:
     kind = r.PauseTask if verb == "pause" else r.ResumeTask
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:

@@ -82,7 +82,13 @@ class Progress:
         left = ready + task.open_runs
         seconds = left / rate if rate else None
         return TaskProgress(
-            name, task.succeeded.count, task.open_runs, ready, task.failed.count, rate, seconds if left else 0.0
+            name,
+            task.succeeded.count,
+            task.open_runs,
+            ready,
+            task.failed.count,
+            rate,
+            seconds if left else 0.0,
         )
 
     def _rate(self, name: str) -> float:
@@ -100,9 +106,8 @@ class Progress:
             sum(getattr(task, name) for task in tasks) for name in ("done", "live", "ready", "failed")
         )
         rate = sum(task.rate for task in tasks)
-        return (
-            f"{words(self.seconds)}: {done} done, {live} live, {ready} ready, {failed} failed"
-            + (f", {rate:.1f}/s" if rate else "")
+        return f"{words(self.seconds)}: {done} done, {live} live, {ready} ready, {failed} failed" + (
+            f", {rate:.1f}/s" if rate else ""
         )
 
     def table(self) -> Table:
@@ -110,7 +115,9 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold", caption=words(self.seconds), caption_justify="left")
+        table = Table(
+            box=None, pad_edge=False, header_style="bold", caption=words(self.seconds), caption_justify="left"
+        )
         for title in ("task", "done", "live", "ready", "failed", "rate", "left"):
             table.add_column(title, justify="left" if title == "task" else "right", min_width=6)
         for task in self.tasks():

@@ -143,9 +143,7 @@ class _Work:
             return
         waiting = sum(len(task.queue) + len(task.awaiting) for task in self._pipeline.state.tasks.values())
         count = len(self._pipeline.tasks)
-        self._output.line(
-            f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}"
-        )
+        self._output.line(f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}")
         sys.stdout.flush()
 
     def _place(self) -> str:

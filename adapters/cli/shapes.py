@@ -121,7 +121,9 @@ def status(state: State, all_links: bool = True) -> dict[str, Any]:
     """Return `tasks` and `quotas` of the status shape."""
     current = {task.name for task in state.definition.tasks}
     return {
-        "tasks": {task.name: _task(state, task, all_links) for task in state.tasks.values() if task.name in current},
+        "tasks": {
+            task.name: _task(state, task, all_links) for task in state.tasks.values() if task.name in current
+        },
         "quotas": {
             name: {"used": units(quota.used), "limit": units(quota.limits) | _launches(quota.launches)}
             for name, quota in state.quotas.items()
@@ -154,7 +156,8 @@ def _launches(launches: int | None) -> dict[str, float]:
 def units(amounts: dict[str, int]) -> dict[str, float]:
     """Return amounts in cores, bytes and units instead of billionths."""
     return {
-        name: amount // NANO if amount % NANO == 0 else amount / NANO for name, amount in sorted(amounts.items())
+        name: amount // NANO if amount % NANO == 0 else amount / NANO
+        for name, amount in sorted(amounts.items())
     }
 
 

@@ -22,6 +22,7 @@ from datatask.adapters.cli.injecting import document_of, portions, read_many
 from datatask.adapters.cli.options import JOB, WHEN, changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.people import told
+from datatask.adapters.cli.present import seen
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.when import When
@@ -54,7 +55,7 @@ def ls(settings: Settings, expression: tuple[str, ...], at: When | None) -> None
     Names are task.link, task.ready, task.live, task.succeeded, task.failed, or repository ids, in quotes where
     they hold spaces; operators are & | - ^ and parentheses, with Python's precedence.
     """
-    with recorded(settings, at) as log:
+    with seen(settings, at) as log:
         known = shapes.set_names(log.state)
         tree = parse(" ".join(expression), known)
         found = evaluate(tree, lambda name: shapes.named_set(log.state, known, name))
@@ -91,7 +92,11 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
     with recorded(settings, at) as log:
         found = _value(settings, log, repository, job, present=at is None)
     if Output(settings).json:
-        content = {"value": found.document} if found.data is None else {"base64": base64.b64encode(found.data).decode()}
+        content = (
+            {"value": found.document}
+            if found.data is None
+            else {"base64": base64.b64encode(found.data).decode()}
+        )
         shape = {"repository": found.repository, "job": job, "position": found.position, **content}
         Output(settings).document(shape)
         return
@@ -112,7 +117,9 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
     index = state.job_index.get(job)
     leaves = [leaf for leaf in positive(expr) if state.contains(leaf, job)]
     if index is None or not leaves or index not in shapes.members(state, expr):
-        raise UnknownNameError(f"{job} is not there", where=name, remedy=f"see `{settings.command('ls', name)}`")
+        raise UnknownNameError(
+            f"{job} is not there", where=name, remedy=f"see `{settings.command('ls', name)}`"
+        )
     definition = state.leaves[leaves[0]].definition
     if definition.derived is None:
         position = get_at(state.leaves[leaves[0]].positions, index)
@@ -191,7 +198,9 @@ def takes_documents(definition: d.RepositoryDef) -> bool:
 @click.argument("job", required=False, type=JOB)
 @click.option("--as", "form", type=click.Choice(("document", "bytes")),
               help="What the values are, where the repository's kind does not tell.")  # fmt: skip
-@click.option("--extension", metavar="EXT", help="With a directory: only these files, the job being what is before.")
+@click.option(
+    "--extension", metavar="EXT", help="With a directory: only these files, the job being what is before."
+)
 @click.option("--from", "source", type=click.Path(path_type=Path), metavar="PATH",
               help="Many values: a directory (a file a job), .csv (with a column job), .jsonl.")  # fmt: skip
 @changing
@@ -204,7 +213,9 @@ def inject(
     Documents are written in YAML (or JSON). Everything is checked before the first value is put.
     """
     if (job is None) is (source is None):
-        raise CallerError("inject takes a job, with its value on stdin, or --from", remedy="give one of the two")
+        raise CallerError(
+            "inject takes a job, with its value on stdin, or --from", remedy="give one of the two"
+        )
     data = sys.stdin.buffer.read() if source is None else b""
 
     def plan(state: State, blobs: Blobs | None) -> Iterable[Wish]:
@@ -267,7 +278,9 @@ def _is_document(settings: Settings, definition: d.RepositoryDef, form: str | No
 
 
 def _neither(definition: d.RepositoryDef) -> CallerError:
-    return CallerError("cannot inject data into a repository which is not a blob or metadata", where=definition.id)
+    return CallerError(
+        "cannot inject data into a repository which is not a blob or metadata", where=definition.id
+    )
 
 
 # --- rm ---------------------------------------------------------------------------------------------
@@ -297,9 +310,15 @@ def rm(
         expr = None if is_task else shapes.find_link(state, target)
         leaves = reached(state, target if is_task else None, expr, recursive)
         if not leaves:
-            raise CallerError(f"nothing can be deleted from {target}", remedy="delete from what it is made of")
+            raise CallerError(
+                f"nothing can be deleted from {target}", remedy="delete from what it is made of"
+            )
         for leaf in leaves:
-            present = state.members(leaf) if wanted is None else [job for job in wanted if state.contains(leaf, job)]
+            present = (
+                state.members(leaf)
+                if wanted is None
+                else [job for job in wanted if state.contains(leaf, job)]
+            )
             for part in sliced(present):
                 request = r.DeleteValues(**who("rm", reason), repository=leaf, jobs=part)
                 yield Wish(request, tuple(Change("delete", repository=leaf, job=job) for job in part))

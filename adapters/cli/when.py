@@ -66,7 +66,9 @@ def position_of(reader: LogReader, when: When | None) -> int:
         return reader.end_of_batch(when.position) if when.position else 0
     assert when.at is not None
     last = _last_before(reader, when.at, head)
-    rows = reader.query("SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)).rows
+    rows = reader.query(
+        "SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)
+    ).rows
     return int(rows[0][0] or 0)
 
 

@@ -65,10 +65,17 @@ async def print_trace(pipeline: Pipeline, all_repos: bool, jobs: Iterable[str]) 
 def _tasks(pipeline: Pipeline, all_repos: bool) -> Iterator[tuple[Task, list[tuple[str, Link]]]]:
     """Yield each task with its links: inputs, then status, then the rest."""
     for task in pipeline.tasks.values():
-        links = sorted(task.links.items(), key=lambda item: 0 if item[1].is_input else 1 if item[1].is_status else 2)
-        yield task, [
-            (name, link) for name, link in links if all_repos or link.is_input or link.is_output or link.is_status
-        ]
+        links = sorted(
+            task.links.items(), key=lambda item: 0 if item[1].is_input else 1 if item[1].is_status else 2
+        )
+        yield (
+            task,
+            [
+                (name, link)
+                for name, link in links
+                if all_repos or link.is_input or link.is_output or link.is_status
+            ],
+        )
 
 
 async def list_data(pipeline: Pipeline, data: str | Iterable[str]) -> None:
@@ -86,7 +93,11 @@ async def list_data(pipeline: Pipeline, data: str | Iterable[str]) -> None:
 
 
 def _names(pipeline: Pipeline) -> dict[str, Repository]:
-    return {f"{task.name}.{name}": link.repo for task in pipeline.tasks.values() for name, link in task.links.items()}
+    return {
+        f"{task.name}.{name}": link.repo
+        for task in pipeline.tasks.values()
+        for name, link in task.links.items()
+    }
 
 
 def _find(pipeline: Pipeline, name: str) -> Repository:
@@ -179,7 +190,9 @@ async def launch(
     """Launch a job if it is ready, or with `force` in any case; with `sync` return when its run has ended."""
     task = pipeline.tasks.get(task_name)
     if task is None:
-        raise UnknownNameError(f"there is no task {task_name}", remedy="use one of: " + ", ".join(pipeline.tasks))
+        raise UnknownNameError(
+            f"there is no task {task_name}", remedy="use one of: " + ", ".join(pipeline.tasks)
+        )
     pipeline.settings(sync, meta)
     if not force and not await task.ready.contains(check_job(job)):
         logger.warning("Task is not ready to launch - use -f to force")
@@ -201,6 +214,7 @@ def shell(pipeline: Pipeline) -> None:
         import IPython
     except ImportError as error:
         raise CallerError(
-            "IPython is not installed", remedy="pip install ipython, or install datatask with its extra [shell]"
+            "IPython is not installed",
+            remedy="pip install ipython, or install datatask with its extra [shell]",
         ) from error
     IPython.start_ipython(argv=[], user_ns={"pipeline": pipeline})

@@ -1,0 +1,152 @@
+"""`doctor`: whether the surroundings are as datatask needs them; looks only, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datatask.adapters.cli.loading import find_reference
+from datatask.adapters.cli.options import command
+from datatask.adapters.cli.output import Output
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.log.locate import locate
+from datatask.schema.errors import CallerError, DatataskError
+
+SQLITE_OLDEST = (3, 38, 0)
+FREE_BYTES_MIN = 1 << 30
+WATCHES_MIN = 8192
+_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
+_EXTRAS = {"asyncssh": "ssh", "kubernetes_asyncio": "kubernetes", "IPython": "shell"}
+
+
+class Check(NamedTuple):
+    """What was looked at: `ok` is yes, no, or a note that is no trouble."""
+
+    check: str
+    ok: str
+    what: str
+    remedy: str = ""
+
+
+@command("doctor", example="datatask doctor\ndatatask -p pipeline.py doctor --json")
+def doctor(settings: Settings) -> int:
+    """Check the surroundings: Python, SQLite, disk, the log and its engine, the pipeline with -p.
+
+    Exit code 0 when nothing is wrong, 5 when the log is damaged, 2 for anything else.
+    """
+    checks: list[Check] = []
+    code = 0
+    for name, look in _LOOKS.items():
+        try:
+            checks += look(settings)
+        except DatataskError as error:
+            checks.append(
+                Check(name, "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy)
+            )
+            code = max(code, error.exit_code)
+    output = Output(settings)
+    output.rows([check._asdict() for check in checks], Check._fields)
+    return code or (2 if any(check.ok == "no" for check in checks) else 0)
+
+
+def _python(_: Settings) -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    yield Check("python", "yes" if ok else "no", version, "" if ok else "use Python 3.11 or newer")
+
+
+def _sqlite(_: Settings) -> Iterator[Check]:
+    ok = sqlite3.sqlite_version_info >= SQLITE_OLDEST
+    needed = ".".join(map(str, SQLITE_OLDEST))
+    yield Check(
+        "sqlite", "yes" if ok else "no", sqlite3.sqlite_version, "" if ok else f"use {needed} or newer"
+    )
+
+
+def _extras(_: Settings) -> Iterator[Check]:
+    for module, extra in _EXTRAS.items():
+        there = find_spec(module) is not None
+        yield Check(module, "yes" if there else "note", "installed" if there else "not installed",
+                    "" if there else f"only if you need it: install datatask-engine[{extra}]")  # fmt: skip
+
+
+def _inotify(_: Settings) -> Iterator[Check]:
+    if _WATCHES.exists():
+        watches = int(_WATCHES.read_text())
+        ok = watches >= WATCHES_MIN
+        yield Check("inotify", "yes" if ok else "note", f"{watches} watches",
+                    "" if ok else "raise fs.inotify.max_user_watches; folders are listed instead")  # fmt: skip
+
+
+def _log(settings: Settings) -> Iterator[Check]:
+    try:
+        url = settings.log_url()
+    except CallerError as error:
+        yield Check("log", "note", error.what, error.remedy)
+        return
+    path = locate(url).path
+    if path is None:
+        yield Check("log", "note", "in memory", "name a file with --log to keep it")
+        return
+    yield from _folder(path)
+    if not path.exists():
+        yield Check("log", "note", f"{path} is not there yet", "`datatask run` makes it")
+        return
+    yield from _content(settings.log_path())
+
+
+def _folder(path: Path) -> Iterator[Check]:
+    from datatask.adapters.log.locate import refuse_network
+
+    there = next(parent for parent in path.parents if parent.exists())
+    refuse_network(there)
+    writable = os.access(there, os.W_OK)
+    yield Check(
+        "folder", "yes" if writable else "no", str(there), "" if writable else "make the folder writable"
+    )
+    free = shutil.disk_usage(there).free
+    ok = free >= FREE_BYTES_MIN
+    yield Check("disk", "yes" if ok else "no", f"{free / 1e9:.1f} GB free", "" if ok else "free some space")
+
+
+def _content(path: Path) -> Iterator[Check]:
+    from datatask.adapters.log.holder import lease_holder
+    from datatask.adapters.log.reader import LogReader
+
+    with LogReader(path) as reader:
+        head = reader.head
+        list(reader.read(max(0, head - 100)))
+        mode = path.stat().st_mode & 0o777
+        yield Check("log", "yes", f"{path}, head {head}, pipeline {reader.pipeline}")
+        private = not mode & 0o077
+        yield Check("mode", "yes" if private else "note", f"{mode:o}", "" if private else f"chmod 600 {path}")
+    holder = lease_holder(path)
+    running = "no engine runs" if holder is None else f"an engine runs: pid {holder[1]} {holder[0]}".rstrip()
+    yield Check("engine", "yes", running)
+
+
+def _pipeline(settings: Settings) -> Iterator[Check]:
+    if not settings.names_pipeline:
+        reference = find_reference(None)
+        found = f"{reference.text} (not loaded)" if reference is not None else "none here"
+        yield Check("pipeline", "note", found, "name it with -p to check that it loads")
+        return
+    pipeline = settings.load_pipeline()
+    count = len(pipeline.declare().definition.tasks)
+    yield Check("pipeline", "yes", f"{pipeline.name}: {count} task{'s' * (count != 1)}")
+
+
+_LOOKS: dict[str, Callable[[Settings], Iterator[Check]] | Any] = {
+    "python": _python,
+    "sqlite": _sqlite,
+    "extras": _extras,
+    "inotify": _inotify,
+    "pipeline": _pipeline,
+    "log": _log,
+}

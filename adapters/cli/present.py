@@ -1,0 +1,128 @@
+"""A copy of the recorded state that knows what the stores hold now, without a log, a lease or a run.
+
+In: a pipeline. Out: its state as recorded, under its present definition, and after `look` also what a listing of
+the stores finds and what user code says of it. `plan` decides on that; commands that only read use it where
+`-p` names a pipeline that has no log yet. Nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from datatask.adapters.cli.asking import declared_state
+from datatask.adapters.cli.recorded import fold, recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.when import When
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.log.locate import locate
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.effects import Evaluation
+from datatask.engine.core.fold import apply
+from datatask.engine.core.state import State
+from datatask.engine.core.wiring import define
+from datatask.schema import definition as d
+from datatask.schema import events as e
+from datatask.schema.errors import CallerError
+from datatask.schema.values import encode_value
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
+
+
+class Seen(NamedTuple):
+    """A state, the `log` part of documented shapes, and the log, or None where there is none yet."""
+
+    state: State
+    about: dict[str, Any]
+    reader: LogReader | None
+
+
+@contextmanager
+def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
+    """Open the log and fold it up to `when`; where -p names a pipeline without a log, look at its stores."""
+    path = locate(settings.log_url()).path
+    if not settings.names_pipeline or (path is not None and path.exists()):
+        with recorded(settings, when) as log:
+            yield Seen(log.state, log.about(), log.reader)
+        return
+    if when is not None:
+        raise CallerError(
+            "there is no log yet, and so no past", where=settings.log_url(), remedy="leave out --at"
+        )
+    pipeline = settings.load_pipeline()
+    state = declared_state(pipeline)
+    asyncio.run(look(pipeline, state, SystemClock().now()))
+    yield Seen(state, {"url": settings.log_url(), "head": 0, "at": None}, None)
+
+
+def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
+    """Return the recorded state under the pipeline's present definition, and the recorded definition."""
+    definition = pipeline.declare().definition
+    path = locate(pipeline.log_location()).path
+    if path is None or not path.exists():
+        return declared_state(pipeline), None
+    with LogReader(path) as reader:
+        state = fold(reader, reader.head)
+    if state.pipeline != pipeline.name:
+        raise CallerError(
+            f"the log belongs to the pipeline {state.pipeline!r}, not to {pipeline.name!r}",
+            where=str(path),
+            remedy="give each pipeline a log of its own, or the same name=",
+        )
+    recorded = state.definition if state.defined_at else None
+    if recorded is None or recorded.digest() != definition.digest():
+        define(state, definition, max(state.position, 1))
+    return state, recorded
+
+
+async def look(pipeline: Pipeline, state: State, now: int) -> None:
+    """Let the copy learn what the stores hold, and what user code says of it."""
+    await pipeline.session.open()
+    try:
+        for leaf in state.definition.repositories:
+            if leaf.medium in ("foreign", "mirror"):
+                store = pipeline.declare().repositories[leaf.id].store
+                _learn(state, leaf.id, {found.job: found.version async for found in store.list()}, now)
+        while await _evaluate(pipeline, state, now):
+            pass
+    finally:
+        await pipeline.session.close()
+
+
+def _learn(state: State, leaf: str, listed: Mapping[str, str | None], now: int) -> None:
+    known = set(state.members(leaf))
+    for job in listed.keys() - known:
+        _apply(state, e.ValuePut(at=now, repository=leaf, job=job, version=listed[job], origin="observed"))
+    for job in known - listed.keys():
+        _apply(state, e.ValueDeleted(at=now, repository=leaf, job=job, origin="observed"))
+    _apply(state, e.RepositorySynced(at=now, repository=leaf, listed_at=now, members=len(listed)))
+
+
+async def _evaluate(pipeline: Pipeline, state: State, now: int) -> bool:
+    """Evaluate what is pending; return whether anything was, so that what follows from it is seen too."""
+    found = [(key, why) for key, why in state.pending.items() if not why.error]
+    for key, why in found:
+        job = state.jobs[key.job]
+        on_leaf = key.what in ("filter", "translation")
+        about: dict[str, Any] = {"repository" if on_leaf else "task": key.owner}
+        try:
+            value = await pipeline._evaluate(Evaluation(key, key.owner, job, why.position))
+        except Exception as error:  # user code may raise anything; here as in a run it holds the job
+            outcome: dict[str, Any] = {
+                "error": f"{type(error).__name__}: {error}"[:1024],
+                "retry_at": now + d.SECOND,
+            }
+        else:
+            outcome = {"value": msgspec.Raw(encode_value(value))}
+        evaluated = e.Evaluated(at=now, what=key.what, job=job, inputs=(why.position,), **about, **outcome)  # type: ignore[arg-type]
+        _apply(state, evaluated)
+    return bool(found)
+
+
+def _apply(state: State, event: e.Event) -> None:
+    apply(state, state.position + 1, event)

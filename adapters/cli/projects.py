@@ -1,0 +1,72 @@
+"""`init`: a small project that runs as it stands, to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from datatask.adapters.cli.options import command
+from datatask.adapters.cli.output import Output
+from datatask.adapters.cli.settings import Settings
+from datatask.schema.errors import CallerError
+
+PIPELINE = '''"""Counts the words of texts: `datatask run`, then `datatask status` and `datatask cat count.words poem`."""
+
+import datatask
+
+session = datatask.Session()
+
+texts = datatask.FileRepository("texts", extension=".txt")
+words = datatask.LogMetadataRepository("words")
+done = datatask.LogMetadataRepository("done")
+
+count = datatask.InProcessSyncTask("count", done)
+count.link("texts", texts, is_input=True)
+count.link("words", words, is_output=True)
+
+
+@count
+async def count_words(job: str, texts: datatask.FileRepository, words: datatask.LogMetadataRepository) -> None:
+    async with texts.open(job, "r") as file:
+        text = await file.read()
+    await words.dump(job, {"words": len(text.split()), "lines": len(text.splitlines())})
+
+
+pipeline = datatask.Pipeline([count], session, [])
+
+if __name__ == "__main__":
+    datatask.main(pipeline)
+'''
+
+FILES = {
+    "pipeline.py": PIPELINE,
+    "texts/poem.txt": "The log remembers\nwhat the pipeline did last night:\none line for each step\n",
+    "texts/note.txt": "Put a text into this folder and run the pipeline again.\n",
+    ".gitignore": ".datatask/\n__pycache__/\n",
+}
+
+
+@command("init", example="datatask init words && cd words && datatask run")
+@click.argument("directory", type=click.Path(path_type=Path), default=".")
+def init(settings: Settings, directory: Path) -> None:
+    """Make a small example project in DIRECTORY (here); nothing is overwritten."""
+    output = Output(settings)
+    if directory.exists() and not directory.is_dir():
+        raise CallerError("this is a file", where=str(directory), remedy="name a directory")
+    there = [name for name in FILES if (directory / name).exists()]
+    if there:
+        raise CallerError(
+            f"{', '.join(there)} is there already", where=str(directory), remedy="name another directory"
+        )
+    for name, text in FILES.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    if output.json:
+        output.document({"directory": str(directory.absolute()), "files": list(FILES)})
+        return
+    for name in FILES:
+        output.line(f"made {directory / name}")
+    output.say("now: " + ("" if directory == Path() else f"cd {directory} && ") + "datatask run")

@@ -1,0 +1,196 @@
+"""`trace` and `why`: where a job is, and what it would take for it to run; both from the log alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from datatask.adapters.cli import shapes
+from datatask.adapters.cli.options import JOB, WHEN, command
+from datatask.adapters.cli.output import Output, encode, shown
+from datatask.adapters.cli.present import seen
+from datatask.adapters.cli.recorded import Recorded, recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.when import When, iso
+from datatask.adapters.clock import SystemClock
+from datatask.engine.core.members import get_at
+from datatask.engine.core.state import State
+from datatask.schema import definition as d
+
+_OPS = {
+    "put": "put {job} into {repository}",
+    "delete": "delete {job} from {repository}",
+    "resume": "resume {task}",
+    "wait_until": "wait until {until}",
+    "start_engine": "start the engine",
+    "end_run": "end run {run}",
+}
+
+
+@command("trace", example="datatask trace cat dog\ndatatask trace cat --at -1d --json")
+@click.argument("jobs", nargs=-1, required=True, type=JOB, metavar="JOB...")
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
+@click.option(
+    "-a", "--all", "all_links", is_flag=True, help="Also links that are no input, output or status."
+)
+def trace(settings: Settings, jobs: tuple[str, ...], all_links: bool, at: When | None) -> None:
+    """Show in which links jobs are.
+
+    With --json: [{"job", "tasks": {NAME: {"state", "links": {LINK: {"repository", "present", "since"}}}}}].
+    """
+    output = Output(settings)
+    with seen(settings, at) as log:
+        if output.json:
+            output.document([_path(log.state, job, all_links) for job in jobs])
+            return
+        for line in _lines(log.state, jobs, all_links):
+            output.line(line)
+
+
+def _lines(state: State, jobs: tuple[str, ...], all_links: bool) -> list[str]:
+    """Return pydatatask's text: task, `task.link JOB JOB`, an empty line."""
+    lines = []
+    for task in state.definition.tasks:
+        lines.append(task.name)
+        for link in shapes.shown_links(task, all_links):
+            there = shapes.members(state, link.expr)
+            present = [job for job in jobs if job in state.job_index and state.job_index[job] in there]
+            lines.append(f"{task.name}.{link.name} {' '.join(present)}".rstrip())
+        lines.append("")
+    return lines
+
+
+def _path(state: State, job: str, all_links: bool) -> dict[str, Any]:
+    tasks = {}
+    for task in state.definition.tasks:
+        links = {}
+        for link in shapes.shown_links(task, all_links):
+            index = state.job_index.get(job)
+            present = index is not None and index in shapes.members(state, link.expr)
+            links[link.name] = {
+                "repository": shapes.text_of(link.expr),
+                "present": present,
+                "since": _since(state, link.expr, index) if present and index is not None else None,
+            }
+        tasks[task.name] = {"state": _state_of(state, task.name, job), "links": links}
+    return {"job": job, "tasks": tasks}
+
+
+def _since(state: State, expr: d.AnyExpr, job: int) -> int | None:
+    position = get_at(state.leaves[expr.leaf].positions, job) if isinstance(expr, d.In) else 0
+    return position if position > 0 else None
+
+
+def _state_of(state: State, name: str, job: str) -> str:
+    task, index = state.tasks[name], state.job_index.get(job)
+    if index is None:
+        return "absent"
+    for leaf in (task.live, task.succeeded, task.failed):
+        if state.contains(leaf.id, job):
+            return leaf.id.partition("(")[0]
+    episode = task.episodes.get(index)
+    if episode is not None and episode.not_before is not None:
+        return "retrying"
+    return "ready" if index in task.queue or index in task.awaiting else "waiting"
+
+
+# --- why --------------------------------------------------------------------------------------------
+
+
+@command(
+    "why", example="datatask why resize cat\ndatatask why resize\ndatatask why resize cat --at -2h --json"
+)
+@click.argument("task")
+@click.argument("job", required=False, type=JOB)
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
+def why(settings: Settings, task: str, job: str | None, at: When | None) -> None:
+    """Explain why a job runs or does not: all that holds it back, and the least that would change it.
+
+    Without JOB all waiting jobs of the task, by reason. With --json as documented in docs/cli.md.
+    """
+    from datatask.engine.core import why as explaining
+
+    output = Output(settings)
+    with recorded(settings, at) as log:
+        shapes.find_task(log.state, task)
+        alive, now = _engine(log, at)
+        if job is None:
+            groups = explaining.explain_all(log.state, task, now, engine_alive=alive)
+            _tell_groups(output, log, task, groups)
+            return
+        found = explaining.explain(log.state, task, job, now, engine_alive=alive)
+        if output.json:
+            output.document(found.to_json())
+            return
+        for line in _explained(found, log):
+            output.line(shown(line))
+
+
+def _engine(log: Recorded, at: When | None) -> tuple[bool, int]:
+    """Return whether an engine was alive, and what time it was."""
+    if at is not None:
+        return log.state.engine is not None and not log.state.closed, log.state.at
+    from datatask.adapters.log.lease import probe
+
+    return probe(log.reader.path) is not None, max(SystemClock().now(), log.state.at)
+
+
+def _tell_groups(output: Output, log: Recorded, task: str, groups: Any) -> None:
+    if output.json:
+        import msgspec
+
+        plain = msgspec.to_builtins(groups)
+        output.document({"task": task, "at_position": log.state.position, "groups": plain})
+        return
+    for group in groups:
+        sample = ", ".join(group.sample) + (", …" if group.count > len(group.sample) else "")
+        output.line(shown(f"{group.count} held by {group.what}: {group.explain} ({sample})"))
+    if not groups:
+        output.line(f"no job waits for {task}")
+
+
+def _explained(found: Any, log: Recorded) -> list[str]:
+    lines = [f"{found.task} {found.job}: {_verdict(found)}"]
+    for condition in found.conditions:
+        mark = "ok " if condition.satisfied else "NOT"
+        since = f", since position {condition.since}" if condition.since else ""
+        lines.append(
+            f"  {mark} {condition.link}: needs {condition.needs} in {condition.repository}, is {condition.is_}{since}"
+        )
+    lines += [f"  held by {hold.what}: {hold.explain}" for hold in found.held_by]
+    lines += _last_run(log, found.task, found.job)
+    if found.changes:
+        lines.append("  to let it run: " + "; ".join(map(_change_in_words, found.changes)))
+    return lines
+
+
+def _verdict(found: Any) -> str:
+    if any(hold.what == "live" for hold in found.held_by):
+        return "is running"
+    if not found.ready:
+        return "is not ready"
+    return "is ready, and held back" if found.held_by else "is ready, and will be launched"
+
+
+def _last_run(log: Recorded, task: str, job: str) -> list[str]:
+    sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
+    rows = log.reader.query(
+        f"{sql} AND run <= ? ORDER BY run DESC LIMIT 1", (job, task, log.state.position)
+    ).rows
+    if not rows:
+        return ["  it has never been run"]
+    run, state, exit_code, kind, error, ended_at = rows[0]
+    detail = f", exit code {exit_code}" if exit_code is not None else ""
+    detail += f": {kind}: {error}" if error is not None else ""
+    when = f" at {iso(ended_at)}" if ended_at else ""
+    return [f"  last run {run}: {state}{when}{detail}"]
+
+
+def _change_in_words(change: Any) -> str:
+    fields = {name: getattr(change, name) for name in change.__struct_fields__}
+    text = _OPS[change.op].format(**fields) if change.op in _OPS else ""
+    if not text:
+        rest = {name: value for name, value in fields.items() if value and name not in ("op", "explain")}
+        text = f"{change.op.replace('_', ' ')} {encode(rest)}"
+    return f"{text} ({change.explain})" if change.explain else text
