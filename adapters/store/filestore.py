@@ -164,7 +164,7 @@ class FolderStore(ABC):
                 remove(path)
 
     def _abandoned(self) -> Iterator[Path]:
-        oldest = time.time() - STAGED_SECONDS_MAX  # file times are the wall clock's, not the engine's
+        oldest = time.time() - STAGED_SECONDS_MAX  # file times are the wall clock's
         with os.scandir(self.basedir) as entries:
             for entry in entries:
                 if entry.name.startswith(".") and entry.name.endswith(STAGED):

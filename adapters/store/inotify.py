@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from inotify_simple import Event, INotify, flags  # type: ignore[import-untyped]
+from inotify_simple import Event, INotify, flags
 
 ENTERED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE
 LEFT = flags.DELETE | flags.MOVED_FROM

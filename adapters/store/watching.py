@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from inotify_simple import Event, flags  # type: ignore[import-untyped]
+from inotify_simple import Event, flags
 
 from datatask.adapters.store.directories import DirectoryStore
 from datatask.adapters.store.filestore import FolderStore
