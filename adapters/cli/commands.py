@@ -36,8 +36,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "graph": Entry("graphs", "graph", "Draw tasks and repositories."),
     },
     "Change": {
-        "inject": Entry("values", "inject", "Put values into a repository."),
-        "rm": Entry("values", "rm", "Delete jobs from repositories."),
+        "inject": Entry("contents", "inject", "Put values into a repository."),
+        "rm": Entry("contents", "rm", "Delete jobs from repositories."),
         "launch": Entry("people", "launch", "Launch one job now."),
         "cancel": Entry("people", "cancel", "Cancel jobs of a task, running or waiting."),
         "retry": Entry("people", "retry", "Run jobs of a task again."),

@@ -108,6 +108,11 @@ def find_link(state: State, name: str) -> d.AnyExpr:
     return meaning
 
 
+def takes_documents(definition: d.RepositoryDef) -> bool:
+    """Whether a repository of this kind holds documents, as far as its kind tells."""
+    return "Metadata" in definition.kind
+
+
 # --- status -----------------------------------------------------------------------------------------
 
 
