@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterable
@@ -105,8 +106,13 @@ class LocalLinuxManager(AbstractProcessManager):
         return str(process.pid)
 
     async def kill(self, pid: str) -> None:
-        """Kill the process with its session."""
-        proctable.kill_session(int(pid))
+        """Kill the process with its session, or alone where that session is ours."""
+        with contextlib.suppress(ProcessLookupError):
+            session = os.getsid(int(pid))
+            if session == os.getsid(0):
+                os.kill(int(pid), signal.SIGKILL)
+            else:
+                proctable.kill_session(session)
 
     def open(self, path: Path, mode: Literal["r", "rb", "w", "wb"]) -> AbstractAsyncContextManager[Any]:
         """Open a local file."""
@@ -207,8 +213,6 @@ class LocalRunner:
                         while data := await source.read(BLOCK_BYTES):
                             file.write(data)
         except asyncio.CancelledError:
-            if run.reason is not None:
-                self._end(run, stopped_ending(run.reason))
             return
         except (TemporaryError, OSError) as error:
             self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
@@ -220,6 +224,8 @@ class LocalRunner:
             return
         finally:
             run.preparing = None
+        if run.told:
+            return
         run.reads = context.reads or None
         self._sweep([])
         self._client.ask(spec.identity, self._question(spec), self)
@@ -245,6 +251,7 @@ class LocalRunner:
         open_run.reason = reason
         if open_run.preparing is not None:
             open_run.preparing.cancel()
+            self._end(open_run, stopped_ending(reason))
             return
         stop = {"op": "stop", "id": open_run.spec.identity, "grace": grace / SECOND, "reason": reason}
         self._client.tell(stop)

@@ -15,7 +15,7 @@ import inspect
 import pickle
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,9 +71,11 @@ class Call:
         writes: tuple[Write, ...] = ()
         loop = asyncio.new_event_loop()
         try:
+            if self.cancelled:
+                raise asyncio.CancelledError
             result = func(**arguments)
             if inspect.isawaitable(result):
-                self._finish(loop, _awaited(result))
+                self._finish(loop, result)
             writes = loop.run_until_complete(self.context.settle())
         except BaseException as caught:
             writes = self.context.fence()
@@ -84,12 +86,10 @@ class Call:
         ended, spent = time.time_ns(), time.thread_time() - cpu  # noqa: TID251 - the runner's clock
         return Outcome(error, detail, writes, self.context.reads, started, ended, round(spent, 6))
 
-    def _finish(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
-        with self._lock:
-            task = loop.create_task(_contained(work))
+    def _finish(self, loop: asyncio.AbstractEventLoop, result: Awaitable[Any]) -> None:
+        with self._lock:  # a cancellation comes before this, and is seen in the first step, or after it
+            task = loop.create_task(self._contained(result))
             self._loop, self._task = loop, task
-            if self.cancelled:
-                task.cancel()
         try:
             failure = loop.run_until_complete(task)
         finally:
@@ -98,18 +98,20 @@ class Call:
         if failure is not None:
             raise failure
 
+    async def _contained(self, result: Awaitable[Any]) -> BaseException | None:
+        """Return what the function raised: an exit raised inside a task would tear its loop down."""
+        try:
+            if self.cancelled and inspect.iscoroutine(result):
+                result.close()
+                return asyncio.CancelledError()
+            await result
+        except BaseException as error:
+            return error
+        return None
+
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
-
-
-async def _contained(work: Coroutine[Any, Any, Any]) -> BaseException | None:
-    """Return what the function raised: an exit raised inside a task would tear its loop down."""
-    try:
-        await work
-    except BaseException as error:
-        return error
-    return None
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
