@@ -234,7 +234,9 @@ def _decision_round(state: State, position: int, event: e.DecisionRound) -> None
 def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None:
     task = state.tasks[event.task]
     job = state.intern(event.job)
+    state.set_claim(task, job, True)  # first: what the launch itself changes is no new occasion
     episode = task.episodes.get(job)
+    opens = episode is None
     if episode is None:
         if job in task.queue:
             episode = Episode(task.queue.position(job), task.queue.priority(job))
@@ -244,8 +246,9 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
                 put_at(task.episode_count, job, get_at(task.episode_count, job) + 1)
         state.dequeue(task, job)
         task.episodes[job] = episode
-        state.clear_outcomes(task, job, position)
     episode.run, episode.attempt, episode.not_before = position, event.attempt, None
+    if opens:
+        state.clear_outcomes(task, job, position)
     put_at(task.last_run, job, position)
     task.open_runs += 1
     quota = task.definition.quota
@@ -265,7 +268,6 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
     )
     if quota is not None:
         state.quotas[quota].take(event.resources, event.at)
-    state.set_claim(task, job, True)
     state.flip(task.live, job, True, position)
 
 

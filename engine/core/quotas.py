@@ -29,7 +29,8 @@ class QuotaState:
     def take(self, request: dict[str, int], at: int) -> None:
         """Account for a launch."""
         for name, amount in request.items():
-            self.used[name] = self.used.get(name, 0) + amount
+            if amount:
+                self.used[name] = self.used.get(name, 0) + amount
         if self.launches is not None:
             self.recent.append(at)
             while self.recent[0] <= at - self.definition.window:
@@ -37,8 +38,13 @@ class QuotaState:
 
     def free(self, request: dict[str, int]) -> None:
         """Account for an ending."""
+        used = self.used
         for name, amount in request.items():
-            self.used[name] -= amount
+            left = used.get(name, 0) - amount
+            if left:
+                used[name] = left
+            else:
+                used.pop(name, None)
 
     def change(self, limits: dict[str, int], launches: int | None) -> None:
         """Set new limits; running work is not touched."""

@@ -266,16 +266,16 @@ class Twin:
     def _on_LaunchDecided(self, position: int, event: e.LaunchDecided) -> None:
         key = (event.task, event.job)
         waited = self._dequeue(*key)
+        self.claims.add(key)
         if key not in self.episodes:
             if waited is None:
                 self.count[key] += 1
             known = waited is not None and waited.priority is not None
-            self.episodes[key] = Started(waited.position if known and waited else position, 0, 0)
+            self.episodes[key] = Started(waited.position if known and waited else position, position, 0)
             self._clear(*key, position)
         episode = self.episodes[key]
         episode.run, episode.attempt, episode.not_before = position, event.attempt, None
         self.open[position] = (event, self.tasks[event.task].quota)
-        self.claims.add(key)
         self.change(view_id(event.task, "live"), event.job, True, position)
 
     def _on_StopDecided(self, position: int, event: e.StopDecided) -> None:

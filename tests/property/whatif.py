@@ -1,0 +1,125 @@
+"""Doing what `why` proposes, to a copy of a state: `launches(state, task, job, changes)`.
+
+Each proposed change becomes the event that it would become in a log; what user code and other tasks would have to
+bring about is simply made so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from datatask.engine.core.checkpoints import dump, load
+from datatask.engine.core.decide import decide
+from datatask.engine.core.fold import apply
+from datatask.engine.core.queues import PriorityQueue
+from datatask.engine.core.state import PendingKey, State
+from datatask.engine.core.why import Change
+from datatask.schema import events as e
+from datatask.schema.definition import view_id
+
+LAST = ("raise_priority",)
+
+
+class WhatIf:
+    """A copy of a state in which proposed changes are made."""
+
+    def __init__(self, state: State, now: int, unavailable: frozenset[str], *, engine_alive: bool) -> None:
+        self.state = load(dump(state))
+        self.now, self.unavailable, self.engine_alive = now, set(unavailable), engine_alive
+        self._pending = set(self.state.pending)
+
+    def make(self, change: Change) -> None:
+        """Make one change."""
+        getattr(self, f"_{change.op}")(change)
+
+    def launches(self, task: str, job: str) -> bool:
+        """Whether the next round launches the job."""
+        if not self.engine_alive:
+            return False
+        key = PendingKey("priority", task, self.state.job_index[job])
+        if key in self.state.pending and key not in self._pending:  # a new episode: the engine asks by itself
+            self._ask_priority(task, job)
+        found = decide(self.state, self.now, unavailable=self.unavailable)
+        return any((each.task, each.job) == (task, job) for each in found.decisions)
+
+    def _event(self, event: e.Event) -> None:
+        apply(self.state, self.state.position + 1, event)
+
+    def _put(self, change: Change) -> None:
+        self._event(e.ValuePut(at=self.now, repository=change.repository, job=change.job))
+
+    def _delete(self, change: Change) -> None:
+        self._event(e.ValueDeleted(at=self.now, repository=change.repository, job=change.job))
+
+    def _set_filter(self, change: Change) -> None:
+        leaf, job = self.state.leaves[change.repository], self.state.job_index[change.job]
+        self.state.pending.pop(PendingKey("filter", leaf.id, job), None)
+        self.state.flip(leaf, job, change.outcome == "true", self.state.position)
+
+    def _wait_for(self, change: Change) -> None:
+        view = change.outcome.removeprefix("not ")
+        leaf, job = self.state.leaves[view_id(change.task, view)], self.state.job_index[change.job]  # type: ignore[arg-type]
+        self.state.flip(leaf, job, not change.outcome.startswith("not "), self.state.position)
+
+    def _evaluate(self, change: Change) -> None:
+        key = PendingKey("priority", change.task, self.state.job_index[change.job])
+        if key in self.state.pending:
+            self._ask_priority(change.task, change.job)
+
+    def _ask_priority(self, task: str, job: str) -> None:
+        self._event(e.Evaluated(at=self.now, what="priority", task=task, job=job, value=msgspec.Raw(b"0")))
+
+    def _end_run(self, change: Change) -> None:
+        about = {"at": self.now, "task": change.task, "job": change.job, "run": change.run}
+        self._event(e.StopDecided(**about, reason="deleted"))
+        self._event(e.RunEnded(**about, outcome="cancelled"))
+
+    def _retry(self, change: Change) -> None:
+        self._event(e.RetryRequested(at=self.now, task=change.task, job=change.job))
+
+    def _resume(self, change: Change) -> None:
+        self._event(e.TaskResumed(at=self.now, task=change.task))
+
+    def _enable(self, change: Change) -> None:
+        task = self.state.tasks[change.task]
+        task.definition = msgspec.structs.replace(task.definition, disabled=False)
+
+    def _recover(self, change: Change) -> None:
+        self.unavailable.discard(change.task)
+
+    def _observe(self, change: Change) -> None:
+        self._event(e.RepositorySynced(at=self.now, repository=change.repository, listed_at=self.now, members=0))
+
+    _accept_loss = _observe
+
+    def _start_engine(self, change: Change) -> None:
+        self.engine_alive = True
+
+    def _raise_concurrency(self, change: Change) -> None:
+        task = self.state.tasks[change.task]
+        task.definition = msgspec.structs.replace(task.definition, concurrency=change.concurrency)
+
+    def _raise_quota(self, change: Change) -> None:
+        self._event(e.QuotaChanged(at=self.now, quota=change.quota, limits=change.limits, launches=change.launches))
+
+    def _wait_until(self, change: Change) -> None:
+        self.now = max(self.now, change.at or 0)
+
+    def _raise_priority(self, change: Change) -> None:
+        task, job = self.state.tasks[change.task], self.state.job_index[change.job]
+        episode = task.episodes.get(job)
+        if episode is not None:
+            episode.priority = 1e9
+        queue = PriorityQueue()
+        for order, position, other in task.queue.entries():
+            queue.push(other, 1e9 if other == job else -order, position)
+        task.queue = queue
+
+
+def launches(what_if: WhatIf, changes: Iterable[Change], task: str, job: str) -> bool:
+    """Make the changes and tell whether the next round launches the job."""
+    for change in sorted(changes, key=lambda change: (change.op in LAST, change.op != "end_run")):
+        what_if.make(change)
+    return what_if.launches(task, job)
