@@ -73,6 +73,7 @@ class LauncherClient(asyncio.Protocol):
         self._sent_environments: set[str] = set()
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._disconnected: asyncio.Future[None] | None = None
         self._incoming = b""
         self._outgoing: list[bytes] = []
         self._flushing = False
@@ -99,7 +100,9 @@ class LauncherClient(asyncio.Protocol):
                 await self._connecting
         if self._transport is not None:
             transport, self._transport = self._transport, None
+            self._disconnected = self._loop.create_future()
             transport.close()
+            await self._disconnected
         self._asked.clear()
         if self._sweeper is not None:
             await self._sweeper
@@ -255,6 +258,8 @@ class LauncherClient(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Connect again while anything is open."""
+        if self._disconnected is not None and not self._disconnected.done():
+            self._disconnected.set_result(None)
         if self._transport is not None:
             self._transport = None
             if self._users and (self._asked or self._outgoing):

@@ -150,13 +150,14 @@ class _File:
 class _Open:
     """One run between start and forget."""
 
-    __slots__ = ("preparing", "reason", "reads", "spec", "told")
+    __slots__ = ("preparing", "reason", "reads", "spec", "started", "told")
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.preparing: asyncio.Task[None] | None = None
         self.reason: StopReason | None = None
         self.reads: dict[str, int] | None = None
+        self.started = False
         self.told = False
 
 
@@ -308,10 +309,11 @@ class LocalRunner:
     def _started(self, run: _Open, message: Message) -> None:
         handle = {key: message[key] for key in ("pid", "start", "boot")}
         self._client.settle_later(run.spec.identity)
+        known, run.started = run.started, True
         if run.spec.identity in self._recovering:
             self._recovered(run)
             self._sink(Adopted(run.spec.run, handle, WHERE))
-        else:
+        elif not known:
             self._sink(Started(run.spec.run, handle, WHERE, message["began"]))
 
     def _recovered(self, run: _Open) -> None:

@@ -1,0 +1,329 @@
+"""Processes of this machine outlive engines and launchers, run once, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import (
+    InProcessBlobRepository,
+    InProcessMetadataRepository,
+    LocalLinuxManager,
+    ProcessTask,
+    Resources,
+)
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.launching import LauncherClient
+from datatask.adapters.execute.local import LocalRunner
+from datatask.adapters.execute.targets import STDOUT
+from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started
+from datatask.schema.errors import CallerError
+
+SECOND = 1_000_000_000
+LOG = "feedfacefeedface"
+
+ENGINE = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from integration.test_local_processes import task_of, spec
+async def main():
+    task = task_of({path!r}, {script!r})
+    await task.validate()
+    facts = []
+    await task.runner.open(facts.append)
+    for run in range(1, {runs} + 1):
+        task.runner.start(spec(run))
+    while len(facts) < {runs}:
+        await asyncio.sleep(0.01)
+    print("started", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def task_of(path: str | Path, script: str, **more: Any) -> ProcessTask:
+    """Return a process task below a folder, with stdout."""
+    out = InProcessBlobRepository()
+    out._id = "out"
+    pids = InProcessMetadataRepository()
+    manager = LocalLinuxManager("app", path)
+    task = ProcessTask("t", manager, None, Resources(), pids, script, stdout=out, **more)
+    task.link("inp", InProcessMetadataRepository(), is_input=True)
+    return task
+
+
+def spec(run: int, *, epoch: int = 1, job: str = "") -> RunSpec:
+    """Return a run of the task."""
+    return RunSpec(run, f"{LOG}.{epoch}.{run}", "t", job or f"j{run}", 1, 1, {})
+
+
+async def until(condition: Any, seconds: float = 20.0) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def ends(facts: list[Fact]) -> dict[int, Ended]:
+    """Return the ends so far by run; each run has one at most."""
+    found = [fact for fact in facts if isinstance(fact, Ended)]
+    assert len(found) == len({fact.run for fact in found})
+    return {fact.run: fact for fact in found}
+
+
+def launcher_pid(path: Path) -> int:
+    """Return the pid of the folder's launcher."""
+    return int((path / "app" / "launcher.lock").read_text())
+
+
+async def run_all(task: ProcessTask, *specs: RunSpec) -> dict[int, Ended]:
+    """Run these to their ends."""
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    for one in specs:
+        task.runner.start(one)
+    await until(lambda: len(ends(facts)) == len(specs))
+    await task.runner.close()
+    return ends(facts)
+
+
+async def test_runs_survive_a_killed_engine_and_happen_once(tmp_path: Path) -> None:
+    """kill -9 of the engine's whole process group; each run's side effect is counted once, outputs are collected."""
+    script = f"echo {{{{job}}}} >> {tmp_path}/effects; sleep 1; echo out {{{{job}}}}"
+    tests = str(Path(__file__).parent.parent)
+    program = ENGINE.format(tests=tests, path=str(tmp_path), script=script, runs=8)
+    engine = subprocess.Popen(  # noqa: ASYNC220 - starts in a moment
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert engine.stdout is not None
+    assert await asyncio.to_thread(engine.stdout.readline) == "started\n"
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait()
+    engine.stdout.close()
+    task = task_of(tmp_path, script)
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    await task.runner.recover([spec(run) for run in range(1, 9)])
+    assert any(isinstance(fact, Adopted) for fact in facts)
+    await until(lambda: len(ends(facts)) == 8)
+    assert {ended.ending.outcome for ended in ends(facts).values()} == {"succeeded"}
+    assert sorted((tmp_path / "effects").read_text().split()) == [f"j{run}" for run in range(1, 9)]
+    (write,) = ends(facts)[3].writes
+    assert write.source is not None
+    assert write.source.read_text() == "out j3\n"
+    for run in range(1, 9):
+        task.runner.forget(run)
+    await task.runner.close()
+    assert list((tmp_path / "app" / LOG).iterdir()) == []
+
+
+async def test_runs_survive_a_killed_launcher(tmp_path: Path) -> None:
+    """The next launcher watches what runs; its exit code is told by kernels from 6.15 on, else it is lost."""
+    task = task_of(tmp_path, "sleep 1; exit 5")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts)
+    first = launcher_pid(tmp_path)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: ends(facts))
+    assert launcher_pid(tmp_path) != first
+    ending = ends(facts)[1].ending
+    assert (ending.outcome, ending.exit_code) in [("failed", 5), ("lost", None)]
+    assert [type(fact) for fact in facts] == [Started, Ended]
+    await task.runner.close()
+
+
+async def test_a_start_that_the_dead_launcher_had_taken_is_not_repeated(tmp_path: Path) -> None:
+    """The launcher dies between the start and its answer: the run is found by its command line."""
+    task = task_of(tmp_path, f"echo once >> {tmp_path}/effects; sleep 1")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts)
+    pid = launcher_pid(tmp_path)
+    journal = tmp_path / "app" / "journal"
+    os.kill(pid, signal.SIGSTOP)
+    kept = [line for line in journal.read_text().splitlines(keepends=True) if '"pid"' not in line]
+    journal.write_text("".join(kept))
+    assert any('"intended"' in line for line in kept)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: ends(facts))
+    await task.runner.close()
+    assert (tmp_path / "effects").read_text() == "once\n"
+
+
+async def test_what_was_settled_as_absent_can_never_start(tmp_path: Path) -> None:
+    """A delayed start under a barred identity is refused by the launcher."""
+    task = task_of(tmp_path, f"touch {tmp_path}/started")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    await task.runner.recover([spec(1)])
+    assert ends(facts)[1].ending.outcome == "lost"
+    await task.runner.close()
+    again = await run_all(task_of(tmp_path, f"touch {tmp_path}/started"), spec(1))
+    assert again[1].ending.outcome == "lost"
+    assert not (tmp_path / "started").exists()
+
+
+async def test_a_stop_reaches_the_whole_session(tmp_path: Path) -> None:
+    """Children that ignore TERM, also in process groups of their own, are killed after the grace."""
+    script = f"""#!/bin/bash
+    set -m
+    trap '' TERM
+    (trap '' TERM; echo $BASHPID > {tmp_path}/child; sleep 60) &
+    sleep 60 & wait; wait
+    """
+    task = task_of(tmp_path, script)
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+    child = int((tmp_path / "child").read_text())
+    began = time.monotonic()
+    task.runner.stop(1, "timeout", SECOND // 2)
+    await until(lambda: ends(facts))
+    assert time.monotonic() - began < 5
+    ending = ends(facts)[1].ending
+    assert (ending.outcome, ending.exit_code) == ("timed_out", 137)
+    assert ending.error is not None
+    assert ending.error.message == "stopped: its time was up (killed by SIGKILL)"
+    await until(lambda: (proctable.stat_fields(child) or ["Z"])[0] in "ZX")
+    await task.runner.close()
+
+
+async def test_what_a_run_leaves_in_its_group_is_killed(tmp_path: Path) -> None:
+    """A background process does not hold the quota of a run that has ended."""
+    task = task_of(tmp_path, f"sleep 60 & echo $! > {tmp_path}/child")
+    await run_all(task, spec(1))
+    child = int((tmp_path / "child").read_text())
+    await until(lambda: (proctable.stat_fields(child) or ["Z"])[0] in "ZX")
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "message"),
+    [
+        ("exit 0", "succeeded", None),
+        ("exit 7", "failed", "exit code 7"),
+        ("kill -SEGV $$", "failed", "killed by SIGSEGV"),
+        ("#!/no/such/interpreter\n", "refused", "the interpreter /no/such/interpreter"),
+        ("#!/etc/passwd\n", "refused", "the interpreter /etc/passwd"),
+    ],
+)
+async def test_ends_are_told_in_words(tmp_path: Path, script: str, outcome: str, message: str | None) -> None:
+    """Exit codes, signals by name, interpreters that are not there."""
+    ending = (await run_all(task_of(tmp_path, script), spec(1)))[1].ending
+    assert ending.outcome == outcome
+    assert (message is None) == (ending.error is None)
+    if ending.error is not None:
+        assert message is not None
+        assert message in ending.error.message
+    if outcome != "refused":
+        assert ending.usage is not None
+        assert ending.usage["rss_bytes_max"] > 0
+
+
+async def test_streams_directory_and_environment(tmp_path: Path) -> None:
+    """stdin is the repository's bytes, stderr joins stdout, the environment is exactly what was given."""
+    stdin = InProcessBlobRepository({"j1": b"given\n"})
+    script = "cat; echo err >&2; pwd; env | grep -v -e PWD -e SHLVL -e _="
+    task = task_of(tmp_path, script, stdin=stdin, stderr=STDOUT, environ={"TOKEN": "secret-value"})
+    (write,) = (await run_all(task, spec(1)))[1].writes
+    assert write.source is not None
+    folder = tmp_path / "app" / LOG / f"{LOG}.1.1"
+    assert write.source.read_text().split() == ["given", "err", str(folder / "cwd"), "TOKEN=secret-value"]
+    assert oct(folder.stat().st_mode)[-3:] == "700"
+    on_disk = [path for path in (tmp_path / "app").rglob("*") if path.is_file() and path != write.source]
+    assert not [path for path in on_disk if b"secret-value" in path.read_bytes()]
+
+
+async def test_an_environment_that_cannot_be_is_named_without_its_values(tmp_path: Path) -> None:
+    """The message has the variable's name alone."""
+    with pytest.raises(CallerError) as caught:
+        task_of(tmp_path, "true", environ={"TOKEN": b"secret-value"})
+    assert "TOKEN" in str(caught.value)
+    assert "secret-value" not in str(caught.value)
+
+
+async def test_the_directory_of_a_live_foreign_log_is_refused(tmp_path: Path) -> None:
+    """The owner is named, and the way out."""
+    owner = task_of(tmp_path, "sleep 5")
+    facts: list[Fact] = []
+    await owner.runner.open(facts.append)
+    owner.runner.start(spec(1))
+    await until(lambda: facts)
+    intruder = task_of(tmp_path, "true")
+    other = spec(1)._replace(identity="0000beef.1.1")
+    ending = (await run_all(intruder, other))[1].ending
+    assert ending.outcome == "refused"
+    assert ending.error is not None
+    assert f"another pipeline's log ({LOG}" in ending.error.message
+    assert "another app name" in ending.error.message
+    owner.runner.stop(1, "cancelled", 0)
+    await until(lambda: ends(facts))
+    await owner.runner.close()
+
+
+async def test_what_earlier_engines_left_is_swept(tmp_path: Path) -> None:
+    """A run that had ended, and was never forgotten, is removed by the next engine of that log."""
+    await run_all(task_of(tmp_path, "true"), spec(1))
+    assert (tmp_path / "app" / LOG / f"{LOG}.1.1").exists()
+    await run_all(task_of(tmp_path, "true"), spec(9, epoch=2))
+    assert not (tmp_path / "app" / LOG / f"{LOG}.1.1").exists()
+    assert (tmp_path / "app" / LOG / f"{LOG}.2.9").exists()
+
+
+async def test_a_long_base_directory_is_fine(tmp_path: Path) -> None:
+    """A socket's path may have 107 bytes; a directory may have more."""
+    deep = tmp_path / ("d" * 120) / ("e" * 120)
+    assert (await run_all(task_of(deep, "true"), spec(1)))[1].ending.outcome == "succeeded"
+
+
+async def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
+    """A link in a shared temporary folder could lead anywhere."""
+    (tmp_path / "app").symlink_to("/")
+    with pytest.raises(CallerError, match="does not belong"):
+        await task_of(tmp_path, "true").runner.open(lambda fact: None)
+
+
+async def test_an_idle_launcher_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With no runs and no engine it goes away by itself."""
+    await run_all(task_of(tmp_path, "true"), spec(1))
+    pid = launcher_pid(tmp_path)
+    await until(lambda: not Path(f"/proc/{pid}").exists(), 30)
+    assert (await run_all(task_of(tmp_path, "true"), spec(2)))[2].ending.outcome == "succeeded"
+
+
+async def test_stdin_and_template_are_read_for_the_run(tmp_path: Path) -> None:
+    """Infos are fetched when the template uses them; filters quote."""
+    asked: list[str] = []
+
+    class Asked(InProcessMetadataRepository):
+        async def info(self, job: str) -> Any:
+            asked.append(job)
+            return {"name": "it's", "n": [1, 2]}
+
+    task = task_of(
+        tmp_path, "echo {{ doc.name | sh }} {{ doc.n | json | sh }} {{ doc.n | yaml | sh }} {{ task }}"
+    )
+    task.link("doc", Asked())
+    task.link("unused", Asked())
+    assert await task.render("j") == """echo 'it'"'"'s' '[1, 2]' '[1, 2]' t"""
+    assert asked == ["j"]
+
+
+async def test_a_launcher_client_without_users_holds_nothing(tmp_path: Path) -> None:
+    """Opening and closing alone starts no launcher."""
+    client = LauncherClient(tmp_path / "app")
+    runner = LocalRunner(client, task_of(tmp_path, "true").recipe())
+    await runner.open(lambda fact: None)
+    await runner.close()
+    assert sorted(path.name for path in (tmp_path / "app").iterdir()) == []
