@@ -79,6 +79,7 @@ class SqliteLog:
             opened.connection,
             path,
             self.epoch,
+            head=opened.head,
             durable=self._on_thread_durable,
             failed=self._on_thread_failed,
         )

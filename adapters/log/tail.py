@@ -12,7 +12,9 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from datatask.schema.codec import Row, chain, encode, payload_digest
 from datatask.schema.errors import CallerError
@@ -35,7 +37,7 @@ _SALTS_DRAWN = 512
 _LAUNCH = "LaunchDecided"
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A batch as it will be stored: `values` is flat, `COLUMNS` a row; `names` are the new ones."""
 
     first: int

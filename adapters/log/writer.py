@@ -43,6 +43,9 @@ _INSERT_LOG = (
     f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
 )
 
+HEAD_START_ROWS = 64
+"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
+
 _TURN_SECONDS = 0.001
 _WAY_SECONDS = 0.00005
 
@@ -59,6 +62,7 @@ class Writer:
         path: Path,
         epoch: int,
         *,
+        head: int,
         durable: Callable[[int, bytes], None],
         failed: Callable[[DatataskError], None],
     ) -> None:
@@ -70,8 +74,9 @@ class Writer:
         self._failed = failed
         self._waiting: SimpleQueue[Prepared | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._asked = self._written = 0
+        self._asked = self._written = head
         self._giving_way = False
+        self._resting = True
         self._thread = threading.Thread(target=self._work, name=f"log-writer {path.name}", daemon=True)
         self._thread.start()
 
@@ -79,6 +84,10 @@ class Writer:
         """Hand over the next batch; returns at once."""
         self._waiting.put(batch)
         self._asked = batch.last
+        if self._resting and batch.last - self._written >= HEAD_START_ROWS:
+            # Let the thread begin with these while the loop goes on to prepare the next.
+            self._resting = False
+            time.sleep(_WAY_SECONDS)
         if not self._giving_way:
             self._giving_way = True
             self._loop.call_later(_TURN_SECONDS, self._give_way)
@@ -109,7 +118,9 @@ class Writer:
 
     def _next_group(self) -> list[Prepared]:
         """Wait for a batch, and return it with all that waits behind it up to the cap; empty at the end."""
+        self._resting = True
         batch = self._waiting.get()
+        self._resting = False
         group: list[Prepared] = []
         rows = 0
         while batch is not None:
