@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgspec
 
 from datatask.schema.definition import PipelineDef
+from datatask.schema.values import storable
 
 Outcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost", "refused", "handed_over"]
 ValueOrigin = Literal["written", "observed", "injected", "derived"]
@@ -49,6 +50,13 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str
     message: str
     traceback: str = ""
+
+    def __post_init__(self) -> None:
+        """Keep the text storable: it comes from anywhere."""
+        for field in ("type", "message", "traceback"):
+            text = getattr(self, field)
+            if not text.isascii():
+                msgspec.structs.force_setattr(self, field, storable(text))
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -263,7 +271,7 @@ class LaunchDecided(Event, frozen=True, kw_only=True):
     attempt: int
     origin: LaunchOrigin = "derived"
     resources: dict[str, int] = {}
-    priority: float = 0.0
+    priority: int | float = 0
     inputs: dict[str, int] = {}
     meta: bool = True
     over_quota: bool = False

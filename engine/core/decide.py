@@ -199,7 +199,7 @@ def _decision(
         episode=get_at(task.episode_count, job),
         attempt=episode.attempt + 1 if episode is not None else 1,
         resources=request,
-        priority=-order if order else 0.0,
+        priority=-order if order else 0,
         inputs=inputs_of(state, task, job),
     )
 
