@@ -71,9 +71,9 @@ class FolderStore(ABC):
             if self.member(path) is not None:
                 return path
             if self.case_insensitive:
-                for name in os.listdir(self.basedir):
-                    if self.job_of(name) == job and self.member(self.basedir / name) is not None:
-                        return self.basedir / name
+                for spelling in self._spellings(job):
+                    if self.member(spelling) is not None:
+                        return spelling
         return None
 
     def stage(self) -> Path:
@@ -122,12 +122,14 @@ class FolderStore(ABC):
         await asyncio.to_thread(os_errors(str(self.path(job)))(self._delete), job)
 
     def _delete(self, job: str) -> None:
-        path = self.existing(job) or self.path(job)
-        while self._removed(path):
+        removed = [self._removed(path) for path in self._spellings(job)]  # each once: somebody may write anew
+        if any(removed):
             sync_folder(self.basedir)
-            if (another := self.existing(job)) is None:
-                return
-            path = another
+
+    def _spellings(self, job: str) -> Sequence[Path]:
+        if not self.case_insensitive:
+            return (self.path(job),)
+        return tuple(self.basedir / name for name in os.listdir(self.basedir) if self.job_of(name) == job)
 
     @abstractmethod
     def _removed(self, path: Path) -> bool:

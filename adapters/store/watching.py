@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from inotify_simple import Event, flags
 
@@ -166,10 +165,12 @@ class FolderWatch:
 
     def _watch_all_within(self) -> None:
         self._filled.clear()
-        for entry in os.scandir(self._store.basedir):
-            if (job := self._store.job_of(entry.name)) is not None:
-                self._watch_within(entry.name)
-                if self._store.member(Path(entry.path)) is not None:
+        with os.scandir(self._store.basedir) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            if (job := self._store.job_of(name)) is not None:
+                self._watch_within(name)
+                if self._store.member(self._store.basedir / name) is not None:
                     self._filled.add(job)
 
     def _watch_within(self, name: str) -> None:

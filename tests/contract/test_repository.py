@@ -541,6 +541,55 @@ async def test_what_is_found_is_told_as_far_as_it_is_recorded(
     assert not yaml.observed("bad", "v").value, "what does not parse is a member all the same"
 
 
+async def test_the_digest_of_a_file_is_recorded_where_that_is_asked(
+    tmp_path: Path, engine: FakeEngine
+) -> None:
+    files = FileRepository(tmp_path / "f", record="digest")
+    yaml = YamlMetadataFileRepository(tmp_path / "y", record="digest")
+    engine.open(f=files, y=yaml)
+    run = a_run()
+    for repository in (files, yaml):
+        await repository.validate()
+        with running(run):
+            await Case(repository).write("a", "x")
+    for write, repository in zip(run.writes(), (files, yaml), strict=True):
+        data = Path(repository.fullpath("a")).read_bytes()
+        assert (write.digest, write.size) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert (repository.observed("a", write.version)) == write
+
+
+async def test_bytes_in_the_log_have_a_path_and_absent_ones_an_error(
+    tmp_path: Path, engine: FakeEngine
+) -> None:
+    repository = LogBlobRepository("r")
+    engine.open(r=repository)
+    async with repository.open("a", "wb") as stream:
+        await stream.write(b"bytes")
+    assert Path(str(await repository.info("a"))).read_bytes() == b"bytes"
+    assert await repository.info("b") is None
+    with pytest.raises(UnknownNameError):
+        await repository.open("b")
+    with pytest.raises(CallerError, match="has no store"):
+        _ = repository.store
+    assert repr(repository) == "LogBlobRepository('r')"
+
+
+def test_what_is_found_in_a_dict_is_told_with_its_value(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = InProcessMetadataRepository({"a": [1], "big": "x" * INLINE_BYTES_MAX, "odd": object()})
+    blobs = InProcessBlobRepository({"a": b"bytes"})
+    engine.open(documents=documents, blobs=blobs)
+    assert decode_value(documents.observed("a", "1").value) == [1]
+    assert documents.observed("big", "1").size == INLINE_BYTES_MAX + 2
+    assert documents.observed("odd", "1") == Write(repository="documents", job="odd", version="1")
+    assert "are not recorded" in caplog.text
+    assert blobs.observed("a", "1").digest == hashlib.sha256(b"bytes").hexdigest()
+    plain = FileRepository("nowhere")
+    engine.open(plain=plain)
+    assert plain.observed("a", "1") == Write(repository="plain", job="a", version="1")
+
+
 def test_a_record_that_is_no_choice_is_refused() -> None:
     with pytest.raises(CallerError, match="record="):
         InProcessBlobRepository(record="all")  # type: ignore[arg-type]

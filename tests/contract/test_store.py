@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from datatask.adapters.store import filestore
 from datatask.adapters.store.directories import DirectoryRepository
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.inprocess import InProcessBlobRepository, InProcessMetadataRepository
@@ -25,7 +24,22 @@ from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.schema.errors import CallerError, InvalidJobError, TemporaryError
 from datatask.schema.values import encode_value
 
-TRICKS = ["..", "../x", "a/b", "/etc/passwd", "", ".", ".hidden", "a\x00b", "a\n", "é", "\u0430", "x" * 129, "a.", "-a"]
+TRICKS = [
+    "..",
+    "../x",
+    "a/b",
+    "/etc/passwd",
+    "",
+    ".",
+    ".hidden",
+    "a\x00b",
+    "a\n",
+    "é",
+    "\u0430",
+    "x" * 129,
+    "a.",
+    "-a",
+]
 
 
 class Opaque(MetadataRepository):
@@ -148,7 +162,9 @@ async def test_a_changed_value_has_another_version_and_the_same_name(make: Any, 
 
 
 @every_store
-async def test_deleting_removes_the_member_and_deleting_an_absent_one_is_fine(make: Any, tmp_path: Path) -> None:
+async def test_deleting_removes_the_member_and_deleting_an_absent_one_is_fine(
+    make: Any, tmp_path: Path
+) -> None:
     case = await make(tmp_path)
     await case.store.put(write(case, "a"))
     await case.store.put(write(case, "b"))
@@ -230,7 +246,7 @@ async def test_a_write_that_fails_half_way_changes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(filestore.os, call, full)
+        patch.setattr(os, call, full)
         with pytest.raises(TemporaryError, match="No space left"):
             await case.store.put(write(case, "a", 70_000))
     assert await listed(case.store) == before
@@ -265,7 +281,7 @@ async def test_a_listing_that_fails_in_the_middle_yields_nothing(
         return real(path, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filestore.os, "stat", failing)
+        patch.setattr(os, "stat", failing)
         with pytest.raises(TemporaryError, match="Input/output"):
             async for member in case.store.list():
                 got.append(member)

@@ -82,7 +82,7 @@ async def test_a_closed_writer_takes_no_more_and_commits_once() -> None:
 
 def test_an_unknown_mode_is_refused_at_once() -> None:
     with pytest.raises(CallerError, match="mode"):
-        InProcessBlobRepository().open("a", "a")  # type: ignore[call-overload]
+        InProcessBlobRepository().open("a", "a")  # type: ignore[arg-type]
 
 
 async def test_roundrobin_takes_one_of_each_in_turn() -> None:
