@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.functions import (
         InProcessSyncTask as InProcessSyncTask,
     )
-    from datatask.adapters.execute.local import (
-        AbstractProcessManager as AbstractProcessManager,
-    )
     from datatask.adapters.execute.local import LocalLinuxManager as LocalLinuxManager
-    from datatask.adapters.execute.processes import STDOUT as STDOUT
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
+    from datatask.adapters.execute.targets import STDOUT as STDOUT
+    from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -101,7 +99,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
-    "AbstractProcessManager": "datatask.adapters.execute.local",
+    "AbstractProcessManager": "datatask.adapters.execute.targets",
     "AggregateAndRepository": "datatask.engine.repositories",
     "AggregateOrRepository": "datatask.engine.repositories",
     "AReadStream": "datatask.engine.streams",
@@ -160,7 +158,7 @@ _HOME: dict[str, str] = {
     "RunOpenError": "datatask.schema.errors",
     "Session": "datatask.engine.session",
     "shell": "datatask.adapters.wiring.verbs",
-    "STDOUT": "datatask.adapters.execute.processes",
+    "STDOUT": "datatask.adapters.execute.targets",
     "Task": "datatask.engine.tasks",
     "TemporaryError": "datatask.schema.errors",
     "TimeLimitError": "datatask.schema.errors",
