@@ -13,7 +13,17 @@ import msgspec
 
 from datatask.schema import events as e
 from datatask.schema.codec import encode, to_line
-from datatask.schema.definition import All, In, LinkDef, Not, PipelineDef, QuotaDef, RepositoryDef, RetryDef, TaskDef
+from datatask.schema.definition import (
+    All,
+    In,
+    LinkDef,
+    Not,
+    PipelineDef,
+    QuotaDef,
+    RepositoryDef,
+    RetryDef,
+    TaskDef,
+)
 
 FOLDER = Path(__file__).parent / "events"
 
@@ -66,7 +76,9 @@ SAMPLES: tuple[e.Event, ...] = (
     e.Renamed(**OURS, what="task", old="shrink", new="resize"),
     e.RepositorySynced(**OURS, repository="images", listed_at=AT - 7, members=1000, reason="opened"),
     e.RepositoryReset(**OURS, repository="images", incarnation=2),
-    e.ObservationHeld(**OURS, repository="images", vanished=500, members=1000, sample=("a", "b"), why="unmounted?"),
+    e.ObservationHeld(
+        **OURS, repository="images", vanished=500, members=1000, sample=("a", "b"), why="unmounted?"
+    ),
     e.ValuePut(
         **VALUE,
         value=msgspec.Raw(b'{"a":[1,2.5,null],"b":"\xc3\xa9"}'),
