@@ -87,7 +87,7 @@ class Pipeline:
         *,
         name: str | None = None,
         log: Location = None,
-        durability: Literal["full", "process"] = "full",
+        durability: Literal["full", "process", "memory"] = "full",
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -142,6 +142,8 @@ class Pipeline:
 
     def log_location(self) -> str:
         """Return the URL of the log that opening would use."""
+        if self.durability == "memory":
+            return locate("memory:").url
         if isinstance(self._location, str | Path):
             return locate(self._location).url
         if self._location is not None:
@@ -211,7 +213,7 @@ class Pipeline:
         return await SqliteLog.open(
             url,
             pipeline=self.name,
-            durability=self.durability,
+            durability="process" if self.durability == "process" else "full",
             clock_now=self._clock.now(),
             version=_version(),
             host=socket.gethostname(),
@@ -466,6 +468,11 @@ class Pipeline:
 
     def run_sync(self, **options: Any) -> Outcome:
         """Open, `run`, close, from a program without an event loop; a first Ctrl-C drains, a second abandons."""
+        if _loop_is_running():
+            raise CallerError(
+                "run_sync was called while an event loop is running (a notebook has one)",
+                remedy="write `async with pipeline: await pipeline.run()`",
+            )
         return asyncio.run(self._run_sync(options))
 
     async def _run_sync(self, options: dict[str, Any]) -> Outcome:
@@ -678,3 +685,11 @@ def _new_id() -> str:
 def utc(at: int) -> dt.datetime:
     """Return engine time as a datetime."""
     return dt.datetime.fromtimestamp(at / 1e9, dt.UTC)
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
