@@ -6,7 +6,7 @@ with the new head. Each transaction checks that the log's epoch is still ours an
 Under a busy event loop, what costs time is not SQL but asking for the interpreter's lock. `executemany` gives
 it back and asks again at every row, so a group is as few statements as can be: most are a single one, which is
 its own transaction, checks the epoch and waits for the disk in one go. And a loop that never rests, but gives
-the lock back for an instant at every turn, can keep a waiting thread out for seconds; so while a group is being
+the lock back for an instant at every turn, can keep a waiting thread out for a second; so while a group is being
 written, the loop gives way for a moment each millisecond. Measured in docs/decisions/0002-writer-thread.md.
 
 The first failure is the last transaction: what was waiting is dropped, and the log above is poisoned.
