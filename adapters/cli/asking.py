@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from datatask.adapters.cli.present import recorded_state
 from datatask.adapters.cli.recorded import fold
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.log.blobs import FileBlobs
@@ -85,8 +86,6 @@ def carry_out(
             return _through_inbox(path, plan, dry_run)
         except _EngineGone:
             pass  # it ended just now: open the log instead
-    if dry_run and path is not None and path.exists():
-        return _wished(plan(_folded(path), None), "none")
     try:
         return asyncio.run(_opening(settings, plan, dry_run, afterwards))
     except LeaseHeldError:
@@ -135,9 +134,11 @@ def _through_inbox(path: Path, plan: Plan, dry_run: bool) -> Done:
 
 
 async def _opening(settings: Settings, plan: Plan, dry_run: bool, afterwards: Afterwards | None) -> Done:
+    """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
     pipeline = settings.load_pipeline()
+    wished = _wished(plan(recorded_state(pipeline)[0], None), "none")
     if dry_run:
-        return _wished(plan(declared_state(pipeline), None), "none")
+        return wished
     async with pipeline:
         assert pipeline.log is not None
         done = Done([], None, "opened")
@@ -146,15 +147,6 @@ async def _opening(settings: Settings, plan: Plan, dry_run: bool, afterwards: Af
         if afterwards is not None:
             await afterwards(pipeline)
     return done
-
-
-def declared_state(pipeline: Pipeline) -> State:
-    """Return a state in which the pipeline is defined and nothing has happened."""
-    from datatask.engine.core.wiring import define
-
-    state = State()
-    define(state, pipeline.declare().definition, 0)
-    return state
 
 
 def _taken(done: Done, wish: Wish, reply: Reply) -> Done:

@@ -90,7 +90,9 @@ def log(
     for name in kind:
         if name not in KINDS:
             raise _unknown("kind of event", name, list(KINDS))
-    filters = Filters(kind, task, repository, job, run, actor, since and since.at, until and until.at, text)
+    filters = Filters(
+        kind, task, repository, job, run, actor, since and since.at, until and until.last_at, text
+    )
     output = Output(settings)
     fields = output.chosen(EVENT_FIELDS)
     chosen = fields != EVENT_FIELDS
@@ -102,7 +104,7 @@ def log(
             if output.json:
                 output.line(encode({name: shape[name] for name in fields}))
             else:
-                output.line("\t".join(_cells(shape, fields)) if chosen else _line(shape))
+                output.line("\t".join(_cells(shape, fields)) if chosen else _line(found, shape))
             if follow:
                 sys.stdout.flush()
 
@@ -121,13 +123,13 @@ def _events(
         time.sleep(0.01)
 
 
-def _line(shape: dict[str, Any]) -> str:
+def _line(found: Recorded, shape: dict[str, Any]) -> str:
     about = [
         f"{name}={shape[name]}" for name in ("task", "repository", "job", "run") if shape[name] is not None
     ]
     if shape["actor"] != "engine":
         about.append(f"by {shape['actor']}")
-    data = cell(shape["data"]) if shape["data"] else ""
+    data = shapes.brief(found.event)
     if len(data) > DATA_WIDTH:
         data = data[:DATA_WIDTH] + "…"
     return shown(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from datatask.adapters.cli.asking import declared_state
 from datatask.adapters.cli.recorded import fold, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.when import When
@@ -58,6 +57,15 @@ def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
     state = declared_state(pipeline)
     asyncio.run(look(pipeline, state, SystemClock().now()))
     yield Seen(state, {"url": settings.log_url(), "head": 0, "at": None}, None)
+
+
+def declared_state(pipeline: Pipeline) -> State:
+    """Return a state in which the pipeline is defined and nothing has happened."""
+    from datatask.engine.core.wiring import define
+
+    state = State()
+    define(state, pipeline.declare().definition, 0)
+    return state
 
 
 def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:

@@ -13,11 +13,14 @@ from datatask.schema.errors import CallerError
 
 PIPELINE = '''"""Counts the words of texts: `datatask run`, then `datatask status` and `datatask cat count.words poem`."""
 
+from pathlib import Path
+
 import datatask
 
+here = Path(__file__).parent
 session = datatask.Session()
 
-texts = datatask.FileRepository("texts", extension=".txt")
+texts = datatask.FileRepository(here / "texts", extension=".txt")
 words = datatask.LogMetadataRepository("words")
 done = datatask.LogMetadataRepository("done")
 

@@ -18,7 +18,7 @@ from datatask.engine.core.tasks import TaskState
 from datatask.schema import definition as d
 from datatask.schema.codec import encode
 from datatask.schema.errors import UnknownNameError
-from datatask.schema.events import Recorded
+from datatask.schema.events import ABSENT, ENVELOPE, Event, Recorded, UnknownEvent
 
 KINDS = (
     "is_input",
@@ -191,18 +191,34 @@ def _part(expr: d.AnyExpr) -> str:
 
 
 def event(recorded: Recorded) -> dict[str, Any]:
-    """Return an event in the shape of `log`."""
+    """Return an event in the shape of `log`; `data` has the kind's own fields, defaults too."""
     position, what = recorded
-    row = encode(what)
+    kind = what.name if isinstance(what, UnknownEvent) else type(what).__name__
     return {
         "position": position,
         "at": iso(what.at),
-        "kind": row.kind,
+        "kind": kind,
         "actor": what.actor,
         "cause": what.cause,
         "task": what.task,
         "repository": what.repository,
         "job": what.job,
-        "run": position if row.kind == "LaunchDecided" else what.run,
-        "data": msgspec.Raw(row.payload) if row.payload else {},
+        "run": position if kind == "LaunchDecided" else what.run,
+        "data": data(what),
     }
+
+
+def data(what: Event) -> dict[str, Any] | msgspec.Raw:
+    """Return an event's own fields; an unknown event's as they are stored."""
+    if isinstance(what, UnknownEvent):
+        return msgspec.Raw(what.payload) if what.payload else {}
+    own = {name: getattr(what, name) for name in what.__struct_fields__ if name not in ENVELOPE}
+    return {
+        name: None if value == ABSENT and isinstance(value, msgspec.Raw) else value
+        for name, value in own.items()
+    }
+
+
+def brief(what: Event) -> str:
+    """Return an event's own fields as stored: JSON without the defaults, the empty string for none."""
+    return (encode(what).payload or b"").decode()

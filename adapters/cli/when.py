@@ -26,6 +26,11 @@ class When(NamedTuple):
     position: int | None = None
     at: int | None = None
 
+    @property
+    def last_at(self) -> int | None:
+        """The last nanosecond that is meant, as times are shown and written to the microsecond."""
+        return None if self.at is None else self.at + 999
+
 
 def parse_when(text: str, now: int) -> When:
     """Return what `text` says; times without a zone are UTC. `now` is UTC nanoseconds."""
@@ -64,8 +69,8 @@ def position_of(reader: LogReader, when: When | None) -> int:
                 remedy="name a position that the log has",
             )
         return reader.end_of_batch(when.position) if when.position else 0
-    assert when.at is not None
-    last = _last_before(reader, when.at, head)
+    assert when.last_at is not None
+    last = _last_before(reader, when.last_at, head)
     rows = reader.query(
         "SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)
     ).rows

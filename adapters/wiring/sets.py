@@ -15,6 +15,7 @@ from datatask.schema.errors import CallerError, UnknownNameError
 
 LENGTH_MAX = 100_000
 DEPTH_MAX = 100
+TOKENS_MAX = 1000
 _LEVELS = ("|", "^", "&", "-")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "|": operator.or_,
@@ -54,7 +55,10 @@ def parse(text: str, known: Collection[str]) -> Tree:
     """Return the tree of an expression; `CallerError` says at which column it goes wrong."""
     if len(text) > LENGTH_MAX:
         raise CallerError(f"an expression of {len(text)} characters", remedy=f"length_max is {LENGTH_MAX}")
-    parser = _Parser(text, _tokens(text, sorted(known, key=len, reverse=True)))
+    tokens = _tokens(text, sorted(known, key=len, reverse=True))
+    if len(tokens) > TOKENS_MAX:
+        raise CallerError(f"an expression of {len(tokens)} words", remedy=f"words_max is {TOKENS_MAX}")
+    parser = _Parser(text, tokens)
     tree = parser.level(0)
     if (rest := parser.peek()) is not None:
         raise parser.wrong(f"{rest.text!r} is not expected", rest)

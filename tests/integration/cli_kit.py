@@ -1,0 +1,151 @@
+"""The command line as tests use it: a folder with a pipeline, commands in this process, engines beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from click.testing import CliRunner
+
+from datatask.adapters.cli.main import invoke
+from datatask.adapters.log.lease import probe
+
+PIPELINE = """
+import asyncio
+import datatask
+
+session = datatask.Session()
+numbers = datatask.LogMetadataRepository("numbers")
+doubled = datatask.LogMetadataRepository("doubled")
+done = datatask.LogMetadataRepository("done")
+blobs = datatask.LogBlobRepository("blobs")
+files = datatask.FileRepository("files", extension=".txt")
+
+double = datatask.InProcessSyncTask("double", done)
+double.link("numbers", numbers, is_input=True)
+double.link("doubled", doubled, is_output=True)
+
+
+@double
+async def run_double(job, numbers, doubled):
+    value = await numbers.info(job)
+    await asyncio.sleep(value.get("seconds", 0))
+    await doubled.dump(job, {"n": 2 * value["n"]})
+
+
+shout = datatask.InProcessSyncTask("shout", datatask.LogMetadataRepository("shouted"))
+shout.plug(double)
+shout.link("blobs", blobs, is_output=True)
+shout.link("files", files)
+
+
+@shout
+async def run_shout(job, doubled, blobs):
+    async with blobs.open(job, "w") as stream:
+        await stream.write(f"{(await doubled.info(job))['n']}!")
+
+
+pipeline = datatask.Pipeline([double, shout], session, [])
+
+if __name__ == "__main__":
+    datatask.main(pipeline)
+"""
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The JSON document on stdout: one, and nothing beside it."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines on stdout."""
+        return self.out.splitlines()
+
+
+class Project:
+    """A folder with a pipeline file."""
+
+    def __init__(self, folder: Path, text: str = PIPELINE) -> None:
+        self.folder = folder
+        (folder / "pipeline.py").write_text(text)
+        self.log = folder / ".datatask" / "log.db"
+
+    def call(self, *arguments: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
+        """Run a command in this process, from the project's folder."""
+        clean = dict.fromkeys(("DATATASK_PIPELINE", "DATATASK_LOG", "DATATASK_DEBUG", "NO_COLOR"))
+        runner = CliRunner()
+        with (
+            contextlib.chdir(self.folder),
+            runner.isolation(input=stdin, env={**clean, **(env or {})}) as streams,
+        ):
+            code = invoke([str(argument) for argument in arguments])
+            sys.stdout.flush()
+            return Result(code, streams[0].getvalue().decode(), streams[1].getvalue().decode())
+
+    def ok(self, *arguments: str | Path, stdin: bytes = b"") -> Result:
+        """Run a command that must succeed."""
+        result = self.call(*arguments, stdin=stdin)
+        assert result.code == 0, result
+        return result
+
+    def put(self, **numbers: int) -> None:
+        """Inject numbers for `double`."""
+        lines = "".join(json.dumps({"job": job, "n": n}) + "\n" for job, n in numbers.items())
+        (self.folder / "numbers.jsonl").write_text(lines)
+        self.ok("inject", "double.numbers", "--from", "numbers.jsonl")
+
+    @contextlib.contextmanager
+    def engine(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Have `datatask run --forever` at work in a process of its own."""
+        process = self.spawn("run", "--forever", *options)
+        try:
+            deadline = time.monotonic() + 30
+            while not (
+                self.log.exists() and probe(self.log) == process.pid and b"started" in _peeked(process)
+            ):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "the engine does not start"
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command in a process of its own."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DATATASK_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "datatask", *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def until(self, expected: str, *arguments: str, seconds: float = 30) -> None:
+        """Repeat a command until its output holds what is expected."""
+        deadline = time.monotonic() + seconds
+        while expected not in (result := self.call(*arguments)).out:
+            assert time.monotonic() < deadline, result
+
+
+def _peeked(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline() if process.stdout.readable() else b""
