@@ -21,6 +21,7 @@ from typing import ClassVar
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.ports import Ended, RunSpec, Sink, Started, Write
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
+from datatask.schema.values import storable
 
 logger = logging.getLogger("datatask.runs")
 
@@ -66,7 +67,7 @@ def error_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
 def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None:
     """Return `{"exception": repr}` where type and text do not give the repr, else None."""
     try:
-        shown = repr(error)[:MESSAGE_MAX]
+        shown = storable(repr(error)[:MESSAGE_MAX])
     except BaseException:
         return None
     plain = f"{info.type}({info.message!r})" if info.message else f"{info.type}()"

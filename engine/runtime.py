@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from datatask.engine.binding import ValueRef, with_content
+from datatask.engine.calls import error_info
 from datatask.engine.core.effects import (
     Effect,
     Evaluation,
@@ -401,8 +402,12 @@ class Runtime:
     async def _evaluate_one(self, evaluation: Evaluation) -> tuple[Evaluation, object, str | None]:
         try:
             return evaluation, await self._evaluate(evaluation), None
-        except Exception as error:
-            return evaluation, None, f"{type(error).__name__}: {error}"[:1024]
+        except BaseException as error:  # a filter that calls sys.exit() is a filter that fails
+            task = asyncio.current_task()
+            if isinstance(error, KeyboardInterrupt) or (task is not None and task.cancelling()):
+                raise
+            info = error_info(error)
+            return evaluation, None, f"{info.type}: {info.message}"[:1024]
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -435,9 +440,10 @@ class Runtime:
 
     async def quiet(self) -> None:
         """Return when everything is quiet; raise what stopped the engine."""
-        self._quiet.clear()
-        self.wake()
-        await self._quiet.wait()
+        if self.failure is None:
+            self._quiet.clear()
+            self.wake()
+            await self._quiet.wait()
         if self.failure is not None:
             raise _again(self.failure)
 

@@ -28,7 +28,22 @@ _decoder = msgspec.json.Decoder()
 
 def encode_value(value: object) -> bytes:
     """Return the JSON bytes of a document; `CallerError` names the first part that cannot be stored."""
-    return _encoder.encode(value if type(value) in _PLAIN else _tagged(value, "value"))
+    try:
+        return _encoder.encode(value if type(value) in _PLAIN else _tagged(value, "value"))
+    except UnicodeEncodeError as error:
+        raise CallerError(
+            f"a text holds {error.object[error.start]!r}, which is no character",
+            remedy="store bytes, or encode the text with errors='backslashreplace'",
+        ) from error
+
+
+def storable(text: str) -> str:
+    """Return a text with what UTF-8 cannot hold (lone surrogates, as in odd file names) written as `\\udcff`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
 
 
 def decode_value(data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
