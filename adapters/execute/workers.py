@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import copy
 import inspect
 import pickle
 import threading
@@ -182,8 +181,8 @@ def for_thread(repository: Repository, loop: asyncio.AbstractEventLoop) -> Repos
     binding = repository.binding
     if binding is None and not changed:
         return repository
-    copied = copy.copy(repository)
-    vars(copied).update(changed)
+    copied: Repository = object.__new__(type(repository))  # shares what `copy` would leave behind
+    vars(copied).update(vars(repository), **changed)
     if binding is not None:
         vars(copied)["_binding"] = ThreadBinding(binding, loop)
     return copied
