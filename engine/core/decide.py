@@ -26,6 +26,10 @@ DECIDER_VERSION = 1
 BOUND = 1000
 
 
+Head = tuple[Entry, int, TaskState, Iterator[Entry]]
+"""The next job of a task, the task, and those that follow; compared by order, then by the task's place."""
+
+
 class Round(NamedTuple):
     """What to launch, what held each task back, and when to look again though nothing has happened."""
 
@@ -36,12 +40,18 @@ class Round(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """The resources that the decisions of this round have taken so far, on top of what runs."""
+    """What the decisions of this round have taken so far, on top of what runs.
+
+    `masks` holds the jobs whose launch changes what other tasks see (`live(other)` inhibits, for one): who does
+    not fit them any more is passed by. Where a derived leaf follows such a view the round is `over` instead.
+    """
 
     used: dict[str, dict[str, int]] = field(default_factory=dict)
     launched: dict[str, int] = field(default_factory=dict)
     open_runs: dict[str, int] = field(default_factory=dict)
     reserved: dict[str, dict[str, int]] = field(default_factory=dict)
+    masks: dict[int, int] = field(default_factory=dict)
+    over: bool = False
 
 
 def decide(
@@ -52,7 +62,7 @@ def decide(
     decisions: list[LaunchDecided] = []
     constraints: dict[str, str] = {}
     wake: list[int] = []
-    heads: list[tuple[Entry, int, TaskState, Iterator[Entry]]] = []
+    heads: list[Head] = []
     for task in state.tasks.values():
         retry_at = task.next_retry()
         if retry_at is not None and retry_at > now:
@@ -69,11 +79,14 @@ def decide(
             heads.append((head, task.index, task, line))
     heapq.heapify(heads)
     while heads:
-        entry, index, task, line = heads[0]
-        if len(decisions) >= bound:
+        entry, _, task, _ = heads[0]
+        if len(decisions) >= bound or plan.over:
             constraints.update((task.name, "bound") for _, _, task, _ in heads)
             break
         request = task.definition.resources or {}
+        if entry[2] in plan.masks and not task.condition.test(plan.masks[entry[2]]):
+            _advance(heads)
+            continue
         constraint = _refused(state, plan, task, request, now, wake)
         if constraint:
             constraints[task.name] = constraint
@@ -81,12 +94,18 @@ def decide(
             heapq.heappop(heads)
             continue
         decisions.append(_decision(state, plan, task, entry, request, now, actor))
-        head = next(line, None)
-        if head is None:
-            heapq.heappop(heads)
-        else:
-            heapq.heapreplace(heads, (head, index, task, line))
+        _advance(heads)
     return Round(decisions, constraints, min(wake, default=None))
+
+
+def _advance(heads: list[Head]) -> None:
+    """Let the next job of the first head's task take its place among the heads."""
+    _, index, task, line = heads[0]
+    following = next(line, None)
+    if following is None:
+        heapq.heappop(heads)
+    else:
+        heapq.heapreplace(heads, (following, index, task, line))
 
 
 def closed(task: TaskState, unavailable: Set[str]) -> str:
@@ -191,6 +210,10 @@ def _decision(
             used[dimension] = used.get(dimension, 0) + amount
         plan.launched[name] = plan.launched.get(name, 0) + 1
     episode = task.episodes.get(job)
+    if task.seen:
+        mask = plan.masks.get(job, state.masks[job]) | task.live.bit
+        plan.masks[job] = mask if episode is not None else mask & ~task.outcomes
+        plan.over |= any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
     return LaunchDecided(
         at=now,
         actor=actor,

@@ -62,6 +62,9 @@ def _check_runs(state: State) -> list[str]:
         episode = state.tasks[run.task].episodes.get(run.job)
         if episode is None or episode.run != run.run:
             found.append(f"run {run.run} is open, and its episode does not say so")
+        counted = get_at(state.tasks[run.task].episode_count, run.job)
+        if run.episode != counted:
+            found.append(f"run {run.run} is of episode {run.episode}, its job is in episode {counted}")
     return found
 
 

@@ -89,6 +89,12 @@ class TaskState:
     def name(self) -> str:
         return self.definition.name
 
+    @property
+    def seen(self) -> bool:
+        """Whether any task or derived leaf looks at this one's views."""
+        views = (self.live, self.succeeded, self.failed)
+        return any(view.watchers or view.feeds or view.translates for view in views)
+
     def __post_init__(self) -> None:
         self.outcomes = self.succeeded.bit | self.failed.bit
 

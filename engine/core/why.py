@@ -250,14 +250,23 @@ class _Case:
     # --- the job's own past -----------------------------------------------------------------------
 
     def _live(self) -> None:
-        if self.run is not None:
-            state = "running" if self.run.started_at is not None else "decided, not yet started"
-            where = f" on {self.run.where}" if self.run.where else ""
-            self._hold(
-                "live",
-                f"run {self.run.run} (attempt {self.run.attempt}, position {self.run.run}) is {state}{where}",
-                Change(op="end_run", run=self.run.run, task=self.task.name, job=self.name),
+        run, task, job = self.run, self.task.name, self.name
+        if run is None:
+            return
+        if run.settling is not None:
+            told = (
+                f"run {run.run} (position {run.run}) has {run.settling.outcome}, its outputs are being stored"
             )
+            self._hold("live", told, Change(op="wait_for", run=run.run, task=task, job=job))
+            return
+        state = "decided, not yet started" if run.started_at is None else "running"
+        state = "out of reach" if run.unreachable else "stopping" if run.stopping else state
+        where = f" on {run.where}" if run.where else ""
+        self._hold(
+            "live",
+            f"run {run.run} (attempt {run.attempt}, position {run.run}) is {state}{where}",
+            Change(op="end_run", run=run.run, task=task, job=job),
+        )
 
     def _claimed(self, satisfied: bool) -> None:
         claimed = self.state.masks[self.job] & self.task.claim != 0
