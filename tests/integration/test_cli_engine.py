@@ -89,6 +89,24 @@ def test_log_follow_tells_what_is_appended(project: Project) -> None:
     assert follower.returncode == 130
 
 
+def test_status_watch_prints_again_when_the_numbers_change(project: Project) -> None:
+    """Once at the start, and once for each change that shows."""
+    project.put(a=1)
+    watcher = project.spawn("status", "--watch")
+    assert watcher.stdout is not None
+    assert watcher.stderr is not None
+    assert watcher.stdout.readline() == b"double\n"
+    assert watcher.stdout.readline() == b"double.numbers 1\n"
+    assert project.call("run").code == 0
+    line = b""
+    while line != b"shout.blobs 1\n":
+        line = watcher.stdout.readline()
+        assert line, watcher.stderr.read()
+    watcher.send_signal(signal.SIGINT)
+    watcher.communicate(timeout=30)
+    assert watcher.returncode == 130
+
+
 def test_the_first_interrupt_drains_and_the_second_abandons(project: Project) -> None:
     """What runs ends after one; after two it is stopped, and opened anew next time."""
     project.ok("inject", "double.numbers", "slow", stdin=b"n: 1\nseconds: 1.5")
