@@ -64,7 +64,7 @@ class FunctionTask(EngineTask):
                 wanted.append(parameter.name)
             else:
                 raise LinkNameError(
-                    f"parameter {parameter} of the function of task {self.name} is not a link",
+                    f"parameter {parameter.name} of the function of task {self.name} is not a link",
                     remedy=f"name parameters 'job' or one of: {', '.join(self.links) or '(no links)'}",
                 )
         return wants_job, tuple(wanted)

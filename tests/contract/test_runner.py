@@ -27,6 +27,7 @@ from datatask import (
     Resources,
 )
 from datatask.adapters.execute.polling import PollingRunner
+from datatask.engine import calls
 from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable
 from datatask.engine.tasks import EngineTask
 
@@ -353,3 +354,22 @@ async def test_nothing_that_a_function_raises_gets_out(error: BaseException) -> 
         task.runner.start(spec(1))
         ending = (await facts.end_of(1)).ending
     assert (ending.outcome, ending.error.type if ending.error else "") == ("failed", type(error).__name__)
+
+
+async def test_a_function_that_blocks_the_loop_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By task and job, with the line where it is; nobody can stop it."""
+    monkeypatch.setattr(calls, "BLOCKED_SECONDS", 0.2)
+
+    async def blocking(job: str) -> None:
+        time.sleep(0.6)
+
+    task = function_task(blocking)
+    with caplog.at_level(logging.WARNING):
+        async with opened(task.runner) as facts:
+            await asyncio.sleep(0.1)
+            task.runner.start(spec(1))
+            await facts.end_of(1)
+    assert "t[good] has blocked the event loop" in caplog.text
+    assert "time.sleep(0.6)" in caplog.text

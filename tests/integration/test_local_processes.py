@@ -17,8 +17,11 @@ from datatask import (
     InProcessBlobRepository,
     InProcessMetadataRepository,
     LocalLinuxManager,
+    Pipeline,
     ProcessTask,
+    ResourceManager,
     Resources,
+    Session,
 )
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.launching import LauncherClient
@@ -327,3 +330,42 @@ async def test_a_launcher_client_without_users_holds_nothing(tmp_path: Path) -> 
     await runner.open(lambda fact: None)
     await runner.close()
     assert sorted(path.name for path in (tmp_path / "app").iterdir()) == []
+
+
+async def test_fifty_jobs_within_a_quota(tmp_path: Path) -> None:
+    """A whole pipeline: interleaved streams, return codes, quota, no pids at the end, no folders left."""
+    inp = InProcessBlobRepository({str(n): str(n).encode() for n in range(50)})
+    out, done, pids = InProcessBlobRepository(), InProcessMetadataRepository(), InProcessMetadataRepository()
+    quota = ResourceManager(Resources.parse("1", "1Gi"))
+    task = ProcessTask(
+        "process",
+        lambda: LocalLinuxManager("app", tmp_path),
+        quota,
+        Resources.parse("100m", "1Mi"),
+        pids,
+        "#!/bin/sh\necho start; cat; echo; echo bye >&2; echo {{ job }} >> " + str(tmp_path / "effects"),
+        done=done,
+        stdin=inp,
+        stdout=out,
+        stderr=STDOUT,
+    )
+    async with Pipeline([task], Session(), [quota], log="memory:") as pipeline:
+        await pipeline.run(timeout=60)
+    assert {job: entry["return_code"] for job, entry in done.data.items()} == {str(n): 0 for n in range(50)}
+    assert all(entry["success"] and entry["start_time"] <= entry["end_time"] for entry in done.data.values())
+    assert out.data == {str(n): f"start\n{n}\nbye\n".encode() for n in range(50)}
+    assert pids.data == {}
+    assert sorted((tmp_path / "effects").read_text().split(), key=int) == [str(n) for n in range(50)]
+    assert list((tmp_path / "app").glob("*/*")) == []
+
+
+async def test_a_template_that_does_not_render_fails_its_job_at_once(tmp_path: Path) -> None:
+    """The done entry says what is undefined; it is not tried again."""
+    done, pids = InProcessMetadataRepository(), InProcessMetadataRepository()
+    manager = LocalLinuxManager("app", tmp_path)
+    task = ProcessTask("t", manager, None, Resources(), pids, "{{ missing }}", done=done)
+    task.link("inp", InProcessMetadataRepository({"j": 1}), is_input=True)
+    async with Pipeline([task], Session(), [], log="memory:") as pipeline:
+        await pipeline.run(timeout=60)
+    assert done.data["j"]["return_code"] is None
+    assert "'missing' is undefined" in done.data["j"]["error"]
