@@ -363,7 +363,7 @@ async def test_a_function_that_blocks_the_loop_is_named(
     monkeypatch.setattr(calls, "BLOCKED_SECONDS", 0.2)
 
     async def blocking(job: str) -> None:
-        time.sleep(0.6)
+        time.sleep(0.6)  # noqa: ASYNC251 - this is what is tested
 
     task = function_task(blocking)
     with caplog.at_level(logging.WARNING):
