@@ -151,6 +151,7 @@ class _Case:
         self.members = {leaf.id for leaf in state.leaves.values() if state.masks[job] & leaf.bit}
         self.episode = task.episodes.get(job)
         self.run = state.open_runs.get(self.episode.run) if self.episode is not None else None
+        self.horizon = now
         self.holds: list[Hold] = []
         self.changes: list[Change] = []
 
@@ -295,6 +296,7 @@ class _Case:
                 del self.changes[index]
                 break
         self.changes.append(Change(op="wait_until", until=iso(until), at=until))
+        self.horizon = max(self.horizon, until)
 
     def _evaluation(self) -> None:
         keys = [PendingKey("priority", self.task.name, self.job)]
@@ -397,20 +399,24 @@ class _Case:
         """Tell of a full launch window; return the launches it would need where waiting does not help."""
         if quota.launches is None:
             return None
-        ahead = self._ahead(lambda other: other.definition.quota == name)
         recent = [at for at in quota.recent if at > self.now - quota.definition.window]
+        free_at = (
+            recent[-quota.launches] + quota.definition.window if 0 < quota.launches <= len(recent) else 0
+        )
+        horizon, self.horizon = self.horizon, max(self.horizon, free_at)
+        ahead = self._ahead(lambda other: other.definition.quota == name)
         needed = len(recent) + ahead + 1
         if quota.launches <= 0:
             self._hold("infeasible", f"{name} allows no launches at all")
             return needed
         if len(recent) < quota.launches:
             return needed if raising and needed > quota.launches else None
-        free_at = recent[-quota.launches] + quota.definition.window
         seconds = quota.definition.window / NANO
         self._hold(
             "rate", f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {iso(free_at)}"
         )
         if raising or ahead:
+            self.horizon = horizon
             return needed
         self._wait(free_at)
         return None
@@ -431,7 +437,7 @@ class _Case:
         if task is not self.task and deciding.closed(task, self.unavailable):
             return
         mine = self._entry()
-        for number, entry in enumerate(deciding.entries(task, self.now, AHEAD_MAX)):
+        for number, entry in enumerate(deciding.entries(task, self.horizon, AHEAD_MAX)):
             if number >= AHEAD_MAX or (entry, task.index) >= (mine, self.task.index):
                 return
             yield entry[2]

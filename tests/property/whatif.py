@@ -38,11 +38,14 @@ class WhatIf:
         """Whether the next round launches the job."""
         if not self.engine_alive:
             return False
-        key = PendingKey("priority", task, self.state.job_index[job])
-        if key in self.state.pending and key not in self._pending:  # a new episode: the engine asks by itself
-            self._ask_priority(task, job)
         found = decide(self.state, self.now, unavailable=self.unavailable)
         return any((each.task, each.job) == (task, job) for each in found.decisions)
+
+    def settle(self, task: str, job: str) -> None:
+        """Let the engine ask for the priority of an episode that the changes have opened, as it does by itself."""
+        key = PendingKey("priority", task, self.state.job_index[job])
+        if key in self.state.pending and key not in self._pending:
+            self._ask_priority(task, job)
 
     def _event(self, event: e.Event) -> None:
         apply(self.state, self.state.position + 1, event)
@@ -56,7 +59,9 @@ class WhatIf:
     def _set_filter(self, change: Change) -> None:
         leaf, job = self.state.leaves[change.repository], self.state.job_index[change.job]
         self.state.pending.pop(PendingKey("filter", leaf.id, job), None)
-        self.state.flip(leaf, job, change.outcome == "true", self.state.position)
+        assert leaf.derived is not None
+        present = change.outcome == "true" and leaf.derived.base.test(self.state.masks[job])
+        self.state.flip(leaf, job, present, self.state.position)
 
     def _wait_for(self, change: Change) -> None:
         view = change.outcome.removeprefix("not ")
@@ -90,7 +95,9 @@ class WhatIf:
         self.unavailable.discard(change.task)
 
     def _observe(self, change: Change) -> None:
-        self._event(e.RepositorySynced(at=self.now, repository=change.repository, listed_at=self.now, members=0))
+        self._event(
+            e.RepositorySynced(at=self.now, repository=change.repository, listed_at=self.now, members=0)
+        )
 
     _accept_loss = _observe
 
@@ -102,7 +109,9 @@ class WhatIf:
         task.definition = msgspec.structs.replace(task.definition, concurrency=change.concurrency)
 
     def _raise_quota(self, change: Change) -> None:
-        self._event(e.QuotaChanged(at=self.now, quota=change.quota, limits=change.limits, launches=change.launches))
+        self._event(
+            e.QuotaChanged(at=self.now, quota=change.quota, limits=change.limits, launches=change.launches)
+        )
 
     def _wait_until(self, change: Change) -> None:
         self.now = max(self.now, change.at or 0)
@@ -120,6 +129,12 @@ class WhatIf:
 
 def launches(what_if: WhatIf, changes: Iterable[Change], task: str, job: str) -> bool:
     """Make the changes and tell whether the next round launches the job."""
-    for change in sorted(changes, key=lambda change: (change.op in LAST, change.op != "end_run")):
-        what_if.make(change)
+    changes = list(changes)
+    for change in sorted(changes, key=lambda change: change.op != "end_run"):
+        if change.op not in LAST:
+            what_if.make(change)
+    what_if.settle(task, job)
+    for change in changes:
+        if change.op in LAST:
+            what_if.make(change)
     return what_if.launches(task, job)
