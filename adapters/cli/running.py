@@ -159,8 +159,27 @@ class _Work:
         word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
         runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")
         self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
-        for line in self._advice(outcome):
+        for line in [*self._outputs(), *self._advice(outcome)]:
             self._output.line(shown(line))
+
+    def _outputs(self) -> list[str]:
+        """Return where the tasks' output files are: the newest one of each link, and how many more there are."""
+        from datatask.adapters.store.files import FileRepositoryBase
+
+        lines = []
+        for name, task in self._pipeline.tasks.items():
+            for link, repository in task.output.items():
+                if isinstance(repository, FileRepositoryBase) and (newest := self._newest(repository.id)):
+                    count = self._pipeline.state.leaves[repository.id].count
+                    more = f" and {count - 1} more" if count > 1 else ""
+                    lines.append(f"output: {name}.{link}: {os.path.relpath(repository.fullpath(newest))}{more}")
+        return lines
+
+    def _newest(self, repository: str) -> str | None:
+        state = self._pipeline.state
+        leaf = state.leaves[repository]
+        newest = max(leaf.members(state.masks), key=lambda job: leaf.positions[job], default=None)
+        return None if newest is None else state.jobs[newest]
 
     def _advice(self, outcome: Outcome) -> list[str]:
         """Return what is not as it should be, each with a command that explains it."""
@@ -174,6 +193,8 @@ class _Work:
                 (first,) = [state.jobs[job] for job in list(task.failed.members(state.masks))[:1]]
                 lines.append(f"failed: {name}: {task.failed.count} job{'s' * (task.failed.count != 1)}; see: "
                              + self._settings.command("why", name, first))  # fmt: skip
+                lines.append(f"  what happened to it: {self._settings.command('trace', first)}")
+                lines.append(f"  and when:            {self._settings.command('log', '--job', first)}")
         for reason, count in list(outcome.stuck.items())[:TOLD_MAX]:
             task_name = reason.partition(":")[0]
             see = f"; see: {self._settings.command('why', task_name)}" if task_name in state.tasks else ""

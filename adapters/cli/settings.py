@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,7 +138,7 @@ class Settings:
 
     def command(self, *words: str) -> str:
         """Return a command line that works as printed, from this working directory, for the same log."""
-        prefix = ["datatask"]
+        prefix = _program()
         if not self._is_default():
             prefix += ["--log", os.path.relpath(self.log_path())]
         return shlex.join([*prefix, *words])
@@ -147,3 +149,18 @@ class Settings:
         except CallerError:
             return False
         return plain == locate(self.log_path()).url
+
+
+def _program() -> list[str]:
+    """Return what to type for this program: `datatask`, or its path where the shell would not find this one."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "datatask":
+        return [_from_here(Path(sys.executable)), "-m", "datatask"]
+    return [_from_here(called) if called.name == "datatask" else "datatask"]
+
+
+def _from_here(program: Path) -> str:
+    found = shutil.which(program.name)
+    if found is not None and Path(found).absolute() == program.absolute():
+        return program.name
+    return os.path.relpath(program)
