@@ -30,7 +30,9 @@ def measured(path: Path) -> dict[str, Any]:
         "classes": sum(isinstance(node, ast.ClassDef) for node in nodes),
         "branches": sum(isinstance(node, BRANCHES) for node in nodes),
         "imports": sorted(set(imported(nodes))),
-        "longest": None if longest is None else {"function": longest.name, "line": longest.lineno, "lines": length(longest)},
+        "longest": None
+        if longest is None
+        else {"function": longest.name, "line": longest.lineno, "lines": length(longest)},
     }
 
 

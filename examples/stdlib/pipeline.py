@@ -41,14 +41,14 @@ session = Session()
 sources = Sources(name="sources")
 
 
-# (a) a shell script for each file, as many at a time as there are cores
+# (a) a shell script for each file, four at a time for each core
 
 sums = LogBlobRepository("sums")
 checksum = ProcessTask(
     "checksum",
     LocalLinuxManager("stdlib", HERE / ".datatask" / "processes"),
     ResourceManager(Resources.parse(cpu=CORES, mem="1Gi")),
-    Resources.parse(cpu=1, mem="1Mi"),
+    Resources.parse(cpu="250m", mem="1Mi"),
     LogMetadataRepository("checksum.pids"),
     """\
 #!/bin/sh -e
@@ -64,8 +64,13 @@ checksum.link("source", sources, is_input=True)
 # (b) a Python function for each file, in a pool of processes
 
 metrics = LogMetadataRepository("metrics")
-pool = ProcessPoolExecutor(CORES)
-measure = ExecutorTask("measure", pool, LogMetadataRepository("measure.done"), timeout=60.0)
+measure = ExecutorTask(
+    "measure",
+    lambda: ProcessPoolExecutor(CORES),  # made when the pipeline opens, shut down when it closes
+    LogMetadataRepository("measure.done"),
+    timeout=60.0,
+    concurrency=2 * CORES,
+)
 measure.link("source", sources, is_input=True)
 measure.link("metrics", metrics, is_output=True)
 
@@ -101,7 +106,9 @@ def printed(info: str) -> tuple[str, Path]:
 
 copies = LogMetadataRepository("copies")
 compare = InProcessSyncTask("compare", LogMetadataRepository("compare.done"))
-compare.plug(checksum, translator=sums.map(first_with_same_digest), require_success=True)  # `stdout` is the first one's
+compare.plug(
+    checksum, translator=sums.map(first_with_same_digest), require_success=True
+)  # `stdout` is the first one's
 compare.link("sums", sums)  # … and `sums` one's own
 compare.link("copies", copies, is_output=True)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 ROWS = 15
 SHORT_NAMES = {"Lib": "single modules"}
+LEFT_OUT = {"test"}
+"""Half of all lines: beside it nothing else could be seen in the chart."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,27 @@ def _head(findings: Findings, chart: str) -> str:
 
 def _packages(findings: Findings) -> str:
     rows = [
-        (name, sums["files"], sums["lines"], sums["functions"], f"{sums['branches'] / max(1, sums['functions']):.1f}")
+        (
+            name,
+            sums["files"],
+            sums["lines"],
+            sums["functions"],
+            f"{sums['branches'] / max(1, sums['functions']):.1f}",
+        )
         for name, sums in findings.packages()[:ROWS]
     ]
-    return "## Largest packages\n\n" + _table(("package", "files", "lines", "functions", "branches per function"), rows)
+    return "## Largest packages\n\n" + _table(
+        ("package", "files", "lines", "functions", "branches per function"), rows
+    )
 
 
 def _longest(findings: Findings) -> str:
     found = [(metrics["longest"], job) for job, metrics in findings.metrics.items() if metrics["longest"]]
     found.sort(key=lambda item: (-item[0]["lines"], item[1]))
-    rows = [(f"`{each['function']}`", each["lines"], f"`{path(job)}:{each['line']}`") for each, job in found[:ROWS]]
+    rows = [
+        (f"`{each['function']}`", each["lines"], f"`{path(job)}:{each['line']}`")
+        for each, job in found[:ROWS]
+    ]
     return "## Longest functions\n\n" + _table(("function", "lines", "where"), rows)
 
 
@@ -98,7 +111,11 @@ def _copies(findings: Findings) -> str:
         return "## Identical files\n\nNone."
     largest = sorted(groups.items(), key=lambda item: (-findings.copies[item[1][0]]["bytes"], item[0]))
     rows = [
-        (f"`{path(first)}`", findings.copies[jobs[0]]["bytes"], _some([f"`{path(job)}`" for job in sorted(jobs)]))
+        (
+            f"`{path(first)}`",
+            findings.copies[jobs[0]]["bytes"],
+            _some([f"`{path(job)}`" for job in sorted(jobs)]),
+        )
         for first, jobs in largest[:ROWS]
     ]
     return "## Identical files\n\n" + _table(("file", "bytes", "is the same as"), rows)
@@ -131,15 +148,15 @@ BLUE, PALE = "#2f6f9f", "#a9cbe2"
 
 def chart(findings: Findings) -> str:
     """Return an SVG: a bar per package, as long as it has lines, the dark part those that begin a statement."""
-    rows = findings.packages()[:ROWS]
+    rows = [(name, sums) for name, sums in findings.packages() if name not in LEFT_OUT][:ROWS]
     scale = (WIDTH - LEFT - 90) / max((sums["lines"] for _, sums in rows), default=1)
     height = TOP + len(rows) * (BAR + GAP) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="16" y="30" font-size="18">Lines by package, Python {escape(platform.python_version())}</text>',
+        f'<text x="16" y="30" font-size="18">Lines by package, without its tests: Python {escape(platform.python_version())}</text>',
         f'<rect x="16" y="46" width="12" height="12" fill="{BLUE}"/><text x="34" y="57">statements</text>',
-        f'<rect x="130" y="46" width="12" height="12" fill="{PALE}"/>'
+        f'<rect x="130" y="46" width="12" height="12" fill="{PALE}"/>',
         '<text x="148" y="57">everything else: comments, docstrings, continued and blank lines</text>',
     ]
     for number, (name, sums) in enumerate(rows):

@@ -77,7 +77,9 @@ class AllThrough(ReadOnlyRepository):
     The job is named after what there is to report, so that a new file, or one that was repaired, makes a new job.
     """
 
-    def __init__(self, sources: Sources, checksum: ProcessTask, measure: Task, compare: InProcessSyncTask) -> None:
+    def __init__(
+        self, sources: Sources, checksum: ProcessTask, measure: Task, compare: InProcessSyncTask
+    ) -> None:
         super().__init__(name="all-through")
         self.sources = sources
         self.checksum, self.measure, self.compare = checksum, measure, compare
