@@ -1,6 +1,7 @@
 """What the engine finds in stores rather than causes: listings at opening, changes afterwards.
 
-In come the stores of mirrored and foreign leaves; out go `listed` and `observed` to the reactor. A store that can
+In come the stores of mirrored and foreign leaves; out go `listed` and `observed` to the reactor, with as much of
+each new value as its repository records. A store that can
 be watched tells its changes; a quiet one then costs nothing. One that cannot is listed again, at an interval
 that follows how long its listing takes. A listing that fails or is cut short tells nothing: what it would
 have deleted is not deleted.
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
+from datatask.engine.repositories import Repository
 from datatask.engine.runtime import Runtime
 from datatask.schema.errors import DatataskError
 
@@ -26,17 +28,17 @@ RETRY_SECONDS_MAX = 30.0
 
 
 class Observer:
-    """Keeps the log's view of stores true. `contents` reads a member's document where the log records it."""
+    """Keeps the log's view of stores true."""
 
     def __init__(
         self,
         runtime: Runtime,
         stores: Mapping[str, Store],
-        contents: Mapping[str, Callable[[str, str | None], Write]],
+        repositories: Mapping[str, Repository],
     ) -> None:
         self._runtime = runtime
         self._stores = stores
-        self._contents = contents
+        self._repositories = repositories
         self._unwatch: list[Callable[[], None]] = []
         self._watched: set[str] = set()
         self._identities: dict[str, str] = {}
@@ -118,11 +120,14 @@ class Observer:
         clock = asyncio.get_running_loop().time
         began, listed_at, start = runtime.state.position, runtime.now(), clock()
         identity = store.identity()
-        listing = [self._write(leaf, member.job, member.version) async for member in store.list()]
+        members = [
+            Write(repository=leaf, job=member.job, version=member.version) async for member in store.list()
+        ]
         if store.identity() != identity:
             logger.warning("%s changed its root while it was listed; listing it again", leaf)
             raise DatataskError("the root changed during the listing", where=leaf)
         self._cost[leaf] = clock() - start
+        listing = await self._recorded(leaf, members)
         believe = leaf in runtime.accepted
         if runtime.reactor.listed(leaf, listing, listed_at, began, runtime.now(), believe=believe):
             runtime.accepted.discard(leaf)
@@ -135,15 +140,25 @@ class Observer:
         runtime.pump()
         runtime.wake()
 
-    def _write(self, leaf: str, job: str, version: str | None) -> Write:
-        read = self._contents.get(leaf)
-        return read(job, version) if read is not None else Write(repository=leaf, job=job, version=version)
+    async def _recorded(self, leaf: str, members: list[Write]) -> list[Write]:
+        """Return the members, those that are news with as much of their values as the log records."""
+        repository = self._repositories[leaf]
+        fresh = self._runtime.reactor.news(leaf, members) if repository.record != "version" else []
+        if not fresh:
+            return members
+
+        def read() -> dict[str, Write]:
+            return {write.job: repository.observed(write.job, write.version) for write in fresh}
+
+        found = read() if repository.medium == "mirror" else await asyncio.to_thread(read)
+        return [found.get(write.job, write) for write in members]
 
     def _tell(self, leaf: str, change: Change) -> None:
         runtime = self._runtime
         match change:
             case Appeared(job=job, version=version):
-                runtime.reactor.observed(leaf, job, self._write(leaf, job, version), runtime.now())
+                write = self._repositories[leaf].observed(job, version)
+                runtime.reactor.observed(leaf, job, write, runtime.now())
             case Vanished(job=job):
                 runtime.reactor.observed(leaf, job, None, runtime.now())
             case Doubtful(why=why):

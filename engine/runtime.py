@@ -13,6 +13,8 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+
 from datatask.engine.binding import ValueRef, with_content
 from datatask.engine.calls import error_info
 from datatask.engine.core.effects import (
@@ -384,7 +386,7 @@ class Runtime:
         """Return the write with its content among the log's blobs, named by digest; or, in-process, as bytes."""
         blobs = self.log.blobs
         if self.state.leaves[write.repository].definition.medium == "mirror":
-            assert write.source is not None
+            assert write.source is not None, "only files are taken into this process"
             data = await asyncio.to_thread(write.source.read_bytes)
             return Write(repository=write.repository, job=write.job, data=data, size=len(data))
         if write.source is not None:
@@ -468,8 +470,15 @@ class Runtime:
 
     async def put(self, repository_id: str, write: Write) -> None:
         """Record a write; returns when it is durable and its store has followed."""
-        if self._is_unstored(write) or len(bytes(write.value)) > INLINE_BYTES_MAX:
+        medium = self.state.leaves[repository_id].definition.medium
+        large = len(bytes(write.value)) > INLINE_BYTES_MAX
+        if medium == "native" and large:
             write = await self.stored(_as_data(write))
+        elif medium == "foreign" and large:
+            digest, size = await asyncio.to_thread(self.log.blobs.put_bytes, bytes(write.value))
+            write = msgspec.structs.replace(write, digest=digest, size=size)
+        elif self._is_unstored(write):
+            write = await self.stored(write)
         await self.finished(self.reactor.change([write], self.now()))
 
     async def delete(self, repository_id: str, job: str) -> None:
@@ -500,7 +509,9 @@ class Runtime:
         position = leaf.positions[index]
         put = self._values.get(position)
         if put is None:
-            while self.log.head < position and self.failure is None:  # folded ahead of the disk, and evicted here
+            while (
+                self.log.head < position and self.failure is None
+            ):  # folded ahead of the disk, and evicted here
                 await asyncio.sleep(0.0005)
             (event,) = await self.log.fetch([position])
             assert isinstance(event, e.ValuePut)

@@ -25,7 +25,6 @@ import msgspec
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
-from datatask.adapters.wiring.documents import contents_of
 from datatask.engine.asking import answer
 from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
@@ -254,8 +253,7 @@ class Pipeline:
                 view.bind(view.id, runtime)
         await runtime.open()
         self._opaque = [task for task in self._listed if task.opaque]
-        contents = contents_of(declared.repositories)
-        self._observer = Observer(runtime, stores, contents)
+        self._observer = Observer(runtime, stores, declared.repositories)
         await self._observer.open()
         await runtime.recover()
         await runtime.flushed()

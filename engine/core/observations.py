@@ -119,6 +119,10 @@ class Observations(Changes):
         index = self.state.job_index.get(job)
         return 0 if index is None else abs(get_at(leaf.positions, index))
 
+    def news(self, leaf_id: str, listing: Sequence[Write]) -> list[Write]:
+        """Return what of a listing the log does not know yet: the rest need not be looked at more closely."""
+        return [write for write in listing if self._is_news(leaf_id, write)]
+
     def _is_news(self, leaf_id: str, write: Write) -> bool:
         leaf, job = self.state.leaves[leaf_id], self.state.job_index.get(write.job)
         if job is None or not self.state.masks[job] & leaf.bit:

@@ -10,6 +10,7 @@ import msgspec
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Write
 from datatask.schema import events as e
+from datatask.schema.values import INLINE_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -25,14 +26,20 @@ class Ticket:
     request: str | None = None
 
 
+def inline(value: msgspec.Raw) -> msgspec.Raw:
+    """Return the value if it is small enough to travel in an event; larger ones are named by digest, or not kept."""
+    return value if len(bytes(value)) <= INLINE_BYTES_MAX else e.ABSENT
+
+
 def put_event(
     write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None
 ) -> e.ValuePut:
+    """Return what the log says of a value that is in its repository now."""
     return e.ValuePut(
         at=now,
         repository=write.repository,
         job=write.job,
-        value=write.value,
+        value=inline(write.value),
         digest=write.digest,
         size=write.size,
         version=write.version,
@@ -45,6 +52,7 @@ def put_event(
 def change_event(
     write: Write, now: int, *, run: OpenRun | None = None, ticket: Ticket | None = None
 ) -> e.Event:
+    """Return what the log says of a write that has been done: put or deleted, by a run or on somebody's word."""
     event: e.Event
     if write.op == "delete":
         event = e.ValueDeleted(
@@ -64,12 +72,13 @@ def change_event(
 
 
 def intent_event(write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
+    """Return what the log says before a foreign store is changed."""
     return e.StoreWriteIntended(
         at=now,
         repository=write.repository,
         job=write.job,
         op="delete" if write.op == "delete" else "put",
-        value=write.value,
+        value=inline(write.value),
         digest=write.digest,
         size=write.size,
         **more,
@@ -77,6 +86,7 @@ def intent_event(write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
 
 
 def intended_write(intent: e.StoreWriteIntended) -> Write:
+    """Return the write that an intent was about, to be done again."""
     return Write(
         repository=intent.repository or "",
         job=intent.job or "",
