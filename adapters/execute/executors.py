@@ -257,7 +257,7 @@ class ExecutorRunner:
         if open_run is None or open_run.reason is not None:
             return
         open_run.reason = reason
-        if self._pool.withdraw(open_run):
+        if not open_run.pid and self._pool.withdraw(open_run):
             self._end(open_run, self._stopped(open_run, reason))
             return
         if open_run.call is not None:
@@ -300,7 +300,7 @@ class ExecutorRunner:
             run.told = True
             if run.timer is not None:
                 run.timer.cancel()
-            if self._pool.withdraw(run):
+            if not run.pid and self._pool.withdraw(run):
                 continue
             if run.call is not None:
                 run.call.context.fence()

@@ -49,7 +49,7 @@ class Address(NamedTuple):
 class Gateway:
     """A worker's connections to one engine; requests are answered one at a time."""
 
-    def __init__(self, address: Address, cancel: Callable[[int], None]) -> None:
+    def __init__(self, address: Address, cancel: Callable[[Address, int], None]) -> None:
         self.address = address
         self._cancel = cancel
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class Gateway:
     def _watch(self) -> None:
         try:
             while (run := self._life.recv()) is not None:
-                self._cancel(run)
+                self._cancel(self.address, run)
         except (EOFError, OSError):
             if os.getpid() != self.address.pid:
                 os._exit(1)  # the engine died: what this worker still did would be done twice
@@ -96,7 +96,7 @@ _connecting = threading.Lock()
 _last: list[Gateway] = []
 
 
-def connect(address: Address, cancel: Callable[[int], None]) -> Gateway:
+def connect(address: Address, cancel: Callable[[Address, int], None]) -> Gateway:
     """Return this process's gateway to the engine at this address; stand-ins use the last one asked for."""
     with _connecting:
         key = address, os.getpid()  # a forked worker has its parent's table, and must not use it

@@ -212,7 +212,7 @@ class Parcel(NamedTuple):
 
 
 _functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
-_calls: dict[int, Call] = {}
+_calls: dict[tuple[remote.Address, int], Call] = {}  # several engines may share a process
 
 
 def work(parcel: Parcel) -> Outcome:
@@ -222,17 +222,18 @@ def work(parcel: Parcel) -> Outcome:
             "the executor runs functions on the engine's event loop", remedy="use InProcessSyncTask"
         )
     gateway = remote.connect(parcel.gateway, _cancel)
-    call = _calls[parcel.run] = Call(RunContext(parcel.run, parcel.task, parcel.job))
+    call = Call(RunContext(parcel.run, parcel.task, parcel.job))
+    _calls[parcel.gateway, parcel.run] = call
     try:
         gateway.begin(parcel.run)
         func, arguments = _unpacked(parcel)
         return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
     finally:
-        del _calls[parcel.run]
+        del _calls[parcel.gateway, parcel.run]
 
 
-def _cancel(run: int) -> None:
-    call = _calls.get(run)
+def _cancel(gateway: remote.Address, run: int) -> None:
+    call = _calls.get((gateway, run))
     if call is not None:
         call.cancel()
 
