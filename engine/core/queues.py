@@ -97,14 +97,19 @@ class PriorityQueue:
         return len(self._waiting)
 
     def entries(self) -> Iterator[Entry]:
-        """Pop lazily from a copy of the frontier: the first k entries cost O(k log k), not the queue's size."""
+        """Pop lazily from a copy of the frontier: the first k entries cost O(k log k), not the queue's size.
+
+        A job pushed again as it was before lies in the heap twice; equal entries come one after another.
+        """
         heap = self._heap
         while heap and not self._current(heap[0]):
             heapq.heappop(heap)
         frontier = [(heap[0], 0)] if heap else []
+        last: Entry | None = None
         while frontier:
             entry, index = heapq.heappop(frontier)
-            if self._current(entry):
+            if entry != last and self._current(entry):
+                last = entry
                 yield entry
             for child in (2 * index + 1, 2 * index + 2):
                 if child < len(heap):

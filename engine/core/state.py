@@ -8,6 +8,7 @@ reads the result. Nothing here reads a clock or draws by chance.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ FOLD_VERSION = 1
 REQUESTS_MAX = 4096
 MARKS_MAX = 4096
 MARK_EVERY = 1_000_000_000
+MAX_TIME = 1 << 63
 
 
 class PendingKey(NamedTuple):
@@ -99,22 +101,16 @@ class State:
         return [self.jobs[job] for job in self.leaves[leaf].members(self.masks)]
 
     def time_of(self, position: int) -> int:
-        """Return a time not before that of the event at `position` (to about a second), from sparse marks."""
-        low, high = 0, len(self.marks)
-        while low < high:
-            middle = (low + high) // 2
-            if self.marks[middle][0] < position:
-                low = middle + 1
-            else:
-                high = middle
-        return self.marks[low][1] if low < len(self.marks) else self.at
+        """Return when the event at `position` was written, or up to `mark_every` before, from sparse marks."""
+        index = bisect_right(self.marks, (position, MAX_TIME)) - 1
+        return self.marks[index][1] if index >= 0 else self.at
 
     def mark(self, position: int, at: int) -> None:
         """Remember when a position was written, sparsely: halved in number, doubled in distance when full."""
         if not self.marks or at - self.marks[-1][1] >= self.mark_every:
             self.marks.append((position, at))
             if len(self.marks) > MARKS_MAX:
-                self.marks = self.marks[1::2]
+                self.marks = self.marks[::2]
                 self.mark_every *= 2
 
     # --- one changed bit --------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class Twin:
         owner = event.repository if event.what in ("filter", "translation") else event.task
         key = (event.what, owner, event.job)
         since = self.pending.get(key)
-        if since is None or event.inputs and event.inputs[0] < since or event.error is not None:
+        if since is None or (event.inputs and event.inputs[0] < since) or event.error is not None:
             return
         del self.pending[key]
         value = msgspec.json.decode(event.value)
