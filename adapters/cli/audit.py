@@ -39,6 +39,7 @@ RUN_FIELDS = (
     "exit_code",
     "error",
 )
+DRAWN_FIELDS = ("run", "task", "job", "state", "started_at", "error")
 STATES = (
     "decided",
     "running",
@@ -181,7 +182,7 @@ def runs(
         if limit is not None:
             sql += f" LIMIT {limit}"
         found = reader.query(sql, values, timeout_seconds=QUERY_SECONDS).rows
-    Output(settings).rows([_run(row) for row in reversed(found)], RUN_FIELDS)
+    Output(settings).rows([_run(row) for row in reversed(found)], RUN_FIELDS, drawn=DRAWN_FIELDS)
 
 
 def _run(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def invoke(
     settings = settings or Settings(debug=bool(os.environ.get("DATATASK_DEBUG")))
     try:
         group = make_group(settings, instrument)
-        result = group.main(list(arguments), prog_name=settings.program, standalone_mode=False, obj=settings)
+        result = group.main(
+            list(arguments) or ["--help"], prog_name=settings.program, standalone_mode=False, obj=settings
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
@@ -85,7 +87,6 @@ def make_group(settings: Settings, instrument: Instrument | None = None) -> clic
         help="Run data pipelines, and ask what happened in them.",
         epilog=f"Example: {settings.program} run   (each command has examples: {settings.program} COMMAND --help)",
         params=[parameter for parameter in shared_options(hidden=False) if _fits(parameter, settings)],
-        no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     click.version_option(datatask.__version__, prog_name="datatask")(group)

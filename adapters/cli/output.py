@@ -8,6 +8,7 @@ a header first, so that the next program can read it. Rich is imported only when
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from datatask.adapters.cli.settings import Settings
 
+_TIME = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d{6}Z$")
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)}
 
@@ -76,15 +78,21 @@ class Output:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    def rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
-        """Print rows with these columns, or those of --fields: JSON list, drawn table, or tab-separated lines."""
-        columns = self.chosen(columns)
+    def rows(
+        self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, drawn: Sequence[str] = ()
+    ) -> None:
+        """Print rows with these columns, or those of --fields: JSON list, drawn table, or tab-separated lines.
+
+        `drawn` are the columns that a terminal is shown when nobody chose any.
+        """
+        draws = self.draws or (self.colored and not self.json)
+        columns = drawn if drawn and draws and not self._settings.fields else self.chosen(columns)
         if self.json:
             self.document([{name: row[name] for name in columns} for row in rows])
             return
         cells = [[cell(row[name]) for name in columns] for row in rows]
-        if self.draws or self.colored:
-            self._table(cells, columns, title)
+        if draws:
+            self._table(cells, columns)
             return
         self.line("\t".join(columns))
         for row in cells:
@@ -100,15 +108,15 @@ class Output:
                 )
         return wanted or columns
 
-    def _table(self, cells: Sequence[Sequence[str]], columns: Sequence[str], title: str) -> None:
+    def _table(self, cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for name in columns:
-            table.add_column(name)
+            table.add_column(name, no_wrap=name != columns[-1])
         for row in cells:
-            table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row))
+            table.add_row(*(Text(_TIME.sub(r"\1Z", text), style=STYLES.get(text, "")) for text in row))
         self.console().print(table)
 
     def console(self, *, stderr: bool = False) -> Console:

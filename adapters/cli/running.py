@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from datatask.adapters.cli.interrupts import Interrupts
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.progress import Progress
-from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.settings import Settings, near
 from datatask.adapters.cli.when import words
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
@@ -148,7 +147,7 @@ class _Work:
 
     def _place(self) -> str:
         path = locate(self._pipeline.log_location()).path
-        return "in memory" if path is None else os.path.relpath(path)
+        return "in memory" if path is None else near(path)
 
     def _tell(self, outcome: Outcome, progress: Progress, code: int) -> None:
         if self._output.json:
@@ -172,7 +171,7 @@ class _Work:
                 if isinstance(repository, FileRepositoryBase) and (newest := self._newest(repository.id)):
                     count = self._pipeline.state.leaves[repository.id].count
                     more = f" and {count - 1} more" if count > 1 else ""
-                    lines.append(f"output: {name}.{link}: {os.path.relpath(repository.fullpath(newest))}{more}")
+                    lines.append(f"output: {name}.{link}: {near(repository.fullpath(newest))}{more}")
         return lines
 
     def _newest(self, repository: str) -> str | None:

@@ -140,7 +140,7 @@ class Settings:
         """Return a command line that works as printed, from this working directory, for the same log."""
         prefix = _program()
         if not self._is_default():
-            prefix += ["--log", os.path.relpath(self.log_path())]
+            prefix += ["--log", near(self.log_path())]
         return shlex.join([*prefix, *words])
 
     def _is_default(self) -> bool:
@@ -163,4 +163,10 @@ def _from_here(program: Path) -> str:
     found = shutil.which(program.name)
     if found is not None and Path(found).absolute() == program.absolute():
         return program.name
-    return os.path.relpath(program)
+    return near(program)
+
+
+def near(path: Path) -> str:
+    """Return a path as people would type it here: relative when it is below the working directory."""
+    relative = os.path.relpath(path)
+    return str(path.absolute()) if relative.startswith("..") else relative
