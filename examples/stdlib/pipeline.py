@@ -16,7 +16,7 @@ from pathlib import Path
 
 from measuring import measured
 from reporting import Findings, chart, text
-from sources import HERE, AllThrough, Sources, job_of, members, path_of
+from sources import HERE, AllThrough, Sources, job_of, path_of
 
 from datatask import (
     BlobRepository,
@@ -91,7 +91,7 @@ async def first_with_same_digest(info: str) -> str:
     """Return the first file that has the digest which `sha256sum` printed into the file at `info`."""
     async with one_at_a_time:
         if not first_with:  # a later run goes on with what earlier ones have found
-            for job in await members(checksum.succeeded):
+            async for job in checksum.succeeded:
                 digest, file = printed(await sums.info(job))
                 first_with.setdefault(digest, job_of(file))
         digest, file = printed(info)

@@ -42,7 +42,9 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return "memory:" if request.param == "memory" else str(tmp_path / "log.db")
 
 
-def task(name: str, source: Repository, target: Repository | None = None, **options: Any) -> InProcessSyncTask:
+def task(
+    name: str, source: Repository, target: Repository | None = None, **options: Any
+) -> InProcessSyncTask:
     """A task that reads `inp` and writes `out`; a copy, unless a function is set."""
     made = InProcessSyncTask(name, LogMetadataRepository(f"{name}.done"), **options)
     made.link("inp", source, is_input=True)
@@ -121,7 +123,9 @@ async def test_what_a_run_wrote_is_seen_whole_or_not_at_all(log: str) -> None:
         await second.dump(job, 2)
 
     async with pipeline(both, log=log) as pipe:
-        pipe.subscribe(lambda _: seen.append((pipe.state.contains("first", "a"), pipe.state.contains("second", "a"))))
+        pipe.subscribe(
+            lambda _: seen.append((pipe.state.contains("first", "a"), pipe.state.contains("second", "a")))
+        )
         running = asyncio.create_task(pipe.run(timeout=SECONDS))
         await go_on.wait()
         assert not await first.contains("a")
@@ -167,7 +171,11 @@ async def test_values_of_any_size_go_through(log: str) -> None:
 
 @pytest.mark.parametrize("require_success", [False, True])
 async def test_a_failure_goes_downstream_unless_success_is_required(log: str, require_success: bool) -> None:
-    source, middle, target = InProcessMetadataRepository({"good": 1, "bad": 2}), documents("mid"), documents("out")
+    source, middle, target = (
+        InProcessMetadataRepository({"good": 1, "bad": 2}),
+        documents("mid"),
+        documents("out"),
+    )
     first = task("first", source)
     first.link("mid", middle, is_output=True, required_for_output=False)
     second = InProcessSyncTask("second", documents("second.done"))
@@ -415,7 +423,7 @@ async def test_in_process_outputs_are_gone_after_a_restart_and_known_to_be(tmp_p
 
 async def test_another_pipelines_log_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "log.db")
-    async with pipeline(task("t", documents("in")  , documents("out")), log=path, name="one"):
+    async with pipeline(task("t", documents("in"), documents("out")), log=path, name="one"):
         pass
     with pytest.raises(CallerError, match="one"):
         async with pipeline(task("t", documents("in"), documents("out")), log=path, name="two"):
@@ -676,7 +684,9 @@ async def test_two_pipelines_work_in_one_loop(tmp_path: Path) -> None:
 def test_run_sync_needs_no_loop(log: str) -> None:
     given = {"a": 1}
     target = InProcessMetadataRepository()
-    outcome = pipeline(task("t", InProcessMetadataRepository(given), target), log=log).run_sync(timeout=SECONDS)
+    outcome = pipeline(task("t", InProcessMetadataRepository(given), target), log=log).run_sync(
+        timeout=SECONDS
+    )
     assert outcome.exit_code == 0
     assert target.data == given
 

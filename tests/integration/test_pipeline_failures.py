@@ -220,7 +220,9 @@ async def test_a_failed_run_is_tried_again_after_its_backoff(log: str) -> None:
 
     async with pipeline(task, log) as pipe:
         decided: list[e.LaunchDecided] = []
-        pipe.subscribe(lambda batch: decided.extend(x for x in batch.events if isinstance(x, e.LaunchDecided)))
+        pipe.subscribe(
+            lambda batch: decided.extend(x for x in batch.events if isinstance(x, e.LaunchDecided))
+        )
         outcome = await pipe.run(timeout=SECONDS)
         assert outcome.failed == 1
         assert tries == {"a": 3, "never": 3}
