@@ -443,7 +443,7 @@ class Twin:
         same("intents", {(leaf, state.jobs[job]) for leaf, job in state.intents}, set(self.intents))
         same("open runs", set(state.open_runs), set(self.open))
         same("tasks", list(state.tasks), list(self.tasks))
-        for name, task in state.tasks.items():
+        for name in state.tasks:
             self._compare_task(state, name, same)
         self._compare_usage(state, same)
         self._compare_rules(same)
