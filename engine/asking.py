@@ -14,6 +14,7 @@ from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Write
 from datatask.engine.runtime import Runtime
+from datatask.schema import errors
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.definition import ViewDef
@@ -280,3 +281,14 @@ _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {
     r.ChangeQuota: _quota,
     r.AcceptLoss: _accept_loss,
 }
+
+
+def error_of(refusal: r.Refusal) -> Exception:
+    """Return the error that a refusal tells of."""
+    kinds = {
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.DatataskError)
+    }
+    kind = kinds.get(refusal.code, CallerError)
+    return kind(refusal.what, where=refusal.where, remedy=refusal.remedy)

@@ -8,11 +8,9 @@ objects, out comes an open engine behind a handful of verbs; `verbs` and the com
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 import os
 import random
-import signal
 import socket
 import sys
 import uuid
@@ -25,14 +23,15 @@ import msgspec
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
-from datatask.engine.asking import answer
+from datatask.adapters.wiring.interrupts import Interrupts
+from datatask.engine.asking import answer, error_of
 from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
-from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.declare import Declared, declare
 from datatask.engine.graph import dependants, graph_of
+from datatask.engine.loading import load_state
 from datatask.engine.observing import Observer
 from datatask.engine.ports import Checkpoint, Clock, EventLog, Write
 from datatask.engine.quotas import ResourceManager
@@ -475,7 +474,7 @@ class Pipeline:
 
     async def _run_sync(self, options: dict[str, Any]) -> Outcome:
         async with self:
-            with self.interruptible():
+            with Interrupts(self, logger.warning):
                 return await self.run(**options)
 
     def drain(self) -> None:
@@ -497,10 +496,6 @@ class Pipeline:
                 runtime.reactor.ask([event], [effect])
         runtime.pump()
         runtime.wake()
-
-    def interruptible(self) -> _Interrupts:
-        """Return a context in which SIGINT and SIGTERM drain, and a second SIGINT abandons."""
-        return _Interrupts(self)
 
     def outcome(self) -> Outcome:
         """Return how things stand: failed jobs, and ready jobs that nothing can start, by reason."""
@@ -597,65 +592,6 @@ class Pipeline:
         return await leaf.evaluate(evaluation.job)
 
 
-class _Interrupts:
-    """Signals while a pipeline runs: the first drains, the second abandons."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._count = 0
-
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        try:
-            loop.add_signal_handler(signal.SIGINT, self._interrupt)
-            loop.add_signal_handler(signal.SIGTERM, self._pipeline.drain)
-        except (ValueError, RuntimeError, NotImplementedError):
-            logger.debug("not in the main thread: signals stay as they are")
-        return self
-
-    def _interrupt(self) -> None:
-        self._count += 1
-        if self._count == 1:
-            logger.warning("interrupted: waiting for what runs; once more abandons it")
-            self._pipeline.drain()
-        else:
-            self._pipeline.abandon()
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.remove_signal_handler(number)
-            except (ValueError, RuntimeError, NotImplementedError):
-                logger.debug("not in the main thread: signals stay as they are")
-
-
-async def load_state(log: EventLog) -> State:
-    """Return the state at the log's head: the newest checkpoint, and the events behind it."""
-    found = await log.latest_checkpoint(FOLD_VERSION)
-    state = State()
-    if found is not None:
-        loaded = checkpoints.load(found.body)
-        if loaded.position == found.position and loaded.log == log.uuid:
-            state = loaded
-    async for batch in log.batches(after=state.position):
-        apply_all(state, batch.first, batch.events)
-    return state
-
-
-def error_of(refusal: r.Refusal) -> Exception:
-    """Return the error that a refusal tells of."""
-    from datatask.schema import errors
-
-    kinds = {
-        kind.code: kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.DatataskError)
-    }
-    kind = kinds.get(refusal.code, CallerError)
-    return kind(refusal.what, where=refusal.where, remedy=refusal.remedy)
-
-
 def program() -> Path:
     """Return the file of the running program, or the working directory in an interactive session."""
     main = sys.modules.get("__main__")
@@ -678,11 +614,6 @@ def _boot_id() -> str:
 
 def _new_id() -> str:
     return str(uuid.uuid4())
-
-
-def utc(at: int) -> dt.datetime:
-    """Return engine time as a datetime."""
-    return dt.datetime.fromtimestamp(at / 1e9, dt.UTC)
 
 
 def _loop_is_running() -> bool:

@@ -1,0 +1,21 @@
+"""A log's state: its newest checkpoint, and the events behind it."""
+
+from __future__ import annotations
+
+from datatask.engine.core import checkpoints
+from datatask.engine.core.fold import apply_all
+from datatask.engine.core.state import FOLD_VERSION, State
+from datatask.engine.ports import EventLog
+
+
+async def load_state(log: EventLog) -> State:
+    """Return the state at the log's head: the newest checkpoint, and the events behind it."""
+    found = await log.latest_checkpoint(FOLD_VERSION)
+    state = State()
+    if found is not None:
+        loaded = checkpoints.load(found.body)
+        if loaded.position == found.position and loaded.log == log.uuid:
+            state = loaded
+    async for batch in log.batches(after=state.position):
+        apply_all(state, batch.first, batch.events)
+    return state
