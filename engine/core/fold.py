@@ -27,36 +27,50 @@ Handler = Callable[[State, int, Any], None]
 
 def apply(state: State, position: int, event: e.Event) -> None:
     """Fold one event; `LogDamagedError` when it cannot follow on what came before."""
-    if position != state.position + 1:
-        raise LogDamagedError(
-            f"event {position} follows on {state.position}",
-            where=f"position {state.position + 1}",
-            remedy="positions have no gaps: restore the log from a backup",
-        )
-    handler = _HANDLERS.get(type(event))
-    if handler is not None:
-        try:
-            handler(state, position, event)
-        except (KeyError, AttributeError, IndexError) as error:
-            raise LogDamagedError(
-                f"{type(event).__name__} does not fit what came before ({type(error).__name__}: {error})",
-                where=f"position {position}",
-                remedy="run `datatask verify` on the log",
-            ) from error
-    request = getattr(event, "request", None)
-    if request is not None:
-        state.requests[request] = position
-        if len(state.requests) > REQUESTS_MAX:
-            state.requests.popitem(last=False)
-    state.position = position
-    state.at = event.at
-    state.mark(position, event.at)
+    apply_all(state, position, (event,))
 
 
 def apply_all(state: State, first: int, events: Iterable[e.Event]) -> None:
     """Fold events at consecutive positions from `first` on."""
-    for position, event in enumerate(events, first):
-        apply(state, position, event)
+    if first != state.position + 1:
+        raise LogDamagedError(
+            f"event {first} follows on {state.position}",
+            where=f"position {state.position + 1}",
+            remedy="positions have no gaps: restore the log from a backup",
+        )
+    handlers, asked, position = _HANDLERS, _ASKED, first
+    mark_at = state.mark_due()
+    for event in events:
+        kind = type(event)
+        handler = handlers.get(kind)
+        if handler is not None:
+            try:
+                handler(state, position, event)
+            except (KeyError, AttributeError, IndexError) as error:
+                raise _misfit(position, event, error) from error
+        if kind in asked:
+            _remember_request(state, position, event)
+        state.position = position
+        at = state.at = event.at
+        if at >= mark_at:
+            state.mark(position, at)
+            mark_at = state.mark_due()
+        position += 1
+
+
+def _misfit(position: int, event: e.Event, error: Exception) -> LogDamagedError:
+    return LogDamagedError(
+        f"{type(event).__name__} does not fit what came before ({type(error).__name__}: {error})",
+        where=f"position {position}",
+        remedy="run `datatask verify` on the log",
+    )
+
+
+def _remember_request(state: State, position: int, event: Any) -> None:
+    if event.request is not None:
+        state.requests[event.request] = position
+        if len(state.requests) > REQUESTS_MAX:
+            state.requests.popitem(last=False)
 
 
 # --- the log and the engine -------------------------------------------------------------------------
@@ -421,3 +435,6 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TaskResumed: _task_resumed,
     e.QuotaChanged: _quota_changed,
 }
+
+_ASKED = frozenset(kind for kind in e.KINDS.values() if "request" in kind.__struct_fields__)
+"""The kinds that a person's request may have led to."""

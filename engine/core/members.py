@@ -20,7 +20,8 @@ from datatask.schema.definition import RepositoryDef
 if TYPE_CHECKING:
     from datatask.engine.core.tasks import TaskState
 
-DIRTY_MAX = 8192
+CHANGED_MAX = 8192
+"""A leaf's bitmap follows when asked, or when so many bits have changed."""
 
 
 def version_hash(version: str | None) -> int:
@@ -62,8 +63,8 @@ class LeafState:
     feeds: list[DerivedState] = field(default_factory=list)
     translates: list[DerivedState] = field(default_factory=list)
     derived: DerivedState | None = None
+    changed: list[int] = field(default_factory=list)
     _members: BitMap = field(default_factory=BitMap)
-    _dirty: list[int] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -73,18 +74,12 @@ class LeafState:
     def versioned(self) -> bool:
         return self.definition.medium == "foreign"
 
-    def touch(self, job: int, masks: list[int]) -> None:
-        """Note that a job's bit changed; the bitmap follows when asked, or when much has changed."""
-        self._dirty.append(job)
-        if len(self._dirty) > DIRTY_MAX:
-            self.members(masks)
-
     def members(self, masks: list[int]) -> BitMap:
         """Return the members as a bitmap (shared: do not change it)."""
-        if self._dirty:
+        if self.changed:
             bit = self.bit
-            changed = set(self._dirty)
-            self._dirty.clear()
+            changed = set(self.changed)
+            self.changed.clear()
             present = [job for job in changed if masks[job] & bit]
             self._members |= BitMap(present)
             if len(present) != len(changed):
@@ -94,7 +89,7 @@ class LeafState:
     def load(self, members: BitMap) -> None:
         """Take the members of a checkpoint."""
         self._members = members
-        self._dirty.clear()
+        self.changed.clear()
         self.count = len(members)
 
 

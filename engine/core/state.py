@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
-from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at
+from datatask.engine.core.members import CHANGED_MAX, DerivedState, LeafState, get_at, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import PipelineDef
@@ -105,13 +105,16 @@ class State:
         index = bisect_right(self.marks, (position, MAX_TIME)) - 1
         return self.marks[index][1] if index >= 0 else self.at
 
+    def mark_due(self) -> int:
+        """Return the time from which on the next event is to be marked."""
+        return self.marks[-1][1] + self.mark_every if self.marks else 0
+
     def mark(self, position: int, at: int) -> None:
         """Remember when a position was written, sparsely: halved in number, doubled in distance when full."""
-        if not self.marks or at - self.marks[-1][1] >= self.mark_every:
-            self.marks.append((position, at))
-            if len(self.marks) > MARKS_MAX:
-                self.marks = self.marks[::2]
-                self.mark_every *= 2
+        self.marks.append((position, at))
+        if len(self.marks) > MARKS_MAX:
+            self.marks = self.marks[::2]
+            self.mark_every *= 2
 
     # --- one changed bit --------------------------------------------------------------------------
 
@@ -128,7 +131,9 @@ class State:
         after = before ^ bit
         masks[job] = after = self._interned.setdefault(after, after)
         leaf.count += 1 if present else -1
-        leaf.touch(job, masks)
+        leaf.changed.append(job)
+        if len(leaf.changed) > CHANGED_MAX:
+            leaf.members(masks)
         for task in leaf.watchers:
             care, want, predicate = task.condition
             if predicate is None:
@@ -192,7 +197,6 @@ class State:
         """The job no longer waits for this task: its episode ends without a run."""
         if not task.queue.discard(job) and task.awaiting.pop(job, None) is not None:
             self.pending.pop(PendingKey("priority", task.name, job), None)
-        self.pending.pop(PendingKey("resources", task.name, job), None)
 
     def release(self, task: TaskState, job: int) -> None:
         """The conditions of a claimed job have ceased: unless a run is open, the next edge counts anew."""
