@@ -24,7 +24,7 @@ class Case(Obstacles):
     def explanation(self) -> Explanation:
         conditions = [self._condition(part) for part in parts_of(self.expr)]
         satisfied = all(condition.satisfied for condition in conditions)
-        self._live()
+        self._live(satisfied)
         self._data(satisfied)
         self._claimed(satisfied)
         self._evaluation()

@@ -1,7 +1,7 @@
 """What holds one (task, job) back, other than its place in line: data, its own past, its task, the surroundings.
 
-Each obstacle is told with the position that made it so, and brings the one change that removes it. `Capacity` in
-`crowding` builds on this for what others take.
+Each obstacle is told with the position that made it so, and brings the one change that removes it. `Case` in `crowding`
+builds on this for what others take.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Obstacles:
 
     # --- the job's own past -----------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _live(self, satisfied: bool) -> None:
         run, task, job = self.run, self.task.name, self.name
         if run is None:
             return
@@ -139,6 +139,9 @@ class Obstacles:
             f"run {run.run} (attempt {run.attempt}, position {run.run}) is {state}{where}",
             Change(op="end_run", run=run.run, task=task, job=job),
         )
+        stays = run.stopping not in (None, "deleted", "shutdown") and not self.task.definition.repeat
+        if satisfied and stays:  # who cancels means it: the end of the run is no new occasion
+            self.changes.append(Change(op="retry", task=task, job=job))
 
     def _claimed(self, satisfied: bool) -> None:
         claimed = self.state.masks[self.job] & self.task.claim != 0
