@@ -7,12 +7,14 @@ the engine's event loop. The connections are served by threads, two per worker p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -78,6 +80,8 @@ class EngineGateway:
                 life.send(None)
             except OSError:
                 continue
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
+            knock.connect(str(Path(self.address.folder) / "socket"))  # so that the accepting thread looks up
         self._listener.close()
         shutil.rmtree(self.address.folder, ignore_errors=True)
 
@@ -87,6 +91,8 @@ class EngineGateway:
                 connection = self._listener.accept()
                 role, pid = connection.recv()
             except (AuthenticationError, EOFError):
+                if not self._open:
+                    return
                 logger.warning("a process without the key knocked at %s", self.address.folder)
                 continue
             except OSError:
