@@ -26,7 +26,7 @@ from datatask.engine.core.state import State
 from datatask.engine.core.wiring import define
 from datatask.schema import definition as d
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, TemporaryError
 from datatask.schema.values import encode_value
 
 if TYPE_CHECKING:
@@ -95,7 +95,13 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
         for leaf in state.definition.repositories:
             if leaf.medium in ("foreign", "mirror"):
                 store = pipeline.declare().repositories[leaf.id].store
-                _learn(state, leaf.id, {found.job: found.version async for found in store.list()}, now)
+                try:
+                    listed = {found.job: found.version async for found in store.list()}
+                except TemporaryError:
+                    if state.leaves[leaf.id].count:
+                        raise
+                    listed = {}  # a folder that the first run will make
+                _learn(state, leaf.id, listed, now)
         while await _evaluate(pipeline, state, now):
             pass
     finally:
