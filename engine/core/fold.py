@@ -162,7 +162,10 @@ def _value_put(state: State, position: int, event: e.ValuePut) -> None:
     job = state.job_index.get(event.job)
     if job is None:
         job = state.intern(event.job)
-    put_at(leaf.positions, job, position)
+    try:
+        leaf.positions[job] = position
+    except IndexError:
+        put_at(leaf.positions, job, position)
     if leaf.definition.medium == "foreign":
         put_at(leaf.versions, job, version_hash(event.version))
     if state.intents:

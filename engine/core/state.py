@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
-from datatask.engine.core.members import CHANGED_MAX, DerivedState, LeafState, get_at, put_at
+from datatask.engine.core.members import CHANGED_MAX, DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import PipelineDef
@@ -176,7 +176,10 @@ class State:
         self.clear_outcomes(task, job, position)
 
     def _enter(self, task: TaskState, job: int, position: int) -> None:
-        put_at(task.episode_count, job, get_at(task.episode_count, job) + 1)
+        try:
+            task.episode_count[job] += 1
+        except IndexError:
+            put_at(task.episode_count, job, 1)
         self.enqueue(task, job, position)
 
     def enqueue(self, task: TaskState, job: int, position: int) -> None:
