@@ -16,12 +16,6 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.types import UserDefinedType
 
-FORMAT = 1
-"""The storage format that this version writes; raised by a `LogUpgraded`."""
-
-APPLICATION_ID = 0x64744C67
-"""`dtLg`: what `file` and `PRAGMA application_id` tell of a log."""
-
 
 class AnyValue(UserDefinedType[Any]):
     """The column type ANY of STRICT tables: keeps what it is given."""
@@ -76,22 +70,8 @@ meta = Table(
     Column("value", AnyValue()),
     sqlite_strict=True,
 )
-"""Facts about the file: `META_KEYS`."""
+"""Facts about the file: `format.META_KEYS`."""
 
-META_KEYS: dict[str, str] = {
-    "format": "the storage format, an integer",
-    "may_read": "the oldest format a reader must know to read this log",
-    "may_write": "the oldest format an engine must know to append to this log",
-    "written_by": "the datatask version that created the log",
-    "uuid": "the log's identity, 32 hex digits",
-    "pipeline": "the name of the one pipeline that this log serves",
-    "epoch": "how often an engine has opened the log; an append under an older epoch is refused",
-    "host": "the host of the engine that opened it last",
-    "pid": "the process of the engine that opened it last",
-    "started": "when that engine opened it, UTC nanoseconds",
-    "base": "the last position that lives in an archive, 0 when none does",
-    "base_chain": "the chain hash at `base`, 32 bytes",
-}
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%S', {0} / 1000000000, 'unixepoch') || printf('.%06dZ', {0} % 1000000000 / 1000)"
 _KIND = "(SELECT id FROM names WHERE text = '{0}')"

@@ -35,6 +35,9 @@ _START = (
 
 Message = dict[str, Any]
 
+PASSED = ["PATH", "LANG", "LC_ALL", "TZ", "TMPDIR"]
+"""What the launcher gets of our environment; runs get what their task says."""
+
 
 class Watcher(Protocol):
     """Who is told about a run."""
@@ -334,10 +337,10 @@ def start_launcher(directory: Path) -> None:
     import datatask
 
     root = Path(str(datatask.__file__)).parent.parent
-    env = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR") if key in os.environ}
+    env = {key: os.environ[key] for key in PASSED if key in os.environ}
     with open(directory / "launcher.log", "ab") as log:
         subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],
+            [sys.executable, "-I", "-c", _START, str(root), str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

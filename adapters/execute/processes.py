@@ -37,6 +37,7 @@ class ProcessTask(EngineTask):
     that of the quota's launches; it is a property of the `resource_manager`, and one given here sets it there.
     """
 
+    outlives = True
     pids_link = "pids"
     done_shape: DoneShape = "process"
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from datatask.schema.errors import (
     DatataskError,
     InternalError,
@@ -56,11 +54,16 @@ def damaged(
     return LogDamagedError(what, where=where, remedy=remedy)
 
 
+def _is_of_driver(error: BaseException) -> bool:
+    """Whether SQLAlchemy wrapped the error; told by its module, so that readers need not load SQLAlchemy."""
+    return type(error).__module__.startswith("sqlalchemy.")
+
+
 def translate(error: BaseException, path: Path | str, position: int | None = None) -> DatataskError:
     """Return our error for one of SQLite's, SQLAlchemy's or the system's."""
     if isinstance(error, DatataskError):
         return error
-    inner = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    inner = getattr(error, "orig", None) or error if _is_of_driver(error) else error
     if isinstance(inner, OSError):
         return LogError(
             f"{inner.strerror or inner}", where=str(inner.filename or path), remedy="see to the file system"
@@ -87,5 +90,9 @@ def mapped(path: Path | str, position: int | None = None) -> Iterator[None]:
     """Run a block in which foreign errors become ours."""
     try:
         yield
-    except (sqlite3.Error, DBAPIError, OSError) as error:
+    except (sqlite3.Error, OSError) as error:
+        raise translate(error, path, position) from error
+    except Exception as error:
+        if not _is_of_driver(error):
+            raise
         raise translate(error, path, position) from error

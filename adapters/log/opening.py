@@ -27,7 +27,8 @@ from datatask.adapters.log.verify import verify_chain
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import LogError
 from datatask.schema.events import LogCreated
-from datatask.schema.tables import APPLICATION_ID, FORMAT, create_statements
+from datatask.schema.format import APPLICATION_ID, FORMAT
+from datatask.schema.tables import create_statements
 
 Durability = Literal["full", "process"]
 

@@ -100,7 +100,7 @@ class Decoder:
         if len(self._names) > _NAMES_KEPT_MAX:
             self._names = {None: None}
         used = {number for row in rows for number in (row[2], row[5], row[7], row[8], row[9])}
-        fresh = used - self._names.keys()
+        fresh = [number for number in used if number not in self._names]  # not `-`: that walks all names
         return Query(NAMES, (json.dumps(sorted(fresh)),)) if fresh else None
 
     def learn(self, pairs: Iterable[Sequence[Any]]) -> None:
