@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from datatask.engine.core.decide import constraint_on
 from datatask.engine.core.members import LeafState
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.tasks import TaskState
@@ -114,19 +115,13 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
 
 
 def _check_quota(runtime: Runtime, task: TaskState) -> None:
-    name = task.definition.quota
-    if name is None:
-        return
-    quota = runtime.state.quotas[name]
-    for dimension, amount in task.definition.resources.items():
-        used, limit = quota.used.get(dimension, 0), quota.limits.get(dimension, 0)
-        if used + amount > limit:
-            raise CallerError(
-                f"quota {name} has no room: {dimension} {used / 1e9:g} of {limit / 1e9:g} in use, "
-                f"{amount / 1e9:g} needed",
-                where=task.name,
-                remedy="wait, raise the quota, or launch with --over-quota",
-            )
+    constraint = constraint_on(runtime.state, task, runtime.now())
+    if constraint:
+        raise CallerError(
+            f"one more launch does not fit ({constraint})",
+            where=task.name,
+            remedy="wait, raise the limit, or launch with --over-quota",
+        )
 
 
 def _cancel(runtime: Runtime, request: r.CancelJobs) -> int:

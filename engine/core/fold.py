@@ -331,7 +331,8 @@ def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
     if not event.final:
         return
     anew = event.outcome == "cancelled" and run.stopping in ("deleted", "shutdown")
-    _end_episode(state, task, job, position, anew or task.definition.repeat)
+    repeat = task.definition.repeat and event.outcome != "cancelled"
+    _end_episode(state, task, job, position, anew or repeat)
     view = _VIEW_OF.get(event.outcome)
     if view is not None:
         state.flip(getattr(task, view), job, True, position)

@@ -139,7 +139,8 @@ class Obstacles:
             f"run {run.run} (attempt {run.attempt}, position {run.run}) is {state}{where}",
             Change(op="end_run", run=run.run, task=task, job=job),
         )
-        stays = run.stopping not in (None, "deleted", "shutdown") and not self.task.definition.repeat
+        repeats = run.stopping == "timeout" and self.task.definition.repeat
+        stays = run.stopping in ("cancelled", "timeout") and not repeats
         if satisfied and stays:  # who cancels means it: the end of the run is no new occasion
             self.changes.append(Change(op="retry", task=task, job=job))
 

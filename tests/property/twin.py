@@ -292,7 +292,8 @@ class Twin:
             return
         self.episodes.pop(key, None)
         stopped = self.stopping.get(event.run) in ("deleted", "shutdown") and event.outcome == "cancelled"
-        anew, ready = stopped or self.tasks[task].repeat, self.is_ready(task, job)
+        repeats = self.tasks[task].repeat and event.outcome != "cancelled"
+        anew, ready = stopped or repeats, self.is_ready(task, job)
         if anew or not ready:
             self.claims.discard(key)
         if anew and ready:
