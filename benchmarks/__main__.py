@@ -15,11 +15,16 @@ from typing import Any
 
 def rows(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """Yield (dotted name, figure) for the leaves of a JSON value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from rows(inner, f"{name}.{key}")
-    else:
-        yield name, f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from rows(inner, f"{name}.{key}")
+        case float():
+            yield name, f"{value:,.3g}"
+        case int():
+            yield name, f"{value:,}"
+        case _:
+            yield name, str(value)
 
 
 def main() -> None:

@@ -45,8 +45,12 @@ async def seconds(log: Path | MemoryLog, in_flight: int, jobs: int) -> tuple[flo
     async with build(log, in_flight) as pipeline:
         value = type(ABSENT)(b"1")
         for start in range(0, jobs, 1000):
-            items = tuple(r.Item(job=f"job{number}", value=value) for number in range(start, min(start + 1000, jobs)))
-            await pipeline.request(r.PutValues(id=f"put{start}", actor="bench", repository="values0", items=items))
+            items = tuple(
+                r.Item(job=f"job{number}", value=value) for number in range(start, min(start + 1000, jobs))
+            )
+            await pipeline.request(
+                r.PutValues(id=f"put{start}", actor="bench", repository="values0", items=items)
+            )
         begin = time.perf_counter()
         await pipeline.run()
         first = time.perf_counter() - begin

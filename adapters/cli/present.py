@@ -125,7 +125,7 @@ async def _evaluate(pipeline: Pipeline, state: State, now: int) -> bool:
         on_leaf = key.what in ("filter", "translation")
         about: dict[str, Any] = {"repository" if on_leaf else "task": key.owner}
         try:
-            value = await pipeline._evaluate(Evaluation(key, key.owner, job, why.position))
+            value = await pipeline.evaluate(Evaluation(key, key.owner, job, why.position))
         except Exception as error:  # user code may raise anything; here as in a run it holds the job
             outcome: dict[str, Any] = {
                 "error": f"{type(error).__name__}: {error}"[:1024],

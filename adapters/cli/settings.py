@@ -86,9 +86,9 @@ class Settings:
         place = locate(named) if named else locate(default_path(loaded.folder))
         pipeline.default_log = place.path
         if self.log is not None:
-            pipeline._location = locate(self.log).url
-        elif place.path is None and pipeline._location is None:
-            pipeline._location = place.url
+            pipeline.location = locate(self.log).url
+        elif place.path is None and pipeline.location is None:
+            pipeline.location = place.url
 
     # --- the log ------------------------------------------------------------------------------------
 

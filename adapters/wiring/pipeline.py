@@ -73,7 +73,8 @@ class Outcome(NamedTuple):
 
 class Pipeline:
     """Tasks that run on one log. `log` is a path, a URL or an open `EventLog`; it defaults to `.datatask/log.db`
-    beside the program's file, or to memory when nothing in the pipeline outlives the process.
+    beside the program's file, or to memory when nothing in the pipeline outlives the process; until the pipeline
+    is opened, `location` can be set to another place.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Pipeline:
         self.accepted: set[str] = set()
         self.log: EventLog | None = None
         self._listed = listed
-        self._location = log
+        self.location = log
         self._clock = clock or SystemClock()
         self._seed = seed
         self._runtime: Runtime | None = None
@@ -142,10 +143,10 @@ class Pipeline:
         """Return the URL of the log that opening would use."""
         if self.durability == "memory":
             return locate("memory:").url
-        if isinstance(self._location, str | Path):
-            return locate(self._location).url
-        if self._location is not None:
-            return self._location.url
+        if isinstance(self.location, str | Path):
+            return locate(self.location).url
+        if self.location is not None:
+            return self.location.url
         if self.default_log is None and self.declare().ephemeral_only():
             return locate("memory:").url
         return locate(self.default_log or default_path(program())).url
@@ -199,8 +200,8 @@ class Pipeline:
             await repository.validate()
 
     async def _open_log(self) -> EventLog:
-        if self._location is not None and not isinstance(self._location, str | Path):
-            return self._location
+        if self.location is not None and not isinstance(self.location, str | Path):
+            return self.location
         url = self.log_location()
         if locate(url).path is None:
             from datatask.adapters.log.memory import MemoryLog
@@ -240,7 +241,7 @@ class Pipeline:
             random.Random(self._seed).random,
             runners={task.name: task.runner for task in self._listed},
             stores=stores,
-            evaluate=self._evaluate,
+            evaluate=self.evaluate,
         )
         runtime.accepted |= self.accepted
         runtime.reactor.open(self._opened(state, log), declared.definition, self._renamed(state, declared))
@@ -348,7 +349,7 @@ class Pipeline:
             task.unbind()
             for view in (task.succeeded, task.failed, task.live):
                 view.unbind()
-        if self.log is not None and self.log is not self._location:
+        if self.log is not None and self.log is not self.location:
             await self.log.close()
 
     async def _checkpoint(self, least: int) -> None:
@@ -581,7 +582,8 @@ class Pipeline:
     async def _answer(self, log: EventLog, request: r.AnyRequest) -> None:
         log.inbox.answer(await self.request(request))
 
-    async def _evaluate(self, evaluation: Evaluation) -> object:
+    async def evaluate(self, evaluation: Evaluation) -> object:
+        """Return the outcome of the user's code that a decision needs: a priority, a filter, a translation."""
         what = evaluation.key.what
         if what == "priority":
             assert self.priority is not None

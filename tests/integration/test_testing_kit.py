@@ -110,13 +110,13 @@ async def test_two_open_runs_of_a_job_cannot_be() -> None:
 async def test_what_a_runner_left_is_recovered() -> None:
     """A second engine over the same log asks the runner about the open run."""
     pipeline, runner, clock = two_steps()
-    log = pipeline._location
+    log = pipeline.location
     async with pipeline:
         await pipeline.put("clean.raw", "a", {})
         await pipeline.update()
         pipeline.tasks["clean"].outlives = True
     successor, heir, _ = two_steps()
-    successor._location, successor._clock = log, clock
+    successor.location, successor._clock = log, clock
     async with successor:
         await settled(successor)
         assert [(spec.task, spec.job, spec.run) for spec in heir.recovered] == [
