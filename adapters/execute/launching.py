@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,9 @@ logger = logging.getLogger("datatask.processes")
 SILENT_SECONDS = 2.0
 RETRY_SECONDS = 0.01
 RETRY_SECONDS_MAX = 1.0
+START_SECONDS_MAX = 30.0
 _START = (
-    "import sys; sys.path.append(sys.argv[1]); "
+    "import os, sys; os.closerange(3, 65536); os.chdir('/'); sys.path.append(sys.argv[1]); "
     "from datatask.adapters.execute.launcher import main; sys.exit(main(sys.argv[2]))"
 )
 
@@ -207,7 +209,7 @@ class LauncherClient(asyncio.Protocol):
                 launched = self._loop.time()
                 try:
                     await asyncio.to_thread(start_launcher, self.directory)
-                except (OSError, subprocess.SubprocessError) as error:
+                except OSError as error:
                     trouble = f"the launcher cannot be started: {error}"
             if self._loop.time() - began > SILENT_SECONDS:
                 self._silent(f"the launcher of {self.directory} does not answer: {trouble}")
@@ -339,14 +341,29 @@ def start_launcher(directory: Path) -> None:
     root = Path(str(datatask.__file__)).parent.parent
     env = {key: os.environ[key] for key in PASSED if key in os.environ}
     with open(directory / "launcher.log", "ab") as log:
-        subprocess.run(
+        pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever
+            sys.executable,
             [sys.executable, "-I", "-c", _START, str(root), str(directory)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=env,
-            start_new_session=True,
-            timeout=30,
-            check=True,
+            env,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+            ],
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
+    _wait(pid, START_SECONDS_MAX)
+
+
+def _wait(pid: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"it did not begin to serve in {seconds:g} s")
+        time.sleep(0.002)
+    if code := os.waitstatus_to_exitcode(ended[1]):
+        raise ChildProcessError(f"it ended with exit code {code}; see launcher.log")
