@@ -13,8 +13,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.schema.errors import CallerError
@@ -118,13 +119,21 @@ def _run_file(file: Path) -> ModuleType:
     known = sys.modules.get(name)
     if not name.isidentifier() or (known is not None and not _is_at(known, file)) or _is_taken(name, file):
         name = f"datatask_pipeline_{abs(hash(str(file))):x}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FreshLoader(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # functions must be found again by name in worker processes
     spec.loader.exec_module(module)
     return module
+
+
+class _FreshLoader(SourceFileLoader):
+    """Always compiles the file as it is: cached bytecode is told by size and second, too coarse for an edit."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the source."""
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _is_at(module: ModuleType, file: Path) -> bool:
