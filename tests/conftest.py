@@ -50,11 +50,3 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     asyncio.run(limited())
     return True
-
-
-if os.environ.get(
-    "COVERAGE_PROCESS_START"
-):  # the launcher gets a clean environment, without what measures it
-    from datatask.adapters.execute import launching
-
-    launching.PASSED.append("COVERAGE_PROCESS_START")

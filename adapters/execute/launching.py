@@ -343,7 +343,7 @@ def start_launcher(directory: Path) -> None:
     with open(directory / "launcher.log", "ab") as log:
         pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever
             sys.executable,
-            [sys.executable, "-I", "-c", _START, str(root), str(directory)],
+            [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],
             env,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
