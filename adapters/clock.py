@@ -37,8 +37,4 @@ class SystemClock:
     def call_at(self, at: int, ring: Callable[[], None]) -> Callable[[], None]:
         """Ring on the running loop when engine time has reached `at` (an hour from now at the latest)."""
         delay = max(0.0, (at - self.now()) / 1e9)
-        return (
-            asyncio.get_running_loop()
-            .call_later(min(delay, LONGEST_SECONDS) + LATE_SECONDS, ring)
-            .cancel
-        )
+        return asyncio.get_running_loop().call_later(min(delay, LONGEST_SECONDS) + LATE_SECONDS, ring).cancel

@@ -65,9 +65,7 @@ class RecordingRunner:
         """Tell that the job's run has ended; `UnknownNameError` when none is open."""
         spec = self._open.pop((task, job), None)
         if spec is None:
-            raise UnknownNameError(
-                f"{task} has no open run for {job}", remedy="see RecordingRunner.jobs"
-            )
+            raise UnknownNameError(f"{task} has no open run for {job}", remedy="see RecordingRunner.jobs")
         info = ErrorInfo(type="Told", message=error) if error else None
         self._tell(Ended(spec.run, Ending(outcome=outcome, error=info), tuple(writes)))
 
