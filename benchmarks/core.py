@@ -7,6 +7,7 @@ reactor, memory of jobs at rest, and a checkpoint's way out and back. Timings ar
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 import tracemalloc
@@ -92,33 +93,30 @@ def best(work: Callable[[], object]) -> float:
     return min(found)
 
 
-def told(what: str, figure: str) -> None:
-    """Print a line."""
-    print(f"{what:<44} {figure:>24}")
-
-
 def main(jobs: int) -> None:
-    """Measure and tell."""
+    """Measure, and print one JSON object."""
     gc.disable()
+    figures: dict[str, float] = {"jobs": jobs}
     begin = time.process_time()
     reactor, events, runs = life(jobs)
-    told("runs through the reactor", f"{runs / (time.process_time() - begin):,.0f} /s")
+    figures["runs_through_the_reactor_per_second"] = runs / (time.process_time() - begin)
     seconds = best(lambda: apply_all(State(), 1, [e.LogCreated(at=1, log="u", pipeline="p"), *events]))
-    told(f"events applied ({len(events):,})", f"{len(events) / seconds:,.0f} /s")
+    figures["events_applied_per_second"] = len(events) / seconds
     puts = [event for event in events if isinstance(event, e.ValuePut)]
     state = opened().state
     begin = time.process_time()
     apply_all(state, state.position + 1, puts[:jobs])
-    told("puts that make a job ready", f"{jobs / (time.process_time() - begin):,.0f} /s")
-    told("a decision", f"{best(lambda: decide(state, 10)) / 1000 * 1e6:.2f} us")
+    figures["puts_that_make_a_job_ready_per_second"] = jobs / (time.process_time() - begin)
+    figures["decision_us"] = best(lambda: decide(state, 10)) / 1000 * 1e6
     body = dump(reactor.state)
-    told("checkpoint out", f"{best(lambda: dump(reactor.state)) * 1000:.0f} ms")
-    told("checkpoint in", f"{best(lambda: load(body)) * 1000:.0f} ms")
-    told("checkpoint size", f"{len(body) / jobs:.1f} bytes a job")
+    figures["checkpoint_out_ms"] = best(lambda: dump(reactor.state)) * 1000
+    figures["checkpoint_in_ms"] = best(lambda: load(body)) * 1000
+    figures["checkpoint_bytes_per_job"] = len(body) / jobs
     tracemalloc.start()
     kept = load(body)
-    told("memory at rest", f"{tracemalloc.get_traced_memory()[0] / jobs:.0f} bytes a job")
+    figures["memory_at_rest_bytes_per_job"] = tracemalloc.get_traced_memory()[0] / jobs
     assert kept.position == reactor.state.position
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
