@@ -4,6 +4,7 @@ The public names, each loaded when it is first asked for: `import datatask.schem
 A new public name is one line in `_HOME`, and one under TYPE_CHECKING so that checkers see it too.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,20 @@ _HOME: dict[str, str] = {
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings
 
 
+_FORMER = ("pipeline", "proc_manager", "repository", "resource_manager", "session", "task", "utils")
+"""pydatatask's modules. Scripts say `pydatatask.task.STDOUT` or `from pydatatask.task import STDOUT`: each of them
+is this module under another name.
+"""
+
+for _name in (*_FORMER, "main"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[__name__]
+
+
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        return sys.modules[__name__]
+    if name == "testing":
+        return import_module(f"{__name__}.testing")
     if name not in _HOME:
         raise AttributeError(f"module 'datatask' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -8,10 +8,13 @@ the same everywhere: 1-128 ASCII letters, digits, `.`, `_`, `-`, alphanumeric at
 from __future__ import annotations
 
 import re
+import string
 
 from datatask.schema.errors import CallerError, InvalidJobError
 
 JOB_LENGTH_MAX = 128
+JOB_ENDS = string.ascii_letters + string.digits
+JOB_CHARACTERS = JOB_ENDS + "._-"
 _JOB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 

@@ -68,6 +68,9 @@ def set_names(state: State) -> dict[str, d.AnyExpr | str]:
         found[f"{task.name}.ready"] = task.name
         for link in task.definition.links:
             found[f"{task.name}.{link.name}"] = link.expr
+    for task in state.tasks.values():  # pydatatask's expressions say `a_b` for a task named `a-b`
+        for link in task.definition.links:
+            found.setdefault(f"{task.name.replace('-', '_')}.{link.name}", link.expr)
     return found
 
 

@@ -29,6 +29,7 @@ from datatask.adapters.log.lease import Lease
 from datatask.adapters.log.locate import (
     blobs_path,
     checkpoints_path,
+    default_path,
     inbox_path,
     locate,
     refuse_network,
@@ -287,6 +288,10 @@ def _open(
     path: Path, opener: Opener, durability: Durability, salts: Iterator[int], uuid: str, mounts: str | None
 ) -> tuple[Lease, Opened]:
     refuse_network(path.parent, mounts)
+    if path.is_dir():
+        raise CallerError(
+            "this is a directory, not a log", where=str(path), remedy=f"try --log {default_path(path)}"
+        )
     with mapped(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lease = take_lease(path)

@@ -8,6 +8,7 @@ objects, out comes an open engine behind a handful of verbs; `verbs` and the com
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import random
@@ -52,7 +53,7 @@ ENDS_SECONDS = 60.0
 CHECKPOINT_EVERY = 50_000
 CHECKPOINT_LEAST = 2_000
 
-Priority = Callable[[str, str], float | Awaitable[float]]
+Priority = Callable[[str, str], float | Awaitable[float | None] | None]
 Location = str | Path | EventLog | None
 
 
@@ -588,7 +589,10 @@ class Pipeline:
         if what == "priority":
             assert self.priority is not None
             result = self.priority(evaluation.owner, evaluation.job)
-            return float(await result if asyncio.iscoroutine(result) else result)  # type: ignore[arg-type]
+            given = await result if inspect.isawaitable(result) else result
+            return (
+                0.0 if given is None else float(given)
+            )  # None is what a function without an opinion returns
         leaf = self.declare().repositories[evaluation.owner]
         assert isinstance(leaf, DerivedLeaf)
         return await leaf.evaluate(evaluation.job)

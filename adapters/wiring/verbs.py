@@ -28,8 +28,18 @@ EVERY_JOB = "__all__"
 
 
 async def update(pipeline: Pipeline) -> bool:
-    """Work one round; returns whether anything is live or was done."""
-    return await pipeline.update()
+    """Work one round; returns whether anything is live or was done.
+
+    Functions that run in this process have ended when it returns: pydatatask ran them within the round.
+    """
+    busy = await pipeline.update()
+    runtime, tasks = pipeline.runtime, pipeline.tasks
+    while runtime.failure is None and any(
+        type(tasks[run.task]).synchronous for run in runtime.state.open_runs.values() if run.task in tasks
+    ):
+        await runtime.advanced()
+    await runtime.flushed()
+    return busy
 
 
 async def run(
@@ -82,6 +92,9 @@ async def list_data(pipeline: Pipeline, data: str | Iterable[str]) -> None:
     """Print the jobs of a set expression over `task.link` names, sorted; see `sets`."""
     text = data if isinstance(data, str) else " ".join(data)
     known = _names(pipeline)
+    for task in pipeline.tasks.values():  # pydatatask's expressions say `a_b` for a task named `a-b`
+        for name, link in task.links.items():
+            known.setdefault(f"{task.name.replace('-', '_')}.{name}", link.repo)
     tree = parse(text, known)
     found: dict[str, set[str]] = {}
     for name in names(tree):
@@ -198,8 +211,10 @@ async def launch(
         logger.warning("Task is not ready to launch - use -f to force")
         return False
     await pipeline.launch(task_name, job, meta=meta)
-    while sync and _is_open(pipeline, task_name, job):
-        await asyncio.sleep(0.005)
+    while sync and pipeline.runtime.failure is None and _is_open(pipeline, task_name, job):
+        await pipeline.runtime.advanced()
+    if sync:
+        await pipeline.runtime.flushed()  # the state is ahead of the stores, in which the caller will look
     return True
 
 

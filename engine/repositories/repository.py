@@ -11,15 +11,15 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from datatask.engine.binding import Binding
 from datatask.engine.ports import Store, Write
 from datatask.engine.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
 from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
 from datatask.schema.errors import CallerError
-from datatask.schema.ids import check_job, is_job
+from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 
 if TYPE_CHECKING:
     from datatask.engine.repositories.mapped import Filter, Mapping, MapRepository
@@ -66,6 +66,10 @@ class Repository(ABC):
     of its values the log keeps. A subclass that does not call this constructor works with the defaults.
     """
 
+    CHARSET: ClassVar[Collection[str]] = JOB_CHARACTERS
+    CHARSET_START_END: ClassVar[Collection[str]] = JOB_ENDS
+    """The characters of a job id, and those at its ends; a subclass may allow fewer."""
+
     medium: Medium = "foreign"
     record: Record = "version"
     ephemeral: bool = False
@@ -91,7 +95,13 @@ class Repository(ABC):
     @classmethod
     def is_valid_job_id(cls, job: str) -> bool:
         """Whether `job` may be a job id; a subclass can be stricter than the rule, not laxer."""
-        return is_job(job)
+        if not is_job(job):
+            return False
+        if cls.CHARSET is JOB_CHARACTERS and cls.CHARSET_START_END is JOB_ENDS:
+            return True
+        return all(c in cls.CHARSET for c in job) and all(
+            c in cls.CHARSET_START_END for c in (job[0], job[-1])
+        )
 
     async def filter_jobs(self, iterator: AsyncIterable[str]) -> AsyncIterator[str]:
         """Yield the valid job ids of `iterator`; the others are told once each."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,3 +81,86 @@ async def test_deleting_a_task_deletes_all_that_it_fills(capsys: pytest.CaptureF
         await datatask.delete_data(pipeline, "task.repo0", True, ["__all__"])
         assert [pipeline.state.members(f"task.{link}") for link in ("repo0", "repo1", "done")] == [[], [], []]
         assert await datatask.update(pipeline) in (True, False)
+
+
+async def test_update_returns_when_functions_of_this_process_have_ended() -> None:
+    """Scripts look at the outputs after one round."""
+    pipeline = make(3)
+    done = pipeline.tasks["task"].links["done"].repo
+    async with pipeline:
+        assert await datatask.update(pipeline)
+        assert sorted([job async for job in done]) == ["0", "1", "2"]
+
+
+async def test_a_synchronous_launch_returns_when_the_stores_have_followed(tmp_path: Path) -> None:
+    """The state is ahead of the disk, and what a script reads next is behind it."""
+    done = datatask.InProcessMetadataRepository()
+    task = datatask.InProcessSyncTask("task", done)
+    task.link("given", datatask.InProcessMetadataRepository(), is_input=True)
+
+    @task
+    async def nothing(job: str) -> None: ...
+
+    async with datatask.Pipeline([task], datatask.Session(), [], log=tmp_path / "log.db") as pipeline:
+        for number in range(20):
+            assert await datatask.launch(pipeline, "task", f"j{number}", sync=True, force=True)
+            assert f"j{number}" in done.data
+
+
+async def test_underscores_stand_for_the_hyphens_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    """pydatatask's set expressions were Python: `a_b.src` for a task `a-b`."""
+    task = datatask.InProcessSyncTask("a-b", datatask.InProcessMetadataRepository())
+    task.link("src", datatask.InProcessMetadataRepository({"x": 1, "y": 2}), is_input=True)
+
+    @task
+    async def nothing(job: str) -> None: ...
+
+    async with datatask.Pipeline([task], datatask.Session(), []) as pipeline:
+        await datatask.list_data(pipeline, ["a_b.src", "-", "a-b.done"])
+    assert capsys.readouterr().out == "x\ny\n"
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_priority_of_none_is_zero(asynchronous: bool) -> None:
+    """pydatatask said `priority(...) or 0`."""
+
+    def plain(task: str, job: str) -> float | None:
+        return 5 if job == "2" else None
+
+    async def awaited(task: str, job: str) -> float | None:
+        return plain(task, job)
+
+    pipeline = make(3)
+    pipeline.priority = awaited if asynchronous else plain
+    launched = []
+    async with pipeline:
+        stop = pipeline.subscribe(
+            lambda batch: launched.extend(e.job for e in batch.events if type(e).__name__ == "LaunchDecided")
+        )
+        assert (await datatask.run(pipeline, timeout=60)).exit_code == 0
+        stop()
+    assert launched == ["2", "0", "1"]
+
+
+def test_the_names_of_pydatatasks_modules() -> None:
+    """`pydatatask.task.Task`, and `from pydatatask.main import run`."""
+    for module, name in (("task", "STDOUT"), ("repository", "Repository"), ("session", "Session")):
+        assert getattr(getattr(datatask, module), name) is getattr(datatask, name)
+        assert getattr(import_module(f"datatask.{module}"), name) is getattr(datatask, name)
+    assert import_module("datatask.main").run is datatask.run
+    assert callable(datatask.main)
+    assert callable(datatask.testing.memory_log)
+    with pytest.raises(AttributeError):
+        datatask.nothing  # noqa: B018
+
+
+def test_a_subclass_may_narrow_the_characters_of_job_ids() -> None:
+    """The class attributes that pydatatask documents; they cannot widen the rule."""
+
+    class Digits(datatask.InProcessMetadataRepository):
+        CHARSET = CHARSET_START_END = "0123456789/"
+
+    assert Digits.is_valid_job_id("12")
+    assert not Digits.is_valid_job_id("a1")
+    assert not Digits.is_valid_job_id("1/2")
+    assert "z" in datatask.Repository.CHARSET
