@@ -6,8 +6,10 @@ is a line here, a function decorated with `options.command`, and a section in do
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -89,6 +91,15 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise click.UsageError(f"there is no command {name}.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; when whoever reads its output has seen enough, it is done."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Caught before click, which would exit with 1; what Python would flush at exit goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table, section by section, without importing a command."""

@@ -100,7 +100,11 @@ def explain_all(
         case = explain(
             state, task, state.jobs[head[2]], now, engine_alive=engine_alive, unavailable=unavailable
         )
-        hold = case.held_by[0] if case.held_by else Hold("next", "the next round launches it")
+        # An engine that does not run is the last reason to tell: the others hold when it does.
+        holds = sorted(case.held_by, key=lambda hold: hold.what == "engine")
+        hold = Hold("next", "the next round launches it")
+        if holds:
+            hold = Hold(holds[0].what, "; ".join(hold.explain for hold in holds))
         jobs = [entry[2] for _, entry in zip(range(SHOWN_MAX), found.queue.entries(), strict=False)]
         if len(found.queue):
             groups.append(_group(state, hold, len(found.queue), jobs))

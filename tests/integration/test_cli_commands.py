@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,8 @@ def test_retry_cancel_pause_resume(finished: Project) -> None:
     stuck = finished.call("run")
     assert stuck.code == 6
     assert "stuck: double: paused: 1 job; see: datatask why double" in stuck.lines
+    (why,) = finished.ok("why", "double").lines
+    assert re.fullmatch(r"1 held by paused: double was paused .*; no engine is running \(b\)", why)
     assert finished.ok("resume", "double", "shout").lines == ["resume double", "resume shout"]
     assert finished.call("run").code == 0
     (event,) = [json.loads(line) for line in finished.ok("log", "--kind", "RetryRequested", "--json").lines]

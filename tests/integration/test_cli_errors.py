@@ -87,6 +87,7 @@ BAD_CALLS = [
     (["-p", "a b", "run"], "names no pipeline"),
     (["--log", "missing.db", "status"], "there is no log here"),
     (["--log", ".", "status"], "this is a directory"),
+    (["--log", ".", "run"], "this is a directory"),
     (["--log", "mysql://x", "status"], "is not the place of a log"),
     (["--log", "memory:", "status"], "in memory"),
     (["replay", "missing.db"], "there is no log here"),
@@ -289,3 +290,16 @@ def test_output_that_nobody_reads_ends_quietly(project: Project) -> None:
     )
     assert found.stdout.count("\n") == 1
     assert found.stderr == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(project: Project) -> None:
+    """`datatask log | head -1` under `set -o pipefail`: exit code 0, and not a word."""
+    project.put(**{f"job{number}": number for number in range(2000)})
+    process = project.spawn("log")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert process.stderr is not None
+    with process.stderr as told:
+        assert told.read() == b""
