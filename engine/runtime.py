@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -79,6 +80,7 @@ class Runtime:
         self._done_tickets: dict[int, tuple[int, int]] = {}
         self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
+        self._writing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._store_writes = asyncio.Semaphore(STORE_WRITES_MAX)
         self._turning = False
         self._call_off: Callable[[], None] | None = None
@@ -296,8 +298,9 @@ class Runtime:
                     self._runners[task].forget(run)
             case Mirror(write=write):
                 self._mirror(write)
-            case WriteStore():
-                self._spawn(self._write_store(effect))
+            case WriteStore(write=write):
+                key = (write.repository, write.job)
+                self._writing[key] = self._spawn(self._write_store(effect, self._writing.get(key)))
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
             case Finished(ticket=ticket, position=position, changes=count):
@@ -343,8 +346,11 @@ class Runtime:
         self.wake()
         return await future
 
-    async def _write_store(self, effect: WriteStore) -> None:
+    async def _write_store(self, effect: WriteStore, before: asyncio.Task[None] | None) -> None:
+        """Let a store follow; writes to one job follow each other, so that the last one decided is the last done."""
         write, wait = effect.write, 0.1
+        if before is not None:
+            await asyncio.wait([before])
         async with self._store_writes:
             while True:
                 try:
@@ -359,6 +365,9 @@ class Runtime:
                     version, error = None, str(trouble) or type(trouble).__name__
                     logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
                     break
+        key = (write.repository, write.job)
+        if self._writing.get(key) is asyncio.current_task():
+            del self._writing[key]
         self.reactor.written(write, effect.run, effect.ticket, self.now(), version=version, error=error)
         self.pump()
         self.wake()
@@ -411,10 +420,11 @@ class Runtime:
             info = error_info(error)
             return evaluation, None, f"{info.type}: {info.message}"[:1024]
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._reaped)
+        return task
 
     def _reaped(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
