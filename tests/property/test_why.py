@@ -49,10 +49,13 @@ def foreseen(change: Change) -> bool:
 
 
 def competes(state: State, task: str, found: Explanation) -> bool:
-    """What the same put or ended run makes ready for other tasks of the quota is not foreseen."""
+    """What the same put, ended run or listing lets other tasks of the quota launch is not foreseen."""
     quota = state.tasks[task].definition.quota
     shared = sum(1 for other in state.definition.tasks if other.quota == quota)
-    elsewhere = any(change.op in ("put", "delete", "set_filter", "end_run") for change in found.changes)
+    elsewhere = any(
+        change.op in ("put", "delete", "set_filter", "end_run", "observe", "recover")
+        for change in found.changes
+    )
     return quota is not None and shared > 1 and elsewhere
 
 
