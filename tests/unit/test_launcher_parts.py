@@ -1,0 +1,99 @@
+"""What the launcher is made of: its journal of runs, and what it asks the process table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datatask.adapters.execute import journal as journals
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.journal import Journal
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, with a telling argument."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "/a/run"], start_new_session=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_journal_gives_back_what_was_added(tmp_path: Path) -> None:
+    """Facts of a run add up; forgotten runs and a torn last line are gone; the boot before is known."""
+    first = Journal(str(tmp_path / "journal"), "boot-1")
+    assert first.load() == {}
+    first.add({"id": "a", "intended": True})
+    first.add({"id": "a", "pid": 7})
+    first.add({"id": "b", "intended": True})
+    first.add({"id": "b", "forgotten": True})
+    with open(tmp_path / "journal", "ab") as file:
+        file.write(b'not json\n{"id":"c","torn')
+    second = Journal(str(tmp_path / "journal"), "boot-2")
+    assert second.load() == {"a": {"id": "a", "intended": True, "pid": 7}}
+    assert second.boot_before == "boot-1"
+    assert b"torn" not in (tmp_path / "journal").read_bytes()
+
+
+def test_a_journal_keeps_what_the_disk_refuses(tmp_path: Path) -> None:
+    """It waits in memory, and is written when the disk takes it again."""
+    made = Journal(str(tmp_path / "journal"), "boot")
+    made.load()
+    kept, made._fd = made._fd, -1
+    made.add({"id": "a", "intended": True})
+    assert not made.write_out()
+    made._fd = kept
+    assert made.write_out()
+    assert Journal(made.path, "boot").load() == {"a": {"id": "a", "intended": True}}
+
+
+def test_a_large_journal_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As just the runs that are left."""
+    monkeypatch.setattr(journals, "COMPACT_BYTES", 4096)
+    made = Journal(str(tmp_path / "journal"), "boot")
+    made.load()
+    for number in range(200):
+        made.add({"id": f"run{number}", "intended": True})
+    made.compact({"run7": {"id": "run7", "pid": 1}})
+    assert os.path.getsize(made.path) < 200
+    made.add({"id": "run8", "pid": 2})
+    assert set(Journal(made.path, "boot").load()) == {"run7", "run8"}
+
+
+def test_a_process_is_known_by_pid_and_start(sleeper: subprocess.Popen[bytes]) -> None:
+    """Another start time is another process, and a zombie is none."""
+    pidfd, start = os.pidfd_open(sleeper.pid), proctable.start_time(sleeper.pid)
+    assert start is not None
+    assert proctable.is_alive(sleeper.pid, start)
+    assert not proctable.is_alive(sleeper.pid, start + 1)
+    assert proctable.pids_in_session(sleeper.pid) == [sleeper.pid]
+    deadline = time.monotonic() + 10
+    while proctable.find_by_argument("/a/run") != sleeper.pid and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert proctable.find_by_argument("/a/run") == sleeper.pid
+    assert proctable.find_by_argument("/no/such/run") is None
+    proctable.kill_session(sleeper.pid, signal.SIGTERM)
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    assert not proctable.is_alive(sleeper.pid, start)
+    status = proctable.status_of_stranger(sleeper.pid, start, pidfd)
+    assert status is not None
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    sleeper.wait()
+    assert proctable.start_time(sleeper.pid) is None
+    assert proctable.status_of_stranger(sleeper.pid, start, pidfd) in (None, status)  # as the kernel can tell
+    proctable.kill_session(sleeper.pid)
+    os.close(pidfd)
+
+
+def test_the_boot_has_an_id() -> None:
+    """The same one each time."""
+    assert proctable.boot_id() == proctable.boot_id() != ""
