@@ -124,6 +124,8 @@ class Runtime:
     async def _recover(self, runner: Runner, tasks: Sequence[str], specs: Sequence[RunSpec]) -> None:
         await runner.recover(specs)
         self.reactor.unavailable.difference_update(tasks)
+        self.reactor.stop_again(spec.run for spec in specs)
+        self.pump()
         self.wake()
 
     async def close(self, *, abandon: bool = False, reason: str = "") -> None:

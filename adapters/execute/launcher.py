@@ -65,6 +65,7 @@ class Launcher:
         self.children: dict[int, str] = {}
         self.strangers: dict[str, int] = {}
         self.alarms: list[tuple[float, str, str]] = []
+        self.stopping: set[str] = set()
         self.connections: set[Connection] = set()
         self.selector = selectors.DefaultSelector()
         self.idle_since = time.monotonic()
@@ -270,11 +271,12 @@ class Launcher:
         if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
             facts["stopped"] = reason
             self.journal.add({"id": id, "stopped": reason})
-            if grace > 0:
+            if grace > 0 and id not in self.stopping:
                 try:
                     os.killpg(facts["pid"], signal.SIGTERM)
                 except (ProcessLookupError, PermissionError):
                     pass
+            self.stopping.add(id)
             heapq.heappush(self.alarms, (time.monotonic() + grace, "kill", id))
 
     def do_sweep(self, connection: Connection, task: str, keep: list[str]) -> None:
@@ -319,6 +321,7 @@ class Launcher:
 
     def _ended(self, identity: str, status: int | None, *, why: str = "", **usage: float) -> None:
         facts = self.runs[identity]
+        self.stopping.discard(identity)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         message = {
             "ended": identity,

@@ -150,12 +150,12 @@ class _File:
 class _Open:
     """One run between start and forget."""
 
-    __slots__ = ("preparing", "reason", "reads", "spec", "started", "told")
+    __slots__ = ("preparing", "reads", "spec", "started", "stop", "told")
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.preparing: asyncio.Task[None] | None = None
-        self.reason: StopReason | None = None
+        self.stop: Message | None = None
         self.reads: dict[str, int] | None = None
         self.started = False
         self.told = False
@@ -249,13 +249,17 @@ class LocalRunner:
         open_run = self._runs.get(run)
         if open_run is None or open_run.told:
             return
-        open_run.reason = reason
         if open_run.preparing is not None:
             open_run.preparing.cancel()
             self._end(open_run, stopped_ending(reason))
             return
-        stop = {"op": "stop", "id": open_run.spec.identity, "grace": grace / SECOND, "reason": reason}
-        self._client.tell(stop)
+        open_run.stop = {
+            "op": "stop",
+            "id": open_run.spec.identity,
+            "grace": grace / SECOND,
+            "reason": reason,
+        }
+        self._client.tell(open_run.stop)
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
         """Ask the launcher about each run; what nobody started is barred from starting and lost."""
@@ -309,6 +313,8 @@ class LocalRunner:
     def _started(self, run: _Open, message: Message) -> None:
         handle = {key: message[key] for key in ("pid", "start", "boot")}
         self._client.settle_later(run.spec.identity)
+        if run.stop is not None:  # it may have been lost with a launcher
+            self._client.tell(run.stop)
         known, run.started = run.started, True
         if run.spec.identity in self._recovering:
             self._recovered(run)

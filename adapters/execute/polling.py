@@ -150,7 +150,7 @@ class PollingRunner:
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """Kill the process."""
         open_run = self._runs.get(run)
-        if open_run is not None and open_run.reason is None:
+        if open_run is not None and open_run.reason is None and not open_run.told:
             open_run.reason = reason
             if open_run.pid:
                 self._spawn(self._kill(open_run))

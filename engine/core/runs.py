@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,6 +267,14 @@ class Runs(Observations):
         grace = self.state.tasks[run.task].definition.grace
         stop = self._about(run, e.StopDecided, now, reason=reason, grace=grace)
         return msgspec.structs.replace(stop, **who), StopRun(run.task, run.run, reason, grace)
+
+    def stop_again(self, runs: Iterable[int]) -> None:
+        """Repeat the stops of these runs: an engine that decided them may not have lived to send them."""
+        for number in runs:
+            run = self.state.open_runs.get(number)
+            if run is not None and run.stopping is not None and number not in self.collecting:
+                grace = self.state.tasks[run.task].definition.grace
+                self._attach([StopRun(run.task, number, run.stopping, grace)])
 
     def stop_overdue(self, now: int) -> None:
         """Stop runs that have outlived their task's timeout."""
