@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datatask.adapters.cli.present import recorded_state
-from datatask.adapters.cli.recorded import fold
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.history.states import fold
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.engine.core.state import State

@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, cell, encode, shown
 from datatask.adapters.cli.recorded import changed, opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When, iso, position_of
+from datatask.adapters.history import shapes
+from datatask.adapters.history.names import unknown
+from datatask.adapters.history.when import When, iso, position_of
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.wiring.sets import unknown
 from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import KINDS, Recorded

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.asking import Change, Wish, carry_out, sliced, who
 from datatask.adapters.cli.downstream import reached
 from datatask.adapters.cli.injecting import document_of, portions, read_many
@@ -16,6 +15,7 @@ from datatask.adapters.cli.options import JOB, changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.people import told
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.history import shapes
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import definition as d

@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import Seen, seen
-from datatask.adapters.cli.recorded import Recorded, changed, follow
+from datatask.adapters.cli.recorded import Recorded, changed
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When
+from datatask.adapters.history import shapes
+from datatask.adapters.history.states import follow
+from datatask.adapters.history.when import When
 from datatask.schema.errors import CallerError
 
 WATCH_SECONDS = 1.0

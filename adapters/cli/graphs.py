@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import declared_state
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.history import shapes
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
-from datatask.adapters.cli.when import When, parse_when
+from datatask.adapters.history.when import When, parse_when
 from datatask.schema.ids import check_job
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.asking import Change, Done, Wish, carry_out, exit_code, shape, sliced, who
 from datatask.adapters.cli.options import JOB, changing, command
 from datatask.adapters.cli.output import Output, shown
-from datatask.adapters.cli.recorded import changed, follow, recorded
+from datatask.adapters.cli.recorded import changed, recorded
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.history import shapes
+from datatask.adapters.history.states import follow
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Blobs

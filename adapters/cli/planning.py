@@ -55,7 +55,7 @@ def plan(settings: Settings, limit: int, wanted: bool) -> int:
 
 
 def _launch(decision: e.LaunchDecided) -> dict[str, Any]:
-    from datatask.adapters.cli.shapes import units
+    from datatask.adapters.history.shapes import units
 
     return {
         "task": decision.task,

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from datatask.adapters.cli.recorded import fold, recorded
+from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When
 from datatask.adapters.clock import SystemClock
+from datatask.adapters.history.states import fold
+from datatask.adapters.history.when import When
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.effects import Evaluation

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.cli.output import Output
-from datatask.adapters.cli.when import words
+from datatask.adapters.history.when import words
 from datatask.schema import events as e
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.counts import lines
 from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import Recorded, opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When, position_of
+from datatask.adapters.history import shapes
+from datatask.adapters.history.when import When, position_of
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import verify_chain
 from datatask.engine.core import invariants

@@ -14,7 +14,7 @@ from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
-from datatask.adapters.cli.when import words
+from datatask.adapters.history.when import words
 from datatask.adapters.log.locate import locate
 from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, encode, shown
 from datatask.adapters.cli.present import seen
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When, iso
 from datatask.adapters.clock import SystemClock
+from datatask.adapters.history import shapes
+from datatask.adapters.history.when import When, iso
 from datatask.engine.core.members import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d

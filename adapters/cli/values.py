@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli import shapes
 from datatask.adapters.cli.downstream import positive
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.present import seen
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.when import When
+from datatask.adapters.history import shapes
+from datatask.adapters.history.when import When
 from datatask.adapters.wiring.sets import evaluate, parse
 from datatask.engine.core.members import get_at
 from datatask.schema import definition as d

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError
 
 LENGTH_MAX = 100_000
 DEPTH_MAX = 100
@@ -82,14 +82,6 @@ def names(tree: Tree) -> list[str]:
             return [name]
         case Operation(_, left, right):
             return list(dict.fromkeys([*names(left), *names(right)]))
-
-
-def unknown(name: str, known: Collection[str]) -> UnknownNameError:
-    """Return the error for a name that is none, with the nearest ones that are."""
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:20]
-    return UnknownNameError(f"there is no {name}", remedy="use one of: " + ", ".join(near) if near else "")
 
 
 class _Parser:

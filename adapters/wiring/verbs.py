@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.wiring.sets import evaluate, names, parse, unknown
+from datatask.adapters.history.names import unknown
+from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.graph import dependants
 from datatask.engine.repositories import Repository
 from datatask.engine.tasks import Link, Task, ViewRepository

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -77,7 +78,7 @@ async def test_a_stop_that_an_engine_did_not_live_to_send_is_sent_by_the_next(tm
     """`StopDecided` is durable, the engine dies, the process goes on."""
     tests = str(Path(__file__).parent.parent)
     program = DIES.format(tests=tests, path=str(tmp_path))
-    died = subprocess.run([sys.executable, "-c", program], timeout=30, check=False)
+    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], timeout=30, check=False)
     assert died.returncode == 9
     await ends_by_its_timeout(tmp_path)
 
