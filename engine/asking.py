@@ -141,7 +141,9 @@ def _stop(
             continue
         episode = task.episodes.get(index)
         waiting = index in task.queue or index in task.awaiting or (episode is not None and not episode.run)
+        cause = None
         if reason == "cancelled" and (waiting or episode is not None):
+            cause = state.position + 1 + len(events)
             events.append(
                 e.CancelRequested(
                     at=now,
@@ -153,7 +155,9 @@ def _stop(
                 )
             )
         if episode is not None and episode.run:
-            who = {"actor": request.actor, "why": request.reason, "request": request.id}
+            who: dict[str, object] = {"actor": request.actor, "why": request.reason, "request": request.id}
+            if cause is not None:
+                who["cause"] = cause
             event, effect = runtime.reactor.stop(state.open_runs[episode.run], reason, now, **who)
             events.append(event)
             effects.append(effect)
@@ -185,9 +189,16 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
                 request=request.id,
             )
         )
-    if writes:
-        reactor.change(writes, now, actor=request.actor, reason=request.reason)
-    return reactor.ask(events)
+    return reactor.change(
+        writes,
+        now,
+        origin="injected",
+        actor=request.actor,
+        reason=request.reason,
+        request=request.id,
+        asked=events,
+        causes={event.job or "": index for index, event in enumerate(events)},
+    )
 
 
 def _own_entries(reactor: Reactor, task: TaskState, job: str) -> list[str]:
@@ -241,7 +252,8 @@ def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
     leaf = _known_leaf(runtime, request.repository)
     if not leaf.held:
         raise CallerError(f"{leaf.id} is not held", remedy="`datatask status` tells which repositories are")
-    runtime.accepted.add(leaf.id)
+    runtime.accepted[leaf.id] = r.Who(request.actor, request.reason, request.id)
+    runtime.relist(leaf.id)
     return runtime.reactor.ask([])
 
 

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from datatask.engine.core.observations import NOBODY
 from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
 from datatask.engine.repositories import Repository
 from datatask.engine.runtime import Runtime
@@ -61,6 +62,7 @@ class Observer:
             if stop is not None:
                 self._unwatch.append(stop)
                 self._watched.add(leaf)
+        self._runtime.relist = self.relist
         await self.sync(self._stores)
         polled = [leaf for leaf in self._stores if leaf not in self._watched and not self._mirrored(leaf)]
         if polled:
@@ -128,9 +130,10 @@ class Observer:
             raise DatataskError("the root changed during the listing", where=leaf)
         self._cost[leaf] = clock() - start
         listing = await self._recorded(leaf, members)
-        believe = leaf in runtime.accepted
-        if runtime.reactor.listed(leaf, listing, listed_at, began, runtime.now(), believe=believe):
-            runtime.accepted.discard(leaf)
+        who = runtime.accepted.get(leaf)
+        now, believe = runtime.now(), who is not None
+        if runtime.reactor.listed(leaf, listing, listed_at, began, now, believe=believe, who=who or NOBODY):
+            runtime.accepted.pop(leaf, None)
         else:
             logger.warning(
                 "%s lost so many members at once that it is held: if that is true, run with --accept-loss %s",

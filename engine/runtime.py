@@ -34,6 +34,7 @@ from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, R
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, TemporaryError
+from datatask.schema.requests import Who
 from datatask.schema.values import INLINE_BYTES_MAX
 
 logger = logging.getLogger("datatask.engine")
@@ -69,7 +70,9 @@ class Runtime:
         self.launching = False
         self.failure: BaseException | None = None
         self.listeners: list[Callable[[e.Batch], None]] = []
-        self.accepted: set[str] = set()
+        self.accepted: dict[str, Who] = {}
+        self.who = Who()
+        self.relist: Callable[[str], None] = lambda leaf: None
         self._runners = runners
         self._stores = stores
         self._evaluate = evaluate
@@ -128,7 +131,7 @@ class Runtime:
         self.pump()
         self.wake()
 
-    async def close(self, *, abandon: bool = False, reason: str = "") -> None:
+    async def close(self, *, abandon: bool = False, reason: str = "", actor: str = e.ENGINE) -> None:
         """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
         self.launching = False
         for runner in self._distinct_runners():
@@ -136,7 +139,7 @@ class Runtime:
         if self.failure is None:
             self.turn()
             await self.settled()
-            self.reactor.close(self.now(), reason)
+            self.reactor.close(self.now(), reason, actor)
             self.pump()
             await self.flushed()
         for task in list(self._background):
@@ -480,8 +483,8 @@ class Runtime:
 
     # --- what repositories ask (the Binding port) -------------------------------------------------
 
-    async def put(self, repository_id: str, write: Write) -> None:
-        """Record a write; returns when it is durable and its store has followed."""
+    async def put(self, repository_id: str, write: Write, *, reason: str = "") -> None:
+        """Record a write of the program; returns when it is durable and its store has followed."""
         medium = self.state.leaves[repository_id].definition.medium
         large = len(bytes(write.value)) > INLINE_BYTES_MAX
         if medium == "native" and large:
@@ -491,7 +494,7 @@ class Runtime:
             write = msgspec.structs.replace(write, digest=digest, size=size)
         elif self._is_unstored(write):
             write = await self.stored(write)
-        await self.finished(self.reactor.change([write], self.now()))
+        await self.finished(self.reactor.change([write], self.now(), actor=self.who.actor, reason=reason))
 
     async def delete(self, repository_id: str, job: str) -> None:
         """Record a deletion (from a `live` view: stop the run); returns when it is durable and has been done."""
@@ -500,11 +503,13 @@ class Runtime:
             index = self.state.job_index.get(job)
             episode = None if index is None else self.state.tasks[rule.task].episodes.get(index)
             if episode is not None and episode.run:
-                event, effect = self.reactor.stop(self.state.open_runs[episode.run], "deleted", self.now())
+                event, effect = self.reactor.stop(
+                    self.state.open_runs[episode.run], "deleted", self.now(), actor=self.who.actor
+                )
                 await self.finished(self.reactor.ask([event], [effect]))
             return
         write = Write(repository=repository_id, job=job, op="delete")
-        await self.finished(self.reactor.change([write], self.now()))
+        await self.finished(self.reactor.change([write], self.now(), actor=self.who.actor))
 
     def contains(self, repository_id: str, job: str) -> bool:
         return self.state.contains(repository_id, job)

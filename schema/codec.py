@@ -20,7 +20,18 @@ from datatask.schema.events import ABSENT, ENVELOPE, KINDS, AnyEvent, Event, Unk
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPCASTERS: dict[tuple[str, int], Upcaster] = {}
+
+def unchanged(fields: dict[str, Any]) -> dict[str, Any]:
+    """Raise a payload to a version that only added fields with defaults; such a payload is not touched at all."""
+    return fields
+
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    ("EngineOpened", 1): unchanged,  # `reason`
+    ("PipelineDefined", 1): unchanged,  # `reason`
+    ("Renamed", 1): unchanged,  # `reason`
+    ("RepositorySynced", 1): unchanged,  # `request`
+}
 """(kind, version) -> the step that turns its payload into that of version + 1."""
 
 CHAIN_START = bytes(32)
@@ -134,7 +145,7 @@ def decode(row: Row, *, where: str = "the log") -> Event:
         )
     payload = row.payload or b"{}"
     if row.version < kind.VERSION:
-        payload = _encoder.encode(_upcast(row.kind, row.version, kind.VERSION, payload))
+        payload = _upcast(row.kind, row.version, kind.VERSION, payload)
     try:
         own = _payload_decoders[row.kind].decode(payload)
     except msgspec.DecodeError as error:
@@ -158,11 +169,14 @@ def _envelope(row: Row) -> dict[str, Any]:
     }
 
 
-def _upcast(kind: str, version: int, until: int, payload: bytes) -> dict[str, Any]:
+def _upcast(kind: str, version: int, until: int, payload: bytes) -> bytes:
+    steps = [UPCASTERS[kind, step] for step in range(version, until)]
+    if all(step is unchanged for step in steps):
+        return payload
     fields = _plain_decoder.decode(payload)
-    for step in range(version, until):
-        fields = UPCASTERS[kind, step](fields)
-    return fields
+    for step in steps:
+        fields = step(fields)
+    return _encoder.encode(fields)
 
 
 def to_line(event: Event) -> bytes:

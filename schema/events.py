@@ -86,12 +86,14 @@ class LogCreated(Event, frozen=True, kw_only=True):
 class EngineOpened(Event, frozen=True, kw_only=True):
     """An engine took the lease; `last_sign` is the `at` of the last event before."""
 
+    VERSION = 2
     version: str
     host: str
     pid: int
     boot: str
     epoch: int
     last_sign: int | None = None
+    reason: str = ""
 
 
 class EngineClosed(Event, frozen=True, kw_only=True):
@@ -146,29 +148,38 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
+    VERSION = 2
     definition: PipelineDef
     digest: str
     decider: int
+    reason: str = ""
 
 
 class Renamed(Event, frozen=True, kw_only=True):
     """A task or repository goes on under another name (`was:` in the definition)."""
 
+    VERSION = 2
     what: Literal["task", "repository"]
     old: str
     new: str
+    reason: str = ""
 
 
 # --- repositories -----------------------------------------------------------------------------------
 
 
 class RepositorySynced(Event, frozen=True, kw_only=True):
-    """The store's contents are known to this engine; the listing began at `listed_at`."""
+    """The store's contents are known to this engine; the listing began at `listed_at`.
 
+    With an `actor` other than the engine a person said that a loss is to be believed (`reason`, `request`).
+    """
+
+    VERSION = 2
     repository: str
     listed_at: int
     members: int
     reason: str = ""
+    request: str | None = None
 
 
 class RepositoryReset(Event, frozen=True, kw_only=True):

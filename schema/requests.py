@@ -7,9 +7,19 @@ Content over 64 KiB is put among the log's blobs first and named by `digest`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
-from datatask.schema.events import ABSENT
+from datatask.schema.events import ABSENT, ENGINE
+
+
+class Who(NamedTuple):
+    """Who is behind an event, why, and the id of the request that it answers."""
+
+    actor: str = ENGINE
+    reason: str = ""
+    request: str | None = None
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,8 +8,6 @@ the pipeline is loaded and opened, launches nothing but what is asked for, and c
 from __future__ import annotations
 
 import asyncio
-import getpass
-import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path, locate
+from datatask.adapters.wiring.actors import actor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, TemporaryError
@@ -59,18 +58,9 @@ Plan = Callable[[State, Blobs | None], Iterable[Wish]]
 Afterwards = Callable[["Pipeline"], Awaitable[None]]
 
 
-def actor(verb: str) -> str:
-    """Return who asks: `user@host: datatask VERB`."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}: datatask {verb}"
-
-
 def who(verb: str, reason: str) -> dict[str, str]:
     """Return the fields that every request has: a fresh id, the actor, the reason."""
-    return {"id": str(uuid.uuid4()), "actor": actor(verb), "reason": reason}
+    return {"id": str(uuid.uuid4()), "actor": actor(f"datatask {verb}"), "reason": reason}
 
 
 def carry_out(

@@ -66,6 +66,7 @@ class Settings:
             else:
                 loaded = load(self._reference())
             self._place(loaded)
+            _introduce(loaded.pipeline)
             self._loaded = loaded
         return self._loaded
 
@@ -149,6 +150,18 @@ class Settings:
         except CallerError:
             return False
         return plain == locate(self.log_path()).url
+
+
+def _introduce(pipeline: Pipeline) -> None:
+    """Tell the pipeline who opens it, by which command, and why: what the log will say."""
+    import click
+
+    from datatask.adapters.wiring.actors import actor
+
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        pipeline.actor = pipeline.actor or actor(f"datatask {context.info_name}")
+        pipeline.reason = pipeline.reason or context.params.get("reason", "")
 
 
 def _program() -> list[str]:

@@ -59,9 +59,11 @@ class Interrupts:
             self._say(
                 f"interrupted: launching nothing more, waiting for {running} that run; once more abandons them"
             )
+            self._pipeline.interrupt("interrupted")
             self._pipeline.drain()
         elif self.count == 2:
             self._say(f"abandoning {running} that run; once more cuts off")
+            self._pipeline.interrupt("abandoned")
             self._pipeline.abandon()
             self._abandoning = asyncio.create_task(self._give_up())
         elif self._work is not None:

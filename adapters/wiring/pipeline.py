@@ -24,6 +24,7 @@ import msgspec
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
+from datatask.adapters.wiring.actors import this_program
 from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.engine.asking import answer, error_of
 from datatask.engine.core import checkpoints
@@ -75,7 +76,8 @@ class Outcome(NamedTuple):
 class Pipeline:
     """Tasks that run on one log. `log` is a path, a URL or an open `EventLog`; it defaults to `.datatask/log.db`
     beside the program's file, or to memory when nothing in the pipeline outlives the process; until the pipeline
-    is opened, `location` can be set to another place.
+    is opened, `location` can be set to another place, and `actor` and `reason` to who opens it and why: what this
+    program does to the pipeline bears that actor, `user@host: PROGRAM` unless it says otherwise.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class Pipeline:
         self.durability = durability
         self.default_log: Path | None = None
         self.accepted: set[str] = set()
+        self.actor = ""
+        self.reason = ""
         self.log: EventLog | None = None
         self._listed = listed
         self.location = log
@@ -114,6 +118,7 @@ class Pipeline:
         self._used = False
         self._draining = False
         self._abandoned = False
+        self._closed_by = (e.ENGINE, "")
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, tasks={list(self.tasks)})"
@@ -180,6 +185,7 @@ class Pipeline:
         if self._used:
             raise CallerError("Pipeline is already used", remedy="make a new Pipeline to open it again")
         self._used = True
+        self.actor = self.actor or this_program()
         declared = self.declare()
         await self.session.open()
         try:
@@ -244,7 +250,8 @@ class Pipeline:
             stores=stores,
             evaluate=self.evaluate,
         )
-        runtime.accepted |= self.accepted
+        runtime.who = r.Who(self.actor, self.reason)
+        runtime.accepted |= dict.fromkeys(self.accepted, runtime.who)
         runtime.reactor.open(self._opened(state, log), declared.definition, self._renamed(state, declared))
         for leaf, id in declared.objects:
             leaf.bind(id, runtime)
@@ -263,6 +270,8 @@ class Pipeline:
     def _opened(self, state: State, log: EventLog) -> e.EngineOpened:
         return e.EngineOpened(
             at=max(self._clock.now(), state.at),
+            actor=self.actor,
+            reason=self.reason,
             version=_version(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -317,7 +326,8 @@ class Pipeline:
                 await self._observer.close()
             if self._runtime is not None:
                 await self._end_runs(self._runtime)
-                await self._runtime.close(abandon=self._abandoned, reason=reason)
+                actor, why = self._closed_by
+                await self._runtime.close(abandon=self._abandoned, reason=reason or why, actor=actor)
                 if self._runtime.failure is None:
                     await self._checkpoint(CHECKPOINT_LEAST)
         finally:
@@ -479,6 +489,10 @@ class Pipeline:
             with Interrupts(self, logger.warning):
                 return await self.run(**options)
 
+    def interrupt(self, why: str) -> None:
+        """Somebody ends this engine before its work is done: its goodbye, and what it stops, will say so."""
+        self._closed_by = (self.actor, why)
+
     def drain(self) -> None:
         """Launch nothing more; `run` returns when what is running has ended."""
         self._draining = True
@@ -492,9 +506,10 @@ class Pipeline:
         self.drain()
         self._abandoned = True
         runtime = self.runtime
+        actor, why = self._closed_by
         for run in list(runtime.state.open_runs.values()):
             if run.stopping is None and self._ends_with_us(run):
-                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now())
+                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now(), actor=actor, why=why)
                 runtime.reactor.ask([event], [effect])
         runtime.pump()
         runtime.wake()
@@ -518,7 +533,7 @@ class Pipeline:
 
     # --- values, requests, events -----------------------------------------------------------------
 
-    async def put(self, repository: Repository | str, job: str, value: Any) -> None:
+    async def put(self, repository: Repository | str, job: str, value: Any, *, reason: str = "") -> None:
         """Put a document, text or bytes into a repository (object, id or `task.link`); durable on return."""
         leaf = self.find(repository)
         if isinstance(value, str) and not leaf.is_metadata():
@@ -528,7 +543,7 @@ class Pipeline:
             content = {"data": value}
         else:
             content = {"value": msgspec.Raw(encode_value(value))}
-        await self.runtime.put(leaf.id, Write(repository=leaf.id, job=job, **content))
+        await self.runtime.put(leaf.id, Write(repository=leaf.id, job=job, **content), reason=reason)
 
     def find(self, repository: Repository | str) -> Repository:
         """Return a repository by object, id or `task.link`; `UnknownNameError` names what there is."""
@@ -554,17 +569,22 @@ class Pipeline:
         listeners.append(listener)
         return lambda: listeners.remove(listener) if listener in listeners else None
 
-    async def launch(self, task: str, job: str, *, meta: bool = True) -> None:
+    async def launch(self, task: str, job: str, *, meta: bool = True, reason: str = "") -> None:
         """Launch a job now, ready or not (`task.launch`); `RunOpenError` when it has an open run."""
-        await self._ask(r.LaunchJob(id=_new_id(), actor=e.ENGINE, task=task, job=job, force=True, meta=meta))
+        who = self._who(reason)
+        await self._ask(r.LaunchJob(**who, task=task, job=job, force=True, meta=meta))
 
-    async def cancel(self, task: str, job: str) -> None:
+    async def cancel(self, task: str, job: str, *, reason: str = "") -> None:
         """Cancel a job of a task, running or waiting."""
-        await self._ask(r.CancelJobs(id=_new_id(), actor=e.ENGINE, task=task, jobs=(job,)))
+        await self._ask(r.CancelJobs(**self._who(reason), task=task, jobs=(job,)))
 
-    async def stop_live(self, task: str, job: str) -> None:
+    async def stop_live(self, task: str, job: str, *, reason: str = "") -> None:
         """Stop a job's run and open the job anew: what deleting from `live` means."""
-        await self._ask(r.DeleteValues(id=_new_id(), actor=e.ENGINE, repository=f"live({task})", jobs=(job,)))
+        await self._ask(r.DeleteValues(**self._who(reason), repository=f"live({task})", jobs=(job,)))
+
+    def _who(self, reason: str) -> dict[str, Any]:
+        """Return the fields that every request of this program has."""
+        return {"id": str(uuid.uuid4()), "actor": self.actor, "reason": reason}
 
     async def _ask(self, request: r.AnyRequest) -> None:
         reply = await self.request(request)
@@ -616,10 +636,6 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
 
 
 def _loop_is_running() -> bool:

@@ -8,7 +8,8 @@ its last event is durable (`Finished`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -39,8 +40,14 @@ class Changes(Outbox):
         actor: str = e.ENGINE,
         reason: str = "",
         request: str | None = None,
+        asked: Sequence[e.Event] = (),
+        causes: Mapping[str, int] = MappingProxyType({}),
     ) -> int:
-        """Put and delete values on somebody's word; returns the ticket that `Finished` will name."""
+        """Put and delete values on somebody's word; returns the ticket that `Finished` will name.
+
+        `asked` are events that must stand in one batch with what follows from them; `causes` tells for a job which
+        of them (counted from 0) led to its writes.
+        """
         for write in writes:
             if self._medium(write) in ("derived", "view"):
                 raise CallerError(
@@ -50,22 +57,27 @@ class Changes(Outbox):
         number = self._ticket(origin, actor, reason, request)
         ticket = self._tickets[number]
         foreign = [write for write in writes if self._medium(write) == "foreign"]
-        events: list[e.Event] = []
+        first = self.state.position + 1
+        led = {job: first + index for job, index in causes.items()}
+        events: list[e.Event] = [*asked]
         effects: list[Effect] = []
         for write in writes:
             medium = self._medium(write)
             if medium in ("native", "mirror") and self._changes(write):
-                events.append(change_event(write, now, ticket=ticket))
+                events.append(_led_by(change_event(write, now, ticket=ticket), led.get(write.job)))
                 if medium == "mirror":
                     effects.append(Mirror(write))
         ticket.count = len(events)
+        if foreign:
+            events += [
+                _led_by(intent, led.get(intent.job or "")) for intent in self._intents(foreign, number, now)
+            ]
+            effects += [WriteStore(write, None, number) for write in foreign]
         for start in range(0, len(events), BATCH_MAX):
             ticket.position = self._emit(events[start : start + BATCH_MAX])
         if effects:
             self._attach(effects)
-        if foreign:
-            self._foreign(foreign, number, now)
-        else:
+        if not foreign:
             self._finish(number)
         return number
 
@@ -83,17 +95,16 @@ class Changes(Outbox):
         self._attach([Finished(number, ticket.position, ticket.count)])
 
     def _foreign(self, writes: Sequence[Write], number: int, now: int) -> None:
+        effects = [WriteStore(write, None, number) for write in writes]
+        self._emit_in_parts(self._intents(writes, number, now), effects)
+
+    def _intents(self, writes: Sequence[Write], number: int, now: int) -> list[e.StoreWriteIntended]:
+        """Return what is said before foreign stores are changed; from here on their echoes are ours."""
         ticket = self._tickets[number]
         ticket.outstanding.update((write.repository, write.job) for write in writes)
-        intents = [
-            msgspec.structs.replace(
-                intent_event(write, now, reason=ticket.reason, request=ticket.request), actor=ticket.actor
-            )
-            for write in writes
-        ]
-        effects = [WriteStore(write, None, number) for write in writes]
         self._under_way.update(ticket.outstanding)
-        self._emit_in_parts(intents, effects)
+        who = {"reason": ticket.reason, "request": ticket.request, "actor": ticket.actor}
+        return [intent_event(write, now, **who) for write in writes]
 
     def _arrived(self, key: tuple[str, str]) -> None:
         """A write of ours is no longer under way to its store."""
@@ -105,14 +116,19 @@ class Changes(Outbox):
         ticket = self._tickets[number]
         ticket.outstanding.discard((write.repository, write.job))
         self._arrived((write.repository, write.job))
-        if not error and (write.op != "delete" or self.state.contains(write.repository, write.job)):
+        intent = self.state.intents.get((write.repository, self.state.job_index[write.job]))
+        led = intent.position if intent is not None and intent.event.run is None else None
+        present = self.state.contains(write.repository, write.job)
+        if not error and (write.op != "delete" or present):
             done = msgspec.structs.replace(write, version=version)
-            ticket.position = self._emit([change_event(done, now, ticket=ticket)])
+            ticket.position = self._emit([_led_by(change_event(done, now, ticket=ticket), led)])
             ticket.count += 1
-        elif (write.repository, self.state.job_index[write.job]) in self.state.intents:
-            gone = e.ValueDeleted(at=now, actor=ticket.actor, repository=write.repository, job=write.job)
-            present = self.state.contains(write.repository, write.job)
-            if not present:
-                ticket.position = self._emit([gone])
+        elif intent is not None and not present:
+            gone = msgspec.structs.replace(write, op="delete", version=None)
+            ticket.position = self._emit([_led_by(change_event(gone, now, ticket=ticket), led)])
         if not ticket.outstanding:
             self._finish(number)
+
+
+def _led_by(event: e.Event, cause: int | None) -> e.Event:
+    return event if cause is None else msgspec.structs.replace(event, cause=cause)

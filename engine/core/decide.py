@@ -201,7 +201,7 @@ def _reserve_if_starved(
 def _decision(
     state: State, plan: Plan, task: TaskState, entry: Entry, request: dict[str, int], now: int, actor: str
 ) -> LaunchDecided:
-    order, _, job = entry
+    order, ready, job = entry
     name = task.definition.quota
     plan.open_runs[task.name] = plan.open_runs.get(task.name, 0) + 1
     if name is not None:
@@ -217,6 +217,7 @@ def _decision(
     return LaunchDecided(
         at=now,
         actor=actor,
+        cause=ready if episode is None else get_at(task.last_run, job),
         task=task.name,
         job=state.jobs[job],
         episode=get_at(task.episode_count, job),

@@ -20,11 +20,13 @@ from datatask.engine.core.state import PendingKey, State
 from datatask.engine.ports import Write
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND
+from datatask.schema.requests import Who
 from datatask.schema.values import encode_value
 
 EVALUATION_RETRY = 5 * SECOND
 LOSS_LEAST = 100
 LOSS_SHARE = 10
+NOBODY = Who()
 
 
 class Observations(Changes):
@@ -57,11 +59,12 @@ class Observations(Changes):
         now: int,
         *,
         believe: bool = False,
+        who: Who = NOBODY,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
         `began` is the state's position when the listing began: what changed since is left alone. Returns False
-        when so much vanished that a person must say that it is true (`believe`).
+        when so much vanished that a person (`who`) must say that it is true (`believe`).
         """
         state, leaf = self.state, self.state.leaves[leaf_id]
         seen = {write.job for write in listing}
@@ -88,7 +91,9 @@ class Observations(Changes):
         for job in gone:
             if not self._stashed(leaf_id, state.jobs[job], None):
                 events.append(
-                    e.ValueDeleted(at=now, repository=leaf_id, job=state.jobs[job], origin="observed")
+                    e.ValueDeleted(
+                        at=now, repository=leaf_id, job=state.jobs[job], origin="observed", **who._asdict()
+                    )
                 )
         for write in listing:
             if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
@@ -96,7 +101,9 @@ class Observations(Changes):
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
         if events or not leaf.synced or leaf.held:
-            synced = e.RepositorySynced(at=now, repository=leaf_id, listed_at=listed_at, members=len(listing))
+            synced = e.RepositorySynced(
+                at=now, repository=leaf_id, listed_at=listed_at, members=len(listing), **who._asdict()
+            )
             events.append(synced)
         self._emit_in_parts(events)
         return True

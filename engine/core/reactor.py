@@ -13,12 +13,14 @@ opening, deciding, and launches on a person's word.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.effects import Effect, StartRun
 from datatask.engine.core.members import get_at
+from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import intended_write
 from datatask.engine.core.runs import Runs
 from datatask.engine.core.state import State
@@ -45,12 +47,21 @@ class Reactor(Runs):
     ) -> None:
         """Begin: say who we are, put the definition in force, start ephemeral stores anew."""
         self._epoch = opened.epoch
-        events: list[e.Event] = [opened, *renamed]
+        led: dict[str, Any] = {
+            "actor": opened.actor,
+            "reason": opened.reason,
+            "cause": self.state.position + 1,
+        }
+        events: list[e.Event] = [opened, *(msgspec.structs.replace(name, **led) for name in renamed)]
         digest = definition.digest()
         if not self.state.defined_at or digest != self.state.definition.digest() or renamed:
             events.append(
                 e.PipelineDefined(
-                    at=opened.at, definition=definition, digest=digest, decider=deciding.DECIDER_VERSION
+                    at=opened.at,
+                    definition=definition,
+                    digest=digest,
+                    decider=deciding.DECIDER_VERSION,
+                    **led,
                 )
             )
         known = self.state.leaves
@@ -58,7 +69,9 @@ class Reactor(Runs):
             if repository.ephemeral and repository.id in known:
                 incarnation = known[repository.id].incarnation + 1
                 events.append(
-                    e.RepositoryReset(at=opened.at, repository=repository.id, incarnation=incarnation)
+                    e.RepositoryReset(
+                        at=opened.at, repository=repository.id, incarnation=incarnation, cause=led["cause"]
+                    )
                 )
         self._emit(events)
         self._index()
@@ -82,7 +95,8 @@ class Reactor(Runs):
                 self._collect(run, run.settling, writes, now)
         for _, intent in sorted(self.state.intents.values(), key=lambda intent: intent.position):
             if intent.run is None:
-                ticket = self._ticket("written", intent.actor, intent.reason, intent.request)
+                origin: e.ValueOrigin = "written" if intent.request is None else "injected"
+                ticket = self._ticket(origin, intent.actor, intent.reason, intent.request)
                 self._foreign([intended_write(intent)], ticket, now)
 
     def _redoable(self, run: OpenRun) -> bool:
@@ -98,9 +112,9 @@ class Reactor(Runs):
             run.run, identity, run.task, job, run.episode, run.attempt, run.inputs, run.meta, run.handle
         )
 
-    def close(self, now: int, reason: str = "") -> None:
-        """Say that this engine ends."""
-        self._emit([e.EngineClosed(at=now, epoch=self._epoch, reason=reason)])
+    def close(self, now: int, reason: str = "", actor: str = e.ENGINE) -> None:
+        """Say that this engine ends, and who ended it when it was not done."""
+        self._emit([e.EngineClosed(at=now, actor=actor, epoch=self._epoch, reason=reason)])
 
     # --- what people ask --------------------------------------------------------------------------
 
@@ -109,8 +123,9 @@ class Reactor(Runs):
         number = self._ticket("written", e.ENGINE, "", None)
         ticket = self._tickets[number]
         ticket.count = len(events)
-        if events:
-            ticket.position = self._emit(events, effects)
+        for start in range(0, len(events), BATCH_MAX):
+            ticket.position = self._emit(events[start : start + BATCH_MAX])
+        self._attach(tuple(effects))
         self._finish(number)
         return number
 

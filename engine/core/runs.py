@@ -190,6 +190,7 @@ class Runs(Observations):
                     task=task,
                     job=job,
                     run=run.run,
+                    cause=run.run,
                     not_before=again.not_before,
                     attempt=again.attempt,
                     budget=again.budget,
@@ -202,6 +203,7 @@ class Runs(Observations):
                     task=task,
                     job=job,
                     run=run.run,
+                    cause=run.run,
                     attempts=verdict.attempts,
                     budget=verdict.exhausted,
                 )

@@ -65,16 +65,27 @@ DEFINITION = PipelineDef(
 
 SAMPLES: tuple[e.Event, ...] = (
     e.LogCreated(at=AT, log="0123456789abcdef0123456789abcdef", pipeline="thumbnails"),
-    e.EngineOpened(**OURS, version="0.1.0", host="lab", pid=4711, boot="b00t", epoch=2, last_sign=AT - 5),
+    e.EngineOpened(
+        **OURS,
+        version="0.1.0",
+        host="lab",
+        pid=4711,
+        boot="b00t",
+        epoch=2,
+        last_sign=AT - 5,
+        reason="after the update",
+    ),
     e.EngineClosed(**OURS, epoch=2, reason="done"),
     e.ClockStepped(**OURS, wall_before=AT, wall_after=AT + 3_600_000_000_000),
     e.LogUpgraded(**OURS, format_before=1, format_after=2, version="0.2.0"),
     e.ArchiveCut(**PERSON, until=100, archive="log-1.db", digest="ab" * 32, state="cd" * 32),
     e.BlobsCollected(**PERSON, count=2, size=1024),
     e.PayloadRedacted(**PERSON, position=9, reason="personal data"),
-    e.PipelineDefined(**OURS, definition=DEFINITION, digest=DEFINITION.digest(), decider=1),
-    e.Renamed(**OURS, what="task", old="shrink", new="resize"),
-    e.RepositorySynced(**OURS, repository="images", listed_at=AT - 7, members=1000, reason="opened"),
+    e.PipelineDefined(
+        **OURS, definition=DEFINITION, digest=DEFINITION.digest(), decider=1, reason="more tries"
+    ),
+    e.Renamed(**OURS, what="task", old="shrink", new="resize", reason="its name misled"),
+    e.RepositorySynced(**OURS, repository="images", listed_at=AT - 7, members=1000, **ASKED),
     e.RepositoryReset(**OURS, repository="images", incarnation=2),
     e.ObservationHeld(
         **OURS, repository="images", vanished=500, members=1000, sample=("a", "b"), why="unmounted?"
