@@ -15,7 +15,7 @@ import msgspec
 
 from datatask.adapters.log.faults import damaged
 from datatask.engine.ports import EVERYTHING, Filters
-from datatask.schema.codec import Row, decode
+from datatask.schema.codec import MAKERS, Row, decode, undecodable
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import Batch, Event, LaunchDecided, Recorded
 
@@ -133,8 +133,21 @@ class Decoder:
 
     def event(self, stored: Stored) -> Event:
         """Return the event of a row."""
-        position = stored[0]
-        event = decode(self.row(stored), where=f"{self._place} position {position}")
+        (position, at, kind, version, _, actor, cause, task, repository, job, run, payload, _, _, _) = stored
+        names = self._names
+        try:
+            make = MAKERS.get((names[kind] or "", version))
+            event = (
+                decode(self.row(stored), where=f"{self._place} position {position}")
+                if make is None
+                else make(
+                    at, names[actor], cause, names[task], names[repository], names[job], run, payload or "{}"
+                )
+            )
+        except KeyError as error:
+            raise damaged(f"name {error} is missing", self._place, position) from None
+        except msgspec.DecodeError as error:
+            raise undecodable(names[kind] or "", f"{self._place} position {position}", error) from error
         if type(event) is LaunchDecided and event.run == position:
             # The column says which run it is about; the event itself was made before it had a position.
             return msgspec.structs.replace(event, run=None)
