@@ -1,4 +1,7 @@
-"""A log's state at a batch boundary: from the nearest checkpoint before it, and the events in between."""
+"""A log's state at a batch boundary: from the nearest checkpoint before it, and the events in between.
+
+`follow` is where the past is folded; `fold` finds out where to begin (`ladder`).
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datatask.adapters.log.checkpoints import FileCheckpoints
-from datatask.adapters.log.locate import checkpoints_path
+from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core import checkpoints
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.state import FOLD_VERSION, State
-from datatask.engine.ports import Checkpoint
-from datatask.schema.errors import DatataskError
+from datatask.engine.core.state import State
 
 
 def fold(reader: LogReader, until: int) -> State:
     """Return the state at the batch boundary `until`."""
     with collector_off():
-        state = _newest(reader, until) or State()
-        return follow(reader, state, until)
+        ladder = Ladder(reader)
+        state = ladder.nearest(until) or beginning(reader)
+        return ladder.climb(state, until, follow)
+
+
+def beginning(reader: LogReader) -> State:
+    """Return the state that the log's first event follows on."""
+    return State()
 
 
 def follow(reader: LogReader, state: State, until: int | None = None) -> State:
@@ -42,22 +47,3 @@ def collector_off() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def _newest(reader: LogReader, until: int) -> State | None:
-    kept = FileCheckpoints(checkpoints_path(reader.path), reader.uuid)
-
-    def chain_at(position: int) -> bytes | None:
-        try:
-            return reader.chain_at(position) if position <= until else None
-        except DatataskError:
-            return None
-
-    found: Checkpoint | None = kept.latest(FOLD_VERSION, chain_at)
-    if found is None:
-        return None
-    try:
-        state = checkpoints.load(found.body)
-    except DatataskError:
-        return None
-    return state if (state.position, state.log) == (found.position, reader.uuid) else None

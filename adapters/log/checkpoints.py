@@ -1,15 +1,22 @@
 """Checkpoints beside the log: states as bytes, in `<log>.checkpoints/<position>-<fold version>`.
 
-A file is one line of JSON (what the state stands on, and the body's checksum) and the body. It is a cache:
-whatever does not fit in any way is passed over in silence, and the state is folded from the log instead.
+A file is one line of JSON (what the state stands on, how the body is packed, and its checksum) and the body. It is
+a cache: whatever does not fit in any way is passed over in silence, and the state is folded from the log instead.
+The engine keeps its newest few with `FileCheckpoints`; readers keep theirs with the functions below it
+(`datatask.adapters.history.ladder`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import threading
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,15 +24,28 @@ from datatask.adapters.log.faults import mapped
 from datatask.engine.ports import Checkpoint
 
 KEPT = 3
+_HEADER_MAX = 4096
+_BUFFER_MAX = 1 << 28
+_fresh_numbers = itertools.count()
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
     uuid: str
     position: int
     chain: str
     fold_version: int
     size: int
     sha256: str
+    packing: str = ""
+
+
+class Found(NamedTuple):
+    """A file that by its name is a checkpoint."""
+
+    position: int
+    fold_version: int
+    size: int
+    path: Path
 
 
 class FileCheckpoints:
@@ -37,54 +57,95 @@ class FileCheckpoints:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, atomically and durably; all but the newest few are removed."""
-        position, chain, version, body = checkpoint
-        header = _Header(
-            self._uuid, position, chain.hex(), version, len(body), hashlib.sha256(body).hexdigest()
-        )
         with mapped(self.root):
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh = self.root / f"new-{os.getpid()}"
-            with open(fresh, "wb", opener=_private) as file:
-                file.write(msgspec.json.encode(header) + b"\n")
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(fresh, self.root / f"{position}-{version}")
-            for _, _, path in self._found()[KEPT:]:
-                path.unlink(missing_ok=True)
+            write_checkpoint(self.root, self._uuid, checkpoint, durable=True)
+            for found in checkpoints_in(self.root)[KEPT:]:
+                found.path.unlink(missing_ok=True)
 
     def latest(self, fold_version: int, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
         """Return the newest checkpoint of this fold version that stands on this log's chain, or None."""
-        for position, version, path in self._found():
-            if version != fold_version:
-                continue
-            checkpoint = self._read(path)
-            if (
-                checkpoint is not None
-                and checkpoint[0] == position
-                and chain_at(position) == checkpoint.chain
-            ):
-                return checkpoint
+        for found in checkpoints_in(self.root):
+            if found.fold_version == fold_version:
+                checkpoint = read_checkpoint(found, self._uuid, chain_at)
+                if checkpoint is not None:
+                    return checkpoint
         return None
 
-    def _found(self) -> list[tuple[int, int, Path]]:
-        """Return (position, fold version, path) of what looks like checkpoints, newest first."""
-        found = []
-        for path in self.root.glob("*-*"):
-            position, _, version = path.name.partition("-")
-            if position.isdecimal() and version.isdecimal():
-                found.append((int(position), int(version), path))
-        return sorted(found, reverse=True)
 
-    def _read(self, path: Path) -> Checkpoint | None:
-        try:
-            line, _, body = path.read_bytes().partition(b"\n")
-            header = msgspec.json.decode(line, type=_Header)
-        except (OSError, msgspec.DecodeError):
+def checkpoints_in(folder: Path) -> list[Found]:
+    """Return what looks like checkpoints in a folder, newest position first; none where it cannot be read."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                position, _, version = entry.name.partition("-")
+                if position.isdecimal() and version.isdecimal():
+                    with suppress(FileNotFoundError):
+                        size = entry.stat().st_size
+                        found.append(Found(int(position), int(version), size, Path(entry.path)))
+    except OSError:
+        return []
+    return sorted(found, reverse=True)
+
+
+def write_checkpoint(
+    folder: Path, uuid: str, checkpoint: Checkpoint, *, durable: bool = False, packed: bool = False
+) -> int:
+    """Write a checkpoint under its name, whole or not at all; return its size. `OSError` where that fails."""
+    position, chain, version, body = checkpoint
+    stored = zlib.compress(body, 1) if packed else body
+    digest = hashlib.sha256(stored).hexdigest()
+    header = _Header(uuid, position, chain.hex(), version, len(body), digest, "zlib" if packed else "")
+    _make_private(folder)
+    fresh = folder / f"new-{os.getpid()}-{threading.get_ident()}-{next(_fresh_numbers)}"
+    try:
+        with open(fresh, "wb", opener=_private) as file:
+            file.write(msgspec.json.encode(header) + b"\n")
+            file.write(stored)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+            size = file.tell()
+        os.rename(fresh, folder / f"{position}-{version}")
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
+    """Return the checkpoint in a file when it is whole and stands on this log's chain; the body comes last."""
+    try:
+        with open(found.path, "rb") as file:
+            header = msgspec.json.decode(file.readline(_HEADER_MAX), type=_Header)
+            if (header.uuid, header.position, header.fold_version) != (
+                uuid,
+                found.position,
+                found.fold_version,
+            ):
+                return None
+            chain = bytes.fromhex(header.chain)
+            if chain_at(header.position) != chain or header.packing not in ("", "zlib"):
+                return None
+            stored = file.read()
+        if hashlib.sha256(stored).hexdigest() != header.sha256:
             return None
-        if header.uuid != self._uuid or hashlib.sha256(body).hexdigest() != header.sha256:
-            return None
-        return Checkpoint(header.position, bytes.fromhex(header.chain), header.fold_version, body)
+        body = (
+            zlib.decompress(stored, bufsize=min(max(1, header.size), _BUFFER_MAX))
+            if header.packing
+            else stored
+        )
+    except (OSError, ValueError, zlib.error):  # msgspec's errors are ValueErrors
+        return None
+    return Checkpoint(header.position, chain, header.fold_version, body) if len(body) == header.size else None
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and those above it, for the owner alone."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _private(path: str, flags: int) -> int:
