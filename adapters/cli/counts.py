@@ -54,8 +54,8 @@ def _watch(output: Output, log: Seen, all_links: bool) -> None:
         before = shapes.status(log.state, all_links)
         if not changed(log.reader, log.state.position, WATCH_SECONDS):
             continue
-        follow(log.reader, log.state)
-        log = log._replace(about=Recorded(log.reader, log.state).about())
+        state = follow(log.reader, log.state)
+        log = log._replace(state=state, about=Recorded(log.reader, state).about())
         if shapes.status(log.state, all_links) != before:
             show(output, log, all_links, again=True)
         time.sleep(0.2)

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli.options import command
+from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import declared_state
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
+from datatask.adapters.history.when import When
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 
@@ -32,21 +33,24 @@ class Edge(NamedTuple):
 
 @command(
     "graph",
-    example="datatask graph\ndatatask graph --format mermaid > pipeline.mmd\ndatatask -p pipeline.py graph",
+    example="datatask graph\ndatatask graph --format mermaid > pipeline.mmd\ndatatask -p pipeline.py graph\n"
+    "datatask graph --at 2026-03-01",
 )
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
 @click.option(
     "--format", "form", type=click.Choice(FORMS), default="text", show_default=True, help="How to draw."
 )
-def graph(settings: Settings, form: str) -> None:
+def graph(settings: Settings, form: str, at: When | None) -> None:
     """Draw tasks and repositories.
 
-    The definition is that of the log, or of the pipeline that -p names, which need not have run.
+    The definition is that of the log (with --at: the one in force then), or of the pipeline that -p names, which
+    need not have run.
     """
     output = Output(settings)
-    if settings.names_pipeline:
+    if settings.names_pipeline and at is None:
         state = declared_state(settings.load_pipeline())
     else:
-        with recorded(settings) as log:
+        with recorded(settings, at) as log:
             state = log.state
     edges = list(edges_of(state.definition))
     if output.json or form == "json":
