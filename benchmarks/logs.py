@@ -224,7 +224,7 @@ class _Writer:
             kind, task, leaf, job, payload = line[1], line[6], line[7], line[8], line[10]
             if job not in names or kind not in names or task not in names or leaf not in names:
                 self._learn((kind, line[4], task, leaf, job))
-            held += (position, line[0], names[kind], 1, line[3], names[line[4]], line[5], names[task])
+            held += (position, line[0], names[kind], line[2], line[3], names[line[4]], line[5], names[task])
             held += (names[leaf], names[job], line[9], payload, payload and salt, None, None)
             position += 1
         held[-1] = self._chain

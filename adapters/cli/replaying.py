@@ -6,7 +6,6 @@ does not hold in the states in between, and the state that follows. Exit code 3 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from datatask.schema.errors import CallerError
 
 DIFFERENT = 3
 TOLD_MAX = 1000
-_POSITION = re.compile(r"position (\d+): ")
 
 
 class Replayed(NamedTuple):
@@ -102,24 +100,15 @@ def _replay(reader: LogReader, until: int, *, checks: bool) -> Replayed:
         apply_all(state, batch.first, batch.events)
         if checks:
             wrong += checker.after(state)
-        divergences += [_divergence(what, batch.last) for what in wrong]
+        divergences += [one.to_json() for one in wrong]
         if len(divergences) >= TOLD_MAX:
             break
     if checks:
-        divergences += [_divergence(what, state.position) for what in invariants.check(state)]
+        divergences += [one.to_json() for one in invariants.check(state)]
     return Replayed(state, divergences, time.perf_counter() - began)
 
 
-def _divergence(what: str, position: int) -> dict[str, Any]:
-    told = _POSITION.match(what)
-    return (
-        {"position": int(told[1]), "what": what[told.end() :]}
-        if told
-        else {"position": position, "what": what}
-    )
-
-
-def _derived_again(state: State, batch: e.Batch) -> list[str]:
+def _derived_again(state: State, batch: e.Batch) -> list[invariants.Divergence]:
     """Return how a recorded round differs from what the same decider decides from the same state."""
     first = batch.events[0]
     if not isinstance(first, e.DecisionRound) or first.decider not in invariants.SHIPPED:

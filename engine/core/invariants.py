@@ -1,121 +1,77 @@
-"""The invariants of the design, as far as events and state show them.
+"""The invariants of the design, as far as a log can show them, batch by batch: `Checker`.
 
-`check(state)` looks at one state; `Checker` follows a log batch by batch and sees what one state cannot: that a
-run ends once, that a decision was admissible where it stands, that `done` comes before `RunEnded`. `rederive`
-asks the decider once more what a recorded round decided. All three tell what is wrong in words and change nothing,
-so the property tests, simulation and `verify` use the same ones.
+`Checker.before(state, batch)` is called ahead of folding a batch, `after(state)` behind it; `rederive` decides a
+recorded round again (admission.py), `check` looks at one whole state (consistency.py). All of them return divergences
+and change nothing, so the property tests, simulation and `verify` use the same ones. By the design's numbers:
+
+1.  Log first. In a log: every fact about a run (started, reached, stopped, ended) stands behind its `LaunchDecided`,
+    and a cause behind what it caused. Whether an effect waited for the disk no log can show: fault tests do.
+2.  One order, one writer. Positions without gaps (by the reader), time that never goes back, epochs that grow, the
+    sign of life that an engine found, and no decision while no engine holds the log. That an append under an older
+    epoch was refused leaves no trace.
+3.  All or nothing. A round and its decisions are one batch, as many as the round says; what a run wrote stands
+    before its `RunEnded` in the batch of its end; an ending that is not final comes with its retry.
+4.  Pure fold. Not by one folding: `verify` compares with the states that were kept at earlier positions.
+5.  Never twice. No launch of a (task, job) whose run is open.
+6.  Nothing forgotten. A run ends once, and is known; facts about closed runs are `LateFact`. A run that is open at
+    the head is no divergence: it may be running.
+7.  No decision exceeds a quota: limits, concurrency and the launch window are recounted from the events, forced
+    launches included unless `over_quota`; the state's usage is compared with the sum over open runs.
+8.  Replay agrees. (b) `admissible` for every launch; (c) `rederive` for every round whose decider is shipped; (a) is
+    4. A round that was never recorded because it decided nothing leaves nothing to compare.
+9.  Cost follows the change: a matter of benchmarks.
+10. Nothing silent. Unknown essential kinds are refused by the codec, damage by the chain (adapters/log/verify.py).
+11. Not before it is known. No derived launch of a task that reads what is not synced. That an unsynced runner
+    launched nothing is in `unavailable`, which (c) decides with.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from datatask.engine.core.decide import DECIDER_VERSION, decide
-from datatask.engine.core.members import get_at
+from datatask.engine.core.admission import SHIPPED, Planned, admissible, rederive
+from datatask.engine.core.consistency import TOLD_MAX, check
+from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
+
+__all__ = ["SHIPPED", "TOLD_MAX", "Checker", "Divergence", "admissible", "check", "decisions_of", "rederive"]
 
 Key = tuple[str, str]
 """(task, job)"""
 
-TOLD_MAX = 1000
-SHIPPED = frozenset({DECIDER_VERSION})
-"""The decider versions that are still shipped, for `rederive`."""
+
+class Followed(NamedTuple):
+    """What is remembered of an open run."""
+
+    task: str
+    job: str
+    attempt: int
+    quota: str | None
+    resources: dict[str, int]
 
 
-# --- one state --------------------------------------------------------------------------------------
-
-
-def check(state: State) -> list[str]:
-    """Return what does not hold in this state, in words; costs O(jobs * leaves), for tests and `verify`."""
-    found: list[str] = []
-    found += _check_members(state)
-    found += _check_runs(state)
-    found += _check_usage(state)
-    for task in state.tasks.values():
-        found += _check_task(state, task)
-    return found[:TOLD_MAX]
-
-
-def _check_members(state: State) -> list[str]:
-    found = []
-    for leaf in state.leaves.values():
-        by_mask = [job for job, mask in enumerate(state.masks) if mask & leaf.bit]
-        if leaf.count != len(by_mask):
-            found.append(f"{leaf.id} counts {leaf.count} members and has {len(by_mask)}")
-        if list(leaf.members(state.masks)) != by_mask:
-            found.append(f"the bitmap of {leaf.id} is not what the masks say")
-    return found
-
-
-def _check_runs(state: State) -> list[str]:
-    pairs = Counter((run.task, run.job) for run in state.open_runs.values())
-    found = [
-        f"{task} has {number} open runs for {state.jobs[job]}"
-        for (task, job), number in pairs.items()
-        if number > 1
-    ]
-    for run in state.open_runs.values():
-        episode = state.tasks[run.task].episodes.get(run.job)
-        if episode is None or episode.run != run.run:
-            found.append(f"run {run.run} is open, and its episode does not say so")
-        counted = get_at(state.tasks[run.task].episode_count, run.job)
-        if run.episode != counted:
-            found.append(f"run {run.run} is of episode {run.episode}, its job is in episode {counted}")
-    return found
-
-
-def _check_usage(state: State) -> list[str]:
-    used: Counter[tuple[str, str]] = Counter()
-    for run in state.open_runs.values():
-        for name, amount in run.resources.items() if run.quota is not None else ():
-            used[run.quota or "", name] += amount
-    told = {(name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n}
-    summed = {key: amount for key, amount in used.items() if amount}
-    return [] if told == summed else [f"quotas say that {told} is used, open runs hold {summed}"]
-
-
-def _check_task(state: State, task: TaskState) -> list[str]:
-    found = []
-    live = task.live.members(state.masks)
-    open_here = {run.job for run in state.open_runs.values() if run.task == task.name}
-    if set(live) != open_here or task.open_runs != len(open_here):
-        found.append(
-            f"{task.name}: live says {len(live)}, counted {task.open_runs}, open are {len(open_here)}"
-        )
-    for job, mask in enumerate(state.masks):
-        ready, claimed = task.condition.test(mask), mask & task.claim != 0
-        waits = (job in task.queue) + (job in task.awaiting)
-        if waits > 1 or (waits and claimed) or (waits and not ready) or (ready and not claimed and not waits):
-            found.append(
-                f"{task.name} {state.jobs[job]}: ready {ready}, claimed {claimed}, in {waits} queues: one must follow"
-                " from the others"
-            )
-        if job in task.episodes and not claimed:
-            found.append(f"{task.name} {state.jobs[job]} is in an episode that nothing claims")
-    return found
-
-
-# --- a log, batch by batch --------------------------------------------------------------------------
+def decisions_of(batch: Sequence[e.Event]) -> list[e.LaunchDecided]:
+    """Return the launches that a batch decides."""
+    return [event for event in batch if isinstance(event, e.LaunchDecided)]
 
 
 class Checker:
-    """Call `before(state, batch)` ahead of folding a batch and `after(state)` behind it; both tell what is wrong.
-
-    It keeps one entry for each open run and, per (task, job), the last episode and attempt.
-    """
+    """Follows a log beside the fold; keeps one entry for each open run and the launches that count in windows."""
 
     def __init__(self) -> None:
         self._position = 0
-        self._open: dict[int, Key] = {}
-        self._busy: dict[Key, int] = {}
-        self._last: dict[Key, tuple[int, int]] = {}
-        self._launches: dict[str, deque[int]] = {}
-        self._epoch = 0
         self._at = 0
+        self._epoch = 0
+        self._alive = False
+        self._open: dict[int, Followed] = {}
+        self._busy: dict[Key, int] = {}
+        self._used: dict[str, dict[str, int]] = {}
+        self._launches: dict[str, deque[int]] = {}
+        self._touched: set[int] = set()
+        self._batch = _InBatch((), 0)
 
     @classmethod
     def on(cls, state: State) -> Checker:
@@ -123,215 +79,244 @@ class Checker:
         checker = cls()
         checker._position, checker._at = state.position, state.at
         checker._epoch = state.engine.epoch if state.engine is not None else 0
+        checker._alive = state.engine is not None and not state.closed
         for run in state.open_runs.values():
-            key = (run.task, state.jobs[run.job])
-            checker._open[run.run], checker._busy[key] = key, run.run
-            checker._last[key] = (run.episode, run.attempt)
+            followed = Followed(run.task, state.jobs[run.job], run.attempt, run.quota, run.resources)
+            checker._follow(run.run, followed)
+        for name, quota in state.quotas.items():
+            if quota.launches is not None:
+                checker._launches[name] = deque(quota.recent)
+        checker._touched.clear()
         return checker
 
-    def before(self, state: State, batch: Sequence[e.Event]) -> list[str]:
+    def before(self, state: State, batch: Sequence[e.Event]) -> list[Divergence]:
         """Check a batch against the state that it follows on."""
-        found: list[str] = []
-        if state.position != self._position:
-            found.append(f"position {self._position + 1}: the state stands at {state.position}")
-        planned = _Planned()
-        for position, event in enumerate(batch, self._position + 1):
-            told = self._envelope(event)
-            match event:
-                case e.LaunchDecided():
-                    told += self._launch(state, position, event, planned)
-                case e.RunEnded():
-                    told += self._end(state, event, batch)
-                case e.PipelineDefined() | e.Renamed():
-                    told += self._renamed(event)
-                case e.RetryScheduled():
-                    told += self._retry(event)
-                case (
-                    e.RunStarted() | e.RunAdopted() | e.RunUnreachable() | e.RunReachable() | e.StopDecided()
-                ):
-                    if event.run not in self._open:
-                        told.append(f"{type(event).__name__} is about run {event.run}, which is not open")
-            found += [f"position {position}: {text}" for text in told]
-        self._position += len(batch)
+        found: list[Divergence] = []
+        position, at = self._position, self._at
+        if state.position != position:
+            found.append(Divergence(position + 1, "the state before the batch", position, state.position))
+        self._batch = _InBatch(batch, position + 1)
+        self._touched.clear()
+        for event in batch:
+            position += 1
+            if event.at < at:
+                found.append(Divergence(position, "time", f"at least {at}", event.at))
+            else:
+                at = event.at
+            if event.cause is not None and not 0 < event.cause < position:
+                found.append(Divergence(position, "cause", f"a position before {position}", event.cause))
+            rule = _RULES.get(type(event))
+            if rule is not None:
+                found += rule(self, state, position, event)
+            self._at = at
+        self._position = position
         return found
 
-    def after(self, state: State) -> list[str]:
-        """Check that the folded state agrees with what was followed; cheap, O(open runs)."""
-        if set(state.open_runs) == set(self._open):
+    def after(self, state: State) -> list[Divergence]:
+        """Check that the folded state agrees with what was followed; costs O(runs and quotas of the batch)."""
+        found = []
+        runs = state.open_runs
+        if len(runs) != len(self._open) or any((run in runs) != (run in self._open) for run in self._touched):
+            for run in sorted(set(runs) ^ set(self._open)):
+                expected, recorded = ("open", "closed") if run in self._open else ("closed", "open")
+                found.append(Divergence(self._position, f"run {run} in the state", expected, recorded))
+        if self._touched:
+            for name, used in self._used.items():
+                quota = state.quotas.get(name)
+                told = {part: n for part, n in quota.used.items() if n} if quota is not None else used
+                if told != used:
+                    found.append(Divergence(self._position, f"usage of {name}", repr(used), repr(told)))
+        return found
+
+    # --- runs that are followed -------------------------------------------------------------------
+
+    def _follow(self, run: int, followed: Followed) -> None:
+        self._open[run] = followed
+        self._busy[followed.task, followed.job] = run
+        self._touched.add(run)
+        self._account(followed, 1)
+
+    def _account(self, followed: Followed, sign: int) -> None:
+        if followed.quota is None:
+            return
+        used = self._used.setdefault(followed.quota, {})
+        for part, amount in followed.resources.items():
+            left = used.get(part, 0) + sign * amount
+            if left:
+                used[part] = left
+            else:
+                used.pop(part, None)
+
+    # --- rules, one a kind ------------------------------------------------------------------------
+
+    def _opened(self, state: State, position: int, event: e.EngineOpened) -> list[Divergence]:
+        found = []
+        if event.epoch <= self._epoch:
+            found.append(Divergence(position, "epoch", f"more than {self._epoch}", event.epoch))
+        if event.last_sign is not None and event.last_sign != self._at:
+            found.append(Divergence(position, "the last sign of life before", self._at, event.last_sign))
+        self._epoch, self._alive = max(self._epoch, event.epoch), True
+        return found
+
+    def _closed(self, state: State, position: int, event: e.EngineClosed) -> list[Divergence]:
+        self._alive = False
+        if event.epoch == self._epoch:
             return []
-        return [
-            f"position {self._position}: open runs are {sorted(self._open)}, the state has {sorted(state.open_runs)}"
-        ]
+        return [Divergence(position, "the epoch that closes", self._epoch, event.epoch)]
 
-    def _envelope(self, event: e.Event) -> list[str]:
+    def _defined(self, state: State, position: int, event: e.PipelineDefined) -> list[Divergence]:
+        digest = event.definition.digest()
+        return [] if digest == event.digest else [Divergence(position, "definition", event.digest, digest)]
+
+    def _renamed(self, state: State, position: int, event: e.Renamed) -> list[Divergence]:
+        if event.what == "task":
+            for run, followed in list(self._open.items()):
+                if followed.task == event.old:
+                    del self._busy[followed.task, followed.job]
+                    self._open[run] = renamed = followed._replace(task=event.new)
+                    self._busy[renamed.task, renamed.job] = run
+        return []
+
+    def _round(self, state: State, position: int, event: e.DecisionRound) -> list[Divergence]:
         found = []
-        if event.at < self._at:
-            found.append(f"time goes back from {self._at} to {event.at}")
-        self._at = max(self._at, event.at)
-        if isinstance(event, e.EngineOpened):
-            if event.epoch <= self._epoch:
-                found.append(f"an engine opens under epoch {event.epoch} after {self._epoch}")
-            self._epoch = max(self._epoch, event.epoch)
-        return found
+        if event.state != position - 1 or position != self._batch.first:
+            found.append(Divergence(position, "the state decided on", self._batch.first - 1, event.state))
+        derived = sum(1 for one in self._batch.launches() if one.origin == "derived")
+        if derived != event.decisions:
+            found.append(Divergence(position, "decisions of the round", event.decisions, derived))
+        return found + self._engine(position, "a round")
 
-    def _launch(self, state: State, position: int, event: e.LaunchDecided, planned: _Planned) -> list[str]:
+    def _engine(self, position: int, what: str) -> list[Divergence]:
+        if self._alive:
+            return []
+        return [Divergence(position, f"{what} while", "an engine holds the log", "none does")]
+
+    def _launch(self, state: State, position: int, event: e.LaunchDecided) -> list[Divergence]:
         key = (event.task or "", event.job or "")
-        found = []
+        found = self._engine(position, "a launch")
         if key in self._busy:
-            found.append(f"{key[0]} {key[1]} is launched while its run {self._busy[key]} is open")
-        episode, attempt = self._last.get(key, (0, 0))
-        if not ((event.episode == episode and event.attempt == attempt + 1) or event.episode > episode):
+            found.append(Divergence(position, f"{key[0]} {key[1]}: open run", None, f"run {self._busy[key]}"))
+        if event.origin == "derived" and not self._batch.is_round:
             found.append(
-                f"{key[0]} {key[1]}: episode {event.episode} attempt {event.attempt} follows on"
-                f" episode {episode} attempt {attempt}"
+                Divergence(position, f"{key[0]} {key[1]}: derived launch", "in a round", "by itself")
             )
-        if event.episode > episode and event.attempt != 1:
-            found.append(f"{key[0]} {key[1]}: episode {event.episode} begins with attempt {event.attempt}")
-        self._open[position], self._busy[key], self._last[key] = key, position, (event.episode, event.attempt)
-        if event.origin == "derived":
-            found += admissible(state, event, planned)
-        planned.take(state, event)
-        return found + self._rate(state, event)
+        found += admissible(state, position, event, self._batch.planned)
+        task = state.tasks.get(key[0])
+        if task is None:
+            return found
+        self._batch.planned.take(task, event)
+        self._follow(position, Followed(*key, event.attempt, task.definition.quota, event.resources))
+        return found + self._rate(state, position, task.definition.quota, event)
 
-    def _rate(self, state: State, event: e.LaunchDecided) -> list[str]:
+    def _rate(
+        self, state: State, position: int, name: str | None, event: e.LaunchDecided
+    ) -> list[Divergence]:
         """Recount the launch window from the events alone; it counts from when the limit was set."""
-        task = state.tasks.get(event.task or "")
-        quota = state.quotas.get(task.definition.quota or "") if task is not None else None
+        quota = state.quotas[name] if name is not None else None
         if quota is None or quota.launches is None:
             return []
         recent = self._launches.setdefault(quota.definition.name, deque())
         while recent and recent[0] <= event.at - quota.definition.window:
             recent.popleft()
         recent.append(event.at)
-        if event.origin != "derived" or len(recent) <= quota.launches:
+        if event.over_quota or len(recent) <= quota.launches:
             return []
-        return [f"{quota.definition.name} allows {quota.launches} launches a window and has {len(recent)}"]
+        limit = f"at most {quota.launches}"
+        return [Divergence(position, f"launches of {name} in its window", limit, len(recent))]
 
-    def _end(self, state: State, event: e.RunEnded, batch: Sequence[e.Event]) -> list[str]:
-        key = self._open.pop(event.run or 0, None)
-        if key is None:
-            return [f"run {event.run} ends and is not open"]
-        self._busy.pop(key, None)
-        found = [] if key == (event.task, event.job) else [f"run {event.run} is of {key}"]
-        task = state.tasks.get(key[0])
-        done = task.definition.done if task is not None else None
-        late = False
-        for other in batch:
-            late = late or other is event
-            if late and isinstance(other, e.ValuePut) and other.run == event.run and other.repository == done:
-                found.append(f"run {event.run} writes done behind its end")
-        scheduled = any(isinstance(other, e.RetryScheduled) and other.run == event.run for other in batch)
+    def _about_run(self, state: State, position: int, event: Any) -> list[Divergence]:
+        followed = self._open.get(event.run)
+        if followed is None:
+            return [Divergence(position, f"{type(event).__name__} of run {event.run}", "an open run", "none")]
+        if (event.task, event.job) == (followed.task, followed.job):
+            return []
+        expected = f"{followed.task} {followed.job}"
+        return [Divergence(position, f"run {event.run} is of", expected, f"{event.task} {event.job}")]
+
+    def _end(self, state: State, position: int, event: e.RunEnded) -> list[Divergence]:
+        found = self._about_run(state, position, event)
+        followed = self._open.pop(event.run or 0, None)
+        if followed is None:
+            return found
+        self._busy.pop((followed.task, followed.job), None)
+        self._touched.add(event.run or 0)
+        self._account(followed, -1)
+        self._batch.ended[event.run or 0] = followed.attempt
+        behind = self._batch.written().get(event.run or 0, 0)
+        if behind > position:
+            found.append(Divergence(behind, f"what run {event.run} wrote", "before its end", "behind it"))
+        scheduled = event.run in self._batch.scheduled()
         if event.final is scheduled:
-            found.append(f"run {event.run}: final is {event.final}, a retry scheduled {scheduled}")
+            told = ("no retry", "a retry") if event.final else ("a retry", "none")
+            found.append(Divergence(position, f"run {event.run} ends, final {event.final}", *told))
         return found
 
-    def _retry(self, event: e.RetryScheduled) -> list[str]:
-        key = (event.task or "", event.job or "")
-        _, attempt = self._last.get(key, (0, 0))
-        found = (
-            []
-            if event.attempt == attempt + 1
-            else [f"{key} is to be tried a {event.attempt}. time after {attempt}"]
-        )
-        return found if event.not_before >= event.at else [*found, f"{key} is scheduled for the past"]
+    def _retry(self, state: State, position: int, event: e.RetryScheduled) -> list[Divergence]:
+        attempt = self._batch.ended.get(event.run or 0)
+        if attempt is None:
+            return [Divergence(position, f"retry of run {event.run}", "with its end", "without")]
+        found = []
+        if event.attempt != attempt + 1:
+            found.append(Divergence(position, f"attempt after run {event.run}", attempt + 1, event.attempt))
+        if event.not_before < event.at:
+            found.append(Divergence(position, "time of the retry", f"from {event.at} on", event.not_before))
+        return found
 
-    def _renamed(self, event: e.PipelineDefined | e.Renamed) -> list[str]:
-        """A removed task forgets its episodes; a renamed one takes them along."""
-        if isinstance(event, e.PipelineDefined):
-            names = {task.name for task in event.definition.tasks} | {task for task, _ in self._busy}
-            self._last = {key: last for key, last in self._last.items() if key[0] in names}
-        elif event.what == "task":
-
-            def renamed(key: Key) -> Key:
-                return (event.new, key[1]) if key[0] == event.old else key
-
-            self._busy = {renamed(key): run for key, run in self._busy.items()}
-            self._last = {renamed(key): last for key, last in self._last.items()}
-            self._open = {run: renamed(key) for run, key in self._open.items()}
-        return []
+    def _late(self, state: State, position: int, event: e.LateFact) -> list[Divergence]:
+        if event.run not in self._open:
+            return []
+        return [Divergence(position, f"LateFact of run {event.run}", "a closed run", "an open one")]
 
 
-# --- decisions --------------------------------------------------------------------------------------
+class _InBatch:
+    """What the rules need to know of the batch at hand; worked out when first asked for."""
+
+    __slots__ = ("_scheduled", "_written", "ended", "events", "first", "planned")
+
+    def __init__(self, events: Sequence[e.Event], first: int) -> None:
+        self.events, self.first = events, first
+        self.planned = Planned()
+        self.ended: dict[int, int] = {}
+        self._written: dict[int, int] | None = None
+        self._scheduled: set[int] | None = None
+
+    @property
+    def is_round(self) -> bool:
+        return bool(self.events) and isinstance(self.events[0], e.DecisionRound)
+
+    def launches(self) -> list[e.LaunchDecided]:
+        return decisions_of(self.events)
+
+    def written(self) -> dict[int, int]:
+        """Return the position of the last value that each run wrote in this batch."""
+        if self._written is None:
+            self._written = {
+                event.run: position
+                for position, event in enumerate(self.events, self.first)
+                if event.run is not None and isinstance(event, e.ValuePut)
+            }
+        return self._written
+
+    def scheduled(self) -> set[int]:
+        """Return the runs whose retry this batch schedules."""
+        if self._scheduled is None:
+            self._scheduled = {event.run or 0 for event in self.events if isinstance(event, e.RetryScheduled)}
+        return self._scheduled
 
 
-@dataclass(slots=True)
-class _Planned:
-    """What the launches of one batch have taken so far."""
-
-    used: Counter[tuple[str, str]] = field(default_factory=Counter)
-    running: Counter[str] = field(default_factory=Counter)
-
-    def take(self, state: State, event: e.LaunchDecided) -> None:
-        task = state.tasks.get(event.task or "")
-        if task is None:
-            return
-        self.running[task.name] += 1
-        if task.definition.quota is not None:
-            for name, amount in event.resources.items():
-                self.used[task.definition.quota, name] += amount
-
-
-def admissible(state: State, event: e.LaunchDecided, planned: _Planned | None = None) -> list[str]:
-    """Return why this launch could not be decided on this state, after the ones planned; empty if it could."""
-    planned = planned or _Planned()
-    task, job = state.tasks.get(event.task or ""), state.job_index.get(event.job or "")
-    if task is None or job is None:
-        return [f"{event.task} {event.job} is not known"]
-    who, found = f"{event.task} {event.job}", []
-    episode = task.episodes.get(job)
-    if not task.condition.test(state.masks[job]):
-        found.append(f"{who} is not ready")
-    if episode is None and job not in task.queue:
-        found.append(f"{who} does not wait")
-    if episode is not None and (episode.run or episode.not_before is None or episode.not_before > event.at):
-        found.append(f"{who} is not due: run {episode.run}, not before {episode.not_before}")
-    if event.episode != get_at(task.episode_count, job):
-        found.append(f"{who} is in episode {get_at(task.episode_count, job)}, not {event.episode}")
-    if task.paused or task.definition.disabled:
-        found.append(f"{task.name} is paused or disabled")
-    found += [f"{leaf.id} is not known yet" for leaf in task.reads if not leaf.synced]
-    limit = task.definition.concurrency
-    if limit is not None and task.open_runs + planned.running[task.name] >= limit:
-        found.append(f"{task.name} has {limit} runs already")
-    if task.definition.quota is not None:
-        found += _within(state, task.definition.quota, event, planned)
-    return found
-
-
-def _within(state: State, name: str, event: e.LaunchDecided, planned: _Planned) -> list[str]:
-    quota = state.quotas[name]
-    found = []
-    for part, amount in event.resources.items():
-        taken = quota.used.get(part, 0) + planned.used[name, part]
-        if amount and taken + amount > quota.limits.get(part, 0):
-            found.append(f"{name}.{part} would be {taken + amount} of {quota.limits.get(part, 0)}")
-    return found
-
-
-def rederive(state: State, event: e.DecisionRound, decisions: Sequence[e.LaunchDecided]) -> list[str]:
-    """Decide a recorded round again; return what is missing, extra or otherwise. `state` is the one before it."""
-    if event.decider not in SHIPPED:
-        return []
-    if state.position != event.state:
-        return [f"the round was decided at {event.state}, the state stands at {state.position}"]
-    again = decide(
-        state, event.now, bound=event.bound, unavailable=frozenset(event.unavailable), actor=event.actor
-    )
-    found = []
-    told, recorded = {_pair(d): d for d in again.decisions}, {_pair(d): d for d in decisions}
-    found += [f"missing: {task} {job}" for task, job in told if (task, job) not in recorded]
-    found += [f"extra: {task} {job}" for task, job in recorded if (task, job) not in told]
-    for key in told.keys() & recorded.keys():
-        for name in e.LaunchDecided.__struct_fields__:
-            fresh, old = getattr(told[key], name), getattr(recorded[key], name)
-            if fresh != old and not (name == "cause" and old is None):  # not told by earlier versions
-                found.append(f"{key[0]} {key[1]}: {name} is {old!r}, derived again {fresh!r}")
-    if not found and list(told) != list(recorded):
-        found.append("the order of the decisions is another one")
-    if again.constraints != event.constraints:
-        found.append(f"constraints are {event.constraints!r}, derived again {again.constraints!r}")
-    return found
-
-
-def _pair(decision: e.LaunchDecided) -> tuple[str, str]:
-    return (decision.task or "", decision.job or "")
+_RULES: dict[type[e.Event], Callable[[Checker, State, int, Any], list[Divergence]]] = {
+    e.EngineOpened: Checker._opened,
+    e.EngineClosed: Checker._closed,
+    e.PipelineDefined: Checker._defined,
+    e.Renamed: Checker._renamed,
+    e.DecisionRound: Checker._round,
+    e.LaunchDecided: Checker._launch,
+    e.RunStarted: Checker._about_run,
+    e.RunAdopted: Checker._about_run,
+    e.RunUnreachable: Checker._about_run,
+    e.RunReachable: Checker._about_run,
+    e.StopDecided: Checker._about_run,
+    e.RunEnded: Checker._end,
+    e.RetryScheduled: Checker._retry,
+    e.LateFact: Checker._late,
+}

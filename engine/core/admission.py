@@ -1,0 +1,178 @@
+"""Whether a recorded decision could be decided where it stands, and whether a recorded round is decided again.
+
+In: the state before a batch, and its events. Out: divergences. `admissible` holds for ever: whichever version
+decided, a launch must have been possible. `rederive` asks the decider itself, where it is still shipped, and finds
+what is missing, what is extra and what is otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from datatask.engine.core.decide import DECIDER_VERSION, decide
+from datatask.engine.core.divergences import Divergence
+from datatask.engine.core.members import get_at
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.schema import events as e
+
+SHIPPED = frozenset({DECIDER_VERSION})
+"""The decider versions that are still shipped, for `rederive`."""
+
+
+@dataclass(slots=True)
+class Planned:
+    """What the launches of one batch have taken so far."""
+
+    used: Counter[tuple[str, str]] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)
+
+    def take(self, task: TaskState, event: e.LaunchDecided) -> None:
+        """Account for a launch."""
+        self.running[task.name] += 1
+        if task.definition.quota is not None:
+            for name, amount in event.resources.items():
+                self.used[task.definition.quota, name] += amount
+
+
+def admissible(
+    state: State, position: int, event: e.LaunchDecided, planned: Planned | None = None
+) -> list[Divergence]:
+    """Return why this launch could not be decided on this state, after the ones planned; empty if it could.
+
+    A forced launch need not be ready, a launch by hand may be of a paused task, and `over_quota` is a person's word
+    that limits do not count; everything else holds for all.
+    """
+    task, job = state.tasks.get(event.task or ""), state.job_index.get(event.job or "")
+    who = f"{event.task} {event.job}"
+    if task is None or (job is None and event.origin != "forced"):
+        return [Divergence(position, f"{who}: who is launched", "a known task and job", "unknown")]
+    found = [] if job is None else _episode(state, position, event, task, job)
+    if event.origin == "derived":
+        if task.paused or task.definition.disabled:
+            told = "paused" if task.paused else "disabled"
+            found.append(Divergence(position, f"{who}: its task", "open for launches", told))
+        found += [
+            Divergence(position, f"{who}: reads {leaf.id}", "synced", "not known yet")
+            for leaf in task.reads
+            if not leaf.synced
+        ]
+    if not event.over_quota:
+        found += _limits(state, position, event, task, planned or Planned())
+    return found
+
+
+def _episode(
+    state: State, position: int, event: e.LaunchDecided, task: TaskState, job: int
+) -> list[Divergence]:
+    """Check that the job waits (or is forced), and that episode and attempt go on from the last."""
+    who, found = f"{event.task} {event.job}", []
+    episode, count = task.episodes.get(job), get_at(task.episode_count, job)
+    waits = job in task.queue
+    if event.origin != "forced":
+        if not task.condition.test(state.masks[job]):
+            found.append(Divergence(position, f"{who}: condition", "ready", "not ready"))
+        if episode is None and not waits:
+            found.append(Divergence(position, f"{who}: place", "in the queue", "does not wait"))
+    if episode is not None and episode.run:
+        found.append(Divergence(position, f"{who}: open run", None, f"run {episode.run}"))
+    elif episode is not None and event.origin == "derived":
+        if episode.not_before is None or episode.not_before > event.at:
+            due = (
+                "no retry is scheduled" if episode.not_before is None else f"not before {episode.not_before}"
+            )
+            found.append(Divergence(position, f"{who}: retry", due, f"at {event.at}"))
+    opens = episode is None and not waits and job not in task.awaiting
+    expected = (count + opens, 1 if episode is None else episode.attempt + 1)
+    if (event.episode, event.attempt) != expected:
+        recorded = f"{event.episode}.{event.attempt}"
+        found.append(
+            Divergence(position, f"{who}: episode and attempt", f"{expected[0]}.{expected[1]}", recorded)
+        )
+    return found
+
+
+def _limits(
+    state: State, position: int, event: e.LaunchDecided, task: TaskState, planned: Planned
+) -> list[Divergence]:
+    found, who = [], f"{event.task} {event.job}"
+    limit, running = task.definition.concurrency, task.open_runs + planned.running[task.name] + 1
+    if limit is not None and running > limit:
+        found.append(Divergence(position, f"{who}: runs of {task.name}", f"at most {limit}", running))
+    name = task.definition.quota
+    if name is None:
+        return found
+    quota = state.quotas[name]
+    for part, amount in event.resources.items():
+        taken = quota.used.get(part, 0) + planned.used[name, part] + amount
+        allowed = quota.limits.get(part, 0)
+        if amount and taken > allowed:
+            found.append(Divergence(position, f"{who}: {name}.{part}", f"at most {allowed}", taken))
+    return found
+
+
+def rederive(state: State, event: e.DecisionRound, decisions: Sequence[e.LaunchDecided]) -> list[Divergence]:
+    """Decide a recorded round again; return what is missing, extra or otherwise. `state` is the one before it."""
+    if event.decider not in SHIPPED:
+        return []
+    position = state.position + 1
+    if state.position != event.state:
+        return [Divergence(position, "the state that the round was decided on", state.position, event.state)]
+    again = decide(
+        state, event.now, bound=event.bound, unavailable=frozenset(event.unavailable), actor=event.actor
+    )
+    found = [] if again.decisions == list(decisions) else _compared(again.decisions, decisions, position)
+    if again.constraints != event.constraints:
+        found.append(Divergence(position, "constraints", repr(again.constraints), repr(event.constraints)))
+    return found
+
+
+def _compared(
+    derived: Sequence[e.LaunchDecided], recorded: Sequence[e.LaunchDecided], position: int
+) -> list[Divergence]:
+    """Return how the decisions that follow on a round at `position` differ from those derived again."""
+    places = {_pair(one): place for place, one in enumerate(recorded, position + 1)}
+    there, told = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
+    found = [
+        Divergence(position, f"decision missing: {one.task} {one.job}", _in_words(one), None)
+        for one in derived
+        if _pair(one) not in told
+    ]
+    found += [
+        Divergence(places[pair], f"decision extra: {one.task} {one.job}", None, _in_words(one))
+        for pair, one in told.items()
+        if pair not in there
+    ]
+    for one in derived:
+        old = told.get(_pair(one))
+        if old is not None:
+            found += _fields(one, old, places[_pair(one)])
+    if not found and list(map(_pair, derived)) != list(map(_pair, recorded)):
+        orders = (" ".join(one.job or "" for one in some[:10]) for some in (derived, recorded))
+        found.append(Divergence(position, "the order of the decisions", *orders))
+    return found
+
+
+def _fields(fresh: e.LaunchDecided, old: e.LaunchDecided, position: int) -> list[Divergence]:
+    if fresh == old:
+        return []
+    return [
+        Divergence(position, f"{old.task} {old.job}: {name}", _plain(getattr(fresh, name)), _plain(value))
+        for name in e.LaunchDecided.__struct_fields__
+        if (value := getattr(old, name)) != getattr(fresh, name)
+        and not (name == "cause" and value is None)  # not told by earlier versions
+    ]
+
+
+def _pair(decision: e.LaunchDecided) -> tuple[str, str]:
+    return (decision.task or "", decision.job or "")
+
+
+def _in_words(decision: e.LaunchDecided) -> str:
+    return f"launch of {decision.task} {decision.job}, episode {decision.episode}.{decision.attempt}"
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else repr(value)

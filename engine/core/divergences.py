@@ -1,0 +1,27 @@
+"""What does not hold, as a value: where, in words, what was expected and what is recorded instead."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Divergence(NamedTuple):
+    """One thing found wrong; `expected` and `recorded` are plain values (text, numbers) or None for nothing."""
+
+    position: int
+    what: str
+    expected: Any = None
+    recorded: Any = None
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        return f"position {self.position}: {self.what}: expected {told(self.expected)}, recorded {told(self.recorded)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented shape."""
+        return self._asdict()
+
+
+def told(value: Any) -> str:
+    """Return an expected or a recorded value in words."""
+    return "nothing" if value is None else value if isinstance(value, str) else repr(value)
