@@ -33,6 +33,10 @@ coverage:
 soak *args:
     {{ python }} -m pytest -m soak {{ args }}
 
+# one imagined life, or many: `just sim 42`, `just sim 0 100000`
+sim *args:
+    {{ python }} -W ignore -m tests.simulation {{ args }}
+
 # one table of figures, ratios within one run
 bench *args:
     {{ python }} -m benchmarks {{ args }}

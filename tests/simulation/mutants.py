@@ -1,0 +1,179 @@
+"""Bugs planted by hand, one at a time: a simulation that does not find them proves nothing.
+
+Each is a context manager that makes the engine wrong in one way while it is entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest import mock
+
+from datatask.engine.core import decide as deciding
+from datatask.engine.core import fold, runs
+from datatask.engine.core.observations import Observations
+from datatask.engine.core.reactor import Reactor
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.engine.runtime import Runtime
+from datatask.schema import events as e
+
+FAR = 1 << 60
+
+
+@contextmanager
+def effects_before_the_disk() -> Iterator[None]:
+    """Effects are performed when anything is durable, not when their own batch is."""
+    perform = Runtime._perform_until
+    with mock.patch.object(Runtime, "_perform_until", lambda self, head: perform(self, FAR)):
+        yield
+
+
+@contextmanager
+def a_fact_applied_twice() -> Iterator[None]:
+    """An end that is told again is recorded again."""
+    known: dict[int, Any] = {}
+    fact = Reactor.fact
+
+    def twice(self: Reactor, told: Any, now: int) -> None:
+        run = self.state.open_runs.get(told.run)
+        if run is not None:
+            known[told.run] = run
+        elif isinstance(told, runs.Ended) and told.run in known:
+            again = known[told.run]
+            self._emit([self._about(again, e.RunReachable, now)])
+            return
+        fact(self, told, now)
+
+    with mock.patch.object(Reactor, "fact", twice):
+        yield
+
+
+@contextmanager
+def a_quota_freed_early() -> Iterator[None]:
+    """What a run holds is given back when its stop is decided."""
+    handler = fold._HANDLERS[e.StopDecided]
+
+    def early(state: State, position: int, event: Any) -> None:
+        handler(state, position, event)
+        run = state.open_runs[event.run]
+        if run.quota is not None:
+            state.quotas[run.quota].free(run.resources)
+            run.resources = {}
+
+    with mock.patch.dict(fold._HANDLERS, {e.StopDecided: early}):
+        yield
+
+
+@contextmanager
+def open_runs_forgotten() -> Iterator[None]:
+    """A new engine does not look for the runs of the one before."""
+    with mock.patch.object(Reactor, "recoverable", return_value={}):
+        yield
+
+
+@contextmanager
+def no_claim_on_a_launched_job() -> Iterator[None]:
+    """The in-flight bit is never set."""
+    with mock.patch.object(State, "set_claim", return_value=None):
+        yield
+
+
+@contextmanager
+def no_backoff() -> Iterator[None]:
+    """A retry is due at once, whatever was drawn."""
+    due = TaskState.due
+    with mock.patch.object(TaskState, "due", lambda self, now, most: due(self, FAR, most)):
+        yield
+
+
+@contextmanager
+def intents_not_redone() -> Iterator[None]:
+    """What was about to be written when the engine died is left."""
+    with mock.patch.object(Reactor, "redo", return_value=None):
+        yield
+
+
+@contextmanager
+def a_listing_believed_for_its_end() -> Iterator[None]:
+    """A listing deletes members that are newer than its beginning."""
+    listed = Observations.listed
+
+    def believed(
+        self: Any, leaf: str, listing: Any, listed_at: int, began: int, *rest: Any, **more: Any
+    ) -> bool:
+        return listed(self, leaf, listing, listed_at, FAR, *rest, **more)
+
+    with mock.patch.object(Observations, "listed", believed):
+        yield
+
+
+@contextmanager
+def a_failed_append_overlooked() -> Iterator[None]:
+    """The engine goes on when its log has failed."""
+    with mock.patch.object(Runtime, "fail", return_value=None):
+        yield
+
+
+@contextmanager
+def a_pause_not_heeded() -> Iterator[None]:
+    """Paused tasks launch."""
+    closed = deciding.closed
+
+    def open_all_the_same(task: TaskState, unavailable: Any) -> str:
+        told = closed(task, unavailable)
+        return "" if told == "paused" else told
+
+    with mock.patch.object(deciding, "closed", open_all_the_same):
+        yield
+
+
+@contextmanager
+def a_retry_without_an_end() -> Iterator[None]:
+    """The view of a failed run is not told: `RunEnded` says final when a retry follows."""
+    after = runs.after_ending
+
+    def over(*arguments: Any, **options: Any) -> Any:
+        told = after(*arguments, **options)
+        return runs.Over() if isinstance(told, runs.Again) and told.budget == "infrastructure" else told
+
+    with mock.patch.object(runs, "after_ending", over):
+        yield
+
+
+@contextmanager
+def stops_not_repeated() -> Iterator[None]:
+    """A stop that the engine before decided and did not live to send is not sent."""
+    with mock.patch.object(runs.Runs, "stop_again", return_value=None):
+        yield
+
+
+@contextmanager
+def a_late_fact_revives_a_run() -> Iterator[None]:
+    """Facts about closed runs start them anew."""
+    late = runs.Runs._late
+
+    def revived(self: Any, fact: Any, now: int) -> None:
+        late(self, fact, now)
+        self._emit([e.RunReachable(at=now, task="t0", job="j0", run=fact.run)])
+
+    with mock.patch.object(runs.Runs, "_late", revived):
+        yield
+
+
+MUTANTS: list[Callable[[], AbstractContextManager[None]]] = [
+    effects_before_the_disk,
+    a_fact_applied_twice,
+    a_quota_freed_early,
+    open_runs_forgotten,
+    no_claim_on_a_launched_job,
+    no_backoff,
+    intents_not_redone,
+    a_listing_believed_for_its_end,
+    a_failed_append_overlooked,
+    a_late_fact_revives_a_run,
+    a_pause_not_heeded,
+    a_retry_without_an_end,
+    stops_not_repeated,
+]

@@ -1,0 +1,51 @@
+"""Many lives without a fault, and faults that many lives find.
+
+`python -m tests.simulation SEED` lives one again and makes it smaller; `… FIRST LAST` lives more than these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.simulation.life import Life, wrong
+from tests.simulation.many import many, shrink
+from tests.simulation.mutants import MUTANTS, no_backoff
+from tests.simulation.plans import draw
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"  # what a dead engine leaves behind is never awaited
+)
+LIVES = 20_000
+MUTANT_LIVES = 500
+
+
+def test_no_life_breaks_a_promise() -> None:
+    assert many(0, LIVES - 1) == []
+
+
+def test_a_life_is_lived_again_to_the_last_event() -> None:
+    for seed in range(20):
+        first, second = Life(draw(seed)), Life(draw(seed))
+        assert first.run() == second.run() == []
+        assert [batch.events for batch in first.log._batches] == [
+            batch.events for batch in second.log._batches
+        ]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_planted_bug_is_found(mutant: Callable[[], AbstractContextManager[None]]) -> None:
+    with mutant():
+        assert any(wrong(draw(seed)) for seed in range(MUTANT_LIVES))
+
+
+def test_a_failing_life_is_made_smaller() -> None:
+    with no_backoff():
+        plan = next(plan for plan in map(draw, range(MUTANT_LIVES)) if wrong(plan))
+        small = shrink(plan)
+        assert wrong(small)
+    assert small.jobs + len(small.stages) + len(small.crashes) < plan.jobs + len(plan.stages) + len(
+        plan.crashes
+    )
