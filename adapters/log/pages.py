@@ -152,6 +152,11 @@ class Decoder:
             # The column says which run it is about; the event itself was made before it had a position.
             return msgspec.structs.replace(event, run=None)
         return event
+    @property
+    def names(self) -> dict[int | None, str | None]:
+        """The names learned so far, by number: for rows of the last page that was asked for."""
+        return self._names
+
 
     def recorded(self, rows: Iterable[Stored]) -> list[Recorded]:
         """Return the events of rows with their positions."""

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -52,6 +52,10 @@ class Answer(NamedTuple):
     more: bool
 
 
+Parameters = Sequence[Any] | Mapping[str, Any]
+_UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+"""What SQLite answers where it cannot make the shared memory of a write-ahead log."""
+
 class LogReader:
     """A log, read only. Thread-safe; close it, or use it in a `with`."""
 
@@ -77,6 +81,7 @@ class LogReader:
 
     @property
     def head(self) -> int:
+        self._unshared = False
         """The last durable position; 0 for an empty log."""
         ((head,),) = self._ask(pages.Query(pages.HEAD, ()))
         return head or 0
@@ -143,6 +148,22 @@ class LogReader:
         sql: str,
         parameters: Sequence[Any] = (),
         *,
+    def stored(self, after: int, until: int) -> list[pages.Stored]:
+        """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names."""
+        return self._page(pages.page(after, until))
+
+    @property
+    def decoder(self) -> pages.Decoder:
+        """What makes events of stored rows."""
+        return self._decoder
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite's own checks find wrong in the file, at most 100 lines; reads all of it."""
+        with self._lock, mapped(self.path):
+            connection = self._connect()
+            told = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
+            return [line for line in told if line != "ok"]
+
         timeout_seconds: float = 10.0,
         rows_max: int | None = None,
     ) -> Answer:
@@ -156,7 +177,7 @@ class LogReader:
                 )
             finally:
                 connection.close()
-            if not _unwritten(stamp) or self._stamp() == stamp:
+            if not (_unwritten(stamp) or self._unshared) or self._stamp() == stamp:
                 return answer
         raise self._unsteady()
 
@@ -211,7 +232,9 @@ class LogReader:
 
     def _steady(self) -> bool:
         """Whether what the connection saw is what SQLite promises: all but an immutable file that changed."""
-        return self._stamped is None or not _unwritten(self._stamped) or self._stamp() == self._stamped
+        if self._stamped is None or not (_unwritten(self._stamped) or self._unshared):
+            return True
+        return self._stamp() == self._stamped
 
     def _open(self, stamp: Stamp) -> sqlite3.Connection:
         if stamp[0][2] == 0:
@@ -220,9 +243,17 @@ class LogReader:
             )
         option = "immutable=1" if _unwritten(stamp) else "mode=ro"
         with mapped(self.path):
-            connection = sqlite3.connect(
-                f"{self.path.as_uri()}?{option}", uri=True, isolation_level=None, check_same_thread=False
-            )
+            connection = self._made(option)
+            try:
+                connection.execute("PRAGMA schema_version").fetchone()
+            except sqlite3.OperationalError as error:
+                connection.close()
+                if error.sqlite_errorcode & 0xFF not in _UNSHARED:
+                    raise
+                # A write-ahead log on a medium where nothing can be made beside it: its index is kept in memory.
+                self._unshared = True
+                connection = self._made("mode=ro&vfs=unix-none")
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA query_only = ON")
         return connection
 
@@ -257,6 +288,11 @@ class LogReader:
             rows = cursor.fetchall() if rows_max is None else cursor.fetchmany(rows_max + 1)
         except (sqlite3.Error, sqlite3.Warning) as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) in (
+    def _made(self, option: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?{option}", uri=True, isolation_level=None, check_same_thread=False
+        )
+
                 sqlite3.SQLITE_ERROR,
                 sqlite3.SQLITE_AUTH,
             ):
