@@ -263,8 +263,9 @@ class Checker:
         return found
 
     def _late(self, state: State, position: int, event: e.LateFact) -> list[Divergence]:
-        if event.run not in self._open:
-            return []
+        run = state.open_runs.get(event.run)
+        if event.run not in self._open or (run is not None and run.settling is not None):
+            return []  # over, or over at its target while its outputs travel
         return [Divergence(position, f"LateFact of run {event.run}", "a closed run", "an open one")]
 
 
