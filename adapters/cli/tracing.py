@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, encode, shown
-from datatask.adapters.cli.present import seen
+from datatask.adapters.cli.present import Seen, seen
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history import shapes
+from datatask.adapters.history import shapes, timeline_svg, timeline_text
+from datatask.adapters.history.timeline import Timeline, timeline
 from datatask.adapters.history.when import When, iso
 from datatask.engine.core.members import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
+from datatask.schema.errors import UnknownNameError
 
 _OPS = {
     "put": "put {job} into {repository}",
@@ -28,24 +31,86 @@ _OPS = {
 }
 
 
-@command("trace", example="datatask trace cat dog\ndatatask trace cat --at -1d --json")
+@command(
+    "trace",
+    example="datatask trace cat dog\ndatatask trace cat --timeline\ndatatask trace cat --svg cat.svg\n"
+    "datatask trace cat --at -1d --json",
+)
 @click.argument("jobs", nargs=-1, required=True, type=JOB, metavar="JOB...")
 @click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
 @click.option(
+    "--svg", metavar="FILE", help="Also draw the time lines into this file (`-`: only that, to stdout)."
+)
+@click.option(
+    "--timeline/--no-timeline",
+    "with_timeline",
+    default=None,
+    help="Also print the time lines; by default on a terminal.",
+)
+@click.option(
     "-a", "--all", "all_links", is_flag=True, help="Also links that are no input, output or status."
 )
-def trace(settings: Settings, jobs: tuple[str, ...], all_links: bool, at: When | None) -> None:
-    """Show in which links jobs are.
+def trace(
+    settings: Settings,
+    jobs: tuple[str, ...],
+    all_links: bool,
+    with_timeline: bool | None,
+    svg: str | None,
+    at: When | None,
+) -> None:
+    """Show in which links jobs are, and their time lines: waiting, ready, running, ended in each task.
 
-    With --json: [{"job", "tasks": {NAME: {"state", "links": {LINK: {"repository", "present", "since"}}}}}].
+    With --json: [{"job", "tasks": {…}, "position", "until", "timeline": {NAME: […]}, "cut"}] as docs/cli.md says.
     """
     output = Output(settings)
     with seen(settings, at) as log:
+        wanted = output.json or svg is not None or (output.draws if with_timeline is None else with_timeline)
+        lines = _timelines(log, jobs) if wanted else {}
+        if svg is not None:
+            _draw(output, svg, log, list(lines.values()))
+        if svg == "-":
+            return
         if output.json:
-            output.document([_path(log.state, job, all_links) for job in jobs])
+            output.document([_path(log.state, job, all_links) | _told(lines.get(job)) for job in jobs])
             return
         for line in _lines(log.state, jobs, all_links):
             output.line(line)
+        for found in lines.values() if with_timeline or (with_timeline is None and output.draws) else ():
+            for line in timeline_text.lines(found):
+                output.line(shown(line))
+            output.line()
+
+
+def _timelines(log: Seen, jobs: tuple[str, ...]) -> dict[str, Timeline]:
+    """Return the time lines of those jobs that the log knows."""
+    if log.reader is None:
+        return {}
+    known = [job for job in dict.fromkeys(jobs) if job in log.state.job_index]
+    return {job: timeline(log.reader, log.state, job) for job in known}
+
+
+def _draw(output: Output, svg: str, log: Seen, lines: list[Timeline]) -> None:
+    if not lines:
+        raise UnknownNameError("the log knows none of these jobs", remedy="list jobs with `datatask ls`")
+    text = timeline_svg.draw(lines)
+    if svg == "-":
+        output.line(text.rstrip())
+        return
+    timeline_svg.save(Path(svg), text)
+    output.say(f"drawn: {svg}")
+
+
+def _told(line: Timeline | None) -> dict[str, Any]:
+    """Return what the time line adds to the documented shape."""
+    if line is None:
+        return {"position": None, "until": None, "timeline": {}, "cut": False}
+    told = line.to_json()
+    return {
+        "position": told["position"],
+        "until": told["until"],
+        "timeline": {name: lane["spans"] for name, lane in told["tasks"].items()},
+        "cut": told["cut"],
+    }
 
 
 def _lines(state: State, jobs: tuple[str, ...], all_links: bool) -> list[str]:

@@ -16,6 +16,7 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
+from datatask.adapters.history.timeline import Timeline, timeline
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
@@ -66,6 +67,10 @@ class History:
         state = self.state(at)
         alive, now = self._surroundings(state, at)
         return explaining.explain(state, task, job, now, engine_alive=alive)
+
+    def trace(self, job: str, at: Moment = None) -> Timeline:
+        """Return a job's way through every task as a time line; a notebook draws it."""
+        return timeline(self.reader, self.state(at), job)
 
     def query(self, sql: str, parameters: tuple[Any, ...] = (), *, timeout_seconds: float = 60.0) -> Table:
         """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`."""
