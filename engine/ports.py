@@ -36,7 +36,11 @@ class Clock(Protocol):
 
 
 class Filters(NamedTuple):
-    """Which events to read; an empty tuple does not restrict, several values of a field are alternatives."""
+    """Which events to read; an empty tuple does not restrict, several values of a field are alternatives.
+
+    `text` is looked for, letter by letter, in kind, actor, task, repository and job and in the kind's own fields:
+    their JSON as it is stored (no blanks, defaults left out), and the text within it as it was before quoting.
+    """
 
     kinds: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()

@@ -47,9 +47,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "resume": Entry("people", "resume", "Launch jobs of paused tasks again."),
     },
     "Audit": {
-        "log": Entry("audit", "log", "Print the log's events."),
-        "runs": Entry("audit", "runs", "List runs."),
-        "query": Entry("audit", "query", "Ask the log in SQL."),
+        "log": Entry("log", "log", "Print the log's events."),
+        "runs": Entry("runs", "runs", "List runs."),
+        "query": Entry("query", "query", "Ask the log in SQL."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
         "verify": Entry("replaying", "verify", "Check a log's chain, and the state that follows from it."),
     },

@@ -53,10 +53,14 @@ def is_terminal(stream: TextIO | None = None) -> bool:
 class Output:
     """Prints results as the settings say."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, csv: bool = False) -> None:
+        if csv and settings.json:
+            raise CallerError("--csv and --json contradict each other", remedy="leave out one of them")
         self._settings = settings
         self.json = settings.json
-        self.draws = not settings.json and is_terminal() and os.environ.get("TERM") != "dumb"
+        self.csv = csv
+        plain = csv or settings.json
+        self.draws = not plain and is_terminal() and os.environ.get("TERM") != "dumb"
 
     @property
     def colored(self) -> bool:
@@ -81,22 +85,35 @@ class Output:
     def rows(
         self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, drawn: Sequence[str] = ()
     ) -> None:
-        """Print rows with these columns, or those of --fields: JSON list, drawn table, or tab-separated lines.
+        """Print rows with these columns, or those of --fields: JSON list, CSV, drawn table, or tab-separated lines.
 
-        `drawn` are the columns that a terminal is shown when nobody chose any.
+        `drawn` are the columns that a terminal is shown when nobody chose any. Only a drawn table is held in memory.
         """
-        draws = self.draws or (self.colored and not self.json)
+        draws = self.draws or (self.colored and not self.json and not self.csv)
         columns = drawn if drawn and draws and not self._settings.fields else self.chosen(columns)
         if self.json:
-            self.document([{name: row[name] for name in columns} for row in rows])
-            return
-        cells = [[cell(row[name]) for name in columns] for row in rows]
-        if draws:
-            self._table(cells, columns)
-            return
-        self.line("\t".join(columns))
-        for row in cells:
-            self.line("\t".join(text.replace("\t", " ").replace("\n", " ") for text in row))
+            self._list(rows, columns)
+        elif draws:
+            self._table([[cell(row[name]) for name in columns] for row in rows], columns)
+        else:
+            self.record(columns)
+            for row in rows:
+                self.record([row[name] for name in columns])
+
+    def record(self, values: Sequence[Any]) -> None:
+        """Print one line of CSV (RFC 4180, but for a plain newline at the end) or of cells separated by tabs."""
+        if self.csv:
+            self.line(",".join(map(_quoted, values)))
+        else:
+            self.line("\t".join(cell(value).replace("\t", " ").replace("\n", " ") for value in values))
+
+    def _list(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Print a JSON list, row by row."""
+        between = "["
+        for row in rows:
+            sys.stdout.write(between + encode({name: row[name] for name in columns}))
+            between = ","
+        self.line("]" if between == "," else "[]")
 
     def chosen(self, columns: Sequence[str]) -> Sequence[str]:
         """Return the columns that --fields asks for, all of them when it does not ask."""
@@ -149,6 +166,22 @@ STYLES = {
 def encode(value: Any) -> str:
     """Return a value as one line of JSON."""
     return _encoder.encode(value).decode()
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as a CSV field, nothing left out: bytes in hex, documents in JSON, nothing for none."""
+    match value:
+        case None:
+            return ""
+        case str():
+            text = value
+        case bytes():
+            text = value.hex()
+        case _:
+            text = encode(value)
+    if any(letter in text for letter in ',"\r\n') or text != text.strip():
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def cell(value: Any) -> str:

@@ -70,14 +70,14 @@ def position_of(reader: LogReader, when: When | None) -> int:
             )
         return reader.end_of_batch(when.position) if when.position else 0
     assert when.last_at is not None
-    last = _last_before(reader, when.last_at, head)
+    last = last_before(reader, when.last_at, head)
     rows = reader.query(
         "SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)
     ).rows
     return int(rows[0][0] or 0)
 
 
-def _last_before(reader: LogReader, at: int, head: int) -> int:
+def last_before(reader: LogReader, at: int, head: int) -> int:
     """Return the last position written at or before `at`: times never go back, so by bisection."""
     low, high = 0, head
     while low < high:

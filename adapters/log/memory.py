@@ -19,7 +19,7 @@ from typing import Self
 
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import MEMORY
-from datatask.adapters.log.pages import in_json
+from datatask.adapters.log.pages import passes
 from datatask.adapters.log.tail import check_size, seeded_salts, system_salts, to_row
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
@@ -186,7 +186,7 @@ class MemoryLog:
         last = self._head if until is None else min(until, self._head)
         for position in range(after + 1, last + 1):
             event = self._events[position - 1]
-            if filters is EVERYTHING or _passes(to_row(event, position), filters):
+            if filters is EVERYTHING or passes(to_row(event, position), filters):
                 yield Recorded(position, event)
 
     async def fetch(self, positions: Sequence[int]) -> list[Event]:
@@ -269,26 +269,3 @@ class MemoryLog:
         if not self._closed and self._failure is None:
             self.release()
         self._closed = True
-
-
-def _passes(row: Row, filters: Filters) -> bool:
-    """The slow twin of `pages.page`."""
-    for value, wanted in (
-        (row.kind, filters.kinds),
-        (row.task, filters.tasks),
-        (row.repository, filters.repositories),
-        (row.job, filters.jobs),
-        (row.actor, filters.actors),
-        (row.run, filters.runs),
-    ):
-        if wanted and value not in wanted:
-            return False
-    if filters.since is not None and row.at < filters.since:
-        return False
-    if filters.until is not None and row.at > filters.until:
-        return False
-    if not filters.text:
-        return True
-    names = (row.job, row.task, row.repository, row.actor)
-    inside = in_json(filters.text).encode()
-    return any(filters.text in name for name in names if name) or inside in (row.payload or b"")

@@ -29,6 +29,8 @@ CHAIN_AT = "SELECT chain FROM log WHERE position = ?"
 NAMES = "SELECT id, text FROM names WHERE id IN (SELECT value FROM json_each(?))"
 _COLUMNS = "position, at, kind, version, essential, actor, cause, task, repository, job, run, payload, salt, digest, chain"
 
+_NAMED = ("kind", "actor", "task", "repository", "job")
+
 Stored = tuple[Any, ...]
 """One row of the `log` table, in the order of its columns."""
 
@@ -40,8 +42,18 @@ class Query(NamedTuple):
     parameters: tuple[int | str | None, ...]
 
 
-def page(after: int, until: int, filters: Filters = EVERYTHING) -> Query:
-    """Return the query for the first `PAGE_ROWS` rows with after < position <= until that pass the filters."""
+def page(
+    after: int,
+    until: int,
+    filters: Filters = EVERYTHING,
+    *,
+    newest_first: bool = False,
+    rows: int = PAGE_ROWS,
+) -> Query:
+    """Return the query for the first rows (`rows` at most) with after < position <= until that pass the filters.
+
+    With jobs to filter by it is answered from the index on (job, position).
+    """
     where, parameters = ["position > ?", "position <= ?"], [after, until]
     values: list[int | str | None] = list(parameters)
     for column, wanted in (
@@ -63,16 +75,48 @@ def page(after: int, until: int, filters: Filters = EVERYTHING) -> Query:
     if filters.until is not None:
         where.append("at <= ?")
         values.append(filters.until)
+    before = ""
     if filters.text:
-        found = "IN (SELECT id FROM names WHERE instr(text, ?))"
-        where.append(
-            f"(instr(payload, ?) OR job {found} OR task {found} OR repository {found} OR actor {found})"
-        )
-        values += [in_json(filters.text), *[filters.text] * 4]
+        before = "WITH named AS MATERIALIZED (SELECT id FROM names WHERE instr(text, ?)) "
+        values.insert(0, filters.text)
+        named = " OR ".join(f"{column} IN named" for column in _NAMED)
+        forms = list(dict.fromkeys((filters.text, in_json(filters.text))))
+        inside = " OR ".join(["instr(payload, ?)"] * len(forms))
+        where.append(f"({inside} OR {named})")
+        values += forms
+    order = "position DESC" if newest_first else "position"
     return Query(
-        f"SELECT {_COLUMNS} FROM log WHERE {' AND '.join(where)} ORDER BY position LIMIT {PAGE_ROWS}",
+        f"{before}SELECT {_COLUMNS} FROM log WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {rows}",
         tuple(values),
     )
+
+
+def passes(row: Row, filters: Filters) -> bool:
+    """Whether an event passes the filters: the slow twin of `page`."""
+    for value, wanted in (
+        (row.kind, filters.kinds),
+        (row.task, filters.tasks),
+        (row.repository, filters.repositories),
+        (row.job, filters.jobs),
+        (row.actor, filters.actors),
+        (row.run, filters.runs),
+    ):
+        if wanted and value not in wanted:
+            return False
+    if filters.since is not None and row.at < filters.since:
+        return False
+    if filters.until is not None and row.at > filters.until:
+        return False
+    if not filters.text:
+        return True
+    *names, payload = texts(row)
+    return any(filters.text in text for text in (*names, payload)) or in_json(filters.text) in payload
+
+
+def texts(row: Row) -> tuple[str, ...]:
+    """Return what a search looks at: the names of an event, then its own fields as they are stored, in JSON."""
+    names = (row.kind, row.actor, row.task, row.repository, row.job)
+    return (*(name for name in names if name), (row.payload or b"").decode())
 
 
 def fetch(positions: Sequence[int]) -> Query:
@@ -107,6 +151,11 @@ class Decoder:
         """Take in what the query of `missing` found."""
         for number, text in pairs:
             self._names[number] = text
+
+    @property
+    def names(self) -> dict[int | None, str | None]:
+        """The names learned so far, by number: for rows of the last page that was asked for."""
+        return self._names
 
     def row(self, stored: Stored) -> Row:
         """Return the row with its names as text."""
@@ -152,11 +201,6 @@ class Decoder:
             # The column says which run it is about; the event itself was made before it had a position.
             return msgspec.structs.replace(event, run=None)
         return event
-    @property
-    def names(self) -> dict[int | None, str | None]:
-        """The names learned so far, by number: for rows of the last page that was asked for."""
-        return self._names
-
 
     def recorded(self, rows: Iterable[Stored]) -> list[Recorded]:
         """Return the events of rows with their positions."""

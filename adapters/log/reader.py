@@ -39,7 +39,22 @@ _READING = {
     sqlite3.SQLITE_FUNCTION,
     sqlite3.SQLITE_RECURSIVE,
 }
+_ACTIONS = {
+    getattr(sqlite3, f"SQLITE_{action}"): action.replace("_", " ")
+    for action in (
+        "INSERT", "UPDATE", "DELETE", "ATTACH", "DETACH", "PRAGMA", "TRANSACTION", "SAVEPOINT", "REINDEX", "ANALYZE",
+        "CREATE_TABLE", "CREATE_TEMP_TABLE", "CREATE_VIEW", "CREATE_TEMP_VIEW", "CREATE_INDEX", "CREATE_TRIGGER",
+        "CREATE_VTABLE", "DROP_TABLE", "DROP_VIEW", "DROP_INDEX", "DROP_TRIGGER", "ALTER_TABLE",
+    )
+}  # fmt: skip
+_VIRTUAL = "SELECT 0 FROM json_each('[]'), json_tree('[]')"
+"""Makes SQLite set up its own virtual tables, which it does by what looks like a write to whoever authorizes."""
+
 _PRAGMAS = {"table_info", "table_xinfo", "index_list", "index_info", "table_list", "database_list"}
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+_UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+"""What SQLite answers where it cannot make the shared memory of a write-ahead log."""
 
 Stamp = tuple[tuple[int, int, int], tuple[int, int, int] | None]
 
@@ -51,10 +66,6 @@ class Answer(NamedTuple):
     rows: list[tuple[Any, ...]]
     more: bool
 
-
-Parameters = Sequence[Any] | Mapping[str, Any]
-_UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
-"""What SQLite answers where it cannot make the shared memory of a write-ahead log."""
 
 class LogReader:
     """A log, read only. Thread-safe; close it, or use it in a `with`."""
@@ -70,6 +81,7 @@ class LogReader:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._stamped: Stamp | None = None
+        self._unshared = False
         self._decoder = pages.Decoder(str(self.path))
         header = self.header
         self.uuid, self.pipeline = header.uuid, header.pipeline
@@ -81,7 +93,6 @@ class LogReader:
 
     @property
     def head(self) -> int:
-        self._unshared = False
         """The last durable position; 0 for an empty log."""
         ((head,),) = self._ask(pages.Query(pages.HEAD, ()))
         return head or 0
@@ -108,6 +119,23 @@ class LogReader:
             if len(rows) < pages.PAGE_ROWS:
                 return
 
+    def read_back(
+        self,
+        after: int = 0,
+        until: int | None = None,
+        filters: Filters = EVERYTHING,
+        *,
+        page_rows: int = pages.PAGE_ROWS,
+    ) -> Iterator[Recorded]:
+        """Yield the same events as `read`, the newest first; whoever wants a few says so by `page_rows`."""
+        last = self.head if until is None else until
+        most = min(page_rows, pages.PAGE_ROWS)
+        while rows := self._page(pages.page(after, last, filters, newest_first=True, rows=most)):
+            yield from self._decoder.recorded(rows)
+            last = rows[-1][0] - 1
+            if len(rows) < most:
+                return
+
     def fetch(self, positions: Sequence[int]) -> list[Event]:
         """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
         return self._decoder.in_order(self._page(pages.fetch(positions)), positions)
@@ -119,6 +147,22 @@ class LogReader:
             for stored in rows:
                 yield stored, self._decoder.row(stored)
             after = rows[-1][0]
+
+    def stored(self, after: int, until: int) -> list[pages.Stored]:
+        """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names."""
+        return self._page(pages.page(after, until))
+
+    @property
+    def decoder(self) -> pages.Decoder:
+        """What makes events of stored rows."""
+        return self._decoder
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite's own checks find wrong in the file, at most 100 lines; reads all of it."""
+        with self._lock, mapped(self.path):
+            connection = self._connect()
+            told = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
+            return [line for line in told if line != "ok"]
 
     def chain_at(self, position: int) -> bytes:
         """Return the chain hash at a batch boundary; `UnknownNameError` where there is none."""
@@ -146,28 +190,15 @@ class LogReader:
     def query(
         self,
         sql: str,
-        parameters: Sequence[Any] = (),
+        parameters: Parameters = (),
         *,
-    def stored(self, after: int, until: int) -> list[pages.Stored]:
-        """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names."""
-        return self._page(pages.page(after, until))
-
-    @property
-    def decoder(self) -> pages.Decoder:
-        """What makes events of stored rows."""
-        return self._decoder
-
-    def integrity(self) -> list[str]:
-        """Return what SQLite's own checks find wrong in the file, at most 100 lines; reads all of it."""
-        with self._lock, mapped(self.path):
-            connection = self._connect()
-            told = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
-            return [line for line in told if line != "ok"]
-
         timeout_seconds: float = 10.0,
         rows_max: int | None = None,
     ) -> Answer:
-        """Answer one SELECT over the log's tables and views; `TimeLimitError` when it takes too long."""
+        """Answer one SELECT over the log's tables and views; `TimeLimitError` when it takes too long.
+
+        Parameters are a sequence for `?`, or a mapping for `:name`.
+        """
         for _ in range(_ATTEMPTS):
             stamp = self._stamp()
             connection = self._open(stamp)
@@ -257,6 +288,11 @@ class LogReader:
             connection.execute("PRAGMA query_only = ON")
         return connection
 
+    def _made(self, option: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?{option}", uri=True, isolation_level=None, check_same_thread=False
+        )
+
     def _stamp(self) -> Stamp:
         """Return what tells whether the file or its write-ahead log changed."""
         with mapped(self.path):
@@ -277,22 +313,32 @@ class LogReader:
         self,
         connection: sqlite3.Connection,
         sql: str,
-        parameters: Sequence[Any],
+        parameters: Parameters,
         deadline: float,
         rows_max: int | None,
     ) -> Answer:
-        connection.set_authorizer(_authorize)
+        connection.execute(_VIRTUAL)
+        refused: list[str] = []
+
+        def authorize(action: int, first: str | None, *_: str | None) -> int:
+            verdict = _authorize(action, first)
+            if verdict != sqlite3.SQLITE_OK:
+                refused.append(_ACTIONS.get(action, "this"))
+            return verdict
+
+        connection.set_authorizer(authorize)
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_PER_LOOK)
         try:
             cursor = connection.execute(sql, parameters)
             rows = cursor.fetchall() if rows_max is None else cursor.fetchmany(rows_max + 1)
         except (sqlite3.Error, sqlite3.Warning) as error:
+            if refused:
+                raise CallerError(
+                    f"{refused[0]} is refused: a log is only read here",
+                    where="SQL",
+                    remedy="one SELECT; see docs/log.md for the views",
+                ) from error
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) in (
-    def _made(self, option: str) -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{self.path.as_uri()}?{option}", uri=True, isolation_level=None, check_same_thread=False
-        )
-
                 sqlite3.SQLITE_ERROR,
                 sqlite3.SQLITE_AUTH,
             ):
@@ -323,7 +369,7 @@ def _status(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _authorize(action: int, first: str | None, *_: str | None) -> int:
+def _authorize(action: int, first: str | None) -> int:
     if action in _READING or (action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY

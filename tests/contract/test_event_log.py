@@ -173,6 +173,8 @@ async def test_the_largest_batch_is_appended_whole(opened):
         (Filters(text='"é'), [2]),
         (Filters(text="node-1"), [4]),
         (Filters(text="zo"), [2]),
+        (Filters(text="alueP"), [2]),
+        (Filters(text='"value":'), [2]),
         (Filters(kinds=("RunEnded",), jobs=("b",)), []),
     ],
 )

@@ -1,0 +1,189 @@
+"""`log`: the events themselves, filtered, followed, and by what led to what.
+
+Events stream out page by page in bounded memory; with `--follow` the log goes on, across engines that come and
+go, until it is interrupted or whoever reads has gone. Filters of one kind are alternatives, those of different
+kinds must all hold.
+"""
+
+from __future__ import annotations
+
+import re
+import select as polling
+import sys
+from typing import Any
+
+import click
+
+from datatask.adapters.cli.options import JOB, WHEN, command
+from datatask.adapters.cli.output import Output, encode, shown
+from datatask.adapters.cli.recorded import changed, opened
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.history import events, shapes
+from datatask.adapters.history.names import unknown
+from datatask.adapters.history.when import When
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.ports import Filters
+from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
+from datatask.schema.events import KINDS, Recorded
+
+EVENT_FIELDS = ("position", "at", "kind", "actor", "cause", "task", "repository", "job", "run", "data")
+FOLLOW_SECONDS = 1.0
+DATA_WIDTH = 160
+
+
+@command(
+    "log",
+    example="datatask log --job cat --kind RunEnded\ndatatask log --since -1h --grep timeout --json\n"
+    "datatask log --actor anna --last 20\ndatatask log --caused-by 4711\ndatatask log --follow",
+)
+@click.option("--csv", is_flag=True, help="Print CSV, a header first.")
+@click.option("--follow", is_flag=True, help="Go on with what is appended, until interrupted.")
+@click.option("--reverse", is_flag=True, help="The newest first.")
+@click.option("--last", "--limit", type=click.IntRange(1), metavar="N", help="Only the last N.")
+@click.option("--causes-of", type=click.IntRange(1), metavar="POSITION",
+              help="Only what led to this event, however indirectly.")  # fmt: skip
+@click.option("--caused-by", type=click.IntRange(1), metavar="POSITION",
+              help="Only what followed from this event, however indirectly.")  # fmt: skip
+@click.option("--regex", is_flag=True, help="TEXT is a regular expression (Python's).")
+@click.option("-i", "--ignore-case", is_flag=True, help="Let TEXT match in upper and lower case.")
+@click.option("--grep", "text", default="", metavar="TEXT",
+              help="Only events that hold this text: in a name, or in their own fields as JSON.")  # fmt: skip
+@click.option("--until", type=WHEN, metavar="WHEN", help="Only up to a position, time or age.")
+@click.option("--since", type=WHEN, metavar="WHEN", help="Only from a position, time or age on.")
+@click.option("--actor", multiple=True,
+              help="Only what this one caused: `engine`, a user, user@host, or all of `user@host: command`.")  # fmt: skip
+@click.option("--run", type=click.IntRange(1), multiple=True, metavar="RUN", help="Only this run.")
+@click.option("--kind", multiple=True, metavar="KIND", help="Only this kind of event.")
+@click.option("--repository", multiple=True, metavar="REPO", help="Only this repository (id).")
+@click.option("--job", type=JOB, multiple=True, help="Only this job.")
+@click.option("--task", multiple=True, metavar="TASK", help="Only this task.")
+def log(
+    settings: Settings,
+    task: tuple[str, ...],
+    job: tuple[str, ...],
+    repository: tuple[str, ...],
+    kind: tuple[str, ...],
+    run: tuple[int, ...],
+    actor: tuple[str, ...],
+    since: When | None,
+    until: When | None,
+    text: str,
+    ignore_case: bool,
+    regex: bool,
+    caused_by: int | None,
+    causes_of: int | None,
+    last: int | None,
+    reverse: bool,
+    follow: bool,
+    csv: bool,
+) -> None:
+    """Print the log's events, oldest first.
+
+    One event a line: position, time, kind, then what it is about. With --json one object a line.
+    """
+    for name in kind:
+        if name not in KINDS:
+            near = unknown(name, list(KINDS))
+            raise UnknownNameError(f"there is no kind of event {name}", remedy=near.remedy)
+    if follow and (reverse or caused_by is not None or causes_of is not None):
+        raise CallerError(
+            "--follow goes on with what comes: it has no end to begin at",
+            remedy="leave out --reverse, --caused-by and --causes-of, or --follow",
+        )
+    pattern = _pattern(text, ignore_case, regex)
+    filters = Filters(kind, task, repository, job, run, actor, text="" if pattern else text)
+    selection = events.Selection(filters, since, until, pattern, caused_by, causes_of, last, reverse)
+    printer = _Printer(Output(settings, csv=csv))
+    with opened(settings) as reader:
+        if not follow:
+            for found in events.select(reader, selection):
+                printer(found)
+            return
+        for found in events.follow(reader, selection, _Waiting(reader, until), until and until.last_at):
+            printer(found)
+
+
+def _pattern(text: str, ignore_case: bool, regex: bool) -> re.Pattern[str] | None:
+    """Return what to search for where plain text will not do."""
+    if not text:
+        if ignore_case or regex:
+            raise CallerError("--ignore-case and --regex are about --grep", remedy="say --grep TEXT")
+        return None
+    if not (ignore_case or regex):
+        return None
+    try:
+        return re.compile(text if regex else re.escape(text), re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        raise CallerError(
+            f"{text!r:.80} is no regular expression: {error}", where="--grep", remedy="leave out --regex"
+        ) from error
+
+
+class _Waiting:
+    """Waits for the log to grow; says that it is over when nobody reads any more, or `until` has passed."""
+
+    def __init__(self, reader: LogReader, until: When | None) -> None:
+        self._reader = reader
+        self._until = until.last_at if until is not None else None
+        self._over = False
+
+    def __call__(self, head: int) -> bool:
+        from datatask.adapters.clock import SystemClock
+
+        sys.stdout.flush()
+        clock = SystemClock()
+        while not self._over:
+            # Looked at once more after the time is over: what was appended in time is still to be shown.
+            self._over = self._until is not None and clock.now() > self._until
+            try:
+                if changed(self._reader, head, 0.05 if self._over else FOLLOW_SECONDS):
+                    return True
+            except TemporaryError:
+                continue
+            if _nobody_reads():
+                return False
+        return False
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of the pipe that stdout is has been closed."""
+    try:
+        poll = polling.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & polling.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False  # no file, or a system without poll: the next line tells
+
+
+class _Printer:
+    """Prints events one by one: as JSON, as chosen fields, as CSV, or as a line for people."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._fields = output.chosen(EVENT_FIELDS)
+        self._records = output.csv or self._fields != EVENT_FIELDS
+        if output.csv:
+            output.record(self._fields)
+
+    def __call__(self, found: Recorded) -> None:
+        output, shape = self._output, shapes.event(found)
+        if output.json:
+            output.line(encode({name: shape[name] for name in self._fields}))
+        elif self._records:
+            output.record([shape[name] for name in self._fields])
+        else:
+            output.line(_line(found, shape))
+
+
+def _line(found: Recorded, shape: dict[str, Any]) -> str:
+    about = [
+        f"{name}={shape[name]}" for name in ("task", "repository", "job", "run") if shape[name] is not None
+    ]
+    if shape["actor"] != "engine":
+        about.append(f"by {shape['actor']}")
+    data = shapes.brief(found.event)
+    if len(data) > DATA_WIDTH:
+        data = data[:DATA_WIDTH] + "…"
+    return shown(
+        " ".join([f"{shape['position']:>6}", shape["at"], f"{shape['kind']:<16}", *about, data]).rstrip()
+    )

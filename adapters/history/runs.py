@@ -1,0 +1,326 @@
+"""Runs as rows: filtered, sorted, grouped, and as they were known at an earlier point.
+
+In: a reader and `Wanted`. Out: one row a run in the documented shape, or groups of them with counts, failures and
+durations. Runs are asked for in one of two ways: a few are looked up one by one through the index on jobs,
+many are found in one pass over the log, with starts and ends joined by run. The view `runs` gives the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import ceil
+from typing import Any, NamedTuple
+
+from datatask.adapters.history.names import unknown
+from datatask.adapters.history.states import collector_off
+from datatask.adapters.history.when import When, iso, last_before, position_of
+from datatask.adapters.log.reader import LogReader
+from datatask.schema.errors import CallerError
+
+_COLUMNS = {
+    "run": "d.position",
+    "task": "t.text",
+    "job": "j.text",
+    "attempt": "d.payload ->> '$.attempt'",
+    "state": "CASE WHEN e.position IS NOT NULL THEN e.payload ->> '$.outcome'"
+    " WHEN s.position IS NOT NULL THEN 'running' ELSE 'decided' END",
+    "decided_at": "d.at",
+    "started_at": "s.at",
+    "ended_at": "e.at",
+    "where": "coalesce(e.payload ->> '$.where', s.payload ->> '$.where')",
+    "exit_code": "e.payload ->> '$.exit_code'",
+    "error": "e.payload ->> '$.error.message'",
+    "wait": "(s.at - d.at) / 1e9",
+    "duration": "(e.at - s.at) / 1e9",
+    "episode": "d.payload ->> '$.episode'",
+    "error_type": "e.payload ->> '$.error.type'",
+}
+"""A run's fields -> what they are, by the rows of its decision `d`, its start `s` and its end `e`."""
+
+RUN_FIELDS = tuple(_COLUMNS)
+GROUP_FIELDS = (
+    "runs",
+    "ended",
+    "failed",
+    "failed_share",
+    "wait_mean",
+    "duration_total",
+    "duration_mean",
+    "duration_p50",
+    "duration_p95",
+    "duration_max",
+)
+STATES = (
+    "decided",
+    "running",
+    "succeeded",
+    "failed",
+    "timed_out",
+    "cancelled",
+    "lost",
+    "refused",
+    "handed_over",
+)
+FAILURES = frozenset({"failed", "timed_out", "lost", "refused"})
+_TIMES = ("decided_at", "started_at", "ended_at")
+SORTS = {
+    "decided": "run",
+    "started": "started_at",
+    "ended": "ended_at",
+    **{name: name for name in RUN_FIELDS if name not in _TIMES},
+}
+"""What runs can be sorted by -> the column."""
+
+NANO = 1_000_000_000
+QUERY_SECONDS = 3600.0
+_ASIDE = ("run", "state", "where", "started_at", "ended_at")
+"""What conditions on whole rows look at."""
+
+
+_KIND = "(SELECT id FROM names WHERE text = '{0}')"
+_STARTS = f"({_KIND.format('RunStarted')}, {_KIND.format('RunAdopted')})"
+_ENDS = f"({_KIND.format('RunEnded')})"
+
+_FROM = "FROM log d LEFT JOIN names t ON t.id = d.task LEFT JOIN names j ON j.id = d.job"
+_LOOKED_UP = """
+LEFT JOIN log {0} ON {0}.position = (
+  SELECT x.position FROM log x WHERE x.job = d.job AND x.position > d.position AND x.position <= :known
+    AND x.run = d.position AND x.kind IN {1} ORDER BY x.position LIMIT 1)
+"""
+_PASSED = """
+{0} AS MATERIALIZED (SELECT run, min(position) AS position, at, payload FROM log
+  WHERE kind IN {1} AND position >= :first AND position <= :known GROUP BY run)
+"""
+
+
+class Wanted(NamedTuple):
+    """Which runs: those that pass everything that is given, several values of a field being alternatives.
+
+    `where` are patterns of places (`node-*`); `since` and `until` are about the decision; `active` is a span in
+    which the run was going; `at` is the point as of which everything is told.
+    """
+
+    tasks: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    since: When | None = None
+    until: When | None = None
+    active: tuple[When, When] | None = None
+    at: When | None = None
+
+
+def find_runs(
+    reader: LogReader,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    *,
+    sort: str = "decided",
+    last: int | None = None,
+    newest_first: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield the runs in order, in the shape of `runs --json`; with `last` only the last so many in that order.
+
+    What is not known (the duration of a run that has not ended) comes before what is.
+    """
+    if sort not in SORTS:
+        raise CallerError(f"runs cannot be sorted by {sort}", remedy=unknown(sort, SORTS).remedy)
+    rows = _rows(reader, wanted, RUN_FIELDS, SORTS[sort], last)
+    return map(_shape, rows if newest_first else reversed(rows))
+
+
+def _rows(
+    reader: LogReader, wanted: Wanted, columns: Sequence[str], sort: str, last: int | None
+) -> list[tuple[Any, ...]]:
+    """Return these columns of the runs, the last first."""
+    sql, parameters = _statement(reader, wanted, columns, sort, last)
+    with collector_off():
+        return reader.query(sql, parameters, timeout_seconds=QUERY_SECONDS).rows
+
+
+def _statement(
+    reader: LogReader, wanted: Wanted, columns: Sequence[str], sort: str, last: int | None
+) -> tuple[str, dict[str, int | str | None]]:
+    """Return the SELECT for these runs, the last first."""
+    known = position_of(reader, wanted.at)
+    first, until = _span(reader, wanted, known)
+    values: dict[str, int | str | None] = {"first": first, "until": until, "known": known}
+    where = [f"d.kind = {_KIND.format('LaunchDecided')}", "d.position >= :first", "d.position <= :until"]
+    for column, names in (("task", wanted.tasks), ("job", wanted.jobs)):
+        if names:
+            values[column] = json.dumps(names)
+            listed = f"(SELECT id FROM names WHERE text IN (SELECT value FROM json_each(:{column})))"
+            where.append(f"d.{column} IN {listed}")
+    outside = _outside(reader, wanted, values)
+    few = bool(wanted.jobs) or (last is not None and not outside and sort == "run")
+    inner_columns = [*columns, *(name for name in _ASIDE if name not in columns)] if outside else columns
+    row = ", ".join(f'{_COLUMNS[name]} AS "{name}"' for name in inner_columns)
+    order = ", ".join(dict.fromkeys((f'"{sort}" DESC', '"run" DESC')))
+    limit = "" if last is None else f" LIMIT {last}"
+    if few:
+        before = ""
+        joins = _LOOKED_UP.format("s", _STARTS) + _LOOKED_UP.format("e", _ENDS)
+    else:
+        before = "WITH " + ",".join((_PASSED.format("s", _STARTS), _PASSED.format("e", _ENDS)))
+        joins = "LEFT JOIN s ON s.run = d.position LEFT JOIN e ON e.run = d.position"
+    inner = f"SELECT {row} {_FROM} {joins} WHERE {' AND '.join(where)}"
+    if not outside:
+        return f"{before}{inner} ORDER BY {order}{limit}", values
+    shown = ", ".join(f'"{name}"' for name in columns)
+    rest = " AND ".join(outside)
+    return f"{before}SELECT {shown} FROM ({inner}) WHERE {rest} ORDER BY {order}{limit}", values
+
+
+def _outside(reader: LogReader, wanted: Wanted, values: dict[str, int | str | None]) -> list[str]:
+    """Return the conditions on what only a whole row tells."""
+    found = []
+    if wanted.states:
+        values["states"] = json.dumps(wanted.states)
+        found.append("state IN (SELECT value FROM json_each(:states))")
+    if wanted.where:
+        values["places"] = json.dumps(wanted.where)
+        found.append('EXISTS (SELECT 1 FROM json_each(:places) WHERE "where" GLOB value)')
+    if wanted.active is not None:
+        begin, end = wanted.active
+        values["begin"], values["end"] = _time(reader, begin, False), _time(reader, end, True)
+        found.append("started_at <= :end AND (ended_at IS NULL OR ended_at >= :begin)")
+    return found
+
+
+def _span(reader: LogReader, wanted: Wanted, known: int) -> tuple[int, int]:
+    """Return the first and last position of decisions that `since`, `until` and `at` allow."""
+    first = 1
+    if wanted.since is not None:
+        first = wanted.since.position or 0
+        if wanted.since.at is not None:
+            first = last_before(reader, wanted.since.at - 1, known) + 1
+    until = known if wanted.until is None else min(known, position_of(reader, wanted.until))
+    return first, until
+
+
+def _time(reader: LogReader, when: When, last: bool) -> int:
+    if when.position is None:
+        return (when.last_at if last else when.at) or 0
+    (event,) = reader.fetch([when.position])
+    return event.at
+
+
+def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
+    shape = dict(zip(RUN_FIELDS, row, strict=True))
+    for name in _TIMES:
+        if shape[name] is not None:
+            seconds, rest = divmod(shape[name], NANO)
+            shape[name] = f"{_second(seconds)}.{rest // 1000:06d}Z"
+    return shape
+
+
+@lru_cache(maxsize=10_000)
+def _second(seconds: int) -> str:
+    """Return a second as ISO 8601; many runs share one, and writing it out is what takes time."""
+    return (iso(seconds * NANO) or "")[:19]
+
+
+# --- groups -----------------------------------------------------------------------------------------
+
+KEYS = (*(name for name in RUN_FIELDS if name not in (*_TIMES, "wait", "duration")), "day", "hour")
+"""What runs can be grouped by; `day` and `hour` (UTC) are those of the decision."""
+
+_COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
+
+
+class Group:
+    """What the runs of one group amount to."""
+
+    __slots__ = ("durations", "ended", "failed", "runs", "waits")
+
+    def __init__(self) -> None:
+        self.runs = self.ended = self.failed = 0
+        self.waits: list[float] = []
+        self.durations: list[float] = []
+
+    def add(self, state: str, ended_at: int | None, wait: float | None, duration: float | None) -> None:
+        """Count a run."""
+        self.runs += 1
+        self.ended += ended_at is not None
+        self.failed += state in FAILURES
+        if wait is not None:
+            self.waits.append(wait)
+        if duration is not None:
+            self.durations.append(duration)
+
+    def figures(self) -> tuple[Any, ...]:
+        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to tell."""
+        durations = sorted(self.durations)
+        return (
+            self.runs,
+            self.ended,
+            self.failed,
+            _rounded(self.failed / self.ended) if self.ended else None,
+            _mean(self.waits),
+            _rounded(sum(durations)) if durations else None,
+            _mean(durations),
+            percentile(durations, 0.5),
+            percentile(durations, 0.95),
+            durations[-1] if durations else None,
+        )
+
+
+def group_runs(
+    reader: LogReader,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    *,
+    by: Sequence[str],
+    sort: str | None = None,
+    last: int | None = None,
+    newest_first: bool = False,
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return columns and rows: one row for each combination of `by`, in their order or sorted by a column."""
+    for name in by:
+        if name not in KEYS:
+            raise CallerError(f"runs cannot be grouped by {name}", remedy=unknown(name, KEYS).remedy)
+    columns = (*by, *GROUP_FIELDS)
+    if sort is not None and sort not in columns:
+        raise CallerError(f"groups cannot be sorted by {sort}", remedy="use one of: " + ", ".join(columns))
+    rows = [(*key, *group.figures()) for key, group in _groups(reader, wanted, by).items()]
+    rows.sort(key=lambda row: tuple(map(_order, row)))
+    if sort is not None:
+        index = columns.index(sort)
+        rows.sort(key=lambda row: _order(row[index]))
+    rows = rows if last is None else rows[-last:]
+    return columns, rows[::-1] if newest_first else rows
+
+
+def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[Any, ...], Group]:
+    named = [name for name in dict.fromkeys(by) if name not in ("day", "hour")]
+    columns = [*_COUNTED, *named]
+    letters = {"day": 10, "hour": 13}
+    groups: dict[tuple[Any, ...], Group] = {}
+    for _, state, ended_at, wait, duration, decided_at, *names in _rows(reader, wanted, columns, "run", None):
+        values = dict(zip(named, names, strict=True))
+        key = tuple(
+            values[name] if name in values else _second(decided_at // NANO)[: letters[name]] for name in by
+        )
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = Group()
+        group.add(state, ended_at, wait, duration)
+    return groups
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Order values of one column, the unknown first."""
+    return (value is not None, value if value is not None else 0)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """Return the smallest value that at least this share of the values does not exceed (nearest rank)."""
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _rounded(sum(values) / len(values)) if values else None
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6)
