@@ -1,83 +1,222 @@
 """Whether a log still says what it said when it was written.
 
-In: a reader. Out: the first position that does not fit, or None. Every batch is hashed again from what
-readers read and compared with the hash that was stored; a gap, a missing end, and a redaction that no event
-tells of are found too. Whether the whole was cut or rewritten only a noted head hash can tell (`chain_at`).
+In: pages of rows as they are stored, the names behind their numbers, and the hash that they follow on. Out: a
+`Divergence` for each batch and row that does not fit, located as closely as the chain allows: a batch is hashed as a
+whole, so a changed column is located to its batch. Every batch is hashed again from what readers read. Since the
+hash before it is stored too, checking goes on behind what is broken, and any range of batches can be checked alone.
+What the chain does not cover is checked beside it: gaps, flags, salts without payloads, redactions that no event
+tells of, an end without its batch's hash. Whether the whole was cut or rewritten only a noted head hash can tell
+(anchors.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from datatask.adapters.log.header import Header
+import msgspec
+
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
-from datatask.schema.codec import Row, chain, payload_digest
-from datatask.schema.errors import LogDamagedError
-from datatask.schema.events import PayloadRedacted, Recorded
+from datatask.schema.errors import DatataskError, LogDamagedError
+from datatask.schema.events import PayloadRedacted
+
+Stored = tuple[Any, ...]
+_FAULTS_MAX = 1000
+
+_encode = msgspec.json.Encoder().encode
+_salt = struct.Struct(">q").pack
+_sha256 = hashlib.sha256
 
 
-class ChainReader(Protocol):
-    """What verifying needs of a reader."""
+class Chain:
+    """The chain of one range of batches, checked as its rows come in; `faults` are what was found."""
 
-    uuid: str
+    def __init__(
+        self, uuid: str, after: int, previous: bytes, redacted: Callable[[], frozenset[int]]
+    ) -> None:
+        """Begin behind the boundary `after`, whose hash is `previous`; `redacted` gives the redacted positions."""
+        self.faults: list[Divergence] = []
+        self.position = after
+        self._uuid = uuid
+        self._previous = previous
+        self._instead: bytes | None = None
+        self._redacted_in = redacted
+        self._redacted: frozenset[int] | None = None
+        self._body: list[tuple[Any, ...]] = []
+        self._first = after + 1
+        self._spoiled = False
 
-    @property
-    def header(self) -> Header:
-        """What the log says about itself."""
+    def add(self, rows: Iterable[Stored], names: Mapping[int | None, str | None]) -> None:
+        """Take the next rows; what was taken stays no longer than its batch is open."""
+        add, body, position, sha256, salted = self._body.append, self._body, self.position, _sha256, _salt
+        for (
+            there, at, kind, version, essential, actor, cause, task, repository, job, run, payload, salt, digest, chain,
+        ) in rows:  # fmt: skip
+            position += 1
+            if there != position:
+                self._gap(position, there)
+                position = there
+            if digest is None and salt is not None and payload is not None:
+                told = sha256(salted(salt) + payload.encode()).hexdigest()
+            elif digest is None and salt is None and payload is None:
+                told = ""
+            else:
+                told = self._unusual(position, payload, salt, digest)
+            if essential != 0 and essential != 1:
+                self._tell(Divergence(position, "essential", "0 or 1", essential))
+            try:
+                add((
+                    at, names[kind], version, essential == 1, names[actor], cause, names[task], names[repository],
+                    names[job], run, told,
+                ))  # fmt: skip
+            except KeyError as error:
+                self._spoiled = True
+                self._tell(Divergence(position, f"the text of name {error}", "a text", None))
+            if chain is not None:
+                self.position = position
+                self._close(body, chain)
+                body.clear()
+                self._first = position + 1
+        self.position = position
 
-    @property
-    def head(self) -> int:
-        """The last position."""
+    def unreadable(self, positions: Iterable[int]) -> None:
+        """Take note of rows that are there and cannot be read."""
+        for position in positions:
+            self._tell(Divergence(position, "the row", "readable text", "unreadable"))
+            self.position, self._spoiled = position, True
 
-    def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[tuple[Any, ...], Row]]:
-        """Yield what is stored, with the row it stands for."""
+    def finish(self, until: int) -> list[Divergence]:
+        """Say that no more rows come, up to `until`; return all faults, in order."""
+        if self.position < until:
+            told = f"events up to {until}"
+            self._tell(
+                Divergence(self.position + 1, "the rest of the log", told, f"none behind {self.position}")
+            )
+        elif self._body or self._spoiled:
+            self._tell(
+                Divergence(self._first, f"the hash of the batch from {self._first} on", "a hash", None)
+            )
+        return self.faults
 
-    def read(self, after: int = 0, until: int | None = None, filters: Filters = ...) -> Iterator[Recorded]:
-        """Yield events."""
+    def _tell(self, fault: Divergence) -> None:
+        if len(self.faults) < _FAULTS_MAX:
+            self.faults.append(fault)
 
-    def chain_at(self, position: int) -> bytes:
-        """Return the hash at a boundary."""
+    def _gap(self, expected: int, there: int) -> None:
+        self._spoiled = True
+        self._tell(Divergence(expected, "the event", f"position {expected}", f"position {there}"))
+
+    def _unusual(self, position: int, payload: str | None, salt: int | None, digest: bytes | None) -> str:
+        """Return the digest of a row that is not written like this; only redaction makes one."""
+        if digest is None:
+            self._tell(
+                Divergence(
+                    position,
+                    "the salt",
+                    "with a payload, and only then",
+                    "alone" if payload is None else None,
+                )
+            )
+            return "" if payload is None else _sha256(_salt(salt or 0) + payload.encode()).hexdigest()
+        if payload is not None or salt is not None:
+            self._tell(
+                Divergence(position, "a redacted row", "no payload and no salt", "a payload or a salt")
+            )
+        # Finding the redactions takes a whole reading of the log; most logs have none.
+        self._redacted = self._redacted_in() if self._redacted is None else self._redacted
+        if position not in self._redacted:
+            self._tell(
+                Divergence(position, "a payload that was removed", "a PayloadRedacted that tells of it", None)
+            )
+        return digest.hex()
+
+    def _close(self, body: list[tuple[Any, ...]], stored: bytes) -> None:
+        """Compare the hash of the batch that ends here, and go on from what is stored, whatever it is."""
+        spoiled, self._spoiled = self._spoiled, False
+        previous, self._previous, instead, self._instead = self._previous, stored, self._instead, None
+        if spoiled:
+            return
+        try:
+            preimage = _encode((self._uuid, self._first, body))
+        except UnicodeEncodeError:
+            self._tell(Divergence(self._first, "the text of the batch", "valid Unicode", "something else"))
+            return
+        hashed = _sha256(previous + preimage).digest()
+        if hashed == stored:
+            return
+        if instead is not None and _sha256(instead + preimage).digest() == stored:
+            # This one fits on what the one before should have been: its hash was changed, its events were not.
+            self.faults[-1] = self.faults[-1]._replace(what="the stored hash of the batch, not its events")
+            return
+        self._instead = hashed
+        where = f"{self._first}" if self._first == self.position else f"{self._first} to {self.position}"
+        self._tell(Divergence(self._first, f"the hash of the batch {where}", hashed.hex(), stored.hex()))
 
 
-def verify_chain(reader: ChainReader, after: int = 0, until: int | None = None) -> int | None:
+def verify_chain(reader: LogReader, after: int = 0, until: int | None = None) -> int | None:
     """Return the first broken position behind the boundary `after`, or None when all fits; one batch in memory."""
+    faults = chain_faults(reader, after, until)
+    return min((fault.position for fault in faults), default=None)
+
+
+def chain_faults(reader: LogReader, after: int = 0, until: int | None = None) -> list[Divergence]:
+    """Return what does not fit in a range of batches, in the order in which it was found."""
     header = reader.header
     after = max(after, header.base)
     last = reader.head if until is None else until
+    chain = begun(reader, after)
+    while chain.position < last:
+        rows = page(reader, chain, last)
+        if not rows and not salvage(reader, chain, last):
+            break
+    return chain.finish(last)
+
+
+def begun(reader: LogReader, after: int) -> Chain:
+    """Return a chain that stands at the boundary `after`."""
+    header = reader.header
     previous = header.base_chain if after == header.base else reader.chain_at(after)
-    redacted: frozenset[int] | None = None
-    rows: list[Row] = []
-    digests: list[str] = []
-    position = after
+    return Chain(reader.uuid, after, previous, lambda: redacted(reader))
+
+
+def page(reader: LogReader, chain: Chain, until: int) -> list[Stored]:
+    """Return the next rows, after the chain has taken them; none at the end, or where they cannot be read."""
     try:
-        for stored, row in reader.rows(after, last):
-            position += 1
-            digest, hashed = stored[13], stored[14]
-            if stored[0] != position:
-                return position
-            if digest is not None:
-                # Finding the redactions takes a whole reading of the log; most logs have none.
-                redacted = _redacted(reader) if redacted is None else redacted
-                if position not in redacted:
-                    return position
-            rows.append(row)
-            digests.append(payload_digest(row.payload, stored[12]) if digest is None else digest.hex())
-            if hashed is not None:
-                first = position - len(rows) + 1
-                previous = chain(previous, reader.uuid, first, rows, digests)
-                if previous != hashed:
-                    return first
-                rows, digests = [], []
+        rows = reader.stored(chain.position, until)
     except LogDamagedError:
-        # What cannot be read is broken from the first row that could not be.
-        return position + 1
-    return position + 1 if rows or position < last else None
+        return []
+    chain.add(rows, reader.decoder.names)
+    return rows
 
 
-def _redacted(reader: ChainReader) -> frozenset[int]:
-    return frozenset(
-        event.position
-        for _, event in reader.read(filters=Filters(kinds=("PayloadRedacted",)))
-        if isinstance(event, PayloadRedacted)
-    )
+def salvage(reader: LogReader, chain: Chain, until: int, *, rows_max: int = 5000) -> bool:
+    """Go on where a page cannot be read, row by row; return whether any of it could be."""
+    lost: list[int] = []
+    for position in range(chain.position + 1, min(chain.position + rows_max, until) + 1):
+        try:
+            rows = reader.stored(position - 1, position)
+        except LogDamagedError:
+            lost.append(position)
+            continue
+        if rows:
+            chain.unreadable(lost)
+            chain.add(rows, reader.decoder.names)
+            return True
+    chain.unreadable(lost[:1])
+    return False
+
+
+def redacted(reader: LogReader) -> frozenset[int]:
+    """Return the positions whose payload an event says was removed."""
+    try:
+        return frozenset(
+            event.position
+            for _, event in reader.read(filters=Filters(kinds=("PayloadRedacted",)))
+            if isinstance(event, PayloadRedacted)
+        )
+    except DatataskError:
+        return frozenset()
