@@ -124,7 +124,8 @@ SELECT d.position AS run, t.text AS task, j.text AS job,
        json_extract(d.payload, '$.priority') AS priority,
        json_extract(d.payload, '$.resources') AS resources,
        json_extract(e.payload, '$.usage') AS usage,
-       e.position AS end_position
+       e.position AS end_position,
+       (s.at - d.at) / 1e9 AS wait, (e.at - s.at) / 1e9 AS duration
 FROM log d
 LEFT JOIN names t ON t.id = d.task
 LEFT JOIN names j ON j.id = d.job
@@ -221,6 +222,8 @@ VIEW_COLUMNS: dict[str, dict[str, str]] = {
         "resources": "what it was granted, JSON, in billionths",
         "usage": "what it used, JSON, in the runner's units",
         "end_position": "the position of its `RunEnded`",
+        "wait": "seconds from the decision to the start",
+        "duration": "seconds from the start to the end",
     },
     "values_now": {
         "repository": "the repository's id",

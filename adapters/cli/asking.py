@@ -31,12 +31,18 @@ ANSWER_SECONDS = 120.0
 
 
 class Change(NamedTuple):
-    """One thing that a request does, for people: a verb and what it is about."""
+    """One thing that a request does, for people: a verb and what it is about, in words where no name says it."""
 
     op: str
     task: str | None = None
     repository: str | None = None
     job: str | None = None
+    about: str | None = None
+
+    def shape(self) -> dict[str, str | None]:
+        """Return the documented JSON shape."""
+        found = self._asdict()
+        return found if self.about is not None else {name: found[name] for name in found if name != "about"}
 
 
 class Wish(NamedTuple):
@@ -164,7 +170,7 @@ def shape(done: Done, verb: str, dry_run: bool) -> dict[str, Any]:
         "engine": done.engine,
         "position": done.position,
         "count": len(done.changes),
-        "changes": [change._asdict() for change in done.changes],
+        "changes": [change.shape() for change in done.changes],
     }
 
 

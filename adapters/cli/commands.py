@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "retry": Entry("people", "retry", "Run jobs of a task again."),
         "pause": Entry("people", "pause", "Launch no more jobs of tasks."),
         "resume": Entry("people", "resume", "Launch jobs of paused tasks again."),
+        "quota": Entry("limits", "quota", "Change limits of a quota."),
     },
     "Audit": {
         "log": Entry("log", "log", "Print the log's events."),

@@ -33,7 +33,7 @@ def told(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> 
     if output.json:
         output.document(shape(done, verb, dry_run))
     for change in [] if output.json else done.changes:
-        about = " ".join(part for part in (change.task, change.repository, change.job) if part is not None)
+        about = " ".join(part for part in change[1:] if part is not None)
         output.line(shown(f"would {change.op} {about}" if dry_run else f"{change.op} {about}"))
     if not done.changes and not output.json:
         output.say("nothing to do")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from datatask.engine.core import decide as deciding
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema import events as e
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
 
 DIFFERENT = 3
 SHOWN_MAX = 20
@@ -39,11 +42,7 @@ def plan(settings: Settings, limit: int, wanted: bool) -> int:
     "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}]}.
     """
     pipeline = settings.load_pipeline()
-    state, recorded = recorded_state(pipeline)
-    differences = list(_differences(recorded, pipeline.declare().definition))
-    now = max(SystemClock().now(), state.at)
-    asyncio.run(look(pipeline, state, now))
-    round = deciding.decide(state, now, bound=limit)
+    state, round, differences = foresee(pipeline, limit)
     shape = {
         "log": pipeline.log_location(),
         "launches": [_launch(decision) for decision in round.decisions],
@@ -52,6 +51,15 @@ def plan(settings: Settings, limit: int, wanted: bool) -> int:
     }
     _tell(Output(settings), shape)
     return DIFFERENT if wanted and (round.decisions or differences) else 0
+
+
+def foresee(pipeline: Pipeline, limit: int) -> tuple[State, deciding.Round, list[dict[str, Any]]]:
+    """Return a copy of the state that has seen the stores, what a round on it decides, and how the definition differs."""
+    state, recorded = recorded_state(pipeline)
+    differences = list(_differences(recorded, pipeline.declare().definition))
+    now = max(SystemClock().now(), state.at)
+    asyncio.run(look(pipeline, state, now))
+    return state, deciding.decide(state, now, bound=limit), differences
 
 
 def _launch(decision: e.LaunchDecided) -> dict[str, Any]:

@@ -52,7 +52,8 @@ FILES = {
 
 @command("init", example="datatask init words && cd words && datatask run")
 @click.argument("directory", type=click.Path(path_type=Path), default=".")
-def init(settings: Settings, directory: Path) -> None:
+@click.option("--dry-run", is_flag=True, help="Show what would be made, and make nothing.")
+def init(settings: Settings, directory: Path, dry_run: bool) -> None:
     """Make a small example project in DIRECTORY (here); nothing is overwritten."""
     output = Output(settings)
     if directory.exists() and not directory.is_dir():
@@ -62,7 +63,7 @@ def init(settings: Settings, directory: Path) -> None:
         raise CallerError(
             f"{', '.join(there)} is there already", where=str(directory), remedy="name another directory"
         )
-    for name, text in FILES.items():
+    for name, text in () if dry_run else FILES.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -71,5 +72,6 @@ def init(settings: Settings, directory: Path) -> None:
         output.document({"directory": str(directory.absolute()), "files": list(FILES)})
         return
     for name in FILES:
-        output.line(f"made {directory / name}")
-    output.say("now: " + ("" if directory == Path() else f"cd {directory} && ") + "datatask run")
+        output.line(f"{'would make' if dry_run else 'made'} {directory / name}")
+    if not dry_run:
+        output.say("now: " + ("" if directory == Path() else f"cd {directory} && ") + "datatask run")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli import progress as showing
-from datatask.adapters.cli.asking import ANSWER_SECONDS, who
-from datatask.adapters.cli.options import command
+from datatask.adapters.cli.asking import ANSWER_SECONDS, Change, Done, who
+from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Outcome, Pipeline
 
 INTERRUPTED, TIMED_OUT = 130, 7
+ROUND_MAX = 1000
 TOLD_MAX = 5
 
 
@@ -38,9 +39,10 @@ TOLD_MAX = 5
               help="Stop after this many seconds (exit code 7).")  # fmt: skip
 @click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
 @click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")
+@changing
 def run(
     settings: Settings, forever: bool, launch_once: bool, timeout: float | None, failures_ok: bool,
-    accept_loss: tuple[str, ...],
+    accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool,
 ) -> int:  # fmt: skip
     """Work until all is quiet.
 
@@ -50,24 +52,42 @@ def run(
     if forever and launch_once:
         raise CallerError("--forever and --launch-once contradict each other", remedy="leave out one of them")
     pipeline = settings.load_pipeline()
+    if dry_run:
+        return _foretell(settings, pipeline, "run", exit_code)
     pipeline.accepted |= set(accept_loss)
     work = _Work(settings, pipeline, failures_ok)
     try:
         return asyncio.run(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
     except LeaseHeldError:
-        _accept_elsewhere(pipeline, accept_loss)
+        _accept_elsewhere(pipeline, accept_loss, reason)
         raise
 
 
-@command("update", example="datatask update")
+@command("update", example="datatask update\ndatatask update --dry-run")
 @click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
-def update(settings: Settings, failures_ok: bool) -> int:
+@changing
+def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, exit_code: bool) -> int:
     """Work one round: look at the world, launch what may start, wait for what cannot run on by itself."""
+    if dry_run:
+        return _foretell(settings, settings.load_pipeline(), "update", exit_code)
     work = _Work(settings, settings.load_pipeline(), failures_ok)
     return asyncio.run(work.update())
 
 
-def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...]) -> None:
+def _foretell(settings: Settings, pipeline: Pipeline, verb: str, wanted: bool) -> int:
+    """Tell what the first round would put in force and launch; `plan` tells more."""
+    from datatask.adapters.cli.people import told
+    from datatask.adapters.cli.planning import foresee
+
+    _, round, differences = foresee(pipeline, ROUND_MAX)
+    changes = [
+        Change("define", about=f"{found['op']} {found['what']} {found['name']}") for found in differences
+    ]
+    changes += [Change("launch", task=decision.task, job=decision.job) for decision in round.decisions]
+    return told(Output(settings), Done(changes, None, "none"), verb, True, wanted)
+
+
+def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...], reason: str) -> None:
     """Tell the engine that runs what it was to believe."""
     path = locate(pipeline.log_location()).path
     if not repositories or path is None:
@@ -76,7 +96,7 @@ def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...]) -> None
     from datatask.adapters.log.inbox import ask
 
     for repository in repositories:
-        request = AcceptLoss(**who("run --accept-loss", ""), repository=repository)
+        request = AcceptLoss(**who("run", reason), repository=repository)
         reply = ask(path, request, timeout_seconds=ANSWER_SECONDS)
         if reply.refusal is not None:
             raise refused(reply.refusal)
