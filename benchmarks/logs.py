@@ -147,7 +147,7 @@ def _life(writer: _Writer, jobs: int, stages: int) -> int:
 
 def _decision(at: int, run: int, stage: int, job: str, value: int) -> Line:
     payload = f'{{"episode":1,"attempt":1,"inputs":{{"input":{value}}}}}'
-    return (at, "LaunchDecided", 1, True, "engine", None, f"task{stage}", None, job, run, payload)
+    return (at, "LaunchDecided", 1, True, "engine", value, f"task{stage}", None, job, run, payload)
 
 
 def _ending(at: int, run: int, stage: int, job: str) -> list[Line]:

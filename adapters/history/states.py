@@ -23,6 +23,12 @@ def fold(reader: LogReader, until: int) -> State:
         return ladder.climb(state, until, follow)
 
 
+def refold(reader: LogReader, until: int | None = None) -> State:
+    """Return the state at the batch boundary `until` (the head) from the log's beginning, without any checkpoint."""
+    with collector_off():
+        return follow(reader, beginning(reader), until)
+
+
 def beginning(reader: LogReader) -> State:
     """Return the state that the log's first event follows on."""
     return State()

@@ -71,7 +71,9 @@ class Checker:
         self._used: dict[str, dict[str, int]] = {}
         self._launches: dict[str, deque[int]] = {}
         self._touched: set[int] = set()
-        self._batch = _InBatch((), 0)
+        self._events: Sequence[e.Event] = ()
+        self._first = 0
+        self._made: _InBatch | None = None
 
     @classmethod
     def on(cls, state: State) -> Checker:
@@ -95,7 +97,7 @@ class Checker:
         position, at = self._position, self._at
         if state.position != position:
             found.append(Divergence(position + 1, "the state before the batch", position, state.position))
-        self._batch = _InBatch(batch, position + 1)
+        self._events, self._first, self._made = batch, position + 1, None
         self._touched.clear()
         for event in batch:
             position += 1
@@ -127,6 +129,12 @@ class Checker:
                 if told != used:
                     found.append(Divergence(self._position, f"usage of {name}", repr(used), repr(told)))
         return found
+
+    @property
+    def _batch(self) -> _InBatch:
+        if self._made is None:
+            self._made = _InBatch(self._events, self._first)
+        return self._made
 
     # --- runs that are followed -------------------------------------------------------------------
 
