@@ -1,0 +1,19 @@
+"""`--against PIPELINE`: the other definition, from whatever names one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datatask.adapters.cli.loading import load, parse_reference
+from datatask.adapters.history.against import Other, read_definition
+from datatask.adapters.log.locate import locate
+
+
+def other_definition(text: str) -> Other:
+    """Return the definition of a pipeline (as -p names one: declared, not run), of a JSON file, or of a log."""
+    path = locate(text).path if "://" in text else Path(text).expanduser()
+    found = read_definition(path) if path is not None else None
+    if found is not None:
+        return found
+    declared = load(parse_reference(text)).pipeline.declare()
+    return Other(declared.definition, tuple(declared.renamed))
