@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Audit": {
         "log": Entry("log", "log", "Print the log's events."),
         "runs": Entry("runs", "runs", "List runs."),
+        "lineage": Entry("lineages", "lineage", "Show what values came from, and what came from them."),
         "query": Entry("query", "query", "Ask the log in SQL."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
         "verify": Entry("replaying", "verify", "Check a log's chain, and the state that follows from it."),

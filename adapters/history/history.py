@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
+from datatask.adapters.history.lineage import LIMIT, Direction, Lineage, Lineages, start_of
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline
@@ -71,6 +72,26 @@ class History:
     def trace(self, job: str, at: Moment = None) -> Timeline:
         """Return a job's way through every task as a time line; a notebook draws it."""
         return timeline(self.reader, self.state(at), job)
+
+    def lineage(
+        self,
+        what: str | int,
+        at: Moment = None,
+        *,
+        direction: Direction = "both",
+        depth: int | None = None,
+        limit: int = LIMIT,
+        whole: bool | None = None,
+    ) -> Lineage:
+        """Return what `JOB`, `JOB@REPOSITORY` or the value or run at a position came from, and what came from it.
+
+        At most `depth` runs away and `limit` values and runs. `whole` looks through the log for readers of other
+        jobs; None does where the log behind is short.
+        """
+        state = self.state(at)
+        start = start_of(self.reader, state, what)
+        following = Lineages(self.reader, state)
+        return following.follow(start, direction, depth=depth, limit=limit, whole=whole)
 
     def query(self, sql: str, parameters: tuple[Any, ...] = (), *, timeout_seconds: float = 60.0) -> Table:
         """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`."""
