@@ -29,7 +29,7 @@ from datatask.schema.errors import CallerError, UnknownNameError
 
 Direction = Literal["up", "down", "both"]
 LIMIT = 1000
-WHOLE_EVENTS_MAX = 300_000
+WHOLE_EVENTS_MAX = 100_000
 """The log is looked through without being asked where at most so many events lie behind the values."""
 
 _KINDS = ("LaunchDecided", "RunStarted", "RunAdopted", "RunEnded", "ValuePut")
