@@ -8,24 +8,34 @@ needed, and none is in the way.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
+from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
+from datatask.adapters.history.events import Selection, select
 from datatask.adapters.history.lineage import LIMIT, Direction, Lineage, Lineages, start_of
+from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.log.lease import probe
-from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core import why as explaining
 from datatask.engine.core.state import State
+from datatask.schema.definition import PipelineDef
+from datatask.engine.ports import Filters
+from datatask.schema.events import Recorded
 
 Moment = int | str | dt.datetime | dt.timedelta | When | None
 """A position, an ISO time or an age such as `-2h`, a time, an age as a timedelta; None is the head."""
+
+Names = str | Sequence[str]
+"""One name, or several of which one must hold; none does not restrict."""
 
 
 class History:
@@ -93,8 +103,81 @@ class History:
         following = Lineages(self.reader, state)
         return following.follow(start, direction, depth=depth, limit=limit, whole=whole)
 
-    def query(self, sql: str, parameters: tuple[Any, ...] = (), *, timeout_seconds: float = 60.0) -> Table:
-        """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`."""
+    def events(
+        self,
+        *,
+        task: Names = (),
+        job: Names = (),
+        repository: Names = (),
+        kind: Names = (),
+        run: int | Sequence[int] = (),
+        actor: Names = (),
+        text: str = "",
+        since: Moment = None,
+        until: Moment = None,
+        caused_by: int | None = None,
+        causes_of: int | None = None,
+        last: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Recorded]:
+        """Yield events, oldest first; what is given must hold, of several names one (`datatask log` has the same).
+
+        An `actor` is `engine`, a user, `user@host`, or all of `user@host: command`; `caused_by` and `causes_of` are
+        positions whose consequences or causes are asked for, however indirect.
+        """
+        runs = (run,) if isinstance(run, int) else tuple(run)
+        kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
+        filters = Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
+        span = _when(since), _when(until)
+        return select(self.reader, Selection(filters, *span, None, caused_by, causes_of, last, newest_first))
+
+    def runs(
+        self,
+        *,
+        task: Names = (),
+        job: Names = (),
+        state: Names = (),
+        where: Names = (),
+        since: Moment = None,
+        until: Moment = None,
+        active_between: tuple[Moment, Moment] | None = None,
+        at: Moment = None,
+        by: Names = (),
+        sort: str | None = None,
+        last: int | None = None,
+        newest_first: bool = False,
+    ) -> Table:
+        """Return runs, or with `by` groups of them, in the shape of `runs --json`; times are ISO, durations seconds.
+
+        `where` takes patterns (`node-*`); `active_between` asks for what was going on then, `at` for what was
+        known then. `CallerError` names what can be sorted or grouped by.
+        """
+        tasks, jobs, states, places = map(_names, (task, job, state, where))
+        wanted = Wanted(tasks, jobs, states, places, _when(since), _when(until))
+        if active_between is not None:
+            begin, end = map(_when, active_between)
+            wanted = wanted._replace(active=(begin or When(position=1), end or When(position=self.head)))
+        wanted = wanted._replace(at=_when(at))
+        order: dict[str, Any] = {"last": last, "newest_first": newest_first}
+        if by:
+            return Table(*group_runs(self.reader, wanted, by=_names(by), sort=sort, **order))
+        found = find_runs(self.reader, wanted, sort=sort or "decided", **order)
+        return Table(RUN_FIELDS, (tuple(row.values()) for row in found))
+
+    def against(
+        self, other: PipelineDef | Declaring | str | Path, at: Moment = None, progress: Progress | None = None
+    ) -> Compared:
+        """Return what would have been different under another definition: a value, a pipeline, a JSON file, a log.
+
+        A pipeline is declared, not run. `differences` has the shape of `replay --json`.
+        """
+        return compare(self.reader, other_of(other), self.position(at), progress)
+
+    def query(self, sql: str, parameters: Parameters = (), *, timeout_seconds: float = 60.0) -> Table:
+        """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`.
+
+        `parameters` are a sequence for `?` or a mapping for `:name`; `TimeLimitError` when it takes too long.
+        """
         answer = self.reader.query(sql, parameters, timeout_seconds=timeout_seconds)
         return Table(answer.columns, answer.rows)
 
@@ -118,6 +201,10 @@ class History:
         if at is not None:
             return state.engine is not None and not state.closed, state.at
         return probe(self.reader.path) is not None, max(SystemClock().now(), state.at)
+
+
+def _names(given: Names) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _when(at: Moment) -> When | None:
