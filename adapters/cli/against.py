@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datatask.adapters.cli.loading import load, parse_reference
-from datatask.adapters.history.against import Other, read_definition
+from datatask.adapters.history.against import Other, other_of, read_definition
 from datatask.adapters.log.locate import locate
 
 
@@ -15,5 +15,4 @@ def other_definition(text: str) -> Other:
     found = read_definition(path) if path is not None else None
     if found is not None:
         return found
-    declared = load(parse_reference(text)).pipeline.declare()
-    return Other(declared.definition, tuple(declared.renamed))
+    return other_of(load(parse_reference(text)).pipeline)

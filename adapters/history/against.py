@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -114,6 +114,33 @@ def _by_reason(sample: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 # --- where the other definition comes from ----------------------------------------------------------
+
+
+class Declaring(Protocol):
+    """A pipeline, as far as it matters here."""
+
+    def declare(self) -> Any:
+        """Return what has a `definition`, and in `renamed` what it was called before."""
+
+
+def other_of(other: PipelineDef | Declaring | str | Path) -> Other:
+    """Return a definition as one to compare with; `CallerError` for a file that holds none."""
+    if isinstance(other, PipelineDef):
+        wrong = incomplete(other)
+        if wrong:
+            raise CallerError(wrong, remedy="declare it, or name another")
+        return Other(other)
+    if isinstance(other, str | Path):
+        found = read_definition(Path(other))
+        if found is None:
+            raise CallerError(
+                "this is neither a definition in JSON nor a log",
+                where=str(other),
+                remedy="name one of the two",
+            )
+        return found
+    declared = other.declare()
+    return Other(declared.definition, tuple(declared.renamed))
 
 
 def read_definition(path: Path) -> Other | None:
