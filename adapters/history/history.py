@@ -27,8 +27,8 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core import why as explaining
 from datatask.engine.core.state import State
-from datatask.schema.definition import PipelineDef
 from datatask.engine.ports import Filters
+from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
 
 Moment = int | str | dt.datetime | dt.timedelta | When | None
