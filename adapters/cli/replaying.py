@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import click
 
+from datatask.adapters.cli.against import other_definition
 from datatask.adapters.cli.counts import lines
 from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import Recorded, opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
+from datatask.adapters.history.against import compare, texts
 from datatask.adapters.history.when import When, position_of
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import verify_chain
@@ -40,7 +42,11 @@ class Replayed(NamedTuple):
     seconds: float
 
 
-@command("replay", example="datatask replay --at -1h\ndatatask replay .datatask/log.db --verify --json")
+@command(
+    "replay",
+    example="datatask replay --at -1h\ndatatask replay .datatask/log.db --verify --json\n"
+    "datatask replay --against changed.py",
+)
 @click.argument("place", required=False, metavar="[LOG]")
 @click.option(
     "--verify", "checks", is_flag=True, help="Also check the chain, and each decision where it stands."
@@ -48,19 +54,32 @@ class Replayed(NamedTuple):
 @click.option(
     "--at", type=WHEN, metavar="WHEN", help="Only up to a position, an ISO time or an age such as -2h."
 )
-def replay(settings: Settings, place: str | None, at: When | None, checks: bool) -> int:
+@click.option(
+    "--against",
+    metavar="PIPELINE",
+    help="Also tell what would have been different under this definition: FILE[:NAME], MODULE[:NAME], a definition"
+    " in JSON, or another log.",
+)
+def replay(settings: Settings, place: str | None, at: When | None, checks: bool, against: str | None) -> int:
     """Fold a log from its beginning, without any checkpoint, and show the state that follows.
 
     With --json: {"events", "head", "chain", "divergences", "differences", "seconds", "state"}.
     """
     output = Output(settings)
+    other = other_definition(against) if against is not None else None
     with _reading(settings, place) as reader:
         until = position_of(reader, at)
         broken = verify_chain(reader, until=until) if checks else None
         replayed = _replay(reader, until, checks=checks) if broken is None else Replayed(State(), [], 0.0)
         shape = _shape(reader, replayed, broken)
+        compared = compare(reader, other, until) if other is not None and broken is None else None
+    if compared is not None:
+        shape["differences"] = compared.differences
     _tell(output, shape, quiet=False)
-    return DIFFERENT if broken is not None or replayed.divergences else 0
+    if compared is not None and not output.json:
+        for line in texts(compared.differences, compared.skipped):
+            output.line(shown(line))
+    return DIFFERENT if broken is not None or replayed.divergences or shape["differences"] else 0
 
 
 @command("verify", example="datatask verify\ndatatask verify --log .datatask/log.db --json")

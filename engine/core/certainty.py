@@ -61,13 +61,28 @@ def failing(state: State, task: TaskState, name: str) -> str:
     """Return in words what keeps a job from being ready: the parts of the condition that do not hold."""
     job = state.job_index.get(name)
     expr = start_condition(task.definition)
-    parts = expr.of if isinstance(expr, All) else (expr,)
-    found = [_words(part) for part in parts if job is None or not certain(state, part, job, _known)]
+    found = [
+        _words(part) for part in _conjuncts(expr) if job is None or not certain(state, part, job, _known)
+    ]
     if found:
         return ", ".join(dict.fromkeys(found))
     if job is not None and state.masks[job] & task.claim:
         return "its episode is under way or over"
     return "it does not wait"
+
+
+def _conjuncts(expr: AnyExpr) -> list[AnyExpr]:
+    """Return the parts that must all hold."""
+    match expr:
+        case All(of=parts):
+            return [inner for part in parts for inner in _conjuncts(part)]
+        case Not(of=Any(of=parts)):
+            return [inner for part in parts for inner in _conjuncts(Not(of=part))]
+        case Not(of=Not(of=part)):
+            return _conjuncts(part)
+        case Any(of=(part,)):
+            return _conjuncts(part)
+    return [expr]
 
 
 def _known(what: str, leaf: str, job: int) -> bool:
@@ -80,8 +95,6 @@ def _words(expr: AnyExpr) -> str:
             return f"not in {leaf}"
         case Not(of=In(leaf=leaf)):
             return f"in {leaf}"
-        case All(of=parts) if len(parts) == 1:
-            return _words(parts[0])
         case _:
             names = ", ".join(leaves_of(expr))
             return f"a condition on {names} does not hold" if names else "its condition never holds"
