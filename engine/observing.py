@@ -26,6 +26,8 @@ POLL_SECONDS = 1.0
 POLL_SHARE = 0.05
 LISTINGS_AT_ONCE = 4
 RETRY_SECONDS_MAX = 30.0
+PATIENCE_SECONDS = 3.0
+"""How long between two tries of a listing before `run` no longer waits for it."""
 
 
 class Observer:
@@ -57,6 +59,7 @@ class Observer:
 
     async def open(self) -> None:
         """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
+        self._runtime.look_again = self._look_again
         for leaf, store in self._stores.items():
             stop = store.watch(partial(self._tell, leaf))
             if stop is not None:
@@ -111,7 +114,8 @@ class Observer:
                 logger.warning("%s cannot be listed: %s", leaf, error)
             except Exception as error:
                 logger.warning("%s cannot be listed: %s: %s", leaf, type(error).__name__, error)
-            self._failing.add(leaf)
+            if wait > PATIENCE_SECONDS:
+                self._failing.add(leaf)
             self._tried[leaf].set()
             self._runtime.wake()
             await asyncio.sleep(wait)
@@ -156,8 +160,19 @@ class Observer:
         found = read() if repository.medium == "mirror" else await asyncio.to_thread(read)
         return [found.get(write.job, write) for write in members]
 
+    async def _look_again(self, leaf: str, job: str) -> None:
+        """Tell what a store holds now; one that cannot say is listed, when it can be."""
+        try:
+            version = await self._stores[leaf].version(job)
+        except Exception as error:
+            self._tell(leaf, Doubtful(leaf, f"{type(error).__name__}: {error}"))
+            return
+        self._tell(leaf, Vanished(leaf, job) if version is None else Appeared(leaf, job, version))
+
     def _tell(self, leaf: str, change: Change) -> None:
         runtime = self._runtime
+        if runtime.failure is not None:
+            return
         match change:
             case Appeared(job=job, version=version):
                 write = self._repositories[leaf].observed(job, version)

@@ -23,6 +23,7 @@ from datatask.engine.core.effects import (
     Evaluation,
     Finished,
     ForgetRun,
+    LookAgain,
     Mirror,
     StartRun,
     StopRun,
@@ -73,6 +74,7 @@ class Runtime:
         self.accepted: dict[str, Who] = {}
         self.who = Who()
         self.relist: Callable[[str], None] = lambda leaf: None
+        self.look_again: Callable[[str, str], Coroutine[Any, Any, None]] = _nobody_looks
         self._runners = runners
         self._stores = stores
         self._evaluate = evaluate
@@ -306,6 +308,8 @@ class Runtime:
             case WriteStore(write=write):
                 key = (write.repository, write.job)
                 self._writing[key] = self._spawn(self._write_store(effect, self._writing.get(key)))
+            case LookAgain(repository=repository, job=job):
+                self._spawn(self.look_again(repository, job))
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
             case Finished(ticket=ticket, position=position, changes=count):
@@ -538,6 +542,10 @@ class Runtime:
     @property
     def blobs(self) -> Blobs:
         return self.log.blobs
+
+
+async def _nobody_looks(repository: str, job: str) -> None:
+    """Stands in for the observer until there is one."""
 
 
 def _as_data(write: Write) -> Write:

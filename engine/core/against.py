@@ -70,6 +70,7 @@ class Against:
         self._facts = Facts(definition, definition.digest(), self._names)
         self._pairs: list[Pair] = []
         self._leaves: dict[str, str] = {}
+        self._derived = any(leaf.derived is not None for leaf in definition.repositories)
         self._findings = Findings()
         self._defined_at = 0
         if base is not None and base.defined_at:
@@ -185,7 +186,8 @@ class Against:
 
     def _compare(self, jobs: list[str], position: int) -> None:
         here_index, there_index = self.here.job_index, self.there.job_index
-        unanswered = any(key.what in ("filter", "translation") for key in self.there.pending)
+        unanswered = self._derived and bool(self.there.pending)
+        told = bool(self._findings)
         for pair in self._pairs:
             for job in jobs:
                 i, j = here_index.get(job), there_index.get(job)
@@ -200,6 +202,8 @@ class Against:
                     and not self.there.masks[j] & pair.there.claim
                     and self._is_unknown(pair.there, j)
                 )
+                if here is there and not unknown and not told:
+                    continue
                 for what, holds in (
                     ("unknown", unknown),
                     ("ready", there and not here),

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from datatask.engine.core.effects import Effect, Finished, Mirror, WriteStore
+from datatask.engine.core.effects import Effect, Finished, LookAgain, Mirror, WriteStore
 from datatask.engine.core.outbox import BATCH_MAX, Outbox
 from datatask.engine.core.records import Ticket, change_event, intent_event
 from datatask.engine.core.state import State
@@ -30,6 +30,7 @@ class Changes(Outbox):
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._unheard: set[tuple[str, str]] = set()
 
     def change(
         self,
@@ -111,6 +112,9 @@ class Changes(Outbox):
         self._under_way[key] -= 1
         if self._under_way[key] <= 0:
             del self._under_way[key]
+            if key in self._unheard:  # our own echo, or somebody else who came in between
+                self._unheard.discard(key)
+                self._attach([LookAgain(*key)])
 
     def _ticket_written(self, number: int, write: Write, version: str | None, error: str, now: int) -> None:
         ticket = self._tickets[number]

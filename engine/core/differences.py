@@ -48,6 +48,9 @@ class Findings:
     def __init__(self) -> None:
         self._found: dict[tuple[str, What, Where], Difference] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
     def tell(
         self, task: str, what: What, where: Where, job: str, position: int, why: Callable[[], str]
     ) -> Difference:

@@ -1,4 +1,4 @@
-"""What does not hold, as a value: where, in words, what was expected and what is recorded instead."""
+"""What does not hold, as a value: where, in words, what was expected, what is recorded instead, and what to do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ class Divergence(NamedTuple):
     what: str
     expected: Any = None
     recorded: Any = None
+    remedy: str = ""
 
     def __str__(self) -> str:
-        """Return it as one line."""
-        return f"position {self.position}: {self.what}: expected {told(self.expected)}, recorded {told(self.recorded)}"
+        """Return it as one line; position 0 stands for the file as a whole."""
+        where = f"position {self.position}: " if self.position else ""
+        line = f"{where}{self.what}: expected {told(self.expected)}, recorded {told(self.recorded)}"
+        return f"{line}; {self.remedy}" if self.remedy else line
 
     def to_json(self) -> dict[str, Any]:
         """Return the documented shape."""

@@ -49,6 +49,13 @@ class WriteStore(NamedTuple):
     ticket: int | None
 
 
+class LookAgain(NamedTuple):
+    """Ask a foreign store for its version of a value, and report it as `observed`: what was told may be outdated."""
+
+    repository: str
+    job: str
+
+
 class Finished(NamedTuple):
     """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do), `changes` their number."""
 
@@ -66,7 +73,7 @@ class Evaluation(NamedTuple):
     position: int
 
 
-Effect = StartRun | StopRun | ForgetRun | Mirror | WriteStore | Finished
+Effect = StartRun | StopRun | ForgetRun | Mirror | WriteStore | LookAgain | Finished
 
 
 class Step(NamedTuple):

@@ -35,6 +35,7 @@ class Observations(Changes):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         self._stash: dict[int, dict[tuple[str, str], Write]] = {}
+        self._disputed: dict[int, set[tuple[str, str]]] = {}
         self._evaluating: set[PendingKey] = set()
         self._writers: dict[str, list[str]] = {}
         self._retry_times: list[int] = []
@@ -95,6 +96,10 @@ class Observations(Changes):
                         at=now, repository=leaf_id, job=state.jobs[job], origin="observed", **who._asdict()
                     )
                 )
+        for run, stash in self._stash.items():
+            for leaf_of, job in stash:
+                if leaf_of == leaf_id and job not in seen:
+                    self._disputed.setdefault(run, set()).add((leaf_of, job))
         for write in listing:
             if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
                 continue
@@ -114,9 +119,11 @@ class Observations(Changes):
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
         if (leaf_id, job) in self._under_way:
+            self._unheard.add((leaf_id, job))
             return
         if write is None:
-            if present and not self._stashed(leaf_id, job, None):
+            kept = present or any((leaf_id, job) in stash for stash in self._stash.values())
+            if kept and not self._stashed(leaf_id, job, None) and present:
                 self._emit([e.ValueDeleted(at=now, repository=leaf_id, job=job, origin="observed")])
         elif self._is_news(leaf_id, write) and not self._stashed(leaf_id, job, write):
             self._emit([put_event(write, now, origin="observed")])

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from datatask.engine.core.done import done_record
-from datatask.engine.core.effects import Effect, ForgetRun, Mirror, StopRun, WriteStore
+from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, StopRun, WriteStore
 from datatask.engine.core.observations import Observations
 from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import change_event, intent_event, put_event
@@ -112,7 +112,10 @@ class Runs(Observations):
             return
         writes = {(write.repository, write.job): write for write in fact.writes}
         for key, write in self._stash.pop(run.run, {}).items():
-            writes.setdefault(key, write)
+            if key not in writes and (write.op == "put" or self.state.contains(*key)):
+                writes[key] = write
+            elif key in writes and writes[key].version != write.version:
+                self._disputed.setdefault(run.run, set()).add(key)
         self._close(run, fact.ending, writes, now)
 
     def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
@@ -160,11 +163,20 @@ class Runs(Observations):
         """The one batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
         task, job = run.task, self.state.jobs[run.job]
         late = self._stash.pop(run.run, {})
+        disputed = self._disputed.pop(run.run, set()) | (late.keys() & _keys(writes))
         writes = [*writes, *(write for key, write in late.items() if key not in _keys(writes))]
         verdict = self._verdict(run, ending.outcome, now)
         again = verdict if isinstance(verdict, Again) else None
         events: list[e.Event] = [change_event(write, now, run=run) for write in writes]
         effects: list[Effect] = [Mirror(write) for write in writes if self._medium(write) == "mirror"]
+        if self.state.engine is not None and run.epoch != self.state.engine.epoch:
+            # Written under an engine that is gone: whatever happened to it since was told to nobody.
+            disputed |= _keys([write for write in writes if write.version])
+        effects += [
+            LookAgain(write.repository, write.job)
+            for write in writes
+            if self._medium(write) == "foreign" and (write.repository, write.job) in disputed
+        ]
         ended = e.RunEnded(
             at=now,
             task=task,

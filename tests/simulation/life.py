@@ -135,8 +135,13 @@ class Life:
             while self.given < self.plan.jobs:
                 await pipe.put("input", f"j{self.given}", {"n": self.given})
                 self.given += 1
-            await person
+            while not person.done() and pipe.runtime.failure is None:
+                await asyncio.wait([person], timeout=0.5)
             await pipe.run(timeout=QUIET_SECONDS)
+            assert pipe._observer is not None
+            while pipe._observer._failing:  # as a person does when a store was away
+                await asyncio.sleep(NEWS_SECONDS)
+                await pipe.run(timeout=QUIET_SECONDS)
             await pipe.close()
         except DatataskError as error:
             if self.log._failure is None:
