@@ -97,9 +97,9 @@ class Observations(Changes):
                     )
                 )
         for run, stash in self._stash.items():
-            for leaf_of, job in stash:
-                if leaf_of == leaf_id and job not in seen:
-                    self._disputed.setdefault(run, set()).add((leaf_of, job))
+            missing = {key for key in stash if key[0] == leaf_id and key[1] not in seen}
+            if missing:
+                self._disputed.setdefault(run, set()).update(missing)
         for write in listing:
             if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
                 continue
@@ -122,8 +122,9 @@ class Observations(Changes):
             self._unheard.add((leaf_id, job))
             return
         if write is None:
-            kept = present or any((leaf_id, job) in stash for stash in self._stash.values())
-            if kept and not self._stashed(leaf_id, job, None) and present:
+            if not present:
+                self._doubt(leaf_id, job)
+            elif not self._stashed(leaf_id, job, None):
                 self._emit([e.ValueDeleted(at=now, repository=leaf_id, job=job, origin="observed")])
         elif self._is_news(leaf_id, write) and not self._stashed(leaf_id, job, write):
             self._emit([put_event(write, now, origin="observed")])
@@ -145,16 +146,29 @@ class Observations(Changes):
 
     def _stashed(self, leaf_id: str, job: str, write: Write | None) -> bool:
         """Keep an observation in an output or status repository of an open run for that run's end."""
+        run = self._writing_run(leaf_id, job)
+        if not run:
+            return False
+        gone = write or Write(repository=leaf_id, job=job, op="delete", version="")
+        self._stash.setdefault(run, {})[leaf_id, job] = gone
+        return True
+
+    def _doubt(self, leaf_id: str, job: str) -> None:
+        """What is not a member has vanished: if an open run says that it wrote it, the store is asked again."""
+        run = self._writing_run(leaf_id, job)
+        if run:
+            self._disputed.setdefault(run, set()).add((leaf_id, job))
+
+    def _writing_run(self, leaf_id: str, job: str) -> int:
+        """Return the open run of this job whose task writes the leaf, or 0."""
         index = self.state.job_index.get(job)
         if index is None:
-            return False
+            return 0
         for name in self._writers.get(leaf_id, ()):
             episode = self.state.tasks[name].episodes.get(index)
             if episode is not None and episode.run:
-                gone = write or Write(repository=leaf_id, job=job, op="delete", version="")
-                self._stash.setdefault(episode.run, {})[leaf_id, job] = gone
-                return True
-        return False
+                return episode.run
+        return 0
 
     def evaluations(self, now: int, most: int) -> list[Evaluation]:
         """Return user code that is due to be evaluated and not under way, at most so many."""
