@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
     from datatask.adapters.execute.targets import STDOUT as STDOUT
     from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
+    from datatask.adapters.history.replaying import Replayed as Replayed
+    from datatask.adapters.history.replaying import replay as replay
+    from datatask.adapters.history.verified import LogVerified as LogVerified
+    from datatask.adapters.history.verified import verify as verify
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -134,6 +138,7 @@ _HOME: dict[str, str] = {
     "Link": "datatask.engine.tasks",
     "list_data": "datatask.adapters.wiring.verbs",
     "LocalLinuxManager": "datatask.adapters.execute.local",
+    "LogVerified": "datatask.adapters.history.verified",
     "LogBlobRepository": "datatask.adapters.store.logs",
     "LogDamagedError": "datatask.schema.errors",
     "LogError": "datatask.schema.errors",
@@ -149,6 +154,8 @@ _HOME: dict[str, str] = {
     "print_trace": "datatask.adapters.wiring.verbs",
     "ProcessTask": "datatask.adapters.execute.processes",
     "RelatedItemRepository": "datatask.engine.repositories",
+    "replay": "datatask.adapters.history.replaying",
+    "Replayed": "datatask.adapters.history.replaying",
     "Repository": "datatask.engine.repositories",
     "ResourceManager": "datatask.engine.quotas",
     "Resources": "datatask.schema.resources",
@@ -165,6 +172,7 @@ _HOME: dict[str, str] = {
     "TimeLimitError": "datatask.schema.errors",
     "UnknownNameError": "datatask.schema.errors",
     "update": "datatask.adapters.wiring.verbs",
+    "verify": "datatask.adapters.history.verified",
     "ViewRepository": "datatask.engine.tasks",
     "YamlMetadataFileRepository": "datatask.adapters.store.yamls",
 }

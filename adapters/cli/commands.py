@@ -53,7 +53,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "lineage": Entry("lineages", "lineage", "Show what values came from, and what came from them."),
         "query": Entry("query", "query", "Ask the log in SQL."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
-        "verify": Entry("replaying", "verify", "Check a log's chain, and the state that follows from it."),
+        "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),
+        "log-anchor": Entry("verifying", "log_anchor", "Print the head's hash, to be noted elsewhere."),
     },
     "Help": {
         "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),

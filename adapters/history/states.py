@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
+
+TOLD_EVENTS = 250_000
+
+Progress = Callable[[int, int], None]
+"""Called with (events done, events in all)."""
 
 
 def fold(reader: LogReader, until: int) -> State:
@@ -23,10 +28,18 @@ def fold(reader: LogReader, until: int) -> State:
         return ladder.climb(state, until, follow)
 
 
-def refold(reader: LogReader, until: int | None = None) -> State:
-    """Return the state at the batch boundary `until` (the head) from the log's beginning, without any checkpoint."""
+def refold(reader: LogReader, until: int | None = None, progress: Progress | None = None) -> State:
+    """Return the state at the batch boundary `until` (the head) from the log's beginning, without any checkpoint.
+
+    Somebody who watches is told every `TOLD_EVENTS`.
+    """
+    last = reader.head if until is None else until
+    state = beginning(reader)
     with collector_off():
-        return follow(reader, beginning(reader), until)
+        while progress is not None and last - state.position > 2 * TOLD_EVENTS:
+            follow(reader, state, reader.end_of_batch(state.position + TOLD_EVENTS))
+            progress(state.position, last)
+        return follow(reader, state, last)
 
 
 def beginning(reader: LogReader) -> State:

@@ -141,6 +141,18 @@ def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | N
     return Checkpoint(header.position, chain, header.fold_version, body) if len(body) == header.size else None
 
 
+def stands_on(found: Found, uuid: str) -> bytes | None:
+    """Return the chain hash that a checkpoint of this log says it stands on, or None where it does not say."""
+    try:
+        with open(found.path, "rb") as file:
+            header = msgspec.json.decode(file.readline(_HEADER_MAX), type=_Header)
+        return (
+            bytes.fromhex(header.chain) if (header.uuid, header.position) == (uuid, found.position) else None
+        )
+    except (OSError, ValueError):
+        return None
+
+
 def _make_private(folder: Path) -> None:
     """Make a folder and those above it, for the owner alone."""
     if not folder.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from datatask.adapters.log.faults import damaged
 from datatask.schema.errors import CallerError, FutureLogError
@@ -28,10 +28,16 @@ class Header(NamedTuple):
     base_chain: bytes
 
 
+_KINDS = get_type_hints(Header)
+
+
 def parse_header(rows: Iterable[Sequence[Any]], path: Path) -> Header:
     """Return the header in these rows of `meta`; refuse a log that only newer versions can read."""
     found = {key: value for key, value in rows if key in META_KEYS}
     missing = META_KEYS.keys() - found.keys()
+    for key, value in found.items():
+        if type(value) is not _KINDS[key]:
+            raise damaged(f"the header's {key} is {value!r:.50}, no {_KINDS[key].__name__}", path)
     if "may_read" not in missing and found["may_read"] > FORMAT:
         raise _future(found["may_read"], path, "read")
     if missing:

@@ -237,9 +237,9 @@ def test_rederive_tells_missing_and_extra(drop: bool) -> None:
     told = found.decisions[1:] if drop else [*found.decisions, other]
     (wrong,) = rederive(state, record, told)
     if drop:
-        assert wrong == (state.position + 1, "decision missing: t x", "launch of t x, episode 1.1", None)
+        assert wrong == (state.position + 1, "decision missing: t x", "launch of t x, episode 1.1", None, "")
     else:
-        assert wrong == (state.position + 4, "decision extra: t z", None, "launch of t z, episode 1.1")
+        assert wrong == (state.position + 4, "decision extra: t z", None, "launch of t z, episode 1.1", "")
 
 
 def test_constraint_on_names_what_binds_a_single_launch() -> None:

@@ -1,0 +1,60 @@
+"""A bar for what takes long: on stderr, on a terminal only, and only once it has taken a while."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from datatask.adapters.cli.output import Output, is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+AFTER_SECONDS = 0.5
+
+Tell = Callable[[int, int], None]
+
+
+@contextmanager
+def progress_bar(output: Output, what: str, total: int) -> Iterator[Tell | None]:
+    """Give the function to call with (done, in all); None where nobody would see it."""
+    if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    began, bar = time.monotonic(), None
+    task = None
+
+    def tell(done: int, in_all: int) -> None:
+        nonlocal bar, task
+        if bar is None and time.monotonic() - began < AFTER_SECONDS:
+            return
+        if bar is None:
+            bar = _bar(output)
+            bar.start()
+            task = bar.add_task(what, total=in_all)
+        assert task is not None
+        bar.update(task, completed=done, total=in_all)
+
+    try:
+        yield tell
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(output: Output) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("events"),
+        TimeRemainingColumn(),
+        console=output.console(stderr=True),
+        transient=True,
+    )

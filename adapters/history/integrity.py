@@ -1,0 +1,239 @@
+"""What there is to check beside the chain: SQLite's file, header, names, blobs, and what else tells of a longer log.
+
+In: a reader, and the state that verifying arrived at. Out: `Looked`, with a divergence for each thing that does not
+fit, a line for each thing that was checked, and a line for each thing that the result rests on and nobody can see.
+Position 0 stands for the file as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
+from datatask.adapters.log.lease import probe
+from datatask.adapters.log.locate import blobs_path, checkpoints_path
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.divergences import Divergence
+from datatask.engine.core.state import State
+from datatask.engine.ports import Filters
+from datatask.schema.errors import DatataskError, UnknownNameError
+from datatask.schema.events import EngineOpened
+from datatask.schema.format import FORMAT
+
+_RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
+_CUT = "events were cut off the end: restore the log from a backup (or: a loss of power took them, with durability `process`)"
+_HEADER = "the header was changed: restore the log from a backup"
+_PAGE = 20_000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Looked:
+    """What was looked at, found, and taken on trust."""
+
+    checked: list[str] = field(default_factory=list)
+    rests_on: list[str] = field(default_factory=list)
+    wrong: list[Divergence] = field(default_factory=list)
+
+
+def look(reader: LogReader, state: State, until: int, progress: Progress | None = None) -> Looked:
+    """Check all that is not in the chain and not in the fold."""
+    found = Looked()
+    _file(reader, found)
+    _header(reader, state, found)
+    _names(reader, found)
+    _longer(reader, found)
+    _blobs(reader, state, until, found, progress)
+    return found
+
+
+def _file(reader: LogReader, found: Looked) -> None:
+    try:
+        lines = reader.integrity()
+    except DatataskError as error:
+        lines = [error.what]
+    found.checked.append("SQLite's integrity check")
+    found.wrong += [Divergence(0, "SQLite's integrity check", "ok", line, _RESTORE) for line in lines]
+
+
+# --- the header -------------------------------------------------------------------------------------
+
+
+def _header(reader: LogReader, state: State, found: Looked) -> None:
+    """Compare the header with what the events say; `started` and, without events, the rest is nobody's word."""
+    header = reader.header
+    expected: list[tuple[str, object, object]] = [
+        ("uuid", state.log or header.uuid, header.uuid),
+        ("pipeline", state.pipeline or header.pipeline, header.pipeline),
+    ]
+    expected += [
+        (key, f"1 to {FORMAT}", value)
+        for key, value in header._asdict().items()
+        if key in ("format", "may_read", "may_write") and not 1 <= value <= FORMAT
+    ]
+    opened = state.engine
+    if opened is not None and header.epoch == opened.epoch:
+        expected += [("host", opened.host, header.host), ("pid", opened.pid, header.pid)]
+        if header.started > opened.at:
+            expected.append(("started", f"at most {opened.at}", header.started))
+    elif opened is not None and header.epoch < opened.epoch:
+        expected.append(("epoch", f"at least {opened.epoch}", header.epoch))
+    if header.base == 0:
+        first = next((event for _, event in reader.read(0, 100, Filters(kinds=("EngineOpened",)))), None)
+        if isinstance(first, EngineOpened):
+            expected.append(("written_by", first.version, header.written_by))
+    ((first_there, below),) = reader.query(
+        "SELECT min(position), sum(position <= ?) FROM log", (header.base,)
+    ).rows
+    if first_there is not None and (first_there != header.base + 1 or below):
+        expected.append(("base", first_there - 1, header.base))
+    found.checked.append("the header against the events")
+    found.wrong += [
+        Divergence(0, f"the header's {key}", wanted, told, _HEADER)
+        for key, wanted, told in expected
+        if wanted != told
+    ]
+    last = opened.epoch if opened is not None else 0
+    if header.epoch > last and state.engine is not None and probe(reader.path) is None:
+        found.rests_on.append(
+            f"the header counts {header.epoch} openings and the last that left an event is number {last}: whoever"
+            " opened it later wrote nothing, or it was cut off"
+        )
+    if header.base:
+        found.rests_on.append(
+            f"the events up to {header.base} live in an archive: the state there is its word"
+        )
+
+
+def _names(reader: LogReader, found: Looked) -> None:
+    """Names are written with the first event that uses them: one without shows that events are gone."""
+    ((count, low, high, used),) = reader.query(
+        "SELECT count(*), min(id), max(id), (SELECT max(max(kind), max(actor), coalesce(max(task), 0),"
+        " coalesce(max(repository), 0), coalesce(max(job), 0)) FROM log) FROM names",
+        timeout_seconds=600.0,
+    ).rows
+    found.checked.append(f"{count} names")
+    if count and (low, high) != (1, count):
+        found.wrong.append(
+            Divergence(0, "the numbers of names", f"1 to {count}", f"{low} to {high}", _RESTORE)
+        )
+    if count and reader.header.base == 0 and high > (used or 0):
+        what = f"events that use the names {(used or 0) + 1} to {high}"
+        found.wrong.append(Divergence(reader.head + 1, what, "some", None, _CUT))
+
+
+def _longer(reader: LogReader, found: Looked) -> None:
+    """Checkpoints say which hash they stand on: one that this log does not have is of a log that was otherwise."""
+    folder = checkpoints_path(reader.path)
+    for one in [*checkpoints_in(folder), *checkpoints_in(folder / "past")]:
+        chain, head = stands_on(one, reader.uuid), reader.head
+        if chain is None or one.position < reader.header.base:
+            continue
+        name = one.path.relative_to(reader.path.parent)
+        if one.position > head:
+            what = f"the log that {name} was made of"
+            told = f"none behind {head}"
+            found.wrong.append(Divergence(head + 1, what, f"events up to {one.position}", told, _CUT))
+            continue
+        try:
+            there: str | None = reader.chain_at(one.position).hex()
+        except DatataskError:
+            there = None
+        if there != chain.hex():
+            remedy = "the log was rewritten since (or the checkpoint is of a copy: then delete it)"
+            what = f"the hash that {name} stands on"
+            found.wrong.append(Divergence(one.position, what, chain.hex(), there, remedy))
+
+
+# --- blobs ------------------------------------------------------------------------------------------
+
+
+class _Named(msgspec.Struct):
+    digest: str | None = None
+    size: int | None = None
+
+
+def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress: Progress | None) -> None:
+    """Check that each blob that an event names is there, and is what its name says."""
+    blobs = FileBlobs(blobs_path(reader.path))
+    seen: dict[bytes, str] = {}
+    collected = bool(next(reader.read(0, until, Filters(kinds=("BlobsCollected",))), None))
+    gone = 0
+    for position, leaf, job, named in _named(reader, until, progress):
+        known = state.leaves.get(leaf)
+        if named.digest is None or known is None or known.definition.medium not in ("native", "mirror"):
+            continue
+        key = _key(named.digest)
+        trouble = seen.get(key)
+        if trouble is None:
+            trouble = seen[key] = _trouble(blobs, named.digest, named.size)
+        if not trouble:
+            continue
+        index = state.job_index.get(job)
+        now = index is not None and index < len(known.positions) and known.positions[index] == position
+        if trouble == "missing" and collected and not now:
+            gone += 1
+            continue
+        found.wrong.append(
+            Divergence(position, f"the blob {named.digest} of {leaf} {job}", "there and intact", trouble,
+                       f"restore {blobs.root.name}/{named.digest[:2]}/{named.digest} from a backup")
+        )  # fmt: skip
+    found.checked.append(f"{len(seen)} blobs")
+    if gone:
+        found.rests_on.append(f"{gone} values that are no more named blobs that were collected")
+
+
+def _named(
+    reader: LogReader, until: int, progress: Progress | None
+) -> Iterator[tuple[int, str, str, _Named]]:
+    """Yield (position, repository, job, payload) of the values that are kept as blobs."""
+    decode = msgspec.json.Decoder(_Named).decode
+    after = reader.header.base
+    while after < until:
+        last = min(after + _PAGE, until)
+        rows = reader.query(
+            "SELECT l.position, r.text, j.text, l.payload FROM log l JOIN names k ON k.id = l.kind"
+            " JOIN names r ON r.id = l.repository JOIN names j ON j.id = l.job"
+            " WHERE l.position > ? AND l.position <= ? AND k.text = 'ValuePut' AND instr(l.payload, '\"digest\":')",
+            (after, last),
+            timeout_seconds=600.0,
+        ).rows
+        for position, leaf, job, payload in rows:
+            try:
+                yield position, leaf, job, decode(payload)
+            except msgspec.DecodeError:
+                continue  # told by whoever folds it
+        after = last
+        if progress is not None:
+            progress(after, until)
+
+
+def _key(digest: str) -> bytes:
+    try:
+        return bytes.fromhex(digest)
+    except ValueError:
+        return digest.encode()
+
+
+def _trouble(blobs: FileBlobs, digest: str, size: int | None) -> str:
+    """Return what is wrong with a blob's file; the empty string when nothing is."""
+    try:
+        path: Path = blobs.path(digest)
+        with path.open("rb") as file:
+            told = hashlib.file_digest(file, "sha256").hexdigest()
+    except UnknownNameError:
+        return "missing"
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    if told != digest:
+        return f"other bytes, with the SHA-256 {told}"
+    if size is not None and path.stat().st_size != size:
+        return f"{path.stat().st_size} bytes instead of {size}"
+    return ""
