@@ -14,7 +14,6 @@ import datetime as dt
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -130,7 +129,7 @@ class ExecutorRunner:
         self._gateway: EngineGateway | None = None
         self._packed: tuple[bytes, str] | None = None
         self._arguments: dict[str, Any] | None = None
-        self.where = socket.gethostname()
+        self.where = ""
 
     async def open(self, sink: Sink) -> None:
         """Take part in the pool."""

@@ -14,7 +14,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterable
@@ -44,6 +43,7 @@ from datatask.schema.errors import CallerError, TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.ids import check_name
 
+WHERE = "local"
 SECOND = 1_000_000_000
 COMMAND_MAX = 64 * 1024
 
@@ -216,12 +216,12 @@ class LocalRunner:
         except asyncio.CancelledError:
             return
         except (TemporaryError, OSError) as error:
-            self._end(run, Ending(outcome="lost", error=error_info(error), where=socket.gethostname()))
+            self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
             return
         except Exception as error:
             info = error_info(error)
             refused = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
-            self._end(run, Ending(outcome="refused", error=refused, where=socket.gethostname()))
+            self._end(run, Ending(outcome="refused", error=refused, where=WHERE))
             return
         finally:
             run.preparing = None
@@ -305,10 +305,10 @@ class LocalRunner:
         elif "refused" in message:
             outcome: Literal["lost", "refused"] = "lost" if message["temporary"] else "refused"
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
-            self._end(run, Ending(outcome=outcome, error=error, where=socket.gethostname()))
+            self._end(run, Ending(outcome=outcome, error=error, where=WHERE))
         elif "absent" in message:
             error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
-            self._end(run, Ending(outcome="lost", error=error, where=socket.gethostname()))
+            self._end(run, Ending(outcome="lost", error=error, where=WHERE))
 
     def _started(self, run: _Open, message: Message) -> None:
         handle = {key: message[key] for key in ("pid", "start", "boot")}
@@ -318,9 +318,9 @@ class LocalRunner:
         known, run.started = run.started, True
         if run.spec.identity in self._recovering:
             self._recovered(run)
-            self._sink(Adopted(run.spec.run, handle, socket.gethostname()))
+            self._sink(Adopted(run.spec.run, handle, WHERE))
         elif not known:
-            self._sink(Started(run.spec.run, handle, socket.gethostname(), message["began"]))
+            self._sink(Started(run.spec.run, handle, WHERE, message["began"]))
 
     def _recovered(self, run: _Open) -> None:
         self._recovering.discard(run.spec.identity)
@@ -343,7 +343,7 @@ class LocalRunner:
             ended_at=message["at"],
             usage=usage,
             reads=run.reads,
-            where=socket.gethostname(),
+            where=WHERE,
         )
         self._end(run, ending, self._outputs(run.spec) if ending.outcome != "lost" else ())
 
@@ -368,7 +368,7 @@ class LocalRunner:
                 error=ending.error,
                 ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
                 reads=run.reads,
-                where=socket.gethostname(),
+                where=WHERE,
             )
         self._sink(Ended(run.spec.run, ending, writes))
 
@@ -377,13 +377,13 @@ class LocalRunner:
         run = self._by_identity.get(identity)
         if run is not None and not run.told:
             self._recovered(run)
-            self._sink(Unreachable(run.spec.run, socket.gethostname(), message))
+            self._sink(Unreachable(run.spec.run, WHERE, message))
 
     def on_contact(self, identity: str) -> None:
         """Say that it can be watched again."""
         run = self._by_identity.get(identity)
         if run is not None and not run.told:
-            self._sink(Reachable(run.spec.run, socket.gethostname()))
+            self._sink(Reachable(run.spec.run, WHERE))
 
 
 def _make_folder(folder: str) -> None:

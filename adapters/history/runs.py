@@ -8,7 +8,9 @@ many are found in one pass over the log, with starts and ends joined by run. The
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
@@ -17,7 +19,10 @@ from datatask.adapters.history.names import unknown
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.history.when import When, iso, last_before, position_of
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.phases import NEAR
+from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError
+from datatask.schema.events import EngineOpened
 
 _COLUMNS = {
     "run": "d.position",
@@ -74,6 +79,7 @@ SORTS = {
 """What runs can be sorted by -> the column."""
 
 NANO = 1_000_000_000
+FOREVER = 2**62
 QUERY_SECONDS = 3600.0
 _ASIDE = ("run", "state", "where", "started_at", "ended_at")
 """What conditions on whole rows look at."""
@@ -98,7 +104,7 @@ _PASSED = """
 class Wanted(NamedTuple):
     """Which runs: those that pass everything that is given, several values of a field being alternatives.
 
-    `where` are patterns of places (`node-*`); `since` and `until` are about the decision; `active` is a span in
+    `where` are patterns of places (`node-*`) or of hosts, for runs near the engine; `since` and `until` are about the decision; `active` is a span in
     which the run was going; `at` is the point as of which everything is told.
     """
 
@@ -180,12 +186,39 @@ def _outside(reader: LogReader, wanted: Wanted, values: dict[str, int | str | No
         found.append("state IN (SELECT value FROM json_each(:states))")
     if wanted.where:
         values["places"] = json.dumps(wanted.where)
-        found.append('EXISTS (SELECT 1 FROM json_each(:places) WHERE "where" GLOB value)')
+        values["spans"] = json.dumps(_spans(reader, wanted.where))
+        near = ", ".join(f"'{place}'" for place in sorted(NEAR))
+        found.append(
+            '(EXISTS (SELECT 1 FROM json_each(:places) WHERE "where" GLOB value)'
+            f""" OR (coalesce("where", '') IN ({near}) AND EXISTS (SELECT 1 FROM json_each(:spans)"""
+            " WHERE run >= value ->> 0 AND run < value ->> 1)))"
+        )
     if wanted.active is not None:
         begin, end = wanted.active
         values["begin"], values["end"] = _time(reader, begin, False), _time(reader, end, True)
         found.append("started_at <= :end AND (ended_at IS NULL OR ended_at >= :begin)")
     return found
+
+
+def _engines(reader: LogReader) -> list[tuple[int, str]]:
+    """Return where each engine began in the log, and its host: runs near the engine ran on that."""
+    kinds = Filters(kinds=("EngineOpened",))
+    return [
+        (position, event.host)
+        for position, event in reader.read(filters=kinds)
+        if isinstance(event, EngineOpened)
+    ]
+
+
+def _spans(reader: LogReader, places: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the spans of the log (first, behind the last) in which the engine's host is one of these places."""
+    engines = _engines(reader)
+    ends = [*(position for position, _ in engines[1:]), FOREVER]
+    return [
+        (begin, end)
+        for (begin, host), end in zip(engines, ends, strict=False)
+        if any(fnmatchcase(host, place) for place in places)
+    ]
 
 
 def _span(reader: LogReader, wanted: Wanted, known: int) -> tuple[int, int]:
@@ -223,8 +256,9 @@ def _second(seconds: int) -> str:
 
 # --- groups -----------------------------------------------------------------------------------------
 
-KEYS = (*(name for name in RUN_FIELDS if name not in (*_TIMES, "wait", "duration")), "day", "hour")
-"""What runs can be grouped by; `day` and `hour` (UTC) are those of the decision."""
+KEYS = (*(name for name in RUN_FIELDS if name not in (*_TIMES, "wait", "duration")), "host", "day", "hour")
+"""What runs can be grouped by: `host` is where it ran, or the engine's for what ran near the engine; `day` and
+`hour` (UTC) are those of the decision."""
 
 _COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
 
@@ -292,15 +326,21 @@ def group_runs(
 
 
 def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[Any, ...], Group]:
-    named = [name for name in dict.fromkeys(by) if name not in ("day", "hour")]
+    made = {"day", "hour", "host"}
+    named = [name for name in dict.fromkeys((*by, "where")) if name not in made]
     columns = [*_COUNTED, *named]
-    letters = {"day": 10, "hour": 13}
+    engines = _engines(reader) if "host" in by else []
+    begins = [position for position, _ in engines]
     groups: dict[tuple[Any, ...], Group] = {}
-    for _, state, ended_at, wait, duration, decided_at, *names in _rows(reader, wanted, columns, "run", None):
+    for run, state, ended_at, wait, duration, decided_at, *names in _rows(
+        reader, wanted, columns, "run", None
+    ):
         values = dict(zip(named, names, strict=True))
-        key = tuple(
-            values[name] if name in values else _second(decided_at // NANO)[: letters[name]] for name in by
-        )
+        if not made.isdisjoint(by):
+            second, place = _second(decided_at // NANO), values["where"] or ""
+            values["day"], values["hour"] = second[:10], second[:13]
+            values["host"] = engines[bisect(begins, run) - 1][1] if engines and place in NEAR else place
+        key = tuple(values[name] for name in by)
         group = groups.get(key)
         if group is None:
             group = groups[key] = Group()

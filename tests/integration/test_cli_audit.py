@@ -283,8 +283,11 @@ def test_runs_are_filtered(project: Project) -> None:
     """By place, state, time of decision, and by when they ran."""
     everything = runs(project)
     (slow,) = [run for run in everything if (run["task"], run["job"]) == ("half", "b")]
-    assert {run["where"] for run in everything} == {socket.gethostname()}
-    assert runs(project, "--where", socket.gethostname()[:2] + "*") == everything
+    assert {run["where"] for run in everything} == {"in-process"}
+    assert runs(project, "--where", "in-*") == everything
+    host = socket.gethostname()
+    assert runs(project, "--where", host) == runs(project, "--where", f"{host[:2]}*") == everything
+    assert [group["host"] for group in runs(project, "--by", "host")] == [host]
     assert runs(project, "--where", "node-7") == []
     assert runs(project, "--state", "failed", "--state", "lost") == [
         run for run in everything if run["state"] == "failed"
