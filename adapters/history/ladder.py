@@ -1,7 +1,7 @@
 """Checkpoints that readers leave in the middle of a log, so that the next question about the past is a short climb.
 
 In: a log that is read, and a state to reach. Out: the state, folded from the nearest checkpoint before it. Where the
-way is long, rungs are left on it, about a third of a second of folding apart, in `<log>.checkpoints/past/`, apart from
+way is long, rungs are left on it, about a quarter of a second of folding apart, in `<log>.checkpoints/past/`, apart from
 the engine's own; where that is not ours to write, in `$XDG_CACHE_HOME/datatask/<uuid>/`, and else nowhere.
 
 All of it is a cache. A rung is bound to the log's uuid, its position, the chain there (and so to the definition in
@@ -30,11 +30,11 @@ from datatask.schema.errors import DatataskError
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
 
-RUNGS_MAX = 64
+RUNGS_MAX = 128
 BYTES_MIN = 64 << 20
 """Rungs may take as many bytes as the log's file, and so many where it is smaller."""
 
-STEP_SECONDS = 0.3
+STEP_SECONDS = 0.25
 """What folding from one rung to the next should take; longer where writing a rung takes longer."""
 
 FIRST_STEP = 32_768
