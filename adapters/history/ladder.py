@@ -98,6 +98,12 @@ class Ladder:
             step = int(min(max(rate * goal, step / 4, 1000), step * 8))
         return state
 
+    def remove(self) -> None:
+        """Remove the rungs, for who takes something out of the log that they may still hold; none is no error."""
+        for folder in (self.beside, self.spare):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def leave(self, state: State) -> None:
         """Keep a state as a rung where there is a place for it; silently not, where there is none."""
         chain = self._chain_at(state.position)

@@ -195,6 +195,16 @@ def test_without_any_place_or_with_a_full_disk_the_answer_is_the_same(
     assert fingerprint(fold(reader, reader.head)) == right
 
 
+def test_rungs_are_removed_wherever_they_are(path: Path, reader: LogReader, tmp_path: Path) -> None:
+    fold(reader, reader.head)
+    spare = tmp_path / "cache" / "datatask" / reader.uuid
+    shutil.copytree(checkpoints_path(path) / "past", spare)
+    for _ in range(2):
+        Ladder(reader).remove()
+        assert rungs(path) == []
+        assert not spare.exists()
+
+
 def test_the_users_cache_keeps_few_logs(
     path: Path, reader: LogReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
