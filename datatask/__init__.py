@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datatask.adapters.history.replaying import replay as replay
     from datatask.adapters.history.verified import LogVerified as LogVerified
     from datatask.adapters.history.verified import verify as verify
+    from datatask.adapters.history.history import History as History
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -109,6 +110,7 @@ _HOME: dict[str, str] = {
     "AggregateOrRepository": "datatask.engine.repositories",
     "AReadStream": "datatask.engine.streams",
     "AReadText": "datatask.engine.streams",
+    "History": "datatask.adapters.history.history",
     "async_copyfile": "datatask.engine.streams",
     "async_copyfile_str": "datatask.engine.streams",
     "AWriteStream": "datatask.engine.streams",
