@@ -67,7 +67,7 @@ def replay(
             return 0
         with progress_bar(output, "replaying", until) as progress:
             found = replayed(reader, until, verify=checks, against=other, progress=progress)
-    _tell(output, found, reader)
+    _tell(output, found, reader, compared=other is not None)
     return DIFFERENT if found.divergences or found.differences else 0
 
 
@@ -81,7 +81,7 @@ def _reading(settings: Settings, place: str | None) -> Iterator[LogReader]:
         yield reader
 
 
-def _tell(output: Output, found: Replayed, reader: LogReader) -> None:
+def _tell(output: Output, found: Replayed, reader: LogReader, *, compared: bool) -> None:
     shape = found.to_json()
     if output.json:
         output.document({name: shape[name] for name in output.chosen(tuple(shape))})
@@ -92,6 +92,6 @@ def _tell(output: Output, found: Replayed, reader: LogReader) -> None:
     output.line()
     for line in lines(shape["state"]):
         output.line(line)
-    if found.differences or found.skipped:
+    if compared:
         for line in texts(list(found.differences), found.skipped):
             output.line(shown(line))
