@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "log": Entry("log", "log", "Print the log's events."),
         "runs": Entry("runs", "runs", "List runs."),
         "lineage": Entry("lineages", "lineage", "Show what values came from, and what came from them."),
+        "waiting": Entry("delays", "waiting", "Tell where the time went that jobs waited."),
         "query": Entry("query", "query", "Ask the log in SQL."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
         "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),

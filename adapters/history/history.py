@@ -22,11 +22,13 @@ from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline
+from datatask.adapters.history.waiting import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core import why as explaining
 from datatask.engine.core.state import State
+from datatask.engine.core.timelines import Interval
 from datatask.engine.ports import Filters
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
@@ -102,6 +104,102 @@ class History:
         start = start_of(self.reader, state, what)
         following = Lineages(self.reader, state)
         return following.follow(start, direction, depth=depth, limit=limit, whole=whole)
+
+    def waiting(
+        self,
+        task: str | None = None,
+        job: str | None = None,
+        *,
+        by: Names = USUAL,
+        since: Moment = None,
+        at: Moment = None,
+    ) -> Table:
+        """Return where the time went that jobs waited: a row for each combination of `by` that occurs.
+
+        `by` are some of `task`, `host`, `day` (UTC), `job` and `cause`. The other columns: `seconds`, and exact
+        `nanoseconds`; `share` of what else is the same; `episodes`, and how many of them are `open`; and `mean`,
+        `p50`, `p95`, `max` over episodes, in seconds: of the cause where causes are told apart, else of all but
+        `running` and `collecting`. What is open counts up to `at`. `UnknownNameError` for names that are none.
+        """
+        return sum_up(self.reader, Asked(task, job, _when(since), _when(at)), _names(by)).rows
+
+    def intervals(self, task: str | None, job: str, at: Moment = None) -> list[Interval]:
+        """Return what a job's time went to, for one task or (None) for each, by task and time, without gaps.
+
+        Every interval has one cause, its nanoseconds, and the positions of the events that begin and end it;
+        `ended` is None where it still goes on at `at`.
+        """
+        return find_intervals(self.reader, Asked(task, job, at=_when(at)))
+
+    def events(
+        self,
+        *,
+        task: Names = (),
+        job: Names = (),
+        repository: Names = (),
+        kind: Names = (),
+        run: int | Sequence[int] = (),
+        actor: Names = (),
+        text: str = "",
+        since: Moment = None,
+        until: Moment = None,
+        caused_by: int | None = None,
+        causes_of: int | None = None,
+        last: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Recorded]:
+        """Yield events, oldest first; what is given must hold, of several names one (`datatask log` has the same).
+
+        An `actor` is `engine`, a user, `user@host`, or all of `user@host: command`; `caused_by` and `causes_of` are
+        positions whose consequences or causes are asked for, however indirect.
+        """
+        runs = (run,) if isinstance(run, int) else tuple(run)
+        kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
+        filters = Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
+        span = _when(since), _when(until)
+        return select(self.reader, Selection(filters, *span, None, caused_by, causes_of, last, newest_first))
+
+    def runs(
+        self,
+        *,
+        task: Names = (),
+        job: Names = (),
+        state: Names = (),
+        where: Names = (),
+        since: Moment = None,
+        until: Moment = None,
+        active_between: tuple[Moment, Moment] | None = None,
+        at: Moment = None,
+        by: Names = (),
+        sort: str | None = None,
+        last: int | None = None,
+        newest_first: bool = False,
+    ) -> Table:
+        """Return runs, or with `by` groups of them, in the shape of `runs --json`; times are ISO, durations seconds.
+
+        `where` takes patterns (`node-*`); `active_between` asks for what was going on then, `at` for what was
+        known then. `CallerError` names what can be sorted or grouped by.
+        """
+        tasks, jobs, states, places = map(_names, (task, job, state, where))
+        wanted = Wanted(tasks, jobs, states, places, _when(since), _when(until))
+        if active_between is not None:
+            begin, end = map(_when, active_between)
+            wanted = wanted._replace(active=(begin or When(position=1), end or When(position=self.head)))
+        wanted = wanted._replace(at=_when(at))
+        order: dict[str, Any] = {"last": last, "newest_first": newest_first}
+        if by:
+            return Table(*group_runs(self.reader, wanted, by=_names(by), sort=sort, **order))
+        found = find_runs(self.reader, wanted, sort=sort or "decided", **order)
+        return Table(RUN_FIELDS, (tuple(row.values()) for row in found))
+
+    def against(
+        self, other: PipelineDef | Declaring | str | Path, at: Moment = None, progress: Progress | None = None
+    ) -> Compared:
+        """Return what would have been different under another definition: a value, a pipeline, a JSON file, a log.
+
+        A pipeline is declared, not run. `differences` has the shape of `replay --json`.
+        """
+        return compare(self.reader, other_of(other), self.position(at), progress)
 
     def events(
         self,

@@ -97,10 +97,8 @@ class Waits:
         if self._job is not None:
             self._facts = dict(enumerate(events, batch.first))
         at = max(self.at, events[-1].at)
-        if state.engine is not None and not state.closed:
-            if any(type(event) is e.EngineOpened for _, event in marked):
-                died = f"the engine of epoch {state.engine.epoch} died"
-                self._turn(Reason("engine down", died), self.at, state.position)
+        if any(type(event) is e.EngineOpened for _, event in marked):
+            self.died()
         self._pass(at)
         self.at, self._boundary = at, state.position
         apply_all(state, batch.first, events)
@@ -116,6 +114,12 @@ class Waits:
         self._wide = self._redefined = 0
         for table in (state.touched, state.before, self._ended, self._asked):
             table.clear()
+
+    def died(self) -> None:
+        """The engine, unless it was closed, has done nothing since the last batch and never will."""
+        if self.state.engine is not None and not self.state.closed:
+            told = f"the engine of epoch {self.state.engine.epoch} died"
+            self._turn(Reason("engine down", told), self.at, self.state.position)
 
     def finish(self, at: int = 0) -> None:
         """Hand over what is open, as it is at the last batch's time or at `at` if that is later."""
