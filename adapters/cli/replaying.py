@@ -67,7 +67,7 @@ def replay(
             return 0
         with progress_bar(output, "replaying", until) as progress:
             found = replayed(reader, until, verify=checks, against=other, progress=progress)
-    _tell(output, found, reader, compared=other is not None)
+    _tell(output, found, reader, compared=other is not None and found.head == until)
     return DIFFERENT if found.divergences or found.differences else 0
 
 
