@@ -90,6 +90,10 @@ _STARTS = f"({_KIND.format('RunStarted')}, {_KIND.format('RunAdopted')})"
 _ENDS = f"({_KIND.format('RunEnded')})"
 
 _FROM = "FROM log d LEFT JOIN names t ON t.id = d.task LEFT JOIN names j ON j.id = d.job"
+_FROM_ENDS = (
+    "FROM log e CROSS JOIN log d ON d.position = e.run"
+    " LEFT JOIN names t ON t.id = d.task LEFT JOIN names j ON j.id = d.job"
+)
 _LOOKED_UP = """
 LEFT JOIN log {0} ON {0}.position = (
   SELECT x.position FROM log x WHERE x.job = d.job AND x.position > d.position AND x.position <= :known
@@ -164,13 +168,18 @@ def _statement(
     row = ", ".join(f'{_COLUMNS[name]} AS "{name}"' for name in inner_columns)
     order = ", ".join(dict.fromkeys((f'"{sort}" DESC', '"run" DESC')))
     limit = "" if last is None else f" LIMIT {last}"
+    before, source = "", _FROM
     if few:
-        before = ""
         joins = _LOOKED_UP.format("s", _STARTS) + _LOOKED_UP.format("e", _ENDS)
+    elif wanted.states and not {"decided", "running"} & set(wanted.states):
+        # Who asks for failed runs wants few of many: from their ends, not from all decisions.
+        source, joins = _FROM_ENDS, _LOOKED_UP.format("s", _STARTS)
+        where += [f"e.kind IN {_ENDS}", "e.position >= :first", "e.position <= :known"]
+        where.append("e.payload ->> '$.outcome' IN (SELECT value FROM json_each(:states))")
     else:
         before = "WITH " + ",".join((_PASSED.format("s", _STARTS), _PASSED.format("e", _ENDS)))
         joins = "LEFT JOIN s ON s.run = d.position LEFT JOIN e ON e.run = d.position"
-    inner = f"SELECT {row} {_FROM} {joins} WHERE {' AND '.join(where)}"
+    inner = f"SELECT {row} {source} {joins} WHERE {' AND '.join(where)}"
     if not outside:
         return f"{before}{inner} ORDER BY {order}{limit}", values
     shown = ", ".join(f'"{name}"' for name in columns)
