@@ -195,6 +195,26 @@ def test_user_code_that_has_not_answered_is_told_as_unknown(lived: Project) -> N
     assert "not in the log" in "\n".join(texts(compared.differences, compared.skipped))
 
 
+def test_another_retry_policy_and_a_limit_are_told_by_run(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.put(a=1, b=2)
+    project.ok("inject", "double.numbers", "bad", stdin=b"m: 1")
+    assert project.call("run").code == 1
+    with History(project.log) as history:
+        document = json.loads(_encoded(history.state().definition))
+        task = next(task for task in document["tasks"] if task["name"] == "double")
+        task |= {"retry": {"attempts": 3}, "concurrency": 1}
+        path = tmp_path / "patient.json"
+        path.write_text(json.dumps(document))
+        differences = history.against(path).differences
+    again = only(differences, task="double", what="launched", where="there")
+    assert again["jobs"]["sample"][0]["job"] == "bad"
+    assert "would have been tried again" in again["jobs"]["sample"][0]["explain"]
+    limited = only(differences, task="double", what="launched", where="here")
+    assert limited["jobs"]["count"] == 2
+    assert "as many runs as it may have" in limited["jobs"]["sample"][0]["explain"]
+
+
 def test_graph_at_shows_the_definition_in_force_then(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.put(a=1)
