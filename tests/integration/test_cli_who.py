@@ -170,6 +170,44 @@ def test_a_dry_run_launches_nothing(project: Project) -> None:
     assert project.ok("quota", "default", "cpu=4", "--dry-run").err == "nothing to do\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("nope", "cpu=1"), "there is no quota nope; use one of: default"),
+        (("default", "cpux=1"), "default has no cpux; use one of: cpu"),
+        (("default", "cpu"), "'cpu' is no limit; write cpu=8"),
+        (("default", "cpu=many"), "'many' is not a quantity"),
+        (("default", "mem=-1"), "less than nothing"),
+        (("default", "launches=2.5"), "'2.5' is no number of launches"),
+    ],
+)
+def test_a_wrong_limit_is_refused_in_one_line(
+    project: Project, arguments: tuple[str, ...], what: str
+) -> None:
+    """And nothing is opened for it."""
+    project.ok("run")
+    head = events(project)[-1].position
+    result = project.call("quota", *arguments)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert what in result.err
+    assert events(project)[-1].position == head
+
+
+def test_limits_that_are_not_named_stay(project: Project) -> None:
+    """In the units that people write, in words and in the JSON; status has them."""
+    told = project.ok("quota", "default", "mem=2Gi", "launches=none").lines
+    assert told == ["limit default.mem 1073741824 -> 2147483648", "limit default.launches 100 -> none"]
+    shape = project.ok("quota", "default", "cpu=0.5", "--json").json
+    assert shape["changes"] == [
+        {"op": "limit", "task": None, "repository": None, "job": None, "about": "default.cpu 4 -> 0.5"}
+    ]
+    assert project.ok("status", "--json").json["quotas"]["default"]["limit"] == {
+        "cpu": 0.5,
+        "mem": 2147483648,
+    }
+    assert project.ok("quota", "default", "launches=none").err == "nothing to do\n"
+
+
 @pytest.mark.parametrize("beside", [False, True], ids=["without an engine", "beside an engine"])
 def test_a_loss_that_was_believed_says_on_whose_word(project: Project, beside: bool) -> None:
     """The deletions, and that the store is known again."""
