@@ -50,6 +50,7 @@ def measure(path: Path) -> dict[str, object]:
         "why": ("why", "task1", "job-0000001", "--at", str(middle - 70_000)),
         "trace": ("trace", "job-0000001", "--at", str(middle - 90_000)),
         "graph": ("graph", "--at", str(middle - 110_000)),
+        "runs": ("runs", "--job", "job-0000001", "--at", str(middle - 130_000)),
     }
     figures["later"] = {name: seconds(path, *words) for name, words in later.items()}
     rungs = [rung.stat().st_size for rung in folder.iterdir()]
