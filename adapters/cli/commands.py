@@ -53,6 +53,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "lineage": Entry("lineages", "lineage", "Show what values came from, and what came from them."),
         "waiting": Entry("delays", "waiting", "Tell where the time went that jobs waited."),
         "query": Entry("query", "query", "Ask the log in SQL."),
+        "export": Entry("exporting", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
         "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),
         "log-anchor": Entry("verifying", "log_anchor", "Print the head's hash, to be noted elsewhere."),

@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
@@ -32,6 +32,10 @@ from datatask.engine.core.timelines import Interval
 from datatask.engine.ports import Filters
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.exporting.export import Format
+    from datatask.adapters.history.exporting.files import Written
 
 Moment = int | str | dt.datetime | dt.timedelta | When | None
 """A position, an ISO time or an age such as `-2h`, a time, an age as a timedelta; None is the head."""
@@ -200,6 +204,38 @@ class History:
         A pipeline is declared, not run. `differences` has the shape of `replay --json`.
         """
         return compare(self.reader, other_of(other), self.position(at), progress)
+
+    def export(
+        self,
+        target: str | Path,
+        *,
+        format: Format | None = None,
+        tables: Names = (),
+        task: Names = (),
+        job: Names = (),
+        repository: Names = (),
+        kind: Names = (),
+        run: int | Sequence[int] = (),
+        actor: Names = (),
+        text: str = "",
+        since: Moment = None,
+        until: Moment = None,
+        at: Moment = None,
+        force: bool = False,
+    ) -> list[Written]:
+        """Write the log as Parquet, CSV, JSON lines or OpenLineage, each file whole or not at all; return which.
+
+        Without a `format` the target's name says it, without `tables` all of Parquet are written, else the events.
+        """
+        from datatask.adapters.history.exporting.export import Order, export
+        from datatask.adapters.history.exporting.tables import Wanted as Rows
+
+        runs = (run,) if isinstance(run, int) else tuple(run)
+        kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
+        filters = Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
+        wanted = Rows(filters, _when(since), _when(until))
+        order = Order(str(target), format, _names(tables), wanted, force)
+        return export(self.reader, self.state(at), order)
 
     def query(self, sql: str, parameters: Parameters = (), *, timeout_seconds: float = 60.0) -> Table:
         """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`.
