@@ -23,13 +23,25 @@ from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, UnknownNameError
-from datatask.schema.events import EngineOpened
+from datatask.schema.events import EngineOpened, Event
 from datatask.schema.format import FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
 _CUT = "events were cut off the end: restore the log from a backup (or: a loss of power took them, with durability `process`)"
 _HEADER = "the header was changed: restore the log from a backup"
 _PAGE = 20_000
+
+SCHEMA: dict[str, tuple[str, ...]] = {
+    "names": ("1ca16f6022a8ecd7",),
+    "log": ("692be45dd0aebbe4",),
+    "meta": ("988d3bc1e94f9854",),
+    "log_job_position": ("c2375095eb9028f6",),
+    "events": ("0171261dab045b03",),
+    "runs": ("a46b9cd9c55d2bd3",),
+    "values_now": ("ec9aa8ae7ced40b8",),
+    "lineage": ("04507e79660b78cf",),
+}
+"""Table, view or index -> `schema_digest` of each statement that a version of this format has made it with."""
 
 Progress = Callable[[int, int], None]
 
@@ -47,6 +59,7 @@ def look(reader: LogReader, state: State, until: int, progress: Progress | None 
     """Check all that is not in the chain and not in the fold."""
     found = Looked()
     _file(reader, found)
+    _schema(reader, state, found)
     _header(reader, state, found)
     _names(reader, found)
     _longer(reader, found)
@@ -61,6 +74,35 @@ def _file(reader: LogReader, found: Looked) -> None:
         lines = [error.what]
     found.checked.append("SQLite's integrity check")
     found.wrong += [Divergence(0, "SQLite's integrity check", "ok", line, _RESTORE) for line in lines]
+
+
+def schema_digest(sql: str) -> str:
+    """Return the beginning of the SHA-256 of a statement, without regard to white space."""
+    return hashlib.sha256(" ".join(sql.split()).encode()).hexdigest()[:16]
+
+
+def _schema(reader: LogReader, state: State, found: Looked) -> None:
+    """Compare tables and views with what versions of this format make; what others added is not ours to judge."""
+    rows = reader.query(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+    ).rows
+    there = {name: schema_digest(sql) for name, sql in rows}
+    ours = state.engine is None or state.engine.version == reader.header.written_by
+    for name, known in SCHEMA.items():
+        told = there.get(name)
+        if told in known:
+            continue
+        if told is not None and not ours:
+            found.rests_on.append(f"the {name} of the schema, which another version may have changed")
+            continue
+        what = f"the schema's {name}"
+        found.wrong.append(Divergence(0, what, f"digest {known[-1]}", told and f"digest {told}", _RESTORE))
+    added = sorted(there.keys() - SCHEMA.keys())
+    if added:
+        found.rests_on.append(
+            f"nothing: {', '.join(added)} in the file are not of datatask, and were left alone"
+        )
+    found.checked.append("the schema")
 
 
 # --- the header -------------------------------------------------------------------------------------
@@ -86,7 +128,7 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
     elif opened is not None and header.epoch < opened.epoch:
         expected.append(("epoch", f"at least {opened.epoch}", header.epoch))
     if header.base == 0:
-        first = next((event for _, event in reader.read(0, 100, Filters(kinds=("EngineOpened",)))), None)
+        first = _first(reader, "EngineOpened", 100)
         if isinstance(first, EngineOpened):
             expected.append(("written_by", first.version, header.written_by))
     ((first_there, below),) = reader.query(
@@ -110,6 +152,14 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
         found.rests_on.append(
             f"the events up to {header.base} live in an archive: the state there is its word"
         )
+
+
+def _first(reader: LogReader, kind: str, until: int) -> Event | None:
+    """Return the first event of a kind, None also where it cannot be read, which others tell."""
+    try:
+        return next((event for _, event in reader.read(0, until, Filters(kinds=(kind,)))), None)
+    except DatataskError:
+        return None
 
 
 def _names(reader: LogReader, found: Looked) -> None:
@@ -164,7 +214,7 @@ def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress:
     """Check that each blob that an event names is there, and is what its name says."""
     blobs = FileBlobs(blobs_path(reader.path))
     seen: dict[bytes, str] = {}
-    collected = bool(next(reader.read(0, until, Filters(kinds=("BlobsCollected",))), None))
+    collected = _first(reader, "BlobsCollected", until) is not None
     gone = 0
     for position, leaf, job, named in _named(reader, until, progress):
         known = state.leaves.get(leaf)
