@@ -1,0 +1,104 @@
+"""Kill an engine again and again, and take stock.
+
+In: a folder laid out for `shop`, a seed, how many kills. Out: what was wrong. Engines are forked from this process,
+which has loaded everything; each lives in a session of its own and dies by SIGKILL, with the workers of its pools,
+at a random moment. What runs as a local process goes on, as it does in life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from datatask.adapters.history.history import History
+from datatask.adapters.history.replaying import replay
+from datatask.adapters.wiring.pipeline import Pipeline
+from tests.crash.shop import shop
+
+FINISH_SECONDS = 180
+VERIFY_EVERY = 10
+
+
+def engine(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
+    """Fork an engine; return its pid."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        os.setsid()
+        logging.disable(logging.CRITICAL)
+        asyncio.run(_work(folder, make))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+async def _work(folder: Path, make: Callable[[Path], Pipeline]) -> None:
+    async with make(folder) as pipe:
+        await pipe.run(timeout=FINISH_SECONDS)
+
+
+def killed(child: int, after: float) -> bool:
+    """Kill the engine after so many seconds; False when it was through before."""
+    deadline = time.monotonic() + after
+    while time.monotonic() < deadline:
+        ended, _ = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return False
+        time.sleep(0.002)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def finish(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
+    """Let an engine work to the end; return its exit code."""
+    _, status = os.waitpid(engine(folder, make), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def kill_often(folder: Path, kills: int, seed: int, lives: tuple[float, float] = (0.02, 0.45)) -> list[str]:
+    """Kill so many engines, then let one finish; return what was wrong on the way."""
+    random = Random(seed)
+    found: list[str] = []
+    for number in range(kills):
+        if not killed(engine(folder), random.uniform(*lives)):
+            found.append(f"all was done after {number} kills: lay out more jobs")
+            break
+        if (folder / "log.db").exists() and number % VERIFY_EVERY == 0:
+            found += verified(folder)
+    code = finish(folder)
+    return found + verified(folder) + ([f"the last engine ended with {code}"] if code else [])
+
+
+def verified(folder: Path) -> list[str]:
+    """Return what the log's verification finds."""
+    told = replay(folder / "log.db", verify=True)
+    wrong = [] if told.chain == "ok" else [f"the chain: {told.chain}"]
+    return wrong + [f"{divergence}" for divergence in told.divergences]
+
+
+def memberships(folder: Path) -> dict[str, set[str]]:
+    """Return the members of every repository at the end."""
+    with History(folder / "log.db") as history:
+        state = history.state()
+        assert not state.open_runs, state.open_runs
+        return {
+            leaf.id: set(state.members(leaf.id))
+            for leaf in state.leaves.values()
+            if leaf.definition.medium != "view"
+        }
+
+
+def effects(folder: Path) -> dict[str, int]:
+    """Return how often each job's script had its effect."""
+    return {path.name: len(path.read_text().splitlines()) for path in (folder / "effects").iterdir()}
