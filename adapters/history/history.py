@@ -17,8 +17,9 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
 from datatask.adapters.history.events import Selection, select
+from datatask.adapters.history.groups import group_runs
 from datatask.adapters.history.lineage import LIMIT, Direction, Lineage, Lineages, start_of
-from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
+from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline

@@ -8,11 +8,9 @@ many are found in one pass over the log, with starts and ends joined by run. The
 from __future__ import annotations
 
 import json
-from bisect import bisect
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from math import ceil
 from typing import Any, NamedTuple
 
 from datatask.adapters.history.names import unknown
@@ -45,18 +43,6 @@ _COLUMNS = {
 """A run's fields -> what they are, by the rows of its decision `d`, its start `s` and its end `e`."""
 
 RUN_FIELDS = tuple(_COLUMNS)
-GROUP_FIELDS = (
-    "runs",
-    "ended",
-    "failed",
-    "failed_share",
-    "wait_mean",
-    "duration_total",
-    "duration_mean",
-    "duration_p50",
-    "duration_p95",
-    "duration_max",
-)
 STATES = (
     "decided",
     "running",
@@ -68,13 +54,12 @@ STATES = (
     "refused",
     "handed_over",
 )
-FAILURES = frozenset({"failed", "timed_out", "lost", "refused"})
-_TIMES = ("decided_at", "started_at", "ended_at")
+TIMES = ("decided_at", "started_at", "ended_at")
 SORTS = {
     "decided": "run",
     "started": "started_at",
     "ended": "ended_at",
-    **{name: name for name in RUN_FIELDS if name not in _TIMES},
+    **{name: name for name in RUN_FIELDS if name not in TIMES},
 }
 """What runs can be sorted by -> the column."""
 
@@ -136,11 +121,11 @@ def find_runs(
     """
     if sort not in SORTS:
         raise CallerError(f"runs cannot be sorted by {sort}", remedy=unknown(sort, SORTS).remedy)
-    rows = _rows(reader, wanted, RUN_FIELDS, SORTS[sort], last)
+    rows = run_rows(reader, wanted, RUN_FIELDS, SORTS[sort], last)
     return map(_shape, rows if newest_first else reversed(rows))
 
 
-def _rows(
+def run_rows(
     reader: LogReader, wanted: Wanted, columns: Sequence[str], sort: str, last: int | None
 ) -> list[tuple[Any, ...]]:
     """Return these columns of the runs, the last first."""
@@ -209,7 +194,7 @@ def _outside(reader: LogReader, wanted: Wanted, values: dict[str, int | str | No
     return found
 
 
-def _engines(reader: LogReader) -> list[tuple[int, str]]:
+def engines_of(reader: LogReader) -> list[tuple[int, str]]:
     """Return where each engine began in the log, and its host: runs near the engine ran on that."""
     kinds = Filters(kinds=("EngineOpened",))
     return [
@@ -221,7 +206,7 @@ def _engines(reader: LogReader) -> list[tuple[int, str]]:
 
 def _spans(reader: LogReader, places: Sequence[str]) -> list[tuple[int, int]]:
     """Return the spans of the log (first, behind the last) in which the engine's host is one of these places."""
-    engines = _engines(reader)
+    engines = engines_of(reader)
     ends = [*(position for position, _ in engines[1:]), FOREVER]
     return [
         (begin, end)
@@ -250,126 +235,14 @@ def _time(reader: LogReader, when: When, last: bool) -> int:
 
 def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
     shape = dict(zip(RUN_FIELDS, row, strict=True))
-    for name in _TIMES:
+    for name in TIMES:
         if shape[name] is not None:
             seconds, rest = divmod(shape[name], NANO)
-            shape[name] = f"{_second(seconds)}.{rest // 1000:06d}Z"
+            shape[name] = f"{second_of(seconds)}.{rest // 1000:06d}Z"
     return shape
 
 
 @lru_cache(maxsize=10_000)
-def _second(seconds: int) -> str:
+def second_of(seconds: int) -> str:
     """Return a second as ISO 8601; many runs share one, and writing it out is what takes time."""
     return (iso(seconds * NANO) or "")[:19]
-
-
-# --- groups -----------------------------------------------------------------------------------------
-
-KEYS = (*(name for name in RUN_FIELDS if name not in (*_TIMES, "wait", "duration")), "host", "day", "hour")
-"""What runs can be grouped by: `host` is where it ran, or the engine's for what ran near the engine; `day` and
-`hour` (UTC) are those of the decision."""
-
-_COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
-
-
-class Group:
-    """What the runs of one group amount to."""
-
-    __slots__ = ("durations", "ended", "failed", "runs", "waits")
-
-    def __init__(self) -> None:
-        self.runs = self.ended = self.failed = 0
-        self.waits: list[float] = []
-        self.durations: list[float] = []
-
-    def add(self, state: str, ended_at: int | None, wait: float | None, duration: float | None) -> None:
-        """Count a run."""
-        self.runs += 1
-        self.ended += ended_at is not None
-        self.failed += state in FAILURES
-        if wait is not None:
-            self.waits.append(wait)
-        if duration is not None:
-            self.durations.append(duration)
-
-    def figures(self) -> tuple[Any, ...]:
-        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to tell."""
-        durations = sorted(self.durations)
-        return (
-            self.runs,
-            self.ended,
-            self.failed,
-            _rounded(self.failed / self.ended) if self.ended else None,
-            _mean(self.waits),
-            _rounded(sum(durations)) if durations else None,
-            _mean(durations),
-            percentile(durations, 0.5),
-            percentile(durations, 0.95),
-            durations[-1] if durations else None,
-        )
-
-
-def group_runs(
-    reader: LogReader,
-    wanted: Wanted = Wanted(),  # noqa: B008
-    *,
-    by: Sequence[str],
-    sort: str | None = None,
-    last: int | None = None,
-    newest_first: bool = False,
-) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Return columns and rows: one row for each combination of `by`, in their order or sorted by a column."""
-    for name in by:
-        if name not in KEYS:
-            raise CallerError(f"runs cannot be grouped by {name}", remedy=unknown(name, KEYS).remedy)
-    columns = (*by, *GROUP_FIELDS)
-    if sort is not None and sort not in columns:
-        raise CallerError(f"groups cannot be sorted by {sort}", remedy="use one of: " + ", ".join(columns))
-    rows = [(*key, *group.figures()) for key, group in _groups(reader, wanted, by).items()]
-    rows.sort(key=lambda row: tuple(map(_order, row)))
-    if sort is not None:
-        index = columns.index(sort)
-        rows.sort(key=lambda row: _order(row[index]))
-    rows = rows if last is None else rows[-last:]
-    return columns, rows[::-1] if newest_first else rows
-
-
-def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[Any, ...], Group]:
-    made = {"day", "hour", "host"}
-    named = [name for name in dict.fromkeys((*by, "where")) if name not in made]
-    columns = [*_COUNTED, *named]
-    engines = _engines(reader) if "host" in by else []
-    begins = [position for position, _ in engines]
-    groups: dict[tuple[Any, ...], Group] = {}
-    for run, state, ended_at, wait, duration, decided_at, *names in _rows(
-        reader, wanted, columns, "run", None
-    ):
-        values = dict(zip(named, names, strict=True))
-        if not made.isdisjoint(by):
-            second, place = _second(decided_at // NANO), values["where"] or ""
-            values["day"], values["hour"] = second[:10], second[:13]
-            values["host"] = engines[bisect(begins, run) - 1][1] if engines and place in NEAR else place
-        key = tuple(values[name] for name in by)
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = Group()
-        group.add(state, ended_at, wait, duration)
-    return groups
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    """Order values of one column, the unknown first."""
-    return (value is not None, value if value is not None else 0)
-
-
-def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least this share of the values does not exceed (nearest rank)."""
-    return ordered[ceil(share * len(ordered)) - 1] if ordered else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return _rounded(sum(values) / len(values)) if values else None
-
-
-def _rounded(value: float) -> float:
-    return round(value, 6)

@@ -18,8 +18,9 @@ import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.history.events import Selection, causes, consequences, select
+from datatask.adapters.history.groups import GROUP_FIELDS, percentile
 from datatask.adapters.history.history import History
-from datatask.adapters.history.runs import GROUP_FIELDS, RUN_FIELDS, percentile
+from datatask.adapters.history.runs import RUN_FIELDS
 from datatask.adapters.history.when import When
 from datatask.adapters.log import pages
 from datatask.adapters.log.reader import LogReader
