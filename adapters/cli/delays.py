@@ -18,7 +18,7 @@ from datatask.schema.ids import check_job
 
 DURATIONS = ("seconds", "waited", "mean", "p50", "p95", "max")
 DRAWN_SUMS = ("seconds", "share", "episodes", "p50", "p95", "max")
-DRAWN_INTERVALS = ("task", "episode", "from", "seconds", "cause", "detail", "began", "ended")
+DRAWN_INTERVALS = ("task", "from", "seconds", "cause", "began", "ended", "detail")
 
 
 @command(

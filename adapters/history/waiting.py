@@ -61,8 +61,8 @@ class Sums(NamedTuple):
 def intervals_of(reader: LogReader, job: str, until: int) -> list[Interval]:
     """Return what a job's time went to, in every task, up to the batch boundary `until`.
 
-    Sorted by task, then by time. Those of one episode follow on each other without gaps; `ended` is None on the
-    last one of an episode that is still open.
+    Sorted by task, then by time. Those of one episode follow on each other without gaps; `ended` is None where one
+    still goes on.
     """
     return _intervals(reader, Asked(job=job, at=When(position=until)))
 

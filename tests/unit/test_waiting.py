@@ -12,7 +12,7 @@ from datatask.engine.core.timelines import DAY, Episode
 from datatask.engine.core.waiting import Waits
 from datatask.engine.ports import Noticed, Write
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef
+from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as Or
 from tests.unit.core_kit import T0, VALUE, Desk, leaf, pipeline, repository, task
 
@@ -360,6 +360,67 @@ def test_a_job_marked_as_done_does_not_wait() -> None:
     desk.delete("done-t", "x")
     later(desk, 2)
     assert told(desk, at=desk.now) == [("priority", 2)]
+
+
+def test_what_its_own_output_inhibits_has_been_done_and_waits_no_more() -> None:
+    """There is no mark but the output; only when the job appears anew does it wait for that to go."""
+    desk = Desk(pipeline(task("t", "a", "b", ready=All(of=(leaf("a"), Not(of=leaf("b")))), done=None)))
+    desk.put("a", "x")
+    (decided,) = desk.decide()
+    run = desk.events.index(decided) + 1
+    desk.started(run)
+    later(desk)
+    desk.ended(run, "succeeded", Write(repository="b", job="x", value=VALUE))
+    later(desk, 50)
+    assert len(episodes(desk, at=desk.now)) == 1
+    desk.delete("a", "x")
+    desk.put("a", "x")
+    later(desk, 2)
+    assert [(one.cause, one.nanoseconds) for one in episodes(desk, at=desk.now)[1].intervals] == [
+        ("inhibitor", 2 * SECOND)
+    ]
+
+
+def test_who_stands_for_another_job_waits_for_what_that_one_lacks() -> None:
+    """Its own appearance counts, first for the translation, then for the repository that the other is not in."""
+    stands = repository("stands", "derived", derived=TranslatedDef(base=leaf("b"), translator=leaf("a")))
+    desk = Desk(pipeline(task("t", "stands"), repositories=(repository("a"), repository("b"), stands)))
+    desk.put("a", "x")
+    later(desk)
+    desk.reactor.evaluated([(one, "y", None) for one in desk.reactor.evaluations(desk.now, 8)], desk.now)
+    desk.take()
+    later(desk, 2)
+    desk.put("b", "y")
+    later(desk, 3)
+    assert told(desk, at=desk.now) == [("evaluation", 1), ("upstream", 2), ("priority", 3)]
+    (episode,) = episodes(desk, at=desk.now)
+    assert episode.intervals[1].repository == "stands"
+
+
+def test_a_lost_mark_is_an_occasion_though_something_else_is_missing() -> None:
+    ready = All(of=(leaf("a"), leaf("b"), Not(of=leaf("done-t"))))
+    desk = Desk(pipeline(task("t", "a", ready=ready), repositories=(repository("b"),)))
+    desk.put("done-t", "x")
+    desk.put("a", "x")
+    later(desk, 9)
+    desk.delete("done-t", "x")
+    later(desk, 2)
+    assert told(desk, at=desk.now) == [("upstream", 2)]
+
+
+def test_a_new_value_of_what_a_filter_refused_is_waited_for_again() -> None:
+    kept = repository("kept", "derived", derived=FilteredDef(base=leaf("a")))
+    desk = Desk(pipeline(task("t", "kept"), repositories=(repository("a"), kept)))
+    for answer in (False, True):
+        desk.put("a", "x")
+        later(desk)
+        found = desk.reactor.evaluations(desk.now, 8)
+        desk.reactor.evaluated([(one, answer, None) for one in found], desk.now)
+        desk.take()
+        later(desk, 5)
+    spans = [[(one.cause, one.nanoseconds // SECOND) for one in each.intervals] for each in episodes(desk)]
+    assert spans == [[("evaluation", 1)], [("evaluation", 1)]]
+    assert told(desk, at=desk.now, since=T0 + 6 * SECOND) == [("evaluation", 1), ("priority", 5)]
 
 
 def test_who_cancels_ends_the_episode() -> None:
