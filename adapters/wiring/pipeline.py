@@ -48,6 +48,7 @@ from datatask.schema.values import encode_value
 
 logger = logging.getLogger("datatask.pipeline")
 
+BUSY_SECONDS = 0.005
 INBOX_SECONDS = 0.1
 OPAQUE_SECONDS = 1.0
 ENDS_SECONDS = 60.0
@@ -409,7 +410,7 @@ class Pipeline:
                 await runtime.quiet() if not live else await asyncio.sleep(OPAQUE_SECONDS)
                 await self._checkpoint(CHECKPOINT_EVERY)
                 if live or self._observer.busy or not runtime.is_quiet():
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(BUSY_SECONDS)
                     continue
                 if self._draining or not forever:
                     before = runtime.state.position

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
+from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.memory import MemoryLog
 from datatask.engine.ports import Appeared, Change, Doubtful, Listed, Store, Vanished, Write
 from datatask.engine.repositories.stored import StoredRepository
 from datatask.schema.definition import Medium
 from datatask.schema.errors import LogError, TemporaryError
 from tests.simulation.plans import Plan, chance
+
+NO_BLOBS = FileBlobs(Path("/nowhere"), durable=False)
 
 
 class Shelf:
@@ -148,6 +152,11 @@ class SimLog(MemoryLog):
         self.loop: asyncio.AbstractEventLoop | None = None
         self._flushing = False
         super().__init__(pipeline="life", clock_now=1, seed=plan.seed, hold=True)
+
+    @property
+    def blobs(self) -> FileBlobs:
+        """Nothing here is large enough to become one."""
+        return NO_BLOBS
 
     def reborn(self) -> SimLog:
         """Return the durable part as a new engine finds it; this one takes nothing any more."""
