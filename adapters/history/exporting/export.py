@@ -24,6 +24,7 @@ from datatask.adapters.history.exporting.files import (
     stdout,
     whole,
 )
+from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError
@@ -45,7 +46,11 @@ class Order(NamedTuple):
 
 def export(reader: LogReader, state: State, order: Order) -> list[Written]:
     """Write the files, each whole or not at all; `CallerError` before anything is written that cannot be."""
-    form = order.format or _guessed(order.target)
+    with collector_off():  # the state is large and lives; what is made here is small and does not
+        return _export(reader, state, order, order.format or _guessed(order.target))
+
+
+def _export(reader: LogReader, state: State, order: Order, form: Format) -> list[Written]:
     if form == "openlineage":
         return [_openlineage(reader, state, order)]
     names = _names(form, order)

@@ -25,6 +25,9 @@ GROUP_ROWS = 50_000
 GROUP_BYTES = 32 * 1024 * 1024
 """A row group of Parquet is written when it has so many rows, or about so many bytes of text."""
 
+LONG = frozenset({"payload", "value", "error"})
+"""The columns whose texts are counted for that: no other can be long."""
+
 STDOUT = "-"
 _encoder = msgspec.json.Encoder()
 
@@ -110,7 +113,7 @@ class Parquet:
         }
         self._arrow = arrow
         self._schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
-        self._texts = [index for index, kind in enumerate(columns.values()) if kind == "text"]
+        self._long = [index for index, name in enumerate(columns) if name in LONG]
         self._writer = parquet.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=True, version="2.6"
         )
@@ -120,7 +123,7 @@ class Parquet:
     def write(self, row: Row) -> None:
         """Take a row."""
         self._rows.append(row)
-        for index in self._texts:
+        for index in self._long:
             text = row[index]
             if text is not None:
                 self._bytes += len(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -52,16 +53,16 @@ EVENT_TYPES = {
 }
 """Outcome -> how OpenLineage says that a run has ended."""
 
+_FRAME = ("EngineOpened", "EngineClosed", "PipelineDefined")
 _KINDS = (
-    "EngineOpened",
-    "EngineClosed",
-    "PipelineDefined",
+    *_FRAME,
     "LaunchDecided",
     "RunStarted",
     "RunAdopted",
     "RunEnded",
     "ValuePut",
 )
+_PAGE = 2_000
 _VALUES_SHOWN_MAX = 1_000
 """A facet lists so many values of one dataset; how many there are it says in `count`."""
 
@@ -106,29 +107,54 @@ class _Story:
         self._first, self._last = bounds(reader, Selection(EVERYTHING, wanted.since, wanted.until))
         self._repositories: dict[str, d.RepositoryDef] = {}
         self._open: dict[int, _Open] = {}
+        self._values: dict[int, Shown] = {}
+        self._base = reader.header.base
         self._session: tuple[int, str] | None = None
         self._with_sessions = not wanted.used()
         self._namespace = reader.pipeline
         self._ids = _space(reader.uuid)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the documents. The log is read from its beginning: definitions and sessions are found there."""
-        for position, event in self._reader.read(0, self._state.position, Filters(kinds=_KINDS)):
-            match event:
-                case e.PipelineDefined():
-                    self._repositories |= {leaf.id: leaf for leaf in event.definition.repositories}
-                case e.EngineOpened():
-                    yield from self._opened(position, event)
-                case e.EngineClosed():
-                    yield from self._closed(position, event.at, "COMPLETE")
-                case e.LaunchDecided():
-                    self._decided(position, event)
-                case e.RunStarted() | e.RunAdopted() if event.run in self._open:
-                    yield from self._started(event.run, event)
-                case e.ValuePut() if event.run in self._open:
-                    self._open[event.run].outputs.append(_shown(position, event))
-                case e.RunEnded() if event.run in self._open:
-                    yield from self._ended(event)
+        """Yield the documents; what lies before the span is looked through for the definition and the session."""
+        before = self._reader.read(0, self._first - 1, Filters(kinds=_FRAME))
+        within = self._reader.read(self._first - 1, self._state.position, Filters(kinds=_KINDS))
+        for page in _pages(chain(before, within)):
+            self._fetch(page)
+            for position, event in page:
+                if position > self._last and not self._open:
+                    return
+                yield from self._told(position, event)
+
+    def _told(self, position: int, event: e.Event) -> Iterator[dict[str, Any]]:
+        match event:
+            case e.PipelineDefined():
+                self._repositories |= {leaf.id: leaf for leaf in event.definition.repositories}
+            case e.EngineOpened():
+                yield from self._opened(position, event)
+            case e.EngineClosed():
+                yield from self._closed(position, event.at, "COMPLETE")
+            case e.LaunchDecided():
+                self._decided(position, event)
+            case e.RunStarted() | e.RunAdopted() if event.run in self._open:
+                yield from self._started(event.run, event)
+            case e.ValuePut() if event.run in self._open:
+                self._open[event.run].outputs.append(_shown(position, event))
+            case e.RunEnded() if event.run in self._open:
+                yield from self._ended(event)
+
+    def _fetch(self, page: list[e.Recorded]) -> None:
+        """Get the values that the runs of a page were decided on or read, as far as the log still has them."""
+        wanted: set[int] = set()
+        for _, event in page:
+            if isinstance(event, e.LaunchDecided):
+                wanted.update(event.inputs.values())
+            elif isinstance(event, e.RunEnded) and event.reads:
+                wanted.update(event.reads.values())
+        positions = sorted(position for position in wanted if position > self._base)
+        found = zip(positions, self._reader.fetch(positions), strict=True) if positions else ()
+        self._values = {
+            position: _shown(position, event) for position, event in found if isinstance(event, e.ValuePut)
+        }
 
     # --- sessions of the engine -------------------------------------------------------------------
 
@@ -168,7 +194,12 @@ class _Story:
         ):
             return
         run = self._open[position] = _Open(event, self._session[1] if self._session is not None else None)
-        run.inputs = self._values({value: link for link, value in event.inputs.items()}, set())
+        links = {value: link for link, value in event.inputs.items()}
+        run.inputs = [
+            self._values[value]._replace(link=links[value], decided=True)
+            for value in sorted(links)
+            if value in self._values
+        ]
 
     def _started(self, run: int, event: e.RunStarted | e.RunAdopted) -> Iterator[dict[str, Any]]:
         if self._open[run].started is None:
@@ -181,21 +212,13 @@ class _Story:
             run.started is None
         ):  # refused, or lost, before it began: the specification wants a START all the same
             yield self._run_event("START", run.decided.at, event.run, None)
-        links = {value: link for link, value in run.decided.inputs.items()}
-        run.inputs = self._values(links, set((event.reads or {}).values()))
+        read = set((event.reads or {}).values())
+        known = {shown.position for shown in run.inputs}
+        run.inputs = [shown._replace(read=shown.position in read) for shown in run.inputs] + [
+            self._values[value]._replace(read=True) for value in sorted(read - known) if value in self._values
+        ]
         yield self._run_event(EVENT_TYPES[event.outcome], event.at, event.run, event)
         del self._open[event.run]
-
-    def _values(self, links: dict[int, str], read: set[int]) -> list[Shown]:
-        """Return the values at these positions, as far as the log still has them."""
-        base = self._reader.header.base if links or read else 0
-        positions = [position for position in sorted({*links, *read}) if position > base]
-        events = self._reader.fetch(positions) if positions else []
-        return [
-            _shown(position, event, links.get(position), position in links, position in read)
-            for position, event in zip(positions, events, strict=True)
-            if isinstance(event, e.ValuePut)
-        ]
 
     def _run_event(self, kind: str, at: int, number: int, ended: e.RunEnded | None) -> dict[str, Any]:
         run = self._open[number]
@@ -280,6 +303,17 @@ class _Story:
         return f"urn:datatask:log:{self._reader.uuid}:{quote(place, safe='')}"
 
 
+def _pages(events: Iterable[e.Recorded]) -> Iterator[list[e.Recorded]]:
+    """Yield events in lists of some thousands."""
+    page: list[e.Recorded] = []
+    for recorded in events:
+        page.append(recorded)
+        if len(page) >= _PAGE:
+            yield page
+            page = []
+    yield page
+
+
 def _space(log: str) -> uuid.UUID:
     """Return the name space of a log's ids: its own identity, which is a UUID."""
     try:
@@ -288,10 +322,8 @@ def _space(log: str) -> uuid.UUID:
         return uuid.uuid5(uuid.NAMESPACE_OID, f"datatask log {log}")
 
 
-def _shown(
-    position: int, event: e.ValuePut, link: str | None = None, decided: bool = False, read: bool = False
-) -> Shown:
-    return Shown(position, event.repository, event.job, digest_of(event), size_of(event), link, decided, read)
+def _shown(position: int, event: e.ValuePut) -> Shown:
+    return Shown(position, event.repository, event.job, digest_of(event), size_of(event))
 
 
 def _error(error: e.ErrorInfo) -> dict[str, Any]:
