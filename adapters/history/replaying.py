@@ -77,8 +77,21 @@ class Replayed:
             "divergences": [one.to_json() for one in self.divergences],
             "differences": list(self.differences),
             "seconds": round(self.seconds, 6),
-            "state": {"log": about, **shapes.status(self.state)},
+            "state": {"log": about, **self._status()},
         }
+
+    def _status(self) -> dict[str, Any]:
+        """Return the counts; none where a damaged definition names what it does not declare."""
+        try:
+            return shapes.status(self.state)
+        except KeyError as error:
+            if self.divergences:
+                return {"tasks": {}, "quotas": {}}
+            raise LogDamagedError(
+                f"the definition names the repository {error}, and does not declare it",
+                where=self.url,
+                remedy="run `datatask verify` on the log",
+            ) from error
 
     def summary(self) -> str:
         """Return it in one line."""
@@ -160,15 +173,17 @@ def _folded(reader: LogReader, until: int, progress: Progress | None) -> Verifie
     except LogDamagedError:
         pass
     found = Verified(beginning(reader), until)
+    state, folded = beginning(reader), 0
     with collector_off():
         try:
-            for batch in reader.batches(found.state.position, until):
-                apply_all(found.state, batch.first, batch.events)
+            for batch in reader.batches(state.position, until):
+                folded = batch.first - 1
+                apply_all(state, batch.first, batch.events)
+                folded = batch.last
                 if progress is not None:
                     progress(batch.last, until)
         except LogDamagedError as error:
-            position = found.state.position + 1
-            found.divergences.append(
-                Divergence(position, "the next event", "one that follows", error.what, error.remedy)
-            )
+            why = Divergence(folded + 1, "the next event", "one that follows", error.what, error.remedy)
+            found.divergences.append(why)
+    found.state = refold(reader, folded)  # the event that did not fit may have been taken in by half
     return found

@@ -130,6 +130,8 @@ class _Pass:
         self._checker = invariants.Checker.on(state)
         self._progress = progress
         self._folding = True
+        self._folded = state.position
+        self._taken = False
         self._whole_at = max(WHOLE_FROM, 2 * state.position)
         self._future: FutureLogError | None = None
         self._kept = _kept(reader, state.position, until)
@@ -146,14 +148,17 @@ class _Pass:
                 if not salvage(reader, chain, until):
                     break
             if self._folding:
-                self._fold(assembler.batches(rows), assembler)
+                self._fold(assembler.batches(rows), assembler, sound=not chain.faults)
             self._progress(chain.position - self._start, until - self._start)
         found.chain = chain.finish(until)
+        if not self._folding and self._taken:
+            # An event that does not fit may have been taken in by half.
+            found.state = refold(reader, self._folded)
         if self._future is not None and not found.chain:
             raise self._future
         return found
 
-    def _fold(self, batches: Iterator[e.Batch], assembler: Assembler) -> None:
+    def _fold(self, batches: Iterator[e.Batch], assembler: Assembler, *, sound: bool) -> None:
         try:
             for batch in batches:
                 self._batch(batch)
@@ -166,6 +171,13 @@ class _Pass:
             told = _POSITION.search(error.where)
             position = int(told[1]) if told else self.found.state.position + 1
             self._stop(Divergence(position, "the event", "one that follows on those before", error.what))
+
+        except (TypeError, ValueError, AttributeError) as error:
+            if sound:
+                raise
+            # Values of types that nobody writes, in a row that the chain has found changed.
+            position = self.found.state.position + 1
+            self._stop(Divergence(position, "the event", "one that follows on those before", f"{error}"))
 
     def _stop(self, why: Divergence) -> None:
         if self._folding:
@@ -182,14 +194,23 @@ class _Pass:
             else:
                 count = self.found.undecided.get(first.decider, 0)
                 self.found.undecided[first.decider] = count + 1
+        if wrong:
+            self._tell(wrong)  # at once: what is wrong may also be what keeps it from being folded
+        self._taken = True
         apply_all(state, batch.first, events)
-        wrong += checker.after(state)
+        self._taken = False
+        self._folded = state.position
+        wrong = checker.after(state)
         if state.position >= self._whole_at:
             self._whole_at = 2 * state.position
             wrong += invariants.check(state)
         if self._kept and state.position in self._kept:
             wrong += self._compare(self._kept[state.position])
-        if wrong and len(self.found.divergences) < TOLD_MAX:
+        if wrong:
+            self._tell(wrong)
+
+    def _tell(self, wrong: list[Divergence]) -> None:
+        if len(self.found.divergences) < TOLD_MAX:
             self.found.divergences += wrong
 
     def _compare(self, kept: Found) -> list[Divergence]:

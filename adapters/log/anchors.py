@@ -20,7 +20,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.divergences import Divergence
 from datatask.schema.errors import CallerError, DatataskError
 
-_LINES_MAX = 1_000_000
+_BYTES_MAX = 1 << 28
 _RESTORE = "the log was rewritten or cut: restore it from a backup that this anchor fits"
 
 
@@ -62,11 +62,8 @@ def append_anchor(path: Path, anchor: Anchor) -> None:
 
 def read_anchors(path: Path) -> list[Anchor]:
     """Return the anchors in a file; `CallerError` names the line that is none."""
-    try:
-        with mapped(path), open(path, encoding="utf-8") as file:
-            lines = file.readlines(64 * _LINES_MAX)
-    except UnicodeDecodeError:
-        raise _no_anchor(path, 1) from None
+    with mapped(path), open(path, "rb") as file:
+        lines = file.readlines(_BYTES_MAX)
     anchors = [_anchor(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not anchors:
         raise CallerError(
@@ -111,7 +108,7 @@ def _compared(reader: LogReader, anchor: Anchor, head: int) -> Divergence | None
     return None if chain == anchor.chain else Divergence(anchor.position, what, anchor.chain, chain, _RESTORE)
 
 
-def _anchor(path: Path, number: int, line: str) -> Anchor:
+def _anchor(path: Path, number: int, line: bytes) -> Anchor:
     try:
         anchor = msgspec.json.decode(line, type=Anchor)
         if len(bytes.fromhex(anchor.chain)) != 32 or anchor.position < 1:

@@ -68,6 +68,8 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
         return LogError(
             f"{inner.strerror or inner}", where=str(inner.filename or path), remedy="see to the file system"
         )
+    if isinstance(inner, UnicodeDecodeError):
+        return damaged("the file's schema is no text", path, position)
     if not isinstance(inner, sqlite3.Error):
         return InternalError(
             f"{type(inner).__name__}: {inner}", where=str(path), remedy="please report it with the log"
@@ -90,7 +92,7 @@ def mapped(path: Path | str, position: int | None = None) -> Iterator[None]:
     """Run a block in which foreign errors become ours."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise translate(error, path, position) from error
     except Exception as error:
         if not _is_of_driver(error):

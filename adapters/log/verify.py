@@ -60,15 +60,15 @@ class Chain:
             if there != position:
                 self._gap(position, there)
                 position = there
-            if digest is None and salt is not None and payload is not None:
-                told = sha256(salted(salt) + payload.encode()).hexdigest()
-            elif digest is None and salt is None and payload is None:
-                told = ""
-            else:
-                told = self._unusual(position, payload, salt, digest)
-            if essential != 0 and essential != 1:
-                self._tell(Divergence(position, "essential", "0 or 1", essential))
             try:
+                if digest is None and salt is not None and payload is not None:
+                    told = sha256(salted(salt) + payload.encode()).hexdigest()
+                elif digest is None and salt is None and payload is None:
+                    told = ""
+                else:
+                    told = self._unusual(position, payload, salt, digest)
+                if essential != 0 and essential != 1:
+                    self._tell(Divergence(position, "essential", "0 or 1", essential))
                 add((
                     at, names[kind], version, essential == 1, names[actor], cause, names[task], names[repository],
                     names[job], run, told,
@@ -76,6 +76,9 @@ class Chain:
             except KeyError as error:
                 self._spoiled = True
                 self._tell(Divergence(position, f"the text of name {error}", "a text", None))
+            except (TypeError, AttributeError, ValueError, struct.error) as error:
+                self._spoiled = True
+                self._tell(Divergence(position, "the types of the row", "those of its columns", f"{error}"))
             if chain is not None:
                 self.position = position
                 self._close(body, chain)
@@ -138,6 +141,10 @@ class Chain:
         """Compare the hash of the batch that ends here, and go on from what is stored, whatever it is."""
         spoiled, self._spoiled = self._spoiled, False
         previous, self._previous, instead, self._instead = self._previous, stored, self._instead, None
+        if type(stored) is not bytes:
+            self._tell(Divergence(self.position, "the hash", "bytes", f"{stored!r:.50}"))
+            self._previous = b""
+            return
         if spoiled:
             return
         try:

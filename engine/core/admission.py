@@ -7,7 +7,6 @@ what is missing, what is extra and what is otherwise.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,15 +25,16 @@ SHIPPED = frozenset({DECIDER_VERSION})
 class Planned:
     """What the launches of one batch have taken so far."""
 
-    used: Counter[tuple[str, str]] = field(default_factory=Counter)
-    running: Counter[str] = field(default_factory=Counter)
+    used: dict[tuple[str, str], int] = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)
 
     def take(self, task: TaskState, event: e.LaunchDecided) -> None:
         """Account for a launch."""
-        self.running[task.name] += 1
-        if task.definition.quota is not None:
+        self.running[task.name] = self.running.get(task.name, 0) + 1
+        quota = task.definition.quota
+        if quota is not None:
             for name, amount in event.resources.items():
-                self.used[task.definition.quota, name] += amount
+                self.used[quota, name] = self.used.get((quota, name), 0) + amount
 
 
 def admissible(
@@ -46,11 +46,14 @@ def admissible(
     that limits do not count; everything else holds for all.
     """
     task, job = state.tasks.get(event.task or ""), state.job_index.get(event.job or "")
-    who = f"{event.task} {event.job}"
     if task is None or (job is None and event.origin != "forced"):
-        return [Divergence(position, f"{who}: who is launched", "a known task and job", "unknown")]
+        what = f"{event.task} {event.job}: who is launched"
+        return [Divergence(position, what, "a known task and job", "unknown")]
     found = [] if job is None else _episode(state, position, event, task, job)
-    if event.origin == "derived":
+    if event.origin == "derived" and (
+        task.paused or task.definition.disabled or not all(leaf.synced for leaf in task.reads)
+    ):
+        who = f"{event.task} {event.job}"
         if task.paused or task.definition.disabled:
             told = "paused" if task.paused else "disabled"
             found.append(Divergence(position, f"{who}: its task", "open for launches", told))
@@ -68,9 +71,12 @@ def _episode(
     state: State, position: int, event: e.LaunchDecided, task: TaskState, job: int
 ) -> list[Divergence]:
     """Check that the job waits (or is forced), and that episode and attempt go on from the last."""
-    who, found = f"{event.task} {event.job}", []
     episode, count = task.episodes.get(job), get_at(task.episode_count, job)
     waits = job in task.queue
+    if episode is None and waits and (event.episode, event.attempt) == (count, 1):
+        if event.origin == "forced" or task.condition.test(state.masks[job]):
+            return []  # by far the most
+    found, who = [], f"{event.task} {event.job}"
     if event.origin != "forced":
         if not task.condition.test(state.masks[job]):
             found.append(Divergence(position, f"{who}: condition", "ready", "not ready"))
@@ -97,19 +103,22 @@ def _episode(
 def _limits(
     state: State, position: int, event: e.LaunchDecided, task: TaskState, planned: Planned
 ) -> list[Divergence]:
-    found, who = [], f"{event.task} {event.job}"
-    limit, running = task.definition.concurrency, task.open_runs + planned.running[task.name] + 1
-    if limit is not None and running > limit:
-        found.append(Divergence(position, f"{who}: runs of {task.name}", f"at most {limit}", running))
-    name = task.definition.quota
+    found: list[Divergence] = []
+    limit, name = task.definition.concurrency, task.definition.quota
+    if limit is not None:
+        running = task.open_runs + planned.running.get(task.name, 0) + 1
+        if running > limit:
+            what = f"{event.task} {event.job}: runs of {task.name}"
+            found.append(Divergence(position, what, f"at most {limit}", running))
     if name is None:
         return found
     quota = state.quotas[name]
     for part, amount in event.resources.items():
-        taken = quota.used.get(part, 0) + planned.used[name, part] + amount
+        taken = quota.used.get(part, 0) + planned.used.get((name, part), 0) + amount
         allowed = quota.limits.get(part, 0)
         if amount and taken > allowed:
-            found.append(Divergence(position, f"{who}: {name}.{part}", f"at most {allowed}", taken))
+            what = f"{event.task} {event.job}: {name}.{part}"
+            found.append(Divergence(position, what, f"at most {allowed}", taken))
     return found
 
 

@@ -201,27 +201,26 @@ class Checker:
 
     def _launch(self, state: State, position: int, event: e.LaunchDecided) -> list[Divergence]:
         key = (event.task or "", event.job or "")
-        found = self._engine(position, "a launch")
+        batch, found = self._batch, self._engine(position, "a launch")
         if key in self._busy:
             found.append(Divergence(position, f"{key[0]} {key[1]}: open run", None, f"run {self._busy[key]}"))
-        if event.origin == "derived" and not self._batch.is_round:
+        if event.origin == "derived" and not batch.is_round:
             found.append(
                 Divergence(position, f"{key[0]} {key[1]}: derived launch", "in a round", "by itself")
             )
-        found += admissible(state, position, event, self._batch.planned)
+        found += admissible(state, position, event, batch.planned)
         task = state.tasks.get(key[0])
         if task is None:
             return found
-        self._batch.planned.take(task, event)
-        self._follow(position, Followed(*key, event.attempt, task.definition.quota, event.resources))
-        return found + self._rate(state, position, task.definition.quota, event)
+        quota = task.definition.quota
+        batch.planned.take(task, event)
+        self._follow(position, Followed(key[0], key[1], event.attempt, quota, event.resources))
+        return found if quota is None else found + self._rate(state, position, quota, event)
 
-    def _rate(
-        self, state: State, position: int, name: str | None, event: e.LaunchDecided
-    ) -> list[Divergence]:
+    def _rate(self, state: State, position: int, name: str, event: e.LaunchDecided) -> list[Divergence]:
         """Recount the launch window from the events alone; it counts from when the limit was set."""
-        quota = state.quotas[name] if name is not None else None
-        if quota is None or quota.launches is None:
+        quota = state.quotas[name]
+        if quota.launches is None:
             return []
         recent = self._launches.setdefault(quota.definition.name, deque())
         while recent and recent[0] <= event.at - quota.definition.window:
@@ -249,11 +248,12 @@ class Checker:
         self._busy.pop((followed.task, followed.job), None)
         self._touched.add(event.run or 0)
         self._account(followed, -1)
-        self._batch.ended[event.run or 0] = followed.attempt
-        behind = self._batch.written().get(event.run or 0, 0)
+        batch = self._batch
+        batch.ended[event.run or 0] = followed.attempt
+        behind = batch.written.get(event.run or 0, 0)
         if behind > position:
             found.append(Divergence(behind, f"what run {event.run} wrote", "before its end", "behind it"))
-        scheduled = event.run in self._batch.scheduled()
+        scheduled = event.run in batch.scheduled
         if event.final is scheduled:
             told = ("no retry", "a retry") if event.final else ("a retry", "none")
             found.append(Divergence(position, f"run {event.run} ends, final {event.final}", *told))
@@ -278,39 +278,28 @@ class Checker:
 
 
 class _InBatch:
-    """What the rules need to know of the batch at hand; worked out when first asked for."""
+    """What the rules need to know of the batch at hand, made when the first one asks."""
 
-    __slots__ = ("_scheduled", "_written", "ended", "events", "first", "planned")
+    __slots__ = ("ended", "events", "first", "is_round", "planned", "scheduled", "written")
 
     def __init__(self, events: Sequence[e.Event], first: int) -> None:
+        """Look the batch through once, unless it is a round: the last value that each run wrote, and its retries."""
         self.events, self.first = events, first
+        self.is_round = type(events[0]) is e.DecisionRound
         self.planned = Planned()
         self.ended: dict[int, int] = {}
-        self._written: dict[int, int] | None = None
-        self._scheduled: set[int] | None = None
-
-    @property
-    def is_round(self) -> bool:
-        return bool(self.events) and isinstance(self.events[0], e.DecisionRound)
+        self.written: dict[int, int] = {}
+        self.scheduled: set[int] = set()
+        for position, event in enumerate(() if self.is_round else events, first):
+            if event.run is None:
+                continue
+            if type(event) is e.ValuePut:
+                self.written[event.run] = position
+            elif type(event) is e.RetryScheduled:
+                self.scheduled.add(event.run)
 
     def launches(self) -> list[e.LaunchDecided]:
         return decisions_of(self.events)
-
-    def written(self) -> dict[int, int]:
-        """Return the position of the last value that each run wrote in this batch."""
-        if self._written is None:
-            self._written = {
-                event.run: position
-                for position, event in enumerate(self.events, self.first)
-                if event.run is not None and isinstance(event, e.ValuePut)
-            }
-        return self._written
-
-    def scheduled(self) -> set[int]:
-        """Return the runs whose retry this batch schedules."""
-        if self._scheduled is None:
-            self._scheduled = {event.run or 0 for event in self.events if isinstance(event, e.RetryScheduled)}
-        return self._scheduled
 
 
 _RULES: dict[type[e.Event], Callable[[Checker, State, int, Any], list[Divergence]]] = {
