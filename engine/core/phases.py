@@ -76,11 +76,16 @@ class Record:
 
     def settle(self, at: int) -> None:
         """Put the time since the last settling down to its causes."""
-        unplaced, own = self.unplaced, self.phase.cause
-        for cause, day, share in self.line.shares(self.mark, self.since, at):
-            key = (cause or own, day)
-            unplaced[key] = unplaced.get(key, 0) + share
-        self.since, self.mark = at, self.line.mark
+        unplaced, own, mark = self.unplaced, self.phase.cause, self.line.mark
+        if mark is self.mark:  # nothing has happened to the line meanwhile
+            if at > self.since:
+                key = (mark.cause or own, mark.day)
+                unplaced[key] = unplaced.get(key, 0) + at - self.since
+        else:
+            for cause, day, share in self.line.shares(self.mark, self.since, at):
+                key = (cause or own, day)
+                unplaced[key] = unplaced.get(key, 0) + share
+        self.since, self.mark = at, mark
 
     def place(self, host: str) -> None:
         """What led to a run, and the run itself, is its host's."""

@@ -135,8 +135,6 @@ class Line:
 
     def shares(self, entered: Mark, start: int, end: int) -> list[tuple[str, int, int]]:
         """Return (cause, day, nanoseconds) from `start`, when `entered` was the mark, up to `end`, which is now."""
-        if entered is self.mark:
-            return [(entered.cause, entered.day, end - start)] if end > start else []
         day, found = entered.day, []
         before = dict(entered.totals)
         before[entered.cause] = before.get(entered.cause, 0) + start - entered.since

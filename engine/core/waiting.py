@@ -23,7 +23,7 @@ from datatask.engine.core.decide import value_position
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.members import LeafState, get_at
 from datatask.engine.core.phases import LACKING, NEAR, QUEUED, Phase, Record, Tracker
-from datatask.engine.core.state import State
+from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.core.timelines import DAY, Episode, Reason
 from datatask.schema import definition as d
@@ -42,8 +42,10 @@ class Watched(State):
         self.touched: dict[tuple[Tracker, int], int] = {}
 
     def flip(self, leaf: LeafState, job: int, present: bool, position: int) -> bool:
+        if leaf.index not in self.seen:
+            return State.flip(self, leaf, job, present, position)
         before = self.masks[job]
-        changed = super().flip(leaf, job, present, position)
+        changed = State.flip(self, leaf, job, present, position)
         if changed:
             self.tell(leaf, job, before, position)
         return changed
@@ -81,8 +83,9 @@ class Waits:
         self._wakes: list[tuple[int, int, Tracker, Record]] = []
         self._woken = 0
         self._midnight = 0
+        self._next = 0
         self._boundary = base.position
-        self._facts: dict[int, e.Event] = {}
+        self._batch = e.Batch(1, ())
         self._ended: dict[int, e.RunEnded] = {}
         self._asked: dict[tuple[Tracker, int], str] = {}
         self._over = {run.run for run in base.open_runs.values() if run.settling is not None}
@@ -92,28 +95,37 @@ class Waits:
 
     def take(self, batch: e.Batch) -> None:
         """Follow one batch."""
-        state, events = self.state, batch.events
-        marked = [(n, event) for n, event in enumerate(events, batch.first) if type(event) in _MARKED]
-        if self._job is not None:
-            self._facts = dict(enumerate(events, batch.first))
-        at = max(self.at, events[-1].at)
-        if any(type(event) is e.EngineOpened for _, event in marked):
-            self.died()
-        self._pass(at)
-        self.at, self._boundary = at, state.position
+        state, events, alone = self.state, batch.events, self._job
+        marked: list[tuple[int, e.Event]] = []
+        for position, event in enumerate(events, batch.first):
+            kind = type(event)
+            if kind in _WIDE or (kind in _NARROW and (alone is None or event.job == alone)):
+                marked.append((position, event))
+                if kind is e.EngineOpened:
+                    self.died()
+        at = events[-1].at
+        if at > self.at:
+            if at >= self._next:
+                self._pass(at)
+            self.at = at
+        self._batch, self._boundary = batch, state.position
         apply_all(state, batch.first, events)
         for position, event in marked:
             _MARKED[type(event)](self, position, event)
         if self._redefined:
             self._redefine()
         if self._wide:
-            self._turn(self._down(), at, self._wide)
-        for (tracker, job), position in state.touched.items():
-            if tracker.task in self._trackers:
-                self._look(tracker, job, position)
-        self._wide = self._redefined = 0
-        for table in (state.touched, state.before, self._ended, self._asked):
-            table.clear()
+            self._turn(self._down(), self.at, self._wide)
+            self._wide = self._redefined = 0
+        if state.touched:
+            for (tracker, job), position in state.touched.items():
+                if tracker.task in self._trackers:
+                    self._look(tracker, job, position)
+            state.touched.clear()
+            state.before.clear()
+        if self._ended or self._asked:
+            self._ended.clear()
+            self._asked.clear()
 
     def died(self) -> None:
         """The engine, unless it was closed, has done nothing since the last batch and never will."""
@@ -138,11 +150,12 @@ class Waits:
             self._midnight = (until // DAY + 1) * DAY
         while True:
             at = min(
-                self._wakes[0][0] if self._wakes else until + 1,
-                until + 1 if self._counts else self._since,
-                self._midnight or until + 1,
+                self._wakes[0][0] if self._wakes else MAX_TIME,
+                MAX_TIME if self._counts else self._since,
+                self._midnight or MAX_TIME,
             )
             if at > until:
+                self._next = at
                 return
             if at == self._midnight:
                 self._midnight += DAY
@@ -179,7 +192,7 @@ class Waits:
     def _touch(self, position: int, event: Any) -> None:
         task, job = self.state.tasks.get(event.task), self.state.job_index.get(event.job)
         tracker = self._trackers.get(task) if task is not None else None
-        if tracker is not None and job is not None and (self._job is None or self._job == event.job):
+        if tracker is not None and job is not None:
             self.state.touched[tracker, job] = position
             if type(event) in _ASKED:
                 self._asked[tracker, job] = _ASKED[type(event)]
@@ -195,12 +208,17 @@ class Waits:
             self._touch(position, event)
 
     def _intended(self, position: int, event: e.StoreWriteIntended) -> None:
-        run = self.state.open_runs.get(event.run) if event.run is not None else None
-        if run is not None and event.settles is not None:
-            self._over.add(run.run)
-            tracker = self._trackers.get(self.state.tasks[run.task])
-            if tracker is not None and (self._job is None or self.state.jobs[run.job] == self._job):
-                self.state.touched[tracker, run.job] = position
+        run = (
+            self.state.open_runs.get(event.run)
+            if event.settles is not None and event.run is not None
+            else None
+        )
+        if run is None or (self._job is not None and self.state.jobs[run.job] != self._job):
+            return
+        self._over.add(run.run)
+        tracker = self._trackers.get(self.state.tasks[run.task])
+        if tracker is not None:
+            self.state.touched[tracker, run.job] = position
 
     def _evaluated(self, position: int, event: e.Evaluated) -> None:
         if event.task is not None:
@@ -315,6 +333,7 @@ class Waits:
         elif phase.cause == "backoff":
             self._woken += 1
             heapq.heappush(self._wakes, (phase.not_before, self._woken, tracker, record))
+            self._next = min(self._next, phase.not_before)
 
     def _leave(self, tracker: Tracker, record: Record, position: int | None) -> None:
         record.leave(self.at, position)
@@ -379,13 +398,15 @@ class Waits:
             run = get_at(other.last_run, job) if other is not None else 0
             return self.state.position, rule.task, run or None
         position = value_position(leaf, job)
-        fact = self._facts.get(position)
+        batch, fact = self._batch, None
+        if batch.first <= position <= batch.last:
+            fact = batch.events[position - batch.first]
         return position, fact.task if fact is not None else None, fact.run if fact is not None else None
 
 
 _ASKED: dict[type[e.Event], str] = {e.CancelRequested: "cancelled", e.RetryRequested: "retried"}
 
-_MARKED: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
+_WIDE: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
     e.EngineOpened: Waits._opened,
     e.EngineClosed: Waits._changed,
     e.RepositorySynced: Waits._changed,
@@ -396,6 +417,8 @@ _MARKED: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
     e.Renamed: Waits._defined,
     e.DecisionRound: Waits._round,
     e.StoreWriteIntended: Waits._intended,
+}
+_NARROW: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
     e.Evaluated: Waits._evaluated,
     e.RunEnded: Waits._run_ended,
     e.LaunchDecided: Waits._touch,
@@ -406,3 +429,6 @@ _MARKED: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
     e.CancelRequested: Waits._touch,
     e.RetryRequested: Waits._touch,
 }
+"""What is about the job that it names: nothing else needs to be looked at for it."""
+
+_MARKED = _WIDE | _NARROW
