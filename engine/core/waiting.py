@@ -7,9 +7,10 @@ been marked as done, or, having been ready, is so no more (then the next one beg
 reason to wait). After the end of a run the next one begins when the job becomes ready again, is forced, loses its
 mark as done, or appears anew. Looked at are batch boundaries.
 
-Each job is in a phase of its own; what holds for a whole task or the engine is a line that all jobs in that phase
-share (`phases`, `timelines`). An event so costs what it changes, whatever the number of waiting jobs. While no run is
-open the cause is the first that holds, in the order of `CAUSES`; while one is, only an engine that is down comes first.
+Each job is in a phase of its own (`occasions`); what holds for a whole task or the engine is a line that all jobs in
+that phase share (`phases`, `timelines`). An event so costs what it changes, whatever the number of waiting jobs. While
+no run is open the cause is the first that holds, in the order of `CAUSES`; while one is, only an engine that is down
+comes before what the run does.
 """
 
 from __future__ import annotations
@@ -18,52 +19,18 @@ import heapq
 from collections.abc import Callable, Collection
 from typing import Any
 
-from datatask.engine.core.causes import Blame, Reading, blame
-from datatask.engine.core.decide import value_position
+from datatask.engine.core.causes import Reading
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.members import LeafState, get_at
-from datatask.engine.core.phases import LACKING, NEAR, QUEUED, Phase, Record, Tracker
+from datatask.engine.core.members import get_at
+from datatask.engine.core.occasions import Occasions
+from datatask.engine.core.phases import QUEUED, Tracker
 from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.core.timelines import DAY, Episode, Reason
-from datatask.schema import definition as d
 from datatask.schema import events as e
 
 
-class Watched(State):
-    """A state that tells who has to look at a job again: `seen` has the trackers of a leaf, by its index."""
-
-    def __init__(self, base: State, only: str | None) -> None:
-        super().__init__()
-        vars(self).update(vars(base))
-        self.only = only
-        self.seen: dict[int, tuple[Tracker, ...]] = {}
-        self.before: dict[int, int] = {}
-        self.touched: dict[tuple[Tracker, int], int] = {}
-
-    def flip(self, leaf: LeafState, job: int, present: bool, position: int) -> bool:
-        if leaf.index not in self.seen:
-            return State.flip(self, leaf, job, present, position)
-        before = self.masks[job]
-        changed = State.flip(self, leaf, job, present, position)
-        if changed:
-            self.tell(leaf, job, before, position)
-        return changed
-
-    def value_changed(self, leaf: LeafState, job: int, position: int) -> None:
-        super().value_changed(leaf, job, position)
-        self.tell(leaf, job, self.masks[job], position)
-
-    def tell(self, leaf: LeafState, job: int, before: int, position: int) -> None:
-        """Something about a job in a leaf has changed; `before` was its mask."""
-        trackers = self.seen.get(leaf.index)
-        if trackers and (self.only is None or self.jobs[job] == self.only):
-            self.before.setdefault(job, before)
-            for tracker in trackers:
-                self.touched[tracker, job] = position
-
-
-class Waits:
+class Waits(Occasions):
     """Follows a log batch by batch from `base` on and hands each episode that ends to `sink`.
 
     `tasks` and `job` restrict what is looked at; for the one `job` episodes come with their intervals. `since`
@@ -74,22 +41,10 @@ class Waits:
         self, base: State, sink: Callable[[Episode], None], *, tasks: Collection[str] | None = None,
         job: str | None = None, since: int = 0, by_day: bool = False, by_host: bool = False,
     ) -> None:  # fmt: skip
-        self.state = Watched(base, job)
-        self.at = base.at
-        self._sink, self._tasks, self._job = sink, tasks, job
-        self._since, self._by_day, self._by_host = since, by_day, by_host
-        self._counts = since <= base.at
+        super().__init__(base, sink, job=job, since=since, by_host=by_host)
+        self._tasks, self._by_day = tasks, by_day
         self._trackers: dict[TaskState, Tracker] = {}
-        self._wakes: list[tuple[int, int, Tracker, Record]] = []
-        self._woken = 0
-        self._midnight = 0
-        self._next = 0
-        self._boundary = base.position
-        self._batch = e.Batch(1, ())
-        self._ended: dict[int, e.RunEnded] = {}
-        self._asked: dict[tuple[Tracker, int], str] = {}
-        self._over = {run.run for run in base.open_runs.values() if run.settling is not None}
-        self._wide = self._redefined = 0
+        self._midnight = self._wide = self._redefined = 0
         if base.position:
             self._redefine(seeding=True)
 
@@ -117,7 +72,7 @@ class Waits:
         if self._wide:
             self._turn(self._down(), self.at, self._wide)
             self._wide = self._redefined = 0
-        if state.touched:
+        if state.touched or state.before:
             for (tracker, job), position in state.touched.items():
                 if tracker.task in self._trackers:
                     self._look(tracker, job, position)
@@ -285,123 +240,10 @@ class Waits:
         one = state.job_index.get(self._job) if self._job is not None else None
         for job in range(len(state.masks)) if self._job is None else () if one is None else (one,):
             state.touched.pop((tracker, job), None)
-            if not (seeding and get_at(task.last_run, job) and job not in task.episodes):
+            is_open = job in task.episodes or job in task.queue or job in task.awaiting
+            if is_open or not (seeding and get_at(task.last_run, job)):
                 self._look(tracker, job, position)
         tracker.arrivals, tracker.own = tracker.reading.arrivals, tracker.reading.own
-
-    # --- one job of a task ------------------------------------------------------------------------
-
-    def _look(self, tracker: Tracker, job: int, position: int) -> None:
-        """Compare where a job is with its record."""
-        state, record = self.state, tracker.records.get(job)
-        mask = state.masks[job]
-        phase = tracker.phase(state, job, mask, self.at, self._over)
-        if phase is None or not (phase.ready or tracker.reading.waits(state, job, mask)):
-            if record is not None:
-                self._close(tracker, record, position)
-            return
-        number = get_at(tracker.task.episode_count, job) + (0 if phase.ready else 1)
-        stays = False
-        if record is not None and record.ready and not (phase.ready and number == record.number):
-            stays = not record.phase.run
-            self._close(tracker, record, position)
-            record = None
-        if record is None:
-            if not (phase.ready or stays or self._appeared(tracker, job, mask)):
-                return
-            record = tracker.records[job] = Record(job, self.at, position)
-            if self._job is not None:
-                record.intervals = []
-            self._enter(tracker, record, phase, self.at, position)
-        elif phase != record.phase:
-            self._leave(tracker, record, position)
-            self._enter(tracker, record, phase, self.at, position)
-        record.number = number
-        if record.intervals is not None:
-            self._tell(tracker, record, position)
-
-    def _appeared(self, tracker: Tracker, job: int, mask: int) -> bool:
-        """Whether a job is somewhere it was not at the last boundary, or is marked as done no more."""
-        was, reading = self.state.before.get(job, mask), tracker.reading
-        appeared = mask & reading.arrivals & ~(was & tracker.arrivals) or was & tracker.own
-        return appeared != 0 or reading.renewed(self.state, job, self._boundary)
-
-    def _enter(self, tracker: Tracker, record: Record, phase: Phase, at: int, position: int) -> None:
-        record.enter(phase, tracker.lines[phase.line], at, position)
-        if phase.run:
-            record.where = self.state.open_runs[phase.run].where
-        elif phase.cause == "backoff":
-            self._woken += 1
-            heapq.heappush(self._wakes, (phase.not_before, self._woken, tracker, record))
-            self._next = min(self._next, phase.not_before)
-
-    def _leave(self, tracker: Tracker, record: Record, position: int | None) -> None:
-        record.leave(self.at, position)
-        if record.phase.cause == "upstream" and record.intervals is not None:
-            record.name("upstream", self._latest(record))
-        ended = self._ended.get(record.phase.run)
-        if ended is not None and self._by_host:
-            record.place(self._host(ended.where or record.where))
-
-    def _host(self, where: str) -> str:
-        engine = self.state.engine
-        return engine.host if where in NEAR and engine is not None else where
-
-    def _close(self, tracker: Tracker, record: Record, position: int | None) -> None:
-        """Hand over an episode that has ended, or (without a position) is open at the end of what is known."""
-        self._leave(tracker, record, position)
-        record.place(self._host(record.where) if record.phase.run and self._by_host else "")
-        del tracker.records[record.job]
-        if not self._counts or (self._since and self.at <= self._since):
-            return
-        job, ended = self.state.jobs[record.job], self._ended.get(record.phase.run)
-        outcome = ended.outcome if ended is not None else self._asked.get((tracker, record.job), "ceased")
-        name, number = tracker.name, record.number
-        told = [one._replace(task=name, job=job, episode=number) for one in record.intervals or ()]
-        self._sink(
-            Episode(
-                name, job, number, record.start, self.at, record.began, position,
-                "" if position is None else outcome, position is None, record.sums, told,
-            )
-        )  # fmt: skip
-
-    # --- in words, for the one job ----------------------------------------------------------------
-
-    def _tell(self, tracker: Tracker, record: Record, position: int) -> None:
-        """Bring what is told about a record's own cause up to date."""
-        lacks = record.phase in LACKING.values()
-        blamed: Blame | None = blame(self.state, tracker.reading.expr, record.job) if lacks else None
-        reason = tracker.reason(self.state, record, blamed)
-        if blamed is not None and reason.cause == "upstream":
-            record.lacking, reason = tuple(blamed.missing), Reason("upstream")
-        if reason != record.reason:
-            record.cut(self.at, position)
-            record.reason = reason
-
-    def _latest(self, record: Record) -> Reason:
-        """Return what a job has waited for: of what was missing last the latest to arrive, else what is missing."""
-        state, job = self.state, record.job
-        leaves = [state.leaves[name] for name in record.lacking if name in state.leaves]
-        there = [leaf for leaf in leaves if state.masks[job] & leaf.bit]
-        if not there:
-            return Reason("upstream", ", ".join(record.lacking), repository=next(iter(record.lacking), None))
-        leaf = max(there, key=lambda one: self._arrival(one, job)[0])
-        _, task, run = self._arrival(leaf, job)
-        told = leaf.id + (f" by run {run} of {task}" if run is not None else "")
-        return Reason("upstream", told, run, leaf.id)
-
-    def _arrival(self, leaf: LeafState, job: int) -> tuple[int, str | None, int | None]:
-        """Return when a job arrived in a leaf it is in, and by which task's run, as far as this batch tells."""
-        rule = leaf.definition.derived
-        if isinstance(rule, d.ViewDef):
-            other = self.state.tasks.get(rule.task)
-            run = get_at(other.last_run, job) if other is not None else 0
-            return self.state.position, rule.task, run or None
-        position = value_position(leaf, job)
-        batch, fact = self._batch, None
-        if batch.first <= position <= batch.last:
-            fact = batch.events[position - batch.first]
-        return position, fact.task if fact is not None else None, fact.run if fact is not None else None
 
 
 _ASKED: dict[type[e.Event], str] = {e.CancelRequested: "cancelled", e.RetryRequested: "retried"}

@@ -14,7 +14,7 @@ from datatask.engine.ports import Noticed, Write
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as Or
-from tests.unit.core_kit import T0, VALUE, Desk, leaf, pipeline, repository, task
+from tests.unit.core_kit import T0, VALUE, Desk, folded, leaf, pipeline, repository, task
 
 Told = list[tuple[str, int]]
 
@@ -478,6 +478,24 @@ def test_a_wait_over_midnight_counts_for_both_days() -> None:
         ("adapter", 3, "here"): SECOND,
         ("running", 3, "here"): 2 * SECOND,
     }
+
+
+def test_from_a_base_episodes_begin_there() -> None:
+    """A log whose beginning was cut off: who waits there has waited since then, who has been done has not."""
+    desk = Desk(pipeline(task("t", "a")))
+    desk.put("a", "w")
+    life(desk)
+    desk.put("a", "x")
+    later(desk, 5)
+    before = len(desk.batches)
+    desk.put("a", "y")
+    base = folded([desk.events[0], *(event for batch in desk.batches[:before] for event in batch)])
+    found: list[Episode] = []
+    waits = Waits(base, found.append)
+    for batch in desk.batches[before:]:
+        waits.take(e.Batch(waits.state.position + 1, batch))
+    waits.finish()
+    assert sorted((one.job, one.start) for one in found) == [("x", base.at), ("y", base.at + 5 * SECOND)]
 
 
 def test_since_leaves_out_what_was_before() -> None:
