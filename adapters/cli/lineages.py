@@ -8,7 +8,8 @@ from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history.lineage import LIMIT, Direction, Lineages, start_of
+from datatask.adapters.history.lineage import Direction
+from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.when import When
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job

@@ -18,7 +18,8 @@ from datatask.adapters.history import shapes
 from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
 from datatask.adapters.history.events import Selection, select
 from datatask.adapters.history.groups import group_runs
-from datatask.adapters.history.lineage import LIMIT, Direction, Lineage, Lineages, start_of
+from datatask.adapters.history.lineage import Direction, Lineage
+from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.table import Table
