@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.logs import make_log
 from datatask.adapters.history.states import refold
@@ -23,32 +25,52 @@ from datatask.adapters.log.verify import verify_chain
 JOBS = 40_000
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds that a call took."""
-    began = time.perf_counter()
+class Spent(NamedTuple):
+    """Seconds by the clock on the wall, and of processors, those of other processes that were started included."""
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], object]) -> Spent:
+    """Return what a call took."""
+    wall, cpu = time.perf_counter(), _cpu()
     call()
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - wall, _cpu() - cpu)
+
+
+def _cpu() -> float:
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, who))
 
 
 def measure(path: Path) -> dict[str, float]:
     """Return all figures of one log."""
     with LogReader(path) as reader:
         head = reader.head
-        plain = timed(lambda: refold(reader, head))
-        found = [verified(reader, head, processes=1)]
-        seconds = {count: timed(lambda n=count: found.append(verified(reader, head, processes=n)))  # type: ignore[misc]
-                   for count in (1, 2)}  # fmt: skip
-        assert all(not one.divergences and one.broken_at is None for one in found)
+
+        def verify(processes: int) -> None:
+            found = verified(reader, head, processes=processes)
+            assert not found.divergences, found.divergences[0]
+
+        verify(1)
+        plain, one, two = (
+            timed(lambda: refold(reader, head)),
+            timed(lambda: verify(1)),
+            timed(lambda: verify(2)),
+        )
         chain = timed(lambda: verify_chain(reader))
     return {
         "events": head,
-        "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 1),
-        "plain_events_per_second": round(head / plain),
-        "chain_alone_events_per_second": round(head / chain),
-        "verified_events_per_second": round(head / seconds[2]),
-        "verified_by_one_process_events_per_second": round(head / seconds[1]),
-        "verified_to_plain": round(plain / seconds[2], 2),
+        "plain_events_per_second": round(head / plain.wall),
+        "plain_cpu_us_per_event": round(plain.cpu / head * 1e6, 2),
+        "chain_cpu_us_per_event": round(chain.cpu / head * 1e6, 2),
+        "verified_events_per_second": round(head / two.wall),
+        "verified_cpu_us_per_event": round(two.cpu / head * 1e6, 2),
+        "verified_by_one_process_events_per_second": round(head / one.wall),
+        "verified_by_one_process_cpu_us_per_event": round(one.cpu / head * 1e6, 2),
+        "verified_to_plain": round(plain.wall / two.wall, 2),
     }
 
 

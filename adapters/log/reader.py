@@ -148,9 +148,21 @@ class LogReader:
                 yield stored, self._decoder.row(stored)
             after = rows[-1][0]
 
-    def stored(self, after: int, until: int) -> list[pages.Stored]:
-        """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names."""
-        return self._page(pages.page(after, until))
+    def stored(self, after: int, until: int, *, learned: bool = False) -> list[pages.Stored]:
+        """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names.
+
+        `learned`: all names up to `until` were learned, so that nobody looks for those that are not known yet.
+        """
+        query = pages.page(after, until)
+        return self._ask(query) if learned else self._page(query)
+
+    def learn_names(self, most: int) -> bool:
+        """Learn all names at once, unless there are more; return whether they were."""
+        with self._lock:
+            ((count,),) = self._ask(pages.Query("SELECT count(*) FROM names", ()))
+            if count <= most:
+                self._decoder.learn(self._ask(pages.Query("SELECT id, text FROM names", ())))
+            return bool(count <= most)
 
     @property
     def decoder(self) -> pages.Decoder:

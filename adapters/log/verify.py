@@ -26,6 +26,8 @@ from datatask.schema.events import PayloadRedacted
 
 Stored = tuple[Any, ...]
 _FAULTS_MAX = 1000
+NAMES_AT_ONCE = 400_000
+"""So many names are learned before the first row; of more, those of each page."""
 
 _encode = msgspec.json.Encoder().encode
 _salt = struct.Struct(">q").pack
@@ -41,6 +43,7 @@ class Chain:
         """Begin behind the boundary `after`, whose hash is `previous`; `redacted` gives the redacted positions."""
         self.faults: list[Divergence] = []
         self.position = after
+        self.learned: bool | None = None
         self._uuid = uuid
         self._previous = previous
         self._instead: bytes | None = None
@@ -193,7 +196,9 @@ def begun(reader: LogReader, after: int) -> Chain:
 def page(reader: LogReader, chain: Chain, until: int) -> list[Stored]:
     """Return the next rows, after the chain has taken them; none at the end, or where they cannot be read."""
     try:
-        rows = reader.stored(chain.position, until)
+        if chain.learned is None:
+            chain.learned = reader.learn_names(NAMES_AT_ONCE)
+        rows = reader.stored(chain.position, until, learned=chain.learned)
     except LogDamagedError:
         return []
     chain.add(rows, reader.decoder.names)

@@ -116,13 +116,15 @@ class Checker:
 
     def after(self, state: State) -> list[Divergence]:
         """Check that the folded state agrees with what was followed; costs O(runs and quotas of the batch)."""
-        found = []
+        found: list[Divergence] = []
         runs = state.open_runs
+        if not self._touched and len(runs) == len(self._open):
+            return found
         if len(runs) != len(self._open) or any((run in runs) != (run in self._open) for run in self._touched):
             for run in sorted(set(runs) ^ set(self._open)):
                 expected, recorded = ("open", "closed") if run in self._open else ("closed", "open")
                 found.append(Divergence(self._position, f"run {run} in the state", expected, recorded))
-        if self._touched:
+        if self._used:
             for name, used in self._used.items():
                 quota = state.quotas.get(name)
                 told = {part: n for part, n in quota.used.items() if n} if quota is not None else used
@@ -142,12 +144,11 @@ class Checker:
         self._open[run] = followed
         self._busy[followed.task, followed.job] = run
         self._touched.add(run)
-        self._account(followed, 1)
+        if followed.quota is not None:
+            self._account(followed, 1)
 
     def _account(self, followed: Followed, sign: int) -> None:
-        if followed.quota is None:
-            return
-        used = self._used.setdefault(followed.quota, {})
+        used = self._used.setdefault(followed.quota or "", {})
         for part, amount in followed.resources.items():
             left = used.get(part, 0) + sign * amount
             if left:
@@ -247,7 +248,8 @@ class Checker:
             return found
         self._busy.pop((followed.task, followed.job), None)
         self._touched.add(event.run or 0)
-        self._account(followed, -1)
+        if followed.quota is not None:
+            self._account(followed, -1)
         batch = self._batch
         batch.ended[event.run or 0] = followed.attempt
         behind = batch.written.get(event.run or 0, 0)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 import datatask
+from datatask.adapters.cli import watching
 from datatask.adapters.history import verifying
 from datatask.adapters.history.halves import OtherHalf
 from datatask.adapters.log.reader import LogReader
@@ -245,6 +246,38 @@ def test_somebody_may_watch(finished: Project) -> None:
         finished.log, verify=True, progress=lambda done, total: seen.append((done, total))
     )
     assert seen[-1] == (found.head, found.head)
+
+
+class Bar:
+    """What a bar is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def start(self) -> None:
+        self.told.append("start")
+
+    def add_task(self, what: str, total: int) -> int:
+        self.told.append(what)
+        return 1
+
+    def update(self, task: int, completed: int, total: int) -> None:
+        self.told.append((completed, total))
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, so that what is printed stays what it is; piped there is none."""
+    assert finished.ok("replay", "--verify").err == ""
+    monkeypatch.setattr(watching, "is_terminal", lambda stream=None: True)
+    monkeypatch.setattr(watching, "AFTER_SECONDS", 0.0)
+    bar = Bar()
+    monkeypatch.setattr(watching, "_bar", lambda output: bar)
+    found = finished.ok("replay", "--verify", "--json").json
+    assert bar.told[0] == "start"
+    assert bar.told[1:] == ["replaying", (found["head"], found["head"]), "stop"]
 
 
 def test_against_another_definition(finished: Project) -> None:
