@@ -110,6 +110,16 @@ def test_the_readmes_pipeline_works(shell: Shell) -> None:
     assert shell.type("datatask cat count.counts fox") == "words: 4\n"
 
 
+def test_the_sessions_about_the_past_are_true(shell: Shell) -> None:
+    """Each statement is typed after the one before it, in a project that was made and run."""
+    shell.type("datatask init . && datatask run")
+    text = (ROOT / "docs/library.md").read_text()
+    options = "doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE"
+    program = f"import doctest; print(doctest.testfile('session.txt', module_relative=False, encoding='utf-8', optionflags={options}))"
+    (shell.folder / "session.txt").write_text(text.replace("…", "..."))
+    assert "failed=0" in shell.type(f'python -c "{program}"')
+
+
 def test_a_script_for_pydatatask_works_after_changing_its_import(shell: Shell) -> None:
     """The program of the comparison runs by its own command line, with pydatatask's text on stdout."""
     program = next(block.body for block in blocks("docs/coming-from-pydatatask.md") if block.kind == "python")
