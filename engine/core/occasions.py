@@ -33,23 +33,27 @@ class Watched(State):
     def flip(self, leaf: LeafState, job: int, present: bool, position: int) -> bool:
         if leaf.index not in self.seen:
             return State.flip(self, leaf, job, present, position)
-        before = self.masks[job]
+        self._keep(job)  # first: what follows from this change is told before it
         changed = State.flip(self, leaf, job, present, position)
         if changed:
-            self.tell(leaf, job, before, position)
+            self.tell(leaf, job, position)
         return changed
 
     def value_changed(self, leaf: LeafState, job: int, position: int) -> None:
         super().value_changed(leaf, job, position)
-        self.tell(leaf, job, self.masks[job], position)
+        self.tell(leaf, job, position)
 
-    def tell(self, leaf: LeafState, job: int, before: int, position: int) -> None:
-        """Something about a job in a leaf has changed; `before` was its mask."""
+    def tell(self, leaf: LeafState, job: int, position: int) -> None:
+        """Something about a job in a leaf has changed."""
         trackers = self.seen.get(leaf.index)
         if trackers and (self.only is None or self.jobs[job] == self.only):
-            self.before.setdefault(job, before)
             for tracker in trackers:
                 self.touched[tracker, job] = position
+
+    def _keep(self, job: int) -> None:
+        """Remember the mask that a job had at the last boundary."""
+        if job not in self.before and (self.only is None or self.jobs[job] == self.only):
+            self.before[job] = self.masks[job]
 
 
 class Occasions:

@@ -181,7 +181,7 @@ class Waits(Occasions):
             return
         leaf, job = self.state.leaves.get(event.repository or ""), self.state.job_index.get(event.job)
         if leaf is not None and job is not None:
-            self.state.tell(leaf, job, self.state.masks[job], position)
+            self.state.tell(leaf, job, position)
 
     def _round(self, position: int, event: e.DecisionRound) -> None:
         for tracker in self._trackers.values():

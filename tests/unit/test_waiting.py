@@ -423,6 +423,20 @@ def test_a_new_value_of_what_a_filter_refused_is_waited_for_again() -> None:
     assert told(desk, at=desk.now, since=T0 + 6 * SECOND) == [("evaluation", 1), ("priority", 5)]
 
 
+def test_an_appearance_that_takes_the_job_out_of_a_derived_repository_counts() -> None:
+    """What follows from a change happens within it; the job is in `b` anew all the same."""
+    kept = repository("kept", "derived", derived=FilteredDef(base=All(of=(leaf("a"), Not(of=leaf("b"))))))
+    other = task("t", "b", ready=All(of=(leaf("b"), leaf("c"))))
+    desk = Desk(pipeline(task("u", "kept"), other, repositories=(repository("a"), kept, repository("c"))))
+    desk.put("a", "x")
+    desk.reactor.evaluated([(one, True, None) for one in desk.reactor.evaluations(desk.now, 8)], desk.now)
+    desk.take()
+    later(desk)
+    desk.put("b", "x")
+    later(desk, 2)
+    assert told(desk, at=desk.now) == [("upstream", 2)]
+
+
 def test_who_cancels_ends_the_episode() -> None:
     desk = Desk(pipeline(task("t", "a")))
     desk.put("a", "x")
