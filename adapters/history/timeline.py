@@ -168,7 +168,7 @@ def _frame(reader: LogReader, state: State, first: int) -> list[e.Recorded]:
     if state.defined_at > first:
         before = _jobless(reader, _DEFINING[:1], 0, first, only_last=True)
         positions = before + _jobless(reader, _DEFINING, first, state.position)
-    if any(leaf.ephemeral for leaf in state.definition.repositories):
+    if state.defined_at > first or any(leaf.ephemeral for leaf in state.definition.repositories):
         positions += _jobless(reader, ("RepositoryReset",), first, state.position)
     positions = sorted({position for position in positions if position})
     return [
@@ -227,6 +227,8 @@ def _lanes(events: Iterable[e.Recorded], start: State, state: State, job: str) -
     _look(part, job, pens, endings, part.position)
     for position, moment in _moments(events):
         for recorded in moment:
+            if _is_gone(part, recorded.event):
+                continue
             _rename(recorded.event, pens, endings)
             part.position = recorded.position - 1
             apply(part, recorded.position, recorded.event)
@@ -260,6 +262,13 @@ def _moments(events: Iterable[e.Recorded]) -> Iterator[tuple[int, list[e.Recorde
         together.append(recorded)
     if together:
         yield together[-1].position, together
+
+
+def _is_gone(part: State, event: e.Event) -> bool:
+    """Whether this is about a task or repository of before the first definition here: gone, and in no lane."""
+    if event.repository is not None:
+        return event.repository not in part.leaves
+    return event.task is not None and event.task not in part.tasks
 
 
 def _rename(event: e.Event, pens: dict[str, _Pen], endings: dict[str, e.RunEnded]) -> None:
