@@ -1,45 +1,69 @@
-"""What others take: quotas, launch windows, a task's own concurrency, and those who come first.
+"""What others take: quotas and who uses them, launch windows, a task's own concurrency, and those who come first.
 
-One quota is raised once, by all that it lacks for this job and for those before it; where waiting helps, waiting is
-proposed. What the same changes would make ready elsewhere is not foreseen.
+In: a case, and the trial that its proposal has left in line. Out: holds with the amounts that are lacking and the open
+runs that have them. Whether others come first is asked of the decider itself, not foretold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Set
+from typing import Any
 
 from datatask.engine.core import decide as deciding
-from datatask.engine.core.explanations import NANO, Change, Explanation, iso, parts_of, run_in_words
+from datatask.engine.core.explanations import Amount, Explanation, Hold
 from datatask.engine.core.obstacles import Obstacles
+from datatask.engine.core.proposals import propose
+from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import QuotaState
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.room import next_launch
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import OpenRun, TaskState
+from datatask.engine.core.trials import Trial
+from datatask.engine.core.wording import NANO, iso, units, user_in_words, user_of
 
 AHEAD_MAX = 1000
 SHOWN_MAX = 5
+USERS_MAX = 50
 
 
 class Case(Obstacles):
     """One (task, job): all that holds it back."""
 
     def explanation(self) -> Explanation:
-        conditions = [self._condition(part) for part in parts_of(self.expr)]
-        satisfied = all(condition.satisfied for condition in conditions)
-        self._live(satisfied)
-        self._data(satisfied)
-        self._claimed(satisfied)
-        self._evaluation()
-        self._task()
+        """Look at everything, and try what would help."""
+        self.look()
         self._capacity()
-        self._order(satisfied)
+        trial = Trial(self.state, self.now, engine_alive=self.engine_alive, unavailable=self.unavailable)
+        proposal = propose(trial, self.task, self.job)
+        launching = proposal.changes == []
+        if proposal.beaten:
+            self._order(trial)
+        if proposal.changes is None:
+            self._unreachable()
         return Explanation(
             task=self.task.name,
             job=self.name,
-            ready=satisfied and self.run is None,
+            ready=self.satisfied and self.run is None,
             at_position=self.state.position,
-            conditions=conditions,
+            conditions=self.conditions,
             held_by=self.holds,
-            changes=self.changes,
+            changes=proposal.changes or [],
+            launching=launching,
+            tree=self.tree,
         )
+
+    def shared(self) -> list[Hold]:
+        """Return what holds every job of the task that is in line as it holds this one."""
+        self._surroundings()
+        self._capacity()
+        return self.holds
+
+    def _unreachable(self) -> None:
+        told = "no set of changes was found that lets it run"
+        own = {view.id for view in (self.task.succeeded, self.task.failed)}
+        if own & {leaf.id for leaf in self.task.reads}:
+            told += ": its condition looks at the outcome of its own runs, which a new occasion clears"
+        self._hold("unreachable", f"{told}; `launch --force` does")
 
     # --- capacity ---------------------------------------------------------------------------------
 
@@ -47,168 +71,131 @@ class Case(Obstacles):
         own = 0 if self.run is None else 1
         limit, task = self.task.definition.concurrency, self.task
         if limit is not None and task.open_runs - own >= limit:
-            ahead = self._ahead(lambda other: other is task)
-            self._hold(
-                "concurrency",
-                f"{task.name} runs {task.open_runs} of at most {limit} at once: {self._runs_of(task.name, None)}",
-                Change(op="raise_concurrency", task=task.name, concurrency=task.open_runs - own + ahead + 1),
-            )
-        if task.definition.quota is not None:
-            self._quota(task.definition.quota, self.state.quotas[task.definition.quota])
+            runs, shown = self._users(lambda run: run.task == task.name)
+            told = f"{task.name} runs {task.open_runs} of at most {limit} at once: {shown}"
+            self._hold("concurrency", told, **runs)
+        name = task.definition.quota
+        if name is not None:
+            self._quota(name, self.state.quotas[name])
+            self._rate(name, self.state.quotas[name])
 
     def _quota(self, name: str, quota: QuotaState) -> None:
-        request = self.task.definition.resources
         freed = self.run.resources if self.run is not None and self.run.quota == name else {}
-        demand = self._demand(name)
-        raised: dict[str, int] = {}
-        for part, amount in request.items():
+        for part, amount in self.task.definition.resources.items():
             limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
-            if not amount or used + amount <= limit:
-                continue
-            raised[part] = used + demand.get(part, 0) + amount
+            lacking = {part: Amount(needed=units(amount), used=units(used), limit=units(limit))}
             if amount > limit:
-                self._hold(
-                    "infeasible",
-                    f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all",
-                )
-            else:
-                users = self._runs_of(None, name)
-                self._hold(
-                    "quota",
-                    f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {users}",
-                )
-        launches = self._rate(name, quota, raising=bool(raised))
-        if raised or launches is not None:
-            for (
-                part
-            ) in request:  # one quota is raised once, by all that it lacks for those who come first too
-                raised.setdefault(
-                    part,
-                    max(
-                        quota.limits.get(part, 0),
-                        quota.used.get(part, 0) + demand.get(part, 0) + request[part],
-                    ),
-                )
-            limits = {**quota.limits, **raised}
-            self.changes.append(
-                Change(
-                    op="raise_quota",
-                    quota=name,
-                    limits=limits,
-                    launches=launches if launches is not None else quota.launches,
-                )
-            )
+                told = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
+                self._hold("infeasible", told, quota=name, amounts=lacking)
+            elif amount and used + amount > limit:
+                runs, shown = self._users(lambda run: run.quota == name, part)
+                told = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
+                self._hold("quota", told, quota=name, amounts=lacking, **runs)
 
-    def _rate(self, name: str, quota: QuotaState, *, raising: bool) -> int | None:
-        """Tell of a full launch window; return the launches it would need where waiting does not help."""
-        if quota.launches is None:
-            return None
-        recent = [at for at in quota.recent if at > self.now - quota.definition.window]
-        free_at = (
-            recent[-quota.launches] + quota.definition.window if 0 < quota.launches <= len(recent) else 0
-        )
-        horizon, self.horizon = self.horizon, max(self.horizon, free_at)
-        ahead = self._ahead(lambda other: other.definition.quota == name)
-        needed = len(recent) + ahead + 1
-        if quota.launches <= 0:
-            self._hold("infeasible", f"{name} allows no launches at all")
-            return needed
-        if len(recent) < quota.launches:
-            return needed if raising and needed > quota.launches else None
-        seconds = quota.definition.window / NANO
-        self._hold(
-            "rate", f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {iso(free_at)}"
-        )
-        if raising or ahead:
-            self.horizon = horizon
-            return needed
-        self._wait(free_at)
-        return None
+    def _rate(self, name: str, quota: QuotaState) -> None:
+        free_at = next_launch(quota, self.now)
+        if free_at is None:
+            self._hold("infeasible", f"{name} allows no launches at all", quota=name)
+        elif free_at > self.now:
+            seconds = quota.definition.window / NANO
+            told = f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {iso(free_at)}"
+            self._hold("rate", told, quota=name, until=iso(free_at))
 
-    def _runs_of(self, task: str | None, quota: str | None) -> str:
-        runs = [
-            run for run in self.state.open_runs.values() if run.task == task or (run.quota == quota and quota)
+    def _users(self, of: Callable[[OpenRun], bool], part: str = "") -> tuple[dict[str, Any], str]:
+        """Return the open runs that have what is lacking, as fields of a hold and in words."""
+        found = [
+            run
+            for run in self.state.open_runs.values()
+            if of(run) and run is not self.run and (not part or run.resources.get(part))
         ]
-        shown = ", ".join(run_in_words(self.state, run) for run in runs[:SHOWN_MAX])
-        return (
-            shown + (f" and {len(runs) - SHOWN_MAX} more" if len(runs) > SHOWN_MAX else "") or "nothing runs"
-        )
+        users = [user_of(self.state, run) for run in found[:USERS_MAX]]
+        words = ", ".join(user_in_words(user) for user in users[:SHOWN_MAX])
+        more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
+        return {"runs": users, "more": len(found) - len(users)}, words + more or "nothing runs"
 
     # --- the order --------------------------------------------------------------------------------
 
-    def _before(self, task: TaskState) -> Iterator[int]:
-        """Yield the jobs of a task that come before this one, at most `AHEAD_MAX`."""
-        if task is not self.task and deciding.closed(task, self.unavailable):
+    def _order(self, trial: Trial) -> None:
+        """What is free goes to those who come first, or is kept for one of them."""
+        state, task = trial.state, trial.state.tasks[self.task.name]
+        mine = _entry(task, self.job)
+        keeper = reserving(state, task, trial.now, mine, trial.unavailable)
+        if keeper is not None:
+            other, job, position = keeper
+            told = f"{task.definition.quota} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
+            self._hold("reserved", told, position, quota=task.definition.quota or "")
             return
-        mine = self._entry()
-        for number, entry in enumerate(deciding.entries(task, self.horizon, AHEAD_MAX)):
-            if number >= AHEAD_MAX or (entry, task.index) >= (mine, self.task.index):
-                return
-            yield entry[2]
+        ahead = {other.name: _ahead(other, trial, mine, task) for other in state.tasks.values()}
+        same, count = ahead[task.name], sum(ahead.values())
+        over = "at least " if count >= AHEAD_MAX else ""
+        self._hold("priority", f"{over}{count} waiting jobs come first, {same} of them in {task.name}")
 
-    def _entry(self) -> tuple[float, int, int]:
-        task, job = self.task, self.job
-        if self.episode is not None and self.run is None:
-            return (-self.episode.priority, self.episode.position, job)
-        if job in task.queue:
-            return (-task.queue.priority(job), task.queue.position(job), job)
-        return (0.0, self.state.position + 1, job)
 
-    def _ahead(self, among: Callable[[TaskState], bool]) -> int:
-        return sum(1 for task in self.state.tasks.values() if among(task) for _ in self._before(task))
+def _entry(task: TaskState, job: int) -> Entry:
+    episode = task.episodes.get(job)
+    if episode is not None and not episode.run:
+        return (-episode.priority, episode.position, job)
+    return (-task.queue.priority(job), task.queue.position(job), job)
 
-    def _demand(self, quota: str) -> dict[str, int]:
-        """Return what the jobs that come before this one ask of a quota."""
-        demand: dict[str, int] = {}
-        for task in self.state.tasks.values():
-            if task.definition.quota == quota:
-                count = sum(1 for _ in self._before(task))
-                for part, amount in task.definition.resources.items():
-                    demand[part] = demand.get(part, 0) + amount * count
-        return demand
 
-    def _order(self, satisfied: bool) -> None:
-        """What is free goes to those who come first."""
-        if not self._beaten(satisfied):
-            return
-        same, ahead = sum(1 for _ in self._before(self.task)), self._ahead(lambda other: True)
-        self._hold(
-            "priority",
-            f"{ahead} waiting jobs come first, {same} of them in {self.task.name}",
-            Change(op="raise_priority", task=self.task.name, job=self.name),
-        )
+def _ahead(task: TaskState, trial: Trial, mine: Entry, own: TaskState) -> int:
+    """Return how many jobs of a task come before this one, at most `AHEAD_MAX`."""
+    if deciding.closed(task, trial.unavailable):
+        return 0
+    count = 0
+    for entry in deciding.entries(task, trial.now, AHEAD_MAX):
+        if count >= AHEAD_MAX or (entry, task.index) >= (mine, own.index):
+            break
+        count += 1
+    return count
 
-    def _beaten(self, satisfied: bool) -> bool:
-        """Whether the next round passes by this job for others, all else being as it should."""
-        if satisfied and not self.holds:
-            found = deciding.decide(self.state, self.now, unavailable=self.unavailable)
-            return all((each.task, each.job) != (self.task.name, self.name) for each in found.decisions)
-        raised = {change.op for change in self.changes}
-        own, task = 0 if self.run is None else 1, self.task
-        limit = task.definition.concurrency
-        if limit is not None and "raise_concurrency" not in raised:
-            if task.open_runs - own + self._ahead(lambda other: other is task) >= limit:
-                return True
-        if self._ahead(lambda other: True) >= deciding.BOUND:
-            return True
-        return (
-            task.definition.quota is not None
-            and "raise_quota" not in raised
-            and self._outbid(task.definition.quota)
-        )
 
-    def _outbid(self, name: str) -> bool:
-        """Whether those who come first leave too little of the quota."""
-        quota, demand = self.state.quotas[name], self._demand(name)
-        freed = self.run.resources if self.run is not None and self.run.quota == name else {}
-        for part, amount in self.task.definition.resources.items():
-            used = quota.used.get(part, 0) - freed.get(part, 0) + demand.get(part, 0)
-            if amount and used + amount > quota.limits.get(part, 0):
-                return True
-        if quota.launches is None:
-            return False
-        waits = max(
-            (change.at or 0 for change in self.changes if change.op == "wait_until"), default=self.now
-        )
-        recent = sum(1 for at in quota.recent if at > waits - quota.definition.window)
-        return recent + self._ahead(lambda other: other.definition.quota == name) >= quota.launches
+def reserving(
+    state: State, task: TaskState, now: int, mine: Entry | None, unavailable: Set[str]
+) -> tuple[TaskState, int, int] | None:
+    """Return who keeps this task's quota for itself: its task, the job, and since which position it waits.
+
+    The first, before `mine`, that is held by an amount and has waited for longer than `starvation_after`; and only where
+    the task would have room without it.
+    """
+    name = task.definition.quota
+    if name is None:
+        return None
+    quota = state.quotas[name]
+    decided = deciding.decide(state, now, unavailable=unavailable)
+    if not decided.constraints.get(task.name, "").startswith("quota: "):
+        return None
+    launched = decided.decisions
+    used = dict(quota.used)
+    for launch in launched:
+        if state.tasks[launch.task].definition.quota == name:
+            for part, amount in launch.resources.items():
+                used[part] = used.get(part, 0) + amount
+    request = task.definition.resources
+    if any(
+        amount and used.get(part, 0) + amount > quota.limits.get(part, 0) for part, amount in request.items()
+    ):
+        return None
+    gone = {(launch.task, state.job_index[launch.job]) for launch in launched}
+    found: list[tuple[Entry, int, TaskState]] = []
+    for other in state.tasks.values():
+        if other.definition.quota != name or deciding.closed(other, unavailable):
+            continue
+        line = deciding.entries(other, now, deciding.BOUND)
+        head = next((entry for entry in line if (other.name, entry[2]) not in gone), None)
+        if head is None or (mine is not None and (head, other.index) >= (mine, task.index)):
+            continue
+        if now - state.time_of(head[1]) >= quota.definition.starvation_after:
+            if _lacks(other, used, quota):
+                found.append((head, other.index, other))
+    if not found:
+        return None
+    entry, _, other = min(found, key=lambda each: each[:2])
+    return other, entry[2], entry[1]
+
+
+def _lacks(task: TaskState, used: dict[str, int], quota: QuotaState) -> bool:
+    request = task.definition.resources
+    return quota.infeasible(request) is None and any(
+        amount and used.get(part, 0) + amount > quota.limits.get(part, 0) for part, amount in request.items()
+    )

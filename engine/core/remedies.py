@@ -1,9 +1,10 @@
-"""The fewest changes of memberships that make a condition hold for a job.
+"""The ways in which a condition comes to hold for a job, those with the fewest changes first.
 
-In: an expression, a job, the state. Out: a set of `Atom`s with the value each must take, least first. Sets are built
-over the tree as partial assignments and merged where parts belong together, at most `WAYS_MAX` of the cheapest at
-each node: exact for conditions with fewer alternatives than that, which is all that people write, and a good
-answer beyond. What cannot be brought about by hand (user code that must be asked first) is no way at all.
+In: an expression, a job, the state. Out: sets of `Atom`s with the value each must take. Sets are built over the tree
+as partial assignments and merged where parts belong together, at most `WAYS_MAX` of the cheapest at each node: exact
+for conditions with fewer alternatives than that, which is all that people write, and a good answer beyond. Among ways
+with as many changes those come first that people can go by hand (`EFFORT`). Foreseen is what the condition says; what
+a change leads to elsewhere is found out by trying it (`proposals`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from datatask.engine.core.members import LeafState
 from datatask.engine.core.state import State
+from datatask.engine.core.tasks import OpenRun
 from datatask.schema.definition import (
     All,
     Any,
@@ -28,12 +30,19 @@ WAYS_MAX = 256
 
 
 class Atom(NamedTuple):
-    """Something that can be so or not: a membership, a filter's answer, or how a task's run of the job ended."""
+    """Something that can be so or not.
 
-    kind: Literal["member", "filter", "outcome", "live"]
+    A membership; a filter's or a translator's answer; how a task's run of the job ended; whether one is open (`live`), and
+    an entry that the engine keeps for as long as a process lives (`entry`).
+    """
+
+    kind: Literal["member", "live", "entry", "filter", "translation", "outcome"]
     leaf: str
     job: int
 
+
+EFFORT = {"member": 1, "entry": 1, "live": 2, "filter": 3, "translation": 4, "outcome": 5}
+"""What comes first among ways with as many changes: less effort in all."""
 
 Way = dict[Atom, bool]
 
@@ -48,10 +57,14 @@ def changed(state: State, way: Way) -> list[tuple[Atom, bool]]:
     return [(atom, wanted) for atom, wanted in way.items() if is_so(state, atom) is not wanted]
 
 
-def smallest(state: State, expr: AnyExpr, job: int, *, wanted: bool = True) -> Way | None:
-    """Return the way with the fewest changes that makes `expr` hold for the job (or not), or None."""
-    found = _ways(state, expr, job, wanted)
-    return found[0] if found else None
+def ways(state: State, expr: AnyExpr, job: int) -> list[Way]:
+    """Return ways in which `expr` comes to hold for the job, the fewest changes first; none if it cannot."""
+    return _cheapest(state, _ways(state, expr, job, True))
+
+
+def smallest(state: State, expr: AnyExpr, job: int) -> Way | None:
+    """Return a way with the fewest changes in which `expr` comes to hold for the job, or None."""
+    return next(iter(ways(state, expr, job)), None)
 
 
 def _ways(state: State, expr: AnyExpr, job: int, wanted: bool) -> list[Way]:
@@ -71,7 +84,8 @@ def _ways(state: State, expr: AnyExpr, job: int, wanted: bool) -> list[Way]:
 def _leaf_ways(state: State, leaf: LeafState, job: int, wanted: bool) -> list[Way]:
     rule = leaf.definition.derived
     if rule is None:
-        return [{Atom("member", leaf.id, job): wanted}]
+        kept = not wanted and writer_of(state, leaf.id, job) is not None
+        return [{Atom("entry" if kept else "member", leaf.id, job): wanted}]
     if isinstance(rule, ViewDef):
         return _view_ways(state, leaf, rule, job, wanted)
     if isinstance(rule, FilteredDef):
@@ -84,18 +98,28 @@ def _leaf_ways(state: State, leaf: LeafState, job: int, wanted: bool) -> list[Wa
 
 def _translated_ways(state: State, leaf: LeafState, rule: TranslatedDef, job: int, wanted: bool) -> list[Way]:
     target = leaf.derived.forward.get(job) if leaf.derived is not None else None
-    if target is None:
-        return [] if wanted else [{}]
-    base = _ways(state, rule.base, target, wanted)
     translator = _ways(state, rule.translator, job, wanted)
+    if target is None:
+        answer = {Atom("translation", leaf.id, job): True}
+        return _cheapest(state, _products(state, [translator, [answer]])) if wanted else [{}]
+    base = _ways(state, rule.base, target, wanted)
     return _cheapest(state, _products(state, [base, translator]) if wanted else [*base, *translator])
 
 
 def _view_ways(state: State, leaf: LeafState, rule: ViewDef, job: int, wanted: bool) -> list[Way]:
-    if rule.view == "live":
-        atom = Atom("live", leaf.id, job)
-        return [{atom: wanted}] if is_so(state, atom) or not wanted else []
-    return [{Atom("outcome", leaf.id, job): wanted}]
+    task = state.tasks.get(rule.task)
+    episode = task.episodes.get(job) if task is not None and rule.view == "live" else None
+    ends = episode is not None and episode.run != 0 and not wanted
+    return [{Atom("live" if ends else "outcome", leaf.id, job): wanted}]
+
+
+def writer_of(state: State, leaf: str, job: int) -> OpenRun | None:
+    """Return the open run whose process the engine keeps an entry of in this leaf, if it does for this job."""
+    for task in state.tasks.values():
+        episode = task.episodes.get(job) if task.definition.pids == leaf else None
+        if episode is not None and episode.run:
+            return state.open_runs[episode.run]
+    return None
 
 
 def _products(state: State, each: Iterable[list[Way]]) -> list[Way]:
@@ -115,4 +139,9 @@ def _cheapest(state: State, ways: list[Way]) -> list[Way]:
     unique: dict[frozenset[tuple[Atom, bool]], Way] = {}
     for way in ways:
         unique.setdefault(frozenset(way.items()), way)
-    return sorted(unique.values(), key=lambda way: len(changed(state, way)))[:WAYS_MAX]
+    return sorted(unique.values(), key=lambda way: _cost(state, way))[:WAYS_MAX]
+
+
+def _cost(state: State, way: Way) -> tuple[int, int]:
+    done = changed(state, way)
+    return len(done), sum(EFFORT[atom.kind] for atom, _ in done)

@@ -172,8 +172,9 @@ def test_retry_cancel_pause_resume(finished: Project) -> None:
     stuck = finished.call("run")
     assert stuck.code == 6
     assert "stuck: double: paused: 1 job; see: datatask why double" in stuck.lines
-    (why,) = finished.ok("why", "double").lines
-    assert re.fullmatch(r"1 held by paused: double was paused .*; no engine is running \(b\)", why)
+    why, cancelled = finished.ok("why", "double").lines
+    assert re.fullmatch(r"1 held by paused: double was paused .*; no engine is running: .* \(b\)", why)
+    assert cancelled == "1 held by cancelled: cancelled, and no new occasion since (a)"
     assert finished.ok("resume", "double", "shout").lines == ["resume double", "resume shout"]
     assert finished.call("run").code == 0
     (event,) = [json.loads(line) for line in finished.ok("log", "--kind", "RetryRequested", "--json").lines]
@@ -233,7 +234,8 @@ def test_trace_and_why(finished: Project) -> None:
     assert path["tasks"]["double"]["state"] == "succeeded"
     assert path["tasks"]["double"]["links"]["numbers"].keys() == {"repository", "present", "since"}
     why = finished.ok("why", "double", "a", "--json").json
-    assert why.keys() == {"task", "job", "ready", "at_position", "conditions", "held_by", "changes"}
+    shape = {"task", "job", "ready", "at_position", "conditions", "held_by", "changes", "launching", "tree", "events"}
+    assert why.keys() == shape
     assert {"op": "delete", "repository": "done", "job": "a"} in why["changes"]
     assert "NOT done: needs absent in done, is present" in finished.ok("why", "double", "a").out
     groups = finished.ok("why", "double", "--json").json["groups"]

@@ -14,6 +14,7 @@ from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import decide
 from datatask.engine.core.fold import apply
 from datatask.engine.core.queues import PriorityQueue
+from datatask.engine.core.settle import Again, Over, after_ending
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.why import Change
 from datatask.schema import events as e
@@ -28,7 +29,7 @@ class WhatIf:
     def __init__(self, state: State, now: int, unavailable: frozenset[str], *, engine_alive: bool) -> None:
         self.state = load(dump(state))
         self.now, self.unavailable, self.engine_alive = now, set(unavailable), engine_alive
-        self._pending = set(self.state.pending)
+        self._pending = dict(self.state.pending)
 
     def make(self, change: Change) -> None:
         """Make one change."""
@@ -43,8 +44,8 @@ class WhatIf:
 
     def settle(self, task: str, job: str) -> None:
         """Let the engine ask for the priority of an episode that the changes have opened, as it does by itself."""
-        key = PendingKey("priority", task, self.state.job_index[job])
-        if key in self.state.pending and key not in self._pending:
+        key = PendingKey("priority", task, self.state.intern(job))
+        if key in self.state.pending and self.state.pending[key] != self._pending.get(key):
             self._ask_priority(task, job)
 
     def _event(self, event: e.Event) -> None:
@@ -57,19 +58,54 @@ class WhatIf:
         self._event(e.ValueDeleted(at=self.now, repository=change.repository, job=change.job))
 
     def _set_filter(self, change: Change) -> None:
-        leaf, job = self.state.leaves[change.repository], self.state.job_index[change.job]
+        leaf, job = self.state.leaves[change.repository], self.state.intern(change.job)
         self.state.pending.pop(PendingKey("filter", leaf.id, job), None)
         assert leaf.derived is not None
         present = change.outcome == "true" and leaf.derived.base.test(self.state.masks[job])
         self.state.flip(leaf, job, present, self.state.position)
 
+    def _set_translation(self, change: Change) -> None:
+        leaf, job = self.state.leaves[change.repository], self.state.intern(change.job)
+        self.state.pending.pop(PendingKey("translation", leaf.id, job), None)
+        assert leaf.derived is not None
+        assert leaf.derived.translator is not None
+        holds = leaf.derived.translator.test(self.state.masks[job])
+        self.state.flip(leaf, job, holds, self.state.position)
+
     def _wait_for(self, change: Change) -> None:
+        if change.run is not None:
+            self._let_end(change.run)
+            return
         view = change.outcome.removeprefix("not ")
-        leaf, job = self.state.leaves[view_id(change.task, view)], self.state.job_index[change.job]  # type: ignore[arg-type]
+        leaf, job = self.state.leaves[view_id(change.task, view)], self.state.intern(change.job)  # type: ignore[arg-type]
         self.state.flip(leaf, job, not change.outcome.startswith("not "), self.state.position)
 
+    def _let_end(self, number: int) -> None:
+        run = self.state.open_runs[number]
+        assert run.settling is not None
+        job = self.state.jobs[run.job]
+        for intent in sorted(run.intents.values(), key=lambda intent: intent.position):
+            kind = e.ValuePut if intent.event.op == "put" else e.ValueDeleted
+            self._event(
+                kind(at=self.now, repository=intent.event.repository, job=intent.event.job, run=number)
+            )  # type: ignore[arg-type]
+        task = self.state.tasks[run.task]
+        stopped = run.stopping in ("cancelled", "deleted", "shutdown")
+        outcome = run.settling.outcome
+        again = after_ending(
+            task.definition.retry, task.episodes[run.job], outcome, self.now, 0.999999999, stopped=stopped
+        )
+        about = {"at": self.now, "task": run.task, "job": job, "run": number}
+        self._event(e.RunEnded(**about, outcome=outcome, final=isinstance(again, Over)))
+        if isinstance(again, Again):
+            self._event(
+                e.RetryScheduled(
+                    **about, not_before=again.not_before, attempt=again.attempt, budget=again.budget
+                )
+            )
+
     def _evaluate(self, change: Change) -> None:
-        key = PendingKey("priority", change.task, self.state.job_index[change.job])
+        key = PendingKey("priority", change.task, self.state.intern(change.job))
         if key in self.state.pending:
             self._ask_priority(change.task, change.job)
 
@@ -78,7 +114,10 @@ class WhatIf:
 
     def _end_run(self, change: Change) -> None:
         about = {"at": self.now, "task": change.task, "job": change.job, "run": change.run}
+        pids = self.state.tasks[change.task].definition.pids
         self._event(e.StopDecided(**about, reason="deleted"))
+        if pids is not None and self.state.contains(pids, change.job):
+            self._event(e.ValueDeleted(**about, repository=pids))
         self._event(e.RunEnded(**about, outcome="cancelled"))
 
     def _retry(self, change: Change) -> None:
@@ -117,7 +156,7 @@ class WhatIf:
         self.now = max(self.now, change.at or 0)
 
     def _raise_priority(self, change: Change) -> None:
-        task, job = self.state.tasks[change.task], self.state.job_index[change.job]
+        task, job = self.state.tasks[change.task], self.state.intern(change.job)
         episode = task.episodes.get(job)
         if episode is not None:
             episode.priority = 1e9
@@ -130,7 +169,7 @@ class WhatIf:
 def launches(what_if: WhatIf, changes: Iterable[Change], task: str, job: str) -> bool:
     """Make the changes and tell whether the next round launches the job."""
     changes = list(changes)
-    for change in sorted(changes, key=lambda change: change.op != "end_run"):
+    for change in changes:
         if change.op not in LAST:
             what_if.make(change)
     what_if.settle(task, job)

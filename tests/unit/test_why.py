@@ -63,6 +63,20 @@ def test_json_has_the_documented_shape() -> None:
         ],
         "held_by": [],
         "changes": [{"op": "delete", "repository": "done-t", "job": "x"}],
+        "launching": False,
+        "tree": {
+            "op": "and",
+            "holds": False,
+            "of": [
+                {"op": "in", "holds": True, "repository": "a", "since": at - 1},
+                {
+                    "op": "not",
+                    "holds": False,
+                    "of": [{"op": "in", "holds": True, "repository": "done-t", "since": at}],
+                },
+            ],
+        },
+        "events": [],
     }
 
 
@@ -87,7 +101,7 @@ def test_everything_is_told_at_once() -> None:
     desk.put("done-t", "y")
     found = why(desk, "t", "y", engine_alive=False)
     assert holds(found) == ["engine", "paused", "quota"]
-    assert ops(found) == ["delete", "start_engine", "resume", "raise_quota"]
+    assert ops(found) == ["start_engine", "resume", "delete", "raise_quota"]
     assert f"(position {paused})" in found.held_by[1].explain
     assert f"run {run} (t {decided.job}: 2 cpu)" in found.held_by[2].explain
     assert found.changes[3].limits == {"cpu": 4 * SECOND}
@@ -154,7 +168,7 @@ def test_no_new_occasion_is_explained(cancelled: bool) -> None:
         desk.decide()
         desk.ended(desk.specs()[0].run)
     found = why(desk, "t", "x")
-    assert (holds(found), ops(found)) == (["claimed"], ["retry"])
+    assert (holds(found), ops(found)) == (["cancelled" if cancelled else "claimed"], ["retry"])
     assert ("cancelled while it waited" in found.held_by[0].explain) is cancelled
 
 
@@ -259,7 +273,7 @@ def test_job_that_was_never_seen() -> None:
     desk = Desk(pipeline(task("t", "a")))
     found = why(desk, "t", "nobody", engine_alive=False)
     assert [condition.satisfied for condition in found.conditions] == [False, True]
-    assert ops(found) == ["put", "start_engine"]
+    assert ops(found) == ["start_engine", "put"]
 
 
 def test_unknown_task_is_refused_with_the_names_there_are() -> None:
