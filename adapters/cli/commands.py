@@ -32,7 +32,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Look": {
         "status": Entry("counts", "status", "Count jobs per task and link."),
         "trace": Entry("tracing", "trace", "Show where jobs are, link by link."),
-        "why": Entry("tracing", "why", "Explain why a job runs or does not."),
+        "why": Entry("explaining", "why", "Explain why a job runs or does not."),
         "ls": Entry("values", "ls", "List the jobs of a set expression."),
         "cat": Entry("values", "cat", "Print a job's value."),
         "graph": Entry("graphs", "graph", "Draw tasks and repositories."),

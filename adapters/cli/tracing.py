@@ -1,4 +1,4 @@
-"""`trace` and `why`: where a job is, and what it would take for it to run; both from the log alone."""
+"""`trace`: where a job is, link by link, and its way through every task as a time line; from the log alone."""
 
 from __future__ import annotations
 
@@ -8,27 +8,16 @@ from typing import Any
 import click
 
 from datatask.adapters.cli.options import JOB, WHEN, command
-from datatask.adapters.cli.output import Output, encode, shown
+from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import Seen, seen
-from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes, timeline_svg, timeline_text
 from datatask.adapters.history.timeline import Timeline, timeline
-from datatask.adapters.history.when import When, iso
+from datatask.adapters.history.when import When
 from datatask.engine.core.members import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema.errors import UnknownNameError
-
-_OPS = {
-    "put": "put {job} into {repository}",
-    "delete": "delete {job} from {repository}",
-    "resume": "resume {task}",
-    "wait_until": "wait until {until}",
-    "start_engine": "start the engine",
-    "end_run": "end run {run}",
-}
 
 
 @command(
@@ -158,104 +147,3 @@ def _state_of(state: State, name: str, job: str) -> str:
     if episode is not None and episode.not_before is not None:
         return "retrying"
     return "ready" if index in task.queue or index in task.awaiting else "waiting"
-
-
-# --- why --------------------------------------------------------------------------------------------
-
-
-@command(
-    "why", example="datatask why resize cat\ndatatask why resize\ndatatask why resize cat --at -2h --json"
-)
-@click.argument("task")
-@click.argument("job", required=False, type=JOB)
-@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
-def why(settings: Settings, task: str, job: str | None, at: When | None) -> None:
-    """Explain why a job runs or does not: all that holds it back, and the least that would change it.
-
-    Without JOB all waiting jobs of the task, by reason. With --json as documented in docs/cli.md.
-    """
-    from datatask.engine.core import why as explaining
-
-    output = Output(settings)
-    with recorded(settings, at) as log:
-        shapes.find_task(log.state, task)
-        alive, now = _engine(log, at)
-        if job is None:
-            groups = explaining.explain_all(log.state, task, now, engine_alive=alive)
-            _tell_groups(output, log, task, groups)
-            return
-        found = explaining.explain(log.state, task, job, now, engine_alive=alive)
-        if output.json:
-            output.document(found.to_json())
-            return
-        for line in _explained(found, log):
-            output.line(shown(line))
-
-
-def _engine(log: Recorded, at: When | None) -> tuple[bool, int]:
-    """Return whether an engine was alive, and what time it was."""
-    if at is not None:
-        return log.state.engine is not None and not log.state.closed, log.state.at
-    from datatask.adapters.log.lease import probe
-
-    return probe(log.reader.path) is not None, max(SystemClock().now(), log.state.at)
-
-
-def _tell_groups(output: Output, log: Recorded, task: str, groups: Any) -> None:
-    if output.json:
-        import msgspec
-
-        plain = msgspec.to_builtins(groups)
-        output.document({"task": task, "at_position": log.state.position, "groups": plain})
-        return
-    for group in groups:
-        sample = ", ".join(group.sample) + (", …" if group.count > len(group.sample) else "")
-        output.line(shown(f"{group.count} held by {group.what}: {group.explain} ({sample})"))
-    if not groups:
-        output.line(f"no job waits for {task}")
-
-
-def _explained(found: Any, log: Recorded) -> list[str]:
-    lines = [f"{found.task} {found.job}: {_verdict(found)}"]
-    for condition in found.conditions:
-        mark = "ok " if condition.satisfied else "NOT"
-        since = f", since position {condition.since}" if condition.since else ""
-        lines.append(
-            f"  {mark} {condition.link}: needs {condition.needs} in {condition.repository}, is {condition.is_}{since}"
-        )
-    lines += [f"  held by {hold.what}: {hold.explain}" for hold in found.held_by]
-    lines += _last_run(log, found.task, found.job)
-    if found.changes:
-        lines.append("  to let it run: " + "; ".join(map(_change_in_words, found.changes)))
-    return lines
-
-
-def _verdict(found: Any) -> str:
-    if any(hold.what == "live" for hold in found.held_by):
-        return "is running"
-    if not found.ready:
-        return "is not ready"
-    return "is ready, and held back" if found.held_by else "is ready, and will be launched"
-
-
-def _last_run(log: Recorded, task: str, job: str) -> list[str]:
-    sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
-    rows = log.reader.query(
-        f"{sql} AND run <= ? ORDER BY run DESC LIMIT 1", (job, task, log.state.position)
-    ).rows
-    if not rows:
-        return ["  it has never been run"]
-    run, state, exit_code, kind, error, ended_at = rows[0]
-    detail = f", exit code {exit_code}" if exit_code is not None else ""
-    detail += f": {kind}: {error}" if error is not None else ""
-    when = f" at {iso(ended_at)}" if ended_at else ""
-    return [f"  last run {run}: {state}{when}{detail}"]
-
-
-def _change_in_words(change: Any) -> str:
-    fields = {name: getattr(change, name) for name in change.__struct_fields__}
-    text = _OPS[change.op].format(**fields) if change.op in _OPS else ""
-    if not text:
-        rest = {name: value for name, value in fields.items() if value and name not in ("op", "explain")}
-        text = f"{change.op.replace('_', ' ')} {encode(rest)}"
-    return f"{text} ({change.explain})" if change.explain else text

@@ -11,12 +11,13 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
 from datatask.adapters.history.events import Selection, select
+from datatask.adapters.history.explaining import table_of, with_events
 from datatask.adapters.history.groups import group_runs
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
@@ -28,12 +29,13 @@ from datatask.adapters.history.waiting import USUAL, Asked, find_intervals, sum_
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader, Parameters
-from datatask.engine.core import why as explaining
 from datatask.engine.core.state import State
 from datatask.engine.core.timelines import Interval
+from datatask.engine.core.why import Explanation, explain, explain_all
 from datatask.engine.ports import Filters
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
+from datatask.schema.ids import check_job
 
 if TYPE_CHECKING:
     from datatask.adapters.history.exporting.export import Format
@@ -81,11 +83,22 @@ class History:
         about = {"url": self.url, "head": state.position, "at": iso(state.at or None)}
         return {"log": about, **shapes.status(state)}
 
-    def explain(self, task: str, job: str, at: Moment = None) -> explaining.Explanation:
-        """Return all that holds a job back, or held it back at `at`, and the least that would let it run."""
+    @overload
+    def explain(self, task: str, job: str, at: Moment = None) -> Explanation: ...
+    @overload
+    def explain(self, task: str, job: None = None, at: Moment = None) -> Table: ...
+    def explain(self, task: str, job: str | None = None, at: Moment = None) -> Explanation | Table:
+        """Return all that holds a job back, or held it back at `at`, and the smallest set that would let it run.
+
+        `events` of the answer are those that it cites. Without `job` the task's waiting jobs by reason, a row each.
+        """
         state = self.state(at)
         alive, now = self._surroundings(state, at)
-        return explaining.explain(state, task, job, now, engine_alive=alive)
+        shapes.find_task(state, task)
+        if job is None:
+            return table_of(explain_all(state, task, now, engine_alive=alive))
+        found = explain(state, task, check_job(job), now, engine_alive=alive)
+        return with_events(self.reader, state, found)
 
     def trace(self, job: str, at: Moment = None) -> Timeline:
         """Return a job's way through every task as a time line; a notebook draws it."""

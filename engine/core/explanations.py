@@ -70,13 +70,15 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing other than data that holds the job back.
 
     `since` is the position of the event that made it so. Where a limit holds: which `quota`, the `amounts` that are
-    lacking, the open runs that have them (`runs`, the first `USERS_MAX`, `more` beyond). `until`: when time heals it.
+    lacking, the open runs that have them (`runs`, the first 50, `more` beyond). `until`: when time heals it, as ISO time.
+    `repository`: which one is not known, or waits for user code.
     """
 
     what: str
     explain: str
     since: int | None = None
     until: str = ""
+    repository: str = ""
     quota: str = ""
     amounts: dict[str, Amount] = {}
     runs: list[User] = []

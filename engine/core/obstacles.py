@@ -94,7 +94,9 @@ class Obstacles:
         task, job, last = self.task, self.job, get_at(self.task.last_run, self.job)
         if self.episode is not None:
             until = self.episode.not_before
-            if until is not None and until > self.now:
+            if until is None:
+                self._hold("retry", f"run {last} has ended, another attempt is to be scheduled", last)
+            elif until > self.now:
                 told = f"attempt {self.episode.attempt + 1} follows run {last}, not before {iso(until)}"
                 self._hold("retry", told, last, until=iso(until))
             return
@@ -125,7 +127,9 @@ class Obstacles:
             why = self.state.pending.get(key)
             if why is not None:
                 until = iso(why.retry_at) if why.error else ""
-                self._hold("evaluation", pending_in_words(key, why), why.position, until=until)
+                owner = "" if key.what == "priority" else key.owner
+                told = pending_in_words(key, why)
+                self._hold("evaluation", told, why.position, until=until, repository=owner)
 
     # --- the task and its surroundings ------------------------------------------------------------
 
@@ -143,7 +147,7 @@ class Obstacles:
         for leaf in task.reads:
             if not leaf.synced:
                 why = leaf.held or "it has not been listed since the engine opened"
-                self._hold("observing", f"{leaf.id} is not known: {why}")
+                self._hold("observing", f"{leaf.id} is not known: {why}", repository=leaf.id)
 
 
 def _engine_in_words(state: State) -> str:

@@ -1,0 +1,87 @@
+"""`why`: what holds a job back, and the smallest set of changes that would let it run; from the log alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from datatask.adapters.cli.options import JOB, WHEN, command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.recorded import Recorded, recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.history import shapes
+from datatask.adapters.history.when import When, iso
+
+if TYPE_CHECKING:
+    from datatask.engine.core.why import Group
+
+
+@command(
+    "why", example="datatask why resize cat\ndatatask why resize\ndatatask why resize cat --at -2h --json"
+)
+@click.argument("task")
+@click.argument("job", required=False, type=JOB)
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
+def why(settings: Settings, task: str, job: str | None, at: When | None) -> None:
+    """Explain why a job runs or does not: all that holds it back, and the least that would change it.
+
+    Each reason comes with the event that made it so: position, kind, who, when. Without JOB all waiting jobs of the task,
+    by reason. With --json as documented in docs/cli.md.
+    """
+    from datatask.adapters.history.explaining import with_events
+    from datatask.engine.core.explanations import lines
+    from datatask.engine.core.why import explain, explain_all
+
+    output = Output(settings)
+    with recorded(settings, at) as log:
+        shapes.find_task(log.state, task)
+        alive, now = _engine(log, at)
+        if job is None:
+            _tell_groups(output, log, task, explain_all(log.state, task, now, engine_alive=alive))
+            return
+        found = explain(log.state, task, job, now, engine_alive=alive)
+        found = with_events(log.reader, log.state, found)
+        if output.json:
+            output.document(found.to_json())
+            return
+        for line in lines(found, *_last_run(log, task, job)):
+            output.line(shown(line))
+
+
+def _engine(log: Recorded, at: When | None) -> tuple[bool, int]:
+    """Return whether an engine was alive, and what time it was."""
+    if at is not None:
+        return log.state.engine is not None and not log.state.closed, log.state.at
+    from datatask.adapters.log.lease import probe
+
+    return probe(log.reader.path) is not None, max(SystemClock().now(), log.state.at)
+
+
+def _tell_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:
+    if output.json:
+        import msgspec
+
+        plain = msgspec.to_builtins(groups)
+        output.document({"task": task, "at_position": log.state.position, "groups": plain})
+        return
+    for group in groups:
+        sample = ", ".join(group.sample) + (", …" if group.count > len(group.sample) else "")
+        output.line(shown(f"{group.count} held by {group.what}: {group.explain} ({sample})"))
+    if not groups:
+        output.line(f"no job waits for {task}")
+
+
+def _last_run(log: Recorded, task: str, job: str) -> list[str]:
+    sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
+    rows = log.reader.query(
+        f"{sql} AND run <= ? ORDER BY run DESC LIMIT 1", (job, task, log.state.position)
+    ).rows
+    if not rows:
+        return ["it has never been run"]
+    run, state, exit_code, kind, error, ended_at = rows[0]
+    detail = f", exit code {exit_code}" if exit_code is not None else ""
+    detail += f": {kind}: {error}" if error is not None else ""
+    when = f" at {iso(ended_at)}" if ended_at else ""
+    return [f"last run {run}: {state}{when}{detail}"]
