@@ -106,6 +106,10 @@ def _maker(kind: type[Event], decode: Callable[[str | bytes], Any]) -> Maker:
 
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
+_line_decoders = {
+    name: msgspec.json.Decoder(payload | None)  # type: ignore[operator]
+    for name, payload in _payload_types.items()
+}
 _makers = {name: _maker(kind, _payload_decoders[name].decode) for name, kind in KINDS.items()}
 MAKERS: dict[tuple[str, int], Maker] = {(name, kind.VERSION): _makers[name] for name, kind in KINDS.items()}
 """(kind, its present version) -> how its events are made; for all others `decode` knows what to do."""
@@ -182,6 +186,17 @@ def undecodable(kind: str, where: str, error: Exception) -> LogDamagedError:
         where=where,
         remedy="restore the log from a backup, or archive the part before this position",
     )
+
+
+def own_fields(kind: str, lines: str) -> list[Any]:
+    """Return the own fields of many events of one kind, of its present version, from their payloads, one a line.
+
+    As attributes of one object each, None for a line `null`. `LogDamagedError` where one does not decode.
+    """
+    try:
+        return _line_decoders[kind].decode_lines(lines)
+    except msgspec.DecodeError as error:
+        raise undecodable(kind, "the log", error) from error
 
 
 def _envelope(row: Row) -> dict[str, Any]:

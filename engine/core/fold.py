@@ -48,8 +48,8 @@ def apply_all(state: State, first: int, events: Iterable[e.Event]) -> None:
                 handler(state, position, event)
             except (KeyError, AttributeError, IndexError) as error:
                 raise _misfit(position, event, error) from error
-        if kind in asked:
-            _remember_request(state, position, event)
+        if kind in asked and event.request is not None:  # type: ignore[attr-defined]
+            remember_request(state, position, event.request)  # type: ignore[attr-defined]
         state.position = position
         at = state.at = event.at
         if at >= mark_at:
@@ -66,11 +66,11 @@ def _misfit(position: int, event: e.Event, error: Exception) -> LogDamagedError:
     )
 
 
-def _remember_request(state: State, position: int, event: Any) -> None:
-    if event.request is not None:
-        state.requests[event.request] = position
-        if len(state.requests) > REQUESTS_MAX:
-            state.requests.popitem(last=False)
+def remember_request(state: State, position: int, request: str) -> None:
+    """Keep the ids of the last requests, so that each is granted once."""
+    state.requests[request] = position
+    if len(state.requests) > REQUESTS_MAX:
+        state.requests.popitem(last=False)
 
 
 # --- the log and the engine -------------------------------------------------------------------------
@@ -439,6 +439,9 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TaskResumed: _task_resumed,
     e.QuotaChanged: _quota_changed,
 }
+
+HANDLED = frozenset(_HANDLERS)
+"""The kinds that change the state."""
 
 _ASKED = frozenset(kind for kind in e.KINDS.values() if "request" in kind.__struct_fields__)
 """The kinds that a person's request may have led to."""

@@ -47,6 +47,11 @@ class FifoQueue:
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, int] = OrderedDict()
 
+    @property
+    def waiting(self) -> OrderedDict[int, int]:
+        """The jobs in order, with the position at which each became ready (for `bulk`, which writes it)."""
+        return self._waiting
+
     def push(self, job: int, priority: float, position: int) -> None:
         self._waiting[job] = position
 

@@ -86,6 +86,10 @@ class State:
             self.masks.append(0)
         return index
 
+    def shared(self, mask: int) -> int:
+        """Return the one integer object that stands for this mask: masks are many, and few of them differ."""
+        return self._interned.setdefault(mask, mask)
+
     def take_masks(self, table: list[int], numbers: array[int]) -> None:
         """Take the masks of a checkpoint: the distinct ones, and for each job its number among them."""
         self._interned = dict(zip(table, table, strict=True))
