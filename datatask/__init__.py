@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
     from datatask.adapters.execute.targets import STDOUT as STDOUT
     from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
+    from datatask.adapters.history.explaining import explain as explain
+    from datatask.adapters.history.history import History as History
     from datatask.adapters.history.replaying import Replayed as Replayed
     from datatask.adapters.history.replaying import replay as replay
     from datatask.adapters.history.verified import LogVerified as LogVerified
     from datatask.adapters.history.verified import verify as verify
-    from datatask.adapters.history.history import History as History
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -123,6 +124,7 @@ _HOME: dict[str, str] = {
     "delete_data": "datatask.adapters.wiring.verbs",
     "dependants": "datatask.engine.graph",
     "DirectoryRepository": "datatask.adapters.store.directories",
+    "explain": "datatask.adapters.history.explaining",
     "ExecutorTask": "datatask.adapters.execute.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",

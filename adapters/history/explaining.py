@@ -57,14 +57,9 @@ def with_events(reader: LogReader, state: State, found: Explanation) -> Explanat
     """Return the answer with every event that it cites."""
     sources = Sources(reader, state, found.job)
     tree = sources.of(found.tree, found.job)
-    nodes = tree.of if found.tree.op == "and" else [tree]
-    newest = {repository: max(_positions(node), default=0) for repository, node in zip(
-        [condition.repository for condition in found.conditions], nodes, strict=False)}  # fmt: skip
     conditions = [
-        msgspec.structs.replace(
-            condition, since=max(condition.since or 0, newest.get(condition.repository, 0)) or None
-        )
-        for condition in found.conditions
+        msgspec.structs.replace(condition, since=max([condition.since or 0, *_positions(node)]) or None)
+        for condition, node in zip(found.conditions, tree.of, strict=True)
     ]
     holds = [sources.of_hold(hold, found.task) for hold in found.held_by]
     answer = msgspec.structs.replace(found, tree=tree, conditions=conditions, held_by=holds)

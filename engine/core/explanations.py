@@ -120,7 +120,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     `ready`: the data conditions hold and no run is open. `launching`: the next round launches it; else something in
     `conditions` or `held_by` says why not. `changes` is the smallest set after which the next round does, in the order
     in which they are to be made (`proposals` says what counts as one); empty where it does anyhow, or where no set was
-    found, which `held_by` then says. `events` are those cited, for whoever has the log.
+    found, which `held_by` then says. `tree` is an `and` of one node for each of `conditions`, in the same order. `events`
+    are those cited, for whoever has the log.
     """
 
     task: str
@@ -220,18 +221,15 @@ def lines(found: Explanation, *history: str) -> list[str]:
     """Return the answer as lines of text; `history` are lines on what was before."""
     cited = {event.position: event for event in found.events}
     text = [f"{found.task} {found.job}: {verdict(found)}"]
-    parts = found.tree.of if found.tree.op == "and" else [found.tree]
-    nodes = dict(zip([condition.repository for condition in found.conditions], parts, strict=False))
-    for condition in found.conditions:
+    for condition, node in zip(found.conditions, found.tree.of, strict=True):
         mark = "ok " if condition.satisfied else "NOT"
         since = f", since {cite(condition.since, cited)}" if condition.since else ""
         text.append(
             f"  {mark} {condition.link}: needs {condition.needs} in {condition.repository}, is {condition.is_}{since}"
         )
-        node = nodes.get(condition.repository)
-        text += _tree(node, cited, "      ") if node is not None else ()
+        text += _tree(node, cited, "      ")
     for hold in found.held_by:
-        event = cited.get(hold.since or 0)
+        event = cited.get(hold.since or 0) if hold.what != "engine" else None
         text.append(f"  held by {hold.what}: {hold.explain}{'' if event is None else f' — {_who(event)}'}")
     text += [f"  {line}" for line in history]
     if found.changes:

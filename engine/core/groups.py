@@ -29,8 +29,8 @@ def explain_all(
 ) -> list[Group]:
     """Group the waiting jobs of a task by what they wait for, largest first.
 
-    A job waits when it is in line, between two attempts, or in some but not all of what the task requires, and when
-    it was cancelled while its conditions hold. One that is kept out only by the task's own status entries has been
+    A job waits when it is in line, between two attempts, or in some but not all of what the task requires (or of what that
+    is filtered or translated from), and when it was cancelled while its conditions hold. One that is kept out only by the task's own status entries has been
     done, and does not wait; one that runs does not wait either.
     """
     found = state.tasks.get(task)
@@ -143,7 +143,7 @@ class Groups:
         state, task = self.state, self.task
         expr = start_condition(task.definition)
         waiting = BitMap()
-        for name in _wanted(expr):
+        for name in _wanted(state, expr):
             waiting |= state.leaves[name].members(state.masks)
         own = {link.expr for link in task.definition.links if link.is_status and link.inhibits_start}
         parts = list(parts_of(expr))
@@ -229,17 +229,22 @@ class Groups:
         yield from self._group(Hold("occasion", "its conditions never began to hold"), len(fresh), fresh)
 
 
-def _wanted(expr: d.AnyExpr, wanted: bool = True) -> Iterator[str]:
-    """Yield the leaves whose presence helps a condition."""
+def _wanted(state: State, expr: d.AnyExpr, wanted: bool = True) -> Iterator[str]:
+    """Yield the leaves whose presence helps a condition, and those from which such leaves get their jobs."""
     match expr:
         case d.In(leaf=name):
             if wanted:
                 yield name
+                rule = state.leaves[name].definition.derived
+                if isinstance(rule, d.FilteredDef):
+                    yield from _wanted(state, rule.base)
+                elif isinstance(rule, d.TranslatedDef):
+                    yield from _wanted(state, rule.translator)
         case d.Not(of=part):
-            yield from _wanted(part, not wanted)
+            yield from _wanted(state, part, not wanted)
         case d.All(of=parts) | d.Any(of=parts):
             for part in parts:
-                yield from _wanted(part, wanted)
+                yield from _wanted(state, part, wanted)
 
 
 def _last(times: Iterable[str]) -> str:

@@ -28,9 +28,9 @@ class Obstacles:
         self.state, self.task, self.job, self.now = state, task, job, now
         self.engine_alive, self.unavailable = engine_alive, unavailable
         self.name = state.jobs[job]
-        self.expr = start_condition(task.definition)
-        self.tree = tree(state, self.expr, job)
-        self.conditions = [self._condition(part) for part in parts_of(self.expr)]
+        parts = tuple(parts_of(start_condition(task.definition)))
+        self.tree = tree(state, d.All(of=parts), job)
+        self.conditions = [self._condition(part) for part in parts]
         self.satisfied = self.tree.holds
         self.episode = task.episodes.get(job)
         self.run = state.open_runs.get(self.episode.run) if self.episode is not None else None
