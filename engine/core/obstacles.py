@@ -119,11 +119,16 @@ class Obstacles:
             self._hold("cancelled", f"{told}, and {ever}", last)
 
     def _evaluation(self) -> None:
+        """Tell what user code has not said: the priority, and answers in the parts of the condition that do not hold."""
         keys = [PendingKey("priority", self.task.name, self.job)]
-        for leaf in self.task.reads:
-            if leaf.derived is not None:
-                keys.append(PendingKey(leaf.derived.what, leaf.id, self.job))
-        for key in keys:
+        lacking = [(node, self.job) for node in self.tree.of if not node.holds]
+        while lacking:
+            node, job = lacking.pop(0)
+            job = self.state.job_index.get(node.job, job) if node.job else job
+            if node.answer in ("pending", "error"):
+                keys.append(PendingKey(node.by, node.repository, job))
+            lacking += [(part, job) for part in node.of]
+        for key in dict.fromkeys(keys):
             why = self.state.pending.get(key)
             if why is not None:
                 until = iso(why.retry_at) if why.error else ""
