@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from datatask.engine.core.decide import constraint_on
 from datatask.engine.core.members import LeafState
 from datatask.engine.core.reactor import Reactor
+from datatask.engine.core.redactions import removed
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Write
 from datatask.engine.runtime import Runtime
@@ -30,7 +31,10 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
         await runtime.flushed()
         return r.Reply(id=request.id, position=state.requests[request.id])
     try:
-        ticket = _TURN_INTO[type(request)](runtime, request)
+        if isinstance(request, r.Redact):
+            ticket = await _redact(runtime, request)
+        else:
+            ticket = _TURN_INTO[type(request)](runtime, request)
         runtime.pump()
         position, count = await runtime.finished(ticket)
     except DatataskError as error:
@@ -255,6 +259,21 @@ def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
     runtime.accepted[leaf.id] = r.Who(request.actor, request.reason, request.id)
     runtime.relist(leaf.id)
     return runtime.reactor.ask([])
+
+
+async def _redact(runtime: Runtime, request: r.Redact) -> int:
+    """The log takes the payloads out in the same transaction; what this engine keeps in memory of them goes too."""
+    await runtime.flushed()
+    positions = list(dict.fromkeys(request.positions))
+    found = await runtime.log.fetch(positions)
+    events = removed(
+        runtime.state,
+        list(zip(positions, found, strict=True)),
+        r.Who(request.actor, request.reason, request.id),
+        runtime.now(),
+    )
+    runtime.forget_values(positions)
+    return runtime.reactor.ask(events)
 
 
 def _known_task(runtime: Runtime, name: str) -> TaskState:

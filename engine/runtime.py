@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -538,6 +538,11 @@ class Runtime:
             assert isinstance(event, e.ValuePut)
             put = self._values[position] = event
         return ValueRef(put.value, put.digest, put.size, position)
+
+    def forget_values(self, positions: Iterable[int]) -> None:
+        """Read these values from the log again when they are asked for."""
+        for position in positions:
+            self._values.pop(position, None)
 
     @property
     def blobs(self) -> Blobs:

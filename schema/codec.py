@@ -34,6 +34,9 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("PipelineDefined", 1): unchanged,  # `reason`
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
+    ("ArchiveCut", 1): unchanged,  # `reason`
+    ("BlobsCollected", 1): unchanged,  # `kept`, `reason`
+    ("PayloadRedacted", 1): unchanged,  # `left`, `request`
 }
 """(kind, version) -> the step that turns its payload into that of version + 1."""
 

@@ -121,25 +121,37 @@ class LogUpgraded(Event, frozen=True, kw_only=True):
 class ArchiveCut(Event, frozen=True, kw_only=True):
     """Everything up to `until` lives in an archive; `state` is the digest of the state stored as its base."""
 
+    VERSION = 2
+
     until: int
     archive: str
     digest: str
     state: str
+    reason: str = ""
 
 
 class BlobsCollected(Event, frozen=True, kw_only=True):
     """Blobs that nothing refers to were removed."""
 
+    VERSION = 2
     ESSENTIAL = False
     count: int
     size: int
+    kept: Literal["all", "current"] = "all"
+    reason: str = ""
 
 
 class PayloadRedacted(Event, frozen=True, kw_only=True):
-    """The payload at `position` was removed; its digest stays in the chain."""
+    """The payload at `position` was removed; its digest stays in the chain.
 
+    `left` is the SHA-256 (hex) of what stands in its place, which the chain so holds too; empty where nothing does.
+    """
+
+    VERSION = 2
     position: int
+    left: str = ""
     reason: str = ""
+    request: str | None = None
 
 
 # --- the definition ---------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ class AcceptLoss(Request, frozen=True, kw_only=True):
     repository: str
 
 
+class Redact(Request, frozen=True, kw_only=True):
+    """Remove the payloads of events that are durable."""
+
+    positions: tuple[int, ...]
+
+
 AnyRequest = (
     PutValues
     | DeleteValues
@@ -113,6 +119,7 @@ AnyRequest = (
     | ResumeTask
     | ChangeQuota
     | AcceptLoss
+    | Redact
 )
 
 

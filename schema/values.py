@@ -89,6 +89,14 @@ def _tagged_mapping(value: dict[Any, Any], path: str) -> dict[str, object]:
     return {"$": result} if len(result) == 1 and next(iter(result)).startswith("$") else result
 
 
+def _redacted(position: int) -> Any:
+    raise CallerError(
+        "this value was redacted: it is no longer in the log",
+        where=f"position {position}",
+        remedy=f"`datatask log --since {position}` tells by whom and why; put the value anew, or remove the job",
+    )
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "$float": float,
     "$datetime": dt.datetime.fromisoformat,
@@ -96,6 +104,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$seconds": lambda seconds: dt.timedelta(seconds=seconds),
     "$decimal": Decimal,
     "$bytes": base64.b64decode,
+    "$redacted": lambda position: _redacted(position),
     "$": lambda inner: {key: _untagged(item) for key, item in inner.items()},
 }
 

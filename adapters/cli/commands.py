@@ -57,6 +57,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
         "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),
         "log-anchor": Entry("verifying", "log_anchor", "Print the head's hash, to be noted elsewhere."),
+        "log-compact": Entry("keeping", "log_compact", "Remove blobs that nothing refers to."),
+        "redact": Entry("keeping", "redact", "Remove what events hold, and keep the chain."),
+        "backup": Entry("keeping", "backup", "Copy a log whole, also while an engine writes."),
     },
     "Help": {
         "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),

@@ -23,7 +23,7 @@ from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, UnknownNameError
-from datatask.schema.events import EngineOpened, Event
+from datatask.schema.events import BlobsCollected, EngineOpened, Event
 from datatask.schema.format import FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
@@ -228,7 +228,7 @@ def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress:
     """Check that each blob that an event names is there, and is what its name says."""
     blobs = FileBlobs(blobs_path(reader.path))
     seen: dict[bytes, str] = {}
-    collected = _first(reader, "BlobsCollected", until) is not None
+    collected = _collected(reader, until)
     gone = 0
     for position, leaf, job, named in _named(reader, until, progress):
         known = state.leaves.get(leaf)
@@ -242,7 +242,7 @@ def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress:
             continue
         index = state.job_index.get(job)
         now = index is not None and index < len(known.positions) and known.positions[index] == position
-        if trouble == "missing" and collected and not now:
+        if trouble == "missing" and position < collected and not now:
             gone += 1
             continue
         found.wrong.append(
@@ -252,6 +252,20 @@ def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress:
     found.checked.append(f"{len(seen)} blobs")
     if gone:
         found.rests_on.append(f"{gone} values that are no more named blobs that were collected")
+
+
+def _collected(reader: LogReader, until: int) -> int:
+    """Return the last position at which blobs that only past values name were removed, 0 where none was."""
+    filters = Filters(kinds=(BlobsCollected.__name__,))
+    try:
+        found = (position for position, event in reader.read(0, until, filters) if _of_past(event))
+        return max(found, default=0)
+    except DatataskError:
+        return 0  # told by whoever folds it
+
+
+def _of_past(event: Event) -> bool:
+    return isinstance(event, BlobsCollected) and event.kept == "current"
 
 
 def _named(

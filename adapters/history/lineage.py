@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from datatask.adapters.history.when import iso
+from datatask.engine.core.redactions import is_redacted
 from datatask.schema import events as e
 
 Direction = Literal["up", "down", "both"]
@@ -145,7 +146,9 @@ def reads_of(run: Run) -> list[Read]:
 
 
 def digest_of(event: e.ValuePut) -> str | None:
-    """Return the SHA-256 in hex of a blob, or of a document's stored JSON; None where neither is recorded."""
+    """Return the SHA-256 in hex of a blob, or of a document's stored JSON; None where neither is (still) recorded."""
+    if is_redacted(event):
+        return None
     if event.digest is not None:
         return event.digest
     return hashlib.sha256(bytes(event.value)).hexdigest() if event.value else None
@@ -153,4 +156,6 @@ def digest_of(event: e.ValuePut) -> str | None:
 
 def size_of(event: e.ValuePut) -> int | None:
     """Return a value's size in bytes: a blob's, or that of a document's stored JSON."""
-    return event.size if event.size is not None else len(bytes(event.value)) if event.value else None
+    if event.size is not None or is_redacted(event):
+        return event.size
+    return len(bytes(event.value)) if event.value else None

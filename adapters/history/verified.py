@@ -17,7 +17,7 @@ from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.log.anchors import Anchor, compare
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.verify import redacted
+from datatask.adapters.log.verify import redactions
 from datatask.engine.core.divergences import Divergence
 
 
@@ -92,9 +92,12 @@ def _rest(reader: LogReader, found: Verified, looked: Looked) -> None:
         looked.checked.append(
             f"{len(found.compared)} checkpoints against the states that follow from the events"
         )
-    removed = redacted(reader)
+    removed = redactions(reader)
     if removed:
-        looked.rests_on.append(f"{len(removed)} payloads were removed: of them the log has the digest")
+        looked.rests_on.append(
+            f"{len(removed)} payloads were removed: of them the log has the digest, and the word of who removed them that"
+            " what was left stood there before"
+        )
 
 
 def _anchored(reader: LogReader, anchors: list[Anchor], looked: Looked) -> None:

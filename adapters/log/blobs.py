@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from datatask.adapters.log.faults import mapped
@@ -79,10 +80,16 @@ class FileBlobs:
         return self.root / digest[:2] / digest
 
     def _has(self, digest: str, size: int) -> bool:
+        """Whether the blob is there; it is as new then as if it had been written, so that none is removed meanwhile."""
+        place = self._place(digest)
         try:
-            return self._place(digest).stat().st_size == size
+            if place.stat().st_size != size:
+                return False
+            with suppress(PermissionError):  # another user's, in a folder that is shared
+                os.utime(place)
         except FileNotFoundError:
             return False
+        return True
 
     def _move_in(self, fresh: Path, digest: str) -> None:
         place = self._place(digest)

@@ -96,6 +96,11 @@ def inbox_path(path: Path) -> Path:
     return path.with_name(path.name + ".inbox")
 
 
+def archives_path(log: Path) -> Path:
+    """Return the folder of the archives of a log."""
+    return log.with_name(log.name + ".archives")
+
+
 def checkpoints_path(path: Path) -> Path:
     """Return the folder of the log's checkpoints."""
     return path.with_name(path.name + ".checkpoints")

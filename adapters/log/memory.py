@@ -20,8 +20,9 @@ from typing import Self
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import MEMORY
 from datatask.adapters.log.pages import passes
-from datatask.adapters.log.tail import check_size, seeded_salts, system_salts, to_row
+from datatask.adapters.log.tail import Removal, check_size, removals_of, seeded_salts, system_salts, to_row
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
+from datatask.engine.core.redactions import left_of
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
@@ -118,11 +119,24 @@ class MemoryLog:
             raise CallerError("the log is closed", where=self.url, remedy="open it again")
         check_size(events)
         first = len(self._events) + 1
+        for removal in removals_of(first, events):
+            self._remove(removal)
         self._batches.append(Batch(first, tuple(events)))
         self._events += events
         if not self._hold:
             self._move(len(self._events))
         return range(first, len(self._events) + 1)
+
+    def _remove(self, removal: Removal) -> None:
+        """Put what is left of a durable event in its place; the chain keeps what it was."""
+        self.chain_at(self._head)
+        index = removal.position - 1
+        left = left_of(self.fetch_now(removal.position), removal.position, removal.by)
+        self._events[index] = left
+        number = self._index(removal.position)
+        first, events = self._batches[number]
+        at = removal.position - first
+        self._batches[number] = Batch(first, (*events[:at], left, *events[at + 1 :]))
 
     async def append(self, events: Sequence[Event]) -> range:
         """`enqueue`, and return when the batch is durable."""

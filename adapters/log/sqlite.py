@@ -64,6 +64,7 @@ class SqliteLog:
         self._waiters = Waiters()
         self._failure: DatataskError | None = None
         self._closed = False
+        self._keeps_checkpoints = True
         self._blobs = FileBlobs(blobs_path(path), durable=durability == "full")
         self._inbox = FileInbox(inbox_path(path))
         self._checkpoints = FileCheckpoints(checkpoints_path(path), header.uuid)
@@ -147,6 +148,9 @@ class SqliteLog:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told."""
         self._check_usable()
         batch = self._tail.prepare(events)
+        if batch.removals:
+            # States of this engine may still hold what is removed now; the next one folds from the log.
+            self._keeps_checkpoints = False
         self._writer.put(batch)
         return range(batch.first, batch.last + 1)
 
@@ -244,8 +248,9 @@ class SqliteLog:
     # --- beside the log -----------------------------------------------------------------------------
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, atomically; the newest few are kept."""
-        await asyncio.to_thread(self._checkpoints.write, checkpoint)
+        """Keep a checkpoint, atomically; the newest few are kept; none after a payload was removed."""
+        if self._keeps_checkpoints:
+            await asyncio.to_thread(self._checkpoints.write, checkpoint)
 
     async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
         """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""

@@ -12,13 +12,13 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from datatask.schema.codec import Row, chain, encode, payload_digest
 from datatask.schema.errors import CallerError
-from datatask.schema.events import Event
+from datatask.schema.events import Event, PayloadRedacted
 
 BATCH_EVENTS_MAX = 10_000
 COLUMNS = 15
@@ -37,14 +37,26 @@ _SALTS_DRAWN = 512
 _LAUNCH = "LaunchDecided"
 
 
+class Removal(NamedTuple):
+    """The event at position `by` says that the payload at `position` goes; `left` is the digest of what stays."""
+
+    by: int
+    position: int
+    left: str
+
+
 class Prepared(msgspec.Struct, frozen=True, gc=False):
-    """A batch as it will be stored: `values` is flat, `COLUMNS` a row; `names` are the new ones."""
+    """A batch as it will be stored: `values` is flat, `COLUMNS` a row; `names` are the new ones.
+
+    `removals` are what its `PayloadRedacted` tell of, to be done in the same transaction.
+    """
 
     first: int
     last: int
     values: list[Any]
     names: list[tuple[int, str]]
     chain: bytes
+    removals: tuple[Removal, ...] = ()
 
 
 def system_salts() -> Iterator[int]:
@@ -67,6 +79,15 @@ def check_size(events: Sequence[Event]) -> None:
             f"a batch has 1 to {BATCH_EVENTS_MAX:,} events, this one has {len(events):,}",
             remedy="append larger operations as a sequence of batches",
         )
+
+
+def removals_of(first: int, events: Sequence[Event]) -> tuple[Removal, ...]:
+    """Return what these events, at positions from `first` on, say was removed."""
+    return tuple(
+        Removal(by, event.position, event.left)
+        for by, event in enumerate(events, first)
+        if isinstance(event, PayloadRedacted)
+    )
 
 
 def to_row(event: Event, position: int) -> Row:
@@ -117,7 +138,9 @@ class Tail:
         values[-1] = bytearray(hashed)
         self._chain = hashed
         self.next = first + len(rows)
-        return Prepared(first, self.next - 1, values, fresh, hashed)
+        # Nobody mixes them with other events, so that this costs a look at the first one.
+        removals = removals_of(first, events) if type(events[0]) is PayloadRedacted else ()
+        return Prepared(first, self.next - 1, values, fresh, hashed, removals)
 
     def _values(self, first: int, rows: list[Row], salts: list[int | None]) -> list[Any]:
         """Return the rows' columns, flat; `KeyError` when a name has no number yet."""

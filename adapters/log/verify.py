@@ -38,9 +38,9 @@ class Chain:
     """The chain of one range of batches, checked as its rows come in; `faults` are what was found."""
 
     def __init__(
-        self, uuid: str, after: int, previous: bytes, redacted: Callable[[], frozenset[int]]
+        self, uuid: str, after: int, previous: bytes, redacted: Callable[[], Mapping[int, str]]
     ) -> None:
-        """Begin behind the boundary `after`, whose hash is `previous`; `redacted` gives the redacted positions."""
+        """Begin behind the boundary `after`, whose hash is `previous`; `redacted` is `redactions`, when needed."""
         self.faults: list[Divergence] = []
         self.position = after
         self.learned: bool | None = None
@@ -48,7 +48,7 @@ class Chain:
         self._previous = previous
         self._instead: bytes | None = None
         self._redacted_in = redacted
-        self._redacted: frozenset[int] | None = None
+        self._redacted: Mapping[int, str] | None = None
         self._body: list[tuple[Any, ...]] = []
         self._first = after + 1
         self._spoiled = False
@@ -128,15 +128,20 @@ class Chain:
                 )
             )
             return "" if payload is None else _sha256(_salt(salt or 0) + payload.encode()).hexdigest()
-        if payload is not None or salt is not None:
-            self._tell(
-                Divergence(position, "a redacted row", "no payload and no salt", "a payload or a salt")
-            )
+        if salt is not None:
+            self._tell(Divergence(position, "a redacted row", "no salt", "a salt"))
         # Finding the redactions takes a whole reading of the log; most logs have none.
         self._redacted = self._redacted_in() if self._redacted is None else self._redacted
         if position not in self._redacted:
             self._tell(
                 Divergence(position, "a payload that was removed", "a PayloadRedacted that tells of it", None)
+            )
+        elif left_digest(payload) != self._redacted[position]:
+            what = "what is left of a redacted payload"
+            self._tell(
+                Divergence(
+                    position, what, self._redacted[position] or "nothing", left_digest(payload) or None
+                )
             )
         return digest.hex()
 
@@ -190,7 +195,7 @@ def begun(reader: LogReader, after: int) -> Chain:
     """Return a chain that stands at the boundary `after`."""
     header = reader.header
     previous = header.base_chain if after == header.base else reader.chain_at(after)
-    return Chain(reader.uuid, after, previous, lambda: redacted(reader))
+    return Chain(reader.uuid, after, previous, lambda: redactions(reader))
 
 
 def page(reader: LogReader, chain: Chain, until: int) -> list[Stored]:
@@ -222,13 +227,18 @@ def salvage(reader: LogReader, chain: Chain, until: int, *, rows_max: int = 5000
     return False
 
 
-def redacted(reader: LogReader) -> frozenset[int]:
-    """Return the positions whose payload an event says was removed."""
+def left_digest(payload: str | None) -> str:
+    """Return the SHA-256 of what stands in place of a payload that was removed, in hex; empty where nothing does."""
+    return "" if payload is None else _sha256(payload.encode()).hexdigest()
+
+
+def redactions(reader: LogReader) -> dict[int, str]:
+    """Return the positions whose payload an event says was removed, with the digest of what was left there."""
     try:
-        return frozenset(
-            event.position
+        return {
+            event.position: event.left
             for _, event in reader.read(filters=Filters(kinds=("PayloadRedacted",)))
             if isinstance(event, PayloadRedacted)
-        )
+        }
     except DatataskError:
-        return frozenset()
+        return {}

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datatask.adapters.log.faults import translate
 from datatask.adapters.log.opening import disconnect
+from datatask.adapters.log.removals import remove_payload
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
 from datatask.schema.errors import DatataskError, LeaseLostError
 
@@ -139,15 +140,20 @@ class Writer:
     def _write(self, group: list[Prepared]) -> None:
         names = [name for batch in group for name in batch.names]
         values = group[0].values if len(group) == 1 else [value for batch in group for value in batch.values]
-        if not names and len(values) <= _ROWS_PER_STATEMENT * COLUMNS:
+        removals = [removal for batch in group for removal in batch.removals]
+        if not names and not removals and len(values) <= _ROWS_PER_STATEMENT * COLUMNS:
             self._insert(values)
             return
         execute = self._connection.exec_driver_sql
+        if removals:
+            execute("PRAGMA secure_delete = ON")
         execute("BEGIN IMMEDIATE")
         if names:
             execute(_INSERT_NAMES, (json.dumps(names),))
         for start in range(0, len(values), _ROWS_PER_STATEMENT * COLUMNS):
             self._insert(values[start : start + _ROWS_PER_STATEMENT * COLUMNS])
+        for removal in removals:
+            remove_payload(execute, removal, self._path)
         execute("COMMIT")
 
     def _insert(self, values: list[Any]) -> None:

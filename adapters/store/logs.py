@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.store.filestreams import FileReader, FileWriter
+from datatask.engine.binding import ValueRef
 from datatask.engine.ports import Store
 from datatask.engine.repositories import (
     MetadataRepository,
@@ -78,10 +79,12 @@ class LogBlobRepository(_Native, StoredBlobRepository):
     async def info(self, job: str) -> str | None:
         """Return where the job's bytes are."""
         ref = await self._ref(job)
+        _refuse_redacted(ref)
         return None if ref is None or ref.digest is None else str(self._blob(ref.digest))
 
     async def _reader(self, job: str) -> AReadStream:
         ref = await self._ref(job)
+        _refuse_redacted(ref)
         if ref is None or ref.digest is None:
             raise UnknownNameError(f"there is no {job}", where=repr(self), remedy="ask contains() first")
         return await FileReader.open(self._blob(ref.digest))
@@ -94,3 +97,9 @@ class LogBlobRepository(_Native, StoredBlobRepository):
             await self._put(job, digest=digest, size=size)
 
         return await FileWriter.open(blobs.new(), commit)
+
+
+def _refuse_redacted(ref: ValueRef | None) -> None:
+    """Bytes are never in the event, unless something stands there that says what became of them."""
+    if ref is not None and ref.value and ref.digest is None:
+        decode_value(ref.value)

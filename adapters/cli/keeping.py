@@ -1,0 +1,182 @@
+"""`redact`, `log-compact` and `backup`: the care of a log.
+
+In: options. Out: what was done, one line a thing, or the documented JSON. What is done is `history.keeping`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from datatask.adapters.cli.options import changing, command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.settings import Settings
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.keeping import Redacted
+
+WOULD_CHANGE = 3
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def DURATION(text: str) -> float:
+    """Seconds, or `90s`, `30m`, `2h`, `7d`."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise CallerError(f"{text!r:.80} is no duration", remedy="write 90s, 30m, 2h or 7d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+@command(
+    "redact",
+    example="datatask log --repository secrets --job cat   # find the position\n"
+    "datatask redact 1042 --reason 'personal data'\ndatatask redact 1042 1057 --dry-run",
+)
+@click.argument("positions", nargs=-1, required=True, type=click.IntRange(min=1), metavar="POSITION...")
+@changing
+def redact(
+    settings: Settings, positions: tuple[int, ...], dry_run: bool, reason: str, exit_code: bool
+) -> int:
+    """Remove what events hold (values, texts of errors, reasons), and keep the chain.
+
+    What the log needs to be read stays: that there was a value, its size, how a run ended, names. With an engine
+    running it is asked, through its inbox. Copies made earlier (backups, exports, files of stores) are not reached.
+    """
+    from datatask.adapters.cli.asking import refused
+    from datatask.adapters.history import keeping
+    from datatask.adapters.wiring.actors import actor
+
+    done = keeping.redact(
+        settings.log_path(),
+        positions,
+        actor=actor("datatask redact"),
+        reason=reason,
+        dry_run=dry_run,
+        refused=refused,
+    )
+    output = Output(settings)
+    if output.json:
+        output.document(_shape(done, dry_run))
+    else:
+        _tell(output, done, dry_run)
+    return WOULD_CHANGE if dry_run and exit_code and done.found else 0
+
+
+def _shape(done: Redacted, dry_run: bool) -> dict[str, Any]:
+    changes = [
+        {
+            "op": "redact", "task": one.event.task, "repository": one.event.repository, "job": one.event.job,
+            "about": f"{one.position} {type(one.event).__name__}",
+        }
+        for one in done.found
+    ]  # fmt: skip
+    return {
+        "command": "redact", "dry_run": dry_run, "engine": done.engine, "position": done.position,
+        "count": len(changes), "changes": changes, "before": list(done.before), "blobs": list(done.blobs),
+        "blobs_kept": list(done.blobs_kept), "wal_emptied": done.wal_emptied,
+    }  # fmt: skip
+
+
+def _tell(output: Output, done: Redacted, dry_run: bool) -> None:
+    verb = "would redact" if dry_run else "redact"
+    for one in done.found:
+        event = one.event
+        about = " ".join(name for name in (event.task, event.repository, event.job) if name)
+        output.line(shown(f"{verb} {one.position} {type(event).__name__} {about}".rstrip()))
+    for position in done.before:
+        output.line(
+            f"{position} was redacted before" + ("" if dry_run else "; files beside the log cleaned again")
+        )
+    for digest in done.blobs:
+        output.line(f"removed blob {digest}")
+    for digest in done.blobs_kept:
+        output.line(f"kept blob {digest}: other events name it too")
+    if not done.wal_emptied:
+        output.say(
+            "a reader keeps the write-ahead log, in which the payload may still be: close it and redact again"
+        )
+
+
+@command(
+    "log-compact",
+    example="datatask log-compact --dry-run\ndatatask log-compact --keep current --reason 'the disk is full'",
+)
+@click.option("--keep", type=click.Choice(("all", "current")), default="all", show_default=True,
+              help="Which blobs stay: all that any event names, or only those of present values.")  # fmt: skip
+@click.option("--grace", type=DURATION, default="1h", show_default=True, metavar="DURATION",
+              help="Leave alone what is newer than this.")  # fmt: skip
+@changing
+def log_compact(
+    settings: Settings,
+    keep: Literal["all", "current"],
+    grace: float,
+    dry_run: bool,
+    reason: str,
+    exit_code: bool,
+) -> int:
+    """Remove blobs that nothing refers to, and what interrupted writers left; then give free pages back.
+
+    Works only while no engine has the log. What open runs or writes to be carried out name always stays.
+    """
+    from datatask.adapters.history import keeping
+    from datatask.adapters.wiring.actors import actor
+
+    done = keeping.compact_log(
+        settings.log_path(),
+        actor=actor("datatask log-compact"),
+        reason=reason,
+        keep=keep,
+        grace_seconds=grace,
+        dry_run=dry_run,
+    )
+    output = Output(settings)
+    if output.json:
+        output.document({"command": "log-compact", "dry_run": dry_run, **done.to_json()})
+        return WOULD_CHANGE if dry_run and exit_code and (done.blobs or done.leftovers) else 0
+    verb = "would remove" if dry_run else "removed"
+    for digest in done.blobs:
+        output.line(f"{verb} blob {digest}")
+    for name in done.leftovers:
+        output.line(shown(f"{verb} unfinished {name}"))
+    rest = (
+        f", {len(done.leftovers)} unfinished files ({done.leftover_bytes:,} bytes)" if done.leftovers else ""
+    )
+    freed = f"; the file is {done.freed:,} bytes smaller" if done.freed else ""
+    output.line(f"{verb} {len(done.blobs)} blobs ({done.blob_bytes:,} bytes){rest}{freed}")
+    return WOULD_CHANGE if dry_run and exit_code and (done.blobs or done.leftovers) else 0
+
+
+@command(
+    "backup",
+    example="datatask backup /mnt/backups/monday\ndatatask backup /mnt/backups/monday --verify",
+)
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--verify", "verified", is_flag=True, help="Also check all that `datatask verify` does.")
+def backup(settings: Settings, dest: Path, verified: bool) -> None:
+    """Copy the log, its blobs, archives and checkpoints into the new folder DEST, also while an engine writes.
+
+    The copy is a log as it is: `datatask --log DEST/log.db status`. Nothing is overwritten, and DEST is whole or not there.
+    """
+    from datatask.adapters.history import keeping
+
+    done = keeping.backup(settings.log_path(), dest, verify=verified)
+    output = Output(settings)
+    if output.json:
+        output.document(done.to_json())
+        return
+    for folder in done.removed:
+        output.say(shown(f"removed {folder}, which an interrupted backup had left"))
+    if done.missing:
+        output.say(
+            f"{done.missing} blobs that values name are not there: `datatask verify` tells whether they should be"
+        )
+    output.line(shown(f"{done.log}"))
+    output.line(
+        f"{done.head} events, {done.blobs} blobs, {done.archives} archives, {done.checkpoints} checkpoints,"
+        f" {done.size:,} bytes ({done.linked} files linked)"
+    )

@@ -1,0 +1,230 @@
+"""What keeps a log in order: `redact`, `log-compact` and `backup`, as functions.
+
+In: a log, and what is wished. Out: what was done, or would be. Which blobs have to stay and which intents are still
+to be carried out follows from the state, which is folded here; what is done to files is `adapters/log`'s. With an
+engine on the log `redact` asks it through its inbox; `compact` needs the lease; `backup` needs neither.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.history.ladder import Ladder
+from datatask.adapters.history.states import fold
+from datatask.adapters.log import redacting
+from datatask.adapters.log.backups import Backup, copy_log
+from datatask.adapters.log.compacting import GRACE_SECONDS, Compacted, Keep, compact, garbage, told
+from datatask.adapters.log.inbox import ask
+from datatask.adapters.log.lease import probe
+from datatask.adapters.log.locate import locate
+from datatask.adapters.log.offline import caretaking
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.redacting import Found
+from datatask.adapters.log.references import named_by_events, named_by_files
+from datatask.engine.core.redactions import removed
+from datatask.engine.core.state import State
+from datatask.schema.errors import CallerError, LeaseHeldError, LogDamagedError, TemporaryError
+from datatask.schema.events import PayloadRedacted
+from datatask.schema.requests import Redact, Refusal, Reply, Who
+
+ANSWER_SECONDS = 120.0
+Step = Callable[[str], None]
+Refuse = Callable[[Refusal], Exception]
+
+
+def _nothing(_: str) -> None:
+    """Tests end the process at a step."""
+
+
+# --- redact -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Redacted:
+    """What was removed (`found`), or had been before (`before`), and what became of the blobs (digests)."""
+
+    found: tuple[Found, ...]
+    before: tuple[int, ...]
+    engine: Literal["running", "opened", "none"]
+    position: int | None = None
+    blobs: tuple[str, ...] = ()
+    blobs_kept: tuple[str, ...] = ()
+    wal_emptied: bool = True
+
+
+def redact(
+    place: str | Path,
+    positions: Sequence[int],
+    *,
+    actor: str,
+    reason: str = "",
+    dry_run: bool = False,
+    refused: Refuse = lambda refusal: CallerError(refusal.what, where=refusal.where, remedy=refusal.remedy),
+    step: Step = _nothing,
+) -> Redacted:
+    """Remove the payloads at these positions; all of them or, where one may not go, none.
+
+    A position that was redacted before is done again as far as files beside the log go: so an interrupted call is
+    finished by repeating it. `refused` makes the error for what a running engine refuses.
+    """
+    path = _file(place)
+    if dry_run:
+        with LogReader(path) as reader:
+            found = redacting.find(reader, positions)
+            _announced(reader, found, Who(actor, reason))
+            return _result(found, "none")
+    for _ in range(3):
+        try:
+            if probe(path) is None:
+                return _redact_here(path, positions, Who(actor, reason), step)
+            return _redact_there(path, positions, Who(actor, reason), refused)
+        except (LeaseHeldError, TemporaryError) as error:
+            last = error  # one has started, or ended, just now
+    raise last
+
+
+def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Step) -> Redacted:
+    with caretaking(path) as caretaker, LogReader(path) as reader:
+        found = redacting.find(reader, positions)
+        todo = [one for one in found if not one.done]
+        who = who._replace(request=str(uuid.uuid4()))
+        events = _announced(reader, found, who, caretaker.now(SystemClock().now()))
+        redacting.note(path, redacting.digests_of(todo))
+        step("noted")
+        position = caretaker.append(events, step).stop - 1 if events else None
+        return _cleaned(reader, _result(found, "opened", position), alone=True, step=step)
+
+
+def _redact_there(path: Path, positions: Sequence[int], who: Who, refused: Refuse) -> Redacted:
+    with LogReader(path) as reader:
+        found = redacting.find(reader, positions)
+        todo = [one for one in found if not one.done]
+        position = None
+        if todo:
+            _announced(reader, found, who)
+            redacting.note(path, redacting.digests_of(todo))
+            reply = _asked(path, who, todo)
+            if reply.refusal is not None:
+                raise refused(reply.refusal)
+            position = reply.position
+        return _cleaned(reader, _result(found, "running", position), alone=False, step=_nothing)
+
+
+def _asked(path: Path, who: Who, todo: list[Found]) -> Reply:
+    wanted = tuple(one.position for one in todo)
+    request = Redact(id=str(uuid.uuid4()), actor=who.actor, reason=who.reason, positions=wanted)
+    return ask(path, request, timeout_seconds=ANSWER_SECONDS)
+
+
+def _announced(reader: LogReader, found: Sequence[Found], who: Who, now: int = 0) -> list[PayloadRedacted]:
+    """Return the events that would remove what is still there; raises where one may not go."""
+    todo = [(one.position, one.event) for one in found if not one.done]
+    return removed(fold(reader, reader.head), todo, who, now) if todo else []
+
+
+def _result(
+    found: Sequence[Found], engine: Literal["running", "opened", "none"], position: int | None = None
+) -> Redacted:
+    fresh = tuple(one for one in found if not one.done)
+    return Redacted(fresh, tuple(one.position for one in found if one.done), engine, position)
+
+
+def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Step) -> Redacted:
+    gone, kept = redacting.settle(reader)
+    step("settled")
+    Ladder(reader).remove()
+    emptied = redacting.scrub(reader.path, SystemClock().now() / 1e9, alone=alone)
+    step("scrubbed")
+    return Redacted(
+        result.found,
+        result.before,
+        result.engine,
+        result.position,
+        tuple(sorted(gone)),
+        tuple(sorted(kept)),
+        emptied,
+    )
+
+
+# --- log-compact ------------------------------------------------------------------------------------
+
+
+def compact_log(
+    place: str | Path,
+    *,
+    actor: str,
+    reason: str = "",
+    keep: Keep = "all",
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+    step: Step = _nothing,
+) -> Compacted:
+    """Remove the blobs that nothing needs, and what interrupted writers left; `LeaseHeldError` beside an engine."""
+    path = _file(place)
+    now = SystemClock().now()
+    oldest = now / 1e9 - grace_seconds
+    if dry_run:
+        with LogReader(path) as reader:
+            return told(garbage(path, _needed(reader, keep), oldest), keep, 0, None)
+    with caretaking(path) as caretaker:
+        with LogReader(path) as reader:
+            redacting.settle(reader)
+            found = garbage(path, _needed(reader, keep), oldest)
+        return compact(caretaker, found, keep=keep, now=now, actor=actor, reason=reason, step=step)
+
+
+def _needed(reader: LogReader, keep: Keep) -> set[str]:
+    """Return the digests of the blobs that have to stay."""
+    if keep == "all":
+        return named_by_events(reader) | named_by_files(reader.path)
+    state = fold(reader, reader.head)
+    return named_by_events(reader, only=_in_use(state)) | named_by_files(reader.path, archives=False)
+
+
+def _in_use(state: State) -> set[int]:
+    """Return the positions of present values, of intents to be carried out, and of what open runs may read."""
+    used = {position for leaf in state.leaves.values() for position in leaf.positions if position > 0}
+    used |= {intent.position for intent in state.intents.values()}
+    for run in state.open_runs.values():
+        used |= {intent.position for intent in run.intents.values()}
+        used |= set(run.inputs.values())
+    return used
+
+
+# --- backup -----------------------------------------------------------------------------------------
+
+
+def backup(place: str | Path, dest: str | Path, *, verify: bool = False) -> Backup:
+    """Copy a log, its blobs, archives and checkpoints into the new folder `dest`, while an engine writes or not.
+
+    The copy is a log under its old name: `History(dest / "log.db")`. Its chain and blobs are checked before it appears;
+    with `verify` all that `datatask.verify` checks. `CallerError` where `dest` exists.
+    """
+    return copy_log(place, Path(dest), check=_verified if verify else None)
+
+
+def _verified(copy: Path) -> None:
+    from datatask.adapters.history.verified import verify
+
+    found = verify(copy)
+    if not found.ok:
+        first = found.divergences[0]
+        raise LogDamagedError(
+            f"the copy does not verify: {first.what}: expected {first.expected}, recorded {first.recorded}"[
+                :500
+            ],
+            where=f"position {first.position}",
+            remedy="see `datatask verify` on the log; without --verify what there is is copied",
+        )
+
+
+def _file(place: str | Path) -> Path:
+    path = locate(place).path
+    if path is None:
+        raise CallerError("a log in memory has no files", remedy="name a file with --log")
+    return path

@@ -1,0 +1,139 @@
+"""Blobs that nothing refers to, and what interrupted writers left: found, and removed under the lease.
+
+In: a log and the digests that have to stay. Out: `Compacted`. The event is appended before the first blob goes, so that
+an interruption leaves blobs that the next `log-compact` removes, never a gap that nothing explains. Blobs newer than
+the grace stay: whoever puts a blob names it in an event a moment later, and putting one that is there makes it new.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from datatask.adapters.log.faults import mapped
+from datatask.adapters.log.locate import blobs_path
+from datatask.adapters.log.offline import Caretaker
+from datatask.schema.events import BlobsCollected
+
+GRACE_SECONDS = 3600.0
+Keep = Literal["all", "current"]
+Step = Callable[[str], None]
+
+_FRESH = "new"
+_HEX = frozenset("0123456789abcdef")
+
+
+class Leftover(NamedTuple):
+    """A file that may go: a blob by its digest, or what a writer left behind (no digest)."""
+
+    path: Path
+    size: int
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What went, or would go: blobs, and files of interrupted writers; `freed` are bytes of the log's own file."""
+
+    kept: Keep
+    blobs: tuple[str, ...]
+    blob_bytes: int
+    leftovers: tuple[str, ...]
+    leftover_bytes: int
+    freed: int
+    position: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented shape of `log-compact --json`, without what every change has."""
+        return {
+            "keep": self.kept, "blobs": list(self.blobs), "blob_bytes": self.blob_bytes,
+            "leftovers": list(self.leftovers), "leftover_bytes": self.leftover_bytes, "freed": self.freed,
+            "position": self.position,
+        }  # fmt: skip
+
+
+def garbage(path: Path, named: set[str], oldest: float) -> list[Leftover]:
+    """Return the blobs that are not among `named`, and what writers left, not newer than `oldest` (Unix seconds)."""
+    root = blobs_path(path)
+    return [
+        one
+        for one, modified in _files(root)
+        if modified <= oldest and (one.digest is None or one.digest not in named)
+    ]
+
+
+def _files(root: Path) -> Iterator[tuple[Leftover, float]]:
+    """Yield blobs and leftovers with their times; what has another name is not ours and is left alone."""
+    if not root.is_dir():
+        return
+    with mapped(root):
+        for folder in sorted(root.iterdir()):
+            if not folder.is_dir() or folder.is_symlink():
+                continue
+            for file in sorted(folder.iterdir()):
+                digest = file.name if _is_blob(folder.name, file.name) else None
+                if digest is None and folder.name != _FRESH:
+                    continue
+                with suppress(FileNotFoundError):
+                    status = file.stat()
+                    yield Leftover(file, status.st_size, digest), status.st_mtime
+
+
+def _is_blob(folder: str, name: str) -> bool:
+    return len(name) == 64 and _HEX.issuperset(name) and name[:2] == folder
+
+
+def compact(
+    caretaker: Caretaker,
+    found: list[Leftover],
+    *,
+    keep: Keep,
+    now: int,
+    actor: str,
+    reason: str,
+    step: Step = lambda _: None,
+) -> Compacted:
+    """Remove what was found, and give the file's free pages back; nothing found, nothing recorded."""
+    blobs = [one for one in found if one.digest is not None]
+    position = None
+    if blobs:
+        event = BlobsCollected(
+            at=caretaker.now(now),
+            actor=actor,
+            count=len(blobs),
+            size=sum(one.size for one in blobs),
+            kept=keep,
+            reason=reason,
+        )
+        position = caretaker.append([event], step).start
+    with mapped(blobs_path(caretaker.path)):
+        for number, one in enumerate(found):
+            one.path.unlink(missing_ok=True)
+            if not number:
+                step("first removed")
+        for folder in {one.path.parent for one in found}:
+            with suppress(OSError):
+                os.rmdir(folder)  # where it is empty
+    step("removed")
+    freed = caretaker.vacuum()
+    step("vacuumed")
+    return told(found, keep, freed, position)
+
+
+def told(found: list[Leftover], keep: Keep, freed: int, position: int | None) -> Compacted:
+    """Return what `compact` says of these files."""
+    blobs = [one for one in found if one.digest is not None]
+    rest = [one for one in found if one.digest is None]
+    return Compacted(
+        keep,
+        tuple(one.path.name for one in blobs),
+        sum(one.size for one in blobs),
+        tuple(one.path.name for one in rest),
+        sum(one.size for one in rest),
+        freed,
+        position,
+    )
