@@ -66,12 +66,12 @@ _own_fields = {
 }
 
 
-def _payload_type(kind: type[Event]) -> type[msgspec.Struct]:
+def _payload_type(kind: type[Event], *, without: str = "") -> type[msgspec.Struct]:
     """Return the struct of a kind's own fields alone: what the payload column holds."""
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         (field.name, field.type) if field.required else (field.name, field.type, _default(field))
         for field in msgspec.structs.fields(kind)
-        if field.name not in ENVELOPE
+        if field.name not in ENVELOPE and field.name != without
     ]
     return msgspec.defstruct(
         f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False
@@ -110,8 +110,7 @@ def _maker(kind: type[Event], decode: Callable[[str | bytes], Any]) -> Maker:
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
 _line_decoders = {
-    name: msgspec.json.Decoder(payload | None)  # type: ignore[operator]
-    for name, payload in _payload_types.items()
+    name: msgspec.json.Decoder(_payload_type(kind, without="value")) for name, kind in KINDS.items()
 }
 _makers = {name: _maker(kind, _payload_decoders[name].decode) for name, kind in KINDS.items()}
 MAKERS: dict[tuple[str, int], Maker] = {(name, kind.VERSION): _makers[name] for name, kind in KINDS.items()}
@@ -194,7 +193,8 @@ def undecodable(kind: str, where: str, error: Exception) -> LogDamagedError:
 def own_fields(kind: str, lines: str) -> list[Any]:
     """Return the own fields of many events of one kind, of its present version, from their payloads, one a line.
 
-    As attributes of one object each, None for a line `null`. `LogDamagedError` where one does not decode.
+    As attributes of one object each, without `value`, which may be any JSON. `LogDamagedError` where one does not
+    decode.
     """
     try:
         return _line_decoders[kind].decode_lines(lines)

@@ -165,6 +165,19 @@ class LogReader:
                 self._decoder.learn(self._ask(pages.Query("SELECT id, text FROM names", ())))
             return bool(count <= most)
 
+    def ask(self, query: pages.Query, *, bytes_max: int | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows of one of our own statements; a `DatataskError` where one value has more bytes than said."""
+        with self._lock:
+            if bytes_max is None:
+                return self._ask(query)
+            connection = self._connect()
+            usual = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, bytes_max)
+            try:
+                return self._ask(query)
+            finally:
+                if connection is self._connection:
+                    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
+
     @property
     def decoder(self) -> pages.Decoder:
         """What makes events of stored rows."""

@@ -18,7 +18,7 @@ from pyroaring import BitMap
 
 from datatask.engine.core.columns import COLUMNAR, Meaning, Page, Source
 from datatask.engine.core.fold import HANDLED, apply, remember_request
-from datatask.engine.core.kept import Kept, Later
+from datatask.engine.core.kept import Later
 from datatask.engine.core.members import LeafState, put_at, version_hash
 from datatask.engine.core.situations import COUNT, PUSH, Situation
 from datatask.engine.core.state import State
@@ -78,6 +78,7 @@ class Bulk:
         self._texts: Mapping[int, str] = {}
         self._own: dict[str, Iterator[Any]] = {}
         self._here = BitMap()
+        self._before = 0
         self._situations: list[Situation | None] = [None] * len(state.jobs)
 
     def settle(self) -> None:
@@ -91,7 +92,7 @@ class Bulk:
 
     def fold(self, page: Page, source: Source) -> None:
         """Fold a page that follows on the state; `LogDamagedError` as the fold tells it."""
-        jobs = self._meet(page.jobs, source)
+        self._meet(page.jobs, source)
         self._mark(page)
         self._own = own_of = {kind: iter(page.own[kind]) for kind in COLUMNAR}
         next_put, next_deletion, next_launch, next_start, next_end = (
@@ -106,16 +107,17 @@ class Bulk:
             later.over,
         )
         ops: tuple[tuple[int, Any], ...]
+        numbers = self._numbers
         position = page.first - 1
-        for key, job, run, at in zip(page.keys, jobs, page.runs, page.times, strict=True):
+        for key, number, run, at in zip(page.keys, page.jobs, page.runs, page.times, strict=True):
             position += 1
-            step = None
+            job, step = numbers[number], None
             if job != UNMET:
                 situation = situations[job]
                 if situation is not None:
                     step = situation.get(key)
             if step is None:
-                found = self._look(position, key, job, page.jobs[position - page.first], source)
+                found = self._look(position, key, number, source)
                 if found is None:
                     continue
                 step, job = found
@@ -123,7 +125,7 @@ class Bulk:
             if code == PUT:
                 own = next_put()
                 _, following, mask, cells, ops, versions, leaf = step
-                if own is None or (intents and (leaf, job) in intents):
+                if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
                     continue
                 try:
@@ -136,26 +138,23 @@ class Bulk:
                     remember_request(state, position, own.request)
             elif code == STARTED:
                 own = next_start()
-                if own is None or run not in kept:
-                    self._plainly(position, job, source)
-                else:
+                if run in kept:
                     started[run] = own, at
+                else:
+                    self._plainly(position, job, source)
                 continue
             elif code == ENDED:
                 own = next_end()
                 _, endings, task, quota = step
-                ending = endings.get(own.outcome) if own is not None and own.final else None
+                ending = endings.get(own.outcome) if own.final else None
                 if ending is None or not over(run, task, job, quota):
                     self._plainly(position, job, source)
                     continue
                 following, mask, ops = ending
             elif code == LAUNCH:
                 own = next_launch()
-                if own is None:
-                    self._plainly(position, job, source)
-                    continue
                 _, following, mask, cells, ops, task, waiting, quota = step
-                kept[position] = Kept(task, job, own, at, 0 if waiting is None else waiting.pop(job))
+                kept[position] = task, job, own, at, 0 if waiting is None else waiting.pop(job)
                 try:
                     cells[job] = position
                 except IndexError:
@@ -167,7 +166,7 @@ class Bulk:
             else:
                 own = next_deletion()
                 _, following, mask, cells, ops, versions, leaf = step
-                if own is None or (intents and (leaf, job) in intents):
+                if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
                     continue
                 put_at(cells, job, -position)
@@ -187,30 +186,30 @@ class Bulk:
                         put_at(where, job, 1)
                 else:
                     del where[job]
+        later.touched |= self._concerned()
         state.position, state.at = position, page.times[-1]
         self._seen += len(page.keys)
 
     # --- the beginning of a page ------------------------------------------------------------------
 
-    def _meet(self, numbers: list[int], source: Source) -> list[int]:
-        """Return the jobs of a column of names, `UNMET` for those that the state does not know yet."""
-        known = self._numbers
-        known.extend([UNMET] * (max(numbers) + 1 - len(known)))
-        jobs = list(map(known.__getitem__, numbers))
-        fresh = {number for number, job in zip(numbers, jobs, strict=True) if job == UNMET}
-        fresh.discard(0)
+    def _meet(self, numbers: list[int], source: Source) -> None:
+        """Find the jobs that the state knows, and the names of those that it does not know yet."""
+        known, met = self._numbers, set(numbers)
+        known.extend([UNMET] * (max(met) + 1 - len(known)))
+        fresh = [number for number in met if known[number] == UNMET and number]
         self._texts = source.texts(sorted(fresh)) if fresh else {}
-        index_of, met = self.state.job_index.get, False
+        index_of = self.state.job_index.get
         for number, text in self._texts.items():
             index = index_of(text)
             if index is not None:
-                known[number], met = index, True
-        if met:
-            jobs = list(map(known.__getitem__, numbers))
-        self._here = BitMap(array("I", jobs))
+                known[number] = index
+        self._before = len(self.state.jobs)
+        self._here = BitMap(array("I", map(known.__getitem__, met)))
         self._here.discard(UNMET)
-        self._later.touched |= self._here
-        return jobs
+
+    def _concerned(self) -> BitMap:
+        """Return the jobs that this page may have changed so far."""
+        return self._here | BitMap(range(self._before, len(self.state.jobs)))
 
     def _mark(self, page: Page) -> None:
         """Remember sparsely when positions were written, as `apply_all` does event by event."""
@@ -229,16 +228,15 @@ class Bulk:
 
     # --- what is not known by heart ---------------------------------------------------------------
 
-    def _look(
-        self, position: int, key: int, job: int, number: int, source: Source
-    ) -> tuple[AnyStep, int] | None:
+    def _look(self, position: int, key: int, number: int, source: Source) -> tuple[AnyStep, int] | None:
         """Return the step of an event that is new here, and its job; None once the event is done without a step."""
         code, meaning = self._codes.get(key) or self._learn(key, source)
+        job = self._numbers[number]
         if meaning is None or code >= ROUND:
             self._aside(position, code, job, source)
             return None
         if job == UNMET and number:
-            job = self._known(number, code)
+            job = self._intern(number, code)
         if job != UNMET:
             situation = self._situations[job]
             if situation is None:
@@ -256,32 +254,29 @@ class Bulk:
         self._codes[key] = learned
         return learned
 
-    def _known(self, number: int, code: int) -> int:
-        """Return the job behind a name, a new one where this event is its first."""
-        job = self._numbers[number]
-        if job != UNMET:
-            return job
+    def _intern(self, number: int, code: int) -> int:
+        """Return the job behind a name that was not met before, a new one where this event makes one."""
         state, text = self.state, self._texts[number]
-        known = state.job_index.get(text)
-        if known is None:
-            if code not in (PUT, DELETED, LAUNCH):
-                return UNMET
-            known = state.intern(text)
-        self._numbers[number] = known
-        self._here.add(known)
-        self._later.touched.add(known)
-        self._grow()
-        return known
+        if code in (PUT, DELETED, LAUNCH):
+            job = state.intern(text)
+        else:
+            job = state.job_index.get(text, UNMET)
+        if job != UNMET:
+            self._numbers[number] = job
+            if job == len(self._situations):
+                self._situations.append(self._steps.situations.fresh)
+        return job
 
     def _grow(self) -> None:
         self._situations.extend([None] * (len(self.state.jobs) - len(self._situations)))
 
     def _aside(self, position: int, code: int, job: int, source: Source) -> None:
         """Do what needs no step: a round, something without effect, or an event that is no column."""
-        own = None if code == PLAIN else next(self._own[COLUMNAR[code]])
-        if own is None:
+        if code == PLAIN:
             self._plainly(position, job, source)
-        elif code == ROUND:
+            return
+        own = next(self._own[COLUMNAR[code]])
+        if code == ROUND:
             self._later.round = own
 
     def _plainly(self, position: int, job: int, source: Source) -> None:
@@ -289,11 +284,11 @@ class Bulk:
         state, later, event = self.state, self._later, source.event(position)
         self.plain += 1
         if type(event) not in NARROW:
+            later.touched |= self._concerned()
             later.settle()
             state.position = position - 1
             apply(state, position, event)
             self.anew()
-            later.touched |= self._here
             return
         concerned = {job, later.open(event.run)}
         if event.job is not None:

@@ -36,7 +36,8 @@ class Meaning(NamedTuple):
 class Page:
     """Consecutive events from `first` on; 0 stands for no job and no run, jobs are numbers of names.
 
-    `own` has, for each columnar kind, the own fields of its events in order; None for what is too large to be here.
+    `own` has, for each columnar kind, the own fields of its events in order, without
+    their values.
     """
 
     first: int
@@ -54,7 +55,7 @@ class Source(Protocol):
         """Return what a key stands for, None where the own fields are no column."""
 
     def texts(self, numbers: Sequence[int]) -> Mapping[int, str]:
-        """Return the names with these numbers; `LogDamagedError` when one is missing."""
+        """Return the names with these numbers, which are in order; raises where one is missing."""
 
     def event(self, position: int) -> Event:
         """Return an event of the page, made as ever."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyroaring import BitMap
 
@@ -24,14 +24,8 @@ GROUPS_MAX = 1024
 CHUNK = 1 << 16
 
 
-class Kept(NamedTuple):
-    """A run as it was read, and since when its job had been ready (0: it was launched without waiting)."""
-
-    task: TaskState
-    job: int
-    own: Any
-    at: int
-    ready_at: int
+Kept = tuple[TaskState, int, Any, int, int]
+"""A run as it was read: task, job, own fields, time, and since when its job had been ready (0: it did not wait)."""
 
 
 class Later:
@@ -49,12 +43,12 @@ class Later:
         kept = self.kept.get(run)
         if kept is None:
             return self._close(run, task, job)
-        if kept.task is not task or kept.job != job:
+        if kept[0] is not task or kept[1] != job:
             return False
         del self.kept[run]
         self.started.pop(run, None)
         if quota is not None:
-            quota.free(kept.own.resources)
+            quota.free(kept[2].resources)
         return True
 
     def _close(self, number: int, task: TaskState, job: int) -> bool:
