@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.history.explaining import explain as explain
     from datatask.adapters.history.history import History as History
+    from datatask.adapters.history.keeping import backup as backup
     from datatask.adapters.history.replaying import Replayed as Replayed
     from datatask.adapters.history.replaying import replay as replay
     from datatask.adapters.history.verified import LogVerified as LogVerified
@@ -116,6 +117,7 @@ _HOME: dict[str, str] = {
     "async_copyfile_str": "datatask.engine.streams",
     "AWriteStream": "datatask.engine.streams",
     "AWriteText": "datatask.engine.streams",
+    "backup": "datatask.adapters.history.keeping",
     "BlobRepository": "datatask.engine.repositories",
     "BlockingRepository": "datatask.engine.repositories",
     "CallerError": "datatask.schema.errors",
