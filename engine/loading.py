@@ -1,4 +1,4 @@
-"""A log's state: its newest checkpoint, and the events behind it."""
+"""A log's state: its newest checkpoint, else the base that it stands on, and the events behind it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from datatask.engine.ports import EventLog
 
 async def load_state(log: EventLog) -> State:
     """Return the state at the log's head: the newest checkpoint, and the events behind it."""
+    state = None
     found = await log.latest_checkpoint(FOLD_VERSION)
-    state = State()
     if found is not None:
         loaded = checkpoints.load(found.body)
         if loaded.position == found.position and loaded.log == log.uuid:
             state = loaded
+    if state is None:
+        base = await log.base_state()
+        state = State() if base is None else checkpoints.load(base)
     async for batch in log.batches(after=state.position):
         apply_all(state, batch.first, batch.events)
     return state

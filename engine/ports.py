@@ -117,6 +117,9 @@ class EventLog(Protocol):
     async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
         """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
 
+    async def base_state(self) -> bytes | None:
+        """Return the state that the log stands on where its beginning was archived, as bytes, else None."""
+
     def chain_at(self, position: int) -> bytes:
         """Return the chain hash at a durable batch boundary."""
 

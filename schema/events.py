@@ -131,7 +131,7 @@ class ArchiveCut(Event, frozen=True, kw_only=True):
 
 
 class BlobsCollected(Event, frozen=True, kw_only=True):
-    """Blobs that nothing refers to were removed."""
+    """Blobs were removed: those that nothing names, with `kept` current also those that only past values name."""
 
     VERSION = 2
     ESSENTIAL = False

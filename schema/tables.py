@@ -1,4 +1,4 @@
-"""The log as SQL: three tables that the engine writes, four views that people read.
+"""The log as SQL: four tables that the engine writes, four views that people read.
 
 In: nothing. Out: SQLAlchemy Core tables, and `create_statements()`, the whole DDL of a new log. The tables
 are ours to change between format versions; the views are an interface: their columns are documented in
@@ -71,6 +71,17 @@ meta = Table(
     sqlite_strict=True,
 )
 """Facts about the file: `format.META_KEYS`."""
+
+base = Table(
+    "base",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("fold_version", Integer, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("carried", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+"""The state on which a log stands whose beginning was archived; `carried` is the digest of the rows that stayed."""
 
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%S', {0} / 1000000000, 'unixepoch') || printf('.%06dZ', {0} % 1000000000 / 1000)"
@@ -254,5 +265,5 @@ VIEW_COLUMNS: dict[str, dict[str, str]] = {
 def create_statements() -> list[str]:
     """Return the statements that make an empty log, in order."""
     dialect = sqlite.dialect()
-    tables = [str(CreateTable(table).compile(dialect=dialect)) for table in (names, log, meta)]
+    tables = [str(CreateTable(table).compile(dialect=dialect)) for table in (names, log, meta, base)]
     return [*tables, str(CreateIndex(job_position).compile(dialect=dialect)), *VIEWS.values()]

@@ -61,6 +61,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "redact": Entry("keeping", "redact", "Remove what events hold, and keep the chain."),
         "backup": Entry("keeping", "backup", "Copy a log whole, also while an engine writes."),
     },
+    "Keep": {
+        "log-archive": Entry("archiving", "log_archive", "Move the beginning of the log into an archive."),
+    },
     "Help": {
         "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),
         "doctor": Entry("health", "doctor", "Check the surroundings."),

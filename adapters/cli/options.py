@@ -42,6 +42,8 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                 "else ./pipeline.yaml, ./pipeline.py.", metavar="PIPELINE"),
         _option("log", ["--log"], hidden, "The log: a path or URL; else what the pipeline names, else "
                 "$DATATASK_LOG, else .datatask/log.db beside the pipeline.", metavar="URL"),
+        _option("with_archives", ["--with-archives"], hidden, "Read the log with what was archived of it.",
+                is_flag=True),
         _option("json", ["--json"], False, "Print JSON.", is_flag=True),
         click.Option(["--fields"], expose_value=False, callback=_split, metavar="A,B",
                      help="Print only these fields."),

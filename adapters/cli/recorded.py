@@ -32,7 +32,14 @@ class Recorded(NamedTuple):
 @contextmanager
 def opened(settings: Settings) -> Iterator[LogReader]:
     """Open the log for reading."""
-    with LogReader(settings.log_path()) as reader:
+    path = settings.log_path()
+    if settings.with_archives:
+        from datatask.adapters.log.restored import open_whole
+
+        with open_whole(path) as reader:
+            yield reader
+        return
+    with LogReader(path) as reader:
         yield reader
 
 

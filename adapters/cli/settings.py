@@ -32,6 +32,7 @@ class Settings:
     program: str = "datatask"
     pipeline: str | None = None
     log: str | None = None
+    with_archives: bool = False
     json: bool = False
     color: str = "auto"
     fields: tuple[str, ...] = ()

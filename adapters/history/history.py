@@ -28,6 +28,7 @@ from datatask.adapters.history.timeline import Timeline, timeline
 from datatask.adapters.history.waiting import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.log.lease import probe
+from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core.state import State
 from datatask.engine.core.timelines import Interval
@@ -51,9 +52,12 @@ Names = str | Sequence[str]
 class History:
     """What a log remembers. Close it, or use it in a `with`; states that it returns are not to be changed."""
 
-    def __init__(self, place: str | Path) -> None:
-        """Open the log at a URL or path, read only; `CallerError` when there is none."""
-        self.reader = LogReader(place)
+    def __init__(self, place: str | Path, *, archives: bool = False) -> None:
+        """Open the log at a URL or path, read only, with `archives` as if nothing of it had been archived.
+
+        `CallerError` when there is none, or an archive is missing.
+        """
+        self.reader = _whole(place) if archives else LogReader(place)
         self._last: State | None = None
 
     @property
@@ -280,6 +284,13 @@ class History:
         if at is not None:
             return state.engine is not None and not state.closed, state.at
         return probe(self.reader.path) is not None, max(SystemClock().now(), state.at)
+
+
+def _whole(place: str | Path) -> LogReader:
+    from datatask.adapters.log.restored import open_whole
+
+    path = locate(place).path
+    return LogReader(place) if path is None else open_whole(path)
 
 
 def _names(given: Names) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.restored import is_whole
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
@@ -38,6 +39,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "meta": ("93b3d4e80e7f5139",),
     "sqlite_autoindex_meta_1": ("4511c81cd98db00e",),
     "log_job_position": ("03d18f7d9c665a02",),
+    "base": ("10f9016e70522015",),
     "events": ("3783fcc963f1206e",),
     "runs": ("3dbeccfc913131aa",),
     "values_now": ("2330fb0941b10ddc",),
@@ -145,10 +147,13 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
         first = _first(reader, "EngineOpened", 100)
         if isinstance(first, EngineOpened):
             expected.append(("written_by", first.version, header.written_by))
-    ((first_there, below),) = reader.query(
-        "SELECT min(position), sum(position <= ?) FROM log", (header.base,)
-    ).rows
-    if first_there is not None and (first_there != header.base + 1 or below):
+    cuts = [event.until for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]  # type: ignore[attr-defined]
+    if is_whole(reader.path):
+        cuts = []
+    if header.base != max(cuts, default=0):
+        expected.append(("base", max(cuts, default=0), header.base))
+    ((first_there,),) = reader.query("SELECT min(position) FROM log WHERE position > ?", (header.base,)).rows
+    if first_there is not None and first_there != header.base + 1:
         expected.append(("base", first_there - 1, header.base))
     found.checked.append("the header against the events")
     found.wrong += [
@@ -161,10 +166,6 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
         found.rests_on.append(
             f"the header counts {header.epoch} openings and the last that left an event is number {last}: whoever"
             " opened it later wrote nothing, or it was cut off"
-        )
-    if header.base:
-        found.rests_on.append(
-            f"the events up to {header.base} live in an archive: the state there is its word"
         )
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datatask.adapters.history.ladder import Ladder
+from datatask.adapters.log.columns import Follower
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.fold import apply_all
+from datatask.engine.core import checkpoints
 from datatask.engine.core.state import State
 
 TOLD_EVENTS = 250_000
@@ -25,7 +26,8 @@ def fold(reader: LogReader, until: int) -> State:
     with collector_off():
         ladder = Ladder(reader)
         state = ladder.nearest(until) or beginning(reader)
-        return ladder.climb(state, until, follow)
+        following = Follower(reader)
+        return ladder.climb(state, until, lambda _, state, until: following.follow(state, until))
 
 
 def refold(reader: LogReader, until: int | None = None, progress: Progress | None = None) -> State:
@@ -35,25 +37,24 @@ def refold(reader: LogReader, until: int | None = None, progress: Progress | Non
     """
     last = reader.head if until is None else until
     state = beginning(reader)
+    following = Follower(reader)
     with collector_off():
         while progress is not None and last - state.position > 2 * TOLD_EVENTS:
-            follow(reader, state, reader.end_of_batch(state.position + TOLD_EVENTS))
+            following.follow(state, reader.end_of_batch(state.position + TOLD_EVENTS))
             progress(state.position, last)
-        return follow(reader, state, last)
+        return following.follow(state, last)
 
 
 def beginning(reader: LogReader) -> State:
-    """Return the state that the log's first event follows on."""
-    return State()
+    """Return the state that the log's first event follows on: empty, or where its beginning was archived the base."""
+    body = reader.base_state()
+    return State() if body is None else checkpoints.load(body)
 
 
 def follow(reader: LogReader, state: State, until: int | None = None) -> State:
     """Fold what was appended behind the state, and return it."""
     last = reader.head if until is None else until
-    if last > state.position:
-        for batch in reader.batches(state.position, last):
-            apply_all(state, batch.first, batch.events)
-    return state
+    return Follower(reader).follow(state, last) if last > state.position else state
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import datetime as dt
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from datatask.adapters.log.faults import archived
 from datatask.schema.errors import CallerError
 
 if TYPE_CHECKING:
@@ -68,13 +69,23 @@ def position_of(reader: LogReader, when: When | None) -> int:
                 where=reader.url,
                 remedy="name a position that the log has",
             )
-        return reader.end_of_batch(when.position) if when.position else 0
+        _check_here(reader, when.position)
+        if when.position == reader.header.base:
+            return when.position
+        return reader.end_of_batch(when.position)
     assert when.last_at is not None
     last = last_before(reader, when.last_at, head)
+    _check_here(reader, last)
     rows = reader.query(
         "SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)
     ).rows
-    return int(rows[0][0] or 0)
+    return int(rows[0][0] or reader.header.base)
+
+
+def _check_here(reader: LogReader, position: int) -> None:
+    base = reader.header.base
+    if position < base:
+        raise archived(base, reader.url, f"position {position}")
 
 
 def last_before(reader: LogReader, at: int, head: int) -> int:

@@ -75,13 +75,6 @@ class Unreadable(Exception):
     """A page cannot be folded by columns; the plain way tells why."""
 
 
-def follow(reader: LogReader, state: State, until: int) -> State:
-    """Fold what lies between the state and the batch boundary `until`, and return the state."""
-    if until - state.position < SHORT:
-        return _plainly(reader, state, until)
-    return Follower(reader).follow(state, until)
-
-
 def _plainly(reader: LogReader, state: State, until: int) -> State:
     for batch in reader.batches(state.position, until):
         apply_all(state, batch.first, batch.events)
@@ -103,17 +96,18 @@ class Follower:
 
     def follow(self, state: State, until: int) -> State:
         """Fold what lies between the state and the batch boundary `until`, and return the state."""
-        last = self._begin(until)
+        last = self._begin(until) if until - state.position >= SHORT else 0
         if last <= state.position:
             return _plainly(self._reader, state, until)
         bulk = self._bulk
         if bulk is None or bulk.state is not state:
             bulk = self._bulk = Bulk(state)
-        else:
+        elif state.position != self._last:
             bulk.anew()
         with ThreadPoolExecutor(1, "datatask-columns") as pool:
             self._climb(bulk, last, pool)
         bulk.settle()
+        self._last = state.position
         return _plainly(self._reader, state, until) if last < until else state
 
     def _begin(self, until: int) -> int:

@@ -18,6 +18,7 @@ from datatask.schema.errors import (
     LogError,
     TemporaryError,
     TimeLimitError,
+    UnknownNameError,
 )
 
 _RESTORE = "restore it from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
@@ -52,6 +53,15 @@ def damaged(
     """Return the error for a log that does not say what it said, at `position` where that is known."""
     where = str(path) if position is None else f"{path} position {position}"
     return LogDamagedError(what, where=where, remedy=remedy)
+
+
+def archived(base: int, place: str, what: str) -> UnknownNameError:
+    """Return the error for what is asked of a part of the log that was moved into an archive."""
+    return UnknownNameError(
+        f"{what} is not here any more: events up to {base} were archived",
+        where=place,
+        remedy="ask again with --with-archives",
+    )
 
 
 def _is_of_driver(error: BaseException) -> bool:

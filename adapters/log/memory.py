@@ -258,6 +258,10 @@ class MemoryLog:
                 return checkpoint
         return None
 
+    async def base_state(self) -> bytes | None:
+        """Nothing is archived here."""
+        return None
+
     def _stands(self, checkpoint: Checkpoint) -> bool:
         try:
             return self.chain_at(checkpoint.position) == checkpoint.chain

@@ -25,6 +25,7 @@ _NAMES_KEPT_MAX = 500_000
 META = "SELECT key, value FROM meta"
 HEAD = "SELECT max(position) FROM log"
 END_OF_BATCH = "SELECT min(position) FROM log WHERE position >= ? AND chain IS NOT NULL"
+BASE = "SELECT fold_version, state FROM base WHERE position = ?"
 CHAIN_AT = "SELECT chain FROM log WHERE position = ?"
 NAMES = "SELECT id, text FROM names WHERE id IN (SELECT value FROM json_each(?))"
 _COLUMNS = "position, at, kind, version, essential, actor, cause, task, repository, job, run, payload, salt, digest, chain"

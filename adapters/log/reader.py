@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from datatask.adapters.log import pages
-from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.faults import archived, damaged, mapped
 from datatask.adapters.log.header import Header, parse_header
 from datatask.adapters.log.locate import locate
+from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import CHAIN_START, Row
 from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
@@ -139,7 +140,12 @@ class LogReader:
 
     def fetch(self, positions: Sequence[int]) -> list[Event]:
         """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
-        return self._decoder.in_order(self._page(pages.fetch(positions)), positions)
+        rows = self._page(pages.fetch(positions))
+        if len(rows) < len(set(positions)) and (base := self.header.base):
+            missing = set(positions).difference(row[0] for row in rows)
+            if min(missing) <= base:
+                raise archived(base, str(self.path), f"position {min(missing)}")
+        return self._decoder.in_order(rows, positions)
 
     def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[pages.Stored, Row]]:
         """Yield what is stored and the row that it stands for: what the chain is checked against."""
@@ -207,6 +213,24 @@ class LogReader:
                             return
                 self.close()
             raise self._unsteady()
+
+    def base_state(self) -> bytes | None:
+        """Return the state that the log stands on where its beginning was archived, as bytes; None where it was not."""
+        header = self.header
+        if not header.base:
+            return None
+        rows = self._ask(pages.Query(pages.BASE, (header.base,)))
+        if not rows:
+            raise damaged("the state that the log stands on is missing", self.path, header.base)
+        version, body = rows[0]
+        if version != FOLD_VERSION:
+            raise damaged(
+                f"the state that the log stands on is of fold version {version}, this one is {FOLD_VERSION}",
+                self.path,
+                header.base,
+                remedy="ask with --with-archives, or use the datatask version that archived",
+            )
+        return bytes(body)
 
     def chain_at(self, position: int) -> bytes:
         """Return the chain hash at a batch boundary; `UnknownNameError` where there is none."""

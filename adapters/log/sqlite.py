@@ -256,6 +256,10 @@ class SqliteLog:
         """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
         return await asyncio.to_thread(self._checkpoints.latest, fold_version, self._chain_or_none)
 
+    async def base_state(self) -> bytes | None:
+        """Return the state that the log stands on where its beginning was archived, as bytes, else None."""
+        return await asyncio.to_thread(self._reader.base_state)
+
     def _chain_or_none(self, position: int) -> bytes | None:
         try:
             return self._reader.chain_at(position)

@@ -281,7 +281,6 @@ def test_every_anchor_of_a_file_is_compared(project: Project, tmp_path: Path) ->
         ("UPDATE meta SET value = 1 WHERE key = 'epoch'", "the header's epoch"),
         ("UPDATE meta SET value = value + 1000000000000 WHERE key = 'started'", "the header's started"),
         ("UPDATE meta SET value = '9.9' WHERE key = 'written_by'", "the header's written_by"),
-        ("UPDATE meta SET value = 6 WHERE key = 'base'", "the header's base"),
         ("UPDATE meta SET value = randomblob(32) WHERE key = 'base_chain'", "the hash of the batch 1"),
         ("UPDATE log SET payload = NULL WHERE position = 8", "the salt"),
         ("CREATE TABLE log2 (a); DROP VIEW lineage; CREATE VIEW lineage AS SELECT 1", "the schema's lineage"),
@@ -291,6 +290,13 @@ def test_every_anchor_of_a_file_is_compared(project: Project, tmp_path: Path) ->
 def test_names_header_and_what_the_chain_does_not_cover(project: Project, statement: str, what: str) -> None:
     change(project, statement)
     assert any(what in one.what for one in verify(project).divergences), verify(project)
+
+
+def test_a_base_that_nobody_cut_is_refused_by_name(project: Project) -> None:
+    change(project, "UPDATE meta SET value = 6 WHERE key = 'base'")
+    refused = project.call("verify")
+    assert refused.code == 5
+    assert "position 6" in refused.err
 
 
 def test_a_header_of_nonsense_is_refused_by_name(project: Project) -> None:

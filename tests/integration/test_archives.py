@@ -1,0 +1,245 @@
+"""The beginning of a log is moved away, and nothing that was known is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
+from datatask.adapters.history.states import fold
+from datatask.adapters.log.archives import archives_of, check_archive
+from datatask.adapters.log.cutting import Cut, Who, cut
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.restored import restore
+from datatask.engine.core.checkpoints import fingerprint
+from datatask.schema.errors import (
+    CallerError,
+    DatataskError,
+    LeaseHeldError,
+    LogDamagedError,
+    UnknownNameError,
+)
+from tests.integration.cli_kit import Project
+
+WHO = Who("ada@lab: datatask log-archive", "the disk is small", 2_000_000_000 * 10**9, "0.1.0")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def pipeline(path: Path) -> Pipeline:
+    """Two tasks that copy a number; odd ones fail in the second."""
+    numbers, doubled = LogMetadataRepository("numbers"), LogMetadataRepository("doubled")
+    double = InProcessSyncTask("double", LogMetadataRepository("double.done"))
+    double.link("n", numbers, is_input=True)
+    double.link("doubled", doubled, is_output=True)
+
+    @double
+    async def _double(job: str, n: Any, doubled: Any) -> None:
+        await doubled.dump(job, 2 * await n.info(job))
+
+    check = InProcessSyncTask("check", LogMetadataRepository("check.done"))
+    check.link("doubled", doubled, is_input=True)
+
+    @check
+    async def _check(job: str, doubled: Any) -> None:
+        if await doubled.info(job) % 4:
+            raise ValueError("odd")
+
+    return Pipeline([double, check], Session(), log=path)
+
+
+async def work(path: Path, first: int, last: int) -> None:
+    """Put jobs and run them."""
+    async with pipeline(path) as pipe:
+        for number in range(first, last):
+            await pipe.put("numbers", f"j{number}", number)
+        await pipe.run(timeout=30)
+
+
+def cut_at(path: Path, at: int, step: Callable[[str], None] = lambda name: None) -> Cut:
+    """Cut the log at the batch boundary that holds a position."""
+    with LogReader(path) as reader:
+        state = fold(reader, reader.end_of_batch(at))
+    return cut(path, state, WHO, step)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log of twenty jobs, and a copy of it as it was."""
+    path = tmp_path / "log.db"
+    asyncio.run(work(path, 0, 20))
+    shutil.copy(path, tmp_path / "before.db")
+    return path
+
+
+async def test_what_is_cut_lies_in_a_checked_archive_and_the_state_is_the_same(log: Path) -> None:
+    with History(log) as history:
+        before, head = fingerprint(history.state()), history.head
+    done = cut_at(log, 100)
+    head_of = check_archive(done.archive)
+    assert (head_of.first, head_of.last) == (1, done.until)
+    with History(log) as history:
+        assert history.head == head + 1
+        assert fingerprint(history.state(head)) == before
+        (cut_event,) = history.events(kind="ArchiveCut")
+        assert (cut_event.event.actor, cut_event.event.reason) == (WHO.actor, WHO.reason)
+        assert history.status()["tasks"]["double"]["succeeded"] == 20
+
+
+async def test_an_engine_goes_on_and_reads_values_that_were_archived(log: Path) -> None:
+    done = cut_at(log, 150)
+    async with pipeline(log) as pipe:
+        assert await pipe.find("doubled").info("j3") == 6  # type: ignore[attr-defined]
+        await pipe.put("numbers", "j20", 20)
+        outcome = await pipe.run(timeout=30)
+        assert not outcome.stuck
+    told = verify(log)
+    assert told.ok, told
+    assert any(f"position {done.until}" in line for line in told.rests_on)
+    assert replay(log, verify=True).ok
+
+
+async def test_with_its_archives_a_log_answers_as_before(log: Path, tmp_path: Path) -> None:
+    cut_at(log, 80)
+    await work(log, 20, 25)
+    cut_at(log, 200)
+    with History(tmp_path / "before.db") as before, History(log, archives=True) as whole:
+        assert whole.url.endswith("/log.db")
+        for at in (1, 40, 80, 120, before.head):
+            assert fingerprint(whole.state(at)) == fingerprint(before.state(at))
+        until = before.head
+        assert list(whole.events(until=until)) == list(before.events())
+        sql = f"SELECT * FROM events WHERE position <= {until}"
+        assert list(whole.query(sql)) == list(before.query(sql))
+        assert list(whole.runs(until=until)) == list(before.runs())
+        assert whole.reader.chain_at(until) == before.reader.chain_at(until)
+        assert whole.status()["tasks"]["double"]["succeeded"] == 25
+    assert verify(restore(log)).replayed.broken_at is None
+
+
+async def test_archives_follow_on_each_other(log: Path) -> None:
+    first, second = cut_at(log, 60), cut_at(log, 160)
+    heads = [check_archive(path) for path in archives_of(log, check_archive(first.archive).log)]
+    assert [head.last for head in heads] == [first.until, second.until]
+    assert heads[0].chain_after == heads[1].chain_before
+    assert verify(log).ok
+
+
+async def test_a_point_that_was_archived_is_named_with_the_remedy(log: Path) -> None:
+    until = cut_at(log, 100).until
+    with History(log) as history:
+        with pytest.raises(UnknownNameError, match=r"archived.*with-archives"):
+            history.state(50)
+        with pytest.raises(UnknownNameError, match="with-archives"):
+            history.reader.fetch([2, 3])
+        with pytest.raises(CallerError, match="nothing before this point"):
+            cut(log, history.state(until), WHO)
+
+
+def test_the_command_moves_tells_and_is_read_with_its_archives(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.put(**{f"j{number}": number for number in range(10)})
+    project.ok("run")
+    before = project.ok("status", "--at", "20", "--json").json
+    planned = project.ok("log-archive", "--before", "30", "--dry-run", "--json").json
+    assert planned["dry_run"]
+    assert not Path(planned["archive"]).exists()
+    told = project.ok("log-archive", "--before", "30", "--reason", "the disk is small").out
+    assert f"up to position {planned['until']}" in told
+    refused = project.call("status", "--at", "20")
+    assert refused.code == 2
+    assert "--with-archives" in refused.err
+    assert project.ok("--with-archives", "status", "--at", "20", "--json").json["tasks"] == before["tasks"]
+    again = project.call("log-archive", "--before", str(planned["until"]), "--json")
+    assert again.json["error"]["what"].startswith("there is nothing")
+    cut_event = json.loads(project.ok("log", "--kind", "ArchiveCut", "--json").out)
+    assert cut_event["data"]["reason"] == "the disk is small"
+    assert "log-archive" in cut_event["actor"]
+    assert project.ok("verify").out.count("archive")
+    project.ok("--with-archives", "replay", "--verify")
+    with project.engine():
+        assert project.call("log-archive", "--before", "40").code == 4
+
+
+async def test_a_missing_archive_is_named(log: Path) -> None:
+    cut_at(log, 60).archive.unlink()
+    assert verify(log).ok, "the log does not need it"
+    with pytest.raises(CallerError, match="from 1 on is missing"):
+        History(log, archives=True)
+
+
+async def test_a_changed_archive_is_found(log: Path) -> None:
+    archive = cut_at(log, 60).archive
+    body = bytearray(archive.read_bytes())
+    body[len(body) // 2] ^= 1
+    archive.write_bytes(body)
+    with pytest.raises(LogDamagedError, match=archive.name):
+        check_archive(archive)
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        "UPDATE base SET state = zeroblob(10)",
+        "UPDATE log SET at = at + 1 WHERE position = (SELECT min(position) FROM log WHERE position > 1)",
+        "DELETE FROM log WHERE position = (SELECT min(position) FROM log WHERE position > 1)",
+    ],
+)
+async def test_a_changed_base_is_found(log: Path, tamper: str) -> None:
+    cut_at(log, 120)
+    with sqlite3.connect(log) as connection:
+        connection.execute(tamper)
+    connection.close()
+    try:
+        told = verify(log)
+    except DatataskError:
+        return
+    assert not told.ok
+
+
+async def test_a_log_that_an_engine_has_is_left_alone(log: Path) -> None:
+    async with pipeline(log):
+        with pytest.raises(LeaseHeldError):
+            cut_at(log, 60)
+    assert not archives_of(log, "")
+
+
+DIES = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from integration.test_archives import cut_at
+cut_at(Path({path!r}), 120, lambda name: os._exit(9) if name == {step!r} else None)
+"""
+
+
+@pytest.mark.parametrize("step", ["written", "checked", "in the transaction", "committed", "tidied"])
+async def test_killed_at_any_step_nothing_is_lost_and_again_completes_it(
+    log: Path, step: str, tmp_path: Path
+) -> None:
+    program = DIES.format(tests=str(Path(__file__).parent.parent), path=str(log), step=step)
+    died = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, env=dict(os.environ))  # noqa: ASYNC221
+    assert died.returncode == 9
+    assert verify(log).ok
+    with History(log) as history:
+        until, head = history.reader.header.base, history.head
+    if not until:
+        until = cut_at(log, 120).until
+    with History(tmp_path / "before.db") as before, History(log, archives=True) as whole:
+        assert fingerprint(whole.state(before.head)) == fingerprint(before.state())
+    assert verify(log).ok
+    assert head >= until
+    await work(log, 30, 32)
