@@ -196,6 +196,9 @@ _OPS = {
 }
 
 
+_RUNNING = {"live": "wait until {task} runs {job}", "not live": "wait until {task} no longer runs {job}"}
+
+
 def change_in_words(change: Change) -> str:
     """Say what is to be done."""
     fields = {name: getattr(change, name) for name in change.__struct_fields__}
@@ -204,6 +207,8 @@ def change_in_words(change: Change) -> str:
     pattern = _OPS[change.op]
     if change.op == "wait_for" and change.run is not None:
         pattern = "wait until run {run} ({task} {job}) has ended"
+    elif change.outcome in _RUNNING:
+        pattern = _RUNNING[change.outcome]
     text = pattern.format(**fields, amounts=", ".join(amounts))
     return f"{text} ({change.explain})" if change.explain else text
 

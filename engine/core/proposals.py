@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from datatask.engine.core.explanations import Change
-from datatask.engine.core.remedies import Atom, Way, changed, ways, writer_of
+from datatask.engine.core.remedies import Atom, Step, Way, changed, ways, writer_of
 from datatask.engine.core.room import Room
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
@@ -113,7 +113,11 @@ class Search:
         if self.task.condition.test(state.masks[self.job]):
             return [[]]
         found = ways(state, start_condition(self.task.definition), self.job)
-        each = [_changes(state, way) for way in found]
+        each: list[list[Change]] = []
+        for way in found:
+            changes = _changes(state, way)
+            if changes not in each:
+                each.append(changes)
         return sorted(each, key=len)[:WAYS_TRIED]
 
     def _try(self, first: list[Change], way: list[Change], rounds: int) -> None:
@@ -183,27 +187,30 @@ def run_over(state: State, run: int) -> Change:
 def _changes(state: State, way: Way) -> list[Change]:
     """Return what a way asks for, each change once: the end of one run may make two things so."""
     found: list[Change] = []
-    for atom, wanted in changed(state, way):
-        change = _change(state, atom, wanted)
+    for atom, step in changed(state, way):
+        change = _change(state, atom, step)
         if change not in found:
             found.append(change)
     return found
 
 
-def _change(state: State, atom: Atom, wanted: bool) -> Change:
-    job = state.jobs[atom.job]
-    if atom.kind == "entry":
-        run = writer_of(state, atom.leaf, atom.job)
-        assert run is not None, "an entry is that of an open run"
-        return run_over(state, run.run)
-    if atom.kind == "member":
-        return Change(op="put" if wanted else "delete", repository=atom.leaf, job=job)
-    if atom.kind in ("filter", "translation"):
-        outcome = str(wanted).lower() if atom.kind == "filter" else "a job that it is to stand for"
-        return Change(op=f"set_{atom.kind}", repository=atom.leaf, job=job, outcome=outcome)
+def _change(state: State, atom: Atom, step: Step) -> Change:
+    job, outcome = state.jobs[atom.job], str(step.wanted).lower()
+    match step.kind:
+        case "member":
+            return Change(op="put" if step.wanted else "delete", repository=atom.leaf, job=job)
+        case "filter":
+            return Change(op="set_filter", repository=atom.leaf, job=job, outcome=outcome)
+        case "translation":
+            outcome = "a job that it is to stand for"
+            return Change(op="set_translation", repository=atom.leaf, job=job, outcome=outcome)
+        case "entry":
+            run = writer_of(state, atom.leaf, atom.job)
+            assert run is not None, "an entry is that of an open run"
+            return run_over(state, run.run)
     rule = state.leaves[atom.leaf].definition.derived
     assert isinstance(rule, d.ViewDef), "only views tell of runs"
-    if atom.kind == "live":
+    if step.kind == "live":
         return run_over(state, state.tasks[rule.task].episodes[atom.job].run)
-    outcome = rule.view if wanted else f"not {rule.view}"
+    outcome = rule.view if step.wanted else f"not {rule.view}"
     return Change(op="wait_for", task=rule.task, job=job, outcome=outcome)

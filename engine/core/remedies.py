@@ -29,22 +29,30 @@ from datatask.schema.definition import (
 WAYS_MAX = 256
 
 
+Kind = Literal["member", "live", "entry", "filter", "translation", "outcome"]
+"""What makes something so: a membership; the end of an open run, for `live` and for the entry that the engine keeps while a
+process lives; a filter's or a translator's answer; what becomes of a task's run of the job.
+"""
+
+
 class Atom(NamedTuple):
-    """Something that can be so or not.
+    """Something that can be so or not: whether a job is in a leaf."""
 
-    A membership; a filter's or a translator's answer; how a task's run of the job ended; whether one is open (`live`), and
-    an entry that the engine keeps for as long as a process lives (`entry`).
-    """
-
-    kind: Literal["member", "live", "entry", "filter", "translation", "outcome"]
     leaf: str
     job: int
+
+
+class Step(NamedTuple):
+    """Whether it is to be so, and what makes it."""
+
+    wanted: bool
+    kind: Kind
 
 
 EFFORT = {"member": 1, "entry": 1, "live": 2, "filter": 3, "translation": 4, "outcome": 5}
 """What comes first among ways with as many changes: less effort in all."""
 
-Way = dict[Atom, bool]
+Way = dict[Atom, Step]
 
 
 def is_so(state: State, atom: Atom) -> bool:
@@ -52,9 +60,9 @@ def is_so(state: State, atom: Atom) -> bool:
     return state.masks[atom.job] & state.leaves[atom.leaf].bit != 0
 
 
-def changed(state: State, way: Way) -> list[tuple[Atom, bool]]:
+def changed(state: State, way: Way) -> list[tuple[Atom, Step]]:
     """Return what a way changes, in order of appearance."""
-    return [(atom, wanted) for atom, wanted in way.items() if is_so(state, atom) is not wanted]
+    return [(atom, step) for atom, step in way.items() if is_so(state, atom) is not step.wanted]
 
 
 def ways(state: State, expr: AnyExpr, job: int) -> list[Way]:
@@ -82,17 +90,18 @@ def _ways(state: State, expr: AnyExpr, job: int, wanted: bool) -> list[Way]:
 
 
 def _leaf_ways(state: State, leaf: LeafState, job: int, wanted: bool) -> list[Way]:
-    rule = leaf.definition.derived
+    rule, atom = leaf.definition.derived, Atom(leaf.id, job)
     if rule is None:
         kept = not wanted and writer_of(state, leaf.id, job) is not None
-        return [{Atom("entry" if kept else "member", leaf.id, job): wanted}]
+        kinds: list[Kind] = ["entry", "member"] if kept else ["member"]
+        return [{atom: Step(wanted, kind)} for kind in kinds]
     if isinstance(rule, ViewDef):
-        return _view_ways(state, leaf, rule, job, wanted)
+        return _view_ways(state, rule, atom, wanted)
     if isinstance(rule, FilteredDef):
-        base, answer = _ways(state, rule.base, job, wanted), Atom("filter", leaf.id, job)
+        base, answer = _ways(state, rule.base, job, wanted), Step(wanted, "filter")
         if wanted:
-            return _cheapest(state, _products(state, [base, [{answer: True}]]))
-        return _cheapest(state, [*base, {answer: False}])
+            return _cheapest(state, _products(state, [base, [{atom: answer}]]))
+        return _cheapest(state, [*base, {atom: answer}])
     return _translated_ways(state, leaf, rule, job, wanted)
 
 
@@ -100,17 +109,18 @@ def _translated_ways(state: State, leaf: LeafState, rule: TranslatedDef, job: in
     target = leaf.derived.forward.get(job) if leaf.derived is not None else None
     translator = _ways(state, rule.translator, job, wanted)
     if target is None:
-        answer = {Atom("translation", leaf.id, job): True}
+        answer: Way = {Atom(leaf.id, job): Step(True, "translation")}
         return _cheapest(state, _products(state, [translator, [answer]])) if wanted else [{}]
     base = _ways(state, rule.base, target, wanted)
     return _cheapest(state, _products(state, [base, translator]) if wanted else [*base, *translator])
 
 
-def _view_ways(state: State, leaf: LeafState, rule: ViewDef, job: int, wanted: bool) -> list[Way]:
+def _view_ways(state: State, rule: ViewDef, atom: Atom, wanted: bool) -> list[Way]:
     task = state.tasks.get(rule.task)
-    episode = task.episodes.get(job) if task is not None and rule.view == "live" else None
+    episode = task.episodes.get(atom.job) if task is not None and rule.view == "live" else None
     ends = episode is not None and episode.run != 0 and not wanted
-    return [{Atom("live" if ends else "outcome", leaf.id, job): wanted}]
+    kinds: list[Kind] = ["live", "outcome"] if ends else ["outcome"]
+    return [{atom: Step(wanted, kind)} for kind in kinds]
 
 
 def writer_of(state: State, leaf: str, job: int) -> OpenRun | None:
@@ -131,12 +141,12 @@ def _products(state: State, each: Iterable[list[Way]]) -> list[Way]:
 
 
 def _agree(first: Way, second: Way) -> bool:
-    return all(first.get(atom, wanted) is wanted for atom, wanted in second.items())
+    return all(first.get(atom, step).wanted is step.wanted for atom, step in second.items())
 
 
 def _cheapest(state: State, ways: list[Way]) -> list[Way]:
     """Return the cheapest ways, each once; equal costs keep their order."""
-    unique: dict[frozenset[tuple[Atom, bool]], Way] = {}
+    unique: dict[frozenset[tuple[Atom, Step]], Way] = {}
     for way in ways:
         unique.setdefault(frozenset(way.items()), way)
     return sorted(unique.values(), key=lambda way: _cost(state, way))[:WAYS_MAX]
@@ -144,4 +154,4 @@ def _cheapest(state: State, ways: list[Way]) -> list[Way]:
 
 def _cost(state: State, way: Way) -> tuple[int, int]:
     done = changed(state, way)
-    return len(done), sum(EFFORT[atom.kind] for atom, _ in done)
+    return len(done), sum(EFFORT[step.kind] for _, step in done)

@@ -106,7 +106,7 @@ class Room:
                   "rate": WAIT in chosen or LIMITS in chosen}  # fmt: skip
         if any(not helped[need] for need in self.needs):
             return None
-        changes = [*ends, *self.prefix] if ends else list(self.prefix)
+        changes = [*self.prefix, *ends]  # last: whose run was ended becomes ready anew, behind this one
         if WAIT in chosen and self.free_at is not None:  # one wait serves all that time heals
             changes = [change for change in changes if change.op != "wait_until"]
             changes.append(Change(op="wait_until", until=iso(self.free_at), at=self.free_at))
