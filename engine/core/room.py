@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+from datatask.engine.core.decide import BOUND
 from datatask.engine.core.explanations import Change
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.trials import Trial, place
@@ -138,7 +139,8 @@ class Room:
             )
         for change in endless:
             trial.make(change)
-        decided = trial.round(self.name, self.job)
+        first = any(change.op == "raise_priority" for change in changes)
+        decided = trial.round(self.name, self.job, bound=1 if first else BOUND)
         at = None if decided is None else place(decided, self.name, self.job_name)
         if decided is None or at is None:
             return None

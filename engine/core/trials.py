@@ -8,6 +8,7 @@ ending that is being stored goes well. Out: whether the next round launches a jo
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -65,15 +66,21 @@ class Trial:
         if key in self.state.pending and self.state.pending[key].position > self.below.position:
             self._ask_priority(name, job)
 
-    def round(self, name: str, job: int) -> deciding.Round | None:
-        """Return the next round, None where it cannot launch this job by what is known without deciding it."""
+    def round(self, name: str, job: int, *, bound: int = deciding.BOUND) -> deciding.Round | None:
+        """Return the next round, None where it cannot launch this job by what is known without deciding it.
+
+        Whoever knows that the job comes first of all needs no more than a `bound` of 1.
+        """
         task = self.state.tasks[name]
         if not self.engine_alive or deciding.closed(task, self.unavailable):
             return None
         self.settle(name, job)
         if not self.in_line(task, job):
             return None
-        return deciding.decide(self.state, self.now, unavailable=self.unavailable)
+        line = islice(deciding.entries(task, self.now, bound), bound)
+        if not any(entry[2] == job for entry in line):
+            return None  # so many of its own task come before it
+        return deciding.decide(self.state, self.now, bound=bound, unavailable=self.unavailable)
 
     def launches(self, name: str, job: int) -> bool:
         """Whether the next round launches the job."""
