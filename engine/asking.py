@@ -37,6 +37,8 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
             ticket = _TURN_INTO[type(request)](runtime, request)
         runtime.pump()
         position, count = await runtime.finished(ticket)
+        if isinstance(request, r.Redact):
+            runtime.forget_values(request.positions)
     except DatataskError as error:
         refusal = r.Refusal(
             code=error.code,
@@ -272,7 +274,6 @@ async def _redact(runtime: Runtime, request: r.Redact) -> int:
         r.Who(request.actor, request.reason, request.id),
         runtime.now(),
     )
-    runtime.forget_values(positions)
     return runtime.reactor.ask(events)
 
 

@@ -24,8 +24,9 @@ from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkp
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
-from datatask.engine.ports import Checkpoint
+from datatask.engine.ports import Checkpoint, Filters
 from datatask.schema.errors import DatataskError
+from datatask.schema.events import PayloadRedacted
 
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
@@ -64,6 +65,7 @@ class Ladder:
         self.spare = None if root is None else root / reader.uuid
         self._folder: Path | None = self.beside if _ours(reader.path) else self.spare
         self._written = 0.0
+        self._began = reader.head
 
     def nearest(self, until: int) -> State | None:
         """Return the state of the last usable checkpoint at or before `until`, the engine's own included."""
@@ -107,7 +109,7 @@ class Ladder:
     def leave(self, state: State) -> None:
         """Keep a state as a rung where there is a place for it; silently not, where there is none."""
         chain = self._chain_at(state.position)
-        if self._folder is None or chain is None:
+        if self._folder is None or chain is None or self._redacted():
             return
         began = time.perf_counter()
         body = checkpoints.dump(state)
@@ -119,6 +121,11 @@ class Ladder:
             except OSError:
                 self._folder = self.spare if self._folder == self.beside else None
         self._written = time.perf_counter() - began
+
+    def _redacted(self) -> bool:
+        """Whether a payload was removed meanwhile: a state folded before may still hold it."""
+        filters = Filters(kinds=(PayloadRedacted.__name__,))
+        return any(True for _ in self.reader.read(self._began, filters=filters))
 
     # --- files --------------------------------------------------------------------------------------
 

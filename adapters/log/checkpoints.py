@@ -62,6 +62,12 @@ class FileCheckpoints:
             for found in checkpoints_in(self.root)[KEPT:]:
                 found.path.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Remove them all, whoever wrote them."""
+        with mapped(self.root):
+            for found in checkpoints_in(self.root):
+                found.path.unlink(missing_ok=True)
+
     def latest(self, fold_version: int, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
         """Return the newest checkpoint of this fold version that stands on this log's chain, or None."""
         for found in checkpoints_in(self.root):

@@ -129,7 +129,7 @@ def scrub(path: Path, now: float, *, alone: bool) -> bool:
     `alone`: the lease is ours; `now` is in Unix seconds. Returns whether the write-ahead log is empty: a reader that stays may keep it.
     """
     with mapped(path):
-        shutil.rmtree(checkpoints_path(path), ignore_errors=True)
+        _remove_folder(checkpoints_path(path))
         _remove_answers(inbox_path(path), now if alone else now - ANSWERED_SECONDS)
     deadline = time.monotonic() + WAL_SECONDS
     with mapped(path), closing(sqlite3.connect(path, isolation_level=None, timeout=1.0)) as connection:
@@ -138,6 +138,19 @@ def scrub(path: Path, now: float, *, alone: bool) -> bool:
                 return False
             time.sleep(0.05)
     return True
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder in which readers may leave something meanwhile."""
+    for attempt in range(5):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            if not folder.exists():
+                return
+        except OSError:
+            if attempt == 4:
+                raise
 
 
 def _remove_answers(inbox: Path, oldest: float) -> None:

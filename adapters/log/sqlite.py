@@ -261,6 +261,8 @@ class SqliteLog:
         return await asyncio.to_thread(self._reader.base_state)
 
     def _chain_or_none(self, position: int) -> bytes | None:
+            if not self._keeps_checkpoints:  # one was removed while this was written
+                await asyncio.to_thread(self._checkpoints.remove)
         try:
             return self._reader.chain_at(position)
         except UnknownNameError:

@@ -158,3 +158,38 @@ def test_free_pages_of_the_file_are_given_back(project: Project) -> None:
     assert done["freed"] > 200_000
     assert project.log.stat().st_size == before - done["freed"]
     assert datatask.verify(project.log).ok
+
+
+SLOW = """
+import asyncio
+import datatask
+
+blobs = datatask.LogBlobRepository("blobs")
+read = datatask.InProcessSyncTask("read", datatask.LogMetadataRepository("done"))
+read.link("blobs", blobs, is_input=True)
+
+
+@read
+async def run_read(job, blobs):
+    await asyncio.sleep(60)
+
+
+pipeline = datatask.Pipeline([read], datatask.Session(), [])
+"""
+
+
+def test_what_an_open_run_was_decided_on_stays_although_it_was_replaced(tmp_path: Path) -> None:
+    """The engine died; the next one may let the run go on, or say what it was decided on."""
+    project = Project(tmp_path, SLOW)
+    project.ok("inject", "read.blobs", "a", stdin=OLD)
+    with project.engine() as engine:
+        project.until("RunStarted", "log", "--kind", "RunStarted")
+        project.ok("inject", "read.blobs", "a", stdin=NEW)
+        engine.kill()
+        engine.wait()
+    assert compact(project, "--keep", "current")["blobs"] == []
+    project.ok("cancel", "read", "a")
+    assert len(compact(project, "--keep", "current")["blobs"]) == 1
+    assert sizes(project) == [len(NEW)]
+    found = datatask.verify(project.log)
+    assert found.ok, found

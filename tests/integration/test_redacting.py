@@ -17,6 +17,7 @@ import pytest
 
 import datatask
 from datatask.adapters.history.keeping import redact
+from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.history.states import fold, refold
 from datatask.adapters.log.checkpoints import FileCheckpoints, write_checkpoint
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
@@ -71,7 +72,9 @@ pipeline = datatask.Pipeline([copy], datatask.Session(), [])
 def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A log in which a secret stands in a value, its copy, a blob, an error, and a reason."""
     project = Project(tmp_path_factory.mktemp("original"), PIPELINE)
-    inject(project, good={"word": "plain"}, bad={"word": SECRET}, worse={"word": SECRET, "fails": True})
+    inject(
+        project, good={"word": "plain"}, bad={"word": SECRET * 1500}, worse={"word": SECRET, "fails": True}
+    )
     project.call("run")
     project.ok("inject", "copy.blobs", "big", stdin=BLOB)
     project.ok("pause", "copy", "--reason", f"somebody leaked {SECRET}")
@@ -338,3 +341,15 @@ async def test_a_log_in_memory_redacts_as_one_on_the_disk_does() -> None:
         bytes(event.value) for batch in [b async for b in log.batches(1, 2)] for event in batch.events
     ] == [bytes(left.value)]  # type: ignore[attr-defined]
     assert log.chain_at(2) == chain
+
+
+def test_who_reads_while_a_payload_is_removed_leaves_no_state_behind(project: Project) -> None:
+    """A state that was folded before may still hold it."""
+    with LogReader(project.log) as reader:
+        ladder = Ladder(reader, cache=project.folder / "cache")
+        state = refold(reader)
+        ladder.leave(state)
+        assert list(ladder.beside.iterdir())
+        project.ok("redact", str(guilty(project)[0]))
+        ladder.leave(state)
+        assert not ladder.beside.exists()
