@@ -29,6 +29,8 @@ STRANGER = "stranger"
 SETS_MAX = 600
 SETS_MAX_SOAK = 20_000
 STATES = 100_000
+STATES_A_LIFE = 16
+"""At least."""
 
 
 def lived(family: Family, life: list[Action]) -> World:
@@ -259,7 +261,12 @@ def test_100_000_states() -> None:
     """A true answer for every job after every single action of long lives; the groups and smaller sets now and then."""
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=STATES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=STATES // STATES_A_LIFE,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(families(), lives, small)
     def look(family: Family, life: list[Action], alive: int) -> None:
         if counts["states"] < STATES:
@@ -267,6 +274,7 @@ def test_100_000_states() -> None:
 
     look()
     print(dict(counts))
+    assert counts["states"] >= STATES
 
 
 def look_at_every_step(family: Family, life: list[Action], alive: bool, counts: Counter[str]) -> None:

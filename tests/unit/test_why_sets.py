@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from array import array
+from collections import deque
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.decide import decide
 from datatask.engine.core.explanations import lines
-from datatask.engine.core.layers import LayeredDict, LayeredList, LayeredQueue
+from datatask.engine.core.layers import Layer, LayeredDict, LayeredList, LayeredQueue
 from datatask.engine.core.queues import FifoQueue
 from datatask.engine.core.trials import Trial
 from datatask.engine.core.why import Explanation, explain, explain_all
@@ -233,6 +236,24 @@ def test_asking_changes_nothing() -> None:
         for job in ("x", "y", "z"):
             why(desk, name, job)
     assert dump(desk.state) == before
+
+
+def test_a_layer_shares_nothing_that_folding_changes() -> None:
+    """A new container in the state, a task or a leaf needs its line in `Layer`; requests are not made in trials."""
+    desk = shared(1)
+    desk.put("a", "x")
+    layer = Layer(desk.state)
+    assert _shared(vars(desk.state), vars(layer.state)) == {"requests"}
+    for own, made in ((desk.state.tasks, layer.state.tasks), (desk.state.leaves, layer.state.leaves)):
+        for name, part in own.items():
+            fields = [field.name for field in dataclasses.fields(part)]  # type: ignore[arg-type]
+            both = ({field: getattr(one, field) for field in fields} for one in (part, made[name]))
+            assert _shared(*both) == set()
+
+
+def _shared(own: dict[str, Any], made: dict[str, Any]) -> set[str]:
+    kinds = (dict, list, set, deque, array)
+    return {name for name, value in own.items() if isinstance(value, kinds) and made[name] is value}
 
 
 def test_layers_show_what_is_below_until_it_is_changed() -> None:
