@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datatask.engine.core import checkpoints
-from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import EventLog
 
@@ -19,6 +18,4 @@ async def load_state(log: EventLog) -> State:
     if state is None:
         base = await log.base_state()
         state = State() if base is None else checkpoints.load(base)
-    async for batch in log.batches(after=state.position):
-        apply_all(state, batch.first, batch.events)
-    return state
+    return await log.fold(state)

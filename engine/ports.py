@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from datatask.schema.events import ABSENT, Batch, Ending, Event, Recorded, StopReason
 from datatask.schema.requests import AnyRequest, Reply
+
+if TYPE_CHECKING:
+    from datatask.engine.core.state import State
 
 # --- time -------------------------------------------------------------------------------------------
 
@@ -102,6 +105,9 @@ class EventLog(Protocol):
 
     def batches(self, after: int = 0, until: int | None = None) -> AsyncIterator[Batch]:
         """Yield the durable batches behind `after`, in order, up to the one that holds `until`."""
+
+    async def fold(self, state: State) -> State:
+        """Fold the durable events behind a state, as fast as the log can, and return the state."""
 
     def read(
         self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.log.columns import Follower
+from datatask.adapters.log.columns import collector_off as collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import State
@@ -55,15 +54,3 @@ def follow(reader: LogReader, state: State, until: int | None = None) -> State:
     """Fold what was appended behind the state, and return it."""
     last = reader.head if until is None else until
     return Follower(reader).follow(state, last) if last > state.position else state
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep the garbage collector from looking through a large state, all of which lives, again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

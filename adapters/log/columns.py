@@ -11,10 +11,12 @@ itself.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,6 +71,18 @@ Coming = tuple[int, int, "Future[tuple[Any, ...] | None]"]
 """A page that is being read: the events behind a position, up to another."""
 
 _integers = msgspec.json.Decoder(list[int])
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from looking through a large state, all of which lives, again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Unreadable(Exception):

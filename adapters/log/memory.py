@@ -22,7 +22,9 @@ from datatask.adapters.log.locate import MEMORY
 from datatask.adapters.log.pages import passes
 from datatask.adapters.log.tail import Removal, check_size, removals_of, seeded_salts, system_salts, to_row
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
+from datatask.engine.core.fold import apply_all
 from datatask.engine.core.redactions import left_of
+from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
@@ -192,6 +194,12 @@ class MemoryLog:
         for index in range(self._index(after + 1), self._index(last) + 1):
             if index < len(self._batches) and self._batches[index].first <= last:
                 yield self._batches[index]
+
+    async def fold(self, state: State) -> State:
+        """Fold the durable events behind a state, and return the state."""
+        async for batch in self.batches(state.position):
+            apply_all(state, batch.first, batch.events)
+        return state
 
     async def read(
         self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING

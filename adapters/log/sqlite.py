@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from datatask.adapters.log import pages
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import FileCheckpoints
+from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.inbox import FileInbox
@@ -39,6 +40,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import Tail, system_salts
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
 from datatask.adapters.log.writer import Writer
+from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
@@ -205,6 +207,14 @@ class SqliteLog:
             for batch in assembler.batches(rows):
                 yield batch
 
+    async def fold(self, state: State) -> State:
+        """Fold the durable events behind a state, by columns, and return the state."""
+        return await asyncio.to_thread(self._fold, state, self._head)
+
+    def _fold(self, state: State, until: int) -> State:
+        with collector_off():
+            return Follower(self._reader).follow(state, until)
+
     async def read(
         self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING
     ) -> AsyncIterator[Recorded]:
@@ -251,6 +261,8 @@ class SqliteLog:
         """Keep a checkpoint, atomically; the newest few are kept; none after a payload was removed."""
         if self._keeps_checkpoints:
             await asyncio.to_thread(self._checkpoints.write, checkpoint)
+            if not self._keeps_checkpoints:  # one was removed while this was written
+                await asyncio.to_thread(self._checkpoints.remove)
 
     async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
         """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
@@ -261,8 +273,6 @@ class SqliteLog:
         return await asyncio.to_thread(self._reader.base_state)
 
     def _chain_or_none(self, position: int) -> bytes | None:
-            if not self._keeps_checkpoints:  # one was removed while this was written
-                await asyncio.to_thread(self._checkpoints.remove)
         try:
             return self._reader.chain_at(position)
         except UnknownNameError:
