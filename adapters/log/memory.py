@@ -28,7 +28,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
-from datatask.schema.events import Batch, Event, LogCreated, Recorded
+from datatask.schema.events import Batch, Event, LogCreated, PayloadRedacted, Recorded
 from datatask.schema.requests import AnyRequest, Reply
 
 _CHECKPOINTS_KEPT = 3
@@ -121,8 +121,9 @@ class MemoryLog:
             raise CallerError("the log is closed", where=self.url, remedy="open it again")
         check_size(events)
         first = len(self._events) + 1
-        for removal in removals_of(first, events):
-            self._remove(removal)
+        if type(events[0]) is PayloadRedacted:
+            for removal in removals_of(first, events):
+                self._remove(removal)
         self._batches.append(Batch(first, tuple(events)))
         self._events += events
         if not self._hold:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
+from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.offline import empty_wal
 from datatask.adapters.log.opening import sync_folder
 from datatask.adapters.log.reader import LogReader
@@ -53,8 +53,8 @@ def find(reader: LogReader, positions: Sequence[int]) -> list[Found]:
                 raise CallerError(
                     f"position {position} lives in the archive {file.name}, and archives are not changed",
                     where=str(file),
-                    remedy=f"delete {archives_path(reader.path).name}/{file.name} if it may go as a whole: the log goes on"
-                    " from the state at the cut",
+                    remedy="put the value anew or remove the job, archive again, so that nothing of it is carried over, and"
+                    " delete the archives that hold it",
                 )
         rows = reader.query(ROW, (position,)).rows if position > base else []
         if not rows:

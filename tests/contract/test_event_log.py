@@ -15,6 +15,8 @@ import pytest
 from datatask.adapters.log.memory import MemoryLog
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.adapters.log.tail import seeded_salts
+from datatask.engine.core.redactions import removed
+from datatask.engine.core.state import State
 from datatask.engine.ports import Checkpoint, EventLog, Filters
 from datatask.schema.errors import CallerError, LeaseLostError, LogError, UnknownNameError
 from datatask.schema.events import (
@@ -27,7 +29,7 @@ from datatask.schema.events import (
     UnknownEvent,
     ValuePut,
 )
-from datatask.schema.requests import PauseTask, Reply
+from datatask.schema.requests import PauseTask, Reply, Who
 from tests.golden.samples import SAMPLES as EVERY_KIND
 
 NOW = 1_700_000_000_000_000_000
@@ -384,3 +386,25 @@ async def test_memory_requests_are_asked_and_answered_in_order():
     log.inbox.answer(Reply(id="1", position=2))
     assert [request.id for request in log.inbox.pending()] == ["0", "2"]
     assert log.inbox.replies["1"].position == 2
+
+
+async def test_a_batch_of_redactions_takes_payloads_out_and_leaves_the_chain(
+    opened: Callable[[], AbstractAsyncContextManager[EventLog]],
+) -> None:
+    """What is left is read from then on, by position and in batches; the hashes are what they were."""
+    async with opened() as log:
+        await log.append([put("a", value=msgspec.Raw(b'"secret"'), size=8), put("b")])
+        chain = log.chain_at(3)
+        state = State()
+        state.position = 3
+        found = list(zip([2], await log.fetch([2]), strict=True))
+        await log.append(removed(state, found, Who("ada@lab: datatask redact"), NOW))
+        (left,) = await log.fetch([2])
+        assert isinstance(left, ValuePut)
+        assert (bytes(left.value), left.size) == (b'{"$redacted":4}', 8)
+        batches = [batch async for batch in log.batches(1)]
+        assert batches[0].events[0] == left
+        assert [type(event).__name__ for event in batches[1].events] == ["PayloadRedacted"]
+        assert log.chain_at(3) == chain
+        with pytest.raises(CallerError, match="nothing that can be removed"):
+            removed(state, [(2, left)], Who(), NOW)
