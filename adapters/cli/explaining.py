@@ -10,7 +10,6 @@ from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.when import When, iso
 
@@ -30,33 +29,24 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
     Each reason comes with the event that made it so: position, kind, who, when. Without JOB all waiting jobs of the task,
     by reason. With --json as documented in docs/cli.md.
     """
-    from datatask.adapters.history.explaining import with_events
+    from datatask.adapters.history.explaining import surroundings, with_events
     from datatask.engine.core.explanations import lines
     from datatask.engine.core.why import explain, explain_all
 
     output = Output(settings)
     with recorded(settings, at) as log:
         shapes.find_task(log.state, task)
-        alive, now = _engine(log, at)
+        around = surroundings(log.reader, log.state, past=at is not None)._asdict()
         if job is None:
-            _tell_groups(output, log, task, explain_all(log.state, task, now, engine_alive=alive))
+            _tell_groups(output, log, task, explain_all(log.state, task, **around))
             return
-        found = explain(log.state, task, job, now, engine_alive=alive)
+        found = explain(log.state, task, job, **around)
         found = with_events(log.reader, log.state, found)
         if output.json:
             output.document(found.to_json())
             return
         for line in lines(found, *_last_run(log, task, job)):
             output.line(shown(line))
-
-
-def _engine(log: Recorded, at: When | None) -> tuple[bool, int]:
-    """Return whether an engine was alive, and what time it was."""
-    if at is not None:
-        return log.state.engine is not None and not log.state.closed, log.state.at
-    from datatask.adapters.log.lease import probe
-
-    return probe(log.reader.path) is not None, max(SystemClock().now(), log.state.at)
 
 
 def _tell_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:

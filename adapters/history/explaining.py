@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import msgspec
 
+from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.table import Table
 from datatask.adapters.history.when import iso
+from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.explanations import Cited, Explanation, Group, Hold, Node
 from datatask.engine.core.state import State
@@ -45,6 +47,25 @@ def explain(
 
     with History(place) as history:
         return history.explain(task, at=at) if job is None else history.explain(task, job, at=at)
+
+
+class Surroundings(NamedTuple):
+    """What a state does not know of itself: is an engine alive, what time is it, whose runner takes nothing."""
+
+    engine_alive: bool
+    now: int
+    unavailable: frozenset[str]
+
+
+def surroundings(reader: LogReader, state: State, *, past: bool) -> Surroundings:
+    """Return how it is now, or, for a state of the `past`, how it was then, as far as the log tells."""
+    if past:
+        alive, now = state.engine is not None and not state.closed, state.at
+    else:
+        alive, now = probe(reader.path) is not None, max(SystemClock().now(), state.at)
+    # The last recorded round says so; without an engine there is none to take anything, which is said instead.
+    away = {task.name for task in state.tasks.values() if alive and task.constraint == "adapter"}
+    return Surroundings(alive, now, frozenset(away))
 
 
 def table_of(groups: Iterable[Group]) -> Table:

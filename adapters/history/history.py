@@ -17,7 +17,7 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
 from datatask.adapters.history.events import Selection, select
-from datatask.adapters.history.explaining import table_of, with_events
+from datatask.adapters.history.explaining import surroundings, table_of, with_events
 from datatask.adapters.history.groups import group_runs
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
@@ -27,7 +27,6 @@ from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline
 from datatask.adapters.history.waiting import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
-from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core.state import State
@@ -97,11 +96,11 @@ class History:
         `events` of the answer are those that it cites. Without `job` the task's waiting jobs by reason, a row each.
         """
         state = self.state(at)
-        alive, now = self._surroundings(state, at)
         shapes.find_task(state, task)
+        around = surroundings(self.reader, state, past=at is not None)._asdict()
         if job is None:
-            return table_of(explain_all(state, task, now, engine_alive=alive))
-        found = explain(state, task, check_job(job), now, engine_alive=alive)
+            return table_of(explain_all(state, task, **around))
+        found = explain(state, task, check_job(job), **around)
         return with_events(self.reader, state, found)
 
     def trace(self, job: str, at: Moment = None) -> Timeline:
@@ -278,12 +277,6 @@ class History:
 
     def __repr__(self) -> str:
         return f"<History of {self.reader.pipeline}: {self.url}, head {self.head}>"
-
-    def _surroundings(self, state: State, at: Moment) -> tuple[bool, int]:
-        """Return whether an engine is (or then was) alive, and what time it is (or was)."""
-        if at is not None:
-            return state.engine is not None and not state.closed, state.at
-        return probe(self.reader.path) is not None, max(SystemClock().now(), state.at)
 
 
 def _whole(place: str | Path) -> LogReader:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from integration.cli_kit import Project
+from property.logs import write_log
+from unit.core_kit import Desk, pipeline, task
 
 import datatask
 from datatask.adapters.history.history import History
@@ -117,3 +119,17 @@ def test_the_same_as_values(project: Project) -> None:
             history.explain("work", "../two")
     with pytest.raises(CallerError, match="there is no log here"):
         datatask.explain("nowhere.db", "work")
+
+
+def test_a_runner_that_takes_nothing_is_known_from_the_last_round(tmp_path: Path) -> None:
+    """The log says whose runner was away when it was last decided; the state knows no more than that."""
+    desk = Desk(pipeline(task("t", "a")))
+    desk.put("a", "x")
+    desk.reactor.unavailable = {"t"}
+    desk.decide()
+    path = tmp_path / "log.db"
+    write_log(path, [tuple(desk.events[:1]), *desk.batches])
+    with History(path) as history:
+        found = history.explain("t", "x", at=history.head)
+    assert [hold.what for hold in found.held_by] == ["adapter"]
+    assert [change.op for change in found.changes] == ["recover"]
