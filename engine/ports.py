@@ -92,8 +92,8 @@ class EventLog(Protocol):
         """Append one batch (1-10,000 events) and return its positions at once; durable when told.
 
         A batch of `PayloadRedacted` takes the payloads out that it tells of (`core.redactions.removed` makes it); they
-        stand in no batch with other kinds. Batches become durable in the order of the calls. Raises `LeaseLostError` under an older epoch, and
-        after a failed append always the error of that append.
+        stand in no batch with other kinds. Batches become durable in the order of the calls. Raises `LeaseLostError`
+        under an older epoch, and after a failed append always the error of that append.
         """
 
     async def append(self, events: Sequence[Event]) -> range:
