@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.locate import blobs_path
+from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.offline import Caretaker
 from datatask.schema.events import BlobsCollected
 
@@ -58,10 +58,9 @@ class Compacted:
 
 def garbage(path: Path, named: set[str], oldest: float) -> list[Leftover]:
     """Return the blobs that are not among `named`, and what writers left, not newer than `oldest` (Unix seconds)."""
-    root = blobs_path(path)
     return [
         one
-        for one, modified in _files(root)
+        for one, modified in (*_files(blobs_path(path)), *_unfinished(checkpoints_path(path)))
         if modified <= oldest and (one.digest is None or one.digest not in named)
     ]
 
@@ -81,6 +80,14 @@ def _files(root: Path) -> Iterator[tuple[Leftover, float]]:
                 with suppress(FileNotFoundError):
                     status = file.stat()
                     yield Leftover(file, status.st_size, digest), status.st_mtime
+
+
+def _unfinished(root: Path) -> Iterator[tuple[Leftover, float]]:
+    """Yield what interrupted writers of checkpoints left, with its times."""
+    for file in sorted([*root.glob("new-*"), *root.glob("past/new-*")]):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            yield Leftover(file, status.st_size, None), status.st_mtime
 
 
 def _is_blob(folder: str, name: str) -> bool:
@@ -110,18 +117,23 @@ def compact(
             reason=reason,
         )
         position = caretaker.append([event], step).start
-    with mapped(blobs_path(caretaker.path)):
-        for number, one in enumerate(found):
-            one.path.unlink(missing_ok=True)
-            if not number:
-                step("first removed")
-        for folder in {one.path.parent for one in found}:
-            with suppress(OSError):
-                os.rmdir(folder)  # where it is empty
+    remove(caretaker.path, found, step)
     step("removed")
     freed = caretaker.vacuum()
     step("vacuumed")
     return told(found, keep, freed, position)
+
+
+def remove(path: Path, found: list[Leftover], step: Step = lambda _: None) -> None:
+    """Remove files, and folders of blobs that are empty then."""
+    with mapped(path):
+        for number, one in enumerate(found):
+            one.path.unlink(missing_ok=True)
+            if not number:
+                step("first removed")
+        for folder in {one.path.parent for one in found if one.path.parent.parent == blobs_path(path)}:
+            with suppress(OSError):
+                os.rmdir(folder)
 
 
 def told(found: list[Leftover], keep: Keep, freed: int, position: int | None) -> Compacted:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.log.compacting import garbage, remove
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.offline import empty_wal
@@ -31,6 +32,9 @@ from datatask.schema.events import Event, StoreWriteIntended, ValuePut
 WAL_SECONDS = 10.0
 ANSWERED_SECONDS = 600.0
 """Beside an engine that runs, answers older than this are waited for by nobody any more."""
+
+ABANDONED_SECONDS = 60.0
+"""Without an engine, what a writer has not touched for so long is what an interrupted one left."""
 
 _NOTE = "redacting"
 
@@ -130,6 +134,9 @@ def scrub(path: Path, now: float, *, alone: bool) -> bool:
     """
     with mapped(path):
         _remove_folder(checkpoints_path(path))
+        if alone:
+            abandoned = [one for one in garbage(path, set(), now - ABANDONED_SECONDS) if one.digest is None]
+            remove(path, abandoned)
         _remove_answers(inbox_path(path), now if alone else now - ANSWERED_SECONDS)
     deadline = time.monotonic() + WAL_SECONDS
     with mapped(path), closing(sqlite3.connect(path, isolation_level=None, timeout=1.0)) as connection:

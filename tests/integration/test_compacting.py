@@ -15,7 +15,7 @@ import pytest
 
 import datatask
 from datatask.adapters.log.blobs import FileBlobs
-from datatask.adapters.log.locate import archives_path, blobs_path, inbox_path
+from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.schema.events import StoreWriteIntended, ValuePut
 from datatask.schema.requests import Item, PutValues
@@ -36,6 +36,8 @@ def project(tmp_path: Path) -> Project:
     store = FileBlobs(blobs_path(project.log))
     store.put_bytes(b"orphan" * 20_000)
     store.new().write_bytes(b"half of a val")
+    (checkpoints_path(project.log) / "past").mkdir(parents=True)
+    (checkpoints_path(project.log) / "past" / "new-1-2-3").write_bytes(b"half of a state")
     return project
 
 
@@ -50,7 +52,7 @@ def sizes(project: Project) -> list[int]:
 def test_what_nothing_names_goes_and_everything_else_stays(project: Project) -> None:
     done = compact(project, "--reason", "tidy")
     assert (len(done["blobs"]), done["blob_bytes"]) == (1, 120_000)
-    assert (len(done["leftovers"]), done["leftover_bytes"]) == (1, 13)
+    assert (len(done["leftovers"]), done["leftover_bytes"]) == (2, 28)
     assert sizes(project) == sorted([len(OLD), len(NEW), 120_000])
     found = datatask.verify(project.log)
     assert found.ok, found

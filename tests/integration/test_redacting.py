@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ import datatask
 from datatask.adapters.history.keeping import redact
 from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.history.states import fold, refold
+from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import FileCheckpoints, write_checkpoint
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.memory import MemoryLog
@@ -143,6 +145,9 @@ def test_what_was_redacted_is_in_no_file_beside_the_log(project: Project) -> Non
         FileCheckpoints(checkpoints_path(project.log), reader.uuid).write(kept)
         write_checkpoint(checkpoints_path(project.log) / "past", reader.uuid, kept)
     (inbox_path(project.log) / "old.reply").write_text(SECRET)
+    half = FileBlobs(blobs_path(project.log)).new()
+    half.write_text(SECRET)
+    os.utime(half, (0, 0))
     positions = guilty(project)
     assert len(positions) >= 5
     assert len(found_in(project.log.parent)) >= 5
