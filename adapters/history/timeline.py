@@ -134,7 +134,7 @@ def _story(reader: LogReader, state: State, job: str) -> tuple[list[e.Recorded],
     """Return the events that the job's way follows from, in order, and whether there are more."""
     followed, found, cut = [job], list[e.Recorded](), False
     for name in followed:  # grows: what a job translates to may translate in turn
-        for event in reader.read(until=state.position, filters=Filters(jobs=(name,))):
+        for event in reader.read(reader.header.base, state.position, filters=Filters(jobs=(name,))):
             if len(found) >= EVENTS_MAX:
                 cut = True
                 break

@@ -78,7 +78,9 @@ SAMPLES: tuple[e.Event, ...] = (
     e.EngineClosed(**OURS, epoch=2, reason="done"),
     e.ClockStepped(**OURS, wall_before=AT, wall_after=AT + 3_600_000_000_000),
     e.LogUpgraded(**OURS, format_before=1, format_after=2, version="0.2.0"),
-    e.ArchiveCut(**PERSON, until=100, archive="log-1.db", digest="ab" * 32, state="cd" * 32, reason="the disk is small"),
+    e.ArchiveCut(
+        **PERSON, until=100, archive="log-1.db", digest="ab" * 32, state="cd" * 32, reason="the disk is small"
+    ),
     e.BlobsCollected(**PERSON, count=2, size=1024, kept="current", reason="space"),
     e.PayloadRedacted(**PERSON, position=9, left="ab" * 32, reason="personal data", request="0b7c9d1e"),
     e.PipelineDefined(
