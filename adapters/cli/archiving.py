@@ -13,11 +13,12 @@ import click
 from datatask import __version__
 from datatask.adapters.cli.options import WHEN, changing, command
 from datatask.adapters.cli.output import Output, shown
-from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.when import When
+from datatask.adapters.history.states import fold
+from datatask.adapters.history.when import When, last_kept
 from datatask.adapters.log.cutting import Cut, Who, cut, plan_cut
+from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.actors import actor
 
 DIFFERENT = 3
@@ -34,24 +35,29 @@ DIFFERENT = 3
 def log_archive(settings: Settings, before: When, dry_run: bool, reason: str, exit_code: bool) -> int:
     """Move the events up to WHEN, cut where a batch ends, into an archive beside the log.
 
-    What is still asked for stays: present values, open runs, the definition. With --json: {"until", "events",
-    "carried", "archive", "size_before", "size_after", "dry_run"}.
+    What is still asked for stays: present values, open runs, the definition. Nothing is done where nothing before WHEN
+    is left. With --json: {"until", "events", "carried", "archive", "size_before", "size_after", "dry_run"}.
     """
-    output = Output(settings)
-    with recorded(settings, before) as log:
-        state, plan = log.state, plan_cut(log.reader, log.state)
+    output, path = Output(settings), settings.log_path()
+    with LogReader(path) as reader:
+        state = fold(reader, last_kept(reader, before))
+        plan = plan_cut(reader, state)
     if dry_run:
         _tell(output, plan, dry_run)
-        return DIFFERENT if exit_code else 0
+        return DIFFERENT if exit_code and plan.events else 0
     who = Who(actor("datatask log-archive"), reason, SystemClock().now(), __version__)
-    _tell(output, cut(settings.log_path(), state, who), dry_run)
+    _tell(output, cut(path, state, who), dry_run)
     return 0
 
 
 def _tell(output: Output, done: Cut, dry_run: bool) -> None:
     if output.json:
-        shape: dict[str, Any] = {**done._asdict(), "archive": str(done.archive), "dry_run": dry_run}
+        archive = None if done.archive is None else str(done.archive)
+        shape: dict[str, Any] = {**done._asdict(), "archive": archive, "dry_run": dry_run}
         output.document(shape)
+        return
+    if done.archive is None:
+        output.line(f"nothing to move: the log begins behind position {done.until}")
         return
     verb = "would move" if dry_run else "moved"
     output.line(shown(f"{verb} {done.events:,} events, up to position {done.until}, into {done.archive}"))

@@ -34,9 +34,9 @@ def opened(settings: Settings) -> Iterator[LogReader]:
     """Open the log for reading."""
     path = settings.log_path()
     if settings.with_archives:
-        from datatask.adapters.log.restored import open_whole
+        from datatask.adapters.log.restored import WholeReader
 
-        with open_whole(path) as reader:
+        with WholeReader(path) as reader:
             yield reader
         return
     with LogReader(path) as reader:
@@ -53,8 +53,15 @@ def recorded(settings: Settings, when: When | None = None) -> Iterator[Recorded]
 def changed(reader: LogReader, head: int, seconds: float) -> bool:
     """Wait until the head has moved or the time is over; return whether it has moved."""
     deadline = time.monotonic() + seconds
-    while reader.head == head:
+    while _head(reader) == head:
         if time.monotonic() >= deadline:
             return False
         time.sleep(min(0.1, seconds))
     return True
+
+
+def _head(reader: LogReader) -> int:
+    refresh = getattr(reader, "refresh", None)
+    if refresh is not None:  # a copy with the archives
+        refresh()
+    return reader.head

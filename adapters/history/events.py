@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from datatask.adapters.history.when import When, last_before
 from datatask.adapters.log import pages
+from datatask.adapters.log.faults import archived
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import Row, encode
@@ -90,7 +91,7 @@ def follow(
 
 def bounds(reader: LogReader, selection: Selection) -> tuple[int, int]:
     """Return the first and the last position that the times and positions of a selection allow."""
-    head = reader.head
+    head, base = reader.head, reader.header.base
     since, until = selection.since, selection.until
     first, last = 1, head
     if since is not None:
@@ -101,6 +102,8 @@ def bounds(reader: LogReader, selection: Selection) -> tuple[int, int]:
         last = min(head, until.position) if until.position is not None else 0
         if until.last_at is not None:
             last = last_before(reader, until.last_at, head)
+        if last < base:
+            raise archived(reader.path, base, f"what was written up to position {last}", max(last, 1))
     return first, last
 
 

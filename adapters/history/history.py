@@ -280,10 +280,10 @@ class History:
 
 
 def _whole(place: str | Path) -> LogReader:
-    from datatask.adapters.log.restored import open_whole
+    from datatask.adapters.log.restored import WholeReader
 
     path = locate(place).path
-    return LogReader(place) if path is None else open_whole(path)
+    return LogReader(place) if path is None else WholeReader(path)
 
 
 def _names(given: Names) -> tuple[str, ...]:

@@ -19,12 +19,11 @@ from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.restored import is_whole
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, UnknownNameError
-from datatask.schema.events import BlobsCollected, EngineOpened, Event
+from datatask.schema.events import ArchiveCut, BlobsCollected, EngineOpened, Event
 from datatask.schema.format import FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
@@ -147,11 +146,14 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
         first = _first(reader, "EngineOpened", 100)
         if isinstance(first, EngineOpened):
             expected.append(("written_by", first.version, header.written_by))
-    cuts = [event.until for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]  # type: ignore[attr-defined]
-    if is_whole(reader.path):
-        cuts = []
-    if header.base != max(cuts, default=0):
-        expected.append(("base", max(cuts, default=0), header.base))
+    if header.base:  # one that is 0 is a whole log: its chain shows whether the beginning is here
+        cuts = [
+            event.until
+            for _, event in reader.read(header.base, filters=Filters(kinds=("ArchiveCut",)))
+            if isinstance(event, ArchiveCut)
+        ]
+        if header.base != max(cuts, default=0):
+            expected.append(("base", max(cuts, default=0), header.base))
     ((first_there,),) = reader.query("SELECT min(position) FROM log WHERE position > ?", (header.base,)).rows
     if first_there is not None and first_there != header.base + 1:
         expected.append(("base", first_there - 1, header.base))

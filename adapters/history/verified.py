@@ -22,6 +22,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import redactions
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
+from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import ArchiveCut
 
 
@@ -115,7 +116,7 @@ def _based(reader: LogReader, looked: Looked) -> None:
         for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))
         if isinstance(event, ArchiveCut)
     }
-    body = reader.base_state() or b""
+    _, body = reader.base_stored()
     told = cuts[base].state if base in cuts else None
     found = base_digest(body, carried_digest(reader, base))
     if told != found:
@@ -125,8 +126,19 @@ def _based(reader: LogReader, looked: Looked) -> None:
     looked.rests_on.append(
         f"the state at position {base}: what led to it is in {cuts[base].archive if base in cuts else 'an archive'}"
     )
-    for path in archives_of(reader.path, reader.uuid):
-        head = check_archive(path)
+    try:
+        archives = archives_of(reader.path, reader.uuid)
+    except LogDamagedError as error:
+        looked.wrong.append(Divergence(base, error.where, "an archive", error.what, error.remedy))
+        return
+    for path in archives:
+        try:
+            head = check_archive(path)
+        except LogDamagedError as error:
+            looked.wrong.append(
+                Divergence(base, f"the archive {path.name}", "as written", error.what, error.remedy)
+            )
+            continue
         cut = cuts.get(head.last)
         if cut is not None and cut.digest != archive_digest(path):
             what = f"the archive {path.name}"

@@ -94,7 +94,7 @@ def verified_half(reader: LogReader, until: int, progress: Progress) -> Half:
 def _by_halves(reader: LogReader, start: int, until: int, progress: Progress) -> Verified | None:
     """Verify in two processes; None where the log does not fold, which is better told by one."""
     cut = reader.end_of_batch(start + int((until - start) * CUT))
-    with OtherHalf(reader.url, cut) as other:
+    with OtherHalf(str(reader.path), cut) as other:
         try:
             state = refold(reader, cut)
         except DatataskError:

@@ -59,7 +59,7 @@ def nanoseconds(time: dt.datetime) -> int:
 
 def position_of(reader: LogReader, when: When | None) -> int:
     """Return the batch boundary that `when` means: the one that ends the batch, or the last one before a time."""
-    head = reader.head
+    head, base = reader.head, reader.header.base
     if when is None:
         return head
     if when.position is not None:
@@ -69,36 +69,50 @@ def position_of(reader: LogReader, when: When | None) -> int:
                 where=reader.url,
                 remedy="name a position that the log has",
             )
-        _check_here(reader, when.position)
-        if when.position == reader.header.base:
-            return when.position
-        return reader.end_of_batch(when.position)
+        if when.position < base:
+            what = f"the state at position {when.position}"
+            raise archived(reader.path, base, what, max(when.position, 1))
+        return when.position if when.position in (0, base) else reader.end_of_batch(when.position)
     assert when.last_at is not None
     last = last_before(reader, when.last_at, head)
-    _check_here(reader, last)
+    if last < base:
+        raise archived(reader.path, base, f"the state at {iso(when.at)}", last)
     rows = reader.query(
-        "SELECT max(position) FROM log WHERE position <= ? AND chain IS NOT NULL", (last,)
+        "SELECT max(position) FROM log WHERE position > ? AND position <= ? AND chain IS NOT NULL",
+        (base, last),
     ).rows
-    return int(rows[0][0] or reader.header.base)
+    return int(rows[0][0] or base)
 
 
-def _check_here(reader: LogReader, position: int) -> None:
+def last_kept(reader: LogReader, when: When) -> int:
+    """Return the boundary that `when` means; where that was archived before, the one where the log begins."""
     base = reader.header.base
-    if position < base:
-        raise archived(base, reader.url, f"position {position}")
+    if when.position is not None:
+        return position_of(reader, when._replace(position=max(when.position, base)))
+    assert when.last_at is not None
+    return base if last_before(reader, when.last_at, reader.head) <= base else position_of(reader, when)
 
 
 def last_before(reader: LogReader, at: int, head: int) -> int:
-    """Return the last position written at or before `at`: times never go back, so by bisection."""
-    low, high = 0, head
+    """Return the last position written at or before `at`: times never go back, so by bisection.
+
+    Of the part that was archived only the end is known: the last before it is meant by all earlier times.
+    """
+    low, high = reader.header.base, head
+    if low and _at(reader, low, 0) > at:
+        return low - 1
     while low < high:
         middle = (low + high + 1) // 2
-        rows = reader.query("SELECT at FROM log WHERE position = ?", (middle,)).rows
-        if not rows or rows[0][0] <= at:
+        if _at(reader, middle, at) <= at:
             low = middle
         else:
             high = middle - 1
     return low
+
+
+def _at(reader: LogReader, position: int, otherwise: int) -> int:
+    rows = reader.query("SELECT at FROM log WHERE position = ?", (position,)).rows
+    return int(rows[0][0]) if rows else otherwise
 
 
 def iso(at: int | None) -> str | None:

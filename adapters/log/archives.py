@@ -21,8 +21,8 @@ import msgspec
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import archives_path
 from datatask.adapters.log.pages import Stored
-from datatask.schema.codec import Row, chain, payload_digest
-from datatask.schema.errors import LogDamagedError
+from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
+from datatask.schema.errors import CallerError, LogDamagedError
 
 FORMAT = 1
 SUFFIX = ".jsonl.gz"
@@ -71,12 +71,29 @@ def archives_of(log: Path, uuid: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def unbroken(log: Path, uuid: str, base: int, base_chain: bytes) -> list[Path]:
+    """Return the archives that lead, each following on the one before, to a base; `CallerError` for one that is missing."""
+    wanted, position, before = [], 0, CHAIN_START.hex()
+    for archive in archives_of(log, uuid):
+        head = read_head(archive)
+        if head.first == position + 1 and head.chain_before == before and head.last <= base:
+            wanted.append(archive)
+            position, before = head.last, head.chain_after
+    if (position, before) != (base, base_chain.hex()):
+        raise CallerError(
+            f"the archive of the events from {position + 1} on is missing",
+            where=f"{archives_path(log)}/{position + 1}-*{SUFFIX}",
+            remedy="put it there, or ask without --with-archives",
+        )
+    return wanted
+
+
 def write_archive(folder: Path, head: Head, rows: Iterable[Stored]) -> Path:
     """Write rows, their names as text, into a new archive, durably and whole; one that is there is replaced."""
     with mapped(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{head.first}-{head.last}{SUFFIX}"
-        fresh = folder / f"new-{os.getpid()}"
+        fresh = folder / "new"  # whoever writes here has the lease
         try:
             with open(fresh, "wb", opener=_private) as raw:
                 with gzip.GzipFile(
@@ -134,6 +151,13 @@ def read_rows(path: Path) -> Iterator[Stored]:
 
 def check_archive(path: Path) -> Head:
     """Read an archive whole, and return its head when its rows and its chain are what was written."""
+    for _ in read_batches(path):
+        pass
+    return read_head(path)
+
+
+def read_batches(path: Path) -> Iterator[tuple[int, list[Row]]]:
+    """Yield an archive's batches, each with its first position; `LogDamagedError` where the chain does not hold."""
     head = read_head(path)
     previous, rows, digests = bytes.fromhex(head.chain_before), [], []
     first = head.first
@@ -143,14 +167,15 @@ def check_archive(path: Path) -> Head:
             digest = stored[13]
             digests.append(digest.hex() if digest else payload_digest(row.payload, stored[12]))
             rows.append(row)
-            if stored[14] is not None:
-                previous = chain(previous, head.log, first, rows, digests)
-                if previous != stored[14]:
-                    raise _damaged(path, f"the batch from position {first} on is not what was written")
-                first, rows, digests = stored[0] + 1, [], []
+            if stored[14] is None:
+                continue
+            previous = chain(previous, head.log, first, rows, digests)
+            if previous != stored[14]:
+                raise _damaged(path, f"the batch from position {first} on is not what was written")
+        yield first, rows
+        first, rows, digests = stored[0] + 1, [], []
     if rows or previous.hex() != head.chain_after:
         raise _damaged(path, "its chain does not end where it says")
-    return head
 
 
 def as_row(stored: Stored) -> Row:

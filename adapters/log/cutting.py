@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,29 +28,28 @@ from datatask.adapters.log.archives import (
     write_archive,
 )
 from datatask.adapters.log.checkpoints import checkpoints_in
-from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.locate import archives_path, checkpoints_path
+from datatask.adapters.log.offline import Caretaker, Execute, caretaking
 from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.tail import COLUMNS as TAIL_COLUMNS
-from datatask.adapters.log.tail import STORED_AS, Tail, system_salts
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.schema.errors import CallerError, LogDamagedError
 from datatask.schema.events import ArchiveCut
 
 _NAMED = (2, 5, 7, 8, 9)
-_BUSY_SECONDS = 5.0
 
 
 class Cut(NamedTuple):
-    """What was moved: `events` up to `until` into `archive`; `carried` of their rows stayed. Sizes are of the file."""
+    """What was moved: `events` up to `until` into `archive`; `carried` of their rows stayed. Sizes are of the file.
+
+    Where nothing is left to be moved, `events` is 0 and there is no `archive`.
+    """
 
     until: int
     events: int
     carried: int
-    archive: Path
+    archive: Path | None
     size_before: int
     size_after: int
 
@@ -66,15 +64,10 @@ class Who(NamedTuple):
 
 
 def plan_cut(reader: LogReader, state: State) -> Cut:
-    """Return what a cut at this state would move; `CallerError` where there is nothing to move."""
-    base = reader.header.base
+    """Return what a cut at this state would move: nothing, where all of that was moved before."""
+    base, size = reader.header.base, reader.path.stat().st_size
     if state.position <= base:
-        raise CallerError(
-            "there is nothing before this point that is not archived",
-            where=f"{reader.path} position {state.position}",
-            remedy=f"name a later point: the log begins behind position {base}",
-        )
-    size = reader.path.stat().st_size
+        return Cut(base, 0, 0, None, size, size)
     archive = archives_path(reader.path) / f"{base + 1}-{state.position}{SUFFIX}"
     return Cut(state.position, state.position - base, len(carried_positions(state)), archive, size, size)
 
@@ -85,17 +78,18 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
     `LeaseHeldError` names an engine that has the log. Interrupted anywhere, the log is as it was or as it will be, and
     the same call again completes it.
     """
-    lease = take_lease(path)
-    try:
+    with caretaking(path) as caretaker:
         with LogReader(path) as reader:
             plan = plan_cut(reader, state)
-            archive = _archived(reader, plan, who, step)
-            kept = carried_positions(state)
-            body = checkpoints.dump(state)
-            carried = carried_digest(reader, plan.until, kept)
-            after = reader.chain_at(plan.until)
+            if plan.archive is not None:
+                archive = _archived(reader, plan, plan.archive, who, step)
+                kept = carried_positions(state)
+                body = checkpoints.dump(state)
+                carried = carried_digest(reader, plan.until, kept)
+                after = reader.chain_at(plan.until)
+        if plan.archive is not None:
             event = ArchiveCut(
-                at=max(who.now, _last_at(reader)),
+                at=caretaker.now(who.now),
                 actor=who.actor,
                 until=plan.until,
                 archive=archive.name,
@@ -103,17 +97,21 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
                 state=base_digest(body, carried),
                 reason=who.reason,
             )
-        _transact(path, plan.until, kept, body, carried, after, event, step)
-        _tidy(path, plan.until)
+
+            def move(execute: Execute) -> None:
+                _move(execute, plan.until, kept, body, carried, after)
+                step("in the transaction")
+
+            caretaker.append([event], step, also=move)
+            plan = plan._replace(carried=len(kept))
+        _tidy(caretaker, plan.until)
         step("tidied")
-        return plan._replace(archive=archive, carried=len(kept), size_after=path.stat().st_size)
-    finally:
-        lease.release()
+        return plan._replace(size_after=path.stat().st_size)
 
 
 def carried_positions(state: State) -> list[int]:
-    """Return the positions that are still asked for at this state, in order."""
-    found = {1, state.defined_at, *state.open_runs}
+    """Return the positions that are still asked for at this state, in order; the last tells when the base was."""
+    found = {1, state.position, state.defined_at, *state.open_runs}
     for leaf in state.leaves.values():
         positions = leaf.positions
         found.update(
@@ -156,7 +154,7 @@ def named_rows(reader: LogReader, after: int, until: int) -> Iterator[Stored]:
         after = rows[-1][0]
 
 
-def _archived(reader: LogReader, plan: Cut, who: Who, step: Callable[[str], None]) -> Path:
+def _archived(reader: LogReader, plan: Cut, place: Path, who: Who, step: Callable[[str], None]) -> Path:
     """Return the archive, checked: one that an interrupted cut left, or a new one."""
     header, after = reader.header, reader.chain_at(plan.until)
     head = Head(
@@ -170,78 +168,50 @@ def _archived(reader: LogReader, plan: Cut, who: Who, step: Callable[[str], None
         columns=COLUMNS,
         written_by=who.version,
     )
-    if plan.archive.exists():
-        try:
-            if check_archive(plan.archive) == head:
-                return plan.archive
-        except LogDamagedError:
-            pass  # left by a cut that did not get here
-    path = write_archive(plan.archive.parent, head, named_rows(reader, header.base, plan.until))
-    step("written")
+    if place.exists() and _left(place, head):
+        return place
+    path = write_archive(place.parent, head, named_rows(reader, header.base, plan.until))
+    step("archived")
     check_archive(path)
     step("checked")
     return path
 
 
-def _last_at(reader: LogReader) -> int:
-    ((at,),) = reader.query("SELECT max(at) FROM log WHERE position = (SELECT max(position) FROM log)").rows
-    return int(at)
+def _left(place: Path, head: Head) -> bool:
+    """Whether an archive that is there is the one that we are about to write; what nobody can read is replaced."""
+    try:
+        there = check_archive(place)
+    except LogDamagedError:
+        return False
+    if (there.log, there.chain_before, there.chain_after) == (head.log, head.chain_before, head.chain_after):
+        return True
+    whose = "of another log" if there.log != head.log else "of another past of this log"
+    raise CallerError(
+        f"an archive {whose} is in the way",
+        where=str(place),
+        remedy="move it to where its log is, then again",
+    )
 
 
-def _transact(
-    path: Path,
-    until: int,
-    kept: Sequence[int],
-    body: bytes,
-    carried: bytes,
-    after: bytes,
-    event: ArchiveCut,
-    step: Callable[[str], None],
+def _move(
+    execute: Execute, until: int, kept: Sequence[int], body: bytes, carried: bytes, after: bytes
 ) -> None:
-    with (
-        mapped(path),
-        closing(sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)) as connection,
-    ):
-        execute = connection.execute
-        execute("PRAGMA synchronous = FULL")
-        execute("BEGIN IMMEDIATE")
-        ((uuid,),) = execute("SELECT value FROM meta WHERE key = 'uuid'").fetchall()
-        head, head_chain = execute(
-            "SELECT position, chain FROM log ORDER BY position DESC LIMIT 1"
-        ).fetchone()
-        names = {text: number for number, text in execute("SELECT id, text FROM names")}
-        batch = Tail(uuid, head, head_chain if head > until else after, names, system_salts()).prepare(
-            [event]
-        )
-        execute("CREATE TEMP TABLE kept (position INTEGER PRIMARY KEY)")
-        execute("INSERT INTO kept SELECT value FROM json_each(?)", (json.dumps(list(kept)),))
-        execute(
-            "DELETE FROM log WHERE position <= ? AND position NOT IN (SELECT position FROM kept)", (until,)
-        )
-        execute("UPDATE log SET chain = NULL WHERE position <= ?", (until,))
-        execute("DELETE FROM base")
-        execute("INSERT INTO base VALUES (?, ?, ?, ?)", (until, FOLD_VERSION, body, carried))
-        for key, value in (("base", until), ("base_chain", after)):
-            execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
-        connection.executemany("INSERT INTO names VALUES (?, ?)", batch.names)
-        row = ", ".join("?" * TAIL_COLUMNS)
-        execute(f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({row}))", batch.values)
-        step("in the transaction")
-        execute("COMMIT")
-        step("committed")
+    """Store the base, and remove the rows that are not carried."""
+    execute("CREATE TEMP TABLE kept (position INTEGER PRIMARY KEY)")
+    execute("INSERT INTO kept SELECT value FROM json_each(?)", (json.dumps(list(kept)),))
+    execute("DELETE FROM log WHERE position <= ? AND position NOT IN (SELECT position FROM kept)", (until,))
+    execute("UPDATE log SET chain = NULL WHERE position <= ?", (until,))
+    execute("DELETE FROM base")
+    execute("INSERT INTO base VALUES (?, ?, ?, ?)", (until, FOLD_VERSION, body, carried))
+    for key, value in (("base", until), ("base_chain", after)):
+        execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
 
-def _tidy(path: Path, until: int) -> None:
-    """Give the space back, where no reader is in the way, and remove what stood on rows that are gone."""
-    for found in checkpoints_in(checkpoints_path(path)):
+def _tidy(caretaker: Caretaker, until: int) -> None:
+    """Give the space back, and remove the states that stood on rows that are gone."""
+    folder = checkpoints_path(caretaker.path)
+    for found in (*checkpoints_in(folder), *checkpoints_in(folder / "past")):
         if found.position < until:
-            found.path.unlink(missing_ok=True)
-    with (
-        mapped(path),
-        closing(sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)) as connection,
-    ):
-        try:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.OperationalError:
-            return  # a reader holds a snapshot: the pages are used again by what comes
+            with suppress(OSError):
+                found.path.unlink()
+    caretaker.vacuum()

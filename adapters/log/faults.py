@@ -55,13 +55,24 @@ def damaged(
     return LogDamagedError(what, where=where, remedy=remedy)
 
 
-def archived(base: int, place: str, what: str) -> UnknownNameError:
+def archived(path: Path, base: int, what: str, position: int) -> UnknownNameError:
     """Return the error for what is asked of a part of the log that was moved into an archive."""
     return UnknownNameError(
-        f"{what} is not here any more: events up to {base} were archived",
-        where=place,
+        f"{what} is not here any more: events up to {base} were archived{_into(path, position)}",
+        where=str(path),
         remedy="ask again with --with-archives",
     )
+
+
+def _into(path: Path, position: int) -> str:
+    """Return which archive holds a position, by the names of those that are here."""
+    from datatask.adapters.log.locate import archives_path
+
+    for file in archives_path(path).glob("*-*"):
+        first, _, last = file.name.partition(".")[0].partition("-")
+        if first.isdecimal() and last.isdecimal() and int(first) <= position <= int(last):
+            return f", that into {file.parent.name}/{file.name}"
+    return ""
 
 
 def _is_of_driver(error: BaseException) -> bool:

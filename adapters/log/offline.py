@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.header import check_may_write
@@ -26,6 +27,8 @@ _INSERT = f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({', '.jo
 _LAST_TIME = "SELECT at FROM log ORDER BY position DESC LIMIT 1"
 
 Step = Callable[[str], None]
+Execute = Callable[..., Any]
+"""`execute` of a connection that is in a transaction."""
 
 
 class Caretaker:
@@ -47,13 +50,23 @@ class Caretaker:
         self._at = max(self._at, wall)
         return self._at
 
-    def append(self, events: Sequence[Event], step: Step = lambda _: None) -> range:
-        """Append one batch, durably, and take out the payloads that its `PayloadRedacted` tell of."""
+    def append(
+        self,
+        events: Sequence[Event],
+        step: Step = lambda _: None,
+        also: Callable[[Execute], None] | None = None,
+    ) -> range:
+        """Append one batch, durably, and take out the payloads that its `PayloadRedacted` tell of.
+
+        `also` is done in the same transaction, before.
+        """
         batch = self._tail.prepare(events)
         execute = self._connection.execute
         with mapped(self.path, batch.first):
             execute("BEGIN IMMEDIATE")
             try:
+                if also is not None:
+                    also(execute)
                 self._connection.executemany("INSERT INTO names VALUES (?, ?)", batch.names)
                 for start in range(0, len(batch.values), COLUMNS):
                     execute(_INSERT, batch.values[start : start + COLUMNS])

@@ -144,7 +144,7 @@ class LogReader:
         if len(rows) < len(set(positions)) and (base := self.header.base):
             missing = set(positions).difference(row[0] for row in rows)
             if min(missing) <= base:
-                raise archived(base, str(self.path), f"position {min(missing)}")
+                raise archived(self.path, base, f"position {min(missing)}", min(missing))
         return self._decoder.in_order(rows, positions)
 
     def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[pages.Stored, Row]]:
@@ -215,22 +215,27 @@ class LogReader:
             raise self._unsteady()
 
     def base_state(self) -> bytes | None:
-        """Return the state that the log stands on where its beginning was archived, as bytes; None where it was not."""
+        """Return the state that the log stands on where its beginning was archived, as bytes; None where it was not.
+
+        One that an older fold made is folded anew from the archives; `LogDamagedError` where these are not here.
+        """
         header = self.header
         if not header.base:
             return None
-        rows = self._ask(pages.Query(pages.BASE, (header.base,)))
+        version, body = self.base_stored()
+        if version == FOLD_VERSION:
+            return body
+        from datatask.adapters.log.refolding import refolded
+
+        return refolded(self.path, header, version)
+
+    def base_stored(self) -> tuple[int, bytes]:
+        """Return the fold version and the bytes of the state that the log stands on, as the cut left them."""
+        base = self.header.base
+        rows = self._ask(pages.Query(pages.BASE, (base,)))
         if not rows:
-            raise damaged("the state that the log stands on is missing", self.path, header.base)
-        version, body = rows[0]
-        if version != FOLD_VERSION:
-            raise damaged(
-                f"the state that the log stands on is of fold version {version}, this one is {FOLD_VERSION}",
-                self.path,
-                header.base,
-                remedy="ask with --with-archives, or use the datatask version that archived",
-            )
-        return bytes(body)
+            raise damaged("the state that the log stands on is missing", self.path, base)
+        return rows[0][0], bytes(rows[0][1])
 
     def chain_at(self, position: int) -> bytes:
         """Return the chain hash at a batch boundary; `UnknownNameError` where there is none."""

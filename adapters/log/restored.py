@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from datatask.adapters.log.archives import archives_of, read_head, read_rows
+from datatask.adapters.log.archives import read_rows, unbroken
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.codec import CHAIN_START
-from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.errors import LogDamagedError, TemporaryError
 
-_INSERT = f"INSERT INTO log VALUES ({', '.join('?' * 15)})"
+T = TypeVar("T")
+
+_INSERT = f"INSERT INTO main.log VALUES ({', '.join('?' * 15)})"
 _WHOLE = "whole-"
 _NAMED = (2, 5, 7, 8, 9)
+_ATTEMPTS = 20
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def cache_folder(uuid: str) -> Path:
@@ -30,68 +37,92 @@ def cache_folder(uuid: str) -> Path:
     return Path(root) / "datatask" / uuid
 
 
-def is_whole(path: Path) -> bool:
-    """Whether this is such a copy."""
-    return path.name.startswith(_WHOLE)
-
-
 def restore(path: Path) -> Path:
     """Return the whole log; the log itself where nothing was archived. `CallerError` for an archive that is missing."""
     with LogReader(path) as reader:
         header = reader.header
-        if not header.base:
-            return path
-        archives = _unbroken(reader, path)
+    if not header.base:
+        return path
+    archives = unbroken(path, header.uuid, header.base, header.base_chain)
     folder = cache_folder(header.uuid)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    whole = folder / f"{_WHOLE}{header.base_chain.hex()[:16]}.db"
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _usable(whole):
-            _build(whole, path, archives)
-        _follow(whole, path, header.base)
-        _beside(whole, path)
+    with mapped(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        whole = folder / f"{_WHOLE}{header.base_chain.hex()[:16]}.db"
+        with open(folder / "lock", "w", opener=_private) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not follow(whole, path):
+                _remove(folder)
+                _build(whole, path, archives)
+                follow(whole, path)
+            _beside(whole, path)
     return whole
 
 
-def open_whole(path: Path) -> LogReader:
-    """Open a log with its archives, under the name of the log."""
-    whole = restore(path)
-    reader = LogReader(whole)
-    reader.url = locate(path).url
-    return reader
+class WholeReader(LogReader):
+    """A log with its archives, read from the copy, under the name of the log."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the log at a path; `CallerError` when there is none, or when an archive is missing."""
+        whole = restore(path)
+        super().__init__(whole)
+        self.live = path
+        self.url = locate(path).url
+
+    def refresh(self) -> None:
+        """Take in what was appended to the log since."""
+        if self.path != self.live and not follow(self.path, self.live):
+            raise TemporaryError("the log was cut or exchanged meanwhile", where=self.url, remedy="ask again")
 
 
-def forget(uuid: str) -> None:
-    """Remove every copy of a log: something in it is not to be kept."""
-    for path in cache_folder(uuid).glob(f"{_WHOLE}*"):
-        with suppress(OSError):
-            path.unlink()
+def _remove(folder: Path) -> None:
+    """Remove copies that are of no use any more: of an earlier cut, or of a log that was put back since."""
+    for old in folder.glob(f"{_WHOLE}*"):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
 
 
-def _unbroken(reader: LogReader, path: Path) -> list[Path]:
-    archives, position, before = archives_of(path, reader.uuid), 0, CHAIN_START.hex()
-    wanted = []
-    for archive in archives:
-        head = read_head(archive)
-        if head.first == position + 1 and head.chain_before == before and head.last <= reader.header.base:
-            wanted.append(archive)
-            position, before = head.last, head.chain_after
-    if (position, before) != (reader.header.base, reader.header.base_chain.hex()):
-        raise CallerError(
-            f"the archive of the events from {position + 1} on is missing",
-            where=f"{path}.archives",
-            remedy="put it there, or ask without --with-archives",
-        )
-    return wanted
+def _with_log(place: Path, path: Path, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Do something to a file of ours in a transaction in which the log is attached as `live`.
+
+    A log that nobody writes is attached as a file that does not change, so that nothing is made beside it; where it
+    did change, what was done is taken back and done again.
+    """
+    for _ in range(_ATTEMPTS):
+        before = _stamp(path)
+        with closing(
+            sqlite3.connect(f"{place.as_uri()}?mode=rw", uri=True, isolation_level=None)
+        ) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            option = "mode=ro" if before.written else "immutable=1"
+            connection.execute("ATTACH ? AS live", (f"{path.as_uri()}?{option}",))
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                done = work(connection)
+            except sqlite3.DatabaseError:
+                if before.written or _stamp(path) == before:
+                    raise
+                continue
+            if before.written or _stamp(path) == before:
+                connection.execute("COMMIT")
+                return done
+    raise TemporaryError("the log is opened and closed all the time", where=str(path), remedy="try again")
 
 
-def _usable(whole: Path) -> bool:
+class _Stamp(NamedTuple):
+    file: tuple[int, int, int]
+    written: bool
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what tells whether a log's file changed, and whether its write-ahead log holds anything."""
+    status = os.stat(path)
     try:
-        with closing(sqlite3.connect(f"{whole.as_uri()}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT max(position) FROM log").fetchone())
-    except sqlite3.Error:
-        return False
+        written = path.with_name(path.name + "-wal").stat().st_size > 0
+    except FileNotFoundError:
+        written = False
+    return _Stamp((status.st_ino, status.st_mtime_ns, status.st_size), written)
 
 
 def _build(whole: Path, path: Path, archives: list[Path]) -> None:
@@ -99,33 +130,31 @@ def _build(whole: Path, path: Path, archives: list[Path]) -> None:
     fresh = whole.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    with (
-        mapped(fresh),
-        closing(sqlite3.connect(fresh.as_uri(), uri=True, isolation_level=None)) as connection,
-    ):
-        execute = connection.execute
-        execute("PRAGMA synchronous = OFF")
-        execute("PRAGMA journal_mode = MEMORY")
-        _attach(connection, path)
-        execute("BEGIN")
-        later = []
-        for (statement,) in execute("SELECT sql FROM live.sqlite_master WHERE sql IS NOT NULL").fetchall():
-            if statement.startswith("CREATE TABLE"):
-                execute(statement)
-            else:
-                later.append(statement)
-        execute("INSERT INTO names SELECT * FROM live.names")
-        execute("INSERT INTO meta SELECT * FROM live.meta")
-        execute("UPDATE meta SET value = 0 WHERE key = 'base'")
-        execute("UPDATE meta SET value = ? WHERE key = 'base_chain'", (CHAIN_START,))
-        names: dict[str | None, int | None] = dict(execute("SELECT text, id FROM names").fetchall())
-        names[None] = None
-        for archive in archives:
-            connection.executemany(_INSERT, (_numbered(row, names, archive) for row in read_rows(archive)))
-        for statement in later:
+    try:
+        _with_log(fresh, path, lambda connection: _fill(connection, archives))
+        os.rename(fresh, whole)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _fill(connection: sqlite3.Connection, archives: list[Path]) -> None:
+    execute = connection.execute
+    later = []
+    for (statement,) in execute("SELECT sql FROM live.sqlite_master WHERE sql IS NOT NULL").fetchall():
+        if statement.startswith("CREATE TABLE"):
             execute(statement)
-        execute("COMMIT")
-    os.rename(fresh, whole)
+        else:
+            later.append(statement)
+    execute("INSERT INTO main.names SELECT * FROM live.names")
+    execute("INSERT INTO main.meta SELECT * FROM live.meta")
+    execute("UPDATE main.meta SET value = 0 WHERE key = 'base'")
+    execute("UPDATE main.meta SET value = ? WHERE key = 'base_chain'", (CHAIN_START,))
+    names: dict[str | None, int | None] = dict(execute("SELECT text, id FROM main.names").fetchall())
+    names[None] = None
+    for archive in archives:
+        connection.executemany(_INSERT, (_numbered(row, names, archive) for row in read_rows(archive)))
+    for statement in later:
+        execute(statement)
 
 
 def _numbered(
@@ -143,31 +172,47 @@ def _numbered(
     return tuple(numbered)
 
 
-def _follow(whole: Path, path: Path, base: int) -> None:
-    """Append what the log has and the copy has not; the header follows too."""
-    with (
-        mapped(whole),
-        closing(sqlite3.connect(whole.as_uri(), uri=True, isolation_level=None)) as connection,
-    ):
-        execute = connection.execute
-        execute("PRAGMA synchronous = OFF")
-        _attach(connection, path)
-        execute("BEGIN")
-        ((head,),) = execute("SELECT max(position) FROM main.log").fetchall()
-        after = max(head, base)
-        execute("INSERT INTO main.names SELECT * FROM live.names WHERE id > (SELECT max(id) FROM main.names)")
-        execute("INSERT INTO main.log SELECT * FROM live.log WHERE position > ?", (after,))
-        execute(
-            "UPDATE main.meta SET value = (SELECT l.value FROM live.meta l WHERE l.key = main.meta.key)"
-            " WHERE key IN ('epoch', 'host', 'pid', 'started')"
-        )
-        execute("COMMIT")
+def follow(whole: Path, path: Path) -> bool:
+    """Append what the log has and the copy has not; False where there is no copy, or none of this log's past."""
+    if not whole.exists():
+        return False
+    try:
+        return _with_log(whole, path, _append)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in _BROKEN:
+            return False  # a cache that did not survive: it is made anew
+        with mapped(whole):
+            raise
 
 
-def _attach(connection: sqlite3.Connection, path: Path) -> None:
-    wal = path.with_name(path.name + "-wal")
-    written = wal.exists() and wal.stat().st_size > 0
-    connection.execute("ATTACH ? AS live", (f"{path.as_uri()}?{'mode=ro' if written else 'immutable=1'}",))
+def _append(connection: sqlite3.Connection) -> bool:
+    execute = connection.execute
+    if not _agrees(execute):
+        return False
+    ((head,),) = execute("SELECT max(position) FROM main.log").fetchall()
+    execute("INSERT INTO main.names SELECT * FROM live.names WHERE id > (SELECT max(id) FROM main.names)")
+    execute("INSERT INTO main.log SELECT * FROM live.log WHERE position > ?", (head,))
+    execute(
+        "UPDATE main.meta SET value = (SELECT l.value FROM live.meta l WHERE l.key = main.meta.key)"
+        " WHERE key IN ('epoch', 'host', 'pid', 'started')"
+    )
+    return True
+
+
+def _agrees(execute: Callable[..., sqlite3.Cursor]) -> bool:
+    """Whether what the copy has, the log has too: the hash at its head, and no payload was removed since."""
+    head, hashed = execute("SELECT position, chain FROM main.log ORDER BY position DESC LIMIT 1").fetchone()
+    there = execute("SELECT chain FROM live.log WHERE position = ?", (head,)).fetchone()
+    base = dict(execute("SELECT key, value FROM live.meta WHERE key IN ('base', 'base_chain')").fetchall())
+    before = base["base_chain"] if head == base["base"] else there and there[0]
+    at_base = execute("SELECT chain FROM main.log WHERE position = ?", (base["base"],)).fetchone()
+    ((removed,),) = execute(
+        "SELECT count(*) FROM live.log WHERE position > ? AND kind IN"
+        " (SELECT id FROM live.names WHERE text = 'PayloadRedacted')",
+        (head,),
+    ).fetchall()
+    fits = hashed == before and at_base is not None and at_base[0] == base["base_chain"]
+    return fits and (not removed or head == base["base"])
 
 
 def _beside(whole: Path, path: Path) -> None:
@@ -176,5 +221,10 @@ def _beside(whole: Path, path: Path) -> None:
         (blobs_path(whole), blobs_path(path)),
         (whole.with_name(whole.name + "-lease"), path.with_name(path.name + "-lease")),
     ):
-        if not mine.is_symlink():
+        if not mine.is_symlink() or mine.readlink() != its.absolute():
+            mine.unlink(missing_ok=True)
             mine.symlink_to(its.absolute())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
