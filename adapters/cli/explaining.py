@@ -69,9 +69,19 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
         f"{sql} AND run <= ? ORDER BY run DESC LIMIT 1", (job, task, log.state.position)
     ).rows
     if not rows:
+        archived = _last_launch(log, task, job)
+        if archived:
+            return [f"last run {archived}: it was archived; ask again with --with-archives"]
         return ["it has never been run"]
     run, state, exit_code, kind, error, ended_at = rows[0]
     detail = f", exit code {exit_code}" if exit_code is not None else ""
     detail += f": {kind}: {error}" if error is not None else ""
     when = f" at {iso(ended_at)}" if ended_at else ""
     return [f"last run {run}: {state}{when}{detail}"]
+
+
+def _last_launch(log: Recorded, task: str, job: str) -> int:
+    """Return the last run that the state knows of, 0 for none: the event itself may be in an archive."""
+    index = log.state.job_index.get(job)
+    runs = log.state.tasks[task].last_run
+    return runs[index] if index is not None and index < len(runs) else 0
