@@ -49,7 +49,7 @@ def waiting(
     causes, and the JSON.
     """
     output = Output(settings, csv=csv)
-    with opened(settings) as reader:
+    with opened(settings, events=True) as reader:
         task, job = _meant(reader, name, is_job)
         asked = past.Asked(task, job, since, at)
         if job is not None and by is None:

@@ -65,7 +65,7 @@ def export_(
     filters = Filters(kind, task, repository, job, run, actor, text=text)
     order = Order(target, form, names, Wanted(filters, since, until), force)
     output = Output(settings)
-    with recorded(settings, at) as log:
+    with recorded(settings, at, events=True) as log:
         written = export(log.reader, log.state, order)
         position = log.state.position
     if target != STDOUT:

@@ -68,7 +68,7 @@ def lineage(
         raise CallerError("one start is needed", remedy="name JOB, JOB@REPO or --position N")
     direction: Direction = "both" if up == down else "up" if up else "down"
     output = Output(settings)
-    with recorded(settings, at) as log:
+    with recorded(settings, at, events=True) as log:
         start = start_of(log.reader, log.state, asked)
         found = Lineages(log.reader, log.state).follow(
             start, direction, depth=depth, limit=limit, whole=whole

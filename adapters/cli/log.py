@@ -94,7 +94,7 @@ def log(
     filters = Filters(kind, task, repository, job, run, actor, text="" if pattern else text)
     selection = events.Selection(filters, since, until, pattern, caused_by, causes_of, last, reverse)
     printer = _Printer(Output(settings, csv=csv))
-    with opened(settings) as reader:
+    with opened(settings, events=True) as reader:
         if not follow:
             for found in events.select(reader, selection):
                 printer(found)

@@ -42,7 +42,7 @@ def query(
         sql = sys.stdin.read()
     if not sql.strip():
         raise CallerError("there is no SQL", remedy="give a SELECT, or - and the SELECT on stdin")
-    with opened(settings) as reader:
+    with opened(settings, events=True) as reader:
         answer = reader.query(sql, parameters, timeout_seconds=timeout, rows_max=limit)
     if output.json:
         rows = [[_plain(value) for value in row] for row in answer.rows]

@@ -6,6 +6,7 @@ it and the events after. Nothing is written, no pipeline is loaded, SQLAlchemy s
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ class Recorded(NamedTuple):
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[LogReader]:
-    """Open the log for reading."""
+def opened(settings: Settings, *, events: bool = False) -> Iterator[LogReader]:
+    """Open the log for reading; who answers from its `events` tells on stderr where some were archived."""
     path = settings.log_path()
     if settings.with_archives:
         from datatask.adapters.log.restored import WholeReader
@@ -40,13 +41,16 @@ def opened(settings: Settings) -> Iterator[LogReader]:
             yield reader
         return
     with LogReader(path) as reader:
+        if events and (base := reader.header.base):
+            told = f"events up to {base} were archived: what only they say is missing here, --with-archives reads them"
+            sys.stderr.write(f"note: {told}\n")
         yield reader
 
 
 @contextmanager
-def recorded(settings: Settings, when: When | None = None) -> Iterator[Recorded]:
-    """Open the log and fold it up to `when` (the head)."""
-    with opened(settings) as reader:
+def recorded(settings: Settings, when: When | None = None, *, events: bool = False) -> Iterator[Recorded]:
+    """Open the log and fold it up to `when` (the head); `events` as for `opened`."""
+    with opened(settings, events=events) as reader:
         yield Recorded(reader, fold(reader, position_of(reader, when)))
 
 

@@ -58,7 +58,7 @@ def runs(
     """List runs, oldest first: each attempt at a job, how long it took, and how it ended."""
     output = Output(settings, csv=csv)
     wanted = Wanted(task, job, state, where, since, until, active, at)
-    with opened(settings) as reader:
+    with opened(settings, events=True) as reader:
         if by is None:
             found = find_runs(reader, wanted, sort=sort or "decided", last=last, newest_first=reverse)
             output.rows(found, RUN_FIELDS, drawn=DRAWN_FIELDS)

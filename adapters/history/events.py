@@ -242,3 +242,5 @@ def _known(reader: LogReader, position: int) -> None:
             where=reader.url,
             remedy="name a position that `datatask log` shows",
         )
+    if position <= reader.header.base:
+        reader.fetch([position])  # carried, else told to live in an archive

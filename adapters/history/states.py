@@ -12,7 +12,7 @@ from datatask.adapters.log.columns import Follower
 from datatask.adapters.log.columns import collector_off as collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
-from datatask.engine.core.state import State
+from datatask.engine.core.state import FOLD_VERSION, State
 
 TOLD_EVENTS = 250_000
 
@@ -24,7 +24,7 @@ def fold(reader: LogReader, until: int) -> State:
     """Return the state at the batch boundary `until`."""
     with collector_off():
         ladder = Ladder(reader)
-        state = ladder.nearest(until) or beginning(reader)
+        state = ladder.nearest(until) or _begun(reader, ladder)
         following = Follower(reader)
         return ladder.climb(state, until, lambda _, state, until: following.follow(state, until))
 
@@ -42,6 +42,14 @@ def refold(reader: LogReader, until: int | None = None, progress: Progress | Non
             following.follow(state, reader.end_of_batch(state.position + TOLD_EVENTS))
             progress(state.position, last)
         return following.follow(state, last)
+
+
+def _begun(reader: LogReader, ladder: Ladder) -> State:
+    """Return the beginning; one that had to be folded anew, since another fold had made it, is kept as a rung."""
+    state = beginning(reader)
+    if state.position and reader.base_stored()[0] != FOLD_VERSION:
+        ladder.leave(state)
+    return state
 
 
 def beginning(reader: LogReader) -> State:

@@ -74,15 +74,16 @@ def archives_of(log: Path, uuid: str) -> list[Path]:
 def unbroken(log: Path, uuid: str, base: int, base_chain: bytes) -> list[Path]:
     """Return the archives that lead, each following on the one before, to a base; `CallerError` for one that is missing."""
     wanted, position, before = [], 0, CHAIN_START.hex()
-    for archive in archives_of(log, uuid):
-        head = read_head(archive)
+    found = {archive: read_head(archive) for archive in archives_of(log, uuid)}
+    for archive, head in found.items():
         if head.first == position + 1 and head.chain_before == before and head.last <= base:
             wanted.append(archive)
             position, before = head.last, head.chain_after
     if (position, before) != (base, base_chain.hex()):
+        last = min((head.first - 1 for head in found.values() if head.first > position + 1), default=base)
         raise CallerError(
             f"the archive of the events from {position + 1} on is missing",
-            where=f"{archives_path(log)}/{position + 1}-*{SUFFIX}",
+            where=str(archives_path(log) / f"{position + 1}-{last}{SUFFIX}"),
             remedy="put it there, or ask without --with-archives",
         )
     return wanted

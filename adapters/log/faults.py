@@ -71,7 +71,7 @@ def _into(path: Path, position: int) -> str:
     for file in archives_path(path).glob("*-*"):
         first, _, last = file.name.partition(".")[0].partition("-")
         if first.isdecimal() and last.isdecimal() and int(first) <= position <= int(last):
-            return f", that into {file.parent.name}/{file.name}"
+            return f", this part into {file.parent.name}/{file.name}"
     return ""
 
 

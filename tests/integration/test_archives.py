@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import shutil
@@ -17,10 +18,13 @@ import pytest
 
 from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
 from datatask.adapters.history.states import fold
+from datatask.adapters.history.verified import verify_log
+from datatask.adapters.history.when import iso
 from datatask.adapters.log.archives import archives_of, check_archive
 from datatask.adapters.log.cutting import Cut, Who, cut
+from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.restored import restore
+from datatask.adapters.log.restored import WholeReader, restore
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema.errors import (
     CallerError,
@@ -76,6 +80,12 @@ def cut_at(path: Path, at: int, step: Callable[[str], None] = lambda name: None)
     return cut(path, state, WHO, step)
 
 
+def _file(done: Cut) -> Path:
+    """Return the archive of a cut that moved something."""
+    assert done.archive is not None
+    return done.archive
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """A log of twenty jobs, and a copy of it as it was."""
@@ -89,7 +99,7 @@ async def test_what_is_cut_lies_in_a_checked_archive_and_the_state_is_the_same(l
     with History(log) as history:
         before, head = fingerprint(history.state()), history.head
     done = cut_at(log, 100)
-    head_of = check_archive(done.archive)
+    head_of = check_archive(_file(done))
     assert (head_of.first, head_of.last) == (1, done.until)
     with History(log) as history:
         assert history.head == head + 1
@@ -132,7 +142,7 @@ async def test_with_its_archives_a_log_answers_as_before(log: Path, tmp_path: Pa
 
 async def test_archives_follow_on_each_other(log: Path) -> None:
     first, second = cut_at(log, 60), cut_at(log, 160)
-    heads = [check_archive(path) for path in archives_of(log, check_archive(first.archive).log)]
+    heads = [check_archive(path) for path in archives_of(log, check_archive(_file(first)).log)]
     assert [head.last for head in heads] == [first.until, second.until]
     assert heads[0].chain_after == heads[1].chain_before
     assert verify(log).ok
@@ -175,14 +185,161 @@ def test_the_command_moves_tells_and_is_read_with_its_archives(tmp_path: Path) -
 
 
 async def test_a_missing_archive_is_named(log: Path) -> None:
-    cut_at(log, 60).archive.unlink()
+    first, second, third = (cut_at(log, at) for at in (60, 120, 180))
+    _file(second).rename(log.with_name("elsewhere"))
     assert verify(log).ok, "the log does not need it"
-    with pytest.raises(CallerError, match="from 1 on is missing"):
+    with pytest.raises(CallerError, match=f"from {first.until + 1} on is missing") as told:
         History(log, archives=True)
+    assert told.value.where == str(second.archive)
+    log.with_name("elsewhere").rename(_file(second))
+    with History(log, archives=True) as whole:
+        assert whole.position(third.until) == third.until
+
+
+async def test_a_time_before_the_cut_is_refused_and_one_behind_it_answered(log: Path) -> None:
+    with History(log) as history:
+        times = {event.position: event.event.at for event in history.events()}
+    until = cut_at(log, 100).until
+    with History(log) as history:
+        assert history.position(iso(times[until])) >= until
+        with pytest.raises(
+            UnknownNameError, match=rf"were archived, this part into log.db.archives/1-{until}"
+        ):
+            history.position(iso(times[until] - 2_000_000))
+        with pytest.raises(UnknownNameError, match="archived"):
+            history.state("2000-01-01")
+        with pytest.raises(UnknownNameError, match="archived"):
+            list(history.events(until=until - 1))
+        assert history.state("-0s").position > until
+
+
+async def test_a_cut_at_the_head_with_runs_that_are_open(log: Path) -> None:
+    async with pipeline(log) as pipe:
+        await pipe.put("numbers", "late", 7)
+        for _ in range(3):
+            await pipe.update()
+        open_runs = set(pipe.state.open_runs)
+        head = pipe.state.position
+        shutil.copy(log, log.with_name("crashed.db"))
+        shutil.copy(log.with_name("log.db-wal"), log.with_name("crashed.db-wal"))
+    crashed = log.with_name("crashed.db")
+    with LogReader(crashed) as reader:
+        state = fold(reader, reader.end_of_batch(head))
+        open_runs = set(state.open_runs)
+    done = cut(crashed, state, WHO)
+    with sqlite3.connect(crashed) as connection:
+        kept = {
+            row[0]
+            for row in connection.execute("SELECT position FROM log WHERE position <= ?", (done.until,))
+        }
+    connection.close()
+    assert open_runs <= kept
+    await work(crashed, 40, 42)
+    told = verify(crashed)
+    assert told.ok, told
+    with History(crashed) as history:
+        assert history.status()["tasks"]["double"]["succeeded"] == 23
+
+
+async def test_a_base_that_another_fold_made_is_folded_anew_from_the_archive(log: Path) -> None:
+    with History(log) as history:
+        before = {at: fingerprint(history.state(at)) for at in (history.position(160), history.head)}
+    archive = _file(cut_at(log, 100))
+    with sqlite3.connect(log) as connection:
+        connection.execute("UPDATE base SET fold_version = 0, state = state")
+    connection.close()
+    shutil.rmtree(checkpoints_path(log), ignore_errors=True)
+    with History(log) as history:
+        assert {at: fingerprint(history.state(at)) for at in before} == before
+    assert verify(log).ok
+    await work(log, 50, 51)
+    shutil.rmtree(checkpoints_path(log), ignore_errors=True)
+    archive.rename(log.with_name("elsewhere"))
+    with History(log) as history, pytest.raises(LogDamagedError, match=r"version 0 of the fold.*is missing"):
+        history.state()
+
+
+async def test_an_archive_of_another_log_is_not_overwritten(log: Path, tmp_path: Path) -> None:
+    foreign = _file(cut_at(log, 100))
+    body = foreign.read_bytes()
+    for name in ("log.db", "log.db-wal", "log.db-shm"):
+        log.with_name(name).unlink(missing_ok=True)
+    shutil.rmtree(checkpoints_path(log), ignore_errors=True)
+    await work(log, 0, 20)
+    with LogReader(log) as reader:
+        end = reader.end_of_batch(100)
+    foreign.rename(foreign.with_name(f"1-{end}.jsonl.gz"))
+    with pytest.raises(CallerError, match="of another log is in the way"):
+        cut_at(log, 100)
+    assert foreign.with_name(f"1-{end}.jsonl.gz").read_bytes() == body
+    with History(log) as history:
+        assert history.position(1) == 1
+
+
+async def test_the_whole_copy_follows_the_log_and_is_made_anew_where_the_log_was_put_back(log: Path) -> None:
+    cut_at(log, 100)
+    backup = log.with_name("kept.db")
+    shutil.copy(log, backup)
+    await work(log, 20, 22)
+    with History(log, archives=True) as whole:
+        assert whole.status()["tasks"]["double"]["succeeded"] == 22
+        first = whole.reader.path
+        await work(log, 22, 23)
+        assert isinstance(whole.reader, WholeReader)
+        whole.reader.refresh()
+        assert whole.status()["tasks"]["double"]["succeeded"] == 23
+    for name in ("log.db-wal", "log.db-shm"):
+        log.with_name(name).unlink(missing_ok=True)
+    shutil.copy(backup, log)
+    shutil.rmtree(checkpoints_path(log), ignore_errors=True)
+    await work(log, 30, 31)
+    with History(log, archives=True) as whole, History(log) as part:
+        assert whole.reader.path == first
+        assert fingerprint(whole.state()) == fingerprint(part.state())
+        assert whole.reader.chain_at(whole.head) == part.reader.chain_at(part.head)
+    cut_at(log, 150)
+    with History(log, archives=True) as whole:
+        copies = list(whole.reader.path.parent.glob("whole-*.db"))
+        assert copies == [whole.reader.path], "that of the cut before is gone"
+
+
+async def test_a_cache_that_was_damaged_is_made_anew(log: Path) -> None:
+    cut_at(log, 100)
+    whole = restore(log)
+    whole.write_bytes(b"no database at all" * 1000)
+    assert restore(log) == whole
+    with History(log, archives=True) as history:
+        assert history.state(50).position >= 50
+
+
+async def test_both_halves_of_a_whole_log_are_verified(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = _file(cut_at(log, 150))
+    monkeypatch.setattr("datatask.adapters.history.verifying.TWO_FROM", 10)
+    with History(log, archives=True) as whole:
+        assert verify_log(whole.reader).ok
+        path = whole.reader.path
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE log SET at = at + 1 WHERE position = 20")
+    connection.close()
+    with LogReader(path) as reader:
+        told = verify_log(reader)
+    assert not told.ok
+    assert told.divergences[0].position <= 20
+    assert archive.exists()
+
+
+async def test_verify_tells_of_an_archive_that_was_damaged(log: Path) -> None:
+    archive = _file(cut_at(log, 100))
+    lines = gzip.decompress(archive.read_bytes()).replace(b'"origin":"injected"', b'"origin":"observed"')
+    archive.write_bytes(gzip.compress(lines))
+    told = verify(log)
+    assert [archive.name in line.what for line in told.divergences] == [True]
+    archive.write_bytes(b"nothing")
+    assert not verify(log).ok
 
 
 async def test_a_changed_archive_is_found(log: Path) -> None:
-    archive = cut_at(log, 60).archive
+    archive = _file(cut_at(log, 60))
     body = bytearray(archive.read_bytes())
     body[len(body) // 2] ^= 1
     archive.write_bytes(body)
