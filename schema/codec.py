@@ -109,8 +109,9 @@ def _maker(kind: type[Event], decode: Callable[[str | bytes], Any]) -> Maker:
 
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
-_line_decoders = {
-    name: msgspec.json.Decoder(_payload_type(kind, without="value")) for name, kind in KINDS.items()
+_own_decoders = {
+    name: msgspec.json.Decoder(list[_payload_type(kind, without="value")])  # type: ignore[misc]
+    for name, kind in KINDS.items()
 }
 _makers = {name: _maker(kind, _payload_decoders[name].decode) for name, kind in KINDS.items()}
 MAKERS: dict[tuple[str, int], Maker] = {(name, kind.VERSION): _makers[name] for name, kind in KINDS.items()}
@@ -190,16 +191,17 @@ def undecodable(kind: str, where: str, error: Exception) -> LogDamagedError:
     )
 
 
-def own_fields(kind: str, lines: str) -> list[Any]:
-    """Return the own fields of many events of one kind, of its present version, from their payloads, one a line.
+def own_fields(kind: str, payloads: str) -> list[Any]:
+    """Return the own fields of many events of one kind, of its present version, from a JSON array of their payloads.
 
-    As attributes of one object each, without `value`, which may be any JSON. `LogDamagedError` where one does not
-    decode.
+    They are attributes of one object each, without `value`, which may be any JSON. `LogDamagedError` where one does
+    not decode.
     """
     try:
-        return _line_decoders[kind].decode_lines(lines)
+        found: list[Any] = _own_decoders[kind].decode(payloads)
     except msgspec.DecodeError as error:
         raise undecodable(kind, "the log", error) from error
+    return found
 
 
 def _envelope(row: Row) -> dict[str, Any]:

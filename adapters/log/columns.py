@@ -1,7 +1,7 @@
 """A log's state by columns: a range of events folded as fast as SQLite gives them.
 
 In: a `LogReader`, a state and a batch boundary. Out: the state there, the same that `reader.batches` and
-`fold.apply_all` give. SQLite puts together each page's columns by itself, as JSON arrays and lines, without the
+`fold.apply_all` give. SQLite puts together each page's columns by itself, as JSON arrays, without the
 interpreter's lock; so one core reads the next page while the other folds this one (engine/core/bulk.py).
 
 Whatever looks wrong here (a gap, a payload that does not decode, a name or a kind that is not known) is left to the
@@ -188,17 +188,17 @@ class Follower:
         if row is None:
             self._rows = max(ROWS_MIN, self._rows // 8)
             return None
-        count, odd, keys, jobs, runs, times, *lines = row
+        count, odd, keys, jobs, runs, times, *payloads = row
         if count != until - after or odd:
             return None
-        size = sum(map(len, filter(None, lines)))
+        size = sum(map(len, filter(None, payloads)))
         self._rows = max(ROWS_MIN, min(ROWS_MAX, self._rows * BYTES_AIM // max(size, BYTES_AIM // 2)))
         try:
             own: dict[str, list[Any]] = {kind: [] for kind in COLUMNAR}
-            for (kind, _), text in zip(self._columnar.items(), lines, strict=True):
-                if text:
-                    own[kind] = own_fields(kind, text)
-                    if len(own[kind]) != text.count("\n") + 1:
+            for (kind, _), text in zip(self._columnar.items(), payloads, strict=True):
+                if text is not None:
+                    own[kind] = own_fields(kind, f"[{text}]")
+                    if len(own[kind]) != text.count(",\n") + 1:
                         return None
             keys, jobs, runs, times = (_integers.decode(f"[{text}]") for text in (keys, jobs, runs, times))
         except (LogDamagedError, msgspec.DecodeError):
@@ -252,8 +252,8 @@ def _sql(columnar: Mapping[str, int], most: int) -> str:
 
     What the columns themselves do not show is counted: names that cannot be there, versions too large for a key.
     """
-    lines = [
-        f"group_concat(coalesce(payload, '{{}}'), char(10))"
+    payloads = [
+        f"group_concat(coalesce(payload, '{{}}'), ',' || char(10))"
         f" FILTER (WHERE kind = {number} AND version = {KINDS[kind].VERSION})"
         for kind, number in columnar.items()
     ]
@@ -261,7 +261,7 @@ def _sql(columnar: Mapping[str, int], most: int) -> str:
         "count(*)",
         f"count(*) FILTER (WHERE actor < 1 OR actor > {most} OR task < 1 OR task > {most} OR version & ~255)",
         *(f"group_concat({column})" for column in (_KEY, "coalesce(job, 0)", "coalesce(run, 0)", "at")),
-        *lines,
+        *payloads,
     ]
     return (
         f"SELECT {', '.join(columns)} FROM"

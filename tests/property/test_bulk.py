@@ -55,7 +55,7 @@ class Columns:
             [self._number(event.job) for event in events],
             [event.run or 0 for event in events],
             [event.at for event in events],
-            {kind: codec.own_fields(kind, "\n".join(those)) for kind, those in lines.items()},
+            {kind: codec.own_fields(kind, f"[{','.join(those)}]") for kind, those in lines.items()},
         )
 
     def meaning(self, key: int) -> Meaning | None:
