@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from benchmarks.logs import make_log
 from datatask.adapters.log import columns
@@ -79,7 +79,7 @@ def test_by_columns_and_one_by_one_give_the_same_state(path: Path) -> None:
         again = load(dump(plain(reader, reader.end_of_batch(1100))))
         assert dump(Follower(reader).follow(again, head)) == dump(state)
         assert follower._bulk is not None
-        assert follower._bulk.plain < 50
+        assert follower._bulk.plain < head // 10
 
 
 def test_somebody_else_may_go_on_with_the_state_in_between(path: Path) -> None:
@@ -147,7 +147,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, phases=[Phase.generate])
 @given(anything, lives)
 def test_any_life_in_a_file_gives_the_state_that_was_lived(
     loop: asyncio.AbstractEventLoop, family: tuple[PipelineDef, list[PipelineDef]], life: list[Action]
@@ -166,7 +166,7 @@ def test_any_life_in_a_file_gives_the_state_that_was_lived(
             pid=1,
             durability="process",
         )
-        for batch in world.batches[1:]:
+        for batch in world.batches[1:-1]:
             log.enqueue(batch)
         await log.append(world.batches[-1])
         state = await log.fold(State())
