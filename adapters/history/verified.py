@@ -110,6 +110,9 @@ def _based(reader: LogReader, looked: Looked) -> None:
     """Check the base, the rows that were carried, and the archives that are here."""
     base = reader.header.base
     if not base:
+        ((rows,),) = reader.query("SELECT count(*) FROM base").rows
+        if rows:
+            looked.wrong.append(Divergence(0, "the table of the base", "no row", rows))
         return
     cuts = {
         event.until: event
@@ -117,8 +120,12 @@ def _based(reader: LogReader, looked: Looked) -> None:
         if isinstance(event, ArchiveCut)
     }
     _, body = reader.base_stored()
+    carried = carried_digest(reader, base)
     told = cuts[base].state if base in cuts else None
-    found = base_digest(body, carried_digest(reader, base))
+    found = base_digest(body, carried)
+    bases = reader.query("SELECT position, lower(hex(carried)) FROM base").rows
+    if bases != [(base, carried.hex())]:
+        looked.wrong.append(Divergence(base, "the table of the base", carried.hex(), str(bases)))
     if told != found:
         what = "the state that the log stands on, and the rows carried with it"
         looked.wrong.append(Divergence(base, what, told, found, "restore the log from a backup"))

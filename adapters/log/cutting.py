@@ -38,6 +38,10 @@ from datatask.schema.errors import CallerError, LogDamagedError
 from datatask.schema.events import ArchiveCut
 
 _NAMED = (2, 5, 7, 8, 9)
+_ABOUT_RUNS = """
+SELECT l.position FROM log d JOIN log l ON l.job = d.job AND l.position > d.position AND l.run = d.position
+WHERE d.position IN (SELECT value FROM json_each(?)) AND l.position <= ?
+"""
 
 
 class Cut(NamedTuple):
@@ -69,7 +73,9 @@ def plan_cut(reader: LogReader, state: State) -> Cut:
     if state.position <= base:
         return Cut(base, 0, 0, None, size, size)
     archive = archives_path(reader.path) / f"{base + 1}-{state.position}{SUFFIX}"
-    return Cut(state.position, state.position - base, len(carried_positions(state)), archive, size, size)
+    return Cut(
+        state.position, state.position - base, len(carried_positions(reader, state)), archive, size, size
+    )
 
 
 def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda name: None) -> Cut:
@@ -83,7 +89,7 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
             plan = plan_cut(reader, state)
             if plan.archive is not None:
                 archive = _archived(reader, plan, plan.archive, who, step)
-                kept = carried_positions(state)
+                kept = carried_positions(reader, state)
                 body = checkpoints.dump(state)
                 carried = carried_digest(reader, plan.until, kept)
                 after = reader.chain_at(plan.until)
@@ -109,7 +115,7 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
         return plan._replace(size_after=path.stat().st_size)
 
 
-def carried_positions(state: State) -> list[int]:
+def carried_positions(reader: LogReader, state: State) -> list[int]:
     """Return the positions that are still asked for at this state, in order; the last tells when the base was."""
     found = {1, state.position, state.defined_at, *state.open_runs}
     for leaf in state.leaves.values():
@@ -123,6 +129,8 @@ def carried_positions(state: State) -> list[int]:
     for run in state.open_runs.values():
         found.update(position for position in run.inputs.values() if position)
         found.update(intent.position for intent in run.intents.values())
+    rows = reader.query(_ABOUT_RUNS, (json.dumps(sorted(state.open_runs)), state.position)).rows
+    found.update(position for (position,) in rows)
     return sorted(position for position in found if 0 < position <= state.position)
 
 

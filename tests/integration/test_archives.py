@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from datatask.schema.errors import (
 )
 from tests.integration.cli_kit import Project
 
-WHO = Who("ada@lab: datatask log-archive", "the disk is small", 2_000_000_000 * 10**9, "0.1.0")
+WHO = Who("ada@lab: datatask log-archive", "the disk is small", time.time_ns(), "0.1.0")
 
 
 @pytest.fixture(autouse=True)
@@ -213,32 +214,50 @@ async def test_a_time_before_the_cut_is_refused_and_one_behind_it_answered(log: 
         assert history.state("-0s").position > until
 
 
+def _while_running(log: Path) -> int:
+    """Return a batch boundary at which runs are open that have started."""
+    with History(log) as history:
+        started = max(event.position for event in history.events(kind="RunStarted", task="double"))
+        end = history.reader.end_of_batch(started)
+        assert any(run.started_at for run in history.state(end).open_runs.values())
+    return end
+
+
+async def test_runs_that_are_open_at_the_cut_are_told_of_as_before(log: Path) -> None:
+    end = _while_running(log)
+    with History(log) as history:
+        runs = {row[0]: row for row in history.reader.query("SELECT * FROM runs").rows}
+        lineage = set(history.reader.query("SELECT * FROM lineage").rows)
+        still = set(history.state(end).open_runs)
+    cut_at(log, end)
+    with History(log) as history:
+        for row in history.reader.query("SELECT * FROM runs").rows:
+            assert row == runs[row[0]]
+            still.discard(row[0])
+        assert not still
+        assert set(history.reader.query("SELECT * FROM lineage WHERE link IS NOT NULL").rows) <= lineage
+        assert history.trace("j3").job == "j3"
+        assert history.explain("check", "j3").job == "j3"
+
+
 async def test_a_cut_at_the_head_with_runs_that_are_open(log: Path) -> None:
-    async with pipeline(log) as pipe:
-        await pipe.put("numbers", "late", 7)
-        for _ in range(3):
-            await pipe.update()
-        open_runs = set(pipe.state.open_runs)
-        head = pipe.state.position
-        shutil.copy(log, log.with_name("crashed.db"))
-        shutil.copy(log.with_name("log.db-wal"), log.with_name("crashed.db-wal"))
-    crashed = log.with_name("crashed.db")
-    with LogReader(crashed) as reader:
-        state = fold(reader, reader.end_of_batch(head))
-        open_runs = set(state.open_runs)
-    done = cut(crashed, state, WHO)
-    with sqlite3.connect(crashed) as connection:
-        kept = {
-            row[0]
-            for row in connection.execute("SELECT position FROM log WHERE position <= ?", (done.until,))
-        }
+    end = _while_running(log)
+    with sqlite3.connect(log) as connection:  # as if the engine had died there
+        connection.execute("DELETE FROM log WHERE position > ?", (end,))
+        used = "SELECT max(max(kind), max(actor), max(coalesce(task, 0)), max(coalesce(repository, 0)), max(coalesce(job, 0))) FROM log"
+        connection.execute(f"DELETE FROM names WHERE id > ({used})")
     connection.close()
-    assert open_runs <= kept
-    await work(crashed, 40, 42)
-    told = verify(crashed)
+    shutil.rmtree(checkpoints_path(log), ignore_errors=True)
+    done = cut_at(log, end)
+    assert done.until == end
+    await work(log, 40, 42)
+    told = verify(log)
     assert told.ok, told
-    with History(crashed) as history:
-        assert history.status()["tasks"]["double"]["succeeded"] == 23
+    with History(log) as history, History(log, archives=True) as whole:
+        assert history.status()["tasks"]["double"]["succeeded"] == 22
+        assert fingerprint(history.state()) == fingerprint(whole.state())
+    told = verify(restore(log))
+    assert told.ok, told
 
 
 async def test_a_base_that_another_fold_made_is_folded_anew_from_the_archive(log: Path) -> None:
@@ -351,6 +370,9 @@ async def test_a_changed_archive_is_found(log: Path) -> None:
     "tamper",
     [
         "UPDATE base SET state = zeroblob(10)",
+        "UPDATE base SET carried = zeroblob(32)",
+        "INSERT INTO base SELECT 1, fold_version, state, carried FROM base",
+        "UPDATE log SET payload = replace(payload, '1', '2') WHERE position < 120 AND payload LIKE '%value%1%'",
         "UPDATE log SET at = at + 1 WHERE position = (SELECT min(position) FROM log WHERE position > 1)",
         "DELETE FROM log WHERE position = (SELECT min(position) FROM log WHERE position > 1)",
     ],
