@@ -39,6 +39,9 @@ from datatask.schema import events as e
 UNMET = 0xFFFFFFFF
 """Stands for no job, and for one that the state does not know."""
 
+NOWHERE = Situation(0, "", odd=True)
+"""Of a name whose job has to be looked at first."""
+
 NARROW = frozenset(
     (
         *(e.KINDS[name] for name in COLUMNAR),
@@ -79,7 +82,8 @@ class Bulk:
         self._own: dict[str, Iterator[Any]] = {}
         self._here = BitMap()
         self._before = 0
-        self._situations: list[Situation | None] = [None] * len(state.jobs)
+        self._in: list[Situation] = [NOWHERE]
+        self._names = [0] * len(state.jobs)
 
     def settle(self) -> None:
         """Make the state exact."""
@@ -88,7 +92,7 @@ class Bulk:
     def anew(self) -> None:
         """Forget what was worked out: the definition has changed, or others went on with the settled state."""
         self._steps = Steps(self.state)
-        self._situations[:] = [None] * len(self.state.jobs)
+        self._in[:] = [NOWHERE] * len(self._in)
 
     def fold(self, page: Page, source: Source) -> None:
         """Fold a page that follows on the state; `LogDamagedError` as the fold tells it."""
@@ -98,7 +102,7 @@ class Bulk:
         next_put, next_deletion, next_launch, next_start, next_end = (
             own_of[kind].__next__ for kind in COLUMNAR[:5]
         )
-        state, situations, later = self.state, self._situations, self._later
+        state, situations, later = self.state, self._in, self._later
         masks, intents, kept, started, over = (
             state.masks,
             state.intents,
@@ -111,17 +115,12 @@ class Bulk:
         position = page.first - 1
         for key, number, run, at in zip(page.keys, page.jobs, page.runs, page.times, strict=True):
             position += 1
-            job, step = numbers[number], None
-            if job != UNMET:
-                situation = situations[job]
-                if situation is not None:
-                    step = situation.get(key)
+            step = situations[number][key]
             if step is None:
-                found = self._look(position, key, number, source)
-                if found is None:
+                step = self._look(position, key, number, source)
+                if step is None:
                     continue
-                step, job = found
-            code = step[0]
+            job, code = numbers[number], step[0]
             if code == PUT:
                 own = next_put()
                 _, following, mask, cells, ops, versions, leaf = step
@@ -174,7 +173,7 @@ class Bulk:
                     put_at(versions, job, 0)
                 if own.request is not None:
                     remember_request(state, position, own.request)
-            situations[job] = following
+            situations[number] = following
             masks[job] = mask
             for op, where in ops:
                 if op == PUSH:
@@ -196,13 +195,14 @@ class Bulk:
         """Find the jobs that the state knows, and the names of those that it does not know yet."""
         known, met = self._numbers, set(numbers)
         known.extend([UNMET] * (max(met) + 1 - len(known)))
+        self._in.extend([NOWHERE] * (len(known) - len(self._in)))
         fresh = [number for number in met if known[number] == UNMET and number]
         self._texts = source.texts(sorted(fresh)) if fresh else {}
         index_of = self.state.job_index.get
         for number, text in self._texts.items():
             index = index_of(text)
             if index is not None:
-                known[number] = index
+                known[number], self._names[index] = index, number
         self._before = len(self.state.jobs)
         self._here = BitMap(array("I", map(known.__getitem__, met)))
         self._here.discard(UNMET)
@@ -228,8 +228,8 @@ class Bulk:
 
     # --- what is not known by heart ---------------------------------------------------------------
 
-    def _look(self, position: int, key: int, number: int, source: Source) -> tuple[AnyStep, int] | None:
-        """Return the step of an event that is new here, and its job; None once the event is done without a step."""
+    def _look(self, position: int, key: int, number: int, source: Source) -> AnyStep | None:
+        """Return the step of an event that is new here; None once the event is done without a step."""
         code, meaning = self._codes.get(key) or self._learn(key, source)
         job = self._numbers[number]
         if meaning is None or code >= ROUND:
@@ -238,12 +238,12 @@ class Bulk:
         if job == UNMET and number:
             job = self._intern(number, code)
         if job != UNMET:
-            situation = self._situations[job]
-            if situation is None:
-                situation = self._situations[job] = self._steps.situations.of(job)
-            step = situation.get(key) or self._steps.work_out(situation, key, code, meaning, self._seen)
+            situation = self._in[number]
+            if situation is NOWHERE:
+                situation = self._in[number] = self._steps.situations.of(job)
+            step = situation[key] or self._steps.work_out(situation, key, code, meaning, self._seen)
             if step is not None:
-                return step, job
+                return step
         next(self._own[meaning.kind])
         self._plainly(position, job, source)
         return None
@@ -263,12 +263,14 @@ class Bulk:
             job = state.job_index.get(text, UNMET)
         if job != UNMET:
             self._numbers[number] = job
-            if job == len(self._situations):
-                self._situations.append(self._steps.situations.fresh)
+            if job == len(self._names):
+                self._in[number] = self._steps.situations.fresh
+            self._grow()
+            self._names[job] = number
         return job
 
     def _grow(self) -> None:
-        self._situations.extend([None] * (len(self.state.jobs) - len(self._situations)))
+        self._names.extend([0] * (len(self.state.jobs) - len(self._names)))
 
     def _aside(self, position: int, code: int, job: int, source: Source) -> None:
         """Do what needs no step: a round, something without effect, or an event that is no column."""
@@ -295,8 +297,9 @@ class Bulk:
             concerned.add(state.job_index.get(event.job))
         for one in concerned:
             if one is not None and one != UNMET:
-                later.bring(one, self._situations[one])
-                self._situations[one] = None
+                number = self._names[one]
+                later.bring(one, self._in[number])
+                self._in[number] = NOWHERE
         state.position = position - 1
         translated = self._steps.situations.translated
         if not translated:
@@ -312,6 +315,6 @@ class Bulk:
         """Other jobs have changed too, where a translated leaf has."""
         for leaf, count in zip(translated, before, strict=True):
             if len(leaf.changed) < count:  # they were too many to be kept
-                self._situations[:] = [None] * len(self._situations)
+                self._in[:] = [NOWHERE] * len(self._in)
             for job in leaf.changed[count:]:
-                self._situations[job] = None
+                self._in[self._names[job]] = NOWHERE

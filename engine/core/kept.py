@@ -64,9 +64,9 @@ class Later:
             self.state.quotas[run.quota].free(run.resources)
         return True
 
-    def bring(self, job: int, situation: Situation | None) -> None:
+    def bring(self, job: int, situation: Situation) -> None:
         """Make objects of the job's open runs."""
-        if situation is None or RUNNING not in situation.marks:
+        if RUNNING not in situation.marks:
             return
         for task, mark in zip(self.state.tasks.values(), situation.marks, strict=True):
             if mark == RUNNING:

@@ -47,6 +47,9 @@ class Situation(dict[int, Any]):
         super().__init__()
         self.mask, self.marks, self.odd = mask, marks, odd
 
+    def __missing__(self, key: int) -> None:
+        """No step is known for this key; `None` is not kept."""
+
 
 class Step(NamedTuple):
     """What an event does: `cells` take its position, `versions` the hash of its version."""
