@@ -20,7 +20,7 @@ from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.codec import CHAIN_START
-from datatask.schema.errors import LogDamagedError, TemporaryError
+from datatask.schema.errors import CallerError, LogDamagedError, TemporaryError
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class WholeReader(LogReader):
     def refresh(self) -> None:
         """Take in what was appended to the log since."""
         if self.path != self.live and not follow(self.path, self.live):
-            raise TemporaryError("the log was cut or exchanged meanwhile", where=self.url, remedy="ask again")
+            raise CallerError("the log was cut or exchanged meanwhile", where=self.url, remedy="ask again")
 
 
 def _remove(folder: Path) -> None:
