@@ -276,7 +276,7 @@ def _named(
 ) -> Iterator[tuple[int, str, str, _Named]]:
     """Yield (position, repository, job, payload) of the values that are kept as blobs."""
     decode = msgspec.json.Decoder(_Named).decode
-    after = reader.header.base
+    after = 0  # values that were carried over a cut stand before the base
     while after < until:
         last = min(after + _PAGE, until)
         rows = reader.query(

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
+from datatask.adapters.cli.recorded import changed
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.verified import verify_log
 from datatask.adapters.history.when import iso
@@ -303,9 +304,10 @@ async def test_the_whole_copy_follows_the_log_and_is_made_anew_where_the_log_was
     with History(log, archives=True) as whole:
         assert whole.status()["tasks"]["double"]["succeeded"] == 22
         first = whole.reader.path
+        head = whole.head
         await work(log, 22, 23)
         assert isinstance(whole.reader, WholeReader)
-        whole.reader.refresh()
+        assert changed(whole.reader, head, 1.0), "as `log --follow` asks"
         assert whole.status()["tasks"]["double"]["succeeded"] == 23
     for name in ("log.db-wal", "log.db-shm"):
         log.with_name(name).unlink(missing_ok=True)
@@ -320,6 +322,40 @@ async def test_the_whole_copy_follows_the_log_and_is_made_anew_where_the_log_was
     with History(log, archives=True) as whole:
         copies = list(whole.reader.path.parent.glob("whole-*.db"))
         assert copies == [whole.reader.path], "that of the cut before is gone"
+
+
+def test_a_blob_of_a_value_that_was_carried_is_missed(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.put(a=1)
+    project.ok("run")
+    project.ok("log-archive", "--before", "-0s")
+    (value,) = project.ok("query", "SELECT digest FROM values_now WHERE repository = 'blobs'", "--json").json[
+        "rows"
+    ]
+    (blob,) = tmp_path.rglob(value[0])
+    blob.unlink()
+    told = project.call("verify")
+    assert told.code == 3
+    assert f"the blob {value[0]}" in told.out
+
+
+@pytest.mark.parametrize("places", [(0,), (-1,), (10, 40), (20, 21, 70), (5, -1)])
+async def test_wherever_it_is_cut_every_state_and_value_stays(log: Path, places: tuple[int, ...]) -> None:
+    values = "SELECT * FROM values_now ORDER BY repository, job"
+    with History(log) as history:
+        ends = [
+            end for (end,) in history.reader.query("SELECT position FROM log WHERE chain IS NOT NULL").rows
+        ]
+        states = {end: fingerprint(history.state(end)) for end in ends[::7]}
+        present = history.reader.query(values).rows
+    for place in places:
+        last = cut_at(log, ends[place]).until
+    with History(log) as part, History(log, archives=True) as whole:
+        for end, expected in states.items():
+            assert fingerprint(whole.state(end)) == expected
+            assert end < last or fingerprint(part.state(end)) == expected
+        assert part.reader.query(values).rows == whole.reader.query(values).rows == present
+    assert verify(log).ok
 
 
 async def test_a_cache_that_was_damaged_is_made_anew(log: Path) -> None:
