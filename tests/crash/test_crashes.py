@@ -9,6 +9,7 @@ import pytest
 
 from tests.crash.harness import effects, finish, kill_often, memberships
 from tests.crash.shop import lay_out
+from tests.unmeasured import unmeasured
 
 KILLS = 300
 JOBS = 420
@@ -19,8 +20,9 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
     for folder in (disturbed, calm):
         lay_out(folder, jobs)
-    assert kill_often(disturbed, kills, seed) == []
-    assert finish(calm) == 0
+    with unmeasured(1) as pool:
+        assert pool.submit(kill_often, disturbed, kills, seed).result() == []
+        assert pool.submit(finish, calm).result() == 0
     assert memberships(disturbed) == memberships(calm)
     assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(jobs)}
 

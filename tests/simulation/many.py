@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 from tests.simulation.life import wrong
 from tests.simulation.plans import Plan, draw, smaller
+from tests.unmeasured import unmeasured
 
 CHUNK = 50
 
@@ -36,5 +35,5 @@ def failing(seeds: range) -> list[int]:
 def many(first: int, last: int, processes: int | None = None) -> list[int]:
     """Live first..last, on all cores; return the seeds that fail."""
     parts: Iterable[range] = (range(n, min(n + CHUNK, last + 1)) for n in range(first, last + 1, CHUNK))
-    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
+    with unmeasured(processes or os.cpu_count() or 1) as pool:
         return [seed for found in pool.map(failing, parts) for seed in found]
