@@ -87,6 +87,13 @@ def verified(folder: Path) -> list[str]:
     return wrong + [f"{divergence}" for divergence in told.divergences]
 
 
+def given_up(folder: Path) -> set[str]:
+    """Return the jobs that were under way in a dying engine so often that the policy gave them up, and said so."""
+    with History(folder / "log.db") as history:
+        told = history.events(kind="RetriesExhausted")
+        return {event.job for _, event in told if event.budget == "infrastructure"}  # type: ignore[attr-defined, misc]
+
+
 def memberships(folder: Path) -> dict[str, set[str]]:
     """Return the members of every repository at the end."""
     with History(folder / "log.db") as history:

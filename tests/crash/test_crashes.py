@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.harness import effects, finish, kill_often, memberships
+from tests.crash.harness import effects, finish, given_up, kill_often, memberships
 from tests.crash.shop import lay_out
 from tests.unmeasured import unmeasured
 
@@ -23,7 +23,12 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     with unmeasured(1) as pool:
         assert pool.submit(kill_often, disturbed, kills, seed).result() == []
         assert pool.submit(finish, calm).result() == 0
-    assert memberships(disturbed) == memberships(calm)
+    lost = given_up(disturbed)
+    assert len(lost) <= kills / 30, "what dies with the engine is tried again, five times"
+    found, expected = memberships(disturbed), memberships(calm)
+    assert found.keys() == expected.keys()
+    for leaf, members in expected.items():
+        assert found[leaf] - lost == members - lost, leaf
     assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(jobs)}
 
 
