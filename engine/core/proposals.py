@@ -25,7 +25,7 @@ from datatask.engine.core.remedies import Atom, Step, Way, changed, ways, writer
 from datatask.engine.core.room import Room
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.core.trials import Trial
+from datatask.engine.core.trials import Trial, run_over
 from datatask.engine.core.wiring import start_condition
 from datatask.engine.core.wording import iso
 from datatask.schema import definition as d
@@ -175,13 +175,6 @@ class Search:
 def wait(until: int) -> Change:
     """Return the wait until then."""
     return Change(op="wait_until", until=iso(until), at=until)
-
-
-def run_over(state: State, run: int) -> Change:
-    """Return what ends a run: a person, or, where its outputs are being stored, only time."""
-    open_run = state.open_runs[run]
-    op = "end_run" if open_run.settling is None else "wait_for"
-    return Change(op=op, run=run, task=open_run.task, job=state.jobs[open_run.job])
 
 
 def _changes(state: State, way: Way) -> list[Change]:

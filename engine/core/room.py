@@ -13,7 +13,7 @@ from itertools import combinations
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.explanations import Change
 from datatask.engine.core.quotas import QuotaState
-from datatask.engine.core.trials import Trial, place
+from datatask.engine.core.trials import Trial, place, run_over
 from datatask.engine.core.wording import iso
 from datatask.schema.events import LaunchDecided
 
@@ -92,17 +92,17 @@ class Room:
         """Yield the runs whose end would free a slot and amounts at once: of each kind a few."""
         kinds: dict[object, int] = {}
         for run in self.trial.below.open_runs.values():
-            if run.task != self.name or run.run not in self.trial.state.open_runs or run.settling is not None:
+            if run.task != self.name or run.run not in self.trial.state.open_runs:
                 continue
-            kind = (run.quota, tuple(sorted(run.resources.items())), run.stopping)
+            outcome = run.settling.outcome if run.settling is not None else ""
+            kind = (run.quota, tuple(sorted(run.resources.items())), run.stopping, outcome)
             kinds[kind] = kinds.get(kind, 0) + 1
             if kinds[kind] <= ENDED_TRIED:
-                job = self.trial.state.jobs[run.job]
-                yield Change(op="end_run", run=run.run, task=run.task, job=job)
+                yield run_over(self.trial.below, run.run)
 
     def _tried(self, chosen: tuple[Change, ...]) -> list[Change] | None:
         """Return the set that these make, if the next round then launches the job."""
-        ends = [change for change in chosen if change.op == "end_run"]
+        ends = [change for change in chosen if change.run is not None]
         helped = {"slots": SLOTS in chosen or bool(ends), "amounts": LIMITS in chosen or bool(ends),
                   "rate": WAIT in chosen or LIMITS in chosen}  # fmt: skip
         if any(not helped[need] for need in self.needs):

@@ -29,6 +29,8 @@ def tree(state: State, expr: d.AnyExpr, job: int, *, about: str = "") -> Node:
     match expr:
         case d.In(leaf=name):
             return _leaf(state, state.leaves[name], job, about)
+        case d.Not(of=d.Not(of=part)):
+            return tree(state, part, job, about=about)
         case d.Not(of=part):
             inner = tree(state, part, job, about=about)
             return Node(op="not", holds=not inner.holds, of=[inner])

@@ -239,3 +239,10 @@ def place(found: deciding.Round, name: str, job: str) -> int | None:
     return next(
         (index for index, each in enumerate(found.decisions) if each.job == job and each.task == name), None
     )
+
+
+def run_over(state: State, run: int) -> Change:
+    """Return what ends a run: a person, or, where its outputs are being stored, only time."""
+    open_run = state.open_runs[run]
+    op = "end_run" if open_run.settling is None else "wait_for"
+    return Change(op=op, run=run, task=open_run.task, job=state.jobs[open_run.job])

@@ -142,6 +142,7 @@ def check_answers(world: World, alive: bool) -> int:
     for found in cases(world, alive):
         count += 1
         assert found.launching is ((found.task, found.job) in launched), found
+        assert repr(found).startswith(f"{found.task} {found.job}: ")
         if found.launching:
             assert (found.held_by, found.changes, found.ready) == ([], [], True), found
             continue

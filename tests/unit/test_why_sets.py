@@ -213,6 +213,18 @@ def test_the_tree_is_told_in_words_down_to_its_leaves() -> None:
     ]
 
 
+def test_a_double_negation_is_told_as_what_it_says() -> None:
+    """Wherever it stands in the condition."""
+    inner = AnyOf(of=(Not(of=Not(of=Not(of=leaf("b")))), leaf("c")))
+    stored = tuple(repository(name) for name in "abc")
+    desk = Desk(pipeline(task("t", "a", ready=All(of=(leaf("a"), inner))), repositories=stored))
+    desk.put("b", "x")
+    assert lines(why(desk, "t", "x"))[3:5] == [
+        f"      NOT not in b, since position {desk.state.position}",
+        "      NOT in c",
+    ]
+
+
 @pytest.mark.parametrize("count", [3, 1500])
 def test_groups_tell_who_is_next_and_who_comes_after(count: int) -> None:
     """One slot: the first is launched, the others come after it, whatever their number."""
