@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -67,14 +66,10 @@ def plain(reader: LogReader, until: int) -> State:
 def memory(path: Path) -> None:
     """Replay a log, and print what this process has had resident at most; for a process of its own."""
     with LogReader(path) as reader, collector_off():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = follow(reader, State())
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps(
-            {"jobs": len(state.jobs), "events": state.position, "mib": most >> 10, "before_mib": before >> 10}
-        )
-    )
+    lines = Path("/proc/self/status").read_text().splitlines()
+    most = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    print(json.dumps({"jobs": len(state.jobs), "events": state.position, "mib": most >> 10}))
 
 
 def measure(folder: Path, jobs: int, memory_jobs: int) -> dict[str, object]:

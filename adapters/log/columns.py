@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,9 @@ _BOUNDARY = (
     "SELECT position FROM log WHERE position <= ? AND chain IS NOT NULL ORDER BY position DESC LIMIT 1"
 )
 
-Coming = tuple[int, int, "Future[tuple[Any, ...] | None]"]
+Reading = Future[tuple[Any, ...] | None]
+Begin = Callable[[int, int], Reading]
+Coming = tuple[int, int, Reading]
 """A page that is being read: the events behind a position, up to another."""
 
 _integers = msgspec.json.Decoder(list[int])
@@ -118,8 +120,9 @@ class Follower:
             bulk = self._bulk = Bulk(state)
         elif state.position != self._last:
             bulk.anew()
-        with ThreadPoolExecutor(1, "datatask-columns") as pool:
-            self._climb(bulk, last, pool)
+        # Pages are read by a connection of their own: names are asked for meanwhile.
+        with self._reader.another() as reading, ThreadPoolExecutor(1, "datatask-columns") as pool:
+            self._climb(bulk, last, lambda after, until: pool.submit(self._read, reading, after, until))
         bulk.settle()
         self._last = state.position
         return _plainly(self._reader, state, until) if last < until else state
@@ -141,7 +144,7 @@ class Follower:
         self._sql = _sql(self._columnar, most)
         return int(boundary[0][0])
 
-    def _climb(self, bulk: Bulk, last: int, pool: ThreadPoolExecutor) -> None:
+    def _climb(self, bulk: Bulk, last: int, begin: Begin) -> None:
         """Fold page after page, the next ones being read meanwhile."""
         state = bulk.state
         coming: deque[Coming] = deque()
@@ -149,7 +152,7 @@ class Follower:
             behind = coming[-1][1] if coming else state.position
             while len(coming) < DEPTH and behind < last:
                 until = min(behind + self._rows, last)
-                coming.append((behind, until, pool.submit(self._read, behind, until)))
+                coming.append((behind, until, begin(behind, until)))
                 behind = until
             after, until, future = coming.popleft()
             if self._folded(bulk, self._page(after, until, future.result())):
@@ -175,10 +178,10 @@ class Follower:
             self._made.clear()
         return bulk.plain - plain <= PLAIN_SHARE * len(page.keys)
 
-    def _read(self, after: int, until: int) -> tuple[Any, ...] | None:
+    def _read(self, reader: LogReader, after: int, until: int) -> tuple[Any, ...] | None:
         """Read a page as SQLite puts it together; None where it cannot."""
         try:
-            (row,) = self._reader.ask(pages.Query(self._sql, (after, until)), bytes_max=BYTES_MAX)
+            (row,) = reader.ask(pages.Query(self._sql, (after, until)), bytes_max=BYTES_MAX)
         except DatataskError:
             return None
         return row

@@ -184,6 +184,10 @@ class LogReader:
                 if connection is self._connection:
                     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
 
+    def another(self) -> LogReader:
+        """Return another reader of the same log, with a connection of its own; close it."""
+        return LogReader(self.path)
+
     @property
     def decoder(self) -> pages.Decoder:
         """What makes events of stored rows."""
