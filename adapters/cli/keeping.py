@@ -34,8 +34,7 @@ def DURATION(text: str) -> float:
 
 @command(
     "redact",
-    example="datatask log --repository secrets --job cat   # find the position\n"
-    "datatask redact 1042 --reason 'personal data'\ndatatask redact 1042 1057 --dry-run",
+    example="datatask redact 1042 --reason 'personal data'\ndatatask redact 1042 1057 --dry-run",
 )
 @click.argument("positions", nargs=-1, required=True, type=click.IntRange(min=1), metavar="POSITION...")
 @changing

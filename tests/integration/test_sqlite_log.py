@@ -361,6 +361,7 @@ async def test_the_log_has_one_secondary_index_and_strict_tables(path):
         ("log_job_position",)
     ]
     assert rows(path, "SELECT name FROM pragma_table_list WHERE strict ORDER BY name") == [
+        ("base",),
         ("log",),
         ("meta",),
         ("names",),
