@@ -112,6 +112,8 @@ class Follower:
 
     def follow(self, state: State, until: int) -> State:
         """Fold what lies between the state and the batch boundary `until`, and return the state."""
+        if until <= state.position:
+            return state
         last = self._begin(until) if until - state.position >= SHORT else 0
         if last <= state.position:
             return _plainly(self._reader, state, until)
