@@ -234,7 +234,18 @@ def test_trace_and_why(finished: Project) -> None:
     assert path["tasks"]["double"]["state"] == "succeeded"
     assert path["tasks"]["double"]["links"]["numbers"].keys() == {"repository", "present", "since"}
     why = finished.ok("why", "double", "a", "--json").json
-    shape = {"task", "job", "ready", "at_position", "conditions", "held_by", "changes", "launching", "tree", "events"}
+    shape = {
+        "task",
+        "job",
+        "ready",
+        "at_position",
+        "conditions",
+        "held_by",
+        "changes",
+        "launching",
+        "tree",
+        "events",
+    }
     assert why.keys() == shape
     assert {"op": "delete", "repository": "done", "job": "a"} in why["changes"]
     assert "NOT done: needs absent in done, is present" in finished.ok("why", "double", "a").out
