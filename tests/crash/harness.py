@@ -66,7 +66,7 @@ def finish(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def kill_often(folder: Path, kills: int, seed: int, lives: tuple[float, float] = (0.02, 0.6)) -> list[str]:
+def kill_often(folder: Path, kills: int, seed: int, lives: tuple[float, float] = (0.02, 0.45)) -> list[str]:
     """Kill so many engines, then let one finish; return what was wrong on the way."""
     random = Random(seed)
     found: list[str] = []
