@@ -66,7 +66,7 @@ _own_fields = {
 }
 
 
-def _payload_type(kind: type[Event], *, without: str = "") -> type[msgspec.Struct]:
+def _payload_type(kind: type[Event], *, without: str = "", gc: bool = True) -> type[msgspec.Struct]:
     """Return the struct of a kind's own fields alone: what the payload column holds."""
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         (field.name, field.type) if field.required else (field.name, field.type, _default(field))
@@ -74,7 +74,7 @@ def _payload_type(kind: type[Event], *, without: str = "") -> type[msgspec.Struc
         if field.name not in ENVELOPE and field.name != without
     ]
     return msgspec.defstruct(
-        f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False
+        f"{kind.__name__}Payload", fields, frozen=True, omit_defaults=True, kw_only=False, gc=gc
     )
 
 
@@ -110,7 +110,7 @@ def _maker(kind: type[Event], decode: Callable[[str | bytes], Any]) -> Maker:
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
 _own_decoders = {
-    name: msgspec.json.Decoder(list[_payload_type(kind, without="value")])  # type: ignore[misc]
+    name: msgspec.json.Decoder(list[_payload_type(kind, without="value", gc=False)])  # type: ignore[misc]
     for name, kind in KINDS.items()
 }
 _makers = {name: _maker(kind, _payload_decoders[name].decode) for name, kind in KINDS.items()}

@@ -58,9 +58,12 @@ _KIND_SHIFT = _NAME_BITS + 1 + _VERSION_BITS
 KINDS_MAX = 1 << (63 - _KIND_SHIFT)
 """Names with larger numbers do not fit into a key."""
 
+_BETWEEN = ",\n"
+"""Between two payloads: no payload has a line of its own, so that they can be counted."""
+
 _KEY = (
-    f"(kind << {_KIND_SHIFT}) | (version << {_NAME_BITS + 1})"
-    f" | ((repository IS NULL) << {_NAME_BITS}) | coalesce(repository, task, 0)"
+    f"(kind << {_KIND_SHIFT}) + (version << {_NAME_BITS + 1})"
+    f" + ifnull(repository, ifnull(task, 0) + {1 << _NAME_BITS})"
 )
 
 _BOUNDARY = (
@@ -203,7 +206,7 @@ class Follower:
             for (kind, _), text in zip(self._columnar.items(), payloads, strict=True):
                 if text is not None:
                     own[kind] = own_fields(kind, f"[{text}]")
-                    if len(own[kind]) != text.count(",\n") + 1:
+                    if len(own[kind]) != text.count(_BETWEEN) + 1:
                         return None
             keys, jobs, runs, times = (_integers.decode(f"[{text}]") for text in (keys, jobs, runs, times))
         except (LogDamagedError, msgspec.DecodeError):
@@ -258,14 +261,14 @@ def _sql(columnar: Mapping[str, int], most: int) -> str:
     What the columns themselves do not show is counted: names that cannot be there, versions too large for a key.
     """
     payloads = [
-        f"group_concat(coalesce(payload, '{{}}'), ',' || char(10))"
+        f"group_concat(ifnull(payload, '{{}}'), '{_BETWEEN}')"
         f" FILTER (WHERE kind = {number} AND version = {KINDS[kind].VERSION})"
         for kind, number in columnar.items()
     ]
     columns = [
         "count(*)",
         f"count(*) FILTER (WHERE actor < 1 OR actor > {most} OR task < 1 OR task > {most} OR version & ~255)",
-        *(f"group_concat({column})" for column in (_KEY, "coalesce(job, 0)", "coalesce(run, 0)", "at")),
+        *(f"group_concat({column})" for column in (_KEY, "ifnull(job, 0)", "ifnull(run, 0)", "at")),
         *payloads,
     ]
     return (

@@ -18,7 +18,7 @@ from pyroaring import BitMap
 
 from datatask.engine.core.columns import COLUMNAR, Meaning, Page, Source
 from datatask.engine.core.fold import HANDLED, apply, remember_request
-from datatask.engine.core.kept import Later
+from datatask.engine.core.kept import STARTED_AT, STARTED_OWN, Later
 from datatask.engine.core.members import LeafState, put_at, version_hash
 from datatask.engine.core.situations import COUNT, PUSH, Situation
 from datatask.engine.core.state import State
@@ -103,13 +103,7 @@ class Bulk:
             own_of[kind].__next__ for kind in COLUMNAR[:5]
         )
         state, situations, later = self.state, self._in, self._later
-        masks, intents, kept, started, over = (
-            state.masks,
-            state.intents,
-            later.kept,
-            later.started,
-            later.over,
-        )
+        masks, intents, kept, close = state.masks, state.intents, later.kept, later.close
         ops: tuple[tuple[int, Any], ...]
         numbers = self._numbers
         position = page.first - 1
@@ -137,23 +131,29 @@ class Bulk:
                     remember_request(state, position, own.request)
             elif code == STARTED:
                 own = next_start()
-                if run in kept:
-                    started[run] = own, at
-                else:
+                those = kept.get(run)
+                if those is None:
                     self._plainly(position, job, source)
+                else:
+                    those[STARTED_OWN], those[STARTED_AT] = own, at
                 continue
             elif code == ENDED:
                 own = next_end()
                 _, endings, task, quota = step
                 ending = endings.get(own.outcome) if own.final else None
-                if ending is None or not over(run, task, job, quota):
+                those = kept.get(run)
+                if ending is not None and those is not None and those[0] is task and those[1] == job:
+                    del kept[run]
+                    if quota is not None:
+                        quota.free(those[2].resources)
+                elif ending is None or not close(run, task, job):
                     self._plainly(position, job, source)
                     continue
                 following, mask, ops = ending
             elif code == LAUNCH:
                 own = next_launch()
                 _, following, mask, cells, ops, task, waiting, quota = step
-                kept[position] = task, job, own, at, 0 if waiting is None else waiting.pop(job)
+                kept[position] = [task, job, own, at, 0 if waiting is None else waiting.pop(job), None, 0]
                 try:
                     cells[job] = position
                 except IndexError:
@@ -175,6 +175,8 @@ class Bulk:
                     remember_request(state, position, own.request)
             situations[number] = following
             masks[job] = mask
+            if not ops:
+                continue
             for op, where in ops:
                 if op == PUSH:
                     where[job] = position

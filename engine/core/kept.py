@@ -13,7 +13,6 @@ from typing import Any
 from pyroaring import BitMap
 
 from datatask.engine.core.members import get_at
-from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.situations import RUNNING, Situation
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState
@@ -24,8 +23,11 @@ GROUPS_MAX = 1024
 CHUNK = 1 << 16
 
 
-Kept = tuple[TaskState, int, Any, int, int]
-"""A run as it was read: task, job, own fields, time, and since when its job had been ready (0: it did not wait)."""
+Kept = list[Any]
+"""A run as it was read: task, job, own fields, time, since when its job had been ready (0: it did not wait); and of its
+start the own fields (None before) and the time."""
+
+STARTED_OWN, STARTED_AT = 5, 6
 
 
 class Later:
@@ -34,24 +36,11 @@ class Later:
     def __init__(self, state: State) -> None:
         self.state = state
         self.kept: dict[int, Kept] = {}
-        self.started: dict[int, tuple[Any, int]] = {}
         self.round: Any = None
         self.touched = BitMap()
 
-    def over(self, run: int, task: TaskState, job: int, quota: QuotaState | None) -> bool:
-        """Close a run and free what it held; False where it is not open, or more has to happen than that."""
-        kept = self.kept.get(run)
-        if kept is None:
-            return self._close(run, task, job)
-        if kept[0] is not task or kept[1] != job:
-            return False
-        del self.kept[run]
-        self.started.pop(run, None)
-        if quota is not None:
-            quota.free(kept[2].resources)
-        return True
-
-    def _close(self, number: int, task: TaskState, job: int) -> bool:
+    def close(self, number: int, task: TaskState, job: int) -> bool:
+        """Close a run that is an object; False where it is not open, or more has to happen than that."""
         run, episode = self.state.open_runs.get(number), task.episodes.get(job)
         if run is None or run.task != task.name or run.job != job or episode is None or episode.run != number:
             return False
@@ -81,7 +70,7 @@ class Later:
         if kept is None:
             run = state.open_runs.get(number)
             return None if run is None else run.job
-        task, job, own, at, ready_at = kept
+        task, job, own, at, ready_at, begun, started_at = kept
         episode = Episode(ready_at, 0.0) if ready_at else Episode(number, own.priority)
         episode.run, episode.attempt = number, own.attempt
         task.episodes[job] = episode
@@ -100,10 +89,9 @@ class Later:
             own.meta,
             state.engine.epoch if state.engine is not None else 0,
         )
-        begun = self.started.pop(number, None)
         if begun is not None:
-            run.handle, run.where, run.started_at = begun[0].handle, begun[0].where, begun[1]
-        return job
+            run.handle, run.where, run.started_at = begun.handle, begun.where, started_at
+        return int(job)
 
     def open_all(self) -> None:
         """Make objects of all runs that are kept."""
