@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -20,6 +21,8 @@ from random import Random
 from datatask.adapters.history.history import History
 from datatask.adapters.history.replaying import replay
 from datatask.adapters.wiring.pipeline import Pipeline
+from datatask.schema.events import RetriesExhausted
+from datatask.schema.requests import RetryJobs
 from tests.crash.shop import shop
 
 FINISH_SECONDS = 180
@@ -87,11 +90,35 @@ def verified(folder: Path) -> list[str]:
     return wrong + [f"{divergence}" for divergence in told.divergences]
 
 
-def given_up(folder: Path) -> set[str]:
-    """Return the jobs that were under way in a dying engine so often that the policy gave them up, and said so."""
+def given_up(folder: Path) -> dict[str, set[str]]:
+    """Return, by task, the jobs that died with their engine so often that the policy gave them up, and said so."""
+    found: dict[str, set[str]] = {}
     with History(folder / "log.db") as history:
-        told = history.events(kind="RetriesExhausted")
-        return {event.job for _, event in told if event.budget == "infrastructure"}  # type: ignore[attr-defined, misc]
+        for _, event in history.events(kind="RetriesExhausted"):
+            assert isinstance(event, RetriesExhausted)
+            if event.budget == "infrastructure":
+                found.setdefault(event.task, set()).add(event.job)
+    return found
+
+
+def losses(folder: Path) -> Counter[tuple[str, str]]:
+    """Return how often each (task, job) died with its engine."""
+    with History(folder / "log.db") as history:
+        return Counter((run["task"], run["job"]) for run in history.runs(state="lost"))
+
+
+def try_again(folder: Path) -> None:
+    """Ask for what was given up once more, as a person would, and let it finish."""
+    asyncio.run(_again(folder, given_up(folder)))
+
+
+async def _again(folder: Path, jobs: dict[str, set[str]]) -> None:
+    async with shop(folder) as pipe:
+        for task, names in jobs.items():
+            asked = RetryJobs(id=f"again-{task}", actor="ada@lab: test", task=task, jobs=tuple(sorted(names)))
+            reply = await pipe.request(asked)
+            assert reply.refusal is None, reply
+        await pipe.run(timeout=FINISH_SECONDS)
 
 
 def memberships(folder: Path) -> dict[str, set[str]]:
