@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
+from inspect import CORO_CREATED, getcoroutinestate
+from types import CoroutineType
 from typing import Any
 
 
@@ -85,6 +87,9 @@ def bury(loop: SimLoop) -> None:
     """Let what a dead process left behind go, without a last word."""
     for task in asyncio.all_tasks(loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
+        work = task.get_coro()
+        if isinstance(work, CoroutineType) and getcoroutinestate(work) == CORO_CREATED:
+            work.close()  # never begun: nothing of it runs, and nobody is told that it was not awaited
     loop._ready.clear()  # type: ignore[attr-defined]
     loop._scheduled.clear()  # type: ignore[attr-defined]
     loop.close()
