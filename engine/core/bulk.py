@@ -39,6 +39,9 @@ from datatask.schema import events as e
 UNMET = 0xFFFFFFFF
 """Stands for no job, and for one that the state does not know."""
 
+MAKING = frozenset((PUT, DELETED, LAUNCH))
+"""What makes the job that it names, where there was none."""
+
 NOWHERE = Situation(0, "", odd=True)
 """Of a name whose job has to be looked at first."""
 
@@ -91,6 +94,7 @@ class Bulk:
 
     def anew(self) -> None:
         """Forget what was worked out: the definition has changed, or others went on with the settled state."""
+        self._grow()
         self._steps = Steps(self.state)
         self._in[:] = [NOWHERE] * len(self._in)
 
@@ -106,15 +110,18 @@ class Bulk:
         masks, intents, kept, close = state.masks, state.intents, later.kept, later.close
         ops: tuple[tuple[int, Any], ...]
         numbers = self._numbers
-        position = page.first - 1
-        for key, number, run, at in zip(page.keys, page.jobs, page.runs, page.times, strict=True):
-            position += 1
+        positions = range(page.first, page.first + len(page.keys))
+        for position, key, number, run, at in zip(
+            positions, page.keys, page.jobs, page.runs, page.times, strict=True
+        ):
             step = situations[number][key]
             if step is None:
                 step = self._look(position, key, number, source)
                 if step is None:
                     continue
             job, code = numbers[number], step[0]
+            if job == UNMET and code in MAKING:
+                job = self._intern(number, code)
             if code == PUT:
                 own = next_put()
                 _, following, mask, cells, ops, versions, leaf = step
@@ -188,7 +195,7 @@ class Bulk:
                 else:
                     del where[job]
         later.touched |= self._concerned()
-        state.position, state.at = position, page.times[-1]
+        state.position, state.at = positions[-1], page.times[-1]
         self._seen += len(page.keys)
 
     # --- the beginning of a page ------------------------------------------------------------------
@@ -200,10 +207,12 @@ class Bulk:
         self._in.extend([NOWHERE] * (len(known) - len(self._in)))
         fresh = [number for number in met if known[number] == UNMET and number]
         self._texts = source.texts(sorted(fresh)) if fresh else {}
-        index_of = self.state.job_index.get
+        index_of, situations, unseen = self.state.job_index.get, self._in, self._steps.situations.fresh
         for number, text in self._texts.items():
             index = index_of(text)
-            if index is not None:
+            if index is None:
+                situations[number] = unseen
+            else:
                 known[number], self._names[index] = index, number
         self._before = len(self.state.jobs)
         self._here = BitMap(array("I", map(known.__getitem__, met)))
@@ -258,21 +267,30 @@ class Bulk:
 
     def _intern(self, number: int, code: int) -> int:
         """Return the job behind a name that was not met before, a new one where this event makes one."""
-        state, text = self.state, self._texts[number]
-        if code in (PUT, DELETED, LAUNCH):
-            job = state.intern(text)
-        else:
+        state, names, text = self.state, self._names, self._texts[number]
+        if code not in MAKING:
             job = state.job_index.get(text, UNMET)
-        if job != UNMET:
-            self._numbers[number] = job
-            if job == len(self._names):
-                self._in[number] = self._steps.situations.fresh
-            self._grow()
-            self._names[job] = number
+            if job == UNMET:
+                return job
+        else:
+            job = state.intern(text)
+        self._numbers[number] = job
+        if job == len(names):
+            self._in[number] = self._steps.situations.fresh
+            names.append(number)
+        else:
+            names[job] = number
         return job
 
     def _grow(self) -> None:
-        self._names.extend([0] * (len(self.state.jobs) - len(self._names)))
+        """Make room for the jobs that the fold itself has made: they may be among those that seem unseen."""
+        made = len(self.state.jobs) - len(self._names)
+        if made:
+            self._names.extend([0] * made)
+            unseen = self._steps.situations.fresh
+            for number in self._texts:
+                if self._in[number] is unseen:
+                    self._in[number] = NOWHERE
 
     def _aside(self, position: int, code: int, job: int, source: Source) -> None:
         """Do what needs no step: a round, something without effect, or an event that is no column."""
