@@ -8,8 +8,8 @@ hash chain is over `preimage`, which uses what readers read: names as text and a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Row(NamedTuple):
 
 
 _encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 _own_fields = {
     name: tuple(field for field in kind.__struct_fields__ if field not in ENVELOPE)
     for name, kind in KINDS.items()
@@ -118,46 +119,43 @@ MAKERS: dict[tuple[str, int], Maker] = {(name, kind.VERSION): _makers[name] for 
 """(kind, its present version) -> how its events are made; for all others `decode` knows what to do."""
 
 _encodings = {
-    kind: (name, kind.VERSION, kind.ESSENTIAL, _getter(_own_fields[name]), _payload_types[name])
+    kind: (
+        name,
+        kind.VERSION,
+        kind.ESSENTIAL,
+        _getter(_own_fields[name]),
+        _payload_types[name],
+        _own_fields[name].index("value") if "value" in _own_fields[name] else None,
+    )
     for name, kind in KINDS.items()
 }
-_raw_fields = {
-    kind: _own_fields[name].index("value") for name, kind in KINDS.items() if "value" in _own_fields[name]
-}
+envelope_of: Callable[[Event], tuple[Any, ...]] = attrgetter(*ENVELOPE)
+"""From an event to the values of its `ENVELOPE`, in order."""
+
 _plain_decoder = msgspec.json.Decoder(dict[str, Any])
 _line_decoder = msgspec.json.Decoder(AnyEvent)
 
 
+def payload_of(event: Event) -> tuple[str, int, bool, bytes | None]:
+    """Return an event's kind, version, whether it is essential, and its payload (None where all is default)."""
+    kind = type(event)
+    try:
+        name, version, essential, getter, payload_type, raw = _encodings[kind]
+    except KeyError:
+        assert isinstance(event, UnknownEvent), "every other kind has its encoding"
+        return event.name, event.version, False, event.payload or None
+    own = getter(event)
+    if raw is not None and not own[raw]:
+        own = (*own[:raw], ABSENT, *own[raw + 1 :])  # an empty value other than ABSENT is left out too
+    payload = _encode(payload_type(*own))
+    return name, version, essential, None if payload == b"{}" else payload
+
+
 def encode(event: Event) -> Row:
     """Return the row of an event."""
-    if isinstance(event, UnknownEvent):
-        name, version, essential, payload = event.name, event.version, False, event.payload or None
-    else:
-        kind = type(event)
-        name, version, essential, getter, payload_type = _encodings[kind]
-        own = getter(event)
-        if kind in _raw_fields and not own[index := _raw_fields[kind]]:
-            own = (
-                *own[:index],
-                ABSENT,
-                *own[index + 1 :],
-            )  # an empty value other than ABSENT is left out too
-        payload = _encoder.encode(payload_type(*own))
-        if payload == b"{}":
-            payload = None
-    return Row(
-        event.at,
-        name,
-        version,
-        essential,
-        event.actor,
-        event.cause,
-        event.task,
-        event.repository,
-        event.job,
-        event.run,
-        payload,
-    )
+    name, version, essential, payload = payload_of(event)
+    at, actor, cause, task, repository, job, run = envelope_of(event)
+    return Row(at, name, version, essential, actor, cause, task, repository, job, run, payload)
 
 
 def decode(row: Row, *, where: str = "the log") -> Event:
@@ -241,7 +239,7 @@ def payload_digest(payload: bytes | None, salt: int | None) -> str:
     """Return the salted SHA-256 of a stored payload, in hex; the empty string where there is no payload."""
     if payload is None:
         return ""
-    return hashlib.sha256((salt or 0).to_bytes(8, "big", signed=True) + payload).hexdigest()
+    return sha256((salt or 0).to_bytes(8, "big", signed=True) + payload).hexdigest()
 
 
 def chain(previous: bytes, log: str, first: int, rows: Sequence[Row], digests: Sequence[str]) -> bytes:
@@ -251,5 +249,11 @@ def chain(previous: bytes, log: str, first: int, rows: Sequence[Row], digests: S
     columns in order with the payload's digest in the payload's place, as
     `json.dumps(…, separators=(",", ":"), ensure_ascii=False)` writes it.
     """
-    body = [(*row[:-1], digest) for row, digest in zip(rows, digests, strict=True)]
-    return hashlib.sha256(previous + _encoder.encode((log, first, body))).digest()
+    return chain_of(
+        previous, log, first, [(*row[:-1], digest) for row, digest in zip(rows, digests, strict=True)]
+    )
+
+
+def chain_of(previous: bytes, log: str, first: int, body: list[tuple[Any, ...]]) -> bytes:
+    """Return the same hash from rows that have the payload's digest in its place already."""
+    return sha256(previous + _encode((log, first, body))).digest()

@@ -117,6 +117,13 @@ def disconnect(connection: Connection) -> None:
     connection.engine.dispose()
 
 
+def driver(connection: Connection) -> sqlite3.Connection:
+    """Return the connection beneath SQLAlchemy's."""
+    found: Any = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)
+    return found
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed into a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

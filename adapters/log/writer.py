@@ -21,15 +21,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from datatask.adapters.log.faults import translate
-from datatask.adapters.log.opening import disconnect
+from datatask.adapters.log.opening import disconnect, driver
 from datatask.adapters.log.removals import remove_payload
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
 from datatask.schema.errors import DatataskError, LeaseLostError
@@ -69,6 +69,8 @@ class Writer:
     ) -> None:
         """Start the thread; `put` is for the loop that runs now."""
         self._connection = connection
+        # The driver's own: SQLAlchemy's bookkeeping around a statement costs as much as inserting ten rows.
+        self._execute = driver(connection).execute
         self._path = path
         self._epoch = epoch
         self._durable = durable
@@ -139,12 +141,16 @@ class Writer:
 
     def _write(self, group: list[Prepared]) -> None:
         names = [name for batch in group for name in batch.names]
-        values = group[0].values if len(group) == 1 else [value for batch in group for value in batch.values]
+        values = (
+            group[0].values
+            if len(group) == 1
+            else list(chain.from_iterable([batch.values for batch in group]))
+        )
         removals = [removal for batch in group for removal in batch.removals]
         if not names and not removals and len(values) <= _ROWS_PER_STATEMENT * COLUMNS:
             self._insert(values)
             return
-        execute = self._connection.exec_driver_sql
+        execute = self._execute
         if removals:
             execute("PRAGMA secure_delete = ON")
         execute("BEGIN IMMEDIATE")
@@ -161,7 +167,7 @@ class Writer:
         rows = len(values) // COLUMNS
         size = statement_rows(rows)
         filling = (0,) * ((size - rows) * COLUMNS)
-        result = self._connection.exec_driver_sql(_statement(size), (*values, *filling, self._epoch))
+        result = self._execute(_statement(size), (*values, *filling, self._epoch))
         if result.rowcount != rows:
             raise LeaseLostError(
                 f"the log is no longer at epoch {self._epoch}, at which this engine opened it",
@@ -171,8 +177,8 @@ class Writer:
 
     def _roll_back(self) -> None:
         # There may be no transaction, or no file any more; the failure that counts is told already.
-        with suppress(DBAPIError):
-            self._connection.exec_driver_sql("ROLLBACK")
+        with suppress(Exception):
+            self._execute("ROLLBACK")
 
 
 def statement_rows(rows: int) -> int:
