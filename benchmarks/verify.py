@@ -22,7 +22,7 @@ from datatask.adapters.history.verifying import verified
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import verify_chain
 
-JOBS = 40_000
+JOBS = 100_000
 
 
 class Spent(NamedTuple):

@@ -36,7 +36,7 @@ TOLD_MAX = 1000
 TWO_FROM = 200_000
 """Events from which on a second process is worth its start."""
 
-CUT = 0.62
+CUT = 0.54
 """Where the halves are cut: the second has the shorter one, since it has to be folded up to first."""
 
 WHOLE_FROM = 50_000

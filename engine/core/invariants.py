@@ -99,15 +99,17 @@ class Checker:
             found.append(Divergence(position + 1, "the state before the batch", position, state.position))
         self._events, self._first, self._made = batch, position + 1, None
         self._touched.clear()
+        rules = _RULES
         for event in batch:
             position += 1
             if event.at < at:
                 found.append(Divergence(position, "time", f"at least {at}", event.at))
             else:
                 at = event.at
-            if event.cause is not None and not 0 < event.cause < position:
-                found.append(Divergence(position, "cause", f"a position before {position}", event.cause))
-            rule = _RULES.get(type(event))
+            cause = event.cause
+            if cause is not None and not 0 < cause < position:
+                found.append(Divergence(position, "cause", f"a position before {position}", cause))
+            rule = rules.get(type(event))
             if rule is not None:
                 found += rule(self, state, position, event)
             self._at = at
@@ -120,7 +122,7 @@ class Checker:
         runs = state.open_runs
         if not self._touched and len(runs) == len(self._open):
             return found
-        if len(runs) != len(self._open) or any((run in runs) != (run in self._open) for run in self._touched):
+        if len(runs) != len(self._open) or runs.keys() & self._touched != self._open.keys() & self._touched:
             for run in sorted(set(runs) ^ set(self._open)):
                 expected, recorded = ("open", "closed") if run in self._open else ("closed", "open")
                 found.append(Divergence(self._position, f"run {run} in the state", expected, recorded))
@@ -236,7 +238,7 @@ class Checker:
         followed = self._open.get(event.run)
         if followed is None:
             return [Divergence(position, f"{type(event).__name__} of run {event.run}", "an open run", "none")]
-        if (event.task, event.job) == (followed.task, followed.job):
+        if event.job == followed.job and event.task == followed.task:
             return []
         expected = f"{followed.task} {followed.job}"
         return [Divergence(position, f"run {event.run} is of", expected, f"{event.task} {event.job}")]
