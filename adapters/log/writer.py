@@ -6,8 +6,9 @@ with the new head. Each transaction checks that the log's epoch is still ours an
 Under a busy event loop, what costs time is not SQL but asking for the interpreter's lock. `executemany` gives
 it back and asks again at every row, so a group is as few statements as can be: most are a single one, which is
 its own transaction, checks the epoch and waits for the disk in one go. And a loop that never rests, but gives
-the lock back for an instant at every turn, can keep a waiting thread out for a second; so while a group is being
-written, the loop gives way for a moment each millisecond. Measured in docs/decisions/0002-writer-thread.md.
+the lock back for an instant at every turn, can keep a waiting thread out for long: where nothing was written
+for some milliseconds though something waits, the loop gives way. Measured in
+docs/decisions/0002-writer-thread.md.
 
 The first failure is the last transaction: what was waiting is dropped, and the log above is poisoned.
 """
@@ -44,10 +45,7 @@ _INSERT_LOG = (
     f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
 )
 
-HEAD_START_ROWS = 64
-"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
-
-_TURN_SECONDS = 0.001
+_PATIENCE_SECONDS = 0.01
 _WAY_SECONDS = 0.00005
 
 
@@ -77,9 +75,8 @@ class Writer:
         self._failed = failed
         self._waiting: SimpleQueue[Prepared | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._asked = self._written = head
-        self._giving_way = False
-        self._resting = True
+        self._asked = self._written = self._seen = head
+        self._watching = False
         self._thread = threading.Thread(target=self._work, name=f"log-writer {path.name}", daemon=True)
         self._thread.start()
 
@@ -87,20 +84,18 @@ class Writer:
         """Hand over the next batch; returns at once."""
         self._waiting.put(batch)
         self._asked = batch.last
-        if self._resting and batch.last - self._written >= HEAD_START_ROWS:
-            # Let the thread begin with these while the loop goes on to prepare the next.
-            self._resting = False
-            time.sleep(_WAY_SECONDS)
-        if not self._giving_way:
-            self._giving_way = True
-            self._loop.call_later(_TURN_SECONDS, self._give_way)
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(_PATIENCE_SECONDS, self._look)
 
-    def _give_way(self) -> None:
-        """Let the thread have the interpreter's lock if it wants it, until it has caught up or given up."""
-        self._giving_way = self._written < self._asked and self._thread.is_alive()
-        if self._giving_way:
-            time.sleep(_WAY_SECONDS)
-            self._loop.call_later(_TURN_SECONDS, self._give_way)
+    def _look(self) -> None:
+        """Let the thread have the interpreter's lock if it has not got on since last looked at."""
+        self._watching = self._written < self._asked and self._thread.is_alive()
+        if self._watching:
+            if self._written == self._seen:
+                time.sleep(_WAY_SECONDS)
+            self._seen = self._written
+            self._loop.call_later(_PATIENCE_SECONDS, self._look)
 
     def close(self) -> None:
         """Wait until all that was put is written (or has failed), then end the thread and the connection."""
@@ -121,9 +116,7 @@ class Writer:
 
     def _next_group(self) -> list[Prepared]:
         """Wait for a batch, and return it with all that waits behind it up to the cap; empty at the end."""
-        self._resting = True
         batch = self._waiting.get()
-        self._resting = False
         group: list[Prepared] = []
         rows = 0
         while batch is not None:
