@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import os
 import shutil
+import signal
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ TEST_SECONDS = 120.0
 # No deadline per example: under coverage, on a busy machine, time says nothing. The blob replays a failure.
 settings.register_profile("datatask", deadline=None, print_blob=True)
 settings.load_profile("datatask")
+
+# Where the tests run in the background of a script, Ctrl-C is ignored; the processes that they interrupt must not
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
