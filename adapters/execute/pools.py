@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
+from datatask.adapters.execute import proctable, workers
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.executors")
@@ -47,6 +49,7 @@ class Pool:
         self._make = _maker(source)
         self._executor: Executor | None = source if isinstance(source, Executor) else None
         self._ours = False
+        self._tied = False
         self._users = 0
         self._waiting: deque[Item] = deque()
         self._inside: dict[Item, Future[Any]] = {}
@@ -82,6 +85,9 @@ class Pool:
             self._ours = True
             if not isinstance(self._executor, Executor):
                 raise CallerError(f"the executor's maker returned a {type(self._executor).__name__}")
+        if not self._tied:
+            self._tied = True
+            _tie(self._executor)
         return self._executor
 
     @property
@@ -112,7 +118,7 @@ class Pool:
         self._alone = False
         if self._ours and self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor, self._ours = None, False
+            self._executor, self._ours, self._tied = None, False, False
         Pool._pools.pop(id(self.source), None)
 
     # --- items ------------------------------------------------------------------------------------
@@ -221,9 +227,19 @@ class Pool:
             self._drop_executor()
 
     def _drop_executor(self) -> None:
-        executor, self._executor = self._executor, None
+        executor, self._executor, self._tied = self._executor, None, False
         if executor is not None and self._ours:
             executor.shutdown(wait=False)
+
+
+def _tie(executor: Executor) -> None:
+    """Let worker processes end with this one, those that were never given anything too."""
+    start = proctable.start_time(os.getpid())
+    if isinstance(executor, ProcessPoolExecutor) and start is not None:
+        own = getattr(executor, "_initializer", None), getattr(executor, "_initargs", ())
+        if own[0] is not workers.stay_with:
+            executor._initializer = workers.stay_with
+            executor._initargs = (os.getpid(), start, *own)
 
 
 def _maker(source: Made) -> Callable[[], Executor] | None:

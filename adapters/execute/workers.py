@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import os
 import pickle
+import select
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from datatask.adapters.execute import remote
+from datatask.adapters.execute import proctable, remote
 from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
@@ -213,6 +215,30 @@ class Parcel(NamedTuple):
 
 _functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
 _calls: dict[tuple[remote.Address, int], Call] = {}  # several engines may share a process
+
+
+def stay_with(
+    pid: int, start: int, initializer: Callable[..., object] | None, arguments: tuple[Any, ...]
+) -> None:
+    """Make a worker process end with the engine's process, also while it waits for its first call; then initialize it."""
+    threading.Thread(target=_end_with, args=(pid, start), name="datatask-engine-watch", daemon=True).start()
+    if initializer is not None:
+        initializer(*arguments)
+
+
+def _end_with(pid: int, start: int) -> None:
+    try:
+        engine = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+    except (OSError, AttributeError):
+        return  # a system without: a worker that has had a call ends with its connection
+    if proctable.start_time(pid) == start:
+        watch = select.poll()
+        watch.register(engine, select.POLLIN)
+        if not any(event & select.POLLIN for _, event in watch.poll()):
+            return  # a function has closed what is not its own
+    os._exit(1)
 
 
 def work(parcel: Parcel) -> Outcome:
