@@ -63,6 +63,8 @@ class RunContext:
     `reads` maps a repository id (`id/job` for other jobs than the run's) to the position of the value read.
     """
 
+    __slots__ = ("_fenced", "_lock", "_unsettled", "_writes", "job", "reads", "run", "task")
+
     def __init__(self, run: int, task: str, job: str) -> None:
         self.run = run
         self.task = task
@@ -139,7 +141,9 @@ class RunContext:
 
     async def settle(self) -> tuple[Write, ...]:
         """Fence the run and return its writes, with the store versions that were left open filled in."""
-        self.fence()
+        written = self.fence()
+        if not self._unsettled:
+            return written
         settled = []
         for key, write in self._writes.items():
             if (version_of := self._unsettled.get(key)) is None:

@@ -188,7 +188,7 @@ class RunSpec(NamedTuple):
     handle: Mapping[str, str | int] | None = None
 
 
-class Write(msgspec.Struct, frozen=True, kw_only=True):
+class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One change to a repository (by id) that belongs to a run.
 
     The content is one of: `value` (document JSON), `data` (bytes), `source` (a file that stays until the run

@@ -31,7 +31,7 @@ from datatask.engine.core.effects import (
 )
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
-from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Store, Write
+from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Started, Store, Write
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, TemporaryError
@@ -176,9 +176,11 @@ class Runtime:
 
     def sink(self, fact: Fact) -> None:
         """Take a fact from a runner; contents for the log's own blob repositories are stored first."""
-        if isinstance(fact, Ended) and any(self._is_unstored(write) for write in fact.writes):
-            self._spawn(self._store_contents(fact))
-            return
+        if isinstance(fact, Ended):
+            for write in fact.writes:
+                if (write.source is not None or write.data is not None) and self._is_unstored(write):
+                    self._spawn(self._store_contents(fact))
+                    return
         self._facts.append(fact)
         self.wake()
 
@@ -209,8 +211,17 @@ class Runtime:
         step = self.clock.wall_step()
         if step is not None:
             reactor.ask([e.ClockStepped(at=now, wall_before=step[0], wall_after=step[1])])
-        for _ in range(min(len(facts), TURN_FACTS_MAX)):
-            reactor.fact(facts.popleft(), now)
+        left = min(len(facts), TURN_FACTS_MAX)
+        while left > 0:
+            fact = facts.popleft()
+            left -= 1
+            following = facts[0] if left else None
+            if isinstance(fact, Started) and isinstance(following, Ended) and following.run == fact.run:
+                facts.popleft()
+                left -= 1
+                reactor.ran(fact, following, now)
+            else:
+                reactor.fact(fact, now)
         reactor.stop_overdue(now)
         evaluations = reactor.evaluations(now, EVALUATIONS_MAX)
         if evaluations:

@@ -136,7 +136,7 @@ class ViewRepository(Repository):
 
     async def contains(self, item: str) -> bool:
         """Whether the engine counts the job here now."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         return self._binding is not None and self._binding.contains(self.id, item)
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -146,11 +146,11 @@ class ViewRepository(Repository):
 
     async def info(self, job: str) -> None:
         """A view has members and no values."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
 
     async def delete(self, job: str) -> None:
         """Stop the job's run, if it has one; only `live` can be deleted from."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         if self.view != "live":
             raise CallerError(
                 f"{self!r} follows from what happened",

@@ -29,8 +29,13 @@ ABSENT = msgspec.Raw()
 """No value recorded: false, as an empty `Raw` is."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag=str):
-    """The envelope: when, who, which earlier event led here, and what the event is about."""
+class Event(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag=str, gc=False
+):
+    """The envelope: when, who, which earlier event led here, and what the event is about.
+
+    The collector leaves events alone: what they hold never leads back to them.
+    """
 
     VERSION: ClassVar[int] = 1
     ESSENTIAL: ClassVar[bool] = True
@@ -59,7 +64,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 msgspec.structs.force_setattr(self, field, storable(text))
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How a run ended; times are the runner's clock, amounts what it used, in its own units."""
 
     outcome: Outcome

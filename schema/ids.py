@@ -26,12 +26,12 @@ def is_job(text: object) -> bool:
     return isinstance(text, str) and _valid_job(text) is not None
 
 
-def check_job(text: str, *, where: str = "") -> str:
-    """Return `text` when it is a job id, else raise `InvalidJobError` naming it."""
+def check_job(text: str, *, where: object = "") -> str:
+    """Return `text` when it is a job id, else raise `InvalidJobError` naming it and `where` (a text, or what has a repr)."""
     if not is_job(text):
         raise InvalidJobError(
             f"{text!r:.160} is not a job id",
-            where=where,
+            where=where if isinstance(where, str) else repr(where),
             remedy="use 1-128 letters, digits, '.', '_' or '-', with a letter or digit at both ends",
         )
     return text

@@ -21,7 +21,7 @@ from datatask.schema.errors import CallerError
 INLINE_BYTES_MAX = 64 * 1024
 """Values up to this size travel in the event; larger ones are blobs beside the log, named by digest."""
 
-_PLAIN = (str, int, bool, type(None))
+_PLAIN = frozenset((str, int, bool, type(None)))
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 
@@ -53,6 +53,8 @@ def decode_value(data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
 
 
 def _tagged(value: object, path: str) -> object:
+    if type(value) in _PLAIN:
+        return value
     match value:
         case None | bool() | int() | str():
             return value
@@ -79,13 +81,14 @@ def _tagged(value: object, path: str) -> object:
 
 
 def _tagged_mapping(value: dict[Any, Any], path: str) -> dict[str, object]:
-    for key in value:
+    result = {}
+    for key, item in value.items():
         if not isinstance(key, str):
             raise CallerError(
                 f"{path} has the key {key!r:.80} of type {type(key).__name__}",
                 remedy="use strings as keys in stored documents",
             )
-    result = {key: _tagged(item, f"{path}.{key}") for key, item in value.items()}
+        result[key] = item if type(item) in _PLAIN else _tagged(item, f"{path}.{key}")
     return {"$": result} if len(result) == 1 and next(iter(result)).startswith("$") else result
 
 

@@ -14,6 +14,7 @@ import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
 from datatask.adapters.history.when import When, parse_when
+from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,6 +74,12 @@ class Command(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
+WITH_ARCHIVES = frozenset(
+    "status trace why ls cat graph log runs lineage waiting query export replay verify log-anchor".split()
+)
+"""Commands that read a log with its archives where that is asked for; the others refuse it."""
+
+
 def command(
     name: str, *, example: str, ignore_unknown: bool = False
 ) -> Callable[[Callable[..., Any]], click.Command]:
@@ -82,7 +89,14 @@ def command(
         @click.pass_context
         @functools.wraps(function)
         def call(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
-            return function(context.ensure_object(Settings), *args, **kwargs)
+            settings = context.ensure_object(Settings)
+            if settings.with_archives and name not in WITH_ARCHIVES:
+                raise CallerError(
+                    f"{name} does not read archives",
+                    where="--with-archives",
+                    remedy="leave it out here: it is for commands that read",
+                )
+            return function(settings, *args, **kwargs)
 
         more = {"ignore_unknown_options": True} if ignore_unknown else {}
         return click.command(name, cls=Command, example=example, context_settings=more)(call)

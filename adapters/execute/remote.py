@@ -139,7 +139,7 @@ class RemoteRepository(Repository):
 
     async def contains(self, item: str) -> bool:
         """As the run sees it."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         if (write := self._overlaid(item)) is not None:
             return write.op == "put"
         return bool(_gateway().ask("contains", self.id, item))
@@ -157,7 +157,7 @@ class RemoteRepository(Repository):
 
     async def info(self, job: str) -> Any:
         """As the run sees it."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         write = self._overlaid(job)
         if write is not None:
             return decode_value(write.value) if write.op == "put" and write.value else None
@@ -165,7 +165,7 @@ class RemoteRepository(Repository):
 
     async def delete(self, job: str) -> None:
         """Note the deletion in the run's overlay."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         run = self._run()
         if run is None:
             _gateway().ask("delete", self.id, job)
@@ -178,7 +178,7 @@ class RemoteMetadata(RemoteRepository, MetadataRepository):
 
     async def dump(self, job: str, data: Any) -> None:
         """Note the document in the run's overlay."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         run = self._run()
         if run is None:
             _gateway().ask("dump", self.id, job, data)
@@ -191,7 +191,7 @@ class RemoteBlob(RemoteRepository, BlobRepository):
 
     def open(self, job: str, mode: Mode = "r") -> Opening[Any]:
         """Open the job's bytes, as the run sees them; written ones are noted when the stream closes."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         check_mode(mode)
 
         async def opened() -> Any:

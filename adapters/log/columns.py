@@ -250,7 +250,9 @@ class Follower:
             until = min(self._last, position + self._run - 1)
             rows = self._reader.stored(position - 1, until)
             self._made = {row[0]: self._reader.decoder.event(row) for row in rows}
-            event = self._made.pop(position)
+            event = self._made.pop(position, None)
+            if event is None:
+                raise Unreadable  # it was archived meanwhile
         self._asked = position
         return event
 

@@ -98,7 +98,7 @@ class DirectoryRepository(FileRepositoryBase):
         In a run the folder counts when the run has ended well, with what is in it then.
         """
         store, run = self._own_store(), current_run.get()
-        write = Write(repository=self._id or "", job=check_job(job, where=repr(self)))
+        write = Write(repository=self._id or "", job=check_job(job, where=self))
         if self._binding is not None and run is not None:
             run.check_open()
             await store.put(write)

@@ -161,7 +161,7 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
     @job_getter
     async def info(self, job: str) -> Any:
         """Return the job's document, or None."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         write = await self._elsewhere(job)
         if write is None:
             return self.data.get(job)
@@ -174,7 +174,7 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
     @job_getter
     async def dump(self, job: str, data: Any) -> None:
         """Make `data` the job's document; while a pipeline is open it must be plain data, for the log."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         if self._binding is None:
             self.data[job] = data
         elif len(document := encode_value(data)) <= INLINE_BYTES_MAX:
@@ -202,7 +202,7 @@ class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
     @job_getter
     async def info(self, job: str) -> None:
         """Bytes in a process have nothing to show."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
 
     async def _reader(self, job: str) -> AReadStream:
         write = await self._elsewhere(job)

@@ -63,7 +63,7 @@ class LogMetadataRepository(_Native, MetadataRepository):
     @job_getter
     async def dump(self, job: str, data: Any) -> None:
         """Make `data`, plain data, the job's document."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         blobs, document = self._engine().blobs, encode_value(data)
         if len(document) <= INLINE_BYTES_MAX:
             await self._put(job, value=msgspec.Raw(document))

@@ -68,7 +68,7 @@ class YamlMetadataRepository(StoredBlobRepository, MetadataRepository):
     @job_getter
     async def dump(self, job: str, data: Any) -> None:
         """Make `data` the job's document."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         text = dump_yaml(data, f"{self!r} {job}")
         if self.record == "value" and len(document := encode_value(data)) <= INLINE_BYTES_MAX:
             await self._put(job, value=msgspec.Raw(document))

@@ -7,11 +7,16 @@ The record is written at the end of an episode, beside its last `RunEnded`.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from datatask.schema.definition import DoneShape
 from datatask.schema.events import Ending, ErrorInfo, Outcome
 
+_encode = msgspec.json.Encoder().encode
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _RESULTS: dict[Outcome, str] = {
@@ -28,7 +33,16 @@ _REASONS: dict[Outcome, str] = {"succeeded": "Succeeded", "handed_over": "Succee
 
 def done_record(shape: DoneShape, ending: Ending) -> dict[str, Any]:
     """Return the `done` document of an ending; `{}` for the shape "none"."""
-    times = {"start_time": _moment(ending.started_at), "end_time": _moment(ending.ended_at)}
+    return _record(shape, ending, _moment)
+
+
+def done_value(shape: DoneShape, ending: Ending) -> msgspec.Raw:
+    """Return the same document as it is stored: what `encode_value` makes of it, at a third of the price."""
+    return msgspec.Raw(_encode(_record(shape, ending, _stored_moment)))
+
+
+def _record(shape: DoneShape, ending: Ending, moment: Callable[[int | None], object]) -> dict[str, Any]:
+    times = {"start_time": moment(ending.started_at), "end_time": moment(ending.ended_at)}
     success = ending.outcome in ("succeeded", "handed_over")
     match shape:
         case "function":
@@ -47,6 +61,20 @@ def _moment(nanoseconds: int | None) -> dt.datetime | None:
     if nanoseconds is None:
         return None
     return _EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
+
+
+def _stored_moment(nanoseconds: int | None) -> dict[str, str] | None:
+    """Return a moment as `schema.values` stores a datetime."""
+    if nanoseconds is None:
+        return None
+    seconds, microseconds = divmod(nanoseconds // 1000, 1_000_000)
+    return {"$datetime": f"{_second(seconds)}{f'.{microseconds:06}' if microseconds else ''}+00:00"}
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """Return a second in ISO 8601, without its zone; the runs of one second share it."""
+    return (_EPOCH + dt.timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
 
 def _exception(ending: Ending) -> dict[str, Any]:

@@ -42,6 +42,14 @@ class Outbox:
             position = self._emit(events[start : start + BATCH_MAX], effects[start : start + BATCH_MAX])
         return position
 
+    def _join(self, since: int) -> None:
+        """Make one step of those behind the first `since`: what they tell belongs together."""
+        steps = self.steps
+        if len(steps) - since > 1 and sum(len(step.events) for step in steps[since:]) <= BATCH_MAX:
+            events = tuple(event for step in steps[since:] for event in step.events)
+            effects = tuple(effect for step in steps[since:] for effect in step.effects)
+            steps[since:] = [Step(steps[since].first, events, effects)]
+
     def _attach(self, effects: Sequence[Effect]) -> None:
         """Let effects follow the last step taken, or an empty one where there is none to follow."""
         if self.steps:

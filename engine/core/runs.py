@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine.core.done import done_record
+from datatask.engine.core.done import done_value
 from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, StopRun, WriteStore
 from datatask.engine.core.observations import Observations
 from datatask.engine.core.outbox import BATCH_MAX
@@ -73,6 +73,13 @@ class Runs(Observations):
             case Noticed():
                 self._emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
 
+    def ran(self, started: Started, ended: Ended, now: int) -> None:
+        """Take the start and the end of a run that was over before anything else: one batch tells of both."""
+        since = len(self.steps)
+        self.fact(started, now)
+        self.fact(ended, now)
+        self._join(since)
+
     def _about(self, run: OpenRun, kind: type[e.Event], now: int, **own: Any) -> e.Event:
         return kind(at=now, task=run.task, job=self.state.jobs[run.job], run=run.run, cause=run.run, **own)
 
@@ -81,24 +88,30 @@ class Runs(Observations):
         self._emit([e.LateFact(at=now, run=fact.run, fact=type(fact).__name__, detail=detail)])
 
     def _started(self, run: OpenRun, fact: Started, now: int) -> None:
-        started = self._about(
-            run, e.RunStarted, now, handle=fact.handle, where=fact.where, started_at=fact.started_at
+        job = self.state.jobs[run.job]
+        started = e.RunStarted(
+            at=now,
+            task=run.task,
+            job=job,
+            run=run.run,
+            cause=run.run,
+            handle=fact.handle,
+            where=fact.where,
+            started_at=fact.started_at,
         )
         pids = self.state.tasks[run.task].definition.pids
-        writes = []
-        if pids is not None and "pid" in fact.handle:
+        if pids is None or "pid" not in fact.handle:
+            self._emit([started])
+        else:
             entry = {"pid": fact.handle["pid"], "start_time": _utc(fact.started_at or now)}
-            writes.append(
-                Write(repository=pids, job=self.state.jobs[run.job], value=msgspec.Raw(encode_value(entry)))
-            )
-        native = [write for write in writes if self._medium(write) != "foreign"]
-        self._emit(
-            [started, *(put_event(write, now, run=run) for write in native)],
-            [Mirror(write) for write in native if self._medium(write) == "mirror"],
-        )
-        for write in writes:
-            if write not in native:
+            write = Write(repository=pids, job=job, value=msgspec.Raw(encode_value(entry)))
+            medium = self._medium(write)
+            if medium == "foreign":
+                self._emit([started])
                 self._foreign([write], self._ticket("written", e.ENGINE, "", None), now)
+            else:
+                mirrored = [Mirror(write)] if medium == "mirror" else []
+                self._emit([started, put_event(write, now, run=run)], mirrored)
         self._watch_deadline(run)
 
     def _watch_deadline(self, run: OpenRun) -> None:
@@ -127,12 +140,11 @@ class Runs(Observations):
             own = {(leaf, job) for leaf in self._own_inhibitors(run.task)}
             writes = {key: write for key, write in writes.items() if key not in own or write.op == "delete"}
         elif task.done is not None and run.meta and not _reopened(ending.outcome):
-            record = done_record(task.done_shape, ending)
-            done = Write(repository=task.done, job=job, value=msgspec.Raw(encode_value(record)))
-            writes[task.done, job] = done
+            value = done_value(task.done_shape, ending)
+            writes[task.done, job] = Write(repository=task.done, job=job, value=value)
         if task.pids is not None:
             writes[task.pids, job] = Write(repository=task.pids, job=job, op="delete")
-        self._collect(run, ending, list(writes.values()), now)
+        self._collect(run, ending, list(writes.values()), now, again)
 
     def _own_inhibitors(self, task: str) -> list[str]:
         links = self.state.tasks[task].definition.links
@@ -144,11 +156,18 @@ class Runs(Observations):
         episode = task.episodes[run.job]
         return after_ending(task.definition.retry, episode, outcome, now, self._chance(), stopped=stopped)
 
-    def _collect(self, run: OpenRun, ending: e.Ending, writes: list[Write], now: int) -> None:
+    def _collect(
+        self,
+        run: OpenRun,
+        ending: e.Ending,
+        writes: list[Write],
+        now: int,
+        verdict: Again | Over | None = None,
+    ) -> None:
         """Record an ending with its writes at once, or, where a foreign store must follow, by intents first."""
-        foreign = [write for write in writes if self._medium(write) == "foreign" and write.version is None]
+        foreign = [write for write in writes if write.version is None and self._medium(write) == "foreign"]
         if not foreign:
-            self._settle(run, ending, writes, now)
+            self._settle(run, ending, writes, now, verdict)
             return
         intents: list[e.Event] = [
             intent_event(write, now, run=run.run, settles=ending if write is writes[-1] else None)
@@ -159,24 +178,35 @@ class Runs(Observations):
         self.collecting[run.run] = Collecting(ending, writes, outstanding)
         self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])
 
-    def _settle(self, run: OpenRun, ending: e.Ending, writes: Sequence[Write], now: int) -> None:
+    def _settle(
+        self,
+        run: OpenRun,
+        ending: e.Ending,
+        writes: Sequence[Write],
+        now: int,
+        verdict: Again | Over | None = None,
+    ) -> None:
         """The one batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
         task, job = run.task, self.state.jobs[run.job]
-        late = self._stash.pop(run.run, {})
-        disputed = self._disputed.pop(run.run, set()) | (late.keys() & _keys(writes))
-        writes = [*writes, *(write for key, write in late.items() if key not in _keys(writes))]
-        verdict = self._verdict(run, ending.outcome, now)
+        disputed = self._disputed.pop(run.run, None) or set()
+        late = self._stash.pop(run.run, None)
+        if late:
+            disputed |= late.keys() & _keys(writes)
+            writes = [*writes, *(write for key, write in late.items() if key not in _keys(writes))]
+        if verdict is None:
+            verdict = self._verdict(run, ending.outcome, now)
         again = verdict if isinstance(verdict, Again) else None
         events: list[e.Event] = [change_event(write, now, run=run) for write in writes]
         effects: list[Effect] = [Mirror(write) for write in writes if self._medium(write) == "mirror"]
         if self.state.engine is not None and run.epoch != self.state.engine.epoch:
             # Written under an engine that is gone: whatever happened to it since was told to nobody.
             disputed |= _keys([write for write in writes if write.version])
-        effects += [
-            LookAgain(write.repository, write.job)
-            for write in writes
-            if self._medium(write) == "foreign" and (write.repository, write.job) in disputed
-        ]
+        if disputed:
+            effects += [
+                LookAgain(write.repository, write.job)
+                for write in writes
+                if self._medium(write) == "foreign" and (write.repository, write.job) in disputed
+            ]
         ended = e.RunEnded(
             at=now,
             task=task,

@@ -1,7 +1,8 @@
 """What the state keeps for a task, an episode and an open run.
 
 At rest a (task, job) costs 12 bytes: its last run and its number of episodes. Only what is open has objects:
-an `Episode` from its first launch to its end, an `OpenRun` from its decision to its ending.
+an `Episode` from its first launch to its end, an `OpenRun` from its decision to its ending. Both are structs that the
+collector leaves alone, since nothing leads from them back to them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import heapq
 from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from datatask.engine.core.conditions import Condition
 from datatask.engine.core.members import LeafState
@@ -25,8 +28,7 @@ class Intent(NamedTuple):
     event: StoreWriteIntended
 
 
-@dataclass(slots=True)
-class OpenRun:
+class OpenRun(msgspec.Struct, gc=False):
     """A run between `LaunchDecided` and `RunEnded`."""
 
     run: int
@@ -47,11 +49,10 @@ class OpenRun:
     unreachable: bool = False
     stopping: StopReason | None = None
     settling: Ending | None = None
-    intents: dict[tuple[str, int], Intent] = field(default_factory=dict)
+    intents: dict[tuple[str, int], Intent] = {}
 
 
-@dataclass(slots=True)
-class Episode:
+class Episode(msgspec.Struct, gc=False):
     """An episode that has had a launch: between attempts `run` is 0 and `not_before` may be set."""
 
     position: int
@@ -92,8 +93,10 @@ class TaskState:
     @property
     def seen(self) -> bool:
         """Whether any task or derived leaf looks at this one's views."""
-        views = (self.live, self.succeeded, self.failed)
-        return any(view.watchers or view.feeds or view.translates for view in views)
+        for view in (self.live, self.succeeded, self.failed):
+            if view.watchers or view.feeds or view.translates:
+                return True
+        return False
 
     def __post_init__(self) -> None:
         self.outcomes = self.succeeded.bit | self.failed.bit

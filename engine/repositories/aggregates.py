@@ -48,7 +48,7 @@ class _Aggregate(_Combination):
 
     async def delete(self, job: str) -> None:
         """Remove the job from every child."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         for child in self.parts():
             await child.delete(job)
 
@@ -58,7 +58,7 @@ class AggregateAndRepository(_Aggregate):
 
     async def contains(self, item: str) -> bool:
         """Whether every child has the job."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         for child in self.parts():
             if not await child.contains(item):
                 return False
@@ -76,7 +76,7 @@ class AggregateAndRepository(_Aggregate):
 
     async def info(self, job: str) -> dict[str, Any]:
         """Return each child's info by its name."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         return {name: await child.info(job) for name, child in self.children.items()}
 
     def expression(self, resolve: Resolve) -> d.AnyExpr:
@@ -89,7 +89,7 @@ class AggregateOrRepository(_Aggregate):
 
     async def contains(self, item: str) -> bool:
         """Whether some child has the job."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         for child in self.parts():
             if await child.contains(item):
                 return True
@@ -106,7 +106,7 @@ class AggregateOrRepository(_Aggregate):
 
     async def info(self, job: str) -> dict[str, Any]:
         """Return each child's info by its name."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         return {
             name: await child.info(job) if await child.contains(job) else None
             for name, child in self.children.items()
@@ -138,7 +138,7 @@ class BlockingRepository(_Combination):
 
     async def contains(self, item: str) -> bool:
         """Whether `source` has the job and `unless` has not."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         return await self.source.contains(item) and not await self.unless.contains(item)
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -151,12 +151,12 @@ class BlockingRepository(_Combination):
 
     async def info(self, job: str) -> Any:
         """Return the source's info."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         return await self.source.info(job)
 
     async def delete(self, job: str) -> None:
         """Remove the job from `source`."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         await self.source.delete(job)
 
     def expression(self, resolve: Resolve) -> d.AnyExpr:

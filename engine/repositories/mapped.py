@@ -48,7 +48,7 @@ class MapRepository(DerivedLeaf):
 
     async def contains(self, item: str) -> bool:
         """Whether `base` has the job and the filter takes it."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         return await self.base.contains(item) and await self.evaluate(item)
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -59,7 +59,7 @@ class MapRepository(DerivedLeaf):
 
     async def info(self, job: str) -> Any:
         """Return `func` of the base's info."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         return await _outcome(self.func(await self.base.info(job)))
 
     async def info_all(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class MapRepository(DerivedLeaf):
 
     async def delete(self, job: str) -> None:
         """Remove the job from `base` when deletions are allowed, else nothing."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         if self.allow_deletes:
             await self.base.delete(job)
 

@@ -43,7 +43,7 @@ class ListedStore:
 
     async def put(self, write: Write) -> str | None:
         """Write through the repository's own method."""
-        check_job(write.job, where=repr(self._repository))
+        check_job(write.job, where=self._repository)
         if self._inner is not None:
             await self._inner.put(write)
         elif write.value and isinstance(self._repository, MetadataRepository):
@@ -62,7 +62,7 @@ class ListedStore:
 
     async def delete(self, job: str) -> None:
         """Delete through the repository's own method."""
-        check_job(job, where=repr(self._repository))
+        check_job(job, where=self._repository)
         await (self._repository if self._inner is None else self._inner).delete(job)
 
     async def version(self, job: str) -> str | None:

@@ -72,7 +72,7 @@ class RelatedItemRepository(DerivedLeaf):
         return None if info is None else str(info)
 
     async def _translated(self, job: str) -> str:
-        translated = await self._lookup(check_job(job, where=repr(self)))
+        translated = await self._lookup(check_job(job, where=self))
         if translated is None:
             raise UnknownNameError(
                 f"no translation of {job}", where=repr(self), remedy="put one into the translator repository"
@@ -83,7 +83,7 @@ class RelatedItemRepository(DerivedLeaf):
 
     async def contains(self, item: str) -> bool:
         """Whether `base` has the job that this one stands for."""
-        translated = await self._lookup(check_job(item, where=repr(self)))
+        translated = await self._lookup(check_job(item, where=self))
         return translated is not None and await self.base_repository.contains(translated)
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -99,7 +99,7 @@ class RelatedItemRepository(DerivedLeaf):
 
     async def delete(self, job: str) -> None:
         """Remove the translated job from `base` when deletions are allowed, else nothing."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         if self.allow_deletes and (translated := await self._lookup(job)) is not None:
             await self.base_repository.delete(translated)
 
@@ -110,7 +110,7 @@ class RelatedItemRepository(DerivedLeaf):
 
     def open(self, job: str, mode: Mode = "r") -> Opening[Any]:
         """Open the base's bytes; `LookupError` when there is no translation."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         check_mode(mode)
         self._check(self.is_blob(), "bytes")
 
@@ -156,7 +156,7 @@ class RelatedItemRepository(DerivedLeaf):
 
     async def evaluate(self, job: str) -> str | None:
         """Return the job that `job` stands for; `InvalidJobError` when it is translated to what is none."""
-        translated = await self._translation(check_job(job, where=repr(self)))
+        translated = await self._translation(check_job(job, where=self))
         return None if translated is None else check_job(translated, where=f"the translation of {job}")
 
     def structural_id(self, child_ids: list[str]) -> str:

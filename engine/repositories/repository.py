@@ -113,7 +113,7 @@ class Repository(ABC):
 
     async def contains(self, item: str) -> bool:
         """Whether the job is a member. By default all members are listed to find out."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         async for job in self:
             if job == item:
                 return True

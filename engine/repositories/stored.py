@@ -60,7 +60,7 @@ class StoredRepository(Repository):
 
     async def contains(self, item: str) -> bool:
         """Whether the job is a member, as the run that asks sees it."""
-        check_job(item, where=repr(self))
+        check_job(item, where=self)
         if (write := self._overlaid(item)) is not None:
             return write.op == "put"
         if self._is_asked():
@@ -85,7 +85,7 @@ class StoredRepository(Repository):
 
     async def delete(self, job: str) -> None:
         """Remove the job; absent is fine."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         run = current_run.get()
         if self._binding is None:
             await self._own_store().delete(job)
@@ -101,7 +101,7 @@ class StoredRepository(Repository):
 
     async def _put(self, job: str, **content: Any) -> None:
         """Write a value: `value` (document JSON), `data`, `source` or `digest` with `size`, as in `Write`."""
-        write = Write(repository=self._id or "", job=check_job(job, where=repr(self)), **content)
+        write = Write(repository=self._id or "", job=check_job(job, where=self), **content)
         run = current_run.get()
         if self._binding is None:
             await self._own_store().put(write)
@@ -145,7 +145,7 @@ class StoredRepository(Repository):
 
     async def _ref(self, job: str) -> ValueRef | None:
         """Return the job's value as the run that asks sees it, and note for lineage that the run read it."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         engine, run = self._engine(), current_run.get()
         if (write := self._overlaid(job)) is not None:
             return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
@@ -193,7 +193,7 @@ class StoredBlobRepository(StoredRepository, BlobRepository):
 
     def open(self, job: str, mode: Mode = "r") -> Opening[Any]:
         """Open the job's value; see `BlobRepository.open`."""
-        check_job(job, where=repr(self))
+        check_job(job, where=self)
         check_mode(mode)
         if (run := current_run.get()) is not None and self._binding is not None and mode.startswith("w"):
             run.check_open()

@@ -54,6 +54,7 @@ def pipeline(path: Path) -> Pipeline:
 
     @double
     async def _double(job: str, n: Any, doubled: Any) -> None:
+        await asyncio.sleep(0.001)  # it is seen running
         await doubled.dump(job, 2 * await n.info(job))
 
     check = InProcessSyncTask("check", LogMetadataRepository("check.done"))
@@ -184,6 +185,17 @@ def test_the_command_moves_tells_and_is_read_with_its_archives(tmp_path: Path) -
     project.ok("--with-archives", "replay", "--verify")
     with project.engine():
         assert project.call("log-archive", "--before", "40").code == 4
+
+
+def test_what_does_not_read_archives_refuses_to(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.put(a=1)
+    for command in (["run"], ["pause", "double"], ["log-archive", "--before", "3"], ["backup", "copy"]):
+        refused = project.call(*command, "--with-archives")
+        assert refused.code == 2
+        assert "does not read archives" in refused.err
+    for command in (["status"], ["log-anchor"], ["cat", "double.numbers", "a"], ["replay"]):
+        project.ok("--with-archives", *command)
 
 
 async def test_a_missing_archive_is_named(log: Path) -> None:

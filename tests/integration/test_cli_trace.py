@@ -13,6 +13,8 @@ from integration.cli_kit import Project
 from datatask.adapters.history.history import History
 
 RETRIES = """
+import asyncio
+
 import datatask
 
 session = datatask.Session()
@@ -29,6 +31,7 @@ double.link("doubled", doubled, is_output=True)
 @double
 async def run_double(job, numbers, doubled):
     tries[job] = tries.get(job, 0) + 1
+    await asyncio.sleep(0.001)  # it is seen running
     if job == "bad" or tries[job] == 1:
         raise ValueError("not yet")
     await doubled.dump(job, {"n": 2})

@@ -27,13 +27,14 @@ from datatask import (
     Task,
 )
 from datatask.adapters.execute.templates import Lazy, Template, TemplateError
-from datatask.engine.core.done import done_record
+from datatask.engine.core.done import done_record, done_value
 from datatask.engine.repositories import RelatedItemRepository
 from datatask.engine.tasks import LinkNameError, MissingFunctionError
 from datatask.schema.definition import SECOND, RetryDef
 from datatask.schema.errors import CallerError
 from datatask.schema.events import Ending, ErrorInfo
 from datatask.schema.resources import ResourceType
+from datatask.schema.values import encode_value
 
 Meta = InProcessMetadataRepository
 Blob = InProcessBlobRepository
@@ -328,6 +329,18 @@ def test_done_records(shape: Any, ending: dict[str, Any], record: dict[str, Any]
     """pydatatask's keys, and `success`; times are UTC datetimes."""
     made = done_record(shape, Ending(started_at=START, ended_at=END, **ending))
     assert made == record | TIMES
+
+
+@pytest.mark.parametrize("shape", ["function", "process", "pod", "none"])
+@pytest.mark.parametrize("started_at", [None, START, START + 1_000, START + 999_999_999])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "timed_out", "lost"])
+def test_what_is_stored_of_a_done_record_is_the_record(
+    shape: Any, started_at: int | None, outcome: Any
+) -> None:
+    """Byte for byte what any other document becomes."""
+    error = None if outcome == "succeeded" else ErrorInfo(type="E", message="\udcff no", traceback="a\nb")
+    ending = Ending(outcome=outcome, exit_code=3, error=error, started_at=started_at, ended_at=END)
+    assert bytes(done_value(shape, ending)) == encode_value(done_record(shape, ending))
 
 
 def test_a_done_record_has_the_exceptions_own_repr() -> None:
