@@ -15,7 +15,7 @@ from typing import Any
 from datatask.adapters.history import shapes
 from datatask.adapters.history.against import Declaring, Other, compare, other_of
 from datatask.adapters.history.history import History, Moment
-from datatask.adapters.history.states import beginning, collector_off, refold
+from datatask.adapters.history.states import beginning, collector_off, refold, uncut
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.history.when import iso
 from datatask.adapters.log.reader import LogReader
@@ -136,7 +136,11 @@ def replayed(
 ) -> Replayed:
     """`replay` for a log that is open, up to a batch boundary."""
     began = clock()
-    found = verified(reader, until, progress=progress) if verify else _folded(reader, until, progress)
+
+    def work() -> Verified:
+        return verified(reader, until, progress=progress) if verify else _folded(reader, until, progress)
+
+    found = uncut(reader, work, lambda found: not found.divergences)
     differences: list[dict[str, Any]] = []
     skipped: dict[str, int] = {}
     if against is not None and found.state.position == until:

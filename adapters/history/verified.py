@@ -14,6 +14,7 @@ from typing import Any
 
 from datatask.adapters.history.integrity import Looked, look
 from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
+from datatask.adapters.history.states import uncut
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.log.anchors import Anchor, compare
 from datatask.adapters.log.archives import archive_digest, archives_of, check_archive
@@ -72,6 +73,11 @@ def verify_log(
     reader: LogReader, *, anchors: Iterable[Anchor] = (), progress: Progress | None = None
 ) -> LogVerified:
     """`verify` for a log that is open."""
+    noted = list(anchors)
+    return uncut(reader, lambda: _verified(reader, noted, progress), lambda found: found.ok)
+
+
+def _verified(reader: LogReader, anchors: list[Anchor], progress: Progress | None) -> LogVerified:
     began = clock()
     until = reader.end_of_batch(None)
     found = verified(reader, until, progress=progress)
@@ -82,7 +88,7 @@ def verify_log(
         "invariants at every batch, every decision, every round again",
     ]
     _rest(reader, found, looked)
-    _anchored(reader, list(anchors), looked)
+    _anchored(reader, anchors, looked)
     wrong = sorted([*looked.wrong, *told.divergences], key=lambda one: one.position)
     return LogVerified(reader.path, told, tuple(wrong), tuple(looked.checked), tuple(looked.rests_on))
 

@@ -101,11 +101,12 @@ class LogReader:
 
     def batches(self, after: int = 0, until: int | None = None) -> Iterator[Batch]:
         """Yield the batches behind `after`, in order, up to the one that holds `until` (or the head as of now)."""
-        header = self.header
-        assembler = pages.Assembler(self._decoder, str(self.path), max(after, header.base))
+        base = self.header.base
+        assembler = pages.Assembler(self._decoder, str(self.path), max(after, base))
         last = self.end_of_batch(until)
         while assembler.position < last:
             rows = self._page(pages.page(assembler.position, last))
+            self._refuse_cut(base, assembler.position)
             if not rows:
                 raise damaged("the rest of the log is missing", self.path, assembler.position + 1)
             yield from assembler.batches(rows)
@@ -113,13 +114,18 @@ class LogReader:
     def read(
         self, after: int = 0, until: int | None = None, filters: Filters = EVERYTHING
     ) -> Iterator[Recorded]:
-        """Yield events with after < position <= until (or the head as of now) that pass the filters."""
-        last = self.head if until is None else until
-        while rows := self._page(pages.page(after, last, filters)):
+        """Yield events with after < position <= until (or the head as of now) that pass the filters.
+
+        `TemporaryError` where those that were to come have been archived meanwhile.
+        """
+        last, base = self.head if until is None else until, self.header.base
+        while True:
+            rows = self._page(pages.page(after, last, filters))
+            self._refuse_cut(base, after)
             yield from self._decoder.recorded(rows)
-            after = rows[-1][0]
             if len(rows) < pages.PAGE_ROWS:
                 return
+            after = rows[-1][0]
 
     def read_back(
         self,
@@ -130,13 +136,15 @@ class LogReader:
         page_rows: int = pages.PAGE_ROWS,
     ) -> Iterator[Recorded]:
         """Yield the same events as `read`, the newest first; whoever wants a few says so by `page_rows`."""
-        last = self.head if until is None else until
+        last, base = self.head if until is None else until, self.header.base
         most = min(page_rows, pages.PAGE_ROWS)
-        while rows := self._page(pages.page(after, last, filters, newest_first=True, rows=most)):
+        while True:
+            rows = self._page(pages.page(after, last, filters, newest_first=True, rows=most))
+            self._refuse_cut(base, rows[-1][0] - 1 if len(rows) == most else after)
             yield from self._decoder.recorded(rows)
-            last = rows[-1][0] - 1
             if len(rows) < most:
                 return
+            last = rows[-1][0] - 1
 
     def fetch(self, positions: Sequence[int]) -> list[Event]:
         """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
@@ -313,6 +321,14 @@ class LogReader:
             if (names := self._decoder.missing(rows)) is not None:
                 self._decoder.learn(self._ask(names))
             return rows
+
+    def _refuse_cut(self, base: int, after: int) -> None:
+        """Raise `TemporaryError` where events behind `after` were archived since the base was `base`."""
+        now = self.header.base
+        if now > max(base, after):
+            raise TemporaryError(
+                f"events up to {now} were archived just now", where=str(self.path), remedy="ask again"
+            )
 
     def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
         with self._lock, mapped(self.path):
