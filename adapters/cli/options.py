@@ -74,9 +74,10 @@ class Command(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
-WITH_ARCHIVES = frozenset(
-    "status trace why ls cat graph log runs lineage waiting query export replay verify log-anchor".split()
-)
+WITH_ARCHIVES = frozenset((
+    "status", "trace", "why", "ls", "cat", "graph", "log", "runs", "lineage", "waiting", "query", "export", "replay",
+    "verify", "log-anchor",
+))  # fmt: skip
 """Commands that read a log with its archives where that is asked for; the others refuse it."""
 
 
