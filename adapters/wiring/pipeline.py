@@ -25,6 +25,7 @@ import msgspec
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
 from datatask.adapters.wiring.actors import this_program
+from datatask.adapters.wiring.collector import collect_seldom
 from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.engine.asking import answer, error_of
 from datatask.engine.core import checkpoints
@@ -117,6 +118,7 @@ class Pipeline:
         self._opaque: list[Task] = []
         self._checkpointed = 0
         self._used = False
+        self._collect_again: Callable[[], None] | None = None
         self._draining = False
         self._abandoned = False
         self._closed_by = (e.ENGINE, "")
@@ -228,6 +230,7 @@ class Pipeline:
         )
 
     async def _start(self, declared: Declared, log: EventLog) -> None:
+        self._collect_again = collect_seldom()
         state = await load_state(log)
         self._checkpointed = state.position
         if state.pipeline != self.name:
@@ -354,6 +357,8 @@ class Pipeline:
         return task is not None and not task.outlives
 
     async def _release(self) -> None:
+        if self._collect_again is not None:
+            self._collect_again()
         if self._declared is not None:
             for leaf, _ in self._declared.objects:
                 leaf.unbind()
