@@ -1,11 +1,13 @@
-"""`doctor`: whether the surroundings are as datatask needs them; looks only, changes nothing."""
+"""`doctor`: whether the surroundings are as datatask needs them; looks only, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,9 +112,44 @@ def _folder(path: Path) -> Iterator[Check]:
     yield Check(
         "folder", "yes" if writable else "no", str(there), "" if writable else "make the folder writable"
     )
+    if writable:
+        yield _locks(there)
     free = shutil.disk_usage(there).free
     ok = free >= FREE_BYTES_MIN
     yield Check("disk", "yes" if ok else "no", f"{free / 1e9:.1f} GB free", "" if ok else "free some space")
+
+
+_TRIES_TO_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(0)
+sys.exit(3)
+"""
+
+
+def _locks(folder: Path) -> Check:
+    """Try whether a lock of ours keeps another process off: some network and user-space file systems only say so."""
+    import fcntl
+
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".datatask-doctor-") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            other = subprocess.run([sys.executable, "-c", _TRIES_TO_LOCK, file.name], check=False)
+    except OSError as error:
+        return Check(
+            "locks", "no", f"{folder}: {error.strerror}", "keep the log on a local disk (--log PATH)"
+        )
+    if other.returncode == 0:
+        return Check("locks", "yes", "a locked file keeps other processes off")
+    return Check(
+        "locks",
+        "no",
+        f"{folder}: two processes hold the same lock; two engines could write one log",
+        "keep the log on a local disk (--log PATH)",
+    )
 
 
 def _content(path: Path) -> Iterator[Check]:

@@ -6,6 +6,8 @@ that names the file, the position as far as it is known, and the remedy; the ori
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +46,14 @@ _UNUSABLE = {
         "use SELECT on the log's own tables and views",
     ),
 }
+_OF_SYSTEM = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+}
+FULL_BYTES = 1 << 16
+"""With less room than this, what SQLite calls an error of the disk is a full one: it maps files of 32 KB."""
+
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -86,9 +96,11 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
         return error
     inner = getattr(error, "orig", None) or error if _is_of_driver(error) else error
     if isinstance(inner, OSError):
-        return LogError(
-            f"{inner.strerror or inner}", where=str(inner.filename or path), remedy="see to the file system"
-        )
+        where = str(inner.filename or path)
+        if inner.errno in _OF_SYSTEM:
+            what, remedy = _UNUSABLE[_OF_SYSTEM[inner.errno]]
+            return LogError(f"{what} ({inner.strerror})", where=where, remedy=remedy)
+        return LogError(f"{inner.strerror or inner}", where=where, remedy="see to the file system")
     if isinstance(inner, UnicodeDecodeError):
         return damaged("the file's schema is no text", path, position)
     if not isinstance(inner, sqlite3.Error):
@@ -103,9 +115,20 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
             "the query took too long", where=str(path), remedy="allow more time, or ask for less"
         )
     if code in _UNUSABLE:
+        if code == sqlite3.SQLITE_IOERR and _is_full(Path(path)):
+            code = sqlite3.SQLITE_FULL
         what, remedy = _UNUSABLE[code]
         return LogError(f"{what} ({inner})", where=str(path), remedy=remedy)
     return damaged(f"{_DAMAGED.get(code, 'the file cannot be used')} ({inner})", path, position)
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk that holds a file has no room left."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
 
 @contextmanager
