@@ -77,7 +77,8 @@ def _shape(done: Redacted, dry_run: bool) -> dict[str, Any]:
     return {
         "command": "redact", "dry_run": dry_run, "engine": done.engine, "position": done.position,
         "count": len(changes), "changes": changes, "before": list(done.before), "blobs": list(done.blobs),
-        "blobs_kept": list(done.blobs_kept), "wal_emptied": done.wal_emptied,
+        "blobs_kept": list(done.blobs_kept), "wal_emptied": done.wal_emptied, "archives": list(done.archives),
+        "elsewhere": list(done.elsewhere),
     }  # fmt: skip
 
 
@@ -95,6 +96,12 @@ def _tell(output: Output, done: Redacted, dry_run: bool) -> None:
         output.line(f"removed blob {digest}")
     for digest in done.blobs_kept:
         output.line(f"kept blob {digest}: other events name it too")
+    for name in done.archives:
+        output.line(f"wrote the archive {name} anew")
+    for position in done.elsewhere:
+        output.say(
+            f"position {position} also lives in an archive that is not here: once it is, redact {position} again"
+        )
     if not done.wal_emptied:
         output.say(
             "a reader keeps the write-ahead log, in which the payload may still be: close it and redact again"

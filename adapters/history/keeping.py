@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.ladder import Ladder
-from datatask.adapters.history.states import fold
+from datatask.adapters.history.states import beginning, fold
 from datatask.adapters.log import redacting
 from datatask.adapters.log.backups import Backup, copy_log
 from datatask.adapters.log.compacting import GRACE_SECONDS, Compacted, Keep, compact, garbage, told
@@ -29,7 +29,7 @@ from datatask.adapters.log.references import named_by_events, named_by_files
 from datatask.engine.core.redactions import removed
 from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, LeaseHeldError, LogDamagedError, TemporaryError
-from datatask.schema.events import PayloadRedacted
+from datatask.schema.events import Event, PayloadRedacted
 from datatask.schema.requests import Redact, Refusal, Reply, Who
 
 ANSWER_SECONDS = 120.0
@@ -46,7 +46,10 @@ def _nothing(_: str) -> None:
 
 @dataclass(frozen=True)
 class Redacted:
-    """What was removed (`found`), or had been before (`before`), and what became of the blobs (digests)."""
+    """What was removed (`found`), or had been before (`before`), and what became of the blobs (digests).
+
+    `archives` were written anew; `elsewhere` are positions that an archive holds which is not here.
+    """
 
     found: tuple[Found, ...]
     before: tuple[int, ...]
@@ -55,6 +58,8 @@ class Redacted:
     blobs: tuple[str, ...] = ()
     blobs_kept: tuple[str, ...] = ()
     wal_emptied: bool = True
+    archives: tuple[str, ...] = ()
+    elsewhere: tuple[int, ...] = ()
 
 
 def redact(
@@ -96,14 +101,20 @@ def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Step) -> 
         events = _announced(reader, found, who, caretaker.now(SystemClock().now()))
         redacting.note(path, redacting.digests_of(todo))
         step("noted")
-        position = caretaker.append(events, step).stop - 1 if events else None
-        return _cleaned(reader, _result(found, "opened", position), alone=True, step=step)
+        told = caretaker.append(events, step) if events else None
+        by = {event.position: by for by, event in enumerate(events, told.start if told else 0)}
+        archives = redacting.rewrite([one._replace(by=by.get(one.position, one.by)) for one in found])
+        step("archives")
+        result = _result(found, "opened", told.stop - 1 if told else None)
+        result = replace(result, archives=tuple(path.name for path in archives))
+        return _cleaned(reader, result, alone=True, step=step)
 
 
 def _redact_there(path: Path, positions: Sequence[int], who: Who, refused: Refuse) -> Redacted:
     with LogReader(path) as reader:
         found = redacting.find(reader, positions)
         todo = [one for one in found if not one.done]
+        _refuse_archives(found, path)
         position = None
         if todo:
             _announced(reader, found, who)
@@ -115,6 +126,16 @@ def _redact_there(path: Path, positions: Sequence[int], who: Who, refused: Refus
         return _cleaned(reader, _result(found, "running", position), alone=False, step=_nothing)
 
 
+def _refuse_archives(found: Sequence[Found], path: Path) -> None:
+    for one in found:
+        if one.archives:
+            raise LeaseHeldError(
+                f"position {one.position} lives in the archive {one.archives[0].name}, and an engine has the log",
+                where=str(path),
+                remedy="archives are written anew while no engine has it: stop the engine, then again",
+            )
+
+
 def _asked(path: Path, who: Who, todo: list[Found]) -> Reply:
     wanted = tuple(one.position for one in todo)
     request = Redact(id=str(uuid.uuid4()), actor=who.actor, reason=who.reason, positions=wanted)
@@ -124,14 +145,44 @@ def _asked(path: Path, who: Who, todo: list[Found]) -> Reply:
 def _announced(reader: LogReader, found: Sequence[Found], who: Who, now: int = 0) -> list[PayloadRedacted]:
     """Return the events that would remove what is still there; raises where one may not go."""
     todo = [(one.position, one.event) for one in found if not one.done]
+    _refuse_based(reader, todo)
     return removed(fold(reader, reader.head), todo, who, now) if todo else []
+
+
+def _refuse_based(reader: LogReader, todo: Sequence[tuple[int, Event]]) -> None:
+    """A state that a log stands on is not changed: what it still tells can go when the log stands on a later one."""
+    base = reader.header.base
+    early = [(position, event) for position, event in todo if position <= base]
+    if not early:
+        return
+    state = beginning(reader)
+    intents = [
+        *state.intents.values(),
+        *(one for run in state.open_runs.values() for one in run.intents.values()),
+    ]
+    under_way = {intent.position for intent in intents}
+    texts = {leaf.held for leaf in state.leaves.values()} | {one.error for one in state.pending.values()}
+    for position, event in early:
+        said = getattr(event, "why", None) or getattr(event, "error", None)
+        if position in under_way or (isinstance(said, str) and said in texts):
+            raise CallerError(
+                f"the state at position {base}, on which the log stands, tells this too",
+                where=f"position {position}",
+                remedy="archive again up to a later position, then redact it",
+            )
 
 
 def _result(
     found: Sequence[Found], engine: Literal["running", "opened", "none"], position: int | None = None
 ) -> Redacted:
     fresh = tuple(one for one in found if not one.done)
-    return Redacted(fresh, tuple(one.position for one in found if one.done), engine, position)
+    return Redacted(
+        fresh,
+        tuple(one.position for one in found if one.done),
+        engine,
+        position,
+        elsewhere=tuple(one.position for one in found if one.elsewhere),
+    )
 
 
 def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Step) -> Redacted:
@@ -140,15 +191,7 @@ def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Step) ->
     Ladder(reader).remove()
     emptied = redacting.scrub(reader.path, SystemClock().now() / 1e9, alone=alone)
     step("scrubbed")
-    return Redacted(
-        result.found,
-        result.before,
-        result.engine,
-        result.position,
-        tuple(sorted(gone)),
-        tuple(sorted(kept)),
-        emptied,
-    )
+    return replace(result, blobs=tuple(sorted(gone)), blobs_kept=tuple(sorted(kept)), wal_emptied=emptied)
 
 
 # --- log-compact ------------------------------------------------------------------------------------

@@ -12,19 +12,15 @@ from pathlib import Path
 from time import perf_counter as clock
 from typing import Any
 
+from datatask.adapters.history.archived import look_at_base
 from datatask.adapters.history.integrity import Looked, look
 from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
 from datatask.adapters.history.states import uncut
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.log.anchors import Anchor, compare
-from datatask.adapters.log.archives import archive_digest, archives_of, check_archive
-from datatask.adapters.log.cutting import base_digest, carried_digest
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import redactions
 from datatask.engine.core.divergences import Divergence
-from datatask.engine.ports import Filters
-from datatask.schema.errors import LogDamagedError
-from datatask.schema.events import ArchiveCut
 
 
 @dataclass(frozen=True)
@@ -103,60 +99,13 @@ def _rest(reader: LogReader, found: Verified, looked: Looked) -> None:
         looked.checked.append(
             f"{len(found.compared)} checkpoints against the states that follow from the events"
         )
-    _based(reader, looked)
+    look_at_base(reader, looked)
     removed = redactions(reader)
     if removed:
         looked.rests_on.append(
             f"{len(removed)} payloads were removed: of them the log has the digest, and the word of who removed them that"
             " what was left stood there before"
         )
-
-
-def _based(reader: LogReader, looked: Looked) -> None:
-    """Check the base, the rows that were carried, and the archives that are here."""
-    base = reader.header.base
-    if not base:
-        ((rows,),) = reader.query("SELECT count(*) FROM base").rows
-        if rows:
-            looked.wrong.append(Divergence(0, "the table of the base", "no row", rows))
-        return
-    cuts = {
-        event.until: event
-        for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))
-        if isinstance(event, ArchiveCut)
-    }
-    _, body = reader.base_stored()
-    carried = carried_digest(reader, base)
-    told = cuts[base].state if base in cuts else None
-    found = base_digest(body, carried)
-    bases = reader.query("SELECT position, lower(hex(carried)) FROM base").rows
-    if bases != [(base, carried.hex())]:
-        looked.wrong.append(Divergence(base, "the table of the base", carried.hex(), str(bases)))
-    if told != found:
-        what = "the state that the log stands on, and the rows carried with it"
-        looked.wrong.append(Divergence(base, what, told, found, "restore the log from a backup"))
-    looked.checked.append(f"the state at position {base} against the event that tells of it")
-    looked.rests_on.append(
-        f"the state at position {base}: what led to it is in {cuts[base].archive if base in cuts else 'an archive'}"
-    )
-    try:
-        archives = archives_of(reader.path, reader.uuid)
-    except LogDamagedError as error:
-        looked.wrong.append(Divergence(base, error.where, "an archive", error.what, error.remedy))
-        return
-    for path in archives:
-        try:
-            head = check_archive(path)
-        except LogDamagedError as error:
-            looked.wrong.append(
-                Divergence(base, f"the archive {path.name}", "as written", error.what, error.remedy)
-            )
-            continue
-        cut = cuts.get(head.last)
-        if cut is not None and cut.digest != archive_digest(path):
-            what = f"the archive {path.name}"
-            looked.wrong.append(Divergence(head.last, what, cut.digest, archive_digest(path), "restore it"))
-        looked.checked.append(f"the archive {path.name}: {head.last - head.first + 1} events and their chain")
 
 
 def _anchored(reader: LogReader, anchors: list[Anchor], looked: Looked) -> None:

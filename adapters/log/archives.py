@@ -12,7 +12,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ COLUMNS = (
     "salt", "digest", "chain",
 )  # fmt: skip
 _LEVEL = 6
+Look = Callable[[Stored], None]
 _REMEDY = "put it back from a backup"
 
 
@@ -71,26 +72,45 @@ def archives_of(log: Path, uuid: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def leading(heads: Mapping[Path, Head], base: int, base_chain: str) -> list[Path]:
+    """Return the archives that lead to a base, each following on the one before, from as far back as there are any."""
+    ways: dict[tuple[int, str], tuple[int, Path]] = {}
+    for path, head in sorted(heads.items(), key=lambda one: one[1].last):
+        if head.first == 1 and head.chain_before != CHAIN_START.hex():
+            continue
+        start, _ = ways.get((head.first - 1, head.chain_before), (head.first, path))
+        known = ways.get((head.last, head.chain_after))
+        if known is None or start < known[0]:
+            ways[head.last, head.chain_after] = start, path
+    found: list[Path] = []
+    end = base, base_chain
+    while end in ways:
+        found.append(ways[end][1])
+        end = heads[found[-1]].first - 1, heads[found[-1]].chain_before
+    return found[::-1]
+
+
 def unbroken(log: Path, uuid: str, base: int, base_chain: bytes) -> list[Path]:
     """Return the archives that lead, each following on the one before, to a base; `CallerError` for one that is missing."""
-    wanted, position, before = [], 0, CHAIN_START.hex()
-    found = {archive: read_head(archive) for archive in archives_of(log, uuid)}
-    for archive, head in found.items():
-        if head.first == position + 1 and head.chain_before == before and head.last <= base:
-            wanted.append(archive)
-            position, before = head.last, head.chain_after
-    if (position, before) != (base, base_chain.hex()):
-        last = min((head.first - 1 for head in found.values() if head.first > position + 1), default=base)
+    heads = {archive: read_head(archive) for archive in archives_of(log, uuid)}
+    wanted = leading(heads, base, base_chain.hex())
+    last = heads[wanted[0]].first - 1 if wanted else base
+    if last:
+        known = [head.last for head in heads.values() if head.last <= last]
+        first = max((end for end in known if end < last), default=0) + 1
         raise CallerError(
-            f"the archive of the events from {position + 1} on is missing",
-            where=str(archives_path(log) / f"{position + 1}-{last}{SUFFIX}"),
+            f"the archive of the events from {first} on is missing",
+            where=str(archives_path(log) / f"{first}-{last}{SUFFIX}"),
             remedy="put it there, or ask without --with-archives",
         )
     return wanted
 
 
-def write_archive(folder: Path, head: Head, rows: Iterable[Stored]) -> Path:
-    """Write rows, their names as text, into a new archive, durably and whole; one that is there is replaced."""
+def write_archive(folder: Path, head: Head, rows: Iterable[Stored], *, check: bool = False) -> Path:
+    """Write rows, their names as text, into a new archive, durably and whole; one that is there is replaced.
+
+    With `check` not before the new one was read again.
+    """
     with mapped(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{head.first}-{head.last}{SUFFIX}"
@@ -103,6 +123,8 @@ def write_archive(folder: Path, head: Head, rows: Iterable[Stored]) -> Path:
                     _write(file, head, rows)
                 raw.flush()
                 os.fsync(raw.fileno())
+            if check:
+                check_archive(fresh)
             os.rename(fresh, path)
         finally:
             fresh.unlink(missing_ok=True)
@@ -150,19 +172,23 @@ def read_rows(path: Path) -> Iterator[Stored]:
             raise _damaged(path, "its end does not fit what stands before")
 
 
-def check_archive(path: Path) -> Head:
+def check_archive(path: Path, look: Look = lambda _: None) -> Head:
     """Read an archive whole, and return its head when its rows and its chain are what was written."""
-    for _ in read_batches(path):
+    for _ in read_batches(path, look):
         pass
     return read_head(path)
 
 
-def read_batches(path: Path) -> Iterator[tuple[int, list[Row]]]:
-    """Yield an archive's batches, each with its first position; `LogDamagedError` where the chain does not hold."""
+def read_batches(path: Path, look: Look = lambda _: None) -> Iterator[tuple[int, list[Row]]]:
+    """Yield an archive's batches, each with its first position; `LogDamagedError` where the chain does not hold.
+
+    `look` is called with each stored row of a batch that holds.
+    """
     head = read_head(path)
-    previous, rows, digests = bytes.fromhex(head.chain_before), [], []
+    previous, rows, digests, seen = bytes.fromhex(head.chain_before), [], [], []
     first = head.first
     for stored in read_rows(path):
+        seen.append(stored)
         with _damage(path):
             row = as_row(stored)
             digest = stored[13]
@@ -173,8 +199,10 @@ def read_batches(path: Path) -> Iterator[tuple[int, list[Row]]]:
             previous = chain(previous, head.log, first, rows, digests)
             if previous != stored[14]:
                 raise _damaged(path, f"the batch from position {first} on is not what was written")
+        for one in seen:
+            look(one)
         yield first, rows
-        first, rows, digests = stored[0] + 1, [], []
+        first, rows, digests, seen = stored[0] + 1, [], [], []
     if rows or previous.hex() != head.chain_after:
         raise _damaged(path, "its chain does not end where it says")
 

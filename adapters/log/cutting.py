@@ -4,7 +4,8 @@ In: a log that no engine has, and the state at the batch boundary where it is cu
 whose first row follows on that state, its *base*. The archive is written, made durable and read again first; then one
 transaction stores the base, says so in the log (`ArchiveCut`), and removes the rows. Rows that are still asked for
 are carried: the values of present members, the launches of open runs, intents, the definition in force. What stands
-behind is chained as before; the base is chained by the digest in `ArchiveCut`.
+behind is chained as before; the base is chained by the digest in `ArchiveCut`, which covers the carried rows as the
+chain does: with digests of payloads, so that these can be redacted later.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from datatask.adapters.log.archives import (
     SUFFIX,
     Head,
     archive_digest,
+    archives_of,
     check_archive,
+    read_head,
     write_archive,
 )
 from datatask.adapters.log.checkpoints import checkpoints_in
@@ -34,8 +37,10 @@ from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
-from datatask.schema.errors import CallerError, LogDamagedError
-from datatask.schema.events import ArchiveCut
+from datatask.engine.ports import Filters
+from datatask.schema.codec import payload_digest
+from datatask.schema.errors import CallerError, LogDamagedError, UnknownNameError
+from datatask.schema.events import ArchiveCut, PayloadRedacted
 
 _NAMED = (2, 5, 7, 8, 9)
 _ABOUT_RUNS = """
@@ -93,6 +98,7 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
                 body = checkpoints.dump(state)
                 carried = carried_digest(reader, plan.until, kept)
                 after = reader.chain_at(plan.until)
+                covered = _covered(reader, plan)
         if plan.archive is not None:
             event = ArchiveCut(
                 at=caretaker.now(who.now),
@@ -109,6 +115,8 @@ def cut(path: Path, state: State, who: Who, step: Callable[[str], None] = lambda
                 step("in the transaction")
 
             caretaker.append([event], step, also=move)
+            for left in covered:
+                left.unlink(missing_ok=True)
             plan = plan._replace(carried=len(kept))
         _tidy(caretaker, plan.until)
         step("tidied")
@@ -131,7 +139,20 @@ def carried_positions(reader: LogReader, state: State) -> list[int]:
         found.update(intent.position for intent in run.intents.values())
     rows = reader.query(_ABOUT_RUNS, (json.dumps(sorted(state.open_runs)), state.position)).rows
     found.update(position for (position,) in rows)
+    found.update(_redactions_of(reader, found, state.position))
     return sorted(position for position in found if 0 < position <= state.position)
+
+
+def _redactions_of(reader: LogReader, positions: set[int], until: int) -> list[int]:
+    """Return the positions of the events that tell what is left of those of these rows that were redacted."""
+    ((any_removed,),) = reader.query("SELECT EXISTS (SELECT 1 FROM log WHERE digest IS NOT NULL)").rows
+    if not any_removed:
+        return []
+    return [
+        by
+        for by, event in reader.read(0, until, Filters(kinds=(PayloadRedacted.__name__,)))
+        if isinstance(event, PayloadRedacted) and event.position in positions
+    ]
 
 
 def base_digest(body: bytes, carried: bytes) -> str:
@@ -140,13 +161,15 @@ def base_digest(body: bytes, carried: bytes) -> str:
 
 
 def carried_digest(reader: LogReader, until: int, positions: Sequence[int] | None = None) -> bytes:
-    """Return the SHA-256 of the carried rows: each a JSON array with names as text, without its chain."""
+    """Return the SHA-256 of the carried rows: each a JSON array as in the preimage of the chain, its position first."""
     digest = hashlib.sha256()
     kept = None if positions is None else frozenset(positions)
     for row in named_rows(reader, 0, until):
         if kept is None or row[0] in kept:
-            *plain, hashed, _ = row
-            digest.update(msgspec.json.encode([*plain, hashed and hashed.hex()]))
+            *plain, payload, salt, hashed, _ = row
+            encoded = None if payload is None else payload.encode()
+            told = hashed.hex() if hashed else payload_digest(encoded, salt)
+            digest.update(msgspec.json.encode([*plain, told]))
     return digest.digest()
 
 
@@ -183,6 +206,18 @@ def _archived(reader: LogReader, plan: Cut, place: Path, who: Who, step: Callabl
     check_archive(path)
     step("checked")
     return path
+
+
+def _covered(reader: LogReader, plan: Cut) -> list[Path]:
+    """Return what interrupted cuts to earlier positions left: the new archive holds all of it."""
+    header, found = reader.header, []
+    for path in archives_of(reader.path, header.uuid):
+        head = read_head(path)
+        if head.chain_before == header.base_chain.hex() and head.last < plan.until:
+            with suppress(UnknownNameError):
+                if head.first == header.base + 1 and head.chain_after == reader.chain_at(head.last).hex():
+                    found.append(path)
+    return found
 
 
 def _left(place: Path, head: Head) -> bool:

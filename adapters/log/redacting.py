@@ -1,7 +1,7 @@
 """Payloads taken out of a log: what may go, the log without an engine, and all that else may hold a copy.
 
-In: positions. Out: nothing of them in the file, its write-ahead log, the states kept beside it, the answers in the
-inbox, and the blobs. A blob goes when nothing else names it; since the payload that named it is gone by then, its
+In: positions. Out: nothing of them in the file, its archives, its write-ahead log, the states kept beside it, the
+answers in the inbox, and the blobs. A blob goes when nothing else names it; since the payload that named it is gone by then, its
 digest is noted first, in `<log>.blobs/redacting`, so that whoever comes after an interruption finds it: the same
 `redact` again, or `log-compact`.
 """
@@ -12,22 +12,27 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from datatask.adapters.log.archives import archives_of, read_head, read_rows, write_archive
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.compacting import garbage, remove
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.offline import empty_wal
 from datatask.adapters.log.opening import sync_folder
+from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.references import archives_of, named_by_events, named_by_files
+from datatask.adapters.log.references import named_by_events, named_by_files
 from datatask.adapters.log.removals import ROW, event_of
-from datatask.schema.errors import CallerError, UnknownNameError
-from datatask.schema.events import Event, StoreWriteIntended, ValuePut
+from datatask.engine.core.redactions import left_of
+from datatask.engine.ports import Filters
+from datatask.schema.codec import encode, payload_digest
+from datatask.schema.errors import UnknownNameError
+from datatask.schema.events import Event, PayloadRedacted, StoreWriteIntended, ValuePut
 
 WAL_SECONDS = 10.0
 ANSWERED_SECONDS = 600.0
@@ -40,34 +45,97 @@ _NOTE = "redacting"
 
 
 class Found(NamedTuple):
-    """An event that was asked for; `done`: its payload is gone already."""
+    """An event that was asked for.
+
+    `by` is the position of the event that tells that its payload is gone, 0 where none does yet; `archives` are those
+    that still hold it, `elsewhere` says that the archive which holds it is not here.
+    """
 
     position: int
     event: Event
-    done: bool
+    by: int
+    archives: tuple[Path, ...]
+    elsewhere: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether its payload was announced to be gone before."""
+        return self.by > 0
 
 
 def find(reader: LogReader, positions: Sequence[int]) -> list[Found]:
-    """Return the events at these positions; `CallerError` for one that lives in an archive, or does not exist."""
-    base, spans = reader.header.base, archives_of(reader.path)
+    """Return the events at these positions; `CallerError` for one that lives in an archive that is not here, or nowhere."""
+    base = reader.header.base
+    archived = _archived(reader, {position for position in positions if position <= base})
+    told = {
+        event.position: by
+        for by, event in reader.read(filters=Filters(kinds=(PayloadRedacted.__name__,)))
+        if isinstance(event, PayloadRedacted)
+    }
     found = []
     for position in dict.fromkeys(positions):
-        for file, span in spans.items():
-            if span is not None and span[0] <= position <= span[1]:
-                raise CallerError(
-                    f"position {position} lives in the archive {file.name}, and archives are not changed",
-                    where=str(file),
-                    remedy="put the value anew or remove the job, archive again, so that nothing of it is carried over, and"
-                    " delete the archives that hold it",
-                )
-        rows = reader.query(ROW, (position,)).rows if position > base else []
+        held = {path: row[1:14] for path, row in archived.get(position, {}).items()}
+        rows = [*reader.query(ROW, (position,)).rows, *held.values()]
         if not rows:
-            where = "lives in an archive" if 0 < position <= base else f"is none from 1 to {reader.head}"
+            where = (
+                "lives in an archive that is not here"
+                if 0 < position <= base
+                else f"is none from 1 to {reader.head}"
+            )
             raise UnknownNameError(
                 f"position {position} {where}", where=str(reader.path), remedy="look at `datatask log`"
             )
-        found.append(Found(position, event_of(rows[0], position, reader.path), rows[0][12] is not None))
+        removed = any(row[12] is not None for row in rows)
+        by = told.get(position, 1 if removed else 0)  # an archive has the event itself
+        archives = tuple(path for path, row in held.items() if row[12] is None)
+        found.append(
+            Found(
+                position,
+                event_of(rows[0], position, reader.path),
+                by,
+                archives,
+                position <= base and not held,
+            )
+        )
     return found
+
+
+def _archived(reader: LogReader, positions: set[int]) -> dict[int, dict[Path, Stored]]:
+    """Return the rows at these positions, by the archives beside the log that hold them."""
+    found: dict[int, dict[Path, Stored]] = {}
+    for path in archives_of(reader.path, reader.uuid) if positions else ():
+        head = read_head(path)
+        wanted = {position for position in positions if head.first <= position <= head.last}
+        for row in read_rows(path) if wanted else ():
+            if row[0] in wanted:
+                found.setdefault(row[0], {})[path] = row
+    return found
+
+
+def rewrite(found: Sequence[Found]) -> list[Path]:
+    """Take the payloads out of the archives that still hold them, under the lease; return the archives.
+
+    Each is written anew, made durable and read again before it stands in the place of the old one.
+    """
+    archives = {path for one in found for path in one.archives}
+    for path in sorted(archives):
+        by = {one.position: one.by for one in found if path in one.archives}
+        head = read_head(path)
+        written = write_archive(
+            path.parent, head, (_stripped(row, by, path) for row in read_rows(path)), check=True
+        )
+        if written != path:
+            path.unlink()
+    return sorted(archives)
+
+
+def _stripped(row: Stored, by: Mapping[int, int], path: Path) -> Stored:
+    position, payload, salt, digest = row[0], row[11], row[12], row[13]
+    if position not in by or digest is not None:
+        return row
+    left = encode(left_of(event_of(row[1:14], position, path), position, by[position])).payload
+    hashed = payload_digest(None if payload is None else payload.encode(), salt)
+    return (*row[:11], None if left is None else left.decode(), None, bytes.fromhex(hashed), row[14])
 
 
 def digests_of(found: Sequence[Found]) -> set[str]:

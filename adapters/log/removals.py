@@ -25,6 +25,7 @@ ROW = (
     " FROM events WHERE position = ?"
 )
 _REMOVE = "UPDATE log SET payload = ?, salt = NULL, digest = ? WHERE position = ?"
+_BASE = "SELECT value FROM meta WHERE key = 'base'"
 
 
 def event_of(row: Sequence[Any], position: int, path: Path) -> Event:
@@ -35,8 +36,13 @@ def event_of(row: Sequence[Any], position: int, path: Path) -> Event:
 
 
 def remove_payload(execute: Execute, removal: Removal, path: Path) -> None:
-    """Take a payload out of its row; nothing where that was done before. `CallerError` where it may not be."""
+    """Take a payload out of its row; nothing where that was done before. `CallerError` where it may not be.
+
+    A row that was archived is not here: whoever announces that its payload goes takes it out of the archive.
+    """
     row = execute(ROW, (removal.position,)).fetchone()
+    if row is None and removal.position <= execute(_BASE, ()).fetchone()[0]:
+        return
     if row is None:
         raise UnknownNameError(f"there is no event at position {removal.position}", where=str(path))
     payload, salt, digest = row[10:13]

@@ -46,6 +46,7 @@ class LeafImage(msgspec.Struct, array_like=True):
     members: bytes
     derived: bool
     forward: tuple[bytes, bytes]
+    root: str
 
 
 class TaskImage(msgspec.Struct, array_like=True):
@@ -124,7 +125,7 @@ def fingerprint(state: State) -> str:
 
 
 def dump(state: State) -> bytes:
-    """Return the state as bytes."""
+    """Return the state as bytes; without the reason for opening, which nothing rests on and which may be redacted."""
     masks = list(dict.fromkeys(state.masks))
     number = {mask: index for index, mask in enumerate(masks)}
     image = Image(
@@ -133,7 +134,7 @@ def dump(state: State) -> bytes:
         at=state.at,
         log=state.log,
         pipeline=state.pipeline,
-        engine=None if state.engine is None else _json(state.engine),
+        engine=None if state.engine is None else _json(msgspec.structs.replace(state.engine, reason="")),
         closed=state.closed,
         definition=_json(state.definition),
         defined_at=state.defined_at,
@@ -218,6 +219,7 @@ def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
             _array_bytes(array("I", (key for key, _ in forward)), strip=False),
             _array_bytes(array("I", (target for _, target in forward)), strip=False),
         ),
+        leaf.root,
     )
 
 
@@ -281,7 +283,12 @@ def _intents_image(intents: dict[tuple[str, int], Intent]) -> list[tuple[str, in
 def _leaf(image: LeafImage, index: int) -> LeafState:
     definition = msgspec.json.decode(image.definition, type=RepositoryDef)
     leaf = LeafState(definition, index, int.from_bytes(image.bit, "little"))
-    leaf.synced, leaf.incarnation, leaf.held = image.synced, image.incarnation, image.held
+    leaf.synced, leaf.incarnation, leaf.held, leaf.root = (
+        image.synced,
+        image.incarnation,
+        image.held,
+        image.root,
+    )
     leaf.positions, leaf.versions = _array("q", image.positions), _array("Q", image.versions)
     leaf.load(BitMap.deserialize(image.members))
     if image.derived:

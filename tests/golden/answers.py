@@ -16,6 +16,7 @@ import msgspec
 from datatask.adapters.history import shapes
 from datatask.adapters.history.history import History
 from datatask.adapters.history.replaying import replay
+from datatask.adapters.history.verified import verify
 from datatask.engine.core.checkpoints import fingerprint
 
 ANSWERS = "answers.json"
@@ -44,6 +45,7 @@ def questions(folder: Path) -> Iterator[tuple[str, Any]]:
             yield view, list(history.query(f"SELECT * FROM {view}"))
         yield "fingerprint", fingerprint(state)
     replayed = replay(folder / "log.db", verify=True)
+    yield "verify", verify(folder / "log.db").ok
     yield "replay", {"chain": replayed.chain, "divergences": [one.to_json() for one in replayed.divergences]}
 
 

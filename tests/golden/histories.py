@@ -178,7 +178,8 @@ async def _until_killed(place: Path, log: Path, seconds: float) -> None:
 
 
 async def write_archived(folder: Path) -> None:
-    """A log whose beginning was moved into an archive, and of which a payload was removed."""
+    """A log whose beginning was moved into an archive, and of which payloads were removed, there and in what was carried."""
+    from datatask.adapters.history.keeping import redact
     from datatask.adapters.history.states import fold
     from datatask.adapters.log.cutting import Who, cut
     from datatask.adapters.log.reader import LogReader
@@ -188,6 +189,10 @@ async def write_archived(folder: Path) -> None:
     with LogReader(path) as reader:
         state = fold(reader, reader.end_of_batch(60))
     cut(path, state, Who(f"{PERSON} log-archive", "the disk is small", state.at + 3600 * 10**9, "0.1.0"))
+    with LogReader(path) as reader:
+        asked = "SELECT position FROM values_now WHERE repository = 'photos' AND job = 'p1'"
+        ((photo,),) = reader.query(asked).rows
+    redact(path, [photo], actor=f"{PERSON} redact", reason="p1 does not want to be seen")
     shutil.rmtree(folder / "log.db.checkpoints", ignore_errors=True)
 
 

@@ -87,7 +87,9 @@ SAMPLES: tuple[e.Event, ...] = (
         **OURS, definition=DEFINITION, digest=DEFINITION.digest(), decider=1, reason="more tries"
     ),
     e.Renamed(**OURS, what="task", old="shrink", new="resize", reason="its name misled"),
-    e.RepositorySynced(**OURS, repository="images", listed_at=AT - 7, members=1000, **ASKED),
+    e.RepositorySynced(
+        **OURS, repository="images", listed_at=AT - 7, members=1000, root="66306:131", **ASKED
+    ),
     e.RepositoryReset(**OURS, repository="images", incarnation=2),
     e.ObservationHeld(
         **OURS, repository="images", vanished=500, members=1000, sample=("a", "b"), why="unmounted?"
