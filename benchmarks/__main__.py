@@ -1,6 +1,7 @@
 """One table of all figures: `python -m benchmarks [NAME ...]`, each module in a process of its own.
 
-Timings swing with the machine's load: compare figures of one run with each other, and quote ratios.
+Beside a figure stands what is asked of it on two quiet cores, where something is. Timings swing with the machine's
+load: compare figures of one run with each other, and quote ratios. Results and causes: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,19 +13,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ASKED: dict[str, tuple[str, float]] = {
+    "append.single_ratio": ("at least", 0.5),
+    "append.callers_256.events_per_second": ("at least", 80_000),
+    "append.callers_256.p99_ms": ("at most", 20),
+    "append.bytes_per_event": ("at most", 160),
+    "local.ratio": ("at least", 0.5),
+    "opening.applied_events_per_second": ("at least", 1_500_000),
+    "opening.without_checkpoint_events_per_second": ("at least", 1_000_000),
+    "opening.with_checkpoint_seconds": ("at most", 0.5),
+    "pipeline.sqlite_full_64_in_flight_runs_per_second": ("at least", 6_000),
+    "pipeline.sqlite_full_1024_in_flight_runs_per_second": ("at least", 10_000),
+    "size.bytes_per_job_at_rest": ("at most", 300),
+    "size.quiet_update_ms": ("at most", 5),
+    "size.status_ms": ("at most", 20),
+    "start.help_ms": ("at most", 150),
+    "start.status_10000_jobs_ms": ("at most", 400),
+    "start.cost_to_10000_jobs": ("at most", 1.15),
+    "start.run_with_nothing_to_do_ms": ("at most", 1_000),
+}
+"""What a figure is to be, by its dotted name."""
 
-def rows(value: Any, name: str) -> Iterator[tuple[str, str]]:
+
+def rows(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, figure) for the leaves of a JSON value."""
-    match value:
-        case dict():
-            for key, inner in value.items():
-                yield from rows(inner, f"{name}.{key}")
-        case float():
-            yield name, f"{value:,.3g}"
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from rows(inner, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def line(name: str, figure: Any) -> str:
+    """Return a figure's line: its name, the figure, what was asked, and whether it is missed."""
+    match figure:
+        case bool() | str():
+            shown = str(figure)
         case int():
-            yield name, f"{value:,}"
+            shown = f"{figure:,}"
+        case float():
+            shown = f"{figure:,.0f}" if figure >= 1000 else f"{figure:,.3g}"
         case _:
-            yield name, str(value)
+            shown = json.dumps(figure)
+    if name not in ASKED:
+        return f"{name:<60} {shown:>14}"
+    how, asked = ASKED[name]
+    met = figure >= asked if how == "at least" else figure <= asked
+    return f"{name:<60} {shown:>14}   {how:>8} {asked:<9,}{'' if met else '  missed'}"
 
 
 def main() -> None:
@@ -37,7 +72,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"benchmarks.{name} failed")
         for label, figure in rows(json.loads(done.stdout), name):
-            print(f"{label:<60} {figure:>16}")
+            print(line(label, figure), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from datatask.testing import MemoryLog
 STAGES = 3
 
 
-def build(log: Path | MemoryLog, in_flight: int) -> Pipeline:
+def build(log: Path | MemoryLog | None, in_flight: int) -> Pipeline:
     """Return stage0 -> stage1 -> stage2, each writing one value a job."""
     values = [LogMetadataRepository(f"values{stage}") for stage in range(STAGES + 1)]
     tasks = []
