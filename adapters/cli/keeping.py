@@ -17,9 +17,9 @@ from datatask.adapters.cli.settings import Settings
 from datatask.schema.errors import CallerError
 
 if TYPE_CHECKING:
-    from datatask.adapters.history.keeping import Redacted
+    from datatask.adapters.history.keeping import BackupChecked, Redacted
 
-WOULD_CHANGE = 3
+WOULD_CHANGE = DIFFERENT = 3
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -159,22 +159,25 @@ def log_compact(
 
 @command(
     "backup",
-    example="datatask backup /mnt/backups/monday\ndatatask backup /mnt/backups/monday --verify",
+    example="datatask backup /mnt/backups/monday --verify\ndatatask backup /mnt/backups/monday --check",
 )
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--verify", "verified", is_flag=True, help="Also check all that `datatask verify` does.")
-def backup(settings: Settings, dest: Path, verified: bool) -> None:
+@click.option("--check", is_flag=True, help="Copy nothing: check that DEST is a whole copy of this log.")
+def backup(settings: Settings, dest: Path, verified: bool, check: bool) -> int:
     """Copy the log, its blobs, archives and checkpoints into the new folder DEST, also while an engine writes.
 
     The copy is a log as it is: `datatask --log DEST/log.db status`. Nothing is overwritten, and DEST is whole or not there.
     """
     from datatask.adapters.history import keeping
 
-    done = keeping.backup(settings.log_path(), dest, verify=verified)
     output = Output(settings)
+    if check:
+        return _checked(output, keeping.check_backup(settings.log_path(), dest))
+    done = keeping.backup(settings.log_path(), dest, verify=verified)
     if output.json:
         output.document(done.to_json())
-        return
+        return 0
     for folder in done.removed:
         output.say(shown(f"removed {folder}, which an interrupted backup had left"))
     if done.missing:
@@ -186,3 +189,23 @@ def backup(settings: Settings, dest: Path, verified: bool) -> None:
         f"{done.head} events, {done.blobs} blobs, {done.archives} archives, {done.checkpoints} checkpoints,"
         f" {done.size:,} bytes ({done.linked} files linked)"
     )
+    output.say(
+        "this is the same log twice: let an engine go on with one of the two only, or both do the same work"
+    )
+    return 0
+
+
+def _checked(output: Output, found: BackupChecked) -> int:
+    told = found.verified
+    if output.json:
+        output.document({**told.to_json(), "log": str(told.path), "behind": found.behind})
+    else:
+        for one in told.divergences:
+            output.line(shown(f"{told.path} {one}"))
+        for line in told.checked:
+            output.line(shown(f"checked: {line}"))
+        for line in told.rests_on:
+            output.line(shown(f"rests on: {line}"))
+        verdict = "a whole copy" if found.ok else "no whole copy of this log"
+        output.line(shown(f"{told.path}: {verdict}, {max(found.behind, 0)} events behind the log"))
+    return 0 if found.ok else DIFFERENT

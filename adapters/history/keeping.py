@@ -11,12 +11,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.history.states import beginning, fold
+from datatask.adapters.history.when import iso
 from datatask.adapters.log import redacting
+from datatask.adapters.log.anchors import compare, head_anchor
 from datatask.adapters.log.backups import Backup, copy_log
 from datatask.adapters.log.compacting import GRACE_SECONDS, Compacted, Keep, compact, garbage, told
 from datatask.adapters.log.inbox import ask
@@ -31,6 +33,9 @@ from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, LeaseHeldError, LogDamagedError, TemporaryError
 from datatask.schema.events import Event, PayloadRedacted
 from datatask.schema.requests import Redact, Refusal, Reply, Who
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.verified import LogVerified
 
 ANSWER_SECONDS = 120.0
 Step = Callable[[str], None]
@@ -249,6 +254,46 @@ def backup(place: str | Path, dest: str | Path, *, verify: bool = False) -> Back
     with `verify` all that `datatask.verify` checks. `CallerError` where `dest` exists.
     """
     return copy_log(place, Path(dest), check=_verified if verify else None)
+
+
+@dataclass(frozen=True)
+class BackupChecked:
+    """What `verify` found in a copy, what sets it apart from the log included, and how many events it is `behind`."""
+
+    verified: LogVerified
+    behind: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is a whole copy of the log as it was."""
+        return self.verified.ok
+
+
+def check_backup(place: str | Path, dest: str | Path) -> BackupChecked:
+    """Check that the folder `dest` holds a copy of this log: all that `verify` does, and that the log has its head.
+
+    Nothing is written. `CallerError` where there is no log in `dest`.
+    """
+    from datatask.adapters.history.verified import verify_log
+
+    path = _file(place)
+    with LogReader(path) as log, LogReader(Path(dest) / path.name) as copy:
+        found = verify_log(copy)
+        anchor = head_anchor(copy, iso(found.replayed.state.at or None) or "")
+        compared = compare(log, [anchor])
+        behind = log.head - anchor.position
+    wrong = [
+        one._replace(
+            what=f"the log behind this copy: {one.what}",
+            remedy="it is of another log, or the log was rewritten",
+        )
+        for one in compared.wrong
+    ]
+    if compared.archived:
+        rests = (*found.rests_on, "its own word: what the log had at the copy's head was archived since")
+    else:
+        rests = found.rests_on
+    return BackupChecked(replace(found, divergences=(*found.divergences, *wrong), rests_on=rests), behind)
 
 
 def _verified(copy: Path) -> None:

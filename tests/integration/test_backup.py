@@ -75,6 +75,36 @@ def test_a_backup_is_a_log_that_can_be_used_as_it_is(project: Project) -> None:
     assert contents(project.log.parent) == before, "what becomes of the copy is not seen in the log"
 
 
+def test_a_backup_says_that_it_is_the_same_log_and_can_be_checked_later(project: Project) -> None:
+    told = project.ok("backup", "copy")
+    assert "let an engine go on with one of the two only" in told.err
+    project.put(c=3)
+    project.ok("run")
+    before = contents(project.folder / "copy")
+    shape = project.ok("backup", "copy", "--check", "--json").json
+    assert (shape["divergences"], shape["behind"] > 0) == ([], True)
+    assert contents(project.folder / "copy") == before
+    assert "a whole copy, " in project.ok("backup", "copy", "--check").out
+    blobs = blobs_path(project.folder / "copy" / "log.db")
+    blob = max(blobs.glob("??/*"), key=lambda path: path.stat().st_size)
+    blob.unlink()
+    assert "no whole copy" in (found := project.call("backup", "copy", "--check")).out
+    assert (found.code, blob.name in found.out) == (3, True)
+    assert project.call("backup", "nowhere", "--check").code == 2
+
+
+def test_what_has_gone_another_way_since_is_no_copy(project: Project) -> None:
+    project.ok("backup", "copy")
+    copy = project.folder / "copy" / "log.db"
+    project.ok("--log", copy, "inject", "double.numbers", "other", stdin=b"n: 5")
+    found = project.call("backup", "copy", "--check")
+    assert (found.code, "the log behind this copy" in found.out) == (3, True), found
+    project.ok("inject", "double.numbers", "another", "--reason", "longer", stdin=b"n: 6")
+    project.ok("run")
+    found = project.call("backup", "copy", "--check")
+    assert (found.code, "the log behind this copy" in found.out) == (3, True), found
+
+
 def test_everything_in_a_backup_is_for_its_owner_only(project: Project) -> None:
     done = datatask.backup(project.log, project.folder / "copy")
     for path in [done.log.parent, *done.log.parent.rglob("*")]:
