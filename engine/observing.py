@@ -44,7 +44,6 @@ class Observer:
         self._repositories = repositories
         self._unwatch: list[Callable[[], None]] = []
         self._watched: set[str] = set()
-        self._identities: dict[str, str] = {}
         self._relisting: dict[str, asyncio.Task[None]] = {}
         self._tried: dict[str, asyncio.Event] = {}
         self._failing: set[str] = set()
@@ -136,12 +135,15 @@ class Observer:
         listing = await self._recorded(leaf, members)
         who = runtime.accepted.get(leaf)
         now, believe = runtime.now(), who is not None
-        if runtime.reactor.listed(leaf, listing, listed_at, began, now, believe=believe, who=who or NOBODY):
+        if runtime.reactor.listed(
+            leaf, listing, listed_at, began, now, root=identity, believe=believe, who=who or NOBODY
+        ):
             runtime.accepted.pop(leaf, None)
         else:
             logger.warning(
-                "%s lost so many members at once that it is held: if that is true, run with --accept-loss %s",
+                "%s is held: %s; if that is true, run with --accept-loss %s",
                 leaf,
+                runtime.state.leaves[leaf].held,
                 leaf,
             )
         runtime.pump()

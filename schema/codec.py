@@ -34,6 +34,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("PipelineDefined", 1): unchanged,  # `reason`
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
+    ("RepositorySynced", 2): unchanged,  # `root`
     ("ArchiveCut", 1): unchanged,  # `reason`
     ("BlobsCollected", 1): unchanged,  # `kept`, `reason`
     ("PayloadRedacted", 1): unchanged,  # `left`, `request`

@@ -188,13 +188,15 @@ class Renamed(Event, frozen=True, kw_only=True):
 class RepositorySynced(Event, frozen=True, kw_only=True):
     """The store's contents are known to this engine; the listing began at `listed_at`.
 
+    `root` tells this store from another one at the same place (a folder's device and inode); empty where nothing does.
     With an `actor` other than the engine a person said that a loss is to be believed (`reason`, `request`).
     """
 
-    VERSION = 2
+    VERSION = 3
     repository: str
     listed_at: int
     members: int
+    root: str = ""
     reason: str = ""
     request: str | None = None
 

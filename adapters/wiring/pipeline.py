@@ -295,6 +295,7 @@ class Pipeline:
 
     def _check_vanished(self, state: State, declared: Declared) -> None:
         """Stop and ask when members or open runs would be left behind by the new definition."""
+        self.accepted = {self._id_of(name, state, declared) for name in self.accepted}
         kept = {repository.id for repository in declared.definition.repositories}
         renamed = {old for _, old, _ in declared.renamed}
         for repository in state.definition.repositories:
@@ -319,6 +320,18 @@ class Pipeline:
                     where=str(self.log.url if self.log else ""),
                     remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
                 )
+
+    def _id_of(self, name: str, state: State, declared: Declared) -> str:
+        """Return the id of a repository or task, here or of before, whose loss is accepted; a link names its repository."""
+        task, _, link = name.rpartition(".")
+        linked = declared.links.get((task, link))
+        found = next((id for id, repository in declared.repositories.items() if repository is linked), name)
+        if found in declared.repositories or found in state.leaves or found in state.tasks:
+            return found
+        raise UnknownNameError(
+            f"there is no repository {name} whose loss could be accepted",
+            remedy="`datatask status` tells which repositories are held",
+        )
 
     async def close(self, *, reason: str = "") -> None:
         """End the engine: runners let go, the log says goodbye, the lease is free."""

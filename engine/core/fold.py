@@ -140,7 +140,7 @@ def _rename_intents(state: State, old: str, new: str) -> None:
 
 def _repository_synced(state: State, position: int, event: e.RepositorySynced) -> None:
     leaf = state.leaves[event.repository]
-    leaf.synced, leaf.held = True, ""
+    leaf.synced, leaf.held, leaf.root = True, "", event.root
 
 
 def _repository_reset(state: State, position: int, event: e.RepositoryReset) -> None:

@@ -57,6 +57,7 @@ class LeafState:
     synced: bool = False
     incarnation: int = 0
     held: str = ""
+    root: str = ""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
     watchers: list[TaskState] = field(default_factory=list)

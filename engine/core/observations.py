@@ -59,13 +59,15 @@ class Observations(Changes):
         began: int,
         now: int,
         *,
+        root: str = "",
         believe: bool = False,
         who: Who = NOBODY,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
         `began` is the state's position when the listing began: what changed since is left alone. Returns False
-        when so much vanished that a person (`who`) must say that it is true (`believe`).
+        when so much vanished that a person (`who`) must say that it is true (`believe`); where another `root` is
+        looked at than before, as after an unmount, that is anything at all; so it is while the leaf is held.
         """
         state, leaf = self.state, self.state.leaves[leaf_id]
         seen = {write.job for write in listing}
@@ -76,15 +78,16 @@ class Observations(Changes):
             and get_at(leaf.positions, job) <= began
             and (leaf_id, state.jobs[job]) not in self._under_way
         ]
-        if (
-            leaf.definition.medium == "foreign"
-            and not believe
-            and len(gone) > max(LOSS_LEAST, leaf.count // LOSS_SHARE)
-        ):
+        moved = bool(root and leaf.root and root != leaf.root)
+        credible = 0 if moved or leaf.held else max(LOSS_LEAST, leaf.count // LOSS_SHARE)
+        if leaf.definition.medium == "foreign" and not believe and len(gone) > credible:
             if not leaf.held:
                 sample = tuple(state.jobs[job] for job in gone[:5])
+                why = (
+                    f"another root than before, without {len(gone)} of {leaf.count} members" if moved else ""
+                )
                 held = e.ObservationHeld(
-                    at=now, repository=leaf_id, vanished=len(gone), members=leaf.count, sample=sample
+                    at=now, repository=leaf_id, vanished=len(gone), members=leaf.count, sample=sample, why=why
                 )
                 self._emit([held])
             return False
@@ -105,9 +108,14 @@ class Observations(Changes):
                 continue
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
-        if events or not leaf.synced or leaf.held:
+        if events or not leaf.synced or leaf.held or moved:
             synced = e.RepositorySynced(
-                at=now, repository=leaf_id, listed_at=listed_at, members=len(listing), **who._asdict()
+                at=now,
+                repository=leaf_id,
+                listed_at=listed_at,
+                members=len(listing),
+                root=root if leaf.definition.medium == "foreign" else "",
+                **who._asdict(),
             )
             events.append(synced)
         self._emit_in_parts(events)
