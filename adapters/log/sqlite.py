@@ -148,7 +148,8 @@ class SqliteLog:
 
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told."""
-        self._check_usable()
+        if self._failure is not None or self._closed:
+            self._refuse()
         batch = self._tail.prepare(events)
         if batch.removals:
             # States of this engine may still hold what is removed now; the next one folds from the log.
@@ -166,11 +167,10 @@ class SqliteLog:
         """Call `durable(head)` on the loop whenever the head moved; return the function that ends it."""
         return self._waiters.subscribe(durable, failed)
 
-    def _check_usable(self) -> None:
+    def _refuse(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._closed:
-            raise CallerError("the log is closed", where=self.url, remedy="open it again")
+        raise CallerError("the log is closed", where=self.url, remedy="open it again")
 
     def _on_thread_durable(self, last: int, chain: bytes) -> None:
         self._tell(self._on_durable, last, chain)

@@ -120,7 +120,8 @@ class Tail:
         One pass from event to columns: what `to_row`, `payload_digest` and `chain` do one after another, and what
         the log in memory does with them, at two thirds of the price.
         """
-        check_size(events)
+        if not 1 <= len(events) <= BATCH_EVENTS_MAX:
+            check_size(events)
         first = position = self.next
         names, salts = self._names, self._salts
         values: list[Any] = []

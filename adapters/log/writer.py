@@ -45,8 +45,11 @@ _INSERT_LOG = (
     f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
 )
 
+HEAD_START_ROWS = 96
+"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
+
 _PATIENCE_SECONDS = 0.01
-_WAY_SECONDS = 0.00005
+_WAY_SECONDS = 0.00001
 
 
 class Writer:
@@ -77,6 +80,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._asked = self._written = self._seen = head
         self._watching = False
+        self._resting = True
         self._thread = threading.Thread(target=self._work, name=f"log-writer {path.name}", daemon=True)
         self._thread.start()
 
@@ -84,6 +88,9 @@ class Writer:
         """Hand over the next batch; returns at once."""
         self._waiting.put(batch)
         self._asked = batch.last
+        if self._resting and batch.last - self._written >= HEAD_START_ROWS:
+            self._resting = False
+            time.sleep(_WAY_SECONDS)
         if not self._watching:
             self._watching = True
             self._loop.call_later(_PATIENCE_SECONDS, self._look)
@@ -116,7 +123,9 @@ class Writer:
 
     def _next_group(self) -> list[Prepared]:
         """Wait for a batch, and return it with all that waits behind it up to the cap; empty at the end."""
+        self._resting = True
         batch = self._waiting.get()
+        self._resting = False
         group: list[Prepared] = []
         rows = 0
         while batch is not None:
