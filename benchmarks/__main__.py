@@ -22,6 +22,7 @@ ASKED: dict[str, tuple[str, float]] = {
     "opening.applied_events_per_second": ("at least", 1_500_000),
     "opening.without_checkpoint_events_per_second": ("at least", 1_000_000),
     "opening.with_checkpoint_seconds": ("at most", 0.5),
+    "pipeline.bytes_per_event": ("at most", 160),
     "pipeline.sqlite_full_64_in_flight_runs_per_second": ("at least", 6_000),
     "pipeline.sqlite_full_1024_in_flight_runs_per_second": ("at least", 10_000),
     "size.bytes_per_job_at_rest": ("at most", 300),

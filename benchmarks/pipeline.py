@@ -2,7 +2,7 @@
 
     python -m benchmarks.pipeline [--jobs 10000]
 
-Prints runs a second at 64 and at 1,024 runs in flight, and the seconds of a run that finds nothing to do.
+Prints runs a second at 64 and at 1,024 runs in flight, the seconds of a run that finds nothing to do, and bytes an event.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
+from datatask.adapters.log.reader import LogReader
 from datatask.schema import requests as r
 from datatask.schema.events import ABSENT
 from datatask.testing import MemoryLog
@@ -66,7 +67,10 @@ def main() -> None:
     figures: dict[str, float] = {"jobs": jobs}
     for in_flight in (64, 1024):
         with tempfile.TemporaryDirectory() as folder:
-            first, idle = asyncio.run(seconds(Path(folder) / "log.db", in_flight, jobs))
+            path = Path(folder) / "log.db"
+            first, idle = asyncio.run(seconds(path, in_flight, jobs))
+            with LogReader(path) as reader:
+                figures["bytes_per_event"] = round(path.stat().st_size / reader.head, 1)
         figures[f"sqlite_full_{in_flight}_in_flight_runs_per_second"] = STAGES * jobs / first
         figures[f"sqlite_full_{in_flight}_idle_run_ms"] = idle * 1e3
     first, _ = asyncio.run(seconds(MemoryLog(), 1024, jobs))

@@ -70,7 +70,7 @@ class Writer:
     ) -> None:
         """Start the thread; `put` is for the loop that runs now."""
         self._connection = connection
-        # The driver's own: SQLAlchemy's bookkeeping around a statement costs as much as inserting ten rows.
+        # The driver's own: SQLAlchemy's bookkeeping around a statement takes as long as inserting a few rows.
         self._execute = driver(connection).execute
         self._path = path
         self._epoch = epoch
