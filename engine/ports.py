@@ -175,7 +175,11 @@ class Inbox(Protocol):
 
 
 class RunSpec(NamedTuple):
-    """One run to start, adopt or stop. `identity` is `uuid.epoch.position`: unique in the world."""
+    """One run to start, adopt or stop.
+
+    `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
+    decided it, by which copies are told apart.
+    """
 
     run: int
     identity: str
@@ -186,6 +190,7 @@ class RunSpec(NamedTuple):
     inputs: Mapping[str, int]
     meta: bool = True
     handle: Mapping[str, str | int] | None = None
+    log: str = ""
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):

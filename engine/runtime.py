@@ -66,6 +66,7 @@ class Runtime:
         self.log = log
         self.state = state
         self.reactor = Reactor(state, chance)
+        self.reactor.log = log.url
         self.clock = clock
         self.mode: e.Mode = "run"
         self.launching = False

@@ -47,6 +47,8 @@ class Connection:
         self.log = ""
         self.epoch = 0
         self.pid = 0
+        self.start = 0
+        self.home: list[Any] = ["", 0, 0]
         self.environments: dict[str, tuple[dict[str, str], int]] = {}
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -66,6 +68,7 @@ class Launcher:
         self.strangers: dict[str, int] = {}
         self.alarms: list[tuple[float, str, str]] = []
         self.stopping: set[str] = set()
+        self.owners: dict[str, Facts] = {}
         self.connections: set[Connection] = set()
         self.selector = selectors.DefaultSelector()
         self.idle_since = time.monotonic()
@@ -191,16 +194,20 @@ class Launcher:
 
     # --- what an engine asks --------------------------------------------------------------------
 
-    def do_hello(self, connection: Connection, log: str, epoch: int, pid: int) -> None:
-        """An engine says whose runs it is about; a live engine of another log keeps the directory."""
+    def do_hello(
+        self, connection: Connection, log: str, epoch: int, pid: int, start: int, home: list[Any]
+    ) -> None:
+        """An engine says whose runs it is about; a live engine of another log, or of a copy, keeps the directory."""
         for other in tuple(self.connections):
-            if other.log and other.log != log:
-                connection.tell({"owned": other.log, "pid": other.pid})
+            copied = other.log == log and other.pid != pid and proctable.is_alive(other.pid, other.start)
+            if other.log and (other.log != log or copied):
+                connection.tell({"owned": other.log, "pid": other.pid, "copied": copied})
                 connection.lines.clear()
                 return
             if other.log == log and other is not connection and other.epoch < epoch:
                 self._hang_up(other)
-        connection.log, connection.epoch, connection.pid = log, epoch, pid
+        connection.log, connection.epoch, connection.home = log, epoch, home
+        connection.pid, connection.start = pid, start
         connection.tell({"hello": os.getpid(), "boot": self.boot})
 
     def do_env(self, connection: Connection, key: str, env: dict[str, str], umask: int) -> None:
@@ -211,6 +218,18 @@ class Launcher:
         self, connection: Connection, id: str, task: str, env: str, stdin: bool, stdout: bool, stderr: str
     ) -> None:
         """Start `{directory}/{log}/{id}/exe`, once; its answer is started, refused, absent or ended."""
+        try:
+            other = self._other_copy(connection, id)
+        except OSError as error:
+            self._refuse(connection, id, True, _explained(error, self._owner(connection.log)))
+            return
+        if other:
+            text = (
+                f"{other} has used {self.directory}: go on with that one, give this pipeline's manager another app"
+                f" name, or remove {self._owner(connection.log)} if nothing that it did matters any more"
+            )
+            self._refuse(connection, id, False, text)
+            return
         facts = self.runs.get(id)
         if facts is not None:
             self._tell_state(connection, id, facts)
@@ -234,6 +253,44 @@ class Launcher:
         self.journal.add(facts)
         self.children[pid] = id
         connection.tell(self._started(facts))
+
+    def _refuse(self, connection: Connection, identity: str, temporary: bool, text: str) -> None:
+        connection.tell({"refused": identity, "temporary": temporary, "message": text})
+
+    def _owner(self, log: str) -> str:
+        return os.path.join(self.directory, f"{log}.owner")
+
+    def _known_owner(self, log: str) -> Facts | None:
+        """Return who started runs last, None where nobody did or a person has removed what was written down."""
+        try:
+            with open(self._owner(log), "rb") as file:
+                known: Facts = json.load(file)
+                return known
+        except (OSError, ValueError):
+            return None
+
+    def _other_copy(self, connection: Connection, identity: str) -> str:
+        """Return which other copy of the log starts runs here, none being the usual; remember who does.
+
+        Copies have the same uuid and count their epochs alike, so that runs of both would have the same identities.
+        A log whose file is gone from where it was has moved.
+        """
+        log, epoch = identity.split(".")[:2]
+        claim = {"epoch": int(epoch), "home": connection.home, "engine": [connection.pid, connection.start]}
+        if self.owners.get(log) == claim:
+            return ""
+        known = self._known_owner(log)
+        if known is not None and known != claim:
+            path, *file_of = known["home"]
+            if path != connection.home[0] and _is_file(path, file_of):
+                return f"the log {path}, of which this is a copy,"
+            if claim["epoch"] <= known["epoch"]:
+                return "a later state of this log"
+        with open(self._owner(log) + ".new", "w") as file:
+            json.dump(claim, file)
+        os.rename(self._owner(log) + ".new", self._owner(log))
+        self.owners[log] = claim
+        return ""
 
     def _started(self, facts: Facts) -> dict[str, Any]:
         return {
@@ -430,6 +487,15 @@ def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bo
     finally:
         os.chdir("/")
         os.umask(ours)
+
+
+def _is_file(path: str, file: list[int]) -> bool:
+    """Whether the file with this device and inode is still at the path."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return [status.st_dev, status.st_ino] == file
 
 
 def _explained(error: OSError, folder: str) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from datatask.adapters.execute import proctable
 from datatask.adapters.execute.launcher import SOCKET
 from datatask.schema.errors import CallerError
 
@@ -72,6 +73,7 @@ class LauncherClient(asyncio.Protocol):
         self.directory = directory
         self.log = ""
         self.epoch = 0
+        self._home: list[str | int] = ["", 0, 0]
         self._users = 0
         self._asked: dict[str, _Asked] = {}
         self._environments: dict[str, Message] = {}
@@ -113,11 +115,12 @@ class LauncherClient(asyncio.Protocol):
             await self._sweeper
         self.log = ""
 
-    def own(self, identity: str) -> None:
-        """Say by a run's identity whose runs these are; the first one decides."""
+    def own(self, identity: str, url: str) -> None:
+        """Say by a run's identity, and its log's URL, whose runs these are; the first one decides."""
         log, epoch, _ = identity.split(".")
         if not self.log:
             self.log, self.epoch = log, int(epoch)
+            self._home = _home(url)
 
     def environment(self, key: str, env: Mapping[str, str] | None) -> None:
         """Keep the environment that starts name by `key`; None is the engine's own, as it is now."""
@@ -238,7 +241,18 @@ class LauncherClient(asyncio.Protocol):
         self._incoming = b""
         self._sent_environments.clear()
         waiting, self._outgoing = self._outgoing, []
-        self._put({"op": "hello", "log": self.log, "epoch": self.epoch, "pid": os.getpid()})
+        pid = os.getpid()
+        start = proctable.start_time(pid) or 0
+        self._put(
+            {
+                "op": "hello",
+                "log": self.log,
+                "epoch": self.epoch,
+                "pid": pid,
+                "start": start,
+                "home": self._home,
+            }
+        )
         asked = {_line(one.question) for one in self._asked.values()}
         for one in self._asked.values():
             self._put(one.question)
@@ -271,8 +285,9 @@ class LauncherClient(asyncio.Protocol):
                 self._connect()
 
     def _turned_away(self, message: Message) -> None:
+        whose = "a copy of this log" if message["copied"] else "another pipeline's log"
         text = (
-            f"{self.directory} is in use by another pipeline's log ({message['owned']}, pid {message['pid']}); "
+            f"{self.directory} is in use by {whose} ({message['owned']}, pid {message['pid']}); "
             "give this pipeline's manager another app name"
         )
         for identity, asked in list(self._asked.items()):
@@ -316,6 +331,16 @@ def _remove_folder(folder: str) -> None:
 
 def _line(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _home(url: str) -> list[str | int]:
+    """Return where a log is: its path, and the device and inode of its file; zeros for one that has none."""
+    path = url.partition("://")[2].removeprefix("/")
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [path, 0, 0]
+    return [path, status.st_dev, status.st_ino]
 
 
 def prepare_directory(directory: Path) -> None:

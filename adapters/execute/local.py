@@ -182,7 +182,7 @@ class LocalRunner:
         self._client.environment(self._recipe.task, self._recipe.environ)
 
     def _take(self, spec: RunSpec) -> _Open:
-        self._client.own(spec.identity)
+        self._client.own(spec.identity, spec.log)
         run = _Open(spec)
         self._runs[spec.run] = self._by_identity[spec.identity] = run
         return run

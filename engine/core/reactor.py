@@ -37,6 +37,7 @@ class Reactor(Runs):
     def __init__(self, state: State, chance: Callable[[], float]) -> None:
         super().__init__(state, chance)
         self.unavailable: set[str] = set()
+        self.log = ""
         self._epoch = 0
         self._constraints: dict[str, str] = {}
 
@@ -109,7 +110,16 @@ class Reactor(Runs):
         identity = f"{self.state.log}.{run.epoch}.{run.run}"
         job = self.state.jobs[run.job]
         return RunSpec(
-            run.run, identity, run.task, job, run.episode, run.attempt, run.inputs, run.meta, run.handle
+            run.run,
+            identity,
+            run.task,
+            job,
+            run.episode,
+            run.attempt,
+            run.inputs,
+            run.meta,
+            run.handle,
+            self.log,
         )
 
     def close(self, now: int, reason: str = "", actor: str = e.ENGINE) -> None:

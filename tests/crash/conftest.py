@@ -1,0 +1,3 @@
+"""The library of faults is that of the damage."""
+
+from tests.damage.conftest import faults as faults

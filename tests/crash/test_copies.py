@@ -1,0 +1,169 @@
+"""One world, and logs that think it is theirs: copies, moved files, other pipelines. Each is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from integration.cli_kit import Project, Result
+
+SLEEPS = """
+import datatask
+from datatask import LogMetadataRepository, ProcessTask, Resources
+
+copy = ProcessTask(
+    "copy", lambda: datatask.LocalLinuxManager("app", "{base}"), None, Resources(), LogMetadataRepository("pids"),
+    "#!/bin/sh\\necho {{{{ job }}}} >> {told}\\nsleep {seconds}\\n", done=LogMetadataRepository("done"),
+)
+copy.link("numbers", LogMetadataRepository("numbers"), is_input=True)
+pipeline = datatask.Pipeline([copy], datatask.Session(), [], name="{name}")
+"""
+
+
+class World:
+    """Folders with logs, and one place where all of them run processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.told = folder / "told"
+
+    def project(self, name: str, pipeline: str = "sleeps", seconds: float = 0.05) -> Project:
+        """Make a folder with the pipeline."""
+        (self.folder / name).mkdir()
+        text = SLEEPS.format(base=self.folder / "base", told=self.told, seconds=seconds, name=pipeline)
+        return Project(self.folder / name, text)
+
+    def effects(self) -> list[str]:
+        """Return the jobs whose script has run, once for each time."""
+        return sorted(self.told.read_text().split()) if self.told.exists() else []
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def put(project: Project, *jobs: str) -> None:
+    (project.folder / "jobs.jsonl").write_text(
+        "".join(json.dumps({"job": job, "n": 1}) + "\n" for job in jobs)
+    )
+    project.ok("inject", "copy.numbers", "--from", "jobs.jsonl")
+
+
+def copied(project: Project, to: Project) -> None:
+    """Copy the log as `backup` does, whole."""
+    to.log.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(project.log)) as source, closing(sqlite3.connect(to.log)) as target:
+        source.backup(target)
+
+
+def refused(project: Project, result: Result) -> str:
+    """Return the error of the run that was refused."""
+    assert result.code == 1, result
+    rows = project.ok("query", "SELECT state, error FROM runs ORDER BY run DESC LIMIT 1", "--json").json[
+        "rows"
+    ]
+    assert rows[0][0] == "refused", rows
+    return str(rows[0][1])
+
+
+def test_a_moved_log_goes_on(world: World) -> None:
+    first, second = world.project("first"), world.project("second")
+    put(first, "a")
+    first.ok("run")
+    shutil.move(first.log.parent, second.log.parent)
+    put(second, "b")
+    second.ok("run")
+    assert world.effects() == ["a", "b"]
+    assert second.ok("verify", "--json").json["divergences"] == []
+    assert "there is no log" in first.call("status").err
+
+
+def test_a_copy_beside_its_original_is_refused_by_name(world: World) -> None:
+    """While the original works, and after it has worked on; what was done is not done again."""
+    first, second = world.project("first", seconds=1), world.project("second", seconds=1)
+    put(first, "a")
+    first.ok("run")
+    copied(first, second)
+    put(first, "b")
+    put(second, "b")
+    with first.engine():
+        first.until("b", "ls", "live(copy)")
+        error = refused(second, second.call("run"))
+        assert "in use by a copy of this log" in error
+        assert "another app name" in error
+        first.until("b", "ls", "done")
+    second.ok("retry", "copy", "b")
+    error = refused(second, second.call("run"))
+    assert f"the log {first.log}, of which this is a copy, has used {world.folder / 'base'}" in error
+    assert world.effects() == ["a", "b"]
+
+
+def test_a_copy_of_long_ago_is_refused_as_long_as_its_original_is_there(world: World) -> None:
+    first, second = world.project("first"), world.project("second")
+    put(first, "a")
+    first.ok("run")
+    copied(first, second)
+    for job in ("b", "c"):
+        put(first, job)
+        first.ok("run")
+    put(second, "b")
+    assert f"the log {first.log}, of which this is a copy," in refused(second, second.call("run"))
+    assert world.effects() == ["a", "b", "c"]
+    put(first, "d")
+    first.ok("run")
+    assert world.effects() == ["a", "b", "c", "d"]
+
+
+def test_an_old_copy_that_is_put_back_is_refused_until_somebody_says_so(world: World) -> None:
+    """A backup of last week: of what this week's processes did it knows nothing."""
+    first, kept = world.project("first"), world.project("kept")
+    put(first, "a")
+    first.ok("run")
+    copied(first, kept)
+    for job in ("b", "c", "d"):
+        put(first, job)
+        first.ok("run")
+    for file in first.log.parent.glob("log.db*"):
+        if file.is_file():
+            file.unlink()
+    copied(kept, first)
+    put(first, "b")
+    error = refused(first, first.call("run"))
+    assert "a later state of this log has used" in error
+    assert world.effects() == ["a", "b", "c", "d"]
+    (owner,) = (world.folder / "base" / "app").glob("*.owner")
+    assert str(owner) in error
+    owner.unlink()
+    first.ok("retry", "copy", "b")
+    first.ok("run")
+    assert world.effects() == ["a", "b", "b", "c", "d"]
+
+
+def test_two_logs_on_one_target(world: World) -> None:
+    """As long as one of them works, the other is told whose the folder is."""
+    first, second = world.project("first", seconds=2), world.project("second", seconds=2)
+    put(first, "a")
+    put(second, "b")
+    with first.engine():
+        first.until("a", "ls", "live(copy)")
+        error = refused(second, second.call("run"))
+        assert "in use by another pipeline's log" in error
+        first.until("a", "ls", "done")
+    assert world.effects() == ["a"]
+
+
+def test_two_pipelines_on_one_log(world: World) -> None:
+    first, other = world.project("first"), world.project("other", pipeline="others")
+    put(first, "a")
+    first.ok("run")
+    told = other.call("--log", str(first.log), "run")
+    assert told.code == 2
+    assert "'sleeps'" in told.err
+    assert "'others'" in told.err
+    assert told.err.count("\n") == 1
+    assert first.ok("verify", "--json").json["divergences"] == []
