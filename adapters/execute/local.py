@@ -88,22 +88,25 @@ class LocalLinuxManager(AbstractProcessManager):
         stderr: str | _StderrIsStdout | None,
     ) -> str:
         """Start a process by hand, under a shell that writes its exit code to `return_code`; returns the pid."""
-        script = 'out=$1; shift; "$@" & wait $!; echo $? > "$out.new" && mv "$out.new" "$out"'
-        with (
-            open(stdin or os.devnull, "rb") as given,
-            open(stdout or os.devnull, "wb") as out,
-            open(stderr if isinstance(stderr, str) else os.devnull, "wb") as err,
-        ):
-            process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", script, "sh", return_code, *args),
-                stdin=given,
-                stdout=out,
-                stderr=out if stderr is STDOUT else err,
-                cwd=cwd,
-                env=environ,
-                start_new_session=True,
-            )
-        return str(process.pid)
+        given = (stdin, stdout, stderr if isinstance(stderr, str) else None)
+        places = [os.path.abspath(place or os.devnull) for place in given]
+        for place, mode in zip(places, ("rb", "wb", "wb"), strict=True):
+            open(place, mode).close()
+        # The shell that is waited for leaves at once; the one behind it belongs to nobody and is init's to reap.
+        errors = "2>&1" if stderr is STDOUT else '2>"$err"'
+        script = (
+            'code=$1 in=$2 out=$3 err=$4; shift 4; { "$@" & wait $!; echo $? > "$code.new" && mv "$code.new" "$code"; }'
+            f' <"$in" >"$out" {errors} & echo $!'
+        )
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", script, "sh", return_code, *places, *args),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env=environ,
+            start_new_session=True,
+        )
+        told, _ = await process.communicate()
+        return told.decode().strip()
 
     async def kill(self, pid: str) -> None:
         """Kill the process with its session, or alone where that session is ours."""
