@@ -16,6 +16,7 @@ import msgspec
 
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
+from datatask.adapters.log.frames import lost_frames
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.reader import LogReader
@@ -28,6 +29,7 @@ from datatask.schema.format import FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
 _CUT = "events were cut off the end: restore the log from a backup (or: a loss of power took them, with durability `process`)"
+_HIDDEN = "restore the log with its write-ahead log from a backup (or: a loss of power did it, with durability `process`)"
 _HEADER = "the header was changed: restore the log from a backup"
 _PAGE = 20_000
 
@@ -87,8 +89,24 @@ def _file(reader: LogReader, found: Looked) -> None:
         lines = reader.integrity()
     except DatataskError as error:
         lines = [error.what]
+    _written_ahead(reader, found)
     found.checked.append("SQLite's integrity check")
     found.wrong += [Divergence(0, "SQLite's integrity check", "ok", line, _RESTORE) for line in lines]
+
+
+def _written_ahead(reader: LogReader, found: Looked) -> None:
+    """Look for events that a crashed engine left in the write-ahead log, and that nobody reads any more."""
+    wal = reader.path.with_name(reader.path.name + "-wal")
+    if probe(reader.path) is not None or (lost := lost_frames(wal)) is None:
+        return
+    where = f"frame {lost.frame}" if lost.frame else "the header"
+    if lost.certain:
+        what, told = f"{where} of {wal.name}", f"changed: it hides {lost.frames} frames"
+        found.wrong.append(Divergence(reader.head + 1, what, "as SQLite wrote it", told, _HIDDEN))
+        return
+    found.rests_on.append(
+        f"the last {lost.frames} frames of {wal.name} being what a crash cut off before it was written, and nobody's doing"
+    )
 
 
 def schema_digest(kind: str, table: str, sql: str) -> str:

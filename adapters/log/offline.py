@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.frames import refuse_hidden
 from datatask.adapters.log.header import check_may_write
 from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.locate import refuse_network
@@ -105,7 +106,12 @@ def caretaking(path: Path) -> Iterator[Caretaker]:
         pass  # no log: told before anything is made beside it
     lease = take_lease(path)
     try:
-        with mapped(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        # The reader goes last where it is refused: whoever is the last to close clears the write-ahead log away.
+        with (
+            LogReader(path) as reader,
+            mapped(path),
+            closing(sqlite3.connect(path, isolation_level=None)) as connection,
+        ):
             for pragma in (
                 "journal_mode = WAL",
                 "synchronous = FULL",
@@ -113,6 +119,9 @@ def caretaking(path: Path) -> Iterator[Caretaker]:
                 "secure_delete = ON",
             ):
                 connection.execute(f"PRAGMA {pragma}")
+            _ = reader.head
+            refuse_hidden(connection.execute, path)
+            reader.close()
             yield Caretaker(path, connection, *_end(path, connection))
         sync_folder(path.parent)
     finally:

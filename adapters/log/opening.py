@@ -19,6 +19,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
 
 from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.frames import refuse_hidden
 from datatask.adapters.log.header import Header, check_may_write, parse_header
 from datatask.adapters.log.pages import HEAD, META
 from datatask.adapters.log.reader import LogReader
@@ -100,11 +101,14 @@ def open_log(path: Path, opener: Opener, durability: Durability) -> Opened:
             f"SQLite {sqlite3.sqlite_version} is too old",
             remedy=f"use a Python whose sqlite3 has SQLite {'.'.join(map(str, SQLITE_OLDEST))} or newer",
         )
-    with LogReader(path) as reader:
+    # The reader stays for as long as may be refused: whoever is the last to close clears the write-ahead log away.
+    with LogReader(path) as reader, mapped(path):
         check_may_write(reader.header, opener.pipeline, path)
-    with mapped(path):
         connection = _connect(path, durability)
         try:
+            if durability == "full":
+                refuse_hidden(lambda sql: connection.exec_driver_sql(sql).all(), path)
+            reader.close()
             return _take_over(connection, path, opener)
         except BaseException:
             disconnect(connection)
