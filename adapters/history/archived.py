@@ -24,6 +24,7 @@ from datatask.adapters.log.cutting import base_digest, carried_digest
 from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import left_digest
+from datatask.engine.core import checkpoints
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
 from datatask.schema.codec import decode
@@ -88,8 +89,19 @@ def look_at_base(reader: LogReader, looked: Looked) -> None:
     _archives(reader, base, known, looked)
 
 
+def base_fits(reader: LogReader) -> bool:
+    """Whether the base and the rows carried with it are what the `ArchiveCut` says; also where there is none."""
+    base = reader.header.base
+    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",))) if base]
+    states = {event.state for event in told if isinstance(event, ArchiveCut) and event.until == base}
+    return not base or states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
+
+
 def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
-    _, body = reader.base_stored()
+    version, body = reader.base_stored()
+    if version != checkpoints.fold_version_of(body):
+        what, recorded = "the fold version of the base", checkpoints.fold_version_of(body)
+        looked.wrong.append(Divergence(base, what, recorded, version, _RESTORE))
     carried = carried_digest(reader, base)
     told = known.cuts[base].state if base in known.cuts else None
     found = base_digest(body, carried)

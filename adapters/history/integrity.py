@@ -17,15 +17,17 @@ import msgspec
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
 from datatask.adapters.log.frames import lost_frames
+from datatask.adapters.log.header import Header
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
+from datatask.adapters.log.pages import Query
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, UnknownNameError
 from datatask.schema.events import ArchiveCut, BlobsCollected, EngineOpened, Event
-from datatask.schema.format import FORMAT
+from datatask.schema.format import APPLICATION_ID, FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
 _CUT = "events were cut off the end: restore the log from a backup (or: a loss of power took them, with durability `process`)"
@@ -130,7 +132,17 @@ def _schema(reader: LogReader, state: State, found: Looked) -> None:
             continue
         what = f"the schema's {name}"
         found.wrong.append(Divergence(0, what, f"digest {known[-1]}", told and f"digest {told}", _RESTORE))
-    added = sorted(there.keys() - SCHEMA.keys())
+    triggers = sorted(str(row[0]) for row in rows if row[1] == "trigger" and row[2] in SCHEMA)
+    for trigger in triggers:  # it would change what the next engine writes
+        found.wrong.append(
+            Divergence(0, f"the trigger {trigger} on the log's tables", None, "there", _RESTORE)
+        )
+    for pragma, expected in (("application_id", APPLICATION_ID), ("user_version", 0)):
+        ((value,),) = reader.ask(Query(f"PRAGMA {pragma}", ()))
+        if value != expected:
+            found.wrong.append(Divergence(0, f"the file's {pragma}", expected, value, _RESTORE))
+    keys = {str(key) for (key,) in reader.ask(Query("SELECT key FROM meta", ()))} - set(Header._fields)
+    added = sorted({*there, *(f"the header's {key}" for key in keys)} - SCHEMA.keys() - set(triggers))
     if added:
         found.rests_on.append(
             f"nothing: {', '.join(added)} in the file are not of datatask, and were left alone"

@@ -11,7 +11,7 @@ from typing import TypeVar
 from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.log.columns import Follower
 from datatask.adapters.log.columns import collector_off as collector_off
-from datatask.adapters.log.faults import archived
+from datatask.adapters.log.faults import archived, damaged
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
@@ -95,7 +95,11 @@ def _begun(reader: LogReader, ladder: Ladder) -> State:
 def beginning(reader: LogReader) -> State:
     """Return the state that the log's first event follows on: empty, or where its beginning was archived the base."""
     body = reader.base_state()
-    return State() if body is None else checkpoints.load(body)
+    try:
+        return State() if body is None else checkpoints.load(body)
+    except LogDamagedError as error:
+        what = f"the state that the log stands on cannot be read: {error.what}"
+        raise damaged(what, reader.path, reader.header.base) from error
 
 
 def follow(reader: LogReader, state: State, until: int | None = None) -> State:

@@ -12,12 +12,13 @@ from pathlib import Path
 from time import perf_counter as clock
 from typing import Any
 
-from datatask.adapters.history.archived import look_at_base
+from datatask.adapters.history.archived import base_fits, look_at_base
 from datatask.adapters.history.integrity import Looked, look
 from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
 from datatask.adapters.history.states import uncut
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.log.anchors import Anchor, compare
+from datatask.adapters.log.faults import damaged
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import redactions
 from datatask.engine.core.divergences import Divergence
@@ -70,7 +71,14 @@ def verify_log(
 ) -> LogVerified:
     """`verify` for a log that is open."""
     noted = list(anchors)
-    return uncut(reader, lambda: _verified(reader, noted, progress), lambda found: found.ok)
+    try:
+        return uncut(reader, lambda: _verified(reader, noted, progress), lambda found: found.ok)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if base_fits(reader):
+            raise
+        # A state that was changed may be one that nothing leads to.
+        what = "the state that the log stands on is not the one that was stored at the cut"
+        raise damaged(what, reader.path, reader.header.base) from error
 
 
 def _verified(reader: LogReader, anchors: list[Anchor], progress: Progress | None) -> LogVerified:

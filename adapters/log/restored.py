@@ -21,6 +21,7 @@ from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import CallerError, LogDamagedError, TemporaryError
+from datatask.schema.format import APPLICATION_ID
 
 T = TypeVar("T")
 
@@ -155,6 +156,7 @@ def _fill(connection: sqlite3.Connection, archives: list[Path]) -> None:
         connection.executemany(_INSERT, (_numbered(row, names, archive) for row in read_rows(archive)))
     for statement in later:
         execute(statement)
+    execute(f"PRAGMA main.application_id = {APPLICATION_ID}")
 
 
 def _numbered(

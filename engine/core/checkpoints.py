@@ -159,10 +159,27 @@ def load(body: bytes) -> State:
     """Return the state that was dumped; `LogDamagedError` where the bytes are not of this fold version."""
     try:
         image = _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # also text that is none
         raise _unusable(f"a checkpoint does not decode: {error}") from error
     if image.version != FOLD_VERSION:
         raise _unusable(f"a checkpoint is of fold version {image.version}, not {FOLD_VERSION}")
+    try:
+        return _state(image)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _unusable(f"a checkpoint holds no state: {type(error).__name__}: {error}") from error
+
+
+def fold_version_of(body: bytes) -> int | None:
+    """Return which version of the fold made these bytes, whatever that is; None where they do not tell."""
+    start = {0xDC: 3, 0xDD: 5}.get(body[0], 1) if body else 0  # an array of many or of few
+    length = {0xCC: 2, 0xCD: 3}.get(body[start], 1) if start < len(body) else 0
+    try:
+        return msgspec.msgpack.decode(body[start : start + length], type=int)
+    except msgspec.DecodeError:
+        return None
+
+
+def _state(image: Image) -> State:
     state = State()
     state.position, state.at, state.log, state.pipeline = image.position, image.at, image.log, image.pipeline
     state.engine = None if image.engine is None else msgspec.json.decode(image.engine, type=EngineOpened)

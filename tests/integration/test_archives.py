@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -12,22 +13,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
 from datatask.adapters.cli.recorded import changed
-from datatask.adapters.history.states import fold
+from datatask.adapters.history.states import fold, refold
 from datatask.adapters.history.verified import verify_log
 from datatask.adapters.history.when import iso
-from datatask.adapters.log.archives import archives_of, check_archive
+from datatask.adapters.log.archives import archives_of, as_row, check_archive
 from datatask.adapters.log.cutting import Cut, Who, cut
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.restored import WholeReader, restore
 from datatask.engine.core.checkpoints import fingerprint
+from datatask.schema.codec import chain, payload_digest
 from datatask.schema.errors import (
     CallerError,
     DatataskError,
@@ -273,13 +277,17 @@ async def test_a_cut_at_the_head_with_runs_that_are_open(log: Path) -> None:
     assert told.ok, told
 
 
-async def test_a_base_that_another_fold_made_is_folded_anew_from_the_archive(log: Path) -> None:
+async def test_a_base_that_another_fold_made_is_folded_anew_from_the_archive(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with History(log) as history:
         before = {at: fingerprint(history.state(at)) for at in (history.position(160), history.head)}
-    archive = _file(cut_at(log, 100))
-    with sqlite3.connect(log) as connection:
-        connection.execute("UPDATE base SET fold_version = 0, state = state")
-    connection.close()
+    with monkeypatch.context() as older:
+        older.setattr("datatask.adapters.log.cutting.FOLD_VERSION", 0)
+        older.setattr("datatask.engine.core.checkpoints.FOLD_VERSION", 0)
+        with LogReader(log) as reader:
+            state = refold(reader, reader.end_of_batch(100))
+        archive = _file(cut(log, state, WHO))
     shutil.rmtree(checkpoints_path(log), ignore_errors=True)
     with History(log) as history:
         assert {at: fingerprint(history.state(at)) for at in before} == before
@@ -419,6 +427,9 @@ async def test_a_changed_archive_is_found(log: Path) -> None:
     [
         "UPDATE base SET state = zeroblob(10)",
         "UPDATE base SET carried = zeroblob(32)",
+        "UPDATE base SET fold_version = fold_version + 1",
+        "UPDATE log SET salt = NULL, digest = zeroblob(32) WHERE position = (SELECT min(position) FROM log WHERE position > 1 AND payload LIKE '%value%')",
+        "UPDATE log SET chain = zeroblob(32) WHERE position = 1",
         "INSERT INTO base SELECT 1, fold_version, state, carried FROM base",
         "UPDATE log SET payload = replace(payload, '1', '2') WHERE position < 120 AND payload LIKE '%value%1%'",
         "UPDATE log SET at = at + 1 WHERE position = (SELECT min(position) FROM log WHERE position > 1)",
@@ -435,6 +446,79 @@ async def test_a_changed_base_is_found(log: Path, tamper: str) -> None:
     except DatataskError:
         return
     assert not told.ok
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_a_base_with_a_changed_byte_is_found_whatever_it_is(log: Path, seed: int) -> None:
+    """Bytes that still make a state, that make one nothing leads to, and that make none."""
+    cut_at(log, 120)
+    with closing(sqlite3.connect(log)) as connection:
+        ((body,),) = connection.execute("SELECT state FROM base").fetchall()
+        changed = bytearray(body)
+        changed[Random(seed).randrange(len(body))] ^= 1 << seed % 8
+        connection.execute("UPDATE base SET state = ?", (bytes(changed),))
+        connection.commit()
+    assert _refused(log) or not verify(log).ok
+
+
+def _refused(log: Path) -> bool:
+    try:
+        verify(log)
+    except LogDamagedError as error:
+        return "the state that the log stands on" in error.what
+    return False
+
+
+async def test_archives_that_are_not_in_their_place_are_told(log: Path) -> None:
+    first, second = (_file(cut_at(log, at)) for at in (60, 120))
+    assert f"{first.name}, {second.name}" in " ".join(verify(log).rests_on)
+    shutil.copy(first, log.with_name("kept"))
+    first.unlink()
+    told = verify(log)
+    assert told.ok
+    assert f"the events 1 to {check_archive(second).first - 1} are in archives that are not here" in " ".join(
+        told.rests_on
+    )
+    lines = gzip.decompress(log.with_name("kept").read_bytes()).splitlines(keepends=True)
+    head = json.loads(lines[0])
+    rows = [json.loads(line) for line in lines[1:-1]]
+    rows[10][1] += 1  # and all hashes anew
+    previous, batch = bytes(32), []
+    for row in rows:
+        batch.append(row)
+        if row[14] is not None:
+            digests = [one[13] or payload_digest(one[11] and one[11].encode(), one[12]) for one in batch]
+            previous = chain(
+                previous, head["log"], batch[0][0], [as_row(tuple(one)) for one in batch], digests
+            )
+            row[14] = previous.hex()
+            batch = []
+    head["chain_after"] = previous.hex()
+    body = b"".join(json.dumps(one).encode() + b"\n" for one in (head, *rows))
+    tail = {"rows": len(rows), "sha256": hashlib.sha256(body).hexdigest()}
+    first.write_bytes(gzip.compress(body + json.dumps(tail).encode() + b"\n"))
+    check_archive(first)
+    told = verify(log)
+    assert [one.what for one in told.divergences] == [f"the archive {first.name}"]
+
+
+async def test_what_an_interrupted_cut_left_goes_with_the_next_one(log: Path) -> None:
+    def stop(name: str) -> None:
+        if name == "checked":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_at(log, 60, stop)
+    (left,) = log.with_name("log.db.archives").iterdir()
+    kept = left.read_bytes()
+    done = cut_at(log, 120)
+    assert [path.name for path in left.parent.iterdir()] == [_file(done).name]
+    left.write_bytes(kept)  # or stays, where that was interrupted too
+    told = verify(log)
+    assert told.ok, told
+    assert f"nothing in {left.name}" in " ".join(told.rests_on)
+    with History(log, archives=True) as whole:
+        assert whole.position(1) == 1
 
 
 async def test_a_log_that_an_engine_has_is_left_alone(log: Path) -> None:

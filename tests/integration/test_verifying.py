@@ -387,6 +387,35 @@ def test_on_a_medium_that_cannot_be_written_with_what_a_crashed_engine_left(cras
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (
+            "CREATE TRIGGER t AFTER INSERT ON log BEGIN DELETE FROM names; END",
+            "the trigger t on the log's tables",
+        ),
+        ("PRAGMA application_id = 7", "the file's application_id"),
+        ("PRAGMA user_version = 7", "the file's user_version"),
+    ],
+)
+def test_what_is_not_in_the_rows_and_could_do_harm_is_found(
+    project: Project, statement: str, expected: str
+) -> None:
+    with closing(sqlite3.connect(project.log)) as connection:
+        connection.execute(statement)
+        connection.commit()
+    assert [one.what for one in verify(project).divergences] == [expected]
+
+
+def test_what_others_added_is_told_and_left_alone(project: Project) -> None:
+    change(project, "CREATE TABLE notes (x)", "INSERT INTO meta VALUES ('colour', 'red')")
+    told = verify(project)
+    assert told.ok
+    said = " ".join(told.rests_on)
+    assert "the header's colour" in said
+    assert "notes" in said
+
+
 def test_the_schema_of_a_new_log_is_known() -> None:
     """Who changes a table or view adds its digest; who reads an older log still knows the older one."""
     with closing(sqlite3.connect(":memory:")) as connection:
