@@ -20,7 +20,7 @@ from datatask.adapters.log.archives import (
     leading,
     read_head,
 )
-from datatask.adapters.log.cutting import base_digest, carried_digest
+from datatask.adapters.log.cutting import NAMED, base_digest, carried_digest
 from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import left_digest
@@ -28,12 +28,19 @@ from datatask.engine.core import checkpoints
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
 from datatask.schema.codec import decode
-from datatask.schema.errors import LogDamagedError
-from datatask.schema.events import ArchiveCut, Event, PayloadRedacted
+from datatask.schema.errors import DatataskError, LogDamagedError
+from datatask.schema.events import ArchiveCut, EngineOpened, Event, PayloadRedacted
 
 _TOLD = ("ArchiveCut", "PayloadRedacted")
+_TOLD_MAX = 10
+_UNUSED = (
+    "SELECT text FROM names WHERE id NOT IN (SELECT kind FROM log UNION SELECT actor FROM log UNION SELECT ifnull(task, 0)"
+    " FROM log UNION SELECT ifnull(repository, 0) FROM log UNION SELECT ifnull(job, 0) FROM log)"
+)
 _RESTORE = "restore the log from a backup"
 _AGAIN = "put it back from a backup"
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What values raise that nobody writes."""
 
 
 @dataclass
@@ -58,9 +65,11 @@ class _Seen:
 
     path: Path
     wanted: frozenset[int]
+    unused: set[str]
     told: list[tuple[int, Event]] = field(default_factory=list)
     removed: dict[int, str] = field(default_factory=dict)
     chains: dict[int, bytes] = field(default_factory=dict)
+    written_by: str | None = None
 
     def look(self, stored: Stored) -> None:
         """Take in a row."""
@@ -71,6 +80,11 @@ class _Seen:
             self.removed[position] = left_digest(payload)
         if chain is not None and position in self.wanted:
             self.chains[position] = chain
+        if kind == "EngineOpened" and self.written_by is None:
+            opened = decode(as_row(stored), where=f"{self.path} position {position}")
+            self.written_by = opened.version if isinstance(opened, EngineOpened) else ""
+        if self.unused:
+            self.unused.difference_update(stored[column] for column in NAMED)
 
 
 def look_at_base(reader: LogReader, looked: Looked) -> None:
@@ -92,9 +106,14 @@ def look_at_base(reader: LogReader, looked: Looked) -> None:
 def base_fits(reader: LogReader) -> bool:
     """Whether the base and the rows carried with it are what the `ArchiveCut` says; also where there is none."""
     base = reader.header.base
-    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",))) if base]
+    if not base:
+        return True
+    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]
     states = {event.state for event in told if isinstance(event, ArchiveCut) and event.until == base}
-    return not base or states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
+    try:
+        return states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
+    except (DatataskError, *UNFIT):
+        return False
 
 
 def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
@@ -102,7 +121,13 @@ def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
     if version != checkpoints.fold_version_of(body):
         what, recorded = "the fold version of the base", checkpoints.fold_version_of(body)
         looked.wrong.append(Divergence(base, what, recorded, version, _RESTORE))
-    carried = carried_digest(reader, base)
+    try:
+        carried = carried_digest(reader, base)
+    except (LogDamagedError, *UNFIT) as error:
+        looked.wrong.append(
+            Divergence(base, "the rows carried over the cut", "as they were stored", f"{error}", _RESTORE)
+        )
+        return
     told = known.cuts[base].state if base in known.cuts else None
     found = base_digest(body, carried)
     bases = reader.query("SELECT position, lower(hex(carried)) FROM base").rows
@@ -140,9 +165,10 @@ def _archives(reader: LogReader, base: int, known: _Known, looked: Looked) -> No
         looked.wrong.append(Divergence(base, error.where, "an archive", error.what, error.remedy))
         heads = {}
     wanted = frozenset(head.last for head in heads.values())
+    unused = {text for (text,) in reader.query(_UNUSED, timeout_seconds=600.0).rows}
     sound = {}
     for path in heads:
-        seen = _Seen(path, wanted)
+        seen = _Seen(path, wanted, unused)
         try:
             check_archive(path, seen.look)
         except LogDamagedError as error:
@@ -163,11 +189,22 @@ def _archives(reader: LogReader, base: int, known: _Known, looked: Looked) -> No
             _file(head, seen, known, looked, all_here=first == 1)
         elif first - 1 <= head.last <= base:
             _out_of_place(path, head, known, looked)
+    if first == 1:
+        _from_the_start(reader, sound[way[0]].written_by, unused, looked)
     names = ", ".join(path.name for path in way)
     lacking = f"; the events 1 to {first - 1} are in archives that are not here" if way and first > 1 else ""
     looked.rests_on.append(
         f"the state at position {base}: what led to it is in {names or 'archives that are not here'}{lacking}"
     )
+
+
+def _from_the_start(reader: LogReader, written_by: str | None, unused: set[str], looked: Looked) -> None:
+    """Check what can be checked only where all archives are here."""
+    told = reader.header.written_by
+    if written_by is not None and written_by != told:
+        looked.wrong.append(Divergence(0, "the header's written_by", written_by, told, _RESTORE))
+    for name in sorted(unused)[:_TOLD_MAX]:
+        looked.wrong.append(Divergence(0, f"events that use the name {name!r:.80}", "some", None, _RESTORE))
 
 
 def _out_of_place(path: Path, head: Head, known: _Known, looked: Looked) -> None:

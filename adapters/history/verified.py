@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter as clock
 from typing import Any
 
-from datatask.adapters.history.archived import base_fits, look_at_base
+from datatask.adapters.history.archived import UNFIT, base_fits, look_at_base
 from datatask.adapters.history.integrity import Looked, look
 from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
 from datatask.adapters.history.states import uncut
@@ -73,7 +73,7 @@ def verify_log(
     noted = list(anchors)
     try:
         return uncut(reader, lambda: _verified(reader, noted, progress), lambda found: found.ok)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except UNFIT as error:
         if base_fits(reader):
             raise
         # A state that was changed may be one that nothing leads to.

@@ -31,6 +31,7 @@ from datatask.adapters.log.archives import (
     write_archive,
 )
 from datatask.adapters.log.checkpoints import checkpoints_in
+from datatask.adapters.log.faults import damaged
 from datatask.adapters.log.locate import archives_path, checkpoints_path
 from datatask.adapters.log.offline import Caretaker, Execute, caretaking
 from datatask.adapters.log.pages import Stored
@@ -42,7 +43,9 @@ from datatask.schema.codec import payload_digest
 from datatask.schema.errors import CallerError, LogDamagedError, UnknownNameError
 from datatask.schema.events import ArchiveCut, PayloadRedacted
 
-_NAMED = (2, 5, 7, 8, 9)
+NAMED = (2, 5, 7, 8, 9)
+"""Where names stand in a row."""
+
 _ABOUT_RUNS = """
 SELECT l.position FROM log d JOIN log l ON l.job = d.job AND l.position > d.position AND l.run = d.position
 WHERE d.position IN (SELECT value FROM json_each(?)) AND l.position <= ?
@@ -179,8 +182,11 @@ def named_rows(reader: LogReader, after: int, until: int) -> Iterator[Stored]:
         names = reader.decoder.names
         for row in rows:
             named = list(row)
-            for column in _NAMED:
-                named[column] = names[row[column]]
+            try:
+                for column in NAMED:
+                    named[column] = names[row[column]]
+            except KeyError as error:
+                raise damaged(f"name {error} is missing", reader.path, row[0]) from None
             yield tuple(named)
         after = rows[-1][0]
 
