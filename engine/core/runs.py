@@ -154,6 +154,8 @@ class Runs(Observations):
         task = self.state.tasks[run.task]
         stopped = run.stopping in ("cancelled", "deleted", "shutdown")
         episode = task.episodes[run.job]
+        if run.origin == "forced" and not task.condition.test(self.state.masks[run.job]):
+            return Over()  # nothing but force would launch it again
         return after_ending(task.definition.retry, episode, outcome, now, self._chance(), stopped=stopped)
 
     def _collect(

@@ -70,7 +70,7 @@ def test_failure_is_a_failure_downstream(outcome: e.Outcome) -> None:
     desk = Desk(pipeline(task("t", "a", "b")))
     (run,) = running(desk, "x")
     batch = desk.ended(run, outcome)
-    assert desk.state.members("failed(t)") == ["x"]
+    assert desk.reactor.state.members("failed(t)") == ["x"]
     (done,) = [one for one in batch if isinstance(one, e.ValuePut)]
     assert msgspec.json.decode(done.value)["success"] is False
 
@@ -89,7 +89,7 @@ def test_retry_keeps_the_episode_and_holds_back_inhibiting_entries() -> None:
     assert (again.episode, again.attempt) == (1, 2)
     batch = desk.ended(desk.specs()[-1].run, "failed")
     assert kinds(batch) == ["ValuePut", "RunEnded", "RetriesExhausted"]
-    assert desk.state.members("failed(t)") == ["x"]
+    assert desk.reactor.state.members("failed(t)") == ["x"]
 
 
 def test_lost_runs_have_a_budget_of_their_own() -> None:
@@ -296,6 +296,18 @@ def test_forced_launch_of_a_job_that_is_not_ready() -> None:
     assert (decided.episode, decided.attempt, decided.inputs) == (1, 1, {})
     desk.ended(desk.specs()[0].run)
     assert desk.decide() == []
+
+
+@pytest.mark.parametrize("outcome", ["failed", "lost"])
+def test_a_forced_run_that_fails_is_over_where_only_force_would_launch_it_again(outcome: e.Outcome) -> None:
+    """A retry would wait for conditions that do not hold, and nobody would hear of the failure."""
+    desk = Desk(pipeline(task("t", "a", "b", retry=RetryDef(attempts=3))))
+    desk.reactor.launch(forced())
+    desk.take()
+    told = desk.ended(desk.specs()[0].run, outcome)
+    assert not any(isinstance(one, e.RetryScheduled) for one in told)
+    assert [one.final for one in told if isinstance(one, e.RunEnded)] == [True]
+    assert desk.reactor.state.members("failed(t)") == ["x"]
 
 
 def test_direct_launch_of_a_waiting_job_takes_it_from_the_queue() -> None:
