@@ -79,8 +79,8 @@ def with_events(reader: LogReader, state: State, found: Explanation) -> Explanat
     sources = Sources(reader, state, found.job)
     tree = sources.of(found.tree, found.job)
     conditions = [
-        msgspec.structs.replace(condition, since=max([condition.since or 0, *_positions(node)]) or None)
-        for condition, node in zip(found.conditions, tree.of, strict=True)
+        msgspec.structs.replace(condition, since=sources.since(condition.since, before, after))
+        for condition, before, after in zip(found.conditions, found.tree.of, tree.of, strict=True)
     ]
     holds = [sources.of_hold(hold, found.task) for hold in found.held_by]
     answer = msgspec.structs.replace(found, tree=tree, conditions=conditions, held_by=holds)
@@ -110,10 +110,18 @@ def _cited(position: int, event: Event) -> Cited:
 
 
 class Sources:
-    """Finds the events behind what the state says of one job."""
+    """Finds the events behind what the state says of one job; of those that were archived nothing is said."""
 
     def __init__(self, reader: LogReader, state: State, job: str) -> None:
         self._reader, self._state, self._job = reader, state, job
+        self._base = reader.header.base
+
+    def since(self, told: int | None, before: Node, after: Node) -> int | None:
+        """Return the newest position in a tree; None where it may be one that was archived."""
+        known = max(_positions(after), default=0)
+        if len(_positions(after)) == len(_positions(before)):
+            return max(known, told or 0) or None
+        return known if known > self._base else None
 
     def of(self, node: Node, job: str) -> Node:
         """Return a node with the position of the event that made it so, and all below."""
@@ -121,10 +129,12 @@ class Sources:
         below = [self.of(part, job) for part in node.of]
         since = node.since
         if node.by == "view" and since is not None:
-            since = self._ended(job, since) or since
+            since = self._ended(job, since) or (None if self._is_archived(since) else since)
         elif node.by in ("filter", "translation") and node.answer:
             last = self._last(job, "Evaluated", repository=node.repository)
             since = max(since or 0, 0 if last is None else last.position) or None
+            if last is None and since is not None and since <= self._base:
+                since = None
         if not below and since == node.since:
             return node
         return msgspec.structs.replace(node, of=below, since=since)
@@ -136,13 +146,18 @@ class Sources:
             found = self._last(self._job, "CancelRequested", task=task)
         elif hold.what == "claimed" and hold.since is not None:
             ended = self._ended(self._job, hold.since)
-            return hold if ended is None else msgspec.structs.replace(hold, since=ended)
+            if ended is None and not self._is_archived(hold.since):
+                return hold
+            return msgspec.structs.replace(hold, since=ended)
         elif hold.what == "observing" and self._state.leaves[hold.repository].held:
             found = self._last(None, "ObservationHeld", repository=hold.repository)
         elif hold.what == "evaluation" and hold.until:
             where = {"repository": hold.repository} if hold.repository else {"task": task}
             found = self._last(self._job, "Evaluated", **where)
         return hold if found is None else msgspec.structs.replace(hold, since=found.position)
+
+    def _is_archived(self, run: int) -> bool:
+        return run <= self._base and run not in self._state.open_runs
 
     def _ended(self, job: str, run: int) -> int | None:
         """Return where a run of the job ended, None where it has not, or where this is no run."""
