@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import ClassVar
 
+from datatask.engine import intact
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.ports import Ended, RunSpec, Sink, Started, Write
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
@@ -117,6 +119,7 @@ class CallRunner:
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        intact.guard(self._loop)
         _Watchdog.of(self._loop).watch(self)
 
     def start(self, spec: RunSpec) -> None:
@@ -134,8 +137,12 @@ class CallRunner:
         error: ErrorInfo | None = None
         detail: dict[str, str] | None = None
         writes: tuple[Write, ...] = ()
+        pid = os.getpid()
         try:
-            await self._call(spec)
+            try:
+                await self._call(spec)
+            finally:
+                intact.returned(pid, f"{spec.task} {spec.job}")
             writes = await run.context.settle() if self._contained else ()
         except BaseException as caught:
             if self._closed:  # the loop is going down; a later engine will find this run open

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from datatask.engine import intact
 from datatask.engine.binding import ValueRef, with_content
 from datatask.engine.calls import error_info
 from datatask.engine.core.effects import (
@@ -101,6 +102,7 @@ class Runtime:
     async def open(self) -> None:
         """Begin to listen to the log and the runners; the reactor has been opened by the caller."""
         self._loop = asyncio.get_running_loop()
+        intact.guard(self._loop)
         self._unsubscribe = self.log.subscribe(self._durable, self.fail)
         for runner in self._distinct_runners():
             await runner.open(self.sink)

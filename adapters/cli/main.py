@@ -6,6 +6,7 @@ Arguments in, an exit code out. Every error leaves as one line on stderr (or one
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
 INTERRUPTED = 130
+BROKEN = 70
+CLOSED = "a function closed files that are not its own: the engine cannot go on; start it again"
 Instrument = Callable[[Any], None]
 
 
@@ -42,7 +45,10 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
         settings.given = pipeline
         settings.given_folder = (program.parent if program.is_file() else Path.cwd()).absolute()
         settings.program = program.name
-    sys.exit(invoke(sys.argv[1:], settings, instrument))
+    code = invoke(sys.argv[1:], settings, instrument)
+    if code == BROKEN:
+        os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
+    sys.exit(code)
 
 
 def invoke(
@@ -71,6 +77,9 @@ def invoke(
     except DatataskError as error:
         return _failed(error, settings, arguments)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            click.echo(f"datatask: {CLOSED}", err=True)
+            return BROKEN
         if settings.debug:
             import traceback
 

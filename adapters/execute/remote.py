@@ -50,8 +50,9 @@ class Gateway:
     """A worker's connections to one engine; requests are answered one at a time."""
 
     def __init__(self, address: Address, cancel: Callable[[Address, int], None]) -> None:
+        self.pid = os.getpid()
         self.address = address
-        self._cancel = cancel
+        self.cancel = cancel
         self._lock = threading.Lock()
         self._requests = self._connect("requests")
         self._life = self._connect("life")
@@ -65,7 +66,7 @@ class Gateway:
     def _watch(self) -> None:
         try:
             while (run := self._life.recv()) is not None:
-                self._cancel(self.address, run)
+                self.cancel(self.address, run)
         except (EOFError, OSError):
             if os.getpid() != self.address.pid:
                 os._exit(1)  # the engine died: what this worker still did would be done twice
@@ -110,6 +111,8 @@ def connect(address: Address, cancel: Callable[[Address, int], None]) -> Gateway
 def _gateway() -> Gateway:
     if not _last:
         raise CallerError("this repository lives in an engine that is not reachable from here")
+    if _last[0].pid != os.getpid():  # a function has forked: two processes must not speak on one connection
+        return connect(_last[0].address, _last[0].cancel)
     return _last[0]
 
 

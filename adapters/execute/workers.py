@@ -14,6 +14,7 @@ import inspect
 import os
 import pickle
 import select
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from datatask.adapters.execute import proctable, remote
+from datatask.engine import intact
 from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
@@ -70,13 +72,16 @@ class Call:
         error: ErrorInfo | None = None
         detail: dict[str, str] | None = None
         writes: tuple[Write, ...] = ()
-        loop = asyncio.new_event_loop()
+        loop, pid = asyncio.new_event_loop(), os.getpid()
         try:
             if self.cancelled:
                 raise asyncio.CancelledError
-            result = func(**arguments)
-            if inspect.isawaitable(result):
-                self._finish(loop, result)
+            try:
+                result = func(**arguments)
+                if inspect.isawaitable(result):
+                    self._finish(loop, result)
+            finally:
+                intact.returned(pid, f"{self.context.task} {self.context.job}")
             writes = loop.run_until_complete(self.context.settle())
         except BaseException as caught:
             writes = self.context.fence()
@@ -220,7 +225,15 @@ _calls: dict[tuple[remote.Address, int], Call] = {}  # several engines may share
 def stay_with(
     pid: int, start: int, initializer: Callable[..., object] | None, arguments: tuple[Any, ...]
 ) -> None:
-    """Make a worker process end with the engine's process, also while it waits for its first call; then initialize it."""
+    """Make a worker process one of its own, that ends with the engine's, also while it waits for its first call.
+
+    A forked one has the engine's signal handling with the engine's wake-up pipe: a SIGTERM that ends this worker would
+    stop the engine. Ctrl-C goes to all of a terminal's processes, and is for the engine to act on.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(pid, start), name="datatask-engine-watch", daemon=True).start()
     if initializer is not None:
         initializer(*arguments)

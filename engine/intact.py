@@ -1,0 +1,66 @@
+"""The engine's own process, while functions of others run in it: copies of it leave, and a broken one says so.
+
+In: forks, and ends of functions. Out: nothing, or the end of a process. A function that forks and returns would have
+the copy go on as a second engine, with the first one's files: the copy ends as soon as it is back in an event loop or
+in the call. A function that closes files that are not its own takes the loop's with them: an engine that would wait
+for ever ends at once, in one line, and the next one goes on from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+
+from datatask.engine.binding import current_run
+
+BROKEN = 70
+"""The exit code of an engine whose files were closed."""
+
+_engines: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+_forking: asyncio.AbstractEventLoop | None = None
+
+
+def guard(loop: asyncio.AbstractEventLoop) -> None:
+    """Look after the files of this loop, which an engine runs on, until it is closed."""
+    _engines.add(loop)
+
+
+def returned(pid: int, who: str) -> None:
+    """A function is back that began in process `pid`: end the process if it is a copy, or cannot go on."""
+    if os.getpid() != pid:
+        os._exit(0)
+    for loop in tuple(_engines):
+        if not loop.is_closed() and not _is_open(loop):
+            told = (
+                f"datatask: a function closed files that are not its own, probably {who}: the engine cannot go on;"
+                " start it again\n"
+            )
+            os.write(2, told.encode(errors="replace"))
+            os._exit(BROKEN)
+
+
+def _is_open(loop: asyncio.AbstractEventLoop) -> bool:
+    selector = getattr(loop, "_selector", None)
+    if selector is None or not hasattr(selector, "fileno"):
+        return True  # a loop that is made otherwise
+    try:
+        os.fstat(selector.fileno())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _before_fork() -> None:
+    global _forking
+    _forking = asyncio._get_running_loop() if current_run.get() is not None else None
+
+
+def _in_child() -> None:
+    ready = getattr(_forking, "_ready", None)
+    if _forking is not None and ready is not None:
+        ready.appendleft(asyncio.Handle(os._exit, (0,), _forking))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
