@@ -13,8 +13,9 @@ from datatask.testing import MemoryLog
 
 
 @pytest.fixture(autouse=True)
-def threshold() -> Iterator[None]:
-    """Put the thresholds back, whatever a test does."""
+def threshold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put the thresholds back, whatever a test does; engines that other tests killed are none of these."""
+    monkeypatch.setattr("datatask.adapters.wiring.collector._open", set())
     before = gc.get_threshold()
     gc.set_threshold(700, 10, 10)
     yield
