@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHORT = 2_000
 """Fewer events are folded plainly: the setting out would cost more than it saves."""
 
-DEPTH = 2
+DEPTH = 4
 """Pages that are read ahead."""
 
 ROWS_MAX = 32_768

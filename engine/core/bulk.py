@@ -120,10 +120,10 @@ class Bulk:
                 if step is None:
                     continue
             job, code = numbers[number], step[0]
-            if job == UNMET and code in MAKING:
-                job = self._intern(number, code)
             if code == PUT:
                 own = next_put()
+                if job == UNMET:
+                    job = self._intern(number, code)
                 _, following, mask, cells, ops, versions, leaf = step
                 if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
@@ -159,6 +159,8 @@ class Bulk:
                 following, mask, ops = ending
             elif code == LAUNCH:
                 own = next_launch()
+                if job == UNMET:
+                    job = self._intern(number, code)
                 _, following, mask, cells, ops, task, waiting, quota = step
                 kept[position] = [task, job, own, at, 0 if waiting is None else waiting.pop(job), None, 0]
                 try:
@@ -171,6 +173,8 @@ class Bulk:
                     remember_request(state, position, own.request)
             else:
                 own = next_deletion()
+                if job == UNMET:
+                    job = self._intern(number, code)
                 _, following, mask, cells, ops, versions, leaf = step
                 if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
