@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     )
     from datatask.adapters.execute.local import LocalLinuxManager as LocalLinuxManager
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
+    from datatask.adapters.execute.ssh import SSHLinuxManager as SSHLinuxManager
+    from datatask.adapters.execute.ssh_connecting import SSHHost as SSHHost
     from datatask.adapters.execute.targets import STDOUT as STDOUT
     from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.history.explaining import explain as explain
@@ -172,6 +174,8 @@ _HOME: dict[str, str] = {
     "RunOpenError": "datatask.schema.errors",
     "Session": "datatask.engine.session",
     "shell": "datatask.adapters.wiring.verbs",
+    "SSHHost": "datatask.adapters.execute.ssh_connecting",
+    "SSHLinuxManager": "datatask.adapters.execute.ssh",
     "STDOUT": "datatask.adapters.execute.targets",
     "Task": "datatask.engine.tasks",
     "TemporaryError": "datatask.schema.errors",

@@ -147,7 +147,8 @@ class ProcessTask(EngineTask):
         async def rendered(spec: RunSpec) -> str:
             return await self.render(spec.job)
 
-        return Recipe(self.name, rendered, self.stdin, self.stdout, self._stderr, self.environ)
+        streams = self.stdin, self.stdout, self._stderr
+        return Recipe(self.name, rendered, *streams, self.environ, self.job_resources)
 
 
 class _ManagedRunner:

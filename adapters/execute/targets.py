@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.repositories import BlobRepository
+from datatask.schema.resources import Resources
 
 
 class _StderrIsStdout:
@@ -39,6 +40,7 @@ class Recipe:
     stdout: BlobRepository | None
     stderr: BlobRepository | _StderrIsStdout | None
     environ: Mapping[str, str] | None
+    resources: Resources | None = None
 
     def __repr__(self) -> str:
         return f"Recipe({self.task!r})"  # the environment may hold secrets

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from datatask import (
+    AbstractProcessManager,
     ExecutorTask,
     InProcessBlobRepository,
     InProcessMetadataRepository,
@@ -25,11 +26,13 @@ from datatask import (
     LocalLinuxManager,
     ProcessTask,
     Resources,
+    SSHLinuxManager,
 )
 from datatask.adapters.execute.polling import PollingRunner
 from datatask.engine import calls
-from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable
+from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable, Write
 from datatask.engine.tasks import EngineTask
+from tests.ssh_kit import server
 
 SECOND = 1_000_000_000
 LOG = "0123456789abcdef"
@@ -99,9 +102,11 @@ def function_task(func: Callable[..., Any], executor: Any = None) -> EngineTask:
     return task
 
 
-def process_task(path: Path, template: str = SCRIPT, **more: Any) -> ProcessTask:
-    """Return a process task below a folder."""
-    manager = LocalLinuxManager("app", path)
+def process_task(
+    path: Path, template: str = SCRIPT, manager: AbstractProcessManager | None = None, **more: Any
+) -> ProcessTask:
+    """Return a process task below a folder, on this machine unless the manager is that of another one."""
+    manager = manager or LocalLinuxManager("app", path)
     pids = InProcessMetadataRepository()
     out = InProcessBlobRepository()
     out._id = "out"
@@ -110,7 +115,8 @@ def process_task(path: Path, template: str = SCRIPT, **more: Any) -> ProcessTask
     return task
 
 
-KINDS = ("loop", "threads", "workers", "processes", "polled")
+PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")))
+KINDS = ("loop", "threads", "workers", *PROCESSES)
 
 
 def make_task(kind: str, path: Path) -> EngineTask:
@@ -124,6 +130,8 @@ def make_task(kind: str, path: Path) -> EngineTask:
             return function_task(
                 behave_plainly, lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn"))
             )
+        case "ssh":
+            return process_task(path, manager=SSHLinuxManager("app", server().host(), path / "remote"))
     return process_task(path)
 
 
@@ -139,6 +147,11 @@ def make_runner(kind: str, path: Path) -> Runner:
 def spec(run: int, job: str = "good", *, epoch: int = 1) -> RunSpec:
     """Return a run of task t."""
     return RunSpec(run, f"{LOG}.{epoch}.{run}", "t", job, 1, 1, {})
+
+
+def contents(write: Write) -> bytes | None:
+    """Return what a run brought, wherever it is."""
+    return write.data if write.source is None else write.source.read_bytes()
 
 
 @contextlib.asynccontextmanager
@@ -269,7 +282,7 @@ async def test_many_runs_end_once_each(kind: str, tmp_path: Path) -> None:
     assert len([fact for fact in facts.all if isinstance(fact, Ended)]) == 40
 
 
-@pytest.mark.parametrize("kind", ["processes", "polled"])
+@pytest.mark.parametrize("kind", PROCESSES)
 async def test_what_cannot_be_rendered_is_refused(kind: str, tmp_path: Path) -> None:
     """By task, job and the undefined name."""
     runner = make_runner(kind, tmp_path)
@@ -282,7 +295,7 @@ async def test_what_cannot_be_rendered_is_refused(kind: str, tmp_path: Path) -> 
     assert "'nothing' is undefined" in message
 
 
-@pytest.mark.parametrize("kind", ["processes", "polled"])
+@pytest.mark.parametrize("kind", PROCESSES)
 async def test_a_later_engine_adopts_what_runs_and_collects_what_ended(kind: str, tmp_path: Path) -> None:
     """The first engine lets go of two runs; the second one finds one ended and one alive."""
     first = make_runner(kind, tmp_path)
@@ -296,7 +309,7 @@ async def test_a_later_engine_adopts_what_runs_and_collects_what_ended(kind: str
         await second.recover([spec(1, "good"), spec(2, "slow")])
         ended = await facts.end_of(1)
         assert ended.ending.outcome == "succeeded"
-        assert [write.source.read_bytes() for write in ended.writes if write.source] == [b"done\n"]
+        assert [contents(write) for write in ended.writes] == [b"done\n"]
         assert isinstance((await facts.first(2, Adopted, Ended, Unreachable)), Adopted)
         second.stop(2, "cancelled", SECOND)
         assert (await facts.end_of(2)).ending.outcome == "cancelled"

@@ -1,0 +1,274 @@
+"""One connection to one target, with its three channels: the agent that obeys, the one that watches, and SFTP.
+
+In: a connection and whose runs these are. Out: a `Link` that sends commands and hands on answers, line by line, until
+it is lost. The first command prepares the target (`ssh_setup.sh`) and says whether another engine works there; the
+agent is `ssh_agent.sh`. However many runs there are, these are all the sessions that sshd has to allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import os
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import asyncssh
+
+from datatask.adapters.execute.ssh_connecting import mapped
+from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+
+SETUP_SECONDS = 20.0
+LINE_BYTES_MAX = 1 << 20
+LIVE_SECONDS = 60
+SECOND = 1_000_000_000
+
+_FAILURES = {
+    "folder": ("{} cannot be made", "pass another remote_path"),
+    "foreign": ("{} does not belong to this user", "pass another remote_path"),
+    "proc": ("there is no /proc as Linux has it", "use a Linux host"),
+    "setsid": ("it has none of setsid, perl and python3", "install util-linux or busybox there"),
+    "full": ("nothing can be written to {}: the disk is full", "free some space"),
+    "noexec": ("programs in {} cannot be run (noexec)", "pass a remote_path on another file system"),
+}
+
+
+class Owner(NamedTuple):
+    """Who works, or last worked, on a target."""
+
+    log: str
+    epoch: int
+    token: str
+    live: bool
+    home: list[str]
+
+
+class Ground(NamedTuple):
+    """A target that has been prepared."""
+
+    boot: str
+    booted_at: int
+    folder: str
+    agent: str
+    owner: Owner | None
+
+
+class Identity(NamedTuple):
+    """Whose runs these are: the log, its epoch and home, and which manager of the engine."""
+
+    log: str
+    epoch: int
+    token: str
+    home: list[str]
+
+
+class OccupiedError(CallerError):
+    """Another engine works on this target."""
+
+
+@functools.cache
+def _scripts() -> tuple[str, str]:
+    folder = Path(__file__).parent
+    agent = (folder / "ssh_agent.sh").read_text(encoding="utf-8")
+    digest = hashlib.sha256(agent.encode()).hexdigest()[:12]
+    setup = (folder / "ssh_setup.sh").read_text(encoding="utf-8")
+    return setup.replace("\nAGENT\n", f"\n{agent.rstrip()}\n"), digest
+
+
+async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str, label: str) -> Ground:
+    """Prepare the target and return what it is."""
+    setup, digest = _scripts()
+    command = f"exec /bin/sh -s -- {' '.join(shlex.quote(word) for word in (path, app, label, digest))}"
+    asked_at = time.time_ns()  # noqa: TID251 - the runner's clock
+    try:
+        async with asyncio.timeout(SETUP_SECONDS):
+            done = await connection.run(command, input=setup, encoding="utf-8", errors="replace")
+    except (OSError, asyncssh.Error, TimeoutError) as error:
+        raise mapped(error, label) from error
+    _, found, text = str(done.stdout).partition("datatask\n")
+    lines = [line.split(" ") for line in text.splitlines()]
+    if not found or not lines or lines[0][0] not in ("ready", "failed"):
+        told = (str(done.stderr) or str(done.stdout)).strip()[-300:]
+        raise CallerError(
+            f"no POSIX shell answers there: {told or 'nothing'}", where=label, remedy="see /bin/sh"
+        )
+    if lines[0][0] == "failed":
+        what, remedy = _FAILURES[lines[0][1]]
+        error_type: type[DatataskError] = TemporaryError if lines[0][1] == "full" else CallerError
+        raise error_type(what.format(" ".join(lines[0][2:])), where=label, remedy=remedy)
+    _, boot, uptime, *paths = lines[0]
+    folder, _, agent = " ".join(paths).rpartition(" ")
+    return Ground(boot, _booted_at(asked_at, uptime), folder, agent, _owner(lines[1:]))
+
+
+def _booted_at(asked_at: int, uptime: str) -> int:
+    """Return when the target booted, by our clock: its own may be wrong."""
+    answered_at = time.time_ns()  # noqa: TID251 - the runner's clock
+    return (asked_at + answered_at) // 2 - int(float(uptime) * SECOND)
+
+
+def _owner(lines: list[list[str]]) -> Owner | None:
+    if not lines or lines[0][0] != "owner" or len(lines[0]) < 7:
+        return None
+    _, log, epoch, token, live, seconds, home = lines[0]
+    recent = live == "yes" and int(seconds) < LIVE_SECONDS
+    return Owner(log, int(epoch), token, recent, unquote(home).split("\0"))
+
+
+def home_of(url: str) -> list[str]:
+    """Return where a log is: host, path, and the device and inode of its file."""
+    path = url.partition("://")[2].removeprefix("/")
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [socket.gethostname(), path, "0", "0"]
+    return [socket.gethostname(), path, str(status.st_dev), str(status.st_ino)]
+
+
+def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
+    """Raise `OccupiedError` where somebody else's runs would get in the way."""
+    if owner is None or owner.token.partition(".")[0] == mine.token:
+        return
+    whose = ""
+    if owner.log != mine.log:
+        whose = f"another pipeline's log ({owner.log})" if owner.live else ""
+    elif owner.epoch == mine.epoch and owner.live:
+        whose = "another manager of this pipeline"
+    elif owner.home != mine.home and owner.home[0] == mine.home[0] and _is_there(owner.home):
+        whose = f"the log {owner.home[1]}, of which this is a copy"
+    elif owner.epoch > mine.epoch:
+        whose = "a later state of this log"
+    if whose:
+        raise OccupiedError(
+            f"it is in use by {whose}", where=where, remedy="give the manager another app name"
+        )
+
+
+def _is_there(home: list[str]) -> bool:
+    try:
+        status = os.stat(home[1])
+    except OSError:
+        return False
+    return [str(status.st_dev), str(status.st_ino)] == home[2:]
+
+
+class _Lines(asyncssh.SSHClientSession[bytes]):
+    """A channel whose output is lines."""
+
+    def __init__(self, take: Callable[[list[str]], None], lost: Callable[[], None]) -> None:
+        self._take = take
+        self._lost = lost
+        self._rest = b""
+        self.errors = b""
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype is not None:
+            self.errors = (self.errors + data)[-2000:]
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_BYTES_MAX:
+            self._lost()
+        for line in lines:
+            self._take(line.decode("utf-8", "replace").split(" "))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost()
+
+
+class Link:
+    """An agent at work; `lost` is done when it can no longer be talked to."""
+
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, ground: Ground, take: Callable[[list[str]], None]
+    ) -> None:
+        self.connection = connection
+        self.ground = ground
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sftp: asyncssh.SFTPClient
+        self._take = take
+        self._hello: dict[str, asyncio.Future[None]] = {}
+        self._channels: list[tuple[asyncssh.SSHClientChannel[bytes], _Lines]] = []
+
+    async def open(self, mine: Identity, label: str) -> None:
+        """Start the agents and SFTP; the watcher first, so that no end falls between the two."""
+        ground = self.ground
+        check_owner(ground.owner, mine, label)
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                self.sftp = await self.connection.start_sftp_client()
+                token = f"{mine.token}.{secrets.token_hex(4)}"  # the agents of a link that was lost are not wanted
+                words = [ground.folder, mine.log, str(mine.epoch), token]
+                await self._start("control", [*words, quote("\0".join(mine.home), safe="")])
+                await self._start("watch", words)
+        except (OSError, asyncssh.Error, TimeoutError) as error:
+            told = b" ".join(lines.errors for _, lines in self._channels).decode(errors="replace").strip()
+            raise (TemporaryError(told, where=label) if told else mapped(error, label)) from error
+
+    async def _start(self, mode: str, words: list[str]) -> None:
+        said = self._hello[f"{mode}s" if mode == "control" else "watching"] = self._future()
+        command = " ".join(["exec /bin/sh", *map(shlex.quote, [self.ground.agent, mode, *words])])
+        lines = _Lines(self._answered, self.lose)
+        channel, _ = await self.connection.create_session(lambda: lines, command, encoding=None)
+        self._channels.append((channel, lines))
+        await asyncio.wait({said, self.lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not said.done():
+            raise asyncssh.ConnectionLost("the agent ended at once")
+
+    def _future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+    def _answered(self, words: list[str]) -> None:
+        hello = self._hello.pop(words[0], None)
+        if hello is not None:
+            hello.set_result(None)
+        else:
+            self._take(words)
+
+    def send(self, text: str) -> None:
+        """Send commands to the agent."""
+        channel = self._channels[0][0]
+        with contextlib.suppress(OSError):
+            if not channel.is_closing():
+                channel.write(text.encode())
+
+    def lose(self) -> None:
+        """Count the link as lost."""
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    async def close(self, *, ours: bool, politely: bool) -> None:
+        """End the channels, and the connection when it is ours; politely: what was sent is still done."""
+        self.lose()
+        waits: list[Any] = []
+        for channel, _ in self._channels:
+            if politely and channel is self._channels[0][0]:
+                channel.write_eof()
+            else:
+                channel.close()
+            waits.append(channel.wait_closed())
+        with contextlib.suppress(TimeoutError, OSError, asyncssh.Error):
+            async with asyncio.timeout(5.0 if politely else 0.2):
+                await asyncio.gather(*waits)
+        await let_go(self.connection, ours=ours)
+        if hasattr(self, "sftp"):
+            self.sftp.exit()
+
+
+async def let_go(connection: asyncssh.SSHClientConnection, *, ours: bool) -> None:
+    """End a connection that is ours, without waiting for an answer for long."""
+    if not ours:
+        return
+    connection.close()
+    try:
+        async with asyncio.timeout(2.0):
+            await connection.wait_closed()
+    except (TimeoutError, OSError, asyncssh.Error):
+        connection.abort()

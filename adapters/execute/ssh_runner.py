@@ -1,0 +1,438 @@
+"""A process task's runs on SSH targets: from a run that was decided to facts about it.
+
+In: a task's recipe, the engine's runs, the manager's hosts. Out: facts. A run is placed on a host with room, its
+folder is uploaded, its start is asked for; how it ended is pushed by the agent, then its output is fetched. What the
+agent's words mean for the engine is decided here; what holds on the target's side is in `ssh_agent.sh`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.adapters.execute.ssh_placing import Hosts
+from datatask.adapters.execute.ssh_target import LinkLostError, Target
+from datatask.adapters.execute.ssh_transfers import LocalDiskError, download, upload
+from datatask.adapters.execute.targets import STDOUT, Recipe, _StderrIsStdout
+from datatask.engine.binding import RunContext, current_run
+from datatask.engine.calls import error_info
+from datatask.engine.ports import (
+    Adopted,
+    Ended,
+    Noticed,
+    Reachable,
+    RunSpec,
+    Sink,
+    Started,
+    Unreachable,
+    Write,
+)
+from datatask.schema.errors import TemporaryError
+from datatask.schema.events import Ending, ErrorInfo, StopReason
+
+SECOND = 1_000_000_000
+SIGNALS_MAX = 64
+DISK_WAIT_SECONDS = 5.0
+_TIMES = re.compile(r"(\d+)m([\d.,]+)s")
+_GONE = {
+    "restarted": "the machine was restarted while it ran",
+    "unwatched": "the shell that waited for it was killed and the process is gone; nobody recorded how it ended",
+}
+
+
+class _Open:
+    """One run between start and forget."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.target: Target | None = None
+        self.searched: list[Target] = []
+        self.answers: dict[str, str] = {}
+        self.work: asyncio.Task[None] | None = None
+        self.asked = False
+        self.recovering = False
+        self.stop: tuple[StopReason, int] | None = None
+        self.reads: dict[str, int] | None = None
+        self.started = False
+        self.silent = False
+        self.ended = False
+        self.told = False
+        self.outputs: dict[str, Any] = {}
+
+
+class SSHRunner:
+    """One task's runs, over the targets that all of a manager's tasks share."""
+
+    def __init__(self, hosts: Hosts, recipe: Recipe) -> None:
+        self._hosts = hosts
+        self._recipe = recipe
+        self._runs: dict[int, _Open] = {}
+        self._by_identity: dict[str, _Open] = {}
+        self._accounted = asyncio.Event()
+        self._swept: set[str] = set()
+
+    async def open(self, sink: Sink) -> None:
+        """Connect; a target that does not answer now is waited for, one that turns us away is an error."""
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        await self._hosts.attach(self._recipe)
+
+    def _take(self, spec: RunSpec) -> _Open:
+        run = _Open(spec)
+        self._runs[spec.run] = self._by_identity[spec.identity] = run
+        self._hosts.own(spec.identity, spec.log)
+        return run
+
+    def _sweep(self, keep: list[str]) -> None:
+        for target in self._hosts.targets:
+            if target.label not in self._swept:
+                self._swept.add(target.label)
+                target.tell(" ".join(["sweep", self._recipe.task, *keep]))
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self, spec: RunSpec) -> None:
+        """Render, place, upload, and ask the target to start it; once per identity."""
+        if spec.run not in self._runs:
+            run = self._take(spec)
+            run.work = self._loop.create_task(self._prepare(run))
+
+    async def _prepare(self, run: _Open) -> None:
+        spec = run.spec
+        context = RunContext(spec.run, spec.task, spec.job)
+        current_run.set(context)
+        try:
+            script = (await self._recipe.render(spec)).encode()
+            await self._deliver(run, script)
+        except asyncio.CancelledError:
+            return
+        except (TemporaryError, OSError) as error:
+            self._end(run, Ending(outcome="lost", error=error_info(error), where=self._where(run)))
+            return
+        except Exception as error:
+            info = error_info(error)
+            told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
+            self._end(run, Ending(outcome="refused", error=told, where=self._where(run)))
+            return
+        finally:
+            run.work = None
+        if run.told:
+            return
+        run.reads = context.reads or None
+        run.asked = True
+        assert run.target is not None
+        self._sweep([])
+        run.target.watch(spec.identity, self, self._question(spec, script, run.target))
+
+    async def _deliver(self, run: _Open, script: bytes) -> None:
+        """Upload the run to a host with room; while it has not been started, it may go to another one."""
+        identity, job = run.spec.identity, run.spec.job
+        while True:
+            if run.target is None or (not run.target.is_up and self._hosts.others_up(run.target)):
+                if run.target is not None:
+                    run.target.done(identity)
+                    self._hosts.release(identity)
+                run.target = await self._hosts.place(identity, self._recipe.resources)
+                run.target.watch(identity, self)
+            try:
+                await upload(run.target, identity, script, self._recipe.stdin, job)
+                return
+            except LinkLostError:
+                await asyncio.sleep(0.05)
+
+    def _question(self, spec: RunSpec, script: bytes, target: Target) -> str:
+        recipe, folder = self._recipe, target.folder(spec.identity)
+        first = script.partition(b"\n")[0]
+        interpreter = first[2:].decode(errors="replace").split()[:1] if first.startswith(b"#!") else []
+        direct = first.startswith((b"#!", b"\x7fELF"))
+        merged = recipe.stderr is STDOUT
+        words = [
+            "start",
+            spec.identity,
+            recipe.task,
+            self._hosts.variables(recipe),
+            "direct" if direct else "sh",
+            *(interpreter or ["-"]),
+            f"{folder}/stdin" if recipe.stdin is not None else "/dev/null",
+            f"{folder}/stdout" if recipe.stdout is not None else "/dev/null",
+            "stdout" if merged else f"{folder}/stderr" if recipe.stderr is not None else "/dev/null",
+        ]
+        return " ".join(words)
+
+    def _where(self, run: _Open) -> str:
+        return "" if run.target is None else run.target.label
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        """TERM to the run's process group, KILL to its session after the grace."""
+        open_run = self._runs.get(run)
+        if open_run is None or open_run.told or open_run.ended:
+            return
+        open_run.stop = reason, grace
+        if open_run.asked and open_run.target is not None:
+            open_run.target.stop(open_run.spec.identity, grace / SECOND, reason)
+        elif not open_run.recovering:
+            if open_run.work is not None:
+                open_run.work.cancel()
+            self._end(open_run, stopped_ending(reason))
+
+    # --- recovering -------------------------------------------------------------------------------
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        """Ask the targets about each run; what nobody started is barred from starting and lost."""
+        listed = list(specs)
+        self._sweep([spec.identity for spec in listed])
+        for spec in listed:
+            run = self._take(spec)
+            run.recovering = True
+            host = (spec.handle or {}).get("host")
+            known = [target for target in self._hosts.targets if target.label == host]
+            if host is not None and not known:
+                self._silence(run, str(host), f"{host}, where it runs, is none of this manager's hosts")
+                continue
+            run.searched = known or list(self._hosts.targets)
+            for target in run.searched:
+                target.watch(spec.identity, self, f"settle {spec.identity}")
+            if len(run.searched) == 1:
+                self._found(run, run.searched[0])
+        while any(run.recovering and not run.silent for run in self._runs.values()):
+            self._accounted.clear()
+            await self._accounted.wait()
+
+    def _found(self, run: _Open, target: Target) -> None:
+        """The run is on this target, or nowhere."""
+        if run.target is None:
+            run.target = target
+            run.asked = True
+            self._hosts.occupy(run.spec.identity, target, self._recipe.resources)
+            if run.stop is not None:
+                target.stop(run.spec.identity, run.stop[1] / SECOND, run.stop[0])
+
+    def _account(self, run: _Open) -> None:
+        run.recovering = False
+        self._accounted.set()
+
+    # --- what a target says -----------------------------------------------------------------------
+
+    def on_answer(self, target: Target, words: list[str]) -> None:
+        """Turn the agent's answer into a fact."""
+        run = self._by_identity.get(words[1])
+        if run is None or run.told or run.ended:
+            return
+        match words:
+            case ["started" | "running", _, pid, start, boot, began]:
+                self._found(run, target)
+                self._started(run, target, pid, start, boot, began)
+            case ["ended", _, *facts] if len(facts) == 10:
+                self._found(run, target)
+                self._ended(run, target, facts)
+            case ["refused", _, *why]:
+                self._refused(run, why)
+            case ["absent" | "elsewhere", *_]:
+                self._absent(run, target, words[0])
+            case ["vanished", _, why]:
+                self._found(run, target)
+                error = ErrorInfo(type="Lost", message=_GONE[why])
+                stopped = run.stop is not None and why == "unwatched"
+                ending = (
+                    stopped_ending(run.stop[0])
+                    if stopped and run.stop
+                    else Ending(outcome="lost", error=error)
+                )
+                self._end(run, ending)
+            case ["blocked", *_]:
+                self._silence(run, target.label, f"{target.label}: nothing can be written there")
+
+    def _absent(self, run: _Open, target: Target, answer: str) -> None:
+        run.answers[target.label] = answer
+        if len(run.answers) < len(run.searched) and run.target is None:
+            return
+        if "elsewhere" in run.answers.values():
+            text = "it was started under another name of its host; name the host as before (SSHHost(name=…))"
+            self._silence(run, target.label, text)
+        elif run.stop is not None:
+            self._end(run, stopped_ending(run.stop[0]))
+        else:
+            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
+            self._end(run, Ending(outcome="lost", error=error))
+
+    def _refused(self, run: _Open, why: list[str]) -> None:
+        outcome: Literal["lost", "refused"] = "lost" if why[0] == "full" else "refused"
+        text = {
+            "interpreter": f"the interpreter {' '.join(why[1:])} of the script's first line cannot be run",
+            "full": "the target's disk is full",
+        }.get(why[0], " ".join(why[1:]))
+        error = ErrorInfo(type="Refused", message=f"it could not be started: {text}")
+        self._end(run, Ending(outcome=outcome, error=error))
+
+    def _started(self, run: _Open, target: Target, pid: str, start: str, boot: str, began: str) -> None:
+        target.settle_later(run.spec.identity)
+        known, run.started = run.started, True
+        handle: dict[str, str | int] = {
+            "host": target.label,
+            "pid": int(pid),
+            "start": int(start),
+            "boot": boot,
+        }
+        if run.recovering:
+            self._account(run)
+            self._sink(Adopted(run.spec.run, handle, target.label))
+        elif not known:
+            self._sink(Started(run.spec.run, handle, target.label, _at(target, began)))
+
+    def _ended(self, run: _Open, target: Target, facts: list[str]) -> None:
+        pid, start, boot, began, ended, code, reason, printed, user, system = facts
+        if not run.started and not run.recovering and code != "unstarted":
+            self._started(run, target, pid, start, boot, began)
+        run.ended = True
+        if code == "unstarted":
+            error = ErrorInfo(
+                type="Refused", message="it could not be started: its streams or its folder are not usable"
+            )
+            ending = Ending(outcome="lost", error=error)
+        elif reason != "-":
+            ending = stopped_ending(reason, _plain(code))  # type: ignore[arg-type]
+        else:
+            ending = exit_ending(_plain(code))
+        same = boot == target.boot
+        told = Ending(
+            outcome=ending.outcome,
+            exit_code=ending.exit_code,
+            error=ending.error,
+            started_at=_at(target, began) if same else None,
+            ended_at=_at(target, ended) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
+            usage={"cpu_seconds": round(_seconds(user) + _seconds(system), 6)},
+            reads=run.reads,
+            where=target.label,
+        )
+        wanted = [name for name, mark in (("stdout", "o"), ("stderr", "e")) if self._wants(name)]
+        if not wanted or told.outcome == "lost":
+            self._end(run, told)
+            return
+        full = [name for name in wanted if name[3] in printed]
+        for name in wanted:
+            if name not in full:
+                run.outputs[name] = b""
+        if full:
+            run.work = self._loop.create_task(self._collect(run, target, told, full))
+        else:
+            self._end(run, told)
+
+    def _wants(self, name: str) -> bool:
+        repo = getattr(self._recipe, name)
+        return repo is not None and not isinstance(repo, _StderrIsStdout)
+
+    async def _collect(self, run: _Open, target: Target, ending: Ending, names: list[str]) -> None:
+        """Fetch the outputs, over as many links as it takes, and end the run with them."""
+        while missing := [name for name in names if name not in run.outputs]:
+            try:
+                run.outputs[missing[0]] = await download(
+                    target, run.spec.identity, missing[0], self._hosts.spool
+                )
+            except FileNotFoundError:
+                run.outputs[missing[0]] = None
+            except LinkLostError:
+                await asyncio.sleep(0.05)
+            except (LocalDiskError, TemporaryError) as error:
+                self._sink(Noticed(run.spec.run, "collecting", "output", str(error)[:1000]))
+                await asyncio.sleep(DISK_WAIT_SECONDS)
+        run.work = None
+        self._end(run, ending)
+
+    def _writes(self, run: _Open) -> tuple[Write, ...]:
+        writes = []
+        for name, content in run.outputs.items():
+            if content is not None:
+                how: dict[str, Any] = (
+                    {"data": content, "size": len(content)}
+                    if isinstance(content, bytes)
+                    else {"source": content}
+                )
+                writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **how))
+        return tuple(writes)
+
+    def _end(self, run: _Open, ending: Ending) -> None:
+        if run.told:
+            return
+        run.told = True
+        self._account(run)
+        for target in {run.target, *run.searched} - {None}:
+            assert target is not None
+            target.done(run.spec.identity)
+        self._hosts.release(run.spec.identity)
+        if ending.ended_at is None:
+            ending = Ending(
+                outcome=ending.outcome,
+                exit_code=ending.exit_code,
+                error=ending.error,
+                ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
+                reads=run.reads,
+                where=self._where(run),
+            )
+        self._sink(Ended(run.spec.run, ending, self._writes(run)))
+
+    # --- silence ----------------------------------------------------------------------------------
+
+    def _silence(self, run: _Open, where: str, message: str) -> None:
+        if not run.silent:
+            run.silent = True
+            self._accounted.set()
+            self._sink(Unreachable(run.spec.run, where, message[:1000]))
+
+    def on_silence(self, target: Target, identity: str, message: str) -> None:
+        """Say that the run cannot be watched."""
+        run = self._by_identity.get(identity)
+        if run is not None and not run.told and run.target in (None, target):
+            self._silence(run, target.label, message)
+
+    def on_contact(self, target: Target, identity: str) -> None:
+        """Say that it can be watched again."""
+        run = self._by_identity.get(identity)
+        if run is not None and not run.told and run.silent and run.target in (None, target):
+            run.silent = False
+            self._sink(Reachable(run.spec.run, target.label))
+
+    # --- letting go -------------------------------------------------------------------------------
+
+    def forget(self, run: int) -> None:
+        """Remove the run's folder, and what was fetched from it."""
+        open_run = self._runs.pop(run, None)
+        if open_run is None:
+            return
+        self._by_identity.pop(open_run.spec.identity, None)
+        for target in {open_run.target, *open_run.searched} - {None}:
+            assert target is not None
+            target.forget(open_run.spec.identity)
+        for content in open_run.outputs.values():
+            if content is not None and not isinstance(content, bytes):
+                content.unlink(missing_ok=True)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        """Let go: what is not handed to a target yet is never started, what runs goes on."""
+        working = [run.work for run in self._runs.values() if run.work is not None]
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working, timeout=5.0)
+        self._runs.clear()
+        self._by_identity.clear()
+        await self._hosts.detach()
+
+
+def _at(target: Target, uptime: str) -> int:
+    """Return a time of the target by our clock."""
+    return target.booted_at() + int(float(uptime) * SECOND)
+
+
+def _plain(code: str) -> int:
+    """Return an exit code, or minus a signal's number: a shell tells a killed process as 128 and more."""
+    number = int(code)
+    return 128 - number if 128 < number <= 128 + SIGNALS_MAX else number
+
+
+def _seconds(text: str) -> float:
+    match = _TIMES.fullmatch(text)
+    return int(match[1]) * 60 + float(match[2].replace(",", ".")) if match else 0.0

@@ -1,0 +1,47 @@
+# Prepares an SSH target: makes the private folder PATH/APP/HOST, puts the agent there, and says what it found.
+# Arguments: PATH, APP, HOST, DIGEST of the agent. The agent's text takes the place of AGENT below.
+# Answers after the line `datatask`: `failed WHAT FOLDER`; or `ready BOOT UPTIME FOLDER AGENT` and, where an engine
+# works here or has worked here, `owner LOG EPOCH TOKEN LIVE SECONDS HOME` (SECONDS since its last sign of life).
+echo datatask
+umask 077
+fail() {
+    echo "failed $*"
+    exit 0
+}
+place=$2/$3 digest=$4
+mkdir -p "$1/$place" 2>/dev/null
+cd "$1/$2" 2>/dev/null || fail folder "$1/$2"
+base=$(pwd -P)
+[ -d "$base/$3" ] || fail folder "$base/$3"
+host=$base/$3
+set -- $(ls -ldn "$base")
+[ "$3" = "$(id -u)" ] || fail foreign "$base"
+case $1 in
+drwx------*) ;;
+*) chmod 700 "$base" || fail foreign "$base" ;;
+esac
+[ -r /proc/self/stat ] && [ -r /proc/uptime ] || fail proc "$base"
+command -v setsid >/dev/null || command -v perl >/dev/null || command -v python3 >/dev/null || fail setsid "$base"
+agent=$base/agent-$digest.sh
+if [ ! -s "$agent" ]; then
+    cat >"$agent.$$" <<'datatask-agent-ends' || fail full "$base"
+AGENT
+datatask-agent-ends
+    mv "$agent.$$" "$agent" || fail full "$base"
+fi
+{ printf '#!/bin/sh\nexit 7\n' >"$base/probe.$$" && chmod 700 "$base/probe.$$"; } || fail full "$base"
+"$base/probe.$$" 2>/dev/null
+probed=$?
+rm -f "$base/probe.$$"
+[ $probed = 7 ] || fail noexec "$base"
+{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=unknown
+read -r now rest </proc/uptime
+echo "ready $boot $now $host $agent"
+[ -f "$host/owner" ] || exit 0
+{ read -r log epoch token pid start then_boot && read -r home; } <"$host/owner"
+live=no sign=0 stat=
+{ read -r stat <"/proc/$pid/stat"; } 2>/dev/null
+set -- ${stat##*) }
+[ "$boot" = "$then_boot" ] && [ "${20-}" = "$start" ] && live=yes
+[ -f "$host/sign" ] && read -r sign <"$host/sign"
+echo "owner $log $epoch $token $live $((${now%.*} - ${sign%.*})) $home"

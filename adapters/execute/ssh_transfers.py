@@ -1,0 +1,190 @@
+"""Files to and from a target, over the one SFTP channel that all runs share; requests of many runs are in flight at once.
+
+In: a target, a run's folder, its script and input. Out: the folder there; later its output here: small ones in memory,
+larger ones in a local file. A link that breaks raises `LinkLostError`: an upload then begins anew, which is harmless
+as its run is started only afterwards; a download goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncssh
+
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.ssh_link import Link
+from datatask.adapters.execute.ssh_target import LinkLostError, Target
+from datatask.engine.repositories import BlobRepository
+from datatask.engine.streams import BLOCK_BYTES
+from datatask.schema.errors import CallerError, TemporaryError
+
+INLINE_BYTES_MAX = 64 * 1024
+CHUNK_BYTES = 2 * 1024 * 1024
+_SPOOL = f"datatask-ssh-{os.getuid()}-"
+
+
+@contextlib.contextmanager
+def _mapping(target: Target, link: Link, what: str) -> Iterator[None]:
+    """Tell a broken link from what the target refuses."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (asyncssh.Error, OSError) as error:
+        broken = isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection)
+        if link.lost.done() or broken or not isinstance(error, asyncssh.SFTPError):
+            link.lose()
+            raise LinkLostError(str(error)) from error
+        raise TemporaryError(f"{what} failed: {error.reason}", where=target.label) from error
+
+
+async def upload(
+    target: Target, identity: str, script: bytes, stdin: BlobRepository | None, job: str
+) -> None:
+    """Make the run's folder with `exe`, `cwd/` and `stdin`. Raises `LinkLostError`, or `TemporaryError` if refused."""
+    async with target.uploads:
+        link = await target.up()
+        folder, sftp = target.folder(identity), link.sftp
+        with _mapping(target, link, "the upload"):
+            try:
+                await _make(sftp, folder)
+                await _put(sftp, f"{folder}/exe", script)
+                if stdin is not None:
+                    async with (
+                        stdin.open(job, "rb") as source,
+                        _created(sftp, f"{folder}/stdin", 0o600) as file,
+                    ):
+                        while data := await source.read(BLOCK_BYTES):
+                            await file.write(data)
+            except (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem) as error:
+                if await _is_full(sftp, folder):
+                    raise TemporaryError(
+                        "its disk is full", where=target.label, remedy="free some space"
+                    ) from error
+                raise
+
+
+async def _make(sftp: asyncssh.SFTPClient, folder: str) -> None:
+    private = asyncssh.SFTPAttrs(permissions=0o700)
+    for path in (folder, f"{folder}/cwd"):
+        try:
+            await sftp.mkdir(path, private)
+        except asyncssh.SFTPError:  # version 3 of the protocol has no code of its own for "it is there"
+            if not await sftp.isdir(path):
+                raise
+
+
+def _created(sftp: asyncssh.SFTPClient, path: str, mode: int) -> asyncssh.SFTPClientFile:
+    return sftp.open(path, "wb", asyncssh.SFTPAttrs(permissions=mode))  # type: ignore[return-value]
+
+
+async def _put(sftp: asyncssh.SFTPClient, path: str, data: bytes) -> None:
+    async with _created(sftp, path, 0o700) as file:
+        await file.write(data)
+
+
+async def _is_full(sftp: asyncssh.SFTPClient, folder: str) -> bool:
+    try:
+        status = await sftp.statvfs(os.path.dirname(folder))
+    except (asyncssh.Error, OSError):
+        return False
+    return status.bavail == 0 or status.favail == 0
+
+
+class Spool:
+    """A folder of this process for fetched outputs; those of processes that died are removed."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def path(self, identity: str, name: str) -> Path:
+        """Return where an output goes."""
+        if self._folder is None:
+            sweep_spools()
+            start = proctable.start_time(os.getpid()) or 0
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{_SPOOL}{os.getpid()}-{start}-"))
+        return self._folder / f"{identity}.{name}"
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def sweep_spools() -> None:
+    """Remove what killed engines of this user have left in the temporary folder."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SPOOL}*"):
+        parts = path.name.removeprefix(_SPOOL).split("-")
+        if len(parts) < 3 or not (parts[0].isdigit() and parts[1].isdigit()):
+            continue
+        if path.lstat().st_uid == os.getuid() and not proctable.is_alive(int(parts[0]), int(parts[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+async def download(target: Target, identity: str, name: str, spool: Spool) -> bytes | Path:
+    """Return an output's bytes, or the local file that they are in when there are many.
+
+    Over a new link a file that was begun is gone on with. Raises `OSError` when it cannot be kept here.
+    """
+    kept = spool.path(identity, name) if spool_has(spool, identity, name) else None
+    async with target.downloads:
+        link = await target.up()
+        with _mapping(target, link, "the download"):
+            async with link.sftp.open(f"{target.folder(identity)}/{name}", "rb") as source:
+                if kept is None:
+                    data = _bytes(await source.read(INLINE_BYTES_MAX))
+                    if len(data) < INLINE_BYTES_MAX:
+                        return data
+                    kept = spool.path(identity, name)
+                await _copy(source, kept)
+    return kept
+
+
+def spool_has(spool: Spool, identity: str, name: str) -> bool:
+    """Whether a download was begun."""
+    return spool._folder is not None and spool.path(identity, name).exists()
+
+
+async def _copy(source: asyncssh.SFTPClientFile, path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        offset = os.fstat(fd).st_size
+        while data := _bytes(await source.read(CHUNK_BYTES, offset)):
+            _write(fd, data)
+            offset += len(data)
+    finally:
+        os.close(fd)
+
+
+def _bytes(data: bytes | str) -> bytes:
+    assert isinstance(data, bytes)
+    return data
+
+
+def _write(fd: int, data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        raise LocalDiskError(error.errno, error.strerror) from error
+
+
+class LocalDiskError(Exception):
+    """An output cannot be kept here; asyncssh has errors of its own for what the target cannot."""
+
+
+async def is_file(sftp: asyncssh.SFTPClient, path: str) -> bool:
+    """Whether there is a plain file."""
+    with contextlib.suppress(asyncssh.SFTPError):
+        return stat.S_ISREG((await sftp.lstat(path)).permissions or 0)
+    return False
+
+
+__all__ = ["CallerError", "LocalDiskError", "Spool", "download", "upload"]
