@@ -206,7 +206,7 @@ class Follower:
             for (kind, _), text in zip(self._columnar.items(), payloads, strict=True):
                 if text is not None:
                     own[kind] = own_fields(kind, f"[{text}]")
-                    if len(own[kind]) != text.count(_BETWEEN) + 1:
+                    if len(own[kind]) != text.count("\n") + 1:
                         return None
             keys, jobs, runs, times = (_integers.decode(f"[{text}]") for text in (keys, jobs, runs, times))
         except (LogDamagedError, msgspec.DecodeError):
