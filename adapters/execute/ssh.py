@@ -1,7 +1,7 @@
 """Processes on other machines, over SSH: the manager that users name, and its verbs.
 
 In: an application's name and one host or several. Out: a runner for each process task, and files and processes by
-hand. A run is the program `exe` in its own folder `{remote_path}/{app}/{host}/{log}/{identity}/` with `cwd/`, `stdin`,
+hand. A run is the program `exe` in its own folder `{remote_path}/{app}/{host}/{log}/{epoch}.{position}/` with `cwd/`, `stdin`,
 `stdout`, `stderr`; it has a session of its own and outlives connections and engines. How it is made to be so is in
 `ssh_agent.sh`, how facts come of it in `ssh_runner`, how contact is kept in `ssh_target`.
 """

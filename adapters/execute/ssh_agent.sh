@@ -4,11 +4,11 @@
 #   sh agent watch   BASE LOG EPOCH TOKEN         tells the end of each run at once
 #   sh agent list    BASE                         lists the runs of every log; sh agent clean BASE LOG/ID... removes runs
 #
-# A run's folder is BASE/LOG/ID/. What holds across crashes is in files that are made once:
+# A run's folder is BASE/LOG/ID/, where ID is epoch.position. What holds across crashes is in files that are made once:
 #   asked      the run's task; made before anything of it is started
-#   claim      made by the run's own process before it becomes the user's program, or by `settle` so that it never does
-#   waiter     the shell that waits for it; it is in no session of the run's
-#   ended/ID   (later told/ID) beside the folders: how it ended; comes by a rename
+#   claim      made by the run's own process before it becomes the user's program, or by `settle` so that it never does;
+#              says who it is, and which shell waits for it, in no session of the run's
+#   ended/ID   beside the folders: how it ended; comes by a rename
 # A process is known by pid, start time (in ticks since boot) and boot id; a pid alone is used again.
 set -u
 base=$2 log=${3-} epoch=${4-} token=${5-} home=${6-}
@@ -22,20 +22,14 @@ for session in setsid perl python3 ''; do
 done
 tries_max=40
 
-# The run's process: claims the run with its own pid, then becomes the program. Arguments: folder, boot id, umask, program.
-child='set -C
-read -r stat </proc/self/stat && read -r now rest </proc/uptime || exit 125
-{ echo "$$ $2 $now ${stat##*) }" >"$1/claim"; } 2>/dev/null || exit 125
-umask "$3"; cd "$1/cwd" || exit 125
-shift 3; exec "$@"'
-
-# look_at PID: sets state, leader (its session) and start; fails where there is no such process.
+# look_at PID: sets state, parent, leader (its session) and start; fails where there is no such process.
 look_at() {
     stat=
     { while IFS= read -r part; do stat=$stat$part; done <"/proc/$1/stat"; } 2>/dev/null
     [ -n "$stat" ] || return 1
+    self=${stat%% *}
     set -- ${stat##*) }
-    state=$1 leader=$4 start=${20}
+    state=$1 parent=$2 leader=$4 start=${20}
 }
 
 # alive PID START: whether this very process is there and no zombie.
@@ -56,41 +50,38 @@ once() {
     return $made
 }
 
-# claim_of ID: sets claimed (a pid, or `barred`), claimed_boot, began and claimed_start; fails where nobody has claimed it.
+# claim_of ID: sets claimed (a pid, or `barred`), claimed_boot, claimed_start and waiter; fails where nobody has claimed it.
 claim_of() {
     line=
     { read -r line <"$dir/$1/claim"; } 2>/dev/null
     [ -n "$line" ] || return 1
     set -- $line
-    claimed=$1 claimed_boot=${2-} began=${3-} claimed_start=${23-}
+    claimed=$1 claimed_boot=${2-} claimed_start=${3-} waiter=${4-}
 }
 
 # --- starting and ending ----------------------------------------------------------------------------
 
-# launch ID VARIABLES HOW STDIN STDOUT STDERR: starts a run, and the shell that waits for it; returns at once.
+# launch ID VARIABLES STREAMS INTERPRETER ARGUMENT: starts a run, and the shell that waits for it; returns at
+# once. A script is handed to its interpreter as the kernel does it; without one, exe is a program.
 launch() {
     (
-        id=$1 run=$dir/$1 variables=$2 in=$4 out=$5 err=$6
-        read -r self rest </proc/self/stat
-        look_at "$self"
-        echo "$self $start" >"$run/waiter"
-        if [ "$3" = sh ]; then set -- /bin/sh "$run/exe"; else set -- "$run/exe"; fi
-        set -- /bin/sh -c "$child" run "$run" "$boot" "$mask" "$@"
+        id=$1 run=$dir/$1 variables=$2 in=/dev/null out=/dev/null err=/dev/null
+        case $3 in *i*) in=$run/stdin ;; esac
+        case $3 in *o*) out=$run/stdout ;; esac
+        case $3 in *e*) err=$run/stderr ;; esac
+        merged=$3
+        if [ "$4" = '' ]; then set -- "$run/exe"; elif [ "$5" = '' ]; then set -- "$4" "$run/exe"; else set -- "$4" "$5" "$run/exe"; fi
         case $session in
         */perl) set -- "$session" -e 'use POSIX; POSIX::setsid(); exec @ARGV; exit 126' "$@" ;;
         */python3) set -- "$session" -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])' "$@" ;;
         *) set -- "$session" "$@" ;;
         esac
-        if [ "$err" = stdout ]; then
-            ("$variables"; exec "$@") <"$in" >"$out" 2>&1 &
-        else
-            ("$variables"; exec "$@") <"$in" >"$out" 2>"$err" &
-        fi
+        case $merged in
+        *m*) (become "$@") 3>&1 <"$in" >"$out" 2>&1 & ;;
+        *) (become "$@") 3>&1 <"$in" >"$out" 2>"$err" & ;;
+        esac
         pid=$!
         trap '' HUP INT TERM PIPE
-        look_at "$pid"
-        read -r began rest </proc/uptime
-        echo "started $id $pid $start $boot $began"
         exec >/dev/null
         wait "$pid"
         code=$?
@@ -99,10 +90,20 @@ launch() {
         if ! claim_of "$id"; then
             rm -f "$run/claim"
             once "$run/claim" barred
-            claimed=$pid code=unstarted
+            claimed=$pid claimed_start=0 code=unstarted
         fi
         [ "$claimed" = "$pid" ] && record
     ) </dev/null 2>/dev/null &
+}
+
+# become PROGRAM...: claims the run with this very process, says so, and becomes the program, in a session of its own.
+become() {
+    look_at self && once "$run/claim" "$self $boot $start $parent" || exit 125
+    { echo "started $id $self $start $boot" >&3; } 2>/dev/null
+    cd "$run/cwd" && umask "$mask" || exit 125
+    exec 3>&-
+    "$variables"
+    exec "$@"
 }
 
 # record: says how the run ended, whole or not at all; on a full disk as soon as there is room.
@@ -111,28 +112,54 @@ record() {
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
     [ -s "$run/stdout" ] && printed=${printed}o
     [ -s "$run/stderr" ] && printed=${printed}e
-    until { echo "$pid $start $boot $began $now $code $reason $printed" && times && echo .; } >"$run/end"; do pause 1; done
-    until mv "$run/end" "$dir/ended/$id"; do
-        [ -d "$run" ] || return
-        pause 1
-    done
-    [ -p "$dir/wake" ] && echo 1<>"$dir/wake"
+    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } >"$run/end"; do pause 1; done
+    [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
+    exec mv "$run/end" "$dir/ended/$id"
 }
 
-# start ID TASK VARIABLES HOW INTERPRETER STDIN STDOUT STDERR: starts a run, once for ever.
+# start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
+# (stdout), e (stderr), m (stderr goes to stdout). After it come a line with the interpreter,
+# one with its argument, and the LINES of the script, if it is not in its folder already.
 start() {
-    owned || { echo "fenced $1"; return; }
-    if [ "$5" != - ] && ! { [ -f "$5" ] && [ -x "$5" ]; }; then
-        echo "refused $1 interpreter $5"
+    interpreter='' argument='' script='' left=$5
+    IFS= read -r interpreter && IFS= read -r argument || exit
+    while [ "$left" -gt 0 ]; do
+        IFS= read -r part || exit
+        script="$script$part
+"
+        left=$((left - 1))
+    done
+    if ! owned; then
+        echo "fenced $1"
+    elif [ "$interpreter" ] && ! { [ -f "$interpreter" ] && [ -x "$interpreter" ]; }; then
+        echo "refused $1 interpreter $interpreter"
     elif once "$dir/$1/asked" "$2"; then
-        launch "$1" "$3" "$4" "$6" "$7" "$8"
+        if [ "$5" = 0 ] || { printf %s "$script" >"$dir/$1/exe"; } 2>/dev/null; then
+            launch "$1" "$3" "$4" "$interpreter" "$argument"
+        else
+            give_up "$1"
+        fi
     elif [ ! -s "$dir/$1/asked" ]; then
-        rm -f "$dir/$1/asked"
-        echo "refused $1 full"
+        give_up "$1"
     else
         await_claim "$1"
         settle "$1"
     fi
+}
+
+# give_up ID: nothing can be written. It is told only when it is sure that the run can never start.
+give_up() {
+    once "$dir/$1/claim" barred
+    echo "refused $1 full"
+}
+
+# folders ID...: makes the folders of runs whose scripts come with their starts.
+folders() {
+    for id; do
+        shift
+        set -- "$@" "$dir/$id/cwd"
+    done
+    mkdir -p "$@" 2>/dev/null
 }
 
 await_claim() {
@@ -170,31 +197,38 @@ strike() {
 
 # --- telling ----------------------------------------------------------------------------------------
 
-# tell FILE: tells a recorded end. Of the two lines of `times`, the second is that of the children.
+# tell ID FILE: tells a recorded end. Of the two lines of `times`, the second is that of the children.
 tell() {
-    { read -r facts && read -r cpu && read -r cpu && read -r dot; } 2>/dev/null <"$1" && echo "ended ${1##*/} $facts $cpu"
+    { read -r facts && read -r cpu && read -r cpu && read -r dot; } 2>/dev/null <"$2" && echo "ended $1 $facts $cpu"
 }
 
+# told ID: tells the run's end, if it is there; one that is whole counts before it has been renamed.
 told() {
-    { [ -f "$dir/ended/$1" ] && tell "$dir/ended/$1"; } || { [ -f "$dir/told/$1" ] && tell "$dir/told/$1"; }
+    for file in "$dir/ended/$1" "$dir/$1/end" "$dir/ended/$1"; do
+        [ -f "$file" ] && tell "$1" "$file" && return
+    done
+    return 1
 }
 
 # report ID [changes]: tells what became of a run, or only that it is over; fails where nobody has claimed it.
 report() {
     told "$1" && return
     claim_of "$1" || return
-    waiter=0 waiter_start=0
     if [ "$claimed" = barred ]; then
         echo "absent $1"
     elif [ "$claimed_boot" != "$boot" ]; then
         echo "vanished $1 restarted"
-    elif alive "$claimed" "$claimed_start" || {
-        [ -f "$dir/$1/waiter" ] && read -r waiter waiter_start <"$dir/$1/waiter" && alive "$waiter" "$waiter_start"
-    }; then
-        [ "${2-}" ] || echo "running $1 $claimed $claimed_start $boot $began"
+    elif alive "$claimed" "$claimed_start" || awaited; then
+        [ "${2-}" ] || echo "running $1 $claimed $claimed_start $boot"
     else
         told "$1" || echo "vanished $1 unwatched"
     fi
+}
+
+# awaited: whether the shell that waits for the run is still there: it began before the run did, unlike one that got its
+# pid later.
+awaited() {
+    look_at "$waiter" && [ "$start" -le "$claimed_start" ] && [ "$state" != Z ] && [ "$state" != X ]
 }
 
 # settle ID: tells what became of a run; one that nobody has started is barred from ever starting.
@@ -222,7 +256,7 @@ check() {
 forget() {
     for id; do
         shift
-        set -- "$@" "$dir/$id" "$dir/ended/$id" "$dir/told/$id"
+        set -- "$@" "$dir/$id" "$dir/ended/$id"
     done
     rm -rf -- "$@" >/dev/null 2>&1 &
 }
@@ -232,11 +266,10 @@ sweep() {
     task=$1
     shift
     keep=" $* "
-    for run in "$dir/$log".*; do
+    for run in "$dir"/[0-9]*; do
         id=${run##*/} asked=
-        number=${id#"$log".}
         case $keep in *" $id "*) continue ;; esac
-        [ -d "$run" ] && [ "${number%%.*}" -lt "$epoch" ] || continue
+        [ -d "$run" ] && [ "${id%%.*}" -lt "$epoch" ] || continue
         { read -r asked <"$run/asked"; } 2>/dev/null
         [ "$asked" = "$task" ] || continue
         if claim_of "$id" && [ "$claimed_boot" = "$boot" ] && alive "$claimed" "$claimed_start"; then
@@ -256,7 +289,7 @@ owned() {
 # --- modes ------------------------------------------------------------------------------------------
 
 take_over() {
-    mkdir -p "$dir/ended" "$dir/told" || exit
+    mkdir -p "$dir/ended" || exit
     look_at $$
     printf '%s\n' "$log $epoch $token $$ $start $boot" "$home" >"$base/owner.$$" && mv "$base/owner.$$" "$base/owner" || exit
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
@@ -278,38 +311,29 @@ obey() {
     while read -r verb one rest; do
         case $verb in
         start) start "$one" $rest ;;
-        settle | stop | check | forget | sweep | variables) "$verb" "$one" $rest ;;
+        settle | stop | check | forget | sweep | folders | variables) "$verb" "$one" $rest ;;
         ping) read -r now rest </proc/uptime; echo "$now" >"$base/sign"; echo "pong $one $now" ;;
         esac
     done
     owned && [ -p "$dir/wake" ] && echo leave 1<>"$dir/wake"
 }
 
+# Waiting shells write a run's name into `wake`. They open it to read as well, so that they never wait for a reader.
 watch() {
     mkfifo "$dir/wake.$$" || exit
     [ -p "$dir/wake" ] && echo 1<>"$dir/wake" # an earlier watcher sees that it is not wanted any more
     mv "$dir/wake.$$" "$dir/wake" || exit
     exec 3<>"$dir/wake"
     echo watching
-    said=
-    while [ "$said" != leave ] && owned; do
-        count=0
-        set --
-        for file in "$dir/ended"/*; do
-            [ -f "$file" ] && tell "$file" && set -- "$@" "$file"
-            count=$((count + 1))
-            [ $count -ge 500 ] && break
-        done
-        [ $# -gt 0 ] && mv "$@" "$dir/told/"
-        [ $count -ge 500 ] || read -r said <&3
-    done
+    for file in "$dir/ended"/*; do [ -f "$file" ] && tell "${file##*/}" "$file"; done
+    while read -r said <&3 && [ "$said" != leave ] && owned; do told "$said"; done
 }
 
 # list: a line for each run of each log: log, id, what it is, since when its folder is.
 list() {
     for dir in "$base"/*; do
         log=${dir##*/}
-        for run in "$dir/$log".*; do
+        for run in "$dir"/[0-9]*; do
             [ -d "$run" ] || continue
             id=${run##*/}
             report "$id" || echo "unclaimed $id"
@@ -323,8 +347,8 @@ clean() {
         log=${name%%/*} dir=$base/${name%%/*}
         id=${name#*/}
         if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start"; fi
-        rm -rf -- "$dir/$id" "$dir/ended/$id" "$dir/told/$id" && echo "removed $id"
-        rmdir "$dir/ended" "$dir/told" 2>/dev/null
+        rm -rf -- "$dir/$id" "$dir/ended/$id" && echo "removed $id"
+        rmdir "$dir/ended" 2>/dev/null
     done
 }
 

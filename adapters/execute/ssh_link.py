@@ -37,7 +37,6 @@ _FAILURES = {
     "proc": ("there is no /proc as Linux has it", "use a Linux host"),
     "setsid": ("it has none of setsid, perl and python3", "install util-linux or busybox there"),
     "full": ("nothing can be written to {}: the disk is full", "free some space"),
-    "noexec": ("programs in {} cannot be run (noexec)", "pass a remote_path on another file system"),
 }
 
 

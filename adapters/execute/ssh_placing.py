@@ -119,6 +119,8 @@ class Hosts:
 
     def _best(self, wanted: Resources) -> Target | None:
         """Return the host that has the largest share free afterwards; one that answers goes before one that does not."""
+        if len(self.targets) == 1 and self.targets[0].host.quota is None:
+            return self.targets[0]
         best: tuple[tuple[bool, float, int], Target] | None = None
         for target in self.targets:
             used = self.used(target) + wanted

@@ -36,7 +36,9 @@ from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SECOND = 1_000_000_000
 SIGNALS_MAX = 64
+TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
 DISK_WAIT_SECONDS = 5.0
+SCRIPT_BYTES_MAX = 4096
 _TIMES = re.compile(r"(\d+)m([\d.,]+)s")
 _GONE = {
     "restarted": "the machine was restarted while it ran",
@@ -91,7 +93,7 @@ class SSHRunner:
         for target in self._hosts.targets:
             if target.label not in self._swept:
                 self._swept.add(target.label)
-                target.tell(" ".join(["sweep", self._recipe.task, *keep]))
+                target.sweep(self._recipe.task, keep)
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -129,8 +131,11 @@ class SSHRunner:
         run.target.watch(spec.identity, self, self._question(spec, script, run.target))
 
     async def _deliver(self, run: _Open, script: bytes) -> None:
-        """Upload the run to a host with room; while it has not been started, it may go to another one."""
-        identity, job = run.spec.identity, run.spec.job
+        """Find a host with room that answers, and upload what the start does not bring along.
+
+        While the run has not been asked for, it may go to another host.
+        """
+        identity, job, stdin = run.spec.identity, run.spec.job, self._recipe.stdin
         while True:
             if run.target is None or (not run.target.is_up and self._hosts.others_up(run.target)):
                 if run.target is not None:
@@ -139,29 +144,39 @@ class SSHRunner:
                 run.target = await self._hosts.place(identity, self._recipe.resources)
                 run.target.watch(identity, self)
             try:
-                await upload(run.target, identity, script, self._recipe.stdin, job)
+                if stdin is not None or not _travels(script):
+                    await upload(run.target, identity, script, stdin, job)
+                else:
+                    await run.target.up()
                 return
             except LinkLostError:
                 await asyncio.sleep(0.05)
 
     def _question(self, spec: RunSpec, script: bytes, target: Target) -> str:
-        recipe, folder = self._recipe, target.folder(spec.identity)
-        first = script.partition(b"\n")[0]
-        interpreter = first[2:].decode(errors="replace").split()[:1] if first.startswith(b"#!") else []
-        direct = first.startswith((b"#!", b"\x7fELF"))
-        merged = recipe.stderr is STDOUT
-        words = [
-            "start",
-            spec.identity,
-            recipe.task,
-            self._hosts.variables(recipe),
-            "direct" if direct else "sh",
-            *(interpreter or ["-"]),
-            f"{folder}/stdin" if recipe.stdin is not None else "/dev/null",
-            f"{folder}/stdout" if recipe.stdout is not None else "/dev/null",
-            "stdout" if merged else f"{folder}/stderr" if recipe.stderr is not None else "/dev/null",
-        ]
-        return " ".join(words)
+        """Return the start: streams, interpreter with its argument as the kernel reads them, and a short script."""
+        recipe = self._recipe
+        first, _, _ = script.partition(b"\n")
+        interpreter = argument = ""
+        if first.startswith(b"#!"):
+            interpreter, _, argument = first[2:].decode(errors="replace").strip().partition(" ")
+        elif not script.startswith(b"\x7fELF"):
+            interpreter = "/bin/sh"
+        lines: list[str] = []
+        if recipe.stdin is None and _travels(script):
+            lines = script.decode().removesuffix("\n").split("\n")
+        streams = "-" + "".join(
+            mark
+            for mark, there in (
+                ("i", recipe.stdin is not None),
+                ("o", recipe.stdout is not None),
+                ("e", recipe.stderr is not None and recipe.stderr is not STDOUT),
+                ("m", recipe.stderr is STDOUT),
+            )
+            if there
+        )
+        name = target.name(spec.identity)
+        words = ["start", name, recipe.task, self._hosts.variables(recipe), streams, str(len(lines))]
+        return "\n".join([" ".join(words), interpreter, argument.strip(), *lines])
 
     def _where(self, run: _Open) -> str:
         return "" if run.target is None else run.target.label
@@ -195,7 +210,7 @@ class SSHRunner:
                 continue
             run.searched = known or list(self._hosts.targets)
             for target in run.searched:
-                target.watch(spec.identity, self, f"settle {spec.identity}")
+                target.watch(spec.identity, self, f"settle {target.name(spec.identity)}")
             if len(run.searched) == 1:
                 self._found(run, run.searched[0])
         while any(run.recovering and not run.silent for run in self._runs.values()):
@@ -223,10 +238,10 @@ class SSHRunner:
         if run is None or run.told or run.ended:
             return
         match words:
-            case ["started" | "running", _, pid, start, boot, began]:
+            case ["started" | "running", _, pid, start, boot]:
                 self._found(run, target)
-                self._started(run, target, pid, start, boot, began)
-            case ["ended", _, *facts] if len(facts) == 10:
+                self._started(run, target, pid, start, boot)
+            case ["ended", _, *facts] if len(facts) == 9:
                 self._found(run, target)
                 self._ended(run, target, facts)
             case ["refused", _, *why]:
@@ -268,7 +283,7 @@ class SSHRunner:
         error = ErrorInfo(type="Refused", message=f"it could not be started: {text}")
         self._end(run, Ending(outcome=outcome, error=error))
 
-    def _started(self, run: _Open, target: Target, pid: str, start: str, boot: str, began: str) -> None:
+    def _started(self, run: _Open, target: Target, pid: str, start: str, boot: str) -> None:
         target.settle_later(run.spec.identity)
         known, run.started = run.started, True
         handle: dict[str, str | int] = {
@@ -281,12 +296,12 @@ class SSHRunner:
             self._account(run)
             self._sink(Adopted(run.spec.run, handle, target.label))
         elif not known:
-            self._sink(Started(run.spec.run, handle, target.label, _at(target, began)))
+            self._sink(Started(run.spec.run, handle, target.label, _at(target, int(start) / TICKS)))
 
     def _ended(self, run: _Open, target: Target, facts: list[str]) -> None:
-        pid, start, boot, began, ended, code, reason, printed, user, system = facts
+        pid, start, boot, ended, code, reason, printed, user, system = facts
         if not run.started and not run.recovering and code != "unstarted":
-            self._started(run, target, pid, start, boot, began)
+            self._started(run, target, pid, start, boot)
         run.ended = True
         if code == "unstarted":
             error = ErrorInfo(
@@ -302,8 +317,8 @@ class SSHRunner:
             outcome=ending.outcome,
             exit_code=ending.exit_code,
             error=ending.error,
-            started_at=_at(target, began) if same else None,
-            ended_at=_at(target, ended) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
+            started_at=_at(target, int(start) / TICKS) if same else None,
+            ended_at=_at(target, float(ended)) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
             usage={"cpu_seconds": round(_seconds(user) + _seconds(system), 6)},
             reads=run.reads,
             where=target.label,
@@ -422,9 +437,9 @@ class SSHRunner:
         await self._hosts.detach()
 
 
-def _at(target: Target, uptime: str) -> int:
-    """Return a time of the target by our clock."""
-    return target.booted_at() + int(float(uptime) * SECOND)
+def _at(target: Target, uptime: float) -> int:
+    """Return a time of the target, in seconds since it booted, by our clock."""
+    return target.booted_at() + int(uptime * SECOND)
 
 
 def _plain(code: str) -> int:
@@ -436,3 +451,8 @@ def _plain(code: str) -> int:
 def _seconds(text: str) -> float:
     match = _TIMES.fullmatch(text)
     return int(match[1]) * 60 + float(match[2].replace(",", ".")) if match else 0.0
+
+
+def _travels(script: bytes) -> bool:
+    """Whether a script is short enough to be sent with its start, which a shell reads byte by byte."""
+    return len(script) <= SCRIPT_BYTES_MAX and b"\0" not in script

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import asyncssh
@@ -40,6 +40,7 @@ RETRY_SECONDS_MAX = 5.0
 PING_SECONDS = 5.0
 PINGS_MISSED_MAX = 3
 CHECK_EVERY = 6
+FORGET_SECONDS = 0.25
 CHECKED_AT_ONCE = 50
 UPLOADS_MAX = 48
 DOWNLOADS_MAX = 32
@@ -87,6 +88,7 @@ class Target:
         self._asked: dict[str, _Asked] = {}
         self._forgotten: list[str] = []
         self._variables: dict[str, str] = {}
+        self._sweeps: dict[str, str] = {}
         self._outgoing: list[str] = []
         self._link: Link | None = None
         self._spare: tuple[asyncssh.SSHClientConnection, Ground] | None = None
@@ -121,6 +123,7 @@ class Target:
         self._users -= 1
         if self._users > 0:
             return
+        self._forget()
         self._flush()
         if self._keeping is not None:
             self._keeping.cancel()
@@ -135,7 +138,8 @@ class Target:
         if self._spare is not None:
             (connection, _), self._spare = self._spare, None
             await let_go(connection, ours=self.host.is_ours)
-        self._asked.clear()
+        for kept in (self._asked, self._sweeps, self._variables):
+            kept.clear()
         self._mine = None
 
     def own(self, identity: str, url: str) -> None:
@@ -163,7 +167,12 @@ class Target:
 
     def folder(self, identity: str) -> str:
         """Return a run's folder; known once the target has answered."""
-        return f"{self._ground.folder}/{identity.partition('.')[0]}/{identity}"
+        log, _, name = identity.partition(".")
+        return f"{self._ground.folder}/{log}/{name}"
+
+    def name(self, identity: str) -> str:
+        """Return what the run is called there: its log goes without saying."""
+        return identity.partition(".")[2]
 
     async def up(self) -> Link:
         """Wait until there is a link, and return it."""
@@ -180,18 +189,19 @@ class Target:
     def settle_later(self, identity: str) -> None:
         """The start is confirmed: over the next link, ask what became of the run."""
         if (asked := self._asked.get(identity)) is not None:
-            asked.question = f"settle {identity}"
+            asked.question = f"settle {self.name(identity)}"
 
     def stop(self, identity: str, grace_seconds: float, reason: str) -> None:
         """Stop a run, also over the next link."""
         asked = self._asked.get(identity)
         if asked is not None:
-            asked.stop = f"stop {identity} {grace_seconds:g} {reason}"
+            asked.stop = f"stop {self.name(identity)} {grace_seconds:g} {reason}"
             self._put(asked.stop)
 
-    def tell(self, command: str) -> None:
-        """Send what is not repeated."""
-        self._put(command)
+    def sweep(self, task: str, keep: Iterable[str]) -> None:
+        """Have removed what earlier engines left of a task, but for these runs; also over the next link."""
+        self._sweeps[task] = " ".join(["sweep", task, *map(self.name, keep)])
+        self._put(self._sweeps[task])
 
     def done(self, identity: str) -> None:
         """The run is over: no more questions about it."""
@@ -200,8 +210,9 @@ class Target:
     def forget(self, identity: str) -> None:
         """The run's end is recorded: remove its folder there, now or when it can be reached."""
         self._asked.pop(identity, None)
-        self._forgotten.append(identity)
-        self._soon()
+        if not self._forgotten:
+            self._loop.call_later(FORGET_SECONDS, self._forget)
+        self._forgotten.append(self.name(identity))
 
     def variables(self, key: str, environ: Mapping[str, str]) -> None:
         """Keep the environment that starts name by `key`; it is never written to the target's disk."""
@@ -219,16 +230,24 @@ class Target:
             self._soon()
 
     def _soon(self) -> None:
-        if self._link is not None and len(self._outgoing) + len(self._forgotten) == 1:
+        if len(self._outgoing) == 1:
             self._loop.call_soon(self._flush)
+
+    def _forget(self) -> None:
+        """Have folders removed, many by one process there."""
+        for first in range(0, len(self._forgotten) if self._link else 0, CHECKED_AT_ONCE):
+            self._put("forget " + " ".join(self._forgotten[first : first + CHECKED_AT_ONCE]))
+        if self._link is not None:
+            self._forgotten.clear()
 
     def _flush(self) -> None:
         if self._link is None:
             return
-        for first in range(0, len(self._forgotten), CHECKED_AT_ONCE):
-            self._outgoing.append("forget " + " ".join(self._forgotten[first : first + CHECKED_AT_ONCE]))
-        self._forgotten.clear()
         if self._outgoing:
+            carried = [line.split(" ", 2)[1] for line in self._outgoing if is_carrying(line)]
+            for first in range(0, len(carried), CHECKED_AT_ONCE):
+                folders = " ".join(carried[first : first + CHECKED_AT_ONCE])
+                self._outgoing.insert(0, f"folders {folders}")
             self._link.send("\n".join(self._outgoing) + "\n")
             self._outgoing.clear()
 
@@ -284,9 +303,10 @@ class Target:
     async def _serve(self, link: Link) -> None:
         """Ask everything that is open, then ping until the link is lost."""
         self._link = link
-        self._outgoing = [*self._variables.values()]
+        self._outgoing = [*self._variables.values(), *self._sweeps.values()]
         for asked in self._asked.values():
             self._outgoing += [line for line in (asked.question, asked.stop) if line]
+        self._forget()
         self._flush()
         self._in_contact()
         self._up.set()
@@ -301,7 +321,9 @@ class Target:
                 self._check()
 
     def _check(self) -> None:
-        names = [name for name, asked in self._asked.items() if asked.question.startswith("settle")]
+        names = [
+            self.name(name) for name, asked in self._asked.items() if asked.question.startswith("settle")
+        ]
         for first in range(0, len(names), CHECKED_AT_ONCE):
             self._put("check " + " ".join(names[first : first + CHECKED_AT_ONCE]))
 
@@ -311,8 +333,10 @@ class Target:
         elif words[0] == "fenced":
             if self._link is not None:
                 self._link.lose()
-        elif len(words) > 1 and (asked := self._asked.get(words[1])) is not None:
-            asked.watcher.on_answer(self, words)
+        elif len(words) > 1 and self._mine is not None:
+            identity = f"{self._mine.log}.{words[1]}"
+            if (asked := self._asked.get(identity)) is not None:
+                asked.watcher.on_answer(self, [words[0], identity, *words[2:]])
 
     def _expect(self) -> None:
         """Tell of silence, unless there is contact soon."""
@@ -346,3 +370,8 @@ class Target:
         for identity, asked in list(self._asked.items()):
             if asked.question.startswith("start"):
                 asked.watcher.on_answer(self, ["refused", identity, "occupied", text])
+
+
+def is_carrying(command: str) -> bool:
+    """Whether a command is a start that brings its script along."""
+    return command.startswith("start ") and not command.partition("\n")[0].endswith(" 0")
