@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import weakref
 
 from datatask.engine.binding import current_run
@@ -17,6 +18,7 @@ from datatask.engine.binding import current_run
 BROKEN = 70
 """The exit code of an engine whose files were closed."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _engines: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _forking: asyncio.AbstractEventLoop | None = None
 
@@ -53,14 +55,26 @@ def _is_open(loop: asyncio.AbstractEventLoop) -> bool:
 
 def _before_fork() -> None:
     global _forking
+    if _engines:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     _forking = asyncio._get_running_loop() if current_run.get() is not None else None
 
 
+def _in_parent() -> None:
+    if _engines:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 def _in_child() -> None:
+    if _engines:
+        # The engine's wake-up pipe is the child's too: a signal to the child would be acted on by the engine.
+        if signal.set_wakeup_fd(-1) != -1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     ready = getattr(_forking, "_ready", None)
     if _forking is not None and ready is not None:
         ready.appendleft(asyncio.Handle(os._exit, (0,), _forking))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
