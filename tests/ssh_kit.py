@@ -43,11 +43,11 @@ SetEnv HOME={folder}/home{more}
 class Server:
     """An sshd that is running."""
 
-    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, port: int, pid: int = 0) -> None:
         self.folder = folder
         self.port = port
         self.home = folder / "home"
-        self.process = process
+        self.pid = pid
 
     def host(
         self, name: str = "target", *, port: int = 0, quota: Resources | None = None, **options: Any
@@ -69,7 +69,7 @@ class Server:
 
     def drop(self) -> None:
         """Kill the connections that are there, not the server: each has a process of its own."""
-        for pid in children(self.process.pid):
+        for pid in children(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
@@ -106,10 +106,10 @@ def serving(folder: Path, more: str = "", port: int = 0) -> Iterator[Server]:
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates privileges; Debian's unit makes it
     with (folder / "sshd.log").open("ab") as log:
         process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
-    server = Server(folder, port, process)
+    server = Server(folder, port, process.pid)
     server.trust(port)
     try:
-        _wait(server)
+        _wait(server, process)
         yield server
     finally:
         server.drop()
@@ -127,14 +127,14 @@ def server() -> Server:
     return stack.enter_context(serving(folder))
 
 
-def _wait(server: Server) -> None:
+def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             socket.create_connection(("127.0.0.1", server.port), 1).close()
             return
         except OSError:
-            if time.monotonic() > deadline or server.process.poll() is not None:
+            if time.monotonic() > deadline or process.poll() is not None:
                 raise RuntimeError((server.folder / "sshd.log").read_text()) from None
             time.sleep(0.02)
 

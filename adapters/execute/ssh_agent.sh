@@ -99,7 +99,9 @@ launch() {
 # become PROGRAM...: claims the run with this very process, says so, and becomes the program, in a session of its own.
 become() {
     look_at self && once "$run/claim" "$self $boot $start $parent" || exit 125
+    trap '' PIPE # nobody may listen any more
     { echo "started $id $self $start $boot" >&3; } 2>/dev/null
+    trap - PIPE
     cd "$run/cwd" && umask "$mask" || exit 125
     exec 3>&-
     "$variables"
@@ -133,13 +135,13 @@ start() {
         echo "fenced $1"
     elif [ "$interpreter" ] && ! { [ -f "$interpreter" ] && [ -x "$interpreter" ]; }; then
         echo "refused $1 interpreter $interpreter"
-    elif once "$dir/$1/asked" "$2"; then
+    elif [ ! -e "$dir/$1/claim" ] && once "$dir/$1/asked" "$2"; then
         if [ "$5" = 0 ] || { printf %s "$script" >"$dir/$1/exe"; } 2>/dev/null; then
             launch "$1" "$3" "$4" "$interpreter" "$argument"
         else
             give_up "$1"
         fi
-    elif [ ! -s "$dir/$1/asked" ]; then
+    elif [ ! -e "$dir/$1/claim" ] && [ ! -s "$dir/$1/asked" ]; then
         give_up "$1"
     else
         await_claim "$1"
@@ -175,12 +177,8 @@ stop() {
     await_claim "$1"
     if claim_of "$1" && [ "$claimed_boot" = "$boot" ] && alive "$claimed" "$claimed_start"; then
         echo "$3" >"$dir/$1/stop"
-        if [ "$2" = 0 ]; then
-            strike "$claimed" "$claimed_start"
-        else
-            kill -TERM "-$claimed" 2>/dev/null
-            (pause "$2"; strike "$claimed" "$claimed_start") </dev/null >/dev/null 2>&1 &
-        fi
+        [ "$2" = 0 ] || kill -TERM "-$claimed" 2>/dev/null
+        ([ "$2" = 0 ] || pause "$2"; strike "$claimed" "$claimed_start") </dev/null >/dev/null 2>&1 &
     else
         settle "$1"
     fi
@@ -190,6 +188,7 @@ stop() {
 strike() {
     alive "$1" "$2" || return
     kill -KILL "-$1" 2>/dev/null
+    command -v pkill >/dev/null && { pkill -KILL -s "$1"; return; }
     for process in /proc/[0-9]*; do
         look_at "${process#/proc/}" && [ "$leader" = "$1" ] && [ "$state" != Z ] && kill -KILL "${process#/proc/}" 2>/dev/null
     done
@@ -292,6 +291,8 @@ take_over() {
     mkdir -p "$dir/ended" || exit
     look_at $$
     printf '%s\n' "$log $epoch $token $$ $start $boot" "$home" >"$base/owner.$$" && mv "$base/owner.$$" "$base/owner" || exit
+    read -r now rest </proc/uptime
+    echo "$now" >"$base/sign"
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 }
 

@@ -359,14 +359,14 @@ class SSHRunner:
 
     def _writes(self, run: _Open) -> tuple[Write, ...]:
         writes = []
-        for name, content in run.outputs.items():
-            if content is not None:
-                how: dict[str, Any] = (
-                    {"data": content, "size": len(content)}
-                    if isinstance(content, bytes)
-                    else {"source": content}
-                )
-                writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **how))
+        for name in ("stdout", "stderr"):
+            content = run.outputs.get(name)
+            if content is None:
+                continue
+            where: dict[str, Any] = {"source": content}
+            if isinstance(content, bytes):
+                where = {"data": content, "size": len(content)}
+            writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **where))
         return tuple(writes)
 
     def _end(self, run: _Open, ending: Ending) -> None:

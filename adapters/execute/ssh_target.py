@@ -328,9 +328,10 @@ class Target:
             self._put("check " + " ".join(names[first : first + CHECKED_AT_ONCE]))
 
     def _answered(self, words: list[str]) -> None:
+        self._pongs = self._pings  # whatever it says, it is there; an answer may wait behind many starts
         if words[0] == "pong":
-            self._pongs = int(words[1])
-        elif words[0] == "fenced":
+            return
+        if words[0] == "fenced":
             if self._link is not None:
                 self._link.lose()
         elif len(words) > 1 and self._mine is not None:
@@ -368,7 +369,7 @@ class Target:
     def _turned_away(self, text: str) -> None:
         self.trouble = text
         for identity, asked in list(self._asked.items()):
-            if asked.question.startswith("start"):
+            if not asked.question.startswith("settle"):
                 asked.watcher.on_answer(self, ["refused", identity, "occupied", text])
 
 

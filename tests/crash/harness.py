@@ -69,17 +69,23 @@ def finish(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def kill_often(folder: Path, kills: int, seed: int, lives: tuple[float, float] = (0.02, 0.45)) -> list[str]:
+def kill_often(
+    folder: Path,
+    kills: int,
+    seed: int,
+    lives: tuple[float, float] = (0.02, 0.45),
+    make: Callable[[Path], Pipeline] = shop,
+) -> list[str]:
     """Kill so many engines, then let one finish; return what was wrong on the way."""
     random = Random(seed)
     found: list[str] = []
     for number in range(kills):
-        if not killed(engine(folder), random.uniform(*lives)):
+        if not killed(engine(folder, make), random.uniform(*lives)):
             found.append(f"all was done after {number} kills: lay out more jobs")
             break
         if (folder / "log.db").exists() and number % VERIFY_EVERY == 0:
             found += verified(folder)
-    code = finish(folder)
+    code = finish(folder, make)
     return found + verified(folder) + ([f"the last engine ended with {code}"] if code else [])
 
 
