@@ -10,6 +10,7 @@ import inspect
 import os
 import shutil
 import signal
+import sys
 from typing import Any
 
 import pytest
@@ -25,6 +26,14 @@ settings.load_profile("datatask")
 # inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Save what was measured: a worker of a distributed run is ended without a word."""
+    if hasattr(session.config, "workerinput") and "coverage" in sys.modules:
+        measured = sys.modules["coverage"].Coverage.current()
+        if measured is not None:
+            measured.save()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
