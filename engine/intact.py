@@ -21,6 +21,7 @@ BROKEN = 70
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _engines: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _forking: asyncio.AbstractEventLoop | None = None
+_mask: set[int | signal.Signals] | None = None
 
 
 def guard(loop: asyncio.AbstractEventLoop) -> None:
@@ -54,23 +55,22 @@ def _is_open(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def _before_fork() -> None:
-    global _forking
-    if _engines:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    global _forking, _mask
+    _mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _engines else None
     _forking = asyncio._get_running_loop() if current_run.get() is not None else None
 
 
 def _in_parent() -> None:
-    if _engines:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if _mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 
 def _in_child() -> None:
-    if _engines:
+    if _mask is not None:
         # The engine's wake-up pipe is the child's too: a signal to the child would be acted on by the engine.
         if signal.set_wakeup_fd(-1) != -1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
     ready = getattr(_forking, "_ready", None)
     if _forking is not None and ready is not None:
         ready.appendleft(asyncio.Handle(os._exit, (0,), _forking))
