@@ -132,19 +132,12 @@ class SSHLinuxManager(AbstractProcessManager):
         stderr: str | _StderrIsStdout | None,
     ) -> str:
         """Start a process by hand, under a shell that writes its exit code to `return_code`; returns the pid."""
-        merged = stderr is STDOUT
         streams = [
             stdin or "/dev/null",
             stdout or "/dev/null",
-            "/dev/null" if merged else str(stderr or "/dev/null"),
+            stderr if isinstance(stderr, str) else "/dev/null",
         ]
-        redirected = '<"$1" >"$2" ' + ("2>&1" if merged else '2>"$3"')
-        script = (
-            'cd "$1" || exit; code=$2 in=$3 out=$4 err=$5; shift 5\n'
-            '(set -- "$in" "$out" "$err" "$@"; '
-            + _SPAWN.replace("REDIRECTED", redirected)
-            + ") </dev/null &\nwait\n"
-        )
+        script = _SPAWN.replace("ERRORS", "&1" if stderr is STDOUT else '"$err"')
         return (await self._run(script, cwd, return_code, *streams, *args, environ=environ)).strip()
 
     async def kill(self, pid: str) -> None:
@@ -174,10 +167,18 @@ class SSHLinuxManager(AbstractProcessManager):
         await self._run('rm -rf "$1"', os.fspath(path))
 
 
-_SPAWN = (
-    'in=$1 out=$2 err=$3; shift 3; set -- "$in" "$out" "$err" "$@"; (shift 3; exec setsid "$@") REDIRECTED & pid=$!; '
-    'echo "$pid"; exec >/dev/null 2>&1; wait "$pid"; echo $? >"$code.new" && mv "$code.new" "$code"'
-)
+_SPAWN = """
+cd "$1" || exit
+code=$2 in=$3 out=$4 err=$5
+shift 5
+(
+    setsid "$@" <"$in" >"$out" 2>ERRORS &
+    echo $!
+    exec >/dev/null
+    wait $!
+    echo $? >"$code.new" && mv "$code.new" "$code"
+) </dev/null 2>/dev/null &
+"""
 
 
 def _exports(environ: dict[str, str]) -> str:

@@ -108,19 +108,19 @@ become() {
     exec "$@"
 }
 
-# record: says how the run ended, whole or not at all; on a full disk as soon as there is room.
+# record: says how the run ended, whole or not at all. There is room for it since the start, should the disk be full.
 record() {
     reason=- printed=-
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
     [ -s "$run/stdout" ] && printed=${printed}o
     [ -s "$run/stderr" ] && printed=${printed}e
-    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } >"$run/end"; do pause 1; done
+    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/end"; do pause 1; done
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
     exec mv "$run/end" "$dir/ended/$id"
 }
 
 # start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
-# (stdout), e (stderr), m (stderr goes to stdout). After it come a line with the interpreter,
+# (stdout), e (stderr), m (stderr goes to stdout), n (the script has no newline at its end). After it come a line with the interpreter,
 # one with its argument, and the LINES of the script, if it is not in its folder already.
 start() {
     interpreter='' argument='' script='' left=$5
@@ -131,12 +131,13 @@ start() {
 "
         left=$((left - 1))
     done
+    case $4 in *n*) script=${script%?} ;; esac
     if ! owned; then
         echo "fenced $1"
     elif [ "$interpreter" ] && ! { [ -f "$interpreter" ] && [ -x "$interpreter" ]; }; then
         echo "refused $1 interpreter $interpreter"
     elif [ ! -e "$dir/$1/claim" ] && once "$dir/$1/asked" "$2"; then
-        if [ "$5" = 0 ] || { printf %s "$script" >"$dir/$1/exe"; } 2>/dev/null; then
+        if { { [ "$5" = 0 ] || printf %s "$script" >"$dir/$1/exe"; } && printf '%300s' '' >"$dir/$1/end"; } 2>/dev/null; then
             launch "$1" "$3" "$4" "$interpreter" "$argument"
         else
             give_up "$1"
@@ -198,7 +199,7 @@ strike() {
 
 # tell ID FILE: tells a recorded end. Of the two lines of `times`, the second is that of the children.
 tell() {
-    { read -r facts && read -r cpu && read -r cpu && read -r dot; } 2>/dev/null <"$2" && echo "ended $1 $facts $cpu"
+    { read -r facts && read -r cpu && read -r cpu && read -r dot && [ "$dot" = . ]; } 2>/dev/null <"$2" && echo "ended $1 $facts $cpu"
 }
 
 # told ID: tells the run's end, if it is there; one that is whole counts before it has been renamed.

@@ -27,6 +27,7 @@ from datatask.adapters.execute.ssh_connecting import mapped
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 SETUP_SECONDS = 20.0
+SHELL = "/bin/sh"
 LINE_BYTES_MAX = 1 << 20
 LIVE_SECONDS = 60
 SECOND = 1_000_000_000
@@ -85,7 +86,7 @@ def _scripts() -> tuple[str, str]:
 async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str, label: str) -> Ground:
     """Prepare the target and return what it is."""
     setup, digest = _scripts()
-    command = f"exec /bin/sh -s -- {' '.join(shlex.quote(word) for word in (path, app, label, digest))}"
+    command = f"exec {SHELL} -s -- {' '.join(shlex.quote(word) for word in (path, app, label, digest))}"
     asked_at = time.time_ns()  # noqa: TID251 - the runner's clock
     try:
         async with asyncio.timeout(SETUP_SECONDS):
@@ -213,7 +214,7 @@ class Link:
 
     async def _start(self, mode: str, words: list[str]) -> None:
         said = self._hello[f"{mode}s" if mode == "control" else "watching"] = self._future()
-        command = " ".join(["exec /bin/sh", *map(shlex.quote, [self.ground.agent, mode, *words])])
+        command = " ".join([f"exec {SHELL}", *map(shlex.quote, [self.ground.agent, mode, *words])])
         lines = _Lines(self._answered, self.lose)
         channel, _ = await self.connection.create_session(lambda: lines, command, encoding=None)
         self._channels.append((channel, lines))

@@ -38,15 +38,15 @@ class Hosts:
             for target in self.targets:
                 await target.attach()
                 attached.append(target)
+            if recipe.environ is not None:
+                key = self._keys.setdefault(recipe.task, str(len(self._keys)))
+                for target in self.targets:
+                    target.variables(key, recipe.environ)
         except BaseException:
             for target in attached:
                 await target.detach()
             raise
         self._users += 1
-        if recipe.environ is not None:
-            key = self._keys.setdefault(recipe.task, str(len(self._keys)))
-            for target in self.targets:
-                target.variables(key, recipe.environ)
 
     def variables(self, recipe: Recipe) -> str:
         """Return the name of the agent's function that sets the task's environment."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import time
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -38,6 +39,7 @@ SECOND = 1_000_000_000
 SIGNALS_MAX = 64
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
 DISK_WAIT_SECONDS = 5.0
+WAIT_SECONDS = 1.0
 SCRIPT_BYTES_MAX = 4096
 _TIMES = re.compile(r"(\d+)m([\d.,]+)s")
 _GONE = {
@@ -147,8 +149,11 @@ class SSHRunner:
                 if stdin is not None or not _travels(script):
                     await upload(run.target, identity, script, stdin, job)
                 else:
-                    await run.target.up()
+                    async with asyncio.timeout(WAIT_SECONDS):
+                        await run.target.up()
                 return
+            except TimeoutError:
+                continue  # another host may answer now
             except LinkLostError:
                 await asyncio.sleep(0.05)
 
@@ -164,6 +169,7 @@ class SSHRunner:
         lines: list[str] = []
         if recipe.stdin is None and _travels(script):
             lines = script.decode().removesuffix("\n").split("\n")
+        cut = bool(lines) and not script.endswith(b"\n")
         streams = "-" + "".join(
             mark
             for mark, there in (
@@ -171,6 +177,7 @@ class SSHRunner:
                 ("o", recipe.stdout is not None),
                 ("e", recipe.stderr is not None and recipe.stderr is not STDOUT),
                 ("m", recipe.stderr is STDOUT),
+                ("n", cut),
             )
             if there
         )
@@ -308,6 +315,10 @@ class SSHRunner:
                 type="Refused", message="it could not be started: its streams or its folder are not usable"
             )
             ending = Ending(outcome="lost", error=error)
+        elif reason == "-" and run.stop is not None and _plain(code) in (-signal.SIGTERM, -signal.SIGKILL):
+            ending = stopped_ending(
+                run.stop[0], _plain(code)
+            )  # the disk was too full to note the reason there
         elif reason != "-":
             ending = stopped_ending(reason, _plain(code))  # type: ignore[arg-type]
         else:

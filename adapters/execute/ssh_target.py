@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import shlex
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ from datatask.adapters.execute.ssh_link import (
     let_go,
     prepare,
 )
-from datatask.schema.errors import DatataskError, TemporaryError
+from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 logger = logging.getLogger("datatask.processes")
 
@@ -41,6 +42,7 @@ PING_SECONDS = 5.0
 PINGS_MISSED_MAX = 3
 CHECK_EVERY = 6
 FORGET_SECONDS = 0.25
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 CHECKED_AT_ONCE = 50
 UPLOADS_MAX = 48
 DOWNLOADS_MAX = 32
@@ -91,6 +93,7 @@ class Target:
         self._sweeps: dict[str, str] = {}
         self._outgoing: list[str] = []
         self._link: Link | None = None
+        self._answers = False
         self._spare: tuple[asyncssh.SSHClientConnection, Ground] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -108,6 +111,7 @@ class Target:
         self._up = asyncio.Event()
         self.uploads = asyncio.Semaphore(UPLOADS_MAX)
         self.downloads = asyncio.Semaphore(DOWNLOADS_MAX)
+        self._answers = False
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 self._spare = await self._connect()
@@ -154,7 +158,7 @@ class Target:
     @property
     def is_up(self) -> bool:
         """Whether the target answers, as far as is known."""
-        return self._link is not None or self._spare is not None
+        return self._answers
 
     @property
     def boot(self) -> str:
@@ -216,6 +220,13 @@ class Target:
 
     def variables(self, key: str, environ: Mapping[str, str]) -> None:
         """Keep the environment that starts name by `key`; it is never written to the target's disk."""
+        for name in environ:
+            if _VARIABLE.fullmatch(name) is None:
+                raise CallerError(
+                    f"a shell cannot set the variable {name!r:.80}",
+                    where=self.label,
+                    remedy="use letters, digits and _ in the names of environ",
+                )
         text = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environ.items())
         lines = text.count("\n") + 1
         self._variables[key] = f"variables {key} {lines}\n{text}"
@@ -261,6 +272,7 @@ class Target:
             await let_go(connection, ours=self.host.is_ours)
             raise
         self._ground = ground
+        self._answers = True
         return connection, ground
 
     async def _keep(self) -> None:
@@ -285,6 +297,7 @@ class Target:
                         self._link = None
                         self._expect()
                         await link.close(ours=self.host.is_ours, politely=False)
+            self._answers = False
             await asyncio.sleep(wait)
             wait = min(wait * 1.6, RETRY_SECONDS_MAX)
 

@@ -256,6 +256,7 @@ async def test_a_run_of_before_a_reboot_is_lost_and_what_had_ended_is_collected(
 async def test_a_recycled_pid_is_not_taken_for_the_run(tmp_path: Path) -> None:
     """Somebody else's process with the run's pid is neither adopted nor killed."""
     async with left_behind(tmp_path, "sleep 60\n", "slow") as specs:
+        await asyncio.sleep(0.05)  # start times are in hundredths of a second
         stranger = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
         ours = int(str((specs[0].handle or {})["pid"]))
         rewrite_claim(tmp_path, "1.1", pid=str(stranger.pid), waiter=str(stranger.pid))

@@ -1,0 +1,523 @@
+"""SSH runs as a user meets them: trust, ends, output, environments, several hosts, the shells of the target."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import (
+    STDOUT,
+    CallerError,
+    InProcessBlobRepository,
+    InProcessMetadataRepository,
+    ProcessTask,
+    Resources,
+    SSHHost,
+    SSHLinuxManager,
+    TemporaryError,
+)
+from datatask.engine.ports import Adopted, Ended, Started
+from tests.contract.test_runner import Facts, contents, opened, spec
+from tests.ssh_kit import Server, server, serving
+
+pytestmark = pytest.mark.server("sshd")
+SECOND = 1_000_000_000
+
+
+def make(manager: SSHLinuxManager, template: str, **more: Any) -> ProcessTask:
+    """Return a task with both streams."""
+    out, err = InProcessBlobRepository(), InProcessBlobRepository()
+    out._id, err._id = "out", "err"
+    resources = more.pop("resources", Resources())
+    streams = {"stdout": out, "stderr": err} | more
+    task = ProcessTask("t", manager, None, resources, InProcessMetadataRepository(), template, **streams)
+    task.link("inp", InProcessMetadataRepository(), is_input=True)
+    return task
+
+
+def on_server(path: Path, at: Server | None = None) -> SSHLinuxManager:
+    """Return a manager on the shared server, or another one, below a folder of its own."""
+    return SSHLinuxManager("app", (at or server()).host(), path / "remote")
+
+
+async def ended(manager: SSHLinuxManager, template: str, **more: Any) -> Ended:
+    """Run a script to its end."""
+    runner = make(manager, template, **more).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        end = await facts.end_of(1)
+        runner.forget(1)
+        return end
+
+
+def message(end: Ended) -> str:
+    """Return what the end says."""
+    return end.ending.error.message if end.ending.error else ""
+
+
+def called(*command: str) -> str:
+    """Run a program; return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+# --- trust --------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_host_is_refused_and_how_to_trust_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "known").touch()
+    host = server().host()
+    options = {**host.options, "known_hosts": str(tmp_path / "known")}
+    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
+    with pytest.raises(CallerError) as refused:
+        async with opened(make(manager, "true\n").runner):
+            pass
+    text = str(refused.value)
+    fingerprint = called("ssh-keygen", "-lf", str(server().folder / "host_key.pub")).split()[1]
+    assert "the host is not known" in text
+    assert fingerprint in text
+    assert f"ssh-keyscan -p {server().port} 127.0.0.1 >> ~/.ssh/known_hosts" in text
+
+
+async def test_another_key_than_the_known_one_is_told_as_that(tmp_path: Path) -> None:
+    other = (server().folder / "user_key.pub").read_text()
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{server().port} {other}")
+    host = server().host()
+    manager = SSHLinuxManager(
+        "app",
+        SSHHost(host.address, options={**host.options, "known_hosts": str(tmp_path / "known")}),
+        tmp_path,
+    )
+    with pytest.raises(CallerError, match=r"is not the one that is known.*ssh-keygen -R"):
+        async with opened(make(manager, "true\n").runner):
+            pass
+
+
+async def test_a_key_that_is_not_accepted_is_told(tmp_path: Path) -> None:
+    called("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key"))
+    host = server().host()
+    options = {**host.options, "client_keys": [str(tmp_path / "key")]}
+    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
+    with pytest.raises(CallerError, match="lets nobody in"):
+        async with opened(make(manager, "true\n").runner):
+            pass
+
+
+async def test_a_name_of_ssh_config_leads_through_a_jump_host(tmp_path: Path) -> None:
+    """Address, port, key and jump host come from the file."""
+    at = server()
+    (tmp_path / "config").write_text(
+        f"Host inner\n HostName 127.0.0.1\n ProxyJump jump\n"
+        f"Host jump\n HostName 127.0.0.1\n"
+        f"Host *\n Port {at.port}\n IdentityFile {at.folder}/user_key\n UserKnownHostsFile {at.folder}/known_hosts\n"
+    )
+    options = {"config": [str(tmp_path / "config")], "agent_path": None}
+    manager = SSHLinuxManager("app", SSHHost("inner", options=options), tmp_path / "remote")
+    assert (await ended(manager, "echo there\n")).ending.outcome == "succeeded"
+
+
+async def test_a_function_that_connects_is_asked_again(tmp_path: Path) -> None:
+    """As pydatatask's session resources are given; an async one makes a new connection when the old one is lost."""
+    made = []
+
+    async def connect() -> Any:
+        made.append(await server().host().connect())
+        return made[-1]
+
+    runner = make(SSHLinuxManager("app", connect, tmp_path / "remote"), "sleep 0.5\n").runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        made[0].abort()
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
+    assert len(made) >= 2
+    assert not made[-1].is_closed()
+    made[-1].close()
+    await made[-1].wait_closed()
+
+
+@pytest.mark.parametrize("address", ["", "a b", "host:port", "-oProxyCommand=x", "a@b@c", "x;y z"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(CallerError, match="no SSH address"):
+        SSHHost(address)
+
+
+def test_a_manager_needs_hosts_with_different_names() -> None:
+    with pytest.raises(CallerError, match="one host"):
+        SSHLinuxManager("app")
+    with pytest.raises(CallerError, match="same name"):
+        SSHLinuxManager("app", hosts=["a@host", "b@host"])
+    with pytest.raises(CallerError, match="ssh is a int"):
+        SSHLinuxManager("app", 5)  # type: ignore[arg-type]
+    with pytest.raises(CallerError, match="remote_path"):
+        SSHLinuxManager("app", "host", "a\nb")
+
+
+async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "remote/app/target"
+    folder.mkdir(parents=True)
+    if os.getuid():
+        pytest.skip("only root can give a folder away")
+    os.chown(folder.parent, 12345, 12345)
+    with pytest.raises(CallerError, match="does not belong to this user"):
+        async with opened(make(on_server(tmp_path), "true\n").runner):
+            pass
+
+
+# --- ends ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "code", "says"),
+    [
+        ("exit 3\n", "failed", 3, "exit code 3"),
+        ("kill -9 $$\n", "failed", 137, "killed by SIGKILL"),
+        ("kill -TERM 0\n", "failed", 143, "killed by SIGTERM"),
+        ("#!/no/such/interpreter\n", "refused", None, "/no/such/interpreter"),
+        ("#!/bin/sh -e\nfalse\ntrue\n", "failed", 1, "exit code 1"),
+        ("#!/usr/bin/env sh\nexit 4", "failed", 4, "exit code 4"),
+        ("no-such-command\n", "failed", 127, "exit code 127"),
+    ],
+)
+async def test_each_end_is_told_as_what_it_was(
+    tmp_path: Path, script: str, outcome: str, code: int | None, says: str
+) -> None:
+    end = await ended(on_server(tmp_path), script)
+    assert (end.ending.outcome, end.ending.exit_code) == (outcome, code)
+    assert says in message(end)
+
+
+async def test_a_stop_is_polite_then_not_and_takes_grandchildren_along(tmp_path: Path) -> None:
+    """TERM to the group, KILL to all that is in the session after the grace; the script hears the TERM."""
+    script = (
+        f"#!/bin/bash\ntrap 'echo heard >> {tmp_path}/heard' TERM\n"
+        f"set -m\nsleep 1234.5 & echo $! > {tmp_path}/grandchild\nwhile :; do sleep 0.1; done\n"
+    )
+    runner = make(on_server(tmp_path), script).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        while not (tmp_path / "grandchild").exists():
+            await asyncio.sleep(0.02)
+        runner.stop(1, "timeout", SECOND // 2)
+        end = await facts.end_of(1)
+    assert (end.ending.outcome, end.ending.exit_code) == ("timed_out", 137)
+    assert (tmp_path / "heard").read_text() == "heard\n"
+    pid = (tmp_path / "grandchild").read_text().strip()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            break
+        await asyncio.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_what_a_script_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
+    await ended(on_server(tmp_path), f"sleep 1234.5 & echo $! > {tmp_path}/left\n")
+    pid = (tmp_path / "left").read_text().strip()
+    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+
+
+async def test_times_and_usage_come_with_the_end(tmp_path: Path) -> None:
+    """By our clock, whatever the target's says."""
+    import time
+
+    before = time.time_ns()
+    end = (
+        await ended(on_server(tmp_path), "i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; sleep 0.2\n")
+    ).ending
+    after = time.time_ns()
+    assert end.started_at is not None
+    assert end.ended_at is not None
+    margin = SECOND // 10
+    assert before - margin < end.started_at < end.ended_at < after + margin
+    assert end.ended_at - end.started_at > 0.15 * SECOND
+    assert end.usage is not None
+    assert 0.01 < end.usage["cpu_seconds"] < 10
+
+
+# --- output and input ---------------------------------------------------------------------------------
+
+
+async def test_output_is_bytes_of_any_kind_and_size(tmp_path: Path) -> None:
+    script = "#!/usr/bin/python3\nimport sys\nsys.stdout.buffer.write(bytes(range(256)) * 16384)\n"
+    script += "sys.stderr.buffer.write(b'\\xff\\xfe\\n')\n"
+    runner = make(on_server(tmp_path), script).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        end = await facts.end_of(1)
+        assert contents(end.writes[0]) == bytes(range(256)) * (1 << 14)
+        assert contents(end.writes[1]) == b"\xff\xfe\n"
+        kept = end.writes[0].source
+        assert kept is not None
+        runner.forget(1)
+        assert not kept.exists()
+
+
+async def test_both_streams_can_go_to_one(tmp_path: Path) -> None:
+    end = await ended(on_server(tmp_path), "echo a; echo b >&2; echo c\n", stderr=STDOUT)
+    assert [contents(write) for write in end.writes] == [b"a\nb\nc\n"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "printf '%s' '\\n$HOME`id`\"'\n",
+        "cat <<'E'\n  leading and trailing  \nE\n",
+        "#!/bin/cat\nno newline at the end",
+        f"#!/bin/cat\n{'x' * 9000}\n",
+        "#!/bin/cat\nnäïve ☃ \x01\x7f\n",
+        "#!/bin/cat\n\n\n\n",
+    ],
+)
+async def test_scripts_arrive_as_they_are(tmp_path: Path, script: str) -> None:
+    """Those that travel with their start and those that are uploaded."""
+    repo = InProcessBlobRepository()
+    async with repo.open("good", "wb") as file:
+        await file.write(b"")
+    template = "{% raw %}" + script.replace("\n", "\n", 1) + "{% endraw %}"
+    texts = [contents((await ended(on_server(tmp_path / str(n)), template, **more)).writes[0])
+             for n, more in enumerate(({}, {"stdin": repo}))]  # fmt: skip
+    assert texts[0] == texts[1]
+    if script.startswith("#!/bin/cat"):
+        assert texts[0] == script.encode()
+
+
+async def test_an_environment_replaces_the_other_one_and_leaves_no_trace(tmp_path: Path) -> None:
+    """Values of every kind; neither on the disk nor on a command line."""
+    value = 'it\'s a "secret"\nof two lines $HOME `id` \\'
+    script = f'#!/usr/bin/python3\nimport os, json\nprint(json.dumps(dict(os.environ)))\nos.system(\'cat /proc/*/cmdline 2>/dev/null | tr "\\\\0" " " > {tmp_path}/lines; grep -rl two.lines {tmp_path}/remote > {tmp_path}/files\')\n'
+    end = await ended(on_server(tmp_path), script, environ={"SECRET": value, "PATH": "/usr/bin:/bin"})
+    import json
+
+    data = contents(end.writes[0])
+    assert data is not None
+    environ = json.loads(data)
+    assert environ["SECRET"] == value
+    assert set(environ) <= {"SECRET", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"}
+    assert "of two lines" not in (tmp_path / "lines").read_text(errors="replace")
+
+
+async def test_a_variable_that_no_shell_can_set_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CallerError, match="A-B"):
+        async with opened(make(on_server(tmp_path), "true\n", environ={"A-B": "x"}).runner):
+            pass
+
+
+async def test_a_full_disk_loses_no_end(tmp_path: Path) -> None:
+    """The script fails by itself; runs that cannot be started are lost, not forgotten."""
+    if os.getuid() or shutil.which("mount") is None:
+        pytest.skip("needs a file system of its own")
+    small = tmp_path / "remote"
+    small.mkdir()
+    try:
+        called("mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small))
+    except subprocess.CalledProcessError:
+        pytest.skip("nothing can be mounted here")
+    try:
+        runner = make(on_server(tmp_path), "head -c 4000000 /dev/zero\n").runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            first = await facts.end_of(1)
+            runner.start(spec(2))
+            second = await facts.end_of(2)
+    finally:
+        called("umount", "-l", str(small))
+    assert (first.ending.outcome, first.ending.exit_code) == ("failed", 1)
+    assert second.ending.outcome in ("lost", "failed")
+
+
+# --- several hosts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> SSHLinuxManager:
+    """Two hosts, one with three times the room of the other."""
+    hosts = [
+        server().host("small", quota=Resources.parse(2, "2Gi")),
+        server().host("large", quota=Resources.parse(6, "6Gi")),
+    ]
+    return SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=hosts)
+
+
+def places(facts: Facts) -> list[str]:
+    """Return where runs were started."""
+    return [fact.where for fact in facts.all if isinstance(fact, Started)]
+
+
+async def test_runs_go_to_the_host_with_the_most_room_and_wait_for_room(
+    crowd: SSHLinuxManager, tmp_path: Path
+) -> None:
+    """Eight fit; the ninth waits for an end, and takes its place."""
+    assert crowd.quota == Resources.parse(8, "8Gi", 2 * 999_999_999)
+    one = Resources.parse(1, "1Gi")
+    runner = make(
+        crowd, f"while [ ! -e {tmp_path}/go-{{{{ job }}}} ]; do sleep 0.1; done\n", resources=one
+    ).runner
+    async with opened(runner) as facts:
+        for run in range(1, 10):
+            runner.start(spec(run, f"j{run}"))
+        for run in range(1, 9):
+            await facts.first(run, Started)
+        await asyncio.sleep(0.2)
+        assert sorted(places(facts)) == ["large"] * 6 + ["small"] * 2
+        assert facts.of(9) == []
+        (tmp_path / "go-j1").touch()
+        await facts.end_of(1)
+        nine = await facts.first(9, Started)
+        assert isinstance(nine, Started)
+        assert nine.where == next(fact.where for fact in facts.of(1) if isinstance(fact, Started))
+        for run in range(2, 10):
+            runner.stop(run, "cancelled", 0)
+        for run in range(2, 10):
+            await facts.end_of(run)
+
+
+async def test_what_no_host_can_ever_take_is_refused(crowd: SSHLinuxManager) -> None:
+    end = await ended(crowd, "true\n", resources=Resources.parse(7, "1Gi"))
+    assert end.ending.outcome == "refused"
+    assert "no host can ever take" in message(end)
+
+
+async def test_a_later_engine_finds_runs_on_whichever_host_they_are(crowd: SSHLinuxManager) -> None:
+    """Also when the log does not say where, for the engine died before it was told."""
+    runner = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
+    async with opened(runner) as facts:
+        for run in range(1, 5):
+            runner.start(spec(run))
+        for run in range(1, 5):
+            await facts.first(run, Started)
+        before = places(facts)
+    later = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
+    async with opened(later) as facts:
+        await later.recover([spec(run) for run in range(1, 6)])
+        found = sorted(fact.where for fact in facts.all if isinstance(fact, Adopted))
+        assert found == sorted(before) == ["large"] * 3 + ["small"]
+        assert [fact.run for fact in facts.all if isinstance(fact, Ended)] == [5]
+        for run in range(1, 5):
+            later.stop(run, "cancelled", 0)
+        for run in range(1, 5):
+            await facts.end_of(run)
+
+
+async def test_a_host_that_is_down_gets_no_runs(tmp_path: Path) -> None:
+    with serving(tmp_path / "gone") as gone:
+        host = gone.host("gone")
+    manager = SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=[host, server().host("here")])
+    runner = make(manager, "true\n").runner
+    async with opened(runner) as facts:
+        for run in range(1, 6):
+            runner.start(spec(run))
+        for run in range(1, 6):
+            await facts.end_of(run)
+        assert places(facts) == ["here"] * 5
+
+
+# --- the target's shell -------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=["dash", pytest.param("busybox", marks=pytest.mark.server("busybox")), "bash", "no setsid"]
+)
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server whose targets have this shell as /bin/sh: seen so by what it runs."""
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    tools = "mkdir mv rm mkfifo ls id sleep sed sort env cat chmod rmdir"
+    if request.param == "busybox":
+        for tool in (*tools.split(), "setsid"):
+            (bare / tool).symlink_to(shutil.which("busybox") or "")
+    else:
+        for tool in (*tools.split(), "perl") if request.param == "no setsid" else (*tools.split(), "setsid"):
+            (bare / tool).symlink_to(shutil.which(tool) or "")
+    name = {"busybox": "busybox sh", "bash": "bash --posix", "no setsid": "dash"}.get(
+        request.param, request.param
+    )
+    program, *rest = name.split()
+    wrapper = tmp_path / "sh"
+    wrapper.write_text(f'#!/bin/dash\nexec {shutil.which(program)} {" ".join(rest)} "$@"\n')
+    wrapper.chmod(0o755)
+    with serving(tmp_path / "server", f" PATH={bare} DATATASK_TEST_SHELL={wrapper}") as at:
+        yield at
+
+
+async def test_any_posix_shell_will_do(
+    shell: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starts, ends, stops, recovery, with nothing but the usual utilities in the path."""
+    from datatask.adapters.execute import ssh_link
+
+    monkeypatch.setattr(ssh_link, "SHELL", str(tmp_path / "sh"))
+    script = "{% if job == 'slow' %}/bin/sleep 60{% elif job == 'bad' %}exit 3{% else %}echo $$; cut -d' ' -f1,5,6 /proc/$$/stat{% endif %}\n"
+    first = make(on_server(tmp_path, shell), script, environ={"PATH": os.environ["PATH"]}).runner
+    async with opened(first) as facts:
+        for run, job in enumerate(("good", "bad", "slow"), 1):
+            first.start(spec(run, job))
+        await facts.first(3, Started)
+        good, bad = await facts.end_of(1), await facts.end_of(2)
+    words = (contents(good.writes[0]) or b"").split()
+    assert len(words) == 4
+    assert len(set(words)) == 1, "process, group and session are one"
+    assert bad.ending.exit_code == 3
+    later = make(on_server(tmp_path, shell), script).runner
+    async with opened(later) as facts:
+        await later.recover([spec(3, "slow"), spec(4)])
+        assert (await facts.end_of(4)).ending.outcome == "lost"
+        later.stop(3, "cancelled", SECOND // 4)
+        assert (await facts.end_of(3)).ending.outcome == "cancelled"
+
+
+# --- by hand ------------------------------------------------------------------------------------------
+
+
+async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
+    """Files and processes, as a manager of a user's own has them."""
+    manager = on_server(tmp_path)
+    folder = tmp_path / "by hand/below"
+    await manager.mkdir(folder)
+    async with manager.open(folder / "file", "wb") as file:
+        await file.write(b"\xff\n")
+    async with manager.open(folder / "file", "rb") as file:
+        assert await file.read() == b"\xff\n"
+    with pytest.raises(FileNotFoundError):
+        async with manager.open(folder / "none", "r"):
+            pass
+    code, out = str(folder / "code"), str(folder / "out")
+    pid = await manager.spawn(
+        ["/bin/sh", "-c", "cat; echo $X; exit 5"],
+        {"X": "a b"},
+        str(folder),
+        code,
+        str(folder / "file"),
+        out,
+        STDOUT,
+    )
+    for _ in range(200):
+        if Path(code).exists():
+            break
+        await asyncio.sleep(0.02)
+    assert Path(code).read_text() == "5\n"
+    assert Path(out).read_bytes() == b"\xff\na b\n"
+    assert await manager.get_live_pids({pid}) == set()
+    pid = await manager.spawn(["/bin/sleep", "60"], None, str(folder), code, None, None, None)
+    assert await manager.get_live_pids({pid, "999999999"}) == {pid}
+    await manager.kill(pid)
+    for _ in range(200):
+        if not await manager.get_live_pids({pid}):
+            break
+        await asyncio.sleep(0.02)
+    assert await manager.get_live_pids({pid}) == set()
+    await manager.rmtree(folder)
+    assert not folder.exists()
+
+
+async def test_a_host_that_does_not_answer_is_a_temporary_trouble(tmp_path: Path) -> None:
+    with serving(tmp_path / "gone") as gone:
+        host = gone.host()
+    with pytest.raises(TemporaryError):
+        await host.connect()
