@@ -28,6 +28,7 @@ ASKED: dict[str, tuple[str, float]] = {
     "size.bytes_per_job_at_rest": ("at most", 300),
     "size.quiet_update_ms": ("at most", 5),
     "size.status_ms": ("at most", 20),
+    "ssh.ratio": ("at least", 0.3),
     "start.help_ms": ("at most", 150),
     "start.status_10000_jobs_ms": ("at most", 400),
     "start.cost_to_10000_jobs": ("at most", 1.15),

@@ -1,0 +1,119 @@
+"""Processes over SSH against bare asyncssh: runs a second of a whole pipeline, and of `run('true')`, over one connection.
+
+    python -m benchmarks.ssh [--runs 300] [--rounds 5]
+
+Both reach the same sshd on loopback, turn by turn, so the ratio holds whatever else the machine does: bare calls are 6 at
+a time (sshd refuses more at times), ours as many as the quota allows at once. Ours are decided, logged with full durability,
+started in sessions of their own, and their ends collected. `cpu_ms` is what a run costs this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RUNS, ROUNDS, IN_FLIGHT = 300, 5, 6
+
+
+async def bare(host: Any, runs: int) -> float:
+    """Return calls a second over a connection of asyncssh."""
+    import asyncssh
+
+    connection = await host.connect()
+    gate = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one() -> None:
+        async with gate:
+            while True:
+                try:
+                    await connection.run("true")
+                    return
+                except asyncssh.ChannelOpenError:  # sshd gives a session back a little late
+                    await asyncio.sleep(0.001)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(runs)))
+    seconds = time.perf_counter() - began
+    connection.close()
+    await connection.wait_closed()
+    return runs / seconds
+
+
+async def ours(host: Any, folder: Path, runs: int, at_once: int) -> tuple[float, float]:
+    """Return runs a second of a pipeline, and the CPU milliseconds of a run here."""
+    from datatask import (
+        LogMetadataRepository,
+        Pipeline,
+        ProcessTask,
+        ResourceManager,
+        Resources,
+        Session,
+        SSHLinuxManager,
+    )
+
+    quota = ResourceManager(Resources.parse(at_once, "1Gi"))
+    manager = SSHLinuxManager("bench", host, folder / "remote")
+    given = LogMetadataRepository("given")
+    one, pids, done = Resources.parse(1, 0), LogMetadataRepository("pids"), LogMetadataRepository("done")
+    task = ProcessTask("true", manager, quota, one, pids, "#!/bin/true\n", done=done)
+    task.link("given", given, is_input=True)
+    async with Pipeline(
+        [task], Session(), [quota], log=folder / f"{len(list(folder.glob('*.db')))}.db"
+    ) as pipeline:
+        for job in range(runs):
+            await given.dump(f"j{job}", {})
+        began, cpu = time.perf_counter(), time.process_time()
+        await pipeline.run()
+        return runs / (time.perf_counter() - began), (time.process_time() - cpu) / runs * 1e3
+
+
+async def measure(server: Any, folder: Path, runs: int, rounds: int) -> dict[str, float]:
+    """Return the middle of so many rounds."""
+    host = server.host()
+    calls, rates, wide, costs, ratios = [], [], [], [], []
+    for _ in range(rounds):
+        before = await bare(host, runs)
+        rate, cost = await ours(host, folder, runs, IN_FLIGHT)
+        more, _ = await ours(host, folder, runs, 64)
+        after = await bare(host, runs)
+        calls += [before, after]
+        rates.append(rate)
+        wide.append(more)
+        costs.append(cost)
+        ratios.append(2 * max(rate, more) / (before + after))
+    return {
+        "bare_calls_per_second": round(statistics.median(calls)),
+        "runs_per_second_6_at_once": round(statistics.median(rates)),
+        "runs_per_second_64_at_once": round(statistics.median(wide)),
+        "cpu_ms": round(statistics.median(costs), 2),
+        "ratio": round(statistics.median(ratios), 3),
+    }
+
+
+def main() -> None:
+    """Measure and print; without an sshd there is nothing to measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    if shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin") is None:
+        print(json.dumps({"not_installed": "sshd"}))
+        return
+    from tests.ssh_kit import serving
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
+        serving(Path(name) / "server") as server,
+    ):
+        print(json.dumps(asyncio.run(measure(server, Path(name), options.runs, options.rounds))))
+
+
+if __name__ == "__main__":
+    main()
