@@ -65,6 +65,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "log-archive": Entry("archiving", "log_archive", "Move the beginning of the log into an archive."),
     },
     "Help": {
+        "enter": Entry("entering", "enter", "Open a shell in the folder of a job's run."),
         "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),
         "doctor": Entry("health", "doctor", "Check the surroundings."),
         "completion": Entry("shells", "completion", "Print a script for completion in your shell."),

@@ -78,9 +78,16 @@ class Value(NamedTuple):
 def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
     """Print a job's value: bytes as they are, a document as YAML.
 
+    With -p, TASK.stdout and TASK.stderr of a run that goes on are printed as they come, until it is over.
+
     With --json: {"repository", "job", "position", "value"}, or "base64" instead of "value" for bytes.
     """
+    printed = 0
+    if at is None and settings.names_pipeline and not Output(settings).json:
+        printed = _tail(settings, repository, job)
     with recorded(settings, at) as log:
+        if printed and log.state.jobs and not _is_there(log, repository, job):
+            return  # the run ended without leaving its output: what there was has been printed
         found = _value(settings, log, repository, job, present=at is None)
     if Output(settings).json:
         content = (
@@ -92,7 +99,7 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
         Output(settings).document(shape)
         return
     if found.data is not None:
-        data = found.data
+        data = found.data[printed:]
     else:
         from datatask.adapters.store.yamls import dump_yaml
 
@@ -100,6 +107,23 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def _tail(settings: Settings, name: str, job: str) -> int:
+    """Print what a stream of an open run has, as it comes; return how much it was."""
+    from datatask.adapters.cli.entering import STREAMS, find_run, tail
+
+    task, _, link = name.rpartition(".")
+    if link not in STREAMS:
+        return 0
+    with recorded(settings) as log:
+        run = find_run(log, task, job)
+        return tail(settings, log, run, link) if run is not None and run.started_at is not None else 0
+
+
+def _is_there(log: Recorded, name: str, job: str) -> bool:
+    expr, index = shapes.find_link(log.state, name), log.state.job_index.get(job)
+    return index is not None and index in shapes.members(log.state, expr)
 
 
 def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: bool) -> Value:

@@ -24,7 +24,14 @@ from typing import Any, Literal
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
-from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
+from datatask.adapters.execute.places import LocalPlace
+from datatask.adapters.execute.targets import (
+    STDOUT,
+    AbstractProcessManager,
+    Recipe,
+    RunPlace,
+    _StderrIsStdout,
+)
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import (
@@ -72,6 +79,10 @@ class LocalLinuxManager(AbstractProcessManager):
     def runner(self, recipe: Recipe) -> Runner:
         """Return a runner over this manager's launcher."""
         return LocalRunner(self._client, recipe)
+
+    def place(self, identity: str, where: str) -> RunPlace:
+        """Return the folder of a run."""
+        return LocalPlace(self._client.folder(identity))
 
     async def get_live_pids(self, hint: set[str]) -> set[str]:
         """Return the pids of `hint` that are alive."""

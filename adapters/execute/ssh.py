@@ -21,10 +21,17 @@ import asyncssh
 
 from datatask.adapters.execute.ssh_connecting import Connect, SSHHost, mapped
 from datatask.adapters.execute.ssh_link import let_go
+from datatask.adapters.execute.ssh_places import SSHPlace
 from datatask.adapters.execute.ssh_placing import Hosts
 from datatask.adapters.execute.ssh_runner import SSHRunner
 from datatask.adapters.execute.ssh_target import Target
-from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
+from datatask.adapters.execute.targets import (
+    STDOUT,
+    AbstractProcessManager,
+    Recipe,
+    RunPlace,
+    _StderrIsStdout,
+)
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_name
@@ -90,6 +97,17 @@ class SSHLinuxManager(AbstractProcessManager):
     def runner(self, recipe: Recipe) -> Runner:
         """Return a runner over this manager's hosts."""
         return SSHRunner(self._shared, recipe)
+
+    def place(self, identity: str, where: str) -> RunPlace:
+        """Return the folder of a run on one of the hosts."""
+        found = [host for host in self.hosts if host.label == where]
+        if not found:
+            raise CallerError(
+                f"it is on {where}, which is none of the hosts" if where else "it has not been started yet",
+                where=self.app,
+                remedy="wait for its start" if not where else "see hosts=",
+            )
+        return SSHPlace(found[0], self.app, self.remote_path, identity)
 
     # --- by hand, on the first host ---------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.repositories import BlobRepository
+from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources
 
 
@@ -44,6 +45,19 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe({self.task!r})"  # the environment may hold secrets
+
+
+class RunPlace(Protocol):
+    """A run's folder, for a person who looks into it while it runs."""
+
+    async def read(self, name: str, offset: int) -> bytes:
+        """Return what `stdout` or `stderr` has from an offset on, a bounded part; nothing where there is no more yet."""
+
+    async def enter(self) -> int:
+        """Open a shell in the folder, on the terminal if there is one; return its exit code."""
+
+    async def close(self) -> None:
+        """Let go."""
 
 
 class AbstractProcessManager(ABC):
@@ -86,6 +100,12 @@ class AbstractProcessManager(ABC):
     @abstractmethod
     async def rmtree(self, path: Path) -> None:
         """Remove a folder with all that is in it; absent is fine."""
+
+    def place(self, identity: str, where: str) -> RunPlace:
+        """Return the folder of an open run, for `enter` and the live tail of `cat`; `where` is what its start told."""
+        raise CallerError(
+            f"{type(self).__name__} cannot show the folder of a run", remedy="see it on the machine itself"
+        )
 
     def runner(self, recipe: Recipe) -> Runner:
         """Return what runs the recipe's processes on this machine."""

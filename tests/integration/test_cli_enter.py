@@ -1,0 +1,88 @@
+"""A look into a run that goes on: its output as it comes, a shell in its folder, here and over SSH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ssh_kit import server
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+from pathlib import Path
+from datatask import *
+
+here = Path({folder!r})
+given = LogMetadataRepository("given")
+task = ProcessTask(
+    "work", {manager}, None, Resources(), LogMetadataRepository("pids"),
+    f"echo first; echo mark > mark; while [ ! -e {{here}}/go ]; do sleep 0.1; done; echo last\\n",
+    done=LogMetadataRepository("done"), stdout=LogBlobRepository("out"),
+)
+task.link("given", given, is_input=True)
+pipeline = Pipeline([task], Session(), [], log=here / "log.db")
+"""
+LOCAL = "LocalLinuxManager('app', here / 'base')"
+REMOTE = """SSHLinuxManager('app', SSHHost('127.0.0.1:{port}', None, 'far', dict(
+    client_keys=['{keys}/user_key'], known_hosts='{keys}/known_hosts', agent_path=None, config=None)), here / 'base')"""
+
+
+def datatask(folder: Path, *arguments: str) -> list[str]:
+    """Return a command of ours on the pipeline in the folder."""
+    return [sys.executable, "-m", "datatask", "-p", str(folder / "work.py"), *arguments]
+
+
+def told(folder: Path, *arguments: str, given: str = "", code: int = 0) -> str:
+    """Run a command; return what it prints."""
+    done = subprocess.run(
+        datatask(folder, *arguments), cwd=ROOT, input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(params=["here", pytest.param("far", marks=pytest.mark.server("sshd"))])
+def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a pipeline whose one run goes on until `go` is there."""
+    manager = LOCAL
+    if request.param == "far":
+        manager = REMOTE.format(port=server().port, keys=server().folder)
+    (tmp_path / "work.py").write_text(PROGRAM.format(folder=str(tmp_path), manager=manager))
+    told(tmp_path, "inject", "work.given", "one", given="{}\n")
+    engine = subprocess.Popen(datatask(tmp_path, "run"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            if list((tmp_path / "base").rglob("mark")):
+                break
+            time.sleep(0.05)
+        yield tmp_path
+    finally:
+        (tmp_path / "go").touch()
+        assert engine.wait(30) == 0
+
+
+def test_output_is_printed_as_it_comes_until_the_run_is_over(running: Path) -> None:
+    reader = subprocess.Popen(
+        datatask(running, "cat", "work.stdout", "one"), cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    assert os.read(reader.stdout.fileno(), 100) == b"first\n"
+    assert reader.poll() is None
+    (running / "go").touch()
+    assert reader.communicate(timeout=30)[0] == b"last\n"
+    assert reader.returncode == 0
+    assert told(running, "cat", "work.stdout", "one") == "first\nlast\n"
+
+
+def test_a_shell_opens_in_the_folder_of_the_run(running: Path) -> None:
+    assert told(running, "enter", "work", "one", given="pwd; cat mark; exit 3\n", code=3).endswith(
+        "/cwd\nmark\n"
+    )
+    assert "work has no run of two now" in told(running, "enter", "work", "two", code=2)
+    assert "there is no task play" in told(running, "enter", "play", "one", code=2)
