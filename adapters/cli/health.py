@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 from datatask.adapters.cli.loading import find_reference
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
@@ -36,9 +38,17 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-@command("doctor", example="datatask doctor\ndatatask -p pipeline.py doctor --json")
-def doctor(settings: Settings) -> int:
+@command(
+    "doctor",
+    example="datatask doctor\ndatatask -p pipeline.py doctor --json\ndatatask -p pipeline.py doctor --clean",
+)
+@click.option(
+    "--clean", is_flag=True, help="Remove folders and processes of runs that are over, on their machines."
+)
+def doctor(settings: Settings, clean: bool) -> int:
     """Check the surroundings: Python, SQLite, disk, the log and its engine, the pipeline with -p.
+
+    With -p also what killed engines left on the machines where processes run; --clean removes it.
 
     Exit code 0 when nothing is wrong, 5 when the log is damaged, 2 for anything else.
     """
@@ -52,6 +62,10 @@ def doctor(settings: Settings) -> int:
                 Check(name, "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy)
             )
             code = max(code, error.exit_code)
+    if clean and not settings.names_pipeline:
+        raise CallerError("--clean needs the pipeline, which knows the machines", remedy="name it with -p")
+    if settings.names_pipeline:
+        checks += _machines(settings, clean)
     output = Output(settings)
     output.rows([check._asdict() for check in checks], Check._fields)
     return code or (2 if any(check.ok == "no" for check in checks) else 0)
@@ -177,6 +191,17 @@ def _pipeline(settings: Settings) -> Iterator[Check]:
     pipeline = settings.load_pipeline()
     count = len(pipeline.declare().definition.tasks)
     yield Check("pipeline", "yes", f"{pipeline.name}: {count} task{'s' * (count != 1)}")
+
+
+def _machines(settings: Settings, clean: bool) -> Iterator[Check]:
+    from datatask.adapters.cli.leftovers import look
+
+    try:
+        for ok, what, remedy in look(settings, clean=clean):
+            yield Check("machines", ok, what, remedy)
+    except DatataskError as error:  # without a log nothing has run; other trouble with it has been told
+        if clean:
+            yield Check("machines", "no", str(error), error.remedy)
 
 
 _LOOKS: dict[str, Callable[[Settings], Iterator[Check]] | Any] = {

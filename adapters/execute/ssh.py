@@ -20,6 +20,7 @@ from typing import Any, Literal
 import asyncssh
 
 from datatask.adapters.execute.ssh_connecting import Connect, SSHHost, mapped
+from datatask.adapters.execute.ssh_leftovers import list_runs, remove_runs
 from datatask.adapters.execute.ssh_link import let_go
 from datatask.adapters.execute.ssh_places import SSHPlace
 from datatask.adapters.execute.ssh_placing import Hosts
@@ -28,6 +29,7 @@ from datatask.adapters.execute.ssh_target import Target
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,
+    Leftover,
     Recipe,
     RunPlace,
     _StderrIsStdout,
@@ -108,6 +110,20 @@ class SSHLinuxManager(AbstractProcessManager):
                 remedy="wait for its start" if not where else "see hosts=",
             )
         return SSHPlace(found[0], self.app, self.remote_path, identity)
+
+    async def list_runs(self) -> list[Leftover]:
+        """Return the runs of every log that have a folder on one of the hosts."""
+        return [run for host in self.hosts for run in await list_runs(host, self.app, self.remote_path)]
+
+    async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
+        """End and remove these; return those that are gone now."""
+        gone: list[Leftover] = []
+        for host in self.hosts:
+            mine = {run.identity: run for run in runs if run.where == host.label}
+            if mine:
+                removed = await remove_runs(host, self.app, self.remote_path, list(mine))
+                gone += [mine[identity] for identity in removed if identity in mine]
+        return gone
 
     # --- by hand, on the first host ---------------------------------------------------------------
 

@@ -331,26 +331,22 @@ watch() {
     while read -r said <&3 && [ "$said" != leave ] && owned; do told "$said"; done
 }
 
-# list: a line for each run of each log: log, id, what it is, since when its folder is.
+# list: a line for each run of each log: LOG and what would be reported of it.
 list() {
     for dir in "$base"/*; do
-        log=${dir##*/}
         for run in "$dir"/[0-9]*; do
-            [ -d "$run" ] || continue
-            id=${run##*/}
-            report "$id" || echo "unclaimed $id"
+            [ -d "$run" ] && echo "${dir##*/} $(report "${run##*/}" || echo "unclaimed ${run##*/}")"
         done
     done
 }
 
-# clean LOG/ID...: ends what runs of these and removes them.
+# clean LOG/ID...: ends what runs of these and removes them. A run that nobody has claimed is barred first.
 clean() {
     for name; do
-        log=${name%%/*} dir=$base/${name%%/*}
-        id=${name#*/}
+        id=${name#*/} dir=$base/${name%%/*}
+        once "$dir/$id/claim" barred
         if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start"; fi
-        rm -rf -- "$dir/$id" "$dir/ended/$id" && echo "removed $id"
-        rmdir "$dir/ended" 2>/dev/null
+        rm -rf -- "$dir/$id" && rm -f -- "$dir/ended/$id" && echo "removed $name"
     done
 }
 

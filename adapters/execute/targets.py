@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.repositories import BlobRepository
@@ -45,6 +45,14 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe({self.task!r})"  # the environment may hold secrets
+
+
+class Leftover(NamedTuple):
+    """A run that has a folder, perhaps a process, on a machine: where, its identity, and what it is in a few words."""
+
+    where: str
+    identity: str
+    state: str
 
 
 class RunPlace(Protocol):
@@ -106,6 +114,14 @@ class AbstractProcessManager(ABC):
         raise CallerError(
             f"{type(self).__name__} cannot show the folder of a run", remedy="see it on the machine itself"
         )
+
+    async def list_runs(self) -> list[Leftover]:
+        """Return what has a folder in the application's own one, of whichever log; `doctor` tells whose it is."""
+        return []
+
+    async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
+        """End and remove these, which are nobody's any more; return those that are gone now."""
+        return []
 
     def runner(self, recipe: Recipe) -> Runner:
         """Return what runs the recipe's processes on this machine."""

@@ -86,3 +86,30 @@ def test_a_shell_opens_in_the_folder_of_the_run(running: Path) -> None:
     )
     assert "work has no run of two now" in told(running, "enter", "work", "two", code=2)
     assert "there is no task play" in told(running, "enter", "play", "one", code=2)
+
+
+@pytest.mark.server("sshd")
+def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> None:
+    """A folder with a process of a run that is over; one of another log stays."""
+    (tmp_path / "work.py").write_text(
+        PROGRAM.format(folder=str(tmp_path), manager=REMOTE.format(port=server().port, keys=server().folder))
+    )
+    (tmp_path / "go").touch()
+    told(tmp_path, "inject", "work.given", "one", given="{}\n")
+    told(tmp_path, "run")
+    (log,) = [path for path in (tmp_path / "base/app/far").iterdir() if path.is_dir()]
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    fields = Path(f"/proc/{left.pid}/stat").read_text().rpartition(")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for folder in (log / "1.999", log.parent / "fedcba9876543210/1.999"):
+        (folder / "cwd").mkdir(parents=True)
+    (log / "1.999/claim").write_text(f"{left.pid} {boot} {fields[19]} 1\n")
+    assert "which no open run owns: it runs" in told(tmp_path, "doctor")
+    assert left.poll() is None
+    shown = told(tmp_path, "doctor", "--clean")
+    assert "removed" in shown
+    assert "1 folders are of other logs" in shown
+    assert left.wait(10) == -9
+    assert not (log / "1.999").exists()
+    assert (log.parent / "fedcba9876543210/1.999").exists()
+    assert "nothing is left" in told(tmp_path, "doctor")
