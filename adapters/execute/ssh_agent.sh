@@ -114,7 +114,10 @@ record() {
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
     [ -s "$run/stdout" ] && printed=${printed}o
     [ -s "$run/stderr" ] && printed=${printed}e
-    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/end"; do pause 1; done
+    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/end"; do
+        [ -d "$run" ] || return # nobody wants to know
+        pause 1
+    done
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
     exec mv "$run/end" "$dir/ended/$id"
 }

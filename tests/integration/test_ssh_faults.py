@@ -193,13 +193,15 @@ async def test_five_hundred_live_runs_need_three_sessions(tmp_path: Path) -> Non
     os.mkfifo(gate)
     runner = ssh_task(tmp_path, f"read line <{gate}\nexit 0\n").runner
     async with opened(runner) as facts:
-        for run in range(1, 501):
-            runner.start(spec(run))
-        await until(lambda: len([fact for fact in facts.all if isinstance(fact, Started)]) == 500, 60)
-        assert not [fact for fact in facts.all if isinstance(fact, Ended)]
-        opener = os.open(gate, os.O_WRONLY)
-        await asyncio.sleep(0.5)
-        os.close(opener)
+        try:
+            for run in range(1, 501):
+                runner.start(spec(run))
+            await until(lambda: len([fact for fact in facts.all if isinstance(fact, Started)]) == 500, 60)
+            assert not [fact for fact in facts.all if isinstance(fact, Ended)]
+        finally:  # whatever happens, nobody is left waiting
+            opener = os.open(gate, os.O_RDWR)
+            await asyncio.sleep(0.5)
+            os.close(opener)
         await until(lambda: len([fact for fact in facts.all if isinstance(fact, Ended)]) == 500, 60)
     assert {fact.ending.outcome for fact in facts.all if isinstance(fact, Ended)} == {"succeeded"}
 
