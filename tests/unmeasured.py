@@ -1,4 +1,7 @@
-"""Long work in processes of its own, without the measuring of coverage, which would take most of the time."""
+"""Processes without the measuring of coverage, which takes most of the time of long work.
+
+Measuring also has a lock of its own that an interrupt leaves locked.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 
 _MEASURED = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+
+
+def plain_environment() -> dict[str, str]:
+    """Return this process's environment without what has Python processes measured."""
+    return {name: value for name, value in os.environ.items() if name not in _MEASURED}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from datatask.adapters.cli.interrupts import note_interrupts
 from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import Seen, seen
@@ -39,6 +40,8 @@ def status(settings: Settings, all_links: bool, at: When | None, watch: bool) ->
     if watch and at is not None:
         raise CallerError("--watch looks at the present", remedy="leave out --at or --watch")
     output = Output(settings)
+    if watch:
+        note_interrupts()
     with seen(settings, at) as log:
         show(output, log, all_links)
         if watch:

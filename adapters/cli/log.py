@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from datatask.adapters.cli.interrupts import note_interrupts
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, encode, shown
 from datatask.adapters.cli.recorded import changed, opened
@@ -99,6 +100,7 @@ def log(
             for found in events.select(reader, selection):
                 printer(found)
             return
+        note_interrupts()
         for found in events.follow(reader, selection, _Waiting(reader, until), until and until.last_at):
             printer(found)
 

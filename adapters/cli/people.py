@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli.asking import Change, Done, Wish, carry_out, exit_code, shape, sliced, who
+from datatask.adapters.cli.interrupts import note_interrupts
 from datatask.adapters.cli.options import JOB, changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import changed, recorded
@@ -90,6 +91,7 @@ def _open_runs(state: State) -> list[Any]:
 
 def _ended(settings: Settings, task: str, job: str) -> int:
     """Wait until the job has no open run, by the log alone; return 1 unless the last one succeeded."""
+    note_interrupts()
     with recorded(settings) as log:
         state = log.state
         while any((run.task, state.jobs[run.job]) == (task, job) for run in _open_runs(state)):

@@ -6,15 +6,13 @@ it and the events after. Nothing is written, no pipeline is loaded, SQLAlchemy s
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NamedTuple
 
+from datatask.adapters.cli.interrupts import raise_if_interrupted
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.when import When, iso, position_of
@@ -60,29 +58,12 @@ def recorded(settings: Settings, when: When | None = None, *, events: bool = Fal
 def changed(reader: LogReader, head: int, seconds: float) -> bool:
     """Wait until the head has moved or the time is over; return whether it has moved."""
     deadline = time.monotonic() + seconds
-    _note_interrupts()
     while _head(reader) == head:
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
+        raise_if_interrupted()
         if time.monotonic() >= deadline:
             return False
         time.sleep(min(0.1, seconds))
     return True
-
-
-_interrupted = threading.Event()
-
-
-def _note_interrupts() -> None:
-    """Remember a Ctrl-C: its exception may be raised where nobody passes it on, such as in a finalizer."""
-    unchanged = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if unchanged and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _note)
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    _interrupted.set()
-    signal.default_int_handler(number, frame)
 
 
 def _head(reader: LogReader) -> int:

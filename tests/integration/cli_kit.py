@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from click.testing import CliRunner
 
 from datatask.adapters.cli.main import invoke
 from datatask.adapters.log.lease import probe
+from tests.unmeasured import plain_environment
 
 PIPELINE = """
 import asyncio
@@ -128,8 +128,10 @@ class Project:
             process.communicate(timeout=30)
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command in a process of its own."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("DATATASK_")}
+        """Start a command in a process of its own, which may be interrupted anywhere."""
+        environment = {
+            key: value for key, value in plain_environment().items() if not key.startswith("DATATASK_")
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "datatask", *arguments],
             cwd=self.folder,
