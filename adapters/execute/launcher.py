@@ -466,13 +466,13 @@ def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bo
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, out, flags, 0o600),
+        (os.POSIX_SPAWN_OPEN, 1, out, flags, 0o666),
     ]
     if stderr == "stdout":
         actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
     else:
         err = os.path.join(folder, stderr) if stderr else os.devnull
-        actions.append((os.POSIX_SPAWN_OPEN, 2, err, flags, 0o600))
+        actions.append((os.POSIX_SPAWN_OPEN, 2, err, flags, 0o666))
     signals = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
     how: dict[str, Any] = {"file_actions": actions, "setsid": True, "setsigmask": [], "setsigdef": signals}
     ours = os.umask(umask)

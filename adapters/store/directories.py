@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datatask.adapters.store.files import FileRepositoryBase
-from datatask.adapters.store.filestore import STAGED, FolderStore, is_folder, remove, sync_folder, version_of
+from datatask.adapters.store.filestore import STAGED, FolderStore, is_folder, remove, version_of
+from datatask.adapters.store.finished import sync_folder
 from datatask.engine.binding import current_run
 from datatask.engine.ports import Write
 from datatask.engine.repositories import job_getter

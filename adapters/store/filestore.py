@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
 from datatask.engine.ports import Change, Listed, Write
 from datatask.engine.repositories import told_invalid
@@ -198,6 +199,11 @@ class FileStore(FolderStore):
 
     def _put(self, write: Write) -> str:
         target = self.existing(write.job) or self.path(write.job)
+        if write.source is not None and not self._is_staged(write.source):
+            status = linked(write.source, target)
+            if status is not None:
+                sync_folder(self.basedir)
+                return version_of(status)
         staged = self._staged(write)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -215,7 +221,7 @@ class FileStore(FolderStore):
 
     def _staged(self, write: Write) -> Path:
         source = write.source
-        if source is not None and source.parent == self.basedir and source.name.endswith(STAGED):
+        if source is not None and self._is_staged(source):
             return source
         staged = self.stage()
         try:
@@ -231,6 +237,9 @@ class FileStore(FolderStore):
             staged.unlink(missing_ok=True)
             raise
         return staged
+
+    def _is_staged(self, source: Path) -> bool:
+        return source.parent == self.basedir and source.name.endswith(STAGED)
 
     def _bytes(self, write: Write) -> bytes:
         if write.data is not None:
@@ -250,15 +259,6 @@ class FileStore(FolderStore):
 def version_of(status: os.stat_result) -> str:
     """Return inode, modification time and size as a version."""
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's names durable."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def remove(path: Path) -> None:
