@@ -66,7 +66,9 @@ def invoke(
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        exec("")  # one that passed through an `exec` on its way, as of an import, CPython would die of at its end
+        exec(
+            ""
+        )  # one that passed through an `exec` on its way, as of an import, CPython would die of at its end
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:

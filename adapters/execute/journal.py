@@ -1,15 +1,18 @@
 """The launcher's memory on disk: one line a fact, appended, so that a killed launcher forgets nothing.
 
 In: facts about runs by identity. Out: what is known of each run. A line that was cut off by a crash is not
-a fact. Nothing waits for the disk: the facts are safe from our own death, and after a power failure they
-would not be worth more, since the outputs that they speak of may be torn (see `Launcher`). The file is
-rewritten when most of it is about runs that were forgotten. Imports the standard library only.
+a fact. A fact is safe from our own death as soon as it is added; how runs ended is made durable too before it is
+told, many at once, by a thread of its own (`Syncs`). The file is rewritten when most of it is about runs that were
+forgotten. Imports the standard library only.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 COMPACT_BYTES = 4 * 1024 * 1024
@@ -62,6 +65,7 @@ class Journal:
         written = 0
         while written < len(data):
             written += os.write(fd, data[written:])
+        os.fdatasync(fd)
         os.rename(temporary, self.path)
         if self._fd >= 0:
             os.close(self._fd)
@@ -83,10 +87,59 @@ class Journal:
             return False
         return True
 
+    def file(self) -> int:
+        """Return a descriptor of the present file, for the caller to close."""
+        return os.dup(self._fd)
+
     def compact(self, runs: dict[str, Facts]) -> None:
         """Rewrite the file as just these runs when it has grown large."""
         if self._size > COMPACT_BYTES and len(runs) * 1024 < self._size:
             self._rewrite(runs)
+
+
+class Syncs:
+    """Has the disk take what a journal holds, one sync at a time, and says which facts it covers."""
+
+    def __init__(self, journal: Journal, wake: Callable[[], object]) -> None:
+        """`wake` is called, in the thread, when a sync is over."""
+        self._journal = journal
+        self._wake = wake
+        self._asked: queue.SimpleQueue[tuple[int, list[str]]] = queue.SimpleQueue()
+        self._covered: list[str] = []
+        self._busy = False
+        self._over = threading.Event()
+        threading.Thread(target=self._work, name="journal-sync", daemon=True).start()
+
+    def begin(self, identities: Iterable[str]) -> None:
+        """Begin a sync that covers what these runs' facts say, unless one is under way or there is nothing."""
+        covered = list(identities)
+        if covered and not self._busy:
+            self._busy = True
+            self._asked.put((self._journal.file(), covered))
+
+    def done(self) -> list[str]:
+        """Return what the sync that is over covers."""
+        if not self._over.is_set():
+            return []
+        self._over.clear()
+        covered, self._covered, self._busy = self._covered, [], False
+        return covered
+
+    def _work(self) -> None:
+        while True:
+            file, covered = self._asked.get()
+            try:
+                os.fdatasync(file)
+            except OSError:
+                pass  # the disk refuses; what is known is told all the same
+            finally:
+                os.close(file)
+            self._covered = covered
+            self._over.set()
+            try:
+                self._wake()
+            except BlockingIOError:
+                pass  # so much waits to be looked at that it is about to be
 
 
 def _line(fact: Facts) -> bytes:

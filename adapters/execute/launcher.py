@@ -23,7 +23,8 @@ import time
 from typing import Any
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.journal import Facts, Journal
+from datatask.adapters.execute.journal import Facts, Journal, Syncs
+from datatask.adapters.execute.owners import Owners
 
 SOCKET = "launcher.sock"
 LOCK = "launcher.lock"
@@ -32,7 +33,12 @@ IDLE_SECONDS = 10.0
 OPERATIONS_PER_TURN = 16
 STATUS_WAIT_SECONDS = 3.0
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
+MARK = "DATATASK_RUN"
+"""The variable in a run's environment that has its identity."""
+
+FAMILY_ROUNDS_MAX = 20
 REBOOTED = "the machine was restarted while it ran"
+TORN = "the machine went down just after it had ended, and its output is not whole"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
 
@@ -68,8 +74,10 @@ class Launcher:
         self.strangers: dict[str, int] = {}
         self.alarms: list[tuple[float, str, str]] = []
         self.stopping: set[str] = set()
-        self.owners: dict[str, Facts] = {}
+        self.relatives: dict[str, dict[int, int]] = {}
+        self.owners = Owners(directory)
         self.connections: set[Connection] = set()
+        self.untold: dict[str, Facts] = {}
         self.selector = selectors.DefaultSelector()
         self.idle_since = time.monotonic()
 
@@ -81,6 +89,7 @@ class Launcher:
         wake, signalled = socket.socketpair()
         wake.setblocking(False)
         signalled.setblocking(False)
+        self.syncs = Syncs(self.journal, lambda: signalled.send(b"."))
         signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(wake, selectors.EVENT_READ, "child")
@@ -93,6 +102,7 @@ class Launcher:
                 self._handle(key, mask, listener)
             self._reap()
             self._ring()
+            self._tell_ends()
             for connection in tuple(self.connections):
                 self._operate(connection)
             for connection in tuple(self.connections):
@@ -113,7 +123,7 @@ class Launcher:
         return listener
 
     def _is_idle(self) -> bool:
-        if self.connections or self.children or self.strangers:
+        if self.connections or self.children or self.strangers or self.untold:
             self.idle_since = time.monotonic()
             return False
         return time.monotonic() - self.idle_since > IDLE_SECONDS
@@ -186,6 +196,9 @@ class Launcher:
             print(f"launcher: what an engine sent is not understood: {error!r}", file=sys.stderr)
             self._hang_up(connection)
 
+    def _folder(self, identity: str) -> str:
+        return os.path.join(self.directory, identity.partition(".")[0], identity)
+
     def _tell_owner(self, identity: str, message: dict[str, Any]) -> None:
         log = identity.partition(".")[0]
         for connection in self.connections:
@@ -218,15 +231,17 @@ class Launcher:
         self, connection: Connection, id: str, task: str, env: str, stdin: bool, stdout: bool, stderr: str
     ) -> None:
         """Start `{directory}/{log}/{id}/exe`, once; its answer is started, refused, absent or ended."""
+        log, epoch = id.split(".")[:2]
+        claim = {"epoch": int(epoch), "home": connection.home, "engine": [connection.pid, connection.start]}
         try:
-            other = self._other_copy(connection, id)
+            other = self.owners.other(log, claim)
         except OSError as error:
-            self._refuse(connection, id, True, _explained(error, self._owner(connection.log)))
+            self._refuse(connection, id, True, _explained(error, self.owners.path(log)))
             return
         if other:
             text = (
                 f"{other} has used {self.directory}: go on with that one, give this pipeline's manager another app"
-                f" name, or remove {self._owner(connection.log)} if nothing that it did matters any more"
+                f" name, or remove {self.owners.path(log)} if nothing that it did matters any more"
             )
             self._refuse(connection, id, False, text)
             return
@@ -236,12 +251,12 @@ class Launcher:
             return
         facts = self.runs[id] = {"id": id, "task": task}
         self.journal.add({"id": id, "task": task, "intended": True})
-        folder = os.path.join(self.directory, id.partition(".")[0], id)
+        folder = self._folder(id)
         variables, umask = connection.environments[env]
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
-            pid = _spawn(folder, variables, umask, stdin, stdout, stderr)
+            pid = _spawn(folder, {**variables, MARK: id}, umask, stdin, stdout, stderr)
         except OSError as error:
             temporary = error.errno in TEMPORARY
             refusal = {"refused": id, "temporary": temporary, "message": _explained(error, folder)}
@@ -257,41 +272,6 @@ class Launcher:
     def _refuse(self, connection: Connection, identity: str, temporary: bool, text: str) -> None:
         connection.tell({"refused": identity, "temporary": temporary, "message": text})
 
-    def _owner(self, log: str) -> str:
-        return os.path.join(self.directory, f"{log}.owner")
-
-    def _known_owner(self, log: str) -> Facts | None:
-        """Return who started runs last, None where nobody did or a person has removed what was written down."""
-        try:
-            with open(self._owner(log), "rb") as file:
-                known: Facts = json.load(file)
-                return known
-        except (OSError, ValueError):
-            return None
-
-    def _other_copy(self, connection: Connection, identity: str) -> str:
-        """Return which other copy of the log starts runs here, none being the usual; remember who does.
-
-        Copies have the same uuid and count their epochs alike, so that runs of both would have the same identities.
-        A log whose file is gone from where it was has moved.
-        """
-        log, epoch = identity.split(".")[:2]
-        claim = {"epoch": int(epoch), "home": connection.home, "engine": [connection.pid, connection.start]}
-        if self.owners.get(log) == claim:
-            return ""
-        known = self._known_owner(log)
-        if known is not None and known != claim:
-            path, *file_of = known["home"]
-            if path != connection.home[0] and _is_file(path, file_of):
-                return f"the log {path}, of which this is a copy,"
-            if claim["epoch"] <= known["epoch"]:
-                return "a later state of this log"
-        with open(self._owner(log) + ".new", "w") as file:
-            json.dump(claim, file)
-        os.rename(self._owner(log) + ".new", self._owner(log))
-        self.owners[log] = claim
-        return ""
-
     def _started(self, facts: Facts) -> dict[str, Any]:
         return {
             "started": facts["id"],
@@ -306,16 +286,16 @@ class Launcher:
             connection.tell(facts["refused"])
         elif "barred" in facts:
             connection.tell({"absent": identity})
-        elif "ended" in facts:
-            connection.tell(facts["ended"])
-        else:
+        elif "ended" not in facts:
             connection.tell(self._started(facts))
+        elif identity not in self.untold:  # else it is told as soon as the disk has it
+            connection.tell(facts["ended"])
 
     def do_settle(self, connection: Connection, id: str) -> None:
         """Say what became of a run; one that nobody started is barred from ever starting, durably."""
         facts = self.runs.get(id)
         if facts is None:
-            pid = proctable.find_by_argument(os.path.join(self.directory, id.partition(".")[0], id, "exe"))
+            pid = proctable.find_by_argument(os.path.join(self._folder(id), "exe"))
             facts = self.runs[id] = {"id": id}
             if pid is None or not self._watch_found(facts, pid):
                 facts["barred"] = True
@@ -323,11 +303,12 @@ class Launcher:
         self._tell_state(connection, id, facts)
 
     def do_stop(self, connection: Connection, id: str, grace: float, reason: str) -> None:
-        """TERM to the group now, KILL to the whole session after the grace; one that has ended stays as it is."""
+        """TERM to the group now, KILL to all it has begun after the grace; one that has ended stays as it is."""
         facts = self.runs.get(id, {})
         if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
             facts["stopped"] = reason
             self.journal.add({"id": id, "stopped": reason})
+            self.relatives.setdefault(id, {}).update(self._family(facts))
             if grace > 0 and id not in self.stopping:
                 try:
                     os.killpg(facts["pid"], signal.SIGTERM)
@@ -351,6 +332,7 @@ class Launcher:
 
     def do_forget(self, connection: Connection, id: str) -> None:
         """The end is recorded in the log: nothing more will be asked about this run."""
+        self.untold.pop(id, None)
         if self.runs.pop(id, None) is not None:
             self.journal.add({"id": id, "forgotten": True})
             self.journal.compact(self.runs)
@@ -373,14 +355,16 @@ class Launcher:
             pid, status, usage = os.wait4(seen.si_pid, 0)
             identity = self.children.pop(pid, None)
             if identity is not None:
+                self._clear(identity)
                 cpu = usage.ru_utime + usage.ru_stime
                 self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
 
     def _ended(self, identity: str, status: int | None, *, why: str = "", **usage: float) -> None:
         facts = self.runs[identity]
         self.stopping.discard(identity)
+        self.relatives.pop(identity, None)
         code = None if status is None else os.waitstatus_to_exitcode(status)
-        message = {
+        message: Facts = {
             "ended": identity,
             "code": code,
             "began": facts.get("began"),
@@ -390,9 +374,28 @@ class Launcher:
             "usage": usage,
             "why": why,
         }
-        facts["ended"] = message
+        if status is not None:
+            message["sizes"] = self._sizes(identity)
+        facts["ended"] = self.untold[identity] = message
         self.journal.add({"id": identity, "ended": message})
-        self._tell_owner(identity, message)
+
+    def _sizes(self, identity: str) -> dict[str, int]:
+        """Return how long the outputs are; after a power failure a shorter one is torn."""
+        sizes = {}
+        for name in ("stdout", "stderr"):
+            try:
+                sizes[name] = os.stat(os.path.join(self._folder(identity), name)).st_size
+            except OSError:
+                pass
+        return sizes
+
+    def _tell_ends(self) -> None:
+        """Tell the ends that the disk has, and have it take those that came meanwhile, as many as there are at once."""
+        for identity in self.syncs.done():
+            message = self.untold.pop(identity, None)
+            if message is not None:
+                self._tell_owner(identity, message)
+        self.syncs.begin(self.untold)
 
     def _ring(self) -> None:
         while self.alarms and self.alarms[0][0] <= time.monotonic():
@@ -402,7 +405,32 @@ class Launcher:
                 self._stranger_ended(identity, facts["status_until"])
             elif what == "kill" and "ended" not in facts:
                 if proctable.start_time(facts["pid"]) == facts["start"]:
-                    proctable.kill_session(facts["pid"])
+                    self.relatives.setdefault(identity, {}).update(self._family(facts))
+                    self._clear(identity)
+
+    def _family(self, facts: Facts) -> dict[int, int]:
+        """Return what a run has begun that lives, as {pid: start time}."""
+        found = proctable.family(facts["pid"], mark(facts["id"]))
+        return {pid: start for pid in found if (start := proctable.start_time(pid)) is not None}
+
+    def _clear(self, identity: str) -> None:
+        """Kill all that a stopped run has begun, what left its session included, until nothing is left of it."""
+        known = self.relatives.get(identity)
+        if known is None:
+            return
+        for _ in range(FAMILY_ROUNDS_MAX):
+            alive = [pid for pid, start in known.items() if proctable.is_alive(pid, start)]
+            for pid in alive:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            fresh = {
+                pid: start for pid, start in self._family(self.runs[identity]).items() if pid not in known
+            }
+            if not fresh:
+                return
+            known |= fresh
 
     # --- runs of an earlier launcher ------------------------------------------------------------
 
@@ -410,13 +438,14 @@ class Launcher:
         for identity, facts in self.runs.items():
             if {"refused", "barred"} & facts.keys():
                 continue
-            if self.journal.boot_before != self.boot:  # also what had ended: its outputs may be torn
+            if "ended" in facts:
+                ended = facts["ended"]
+                if self.journal.boot_before != self.boot and ended.get("sizes", {}) != self._sizes(identity):
+                    self._ended(identity, None, why=TORN)
+            elif self.journal.boot_before != self.boot:
                 self._ended(identity, None, why=REBOOTED)
-            elif "ended" in facts:
-                continue
             elif "pid" not in facts:
-                path = os.path.join(self.directory, identity.partition(".")[0], identity, "exe")
-                pid = proctable.find_by_argument(path)
+                pid = proctable.find_by_argument(os.path.join(self._folder(identity), "exe"))
                 if pid is None or not self._watch_found(facts, pid):
                     self._ended(identity, None, why=VANISHED)
             elif not self._watch(facts):
@@ -452,7 +481,13 @@ class Launcher:
             self.selector.unregister(pidfd)
         facts.pop("status_until", None)
         os.close(self.strangers.pop(identity))
+        self._clear(identity)
         self._ended(identity, status, why="" if status is not None else VANISHED)
+
+
+def mark(identity: str) -> str:
+    """Return what the environments of a run's processes hold."""
+    return f"{MARK}={identity}"
 
 
 def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bool, stderr: str) -> int:
@@ -489,15 +524,6 @@ def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bo
         os.umask(ours)
 
 
-def _is_file(path: str, file: list[int]) -> bool:
-    """Whether the file with this device and inode is still at the path."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    return [status.st_dev, status.st_ino] == file
-
-
 def _explained(error: OSError, folder: str) -> str:
     """Return the refusal in words; a missing interpreter looks to the kernel like a missing script."""
     exe = os.path.join(folder, "exe")
@@ -522,6 +548,7 @@ def main(directory: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
+    proctable.adopt_orphans()  # so that they do not pile up as zombies where pid 1 reaps none
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     Launcher(directory).serve()

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 
 _PIDFD_GET_INFO = 0xC040FF0B
+_PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_INFO_EXIT = 8
 _PIDFD_INFO_SIZE = 64
 _PIDFD_EXIT_OFFSET = 60
@@ -80,6 +81,34 @@ def find_by_argument(path: str) -> int | None:
     return None
 
 
+def family(leader: int, mark: str) -> set[int]:
+    """Return the pids that a run has begun, zombies left out: what is in its session, what descends from there.
+
+    Also who has `mark` (`NAME=value`) in the environment that it was started with, wherever it went since.
+    """
+    parents: dict[int, int] = {}
+    found = set()
+    wanted = b"\0" + os.fsencode(mark) + b"\0"
+    for pid in pids():
+        fields = stat_fields(pid)
+        if not fields or fields[0] in "ZX":
+            continue
+        parents[pid] = int(fields[1])
+        if int(fields[3]) == leader or pid == leader or wanted in b"\0" + _environment(pid):
+            found.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= more
+    return found
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def kill_session(session: int, number: int = signal.SIGKILL) -> None:
     """Signal the process group of the leader, then whatever else is in its session."""
     try:
@@ -91,6 +120,16 @@ def kill_session(session: int, number: int = signal.SIGKILL) -> None:
             os.kill(pid, number)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of whatever our descendants leave behind; whether the kernel can."""
+    import ctypes
+
+    try:
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 def status_of_stranger(pid: int, start: int, pidfd: int) -> int | None:

@@ -105,6 +105,7 @@ become() {
     cd "$run/cwd" && umask "$mask" || exit 125
     exec 3>&-
     "$variables"
+    export "DATATASK_RUN=$log.$id" # what it starts is known by this wherever it goes
     exec "$@"
 }
 
@@ -176,26 +177,44 @@ await_claim() {
     done
 }
 
-# stop ID GRACE REASON: TERM to the run's group, KILL to its session after the grace; what has ended stays as it is.
+# stop ID GRACE REASON: TERM to the run's group; after the grace KILL to all of it. What has ended stays as it is.
 stop() {
     await_claim "$1"
     if claim_of "$1" && [ "$claimed_boot" = "$boot" ] && alive "$claimed" "$claimed_start"; then
         echo "$3" >"$dir/$1/stop"
         [ "$2" = 0 ] || kill -TERM "-$claimed" 2>/dev/null
-        ([ "$2" = 0 ] || pause "$2"; strike "$claimed" "$claimed_start") </dev/null >/dev/null 2>&1 &
+        ([ "$2" = 0 ] || pause "$2"; strike "$claimed" "$claimed_start" "$log.$1") </dev/null >/dev/null 2>&1 &
     else
         settle "$1"
     fi
 }
 
-# strike PID START: KILL to the process, its group and its session.
+# strike PID START IDENTITY: KILL to the process, its group, its session, and to what has left the session.
 strike() {
-    alive "$1" "$2" || return
-    kill -KILL "-$1" 2>/dev/null
+    if alive "$1" "$2"; then
+        kill -KILL "-$1" 2>/dev/null
+        strike_session "$1"
+    fi
+    rounds=0 # what is about to be killed may start another one
+    while [ $rounds -lt 10 ] && strike_marked "$3"; do rounds=$((rounds + 1)); done
+}
+
+strike_session() {
     command -v pkill >/dev/null && { pkill -KILL -s "$1"; return; }
     for process in /proc/[0-9]*; do
         look_at "${process#/proc/}" && [ "$leader" = "$1" ] && [ "$state" != Z ] && kill -KILL "${process#/proc/}" 2>/dev/null
     done
+}
+
+# strike_marked IDENTITY: KILL to each process that was started with the run's own variable; fails where there is none.
+strike_marked() {
+    struck=1
+    for process in $(grep -lsF "DATATASK_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
+        { tr '\n\000' '\001\n' <"$process" | grep -qxF "DATATASK_RUN=$1"; } 2>/dev/null || continue
+        process=${process#/proc/}
+        kill -KILL "${process%/environ}" 2>/dev/null && struck=0
+    done
+    return $struck
 }
 
 # --- telling ----------------------------------------------------------------------------------------
@@ -348,7 +367,7 @@ clean() {
     for name; do
         id=${name#*/} dir=$base/${name%%/*}
         once "$dir/$id/claim" barred
-        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start"; fi
+        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start" "${name%%/*}.$id"; fi
         rm -rf -- "$dir/$id" && rm -f -- "$dir/ended/$id" && echo "removed $name"
     done
 }

@@ -150,7 +150,7 @@ def test_two_logs_on_one_target(world: World) -> None:
     put(first, "a")
     put(second, "b")
     with first.engine():
-        first.until("a", "ls", "live(copy)")
+        first.until("RunStarted", "log", "--kind", "RunStarted")  # decided is not yet at the launcher
         error = refused(second, second.call("run"))
         assert "in use by another pipeline's log" in error
         first.until("a", "ls", "done")

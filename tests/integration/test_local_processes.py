@@ -203,6 +203,45 @@ async def test_a_stop_reaches_the_whole_session(tmp_path: Path) -> None:
     await task.runner.close()
 
 
+@pytest.mark.parametrize("way", ["setsid", "setsid env -i", "setsid setsid"])
+@pytest.mark.parametrize("heeds", [True, False], ids=["heeds TERM", "ignores TERM"])
+async def test_a_stop_reaches_grandchildren_that_left_the_session(
+    tmp_path: Path, way: str, heeds: bool
+) -> None:
+    """Wherever they went: by descent when the stop came, by the mark in their environment."""
+    task = task_of(
+        tmp_path,
+        f"""#!/bin/sh
+        {"" if heeds else "trap '' TERM"}
+        {way} /bin/sh -c 'trap "" TERM; echo $$ > {tmp_path}/child; while :; do sleep 0.01; done' &
+        wait; sleep 60
+        """,
+    )
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+    child = int((tmp_path / "child").read_text())
+    assert os.getsid(child) == child
+    task.runner.stop(1, "cancelled", SECOND // 5)
+    await until(lambda: ends(facts))
+    assert ends(facts)[1].ending.outcome == "cancelled"
+    assert (proctable.stat_fields(child) or ["Z"])[0] in "ZX"
+    await task.runner.close()
+
+
+async def test_what_made_a_session_of_its_own_outlives_a_run_that_ends_by_itself(tmp_path: Path) -> None:
+    """A service that a script starts on purpose; the launcher takes it in, so that no zombie of it stays."""
+    task = task_of(tmp_path, f"setsid sh -c 'echo $$ > {tmp_path}/child; exec sleep 60' & sleep 0.2")
+    await run_all(task, spec(1))
+    child = int((tmp_path / "child").read_text())
+    fields = proctable.stat_fields(child)
+    assert fields is not None
+    assert (fields[0], int(fields[1])) == ("S", launcher_pid(tmp_path))
+    os.kill(child, signal.SIGKILL)
+    await until(lambda: proctable.stat_fields(child) is None)
+
+
 async def test_what_a_run_leaves_in_its_group_is_killed(tmp_path: Path) -> None:
     """A background process does not hold the quota of a run that has ended."""
     task = task_of(tmp_path, f"sleep 60 & echo $! > {tmp_path}/child")
@@ -235,14 +274,16 @@ async def test_ends_are_told_in_words(tmp_path: Path, script: str, outcome: str,
 
 
 async def test_streams_directory_and_environment(tmp_path: Path) -> None:
-    """stdin is the repository's bytes, stderr joins stdout, the environment is exactly what was given."""
+    """stdin is the repository's bytes, stderr joins stdout, the environment is what was given and the run's mark."""
     stdin = InProcessBlobRepository({"j1": b"given\n"})
     script = "cat; echo err >&2; pwd; env | grep -v -e PWD -e SHLVL -e _="
     task = task_of(tmp_path, script, stdin=stdin, stderr=STDOUT, environ={"TOKEN": "secret-value"})
     (write,) = (await run_all(task, spec(1)))[1].writes
     assert write.source is not None
     folder = tmp_path / "app" / LOG / f"{LOG}.1.1"
-    assert write.source.read_text().split() == ["given", "err", str(folder / "cwd"), "TOKEN=secret-value"]
+    *rest, first, second = write.source.read_text().split()
+    assert rest == ["given", "err", str(folder / "cwd")]
+    assert {first, second} == {"TOKEN=secret-value", f"DATATASK_RUN={LOG}.1.1"}
     assert oct(folder.stat().st_mode)[-3:] == "700"
     on_disk = [path for path in (tmp_path / "app").rglob("*") if path.is_file() and path != write.source]
     assert not [path for path in on_disk if b"secret-value" in path.read_bytes()]

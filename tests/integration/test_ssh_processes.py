@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,52 @@ async def test_a_stop_is_polite_then_not_and_takes_grandchildren_along(tmp_path:
     assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.parametrize("ending", ["exec sleep 1234.5", "trap 'exit 0' TERM; while :; do sleep 0.1; done"])
+async def test_a_stop_takes_along_what_made_a_session_of_its_own(tmp_path: Path, ending: str) -> None:
+    """Known by the run's variable, also when the script itself went at the TERM; a stranger's like name is let live."""
+    script = f"setsid sleep 1234.5 & echo $! $DATATASK_RUN > {tmp_path}/new\nmv {tmp_path}/new {tmp_path}/left\n{ending}\n"
+    runner = make(on_server(tmp_path), script).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        await until((tmp_path / "left").exists)
+        pid, identity = (tmp_path / "left").read_text().split()
+        assert identity == spec(1).identity
+        environ = {"DATATASK_RUN": f"{identity}0", "OTHER": f"\nDATATASK_RUN={identity}"}
+        stranger = await asyncio.create_subprocess_exec("/bin/sleep", "60", env=environ)
+        try:
+            runner.stop(1, "cancelled", SECOND // 4)
+            assert (await facts.end_of(1)).ending.outcome == "cancelled"
+            await until(lambda: gone(pid))
+            assert stranger.returncode is None
+            assert not gone(str(stranger.pid))
+        finally:
+            stranger.kill()
+            await stranger.wait()
+
+
+async def test_what_a_script_leaves_in_a_session_of_its_own_outlives_its_normal_end(tmp_path: Path) -> None:
+    await ended(on_server(tmp_path), f"setsid sleep 1234.5 & echo $! > {tmp_path}/left; sleep 0.2\n")
+    pid = (tmp_path / "left").read_text().strip()
+    assert not gone(pid)
+    os.kill(int(pid), 9)
+
+
+def gone(pid: str) -> bool:
+    """Whether a process is no more, or only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something to hold."""
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
 async def test_what_a_script_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
     await ended(on_server(tmp_path), f"sleep 1234.5 & echo $! > {tmp_path}/left\n")
     pid = (tmp_path / "left").read_text().strip()
@@ -299,7 +345,7 @@ async def test_an_environment_replaces_the_other_one_and_leaves_no_trace(tmp_pat
     assert data is not None
     environ = json.loads(data)
     assert environ["SECRET"] == value
-    assert set(environ) <= {"SECRET", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"}
+    assert set(environ) <= {"SECRET", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "DATATASK_RUN"}
     assert "of two lines" not in (tmp_path / "lines").read_text(errors="replace")
 
 

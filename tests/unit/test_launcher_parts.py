@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from datatask.adapters.execute import journal as journals
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.journal import Journal
+from datatask.adapters.execute.journal import Journal, Syncs
+from datatask.adapters.execute.launcher import REBOOTED, TORN, Launcher
 
 
 @pytest.fixture
@@ -97,3 +99,69 @@ def test_a_process_is_known_by_pid_and_start(sleeper: subprocess.Popen[bytes]) -
 def test_the_boot_has_an_id() -> None:
     """The same one each time."""
     assert proctable.boot_id() == proctable.boot_id() != ""
+
+
+def test_what_ended_before_the_machine_went_down_is_collected_unless_its_output_is_torn(
+    tmp_path: Path,
+) -> None:
+    """Whole outputs have the recorded size; what was running is lost."""
+    whole, torn, silent, running = (f"log.1.{number}" for number in (1, 2, 3, 4))
+    before = Journal(str(tmp_path / "journal"), "the boot before")
+    before.load()
+    for identity, sizes in ((whole, {"stdout": 3}), (torn, {"stdout": 9}), (silent, {})):
+        end = {
+            "ended": identity,
+            "code": 0,
+            "began": 1,
+            "at": 2,
+            "stopped": None,
+            "pid": 5,
+            "usage": {},
+            "why": "",
+        }
+        before.add({"id": identity, "pid": 5, "start": 1, "began": 1, "ended": {**end, "sizes": sizes}})
+    before.add({"id": running, "pid": 5, "start": 1, "began": 1})
+    for identity in (whole, torn):
+        (tmp_path / "log" / identity).mkdir(parents=True)
+        (tmp_path / "log" / identity / "stdout").write_text("abc")
+    launcher = Launcher(str(tmp_path))
+    launcher.runs = launcher.journal.load()
+    launcher._take_over()
+    found = {
+        identity: (facts["ended"]["code"], facts["ended"]["why"]) for identity, facts in launcher.runs.items()
+    }
+    assert found == {whole: (0, ""), silent: (0, ""), torn: (None, TORN), running: (None, REBOOTED)}
+
+
+def test_syncs_cover_what_was_there_when_they_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time; what comes meanwhile is for the next."""
+    journal = Journal(str(tmp_path / "journal"), "boot")
+    journal.load()
+    free, woken = threading.Semaphore(0), threading.Semaphore(0)
+    monkeypatch.setattr(os, "fdatasync", lambda file: free.acquire(timeout=10))
+    syncs = Syncs(journal, woken.release)
+    syncs.begin(["a", "b"])
+    syncs.begin(["a", "b", "c"])
+    assert syncs.done() == []
+    free.release()
+    assert woken.acquire(timeout=10)
+    assert syncs.done() == ["a", "b"]
+    syncs.begin(["c"])
+    free.release()
+    assert woken.acquire(timeout=10)
+    assert syncs.done() == ["c"]
+
+
+def test_a_sync_that_the_disk_refuses_is_over_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path / "journal"), "boot")
+    journal.load()
+    woken = threading.Semaphore(0)
+
+    def refused(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", refused)
+    syncs = Syncs(journal, woken.release)
+    syncs.begin(["a"])
+    assert woken.acquire(timeout=10)
+    assert syncs.done() == ["a"]

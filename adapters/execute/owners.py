@@ -1,0 +1,64 @@
+"""Who starts runs in a launcher's directory: one file a log, so that a copy of a log is told from the log itself.
+
+In: an engine's log, epoch and the place of its file. Out: which other copy starts runs here, none being the usual.
+Copies have the same uuid and count their epochs alike, so that runs of both would have the same identities. Imports the
+standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+Claim = dict[str, Any]
+
+
+class Owners:
+    """`{directory}/{log}.owner`: the engine that started runs last."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._sure: dict[str, Claim] = {}
+
+    def path(self, log: str) -> str:
+        """Return where it is written down; a person may remove the file."""
+        return os.path.join(self._directory, f"{log}.owner")
+
+    def other(self, log: str, claim: Claim) -> str:
+        """Return which other copy of the log starts runs here, else remember this one; `OSError` from the disk.
+
+        `claim` has `epoch`, `home` (path, device and inode of the log's file) and `engine`. A log whose file is gone
+        from where it was has moved.
+        """
+        if self._sure.get(log) == claim:
+            return ""
+        known = self._known(log)
+        if known is not None and known != claim:
+            path, *file_of = known["home"]
+            if path != claim["home"][0] and _is_file(path, file_of):
+                return f"the log {path}, of which this is a copy,"
+            if claim["epoch"] <= known["epoch"]:
+                return "a later state of this log"
+        with open(self.path(log) + ".new", "w") as file:
+            json.dump(claim, file)
+        os.rename(self.path(log) + ".new", self.path(log))
+        self._sure[log] = claim
+        return ""
+
+    def _known(self, log: str) -> Claim | None:
+        try:
+            with open(self.path(log), "rb") as file:
+                known: Claim = json.load(file)
+                return known
+        except (OSError, ValueError):
+            return None
+
+
+def _is_file(path: str, file: list[int]) -> bool:
+    """Whether the file with this device and inode is still at the path."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return [status.st_dev, status.st_ino] == file
