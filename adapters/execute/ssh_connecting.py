@@ -8,7 +8,9 @@ keys, agents and jump hosts are asyncssh's: `options` go to `asyncssh.connect` a
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import contextlib
+import hashlib
 import inspect
 import os
 import re
@@ -89,10 +91,14 @@ class SSHHost:
         if port:
             options["port"] = port
         options |= self.options
+        shown = _Shown()
+        factory = {"client_factory": lambda: shown} | options
         try:
-            return await asyncssh.connect(host.strip("[]"), **options)
+            return await asyncssh.connect(host.strip("[]"), **factory)
         except asyncssh.HostKeyNotVerifiable as error:
-            raise await self._unverified(error, options) from error
+            raise self._unverified(error, shown, options) from error
+        except asyncssh.PermissionDenied as error:
+            raise await self._denied(error, options) from error
         except (OSError, asyncssh.Error, ValueError) as error:
             raise mapped(error, self.label) from error
 
@@ -110,44 +116,102 @@ class SSHHost:
             )
         return connection
 
-    async def _unverified(self, error: Exception, options: Mapping[str, Any]) -> CallerError:
-        """Say which key the host shows, and how to trust it."""
-        _, host, port = self._parts()
-        host, port = host.strip("[]"), options.get("port", port)
-        shown, at = "its key", "" if port in (None, 22) else f"-p {port} "
+    def _resolved(self, options: Mapping[str, Any]) -> asyncssh.SSHClientConnectionOptions | None:
+        """Return what the options and ~/.ssh/config come to, for telling; None where they cannot be read."""
         try:
-            asking: dict[str, Any] = {"port": port} if port else {}
-            key = await asyncio.wait_for(asyncssh.get_server_host_key(host, **asking), CONNECT_SECONDS)
-            if key is not None:
-                shown = f"its key {key.get_algorithm()} {key.get_fingerprint()}"
-        except (OSError, asyncssh.Error, TimeoutError):
-            pass
-        if _knows(host, port, options):
+            return asyncssh.SSHClientConnectionOptions(host=self._parts()[1].strip("[]"), **options)
+        except (OSError, asyncssh.Error, ValueError, TypeError):
+            return None
+
+    async def _denied(self, error: asyncssh.PermissionDenied, options: Mapping[str, Any]) -> CallerError:
+        """Say who was turned away, and with which keys."""
+        resolved = self._resolved(options)
+        user = resolved.username if resolved is not None else "this user"
+        return CallerError(
+            f"the server lets nobody in as {user} with {await _tried(resolved)}: {error.reason}",
+            where=self.label,
+            remedy="try `ssh` with the same address; pass client_keys or password in SSHHost's options; a key that has "
+            "a passphrase needs passphrase= or an agent (ssh-add)",
+        )
+
+    def _unverified(self, error: Exception, shown: _Shown, options: Mapping[str, Any]) -> CallerError:
+        """Say which key the host shows, and how to trust it."""
+        reason = error.reason if isinstance(error, asyncssh.DisconnectError) else str(error)
+        if shown.key is None:  # it was never asked about the host itself
             return CallerError(
-                f"{shown} is not the one that is known: somebody may listen in, or the host was set up anew",
+                f"a host on the way there is not known, or its key is not the one that is known ({reason})",
                 where=self.label,
-                remedy=f"ask its owner; if the new key is right: ssh-keygen -R {_known_as(host, port)}, then "
-                f"ssh-keyscan {at}{host} >> ~/.ssh/known_hosts",
+                remedy="try `ssh` with the same address: it names the jump host and its key; compare and trust it",
+            )
+        host, port, key = shown.host, shown.port, shown.key
+        text = f"its key {key.get_algorithm()} {key.get_fingerprint()}"
+        resolved = self._resolved(options)
+        behind = resolved is not None and (resolved.tunnel or resolved.proxy_command)
+        at = "" if port in (None, 22) else f"-p {port} "
+        scan = f"ssh-keyscan {at}{host} >> ~/.ssh/known_hosts"
+        trust = (
+            f"run this where {host} can be reached, and add what it prints here: {scan}" if behind else scan
+        )
+        if _knows(host, port, resolved):
+            return CallerError(
+                f"{text} is not the one that is known: somebody may listen in, or the host was set up anew",
+                where=self.label,
+                remedy=f"ask its owner; if the new key is right: ssh-keygen -R {_known_as(host, port)}, then {trust}",
             )
         return CallerError(
-            f"the host is not known ({error.reason if isinstance(error, asyncssh.DisconnectError) else error})",
+            f"the host is not known ({reason})",
             where=self.label,
-            remedy=f"compare {shown} with what its owner says, then trust it: "
-            f"ssh-keyscan {at}{host} >> ~/.ssh/known_hosts",
+            remedy=f"compare {text} with what its owner says, then trust it: {trust}",
         )
+
+
+class _Shown(asyncssh.SSHClient):
+    """Remembers the key of a host that is not trusted, as it came over this very connection."""
+
+    def __init__(self) -> None:
+        self.host, self.port = "", 0
+        self.key: asyncssh.SSHKey | None = None
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Trust nobody."""
+        self.host, self.port, self.key = host, port, key
+        return False
+
+
+async def _tried(resolved: asyncssh.SSHClientConnectionOptions | None) -> str:
+    """Name the keys that were offered, by fingerprint."""
+    keys: list[str] = []
+    if resolved is not None:
+        keys = [_named(pair.public_data, pair.get_comment()) for pair in resolved.client_keys or ()]
+        if resolved.agent_path:
+            with contextlib.suppress(OSError, asyncssh.Error, ValueError):
+                async with asyncssh.connect_agent(resolved.agent_path) as agent:
+                    keys += [
+                        f"{_named(pair.public_data, pair.get_comment())} of the agent"
+                        for pair in await agent.get_keys()
+                    ]
+    text = f"the key {', '.join(keys)}" if keys else "no key"
+    return f"{text} and the password" if resolved is not None and resolved.password else text
+
+
+def _named(public_data: bytes, comment: str | None) -> str:
+    digest = base64.b64encode(hashlib.sha256(public_data).digest()).decode().rstrip("=")
+    return f"SHA256:{digest}" + (f" ({comment})" if comment else "")
 
 
 def _known_as(host: str, port: int | None) -> str:
     return host if port in (None, 22) else f"'[{host}]:{port}'"
 
 
-def _knows(host: str, port: int | None, options: Mapping[str, Any]) -> bool:
+def _knows(host: str, port: int | None, resolved: asyncssh.SSHClientConnectionOptions | None) -> bool:
     """Whether another key of the host is known."""
-    files = options.get("known_hosts", os.path.expanduser("~/.ssh/known_hosts"))
+    files: Any = () if resolved is None else resolved.known_hosts
     try:
-        known = asyncssh.read_known_hosts(files) if isinstance(files, str) else None
+        if not files:
+            files = os.path.expanduser("~/.ssh/known_hosts")
+        known = asyncssh.read_known_hosts(files) if isinstance(files, str | list) else None
         return known is not None and bool(known.match(host, "", port)[0])
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -163,7 +227,13 @@ def mapped(error: BaseException, where: str) -> DatataskError:
         )
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return CallerError(str(error.reason), where=where, remedy="add the host's key to ~/.ssh/known_hosts")
-    if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError | asyncssh.ConfigParseError):
+    if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
+        return CallerError(
+            f"a private key cannot be read: {error}",
+            where=where,
+            remedy="pass its passphrase= in SSHHost's options, or give the key to an agent (ssh-add)",
+        )
+    if isinstance(error, asyncssh.ConfigParseError):
         return CallerError(str(error), where=where, remedy="see the options and ~/.ssh/config")
     if isinstance(error, asyncssh.ChannelOpenError):
         return TemporaryError(

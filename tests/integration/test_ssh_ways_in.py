@@ -1,0 +1,211 @@
+"""Ways into a host: passwords, agents, passphrases, jump hosts, ~/.ssh/config, and whom to trust; each refusal in words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from datatask import CallerError, SSHHost
+from tests.ssh_kit import Server, server
+
+pytestmark = pytest.mark.server("sshd")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder of the test's own, with ~/.ssh, and no agent."""
+    folder = tmp_path / "home"
+    (folder / ".ssh").mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return folder
+
+
+@pytest.fixture
+def agent(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real ssh-agent that holds nothing yet."""
+    path = str(tmp_path / "agent")
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
+    while not os.path.exists(path):
+        assert process.poll() is None
+    monkeypatch.setenv("SSH_AUTH_SOCK", path)
+    yield path
+    process.terminate()
+    process.wait()
+
+
+def called(*command: str) -> str:
+    """Run a program; return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def trusted(home: Path, at: Server) -> None:
+    """Make the server's key known in ~/.ssh."""
+    shutil.copy(at.folder / "known_hosts", home / ".ssh/known_hosts")
+
+
+def fingerprint(key: Path) -> str:
+    """Return a key's fingerprint, as OpenSSH tells it."""
+    return called("ssh-keygen", "-lf", str(key)).split()[1]
+
+
+def locked_key(path: Path, at: Server) -> Path:
+    """Return a copy of the user's key that has the passphrase `open sesame`."""
+    shutil.copy(at.folder / "user_key", path)
+    path.chmod(0o600)
+    called("ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", str(path))
+    return path
+
+
+async def enters(host: SSHHost) -> bool:
+    """Whether a command can be run there."""
+    connection = await host.connect()
+    async with connection:
+        return str((await connection.run("echo in")).stdout) == "in\n"
+
+
+async def refusal(host: SSHHost) -> str:
+    """Return what is said to whom the host turns away; one line, with the host and a remedy."""
+    with pytest.raises(CallerError) as refused:
+        await host.connect()
+    assert refused.value.where == host.label
+    assert refused.value.remedy
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def address(at: Server, **options: Any) -> SSHHost:
+    """Return the server as a user names it, with nothing but ~/.ssh to go by."""
+    return SSHHost(f"127.0.0.1:{at.port}", options=options)
+
+
+async def test_the_agent_s_keys_are_taken(home: Path, agent: str) -> None:
+    trusted(home, server())
+    called("ssh-add", "-q", str(server().folder / "user_key"))
+    assert await enters(address(server()))
+
+
+async def test_a_refused_key_of_the_agent_is_named(home: Path, agent: str) -> None:
+    trusted(home, server())
+    called("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / "other"))
+    called("ssh-add", "-q", str(home / "other"))
+    text = await refusal(address(server()))
+    assert f"{fingerprint(home / 'other.pub')} " in text
+    assert "of the agent" in text
+
+
+async def test_a_refused_key_is_named_with_the_user(home: Path) -> None:
+    trusted(home, server())
+    called("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / ".ssh/id_ed25519"))
+    host = SSHHost(f"nobody@127.0.0.1:{server().port}")
+    text = await refusal(host)
+    assert "lets nobody in as nobody with the key " + fingerprint(home / ".ssh/id_ed25519.pub") in text
+
+
+async def test_without_any_key_that_is_told(home: Path) -> None:
+    trusted(home, server())
+    assert "with no key" in await refusal(address(server()))
+
+
+async def test_a_passphrase_opens_its_key(home: Path) -> None:
+    trusted(home, server())
+    key = str(locked_key(home / "locked", server()))
+    assert await enters(address(server(), client_keys=[key], passphrase="open sesame"))
+
+
+@pytest.mark.parametrize("options", [{}, {"passphrase": "wrong"}])
+async def test_a_key_without_its_passphrase_is_told(home: Path, options: dict[str, str]) -> None:
+    trusted(home, server())
+    key = str(locked_key(home / "locked", server()))
+    text = await refusal(address(server(), client_keys=[key], **options))
+    assert "a private key cannot be read" in text
+    assert "ssh-add" in text
+
+
+async def test_ssh_config_gives_name_port_user_key_and_jump_host(home: Path) -> None:
+    at = server()
+    trusted(home, at)
+    user = called("id", "-un").strip()
+    (home / ".ssh/config").write_text(
+        f"Host inner\n HostName 127.0.0.1\n ProxyJump jump\n"
+        f"Host jump\n HostName 127.0.0.1\n"
+        f"Host *\n Port {at.port}\n User {user}\n IdentityFile {at.folder}/user_key\n"
+    )
+    assert await enters(SSHHost("inner"))
+
+
+async def test_an_unknown_host_of_ssh_config_is_told_by_its_real_name_and_port(home: Path) -> None:
+    at = server()
+    (home / ".ssh/config").write_text(f"Host short\n HostName 127.0.0.1\n Port {at.port}\n")
+    text = await refusal(SSHHost("short"))
+    assert "the host is not known" in text
+    assert fingerprint(at.folder / "host_key.pub") in text
+    assert f"ssh-keyscan -p {at.port} 127.0.0.1 >> ~/.ssh/known_hosts" in text
+
+
+async def test_an_unknown_jump_host_is_told_as_that(home: Path) -> None:
+    at = server()
+    options = {"tunnel": f"127.0.0.1:{at.port}", "client_keys": [str(at.folder / "user_key")]}
+    assert "a host on the way there is not known" in await refusal(address(at, **options))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_hashed_names_in_known_hosts_count(home: Path, changed: bool) -> None:
+    """The right key lets in, another one is told as that."""
+    at = server()
+    key = (at.folder / ("user_key.pub" if changed else "host_key.pub")).read_text()
+    known = home / ".ssh/known_hosts"
+    known.write_text(f"[127.0.0.1]:{at.port} {key}")
+    called("ssh-keygen", "-q", "-H", "-f", str(known))
+    assert "127.0.0.1" not in known.read_text()
+    host = address(at, client_keys=[str(at.folder / "user_key")])
+    if changed:
+        text = await refusal(host)
+        assert "is not the one that is known" in text
+        assert f"ssh-keygen -R '[127.0.0.1]:{at.port}'" in text
+    else:
+        assert await enters(host)
+
+
+class _Doorman(asyncssh.SSHServer):
+    """Lets in who says `open sesame`; sshd would need an account with a known password."""
+
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return password == "open sesame"
+
+
+@pytest.mark.parametrize("way", ["password", "keyboard-interactive"])
+async def test_a_password_lets_in_and_a_wrong_one_is_told(home: Path, way: str) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    async with await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_factory=_Doorman,
+        server_host_keys=[key],
+        password_auth=way == "password",
+        kbdint_auth=way != "password",
+        process_factory=_say_in,
+    ) as listener:
+        port = listener.get_port()
+        (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{port} {key.export_public_key().decode()}")
+        assert await enters(SSHHost(f"127.0.0.1:{port}", options={"password": "open sesame"}))
+        text = await refusal(SSHHost(f"127.0.0.1:{port}", options={"password": "hunter2"}))
+    assert "with no key and the password" in text
+    assert "hunter2" not in text
+
+
+async def _say_in(process: asyncssh.SSHServerProcess[str]) -> None:
+    process.stdout.write("in\n")
+    await asyncio.sleep(0)
+    process.exit(0)
