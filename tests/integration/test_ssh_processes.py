@@ -180,6 +180,8 @@ async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
         ("kill -9 $$\n", "failed", 137, "killed by SIGKILL"),
         ("kill -TERM 0\n", "failed", 143, "killed by SIGTERM"),
         ("#!/no/such/interpreter\n", "refused", None, "/no/such/interpreter"),
+        ("#!/etc/passwd\n", "refused", None, "/etc/passwd of the script's first line cannot be run"),
+        ("printf '\\377\\376'; kill -SEGV $$\n", "failed", 139, "killed by SIGSEGV"),
         ("#!/bin/sh -e\nfalse\ntrue\n", "failed", 1, "exit code 1"),
         ("#!/usr/bin/env sh\nexit 4", "failed", 4, "exit code 4"),
         ("no-such-command\n", "failed", 127, "exit code 127"),
@@ -303,6 +305,15 @@ async def test_output_is_bytes_of_any_kind_and_size(tmp_path: Path) -> None:
         assert kept is not None
         runner.forget(1)
         assert not kept.exists()
+
+
+async def test_a_hundred_thousand_lines_at_once_come_whole_and_in_order(tmp_path: Path) -> None:
+    runner = make(on_server(tmp_path), "seq 1 100000\n").runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        data = contents((await facts.end_of(1)).writes[0])
+    assert data is not None
+    assert data.split() == [str(number).encode() for number in range(1, 100_001)]
 
 
 async def test_both_streams_can_go_to_one(tmp_path: Path) -> None:
