@@ -235,7 +235,7 @@ def rewrite_claim(path: Path, name: str, **changes: str) -> None:
 async def test_a_run_of_before_a_reboot_is_lost_and_what_had_ended_is_collected(tmp_path: Path) -> None:
     """The boot id tells; a record of an end stays what it is."""
     async with left_behind(
-        tmp_path, "sleep 0.{{ 2 if job == 'quick' else 9 }}; echo done\n", "quick", "slow"
+        tmp_path, "sleep {{ 0.2 if job == 'quick' else 60 }}; echo done\n", "quick", "slow"
     ) as specs:
         await until(lambda: (runs_of(tmp_path) / "ended/1.1").exists())
         pid = int(str((specs[1].handle or {})["pid"]))
