@@ -8,14 +8,16 @@ from datatask.engine.calls import stopped_message, stopped_outcome
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 
-def exit_ending(code: int) -> Ending:
-    """Return the ending of a process that was left alone; `code` is an exit code, or minus a signal's number."""
+def exit_ending(code: int, why: str = "") -> Ending:
+    """Return the ending of a process that was left alone; `code` is an exit code, or minus a signal's number.
+
+    `why` is what is known beyond that about one that did not succeed.
+    """
     if code == 0:
         return Ending(outcome="succeeded", exit_code=0)
     kind = "ExitCode" if code >= 0 else "Signal"
-    return Ending(
-        outcome="failed", exit_code=_shell_code(code), error=ErrorInfo(type=kind, message=_words(code))
-    )
+    words = f"{_words(code)}: {why}" if why else _words(code)
+    return Ending(outcome="failed", exit_code=_shell_code(code), error=ErrorInfo(type=kind, message=words))
 
 
 def stopped_ending(reason: StopReason, code: int | None = None) -> Ending:

@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute import cgroups, proctable
 from datatask.adapters.execute.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.owners import Owners
 
@@ -35,6 +35,11 @@ STATUS_WAIT_SECONDS = 3.0
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
 MARK = "DATATASK_RUN"
 """The variable in a run's environment that has its identity."""
+
+UNCONFINED = 125
+IN_GROUPS = 'for group; do echo 0 2>../unconfined >"$group/cgroup.procs" || exit 125; done; exec "$0"'
+UNDER_ULIMIT = 'ulimit -v "$1" 2>../unconfined || exit 125; exec "$0"'
+"""What a run's first process does before it becomes the program, `$0`, in the run's `cwd`."""
 
 FAMILY_ROUNDS_MAX = 20
 REBOOTED = "the machine was restarted while it ran"
@@ -76,6 +81,7 @@ class Launcher:
         self.stopping: set[str] = set()
         self.relatives: dict[str, dict[int, int]] = {}
         self.owners = Owners(directory)
+        self.groups = cgroups.Groups()
         self.connections: set[Connection] = set()
         self.untold: dict[str, Facts] = {}
         self.selector = selectors.DefaultSelector()
@@ -228,7 +234,15 @@ class Launcher:
         connection.environments[key] = (env, umask)
 
     def do_start(
-        self, connection: Connection, id: str, task: str, env: str, stdin: bool, stdout: bool, stderr: str
+        self,
+        connection: Connection,
+        id: str,
+        task: str,
+        env: str,
+        stdin: bool,
+        stdout: bool,
+        stderr: str,
+        limits: dict[str, Any] | None = None,
     ) -> None:
         """Start `{directory}/{log}/{id}/exe`, once; its answer is started, refused, absent or ended."""
         log, epoch = id.split(".")[:2]
@@ -256,8 +270,12 @@ class Launcher:
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
-            pid = _spawn(folder, {**variables, MARK: id}, umask, stdin, stdout, stderr)
+            before: list[str] = []
+            if limits is not None:
+                before = self._confined(facts, **limits)
+            pid = _spawn(folder, {**variables, MARK: id}, umask, stdin, stdout, stderr, before)
         except OSError as error:
+            cgroups.remove(facts.pop("groups", []))
             temporary = error.errno in TEMPORARY
             refusal = {"refused": id, "temporary": temporary, "message": _explained(error, folder)}
             facts["refused"] = refusal
@@ -268,6 +286,16 @@ class Launcher:
         self.journal.add(facts)
         self.children[pid] = id
         connection.tell(self._started(facts))
+
+    def _confined(self, facts: Facts, how: str, cpu: float, memory: int) -> list[str]:
+        """Return the command before a run's own that has the kernel enforce its limits; `OSError` where it cannot."""
+        _check_program(os.path.join(self._folder(facts["id"]), "exe"))
+        if how == "ulimit":
+            return ["/bin/sh", "-c", UNDER_ULIMIT, str(-(-memory // 1024))]
+        groups = self.groups.make(facts["id"], cpu, memory)
+        facts |= {"groups": groups, "memory": memory}
+        self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
+        return ["/bin/sh", "-c", IN_GROUPS, *groups]
 
     def _refuse(self, connection: Connection, identity: str, temporary: bool, text: str) -> None:
         connection.tell({"refused": identity, "temporary": temporary, "message": text})
@@ -376,8 +404,33 @@ class Launcher:
         }
         if status is not None:
             message["sizes"] = self._sizes(identity)
+        if facts.get("groups"):
+            self._left(facts, message)
+        if code == UNCONFINED and (refused := self._unconfined(identity)):
+            message["why"] = f"its resources cannot be enforced: {refused}"
         facts["ended"] = self.untold[identity] = message
         self.journal.add({"id": identity, "ended": message})
+
+    def _left(self, facts: Facts, message: Facts) -> None:
+        """Say what the kernel knows of a run's groups, and remove them."""
+        groups = facts["groups"]
+        peak, kills = cgroups.used(groups)
+        if peak is not None:
+            message["usage"]["memory_bytes_max"] = peak
+        if kills:
+            message["why"] = (
+                f"out of memory: the kernel killed at the {facts['memory']} bytes of its resources"
+            )
+        if not cgroups.remove(groups):
+            heapq.heappush(self.alarms, (time.monotonic() + 0.05, "groups", "\n".join(groups)))
+
+    def _unconfined(self, identity: str) -> str:
+        """Return what kept a run from entering its groups, where something did."""
+        try:
+            with open(os.path.join(self._folder(identity), "unconfined"), "rb") as file:
+                return file.read(1000).decode(errors="replace").strip()
+        except OSError:
+            return ""
 
     def _sizes(self, identity: str) -> dict[str, int]:
         """Return how long the outputs are; after a power failure a shorter one is torn."""
@@ -400,6 +453,10 @@ class Launcher:
     def _ring(self) -> None:
         while self.alarms and self.alarms[0][0] <= time.monotonic():
             _, what, identity = heapq.heappop(self.alarms)
+            if what == "groups":
+                if not cgroups.remove(identity.split("\n")):
+                    heapq.heappush(self.alarms, (time.monotonic() + 0.2, what, identity))
+                continue
             facts = self.runs.get(identity, {"ended": True})
             if what == "status" and identity in self.strangers:
                 self._stranger_ended(identity, facts["status_until"])
@@ -490,8 +547,28 @@ def mark(identity: str) -> str:
     return f"{MARK}={identity}"
 
 
-def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bool, stderr: str) -> int:
+def _check_program(exe: str) -> None:
+    """Raise what executing a script would, for one that something else executes first: its interpreter is missing."""
+    with open(exe, "rb") as file:
+        first = file.readline(256)
+    if first.startswith(b"#!"):
+        interpreter = (first[2:].split() or [b""])[0]
+        if not os.access(interpreter, os.X_OK):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), exe)
+
+
+def _spawn(
+    folder: str,
+    env: dict[str, str],
+    umask: int,
+    stdin: bool,
+    stdout: bool,
+    stderr: str,
+    before: list[str],
+) -> int:
     """Start the run's program in a session of its own and return its pid; OSError when it cannot be executed.
+
+    `before` is the command that executes it, where it is not executed at once.
 
     `posix_spawn` takes half the time of `subprocess`. It gives the child our working directory and umask, so
     those are set first; nothing else here depends on them.
@@ -514,6 +591,9 @@ def _spawn(folder: str, env: dict[str, str], umask: int, stdin: bool, stdout: bo
     try:
         os.chdir(os.path.join(folder, "cwd"))
         try:
+            if before:
+                shell, option, script, *arguments = before
+                return os.posix_spawn(shell, [shell, option, script, exe, *arguments], env, **how)
             return os.posix_spawn(exe, [exe], env, **how)
         except OSError as error:
             if error.errno != errno.ENOEXEC:

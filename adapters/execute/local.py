@@ -248,7 +248,7 @@ class LocalRunner:
     def _question(self, spec: RunSpec) -> Message:
         recipe = self._recipe
         merged = recipe.stderr is STDOUT
-        return {
+        question: Message = {
             "op": "start",
             "id": spec.identity,
             "task": recipe.task,
@@ -257,6 +257,11 @@ class LocalRunner:
             "stdout": recipe.stdout is not None,
             "stderr": "stdout" if merged else "stderr" if recipe.stderr is not None else "",
         }
+        amounts = recipe.resources
+        if recipe.enforce and amounts is not None:
+            how = "groups" if recipe.enforce is True else "ulimit"
+            question["limits"] = {"how": how, "cpu": float(amounts.cpu), "memory": int(amounts.mem)}
+        return question
 
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """TERM to the run's process group, KILL to its session after the grace."""
@@ -348,7 +353,7 @@ class LocalRunner:
         elif code is None:
             ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
         else:
-            ending = exit_ending(code)
+            ending = exit_ending(code, message["why"])
         ending = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from datatask.adapters.execute.local import check_environment
-from datatask.adapters.execute.targets import STDOUT, AbstractProcessManager, Recipe, _StderrIsStdout
+from datatask.adapters.execute.targets import (
+    STDOUT,
+    AbstractProcessManager,
+    Enforce,
+    Recipe,
+    _StderrIsStdout,
+)
 from datatask.adapters.execute.templates import Lazy, Template
 from datatask.engine.ports import Runner, RunSpec, Sink
 from datatask.engine.quotas import ResourceManager, nanoseconds
@@ -35,6 +41,8 @@ class ProcessTask(EngineTask):
     and `done` (status, inhibits_start, required_for_output), those that are given. The template sees the
     links' infos, `job` and `task`. `environ` replaces the environment; None is the engine's own. `window` is
     that of the quota's launches; it is a property of the `resource_manager`, and one given here sets it there.
+    With `enforce=True` the kernel holds each run to its `job_resources` by control groups (cores, memory);
+    `enforce="ulimit"` bounds the memory of each of its processes alone, which every machine can.
     """
 
     outlives = True
@@ -64,6 +72,7 @@ class ProcessTask(EngineTask):
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
+        enforce: Enforce = False,
     ) -> None:
         super().__init__(
             name,
@@ -83,6 +92,7 @@ class ProcessTask(EngineTask):
         self.job_resources = Resources(amounts.cpu, amounts.mem, 1, amounts.custom)
         self.environ = environ
         self.pids, self.done, self.stdin, self.stdout = pids, done, stdin, stdout
+        self.enforce = _checked(enforce, self.job_resources, name)
         self.window = nanoseconds(window, "window")
         if resource_manager is not None and window != _WINDOW:
             resource_manager.window = self.window
@@ -148,7 +158,21 @@ class ProcessTask(EngineTask):
             return await self.render(spec.job)
 
         streams = self.stdin, self.stdout, self._stderr
-        return Recipe(self.name, rendered, *streams, self.environ, self.job_resources)
+        return Recipe(self.name, rendered, *streams, self.environ, self.job_resources, self.enforce)
+
+
+def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:
+    if enforce not in (False, True, "ulimit"):
+        raise CallerError(
+            f"enforce is {enforce!r:.80}", where=where, remedy="pass True (control groups), 'ulimit' or False"
+        )
+    if enforce and not (amounts.mem or (amounts.cpu and enforce is True)):
+        raise CallerError(
+            f"enforce={enforce!r} has nothing to hold runs to",
+            where=where,
+            remedy="give job_resources memory" + (", or cores" if enforce is True else ""),
+        )
+    return enforce
 
 
 class _ManagedRunner:

@@ -31,6 +31,10 @@ STDOUT = _StderrIsStdout()
 """Given as a process task's `stderr`: both streams, interleaved, go to the stdout repository."""
 
 
+Enforce = Literal[False, True, "ulimit"]
+"""Whether a run's resources are enforced, by control groups (True), or by a shell's `ulimit` on each process's memory."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to make the runs of one process task."""
@@ -42,6 +46,7 @@ class Recipe:
     stderr: BlobRepository | _StderrIsStdout | None
     environ: Mapping[str, str] | None
     resources: Resources | None = None
+    enforce: Enforce = False
 
     def __repr__(self) -> str:
         return f"Recipe({self.task!r})"  # the environment may hold secrets
@@ -66,6 +71,16 @@ class RunPlace(Protocol):
 
     async def close(self) -> None:
         """Let go."""
+
+
+def refuse_enforcing(recipe: Recipe, manager: AbstractProcessManager) -> None:
+    """Raise `CallerError` where a recipe wants its resources enforced by a manager that cannot."""
+    if recipe.enforce:
+        raise CallerError(
+            f"enforce={recipe.enforce!r} is not possible with {type(manager).__name__}",
+            where=recipe.task,
+            remedy="leave it out, or run the task with LocalLinuxManager",
+        )
 
 
 class AbstractProcessManager(ABC):
@@ -127,4 +142,5 @@ class AbstractProcessManager(ABC):
         """Return what runs the recipe's processes on this machine."""
         from datatask.adapters.execute.polling import PollingRunner
 
+        refuse_enforcing(recipe, self)
         return PollingRunner(self, recipe)

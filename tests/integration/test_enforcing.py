@@ -1,0 +1,203 @@
+"""Runs held to their resources by the kernel: memory, cores, and what is said where that is not possible."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import (
+    InProcessBlobRepository,
+    InProcessMetadataRepository,
+    LocalLinuxManager,
+    ProcessTask,
+    Resources,
+)
+from datatask.adapters.execute import cgroups
+from datatask.adapters.execute.targets import AbstractProcessManager
+from datatask.engine.ports import Ended
+from datatask.schema.errors import CallerError
+from tests.integration.test_local_processes import run_all, spec, until
+
+GREEDY = f"#!{sys.executable}\nkept = bytearray(300 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\n"
+
+
+def _can_make_groups() -> bool:
+    try:
+        cgroups.remove(cgroups.Groups().make("tried", 1.0, 1 << 26))
+    except OSError:
+        return False
+    return True
+
+
+grouped = pytest.mark.skipif(not _can_make_groups(), reason="no control group is this user's to write")
+
+
+def task_of(path: Path, script: str, resources: Resources, **more: Any) -> ProcessTask:
+    out = InProcessBlobRepository()
+    out._id = "out"
+    manager = LocalLinuxManager("app", path)
+    task = ProcessTask(
+        "t", manager, None, resources, InProcessMetadataRepository(), script, stdout=out, **more
+    )
+    task.link("inp", InProcessMetadataRepository(), is_input=True)
+    return task
+
+
+async def ended(path: Path, script: str, cpu: float | str, mem: int | str, enforce: Any = True) -> Ended:
+    return (await run_all(task_of(path, script, Resources.parse(cpu, mem), enforce=enforce), spec(1)))[1]
+
+
+def groups_left() -> list[str]:
+    """Return the runs' groups that are there, wherever ours are on this machine."""
+    top = Path(os.path.dirname(made[0])) if (made := cgroups.Groups().make("looked", 0, 1 << 26)) else None
+    cgroups.remove(made)
+    return [] if top is None else [path.name for path in top.iterdir() if path.is_dir()]
+
+
+@grouped
+async def test_too_much_memory_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    ending = (await ended(tmp_path, GREEDY, 1, "64Mi")).ending
+    assert (ending.outcome, ending.exit_code) == ("failed", 137)
+    assert ending.error is not None
+    assert ending.error.message == (
+        f"killed by SIGKILL: out of memory: the kernel killed at the {64 << 20} bytes of its resources"
+    )
+    assert ending.usage is not None
+    assert (32 << 20) < ending.usage["memory_bytes_max"] <= 64 << 20
+    await until(lambda: groups_left() == [])
+
+
+@grouped
+async def test_memory_of_all_processes_of_a_run_counts(tmp_path: Path) -> None:
+    """Children too, in sessions of their own as well; a run within its limits is left alone."""
+    script = f"#!/bin/sh\nsetsid {sys.executable} -c 'x = bytearray(300 << 20); x[::4096] = b\"x\" * len(x[::4096])'\n"
+    assert (await ended(tmp_path, script, 0, "64Mi")).ending.outcome == "failed"
+    assert (await ended(tmp_path / "b", script, 0, "600Mi")).ending.outcome == "succeeded"
+
+
+@grouped
+async def test_cores_are_shared_out(tmp_path: Path) -> None:
+    """A tenth of a core leaves a busy loop of half a second's work about five seconds; one core does not."""
+    busy = f"#!{sys.executable}\nimport time\nwhile time.process_time() < 0.3: pass\n"
+    slow, fast = [(await ended(tmp_path / cpu, busy, cpu, "1Gi")).ending for cpu in ("0.1", "1")]
+    took = [one.ended_at - one.started_at for one in (slow, fast) if one.ended_at and one.started_at]
+    assert took[0] > 2 * took[1]
+    assert took[0] > 1_500_000_000
+
+
+@grouped
+async def test_a_script_without_a_first_line_and_a_missing_interpreter(tmp_path: Path) -> None:
+    assert (await ended(tmp_path, "exit 7", 1, "1Gi")).ending.exit_code == 7
+    ending = (await ended(tmp_path / "b", "#!/no/such\n", 1, "1Gi")).ending
+    assert ending.outcome == "refused"
+    assert ending.error is not None
+    assert "the interpreter /no/such of the script's first line cannot be run" in ending.error.message
+    await until(lambda: groups_left() == [])
+
+
+@grouped
+async def test_what_a_run_leaves_in_its_group_is_killed(tmp_path: Path) -> None:
+    """The group cannot be removed before: also what made a session of its own."""
+    script = f"#!/bin/sh\nsetsid sleep 300 & echo $! > {tmp_path}/child; sleep 0.1\n"
+    assert (await ended(tmp_path, script, 1, "1Gi")).ending.outcome == "succeeded"
+    await until(lambda: groups_left() == [])
+    assert not Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/cwd").exists()
+
+
+async def test_a_ulimit_bounds_each_process(tmp_path: Path) -> None:
+    ending = (await ended(tmp_path, GREEDY, 1, "200Mi", "ulimit")).ending
+    assert (ending.outcome, ending.exit_code) == ("failed", 1)  # Python's MemoryError
+    assert (await ended(tmp_path / "b", GREEDY, 1, "2Gi", "ulimit")).ending.outcome == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("resources", "enforce", "what"),
+    [
+        (Resources(), True, "enforce=True has nothing to hold runs to"),
+        (Resources.parse(1, 0), "ulimit", "enforce='ulimit' has nothing to hold runs to"),
+        (Resources.parse(1, 1), "cgroup", "enforce is 'cgroup'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    tmp_path: Path, resources: Resources, enforce: Any, what: str
+) -> None:
+    with pytest.raises(CallerError, match="t") as raised:
+        task_of(tmp_path, "true", resources, enforce=enforce)
+    assert what in str(raised.value)
+
+
+def test_another_kind_of_machine_says_that_it_cannot(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "true", Resources.parse(1, 1), enforce=True)
+    with pytest.raises(CallerError) as raised:
+        AbstractProcessManager.runner(task.manager, task.recipe())
+    assert "enforce=True is not possible with LocalLinuxManager" in str(raised.value)
+
+
+# --- where groups are made, on trees that look like a kernel's ----------------------------------------
+
+
+def machine(tmp_path: Path, mounts: str, ours: str) -> cgroups.Groups:
+    (tmp_path / "mounts").write_text(mounts)
+    (tmp_path / "ours").write_text(ours)
+    return cgroups.Groups(str(tmp_path / "mounts"), str(tmp_path / "ours"))
+
+
+def unified(tmp_path: Path, *, hands_down: str = "cpu memory pids") -> tuple[Path, cgroups.Groups]:
+    """A version 2 tree in which a user's service manager has a group of its own."""
+    root = tmp_path / "cg"
+    user = root / "user.slice" / "user@1000.service"
+    (user / "app.slice").mkdir(parents=True)
+    (root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    for group in (root, user.parent, user, user / "app.slice"):
+        (group / "cgroup.procs").touch()
+        (group / "cgroup.subtree_control").write_text("")
+    (user / "cgroup.subtree_control").write_text(hands_down)
+    mounts = f"35 31 0:32 / {root} rw - cgroup2 cgroup2 rw,nsdelegate\n"
+    return user, machine(tmp_path, mounts, "0::/user.slice/user@1000.service/app.slice\n")
+
+
+def made_like_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New groups come with their files."""
+    mkdir = os.mkdir
+
+    def with_files(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        for name in ("cgroup.procs", "cgroup.subtree_control", "cpu.max", "memory.max", "memory.swap.max"):
+            Path(path, name).touch()
+
+    monkeypatch.setattr(os, "mkdir", with_files)
+
+
+def test_version_2_limits_are_written_in_the_nearest_group_that_hands_controllers_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, groups = unified(tmp_path)
+    made_like_a_kernel(monkeypatch)
+    (group,) = groups.make("log.1.5", 1.5, 1 << 30)
+    assert Path(group) == user / "datatask" / "log.1.5"
+    assert (user / "datatask" / "cgroup.subtree_control").read_text() == "+cpu +memory"
+    assert {name: Path(group, name).read_text() for name in ("cpu.max", "memory.max", "memory.swap.max")} == {
+        "cpu.max": "150000 100000",
+        "memory.max": str(1 << 30),
+        "memory.swap.max": "0",
+    }
+    Path(group, "memory.peak").write_text("4096\n")
+    Path(group, "memory.events").write_text("low 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 0\n")
+    assert cgroups.used([group]) == (4096, 2)
+
+
+def test_nothing_delegated_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_like_a_kernel(monkeypatch)
+    _, groups = unified(tmp_path, hands_down="pids")
+    with pytest.raises(OSError, match=r"does not hand .* down to the groups in it"):
+        groups.make("log.1.5", 1.0, 1 << 30)
+
+
+def test_a_kernel_without_the_controller(tmp_path: Path) -> None:
+    groups = machine(tmp_path, "35 31 0:32 / /proc rw - proc proc rw\n", "0::/\n")
+    with pytest.raises(OSError, match="this kernel has no control groups for memory"):
+        groups.make("log.1.5", 0, 1 << 30)
