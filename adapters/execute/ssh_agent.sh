@@ -319,7 +319,7 @@ take_over() {
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 }
 
-# variables KEY LINES: reads so many lines of assignments; starts refer to them by the key. Nothing is written down.
+# variables KEY LINES: reads so many lines, such as assignments and `unset $names`; starts refer to them by the key. Nothing is written down.
 variables() {
     lines=$2 text=
     while [ "$lines" -gt 0 ] && IFS= read -r part; do
@@ -327,7 +327,7 @@ variables() {
 "
         lines=$((lines - 1))
     done
-    eval "variables_$1() { unset $(echo $names)
+    eval "variables_$1() {
 $text}"
 }
 

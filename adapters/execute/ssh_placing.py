@@ -38,10 +38,11 @@ class Hosts:
             for target in self.targets:
                 await target.attach()
                 attached.append(target)
-            if recipe.environ is not None:
+            if recipe.environ is not None or recipe.enforce:
                 key = self._keys.setdefault(recipe.task, str(len(self._keys)))
+                memory = int(recipe.resources.mem) if recipe.enforce and recipe.resources is not None else 0
                 for target in self.targets:
-                    target.variables(key, recipe.environ)
+                    target.variables(key, recipe.environ, memory)
         except BaseException:
             for target in attached:
                 await target.detach()
@@ -50,7 +51,8 @@ class Hosts:
 
     def variables(self, recipe: Recipe) -> str:
         """Return the name of the agent's function that sets the task's environment."""
-        return "true" if recipe.environ is None else f"variables_{self._keys[recipe.task]}"
+        key = self._keys.get(recipe.task)
+        return "true" if key is None else f"variables_{key}"
 
     async def detach(self) -> None:
         """One user less."""

@@ -218,16 +218,24 @@ class Target:
             self._loop.call_later(FORGET_SECONDS, self._forget)
         self._forgotten.append(self.name(identity))
 
-    def variables(self, key: str, environ: Mapping[str, str]) -> None:
-        """Keep the environment that starts name by `key`; it is never written to the target's disk."""
-        for name in environ:
+    def variables(self, key: str, environ: Mapping[str, str] | None, memory: int = 0) -> None:
+        """Keep the environment that starts name by `key`; it is never written to the target's disk.
+
+        None is that of the login there. `memory` bounds the bytes of each process, 0 being no bound.
+        """
+        for name in environ or ():
             if _VARIABLE.fullmatch(name) is None:
                 raise CallerError(
                     f"a shell cannot set the variable {name!r:.80}",
                     where=self.label,
                     remedy="use letters, digits and _ in the names of environ",
                 )
-        text = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environ.items())
+        said = [f"export {name}={shlex.quote(value)}" for name, value in (environ or {}).items()]
+        if environ is not None:
+            said.insert(0, "unset $names")
+        if memory:
+            said.append(f"ulimit -v {-(-memory // 1024)} || exit 125")
+        text = "\n".join(said)
         lines = text.count("\n") + 1
         self._variables[key] = f"variables {key} {lines}\n{text}"
         if self._link is not None:

@@ -15,12 +15,14 @@ from datatask import (
     LocalLinuxManager,
     ProcessTask,
     Resources,
+    SSHLinuxManager,
 )
 from datatask.adapters.execute import cgroups
 from datatask.adapters.execute.targets import AbstractProcessManager
 from datatask.engine.ports import Ended
 from datatask.schema.errors import CallerError
 from tests.integration.test_local_processes import run_all, spec, until
+from tests.ssh_kit import server
 
 GREEDY = f"#!{sys.executable}\nkept = bytearray(300 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\n"
 
@@ -201,3 +203,36 @@ def test_a_kernel_without_the_controller(tmp_path: Path) -> None:
     groups = machine(tmp_path, "35 31 0:32 / /proc rw - proc proc rw\n", "0::/\n")
     with pytest.raises(OSError, match="this kernel has no control groups for memory"):
         groups.make("log.1.5", 0, 1 << 30)
+
+
+# --- on other machines ----------------------------------------------------------------------------------
+
+
+def over_ssh(path: Path, script: str, memory: str, enforce: Any) -> ProcessTask:
+    manager = SSHLinuxManager("app", server().host(), path)
+    out = InProcessBlobRepository()
+    out._id = "out"
+    pids = InProcessMetadataRepository()
+    task = ProcessTask(
+        "t", manager, None, Resources.parse(1, memory), pids, script, stdout=out, enforce=enforce
+    )
+    task.link("inp", InProcessMetadataRepository(), is_input=True)
+    return task
+
+
+@pytest.mark.server
+async def test_a_ulimit_holds_over_ssh(tmp_path: Path) -> None:
+    said = "#!/bin/sh\nulimit -v; env | grep -c ^HOME=\n"
+    (write,) = (await run_all(over_ssh(tmp_path, said, "200Mi", "ulimit"), spec(1)))[1].writes
+    assert write.data == f"{200 << 10}\n1\n".encode()
+    ending = (await run_all(over_ssh(tmp_path / "b", GREEDY, "200Mi", "ulimit"), spec(2)))[2].ending
+    assert (ending.outcome, ending.exit_code) == ("failed", 1)
+
+
+@pytest.mark.server
+async def test_groups_over_ssh_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    task = over_ssh(tmp_path, "true\n", "200Mi", True)
+    with pytest.raises(CallerError) as raised:
+        await task.runner.open(lambda fact: None)
+    assert "by control groups, is not possible over SSH" in str(raised.value)
+    assert "enforce='ulimit'" in str(raised.value)
