@@ -21,13 +21,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute import leftovers, proctable
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
 from datatask.adapters.execute.places import LocalPlace
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,
+    Leftover,
     Recipe,
     RunPlace,
     _StderrIsStdout,
@@ -83,6 +84,16 @@ class LocalLinuxManager(AbstractProcessManager):
     def place(self, identity: str, where: str) -> RunPlace:
         """Return the folder of a run."""
         return LocalPlace(self._client.folder(identity))
+
+    async def list_runs(self) -> list[Leftover]:
+        """Return what is left of runs of every log below `basedir`."""
+        return await asyncio.to_thread(leftovers.list_runs, self.basedir, WHERE)
+
+    async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
+        """Kill and remove these; return those that are gone now."""
+        names = [run.identity for run in runs]
+        gone = set(await asyncio.to_thread(leftovers.remove_runs, self.basedir, names))
+        return [run for run in runs if run.identity in gone]
 
     async def get_live_pids(self, hint: set[str]) -> set[str]:
         """Return the pids of `hint` that are alive."""

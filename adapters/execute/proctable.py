@@ -101,6 +101,17 @@ def family(leader: int, mark: str) -> set[int]:
     return found
 
 
+def marked(name: str) -> dict[str, list[int]]:
+    """Return the pids of the living that have this variable in the environment they were started with, by its value."""
+    found: dict[str, list[int]] = {}
+    wanted = b"\0" + os.fsencode(name) + b"="
+    for pid in sorted(pids()):
+        _, here, rest = (b"\0" + _environment(pid)).partition(wanted)
+        if here:
+            found.setdefault(os.fsdecode(rest.partition(b"\0")[0]), []).append(pid)
+    return found
+
+
 def _environment(pid: int) -> bytes:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:

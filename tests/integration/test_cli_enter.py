@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -113,3 +114,51 @@ def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> Non
     assert not (log / "1.999").exists()
     assert (log.parent / "fedcba9876543210/1.999").exists()
     assert "nothing is left" in told(tmp_path, "doctor")
+
+
+def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> None:
+    """Folders and processes of runs that are over; those of another log and strangers stay."""
+    (tmp_path / "work.py").write_text(PROGRAM.format(folder=str(tmp_path), manager=LOCAL))
+    (tmp_path / "go").touch()
+    told(tmp_path, "inject", "work.given", "one", given="{}\n")
+    told(tmp_path, "run")
+    log = (
+        sqlite3.connect(tmp_path / "log.db")
+        .execute("SELECT value FROM meta WHERE key = 'uuid'")
+        .fetchone()[0]
+    )
+    base = tmp_path / "base" / "app"
+    (base / log / f"{log}.1.999" / "cwd").mkdir(parents=True)
+    (base / "feedfacefeedface" / "feedfacefeedface.1.5").mkdir(parents=True)
+    marks = {
+        "ours": f"{log}.1.998",
+        "with a folder": f"{log}.1.999",
+        "another's": "feedfacefeedface.1.5",
+        "longer": f"x{log}.1.998",
+    }
+    alive = {
+        name: subprocess.Popen(
+            ["sleep", "300"], env={**os.environ, "DATATASK_RUN": mark}, start_new_session=True
+        )
+        for name, mark in marks.items()
+    }
+    try:
+        shown = told(tmp_path, "doctor")
+        assert f"{log}.1.998, which no open run owns: it runs (pid {alive['ours'].pid})" in shown
+        assert f"{log}.1.999, which no open run owns: it runs (pid {alive['with a folder'].pid})" in shown
+        assert "1 folders are of other logs" in shown
+        shown = told(tmp_path, "doctor", "--clean")
+        assert shown.count("removed") == 2
+        assert {name: alive[name].wait(10) for name in ("ours", "with a folder")} == dict.fromkeys(
+            ("ours", "with a folder"), -9
+        )
+        assert {name: alive[name].poll() for name in ("another's", "longer")} == dict.fromkeys(
+            ("another's", "longer")
+        )
+        assert not (base / log / f"{log}.1.999").exists()
+        assert (base / "feedfacefeedface" / "feedfacefeedface.1.5").exists()
+        assert "nothing is left" in told(tmp_path, "doctor")
+    finally:
+        for process in alive.values():
+            process.kill()
+            process.wait()

@@ -1,0 +1,62 @@
+"""What is left of runs on this machine: seen and removed by `doctor`, whoever died when.
+
+In: an application's folder. Out: the runs that have a folder in it, and those without one that have a process, known
+by `DATATASK_RUN` in its environment. Blocking.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.launcher import FAMILY_ROUNDS_MAX, MARK, mark
+from datatask.adapters.execute.targets import Leftover
+
+
+def list_runs(basedir: Path, where: str) -> list[Leftover]:
+    """Return what is left of runs of every log that this application has run here."""
+    alive = proctable.marked(MARK)
+    logs = [path for path in _folders(basedir) if not path.is_symlink()]
+    names = {path.name for log in logs for path in _folders(log) if path.name.startswith(f"{log.name}.")}
+    known = tuple(f"{log.name}." for log in logs)
+    names |= {identity for identity in alive if identity.startswith(known)}
+    return [Leftover(where, name, _state(alive.get(name, []))) for name in sorted(names, key=_order)]
+
+
+def remove_runs(basedir: Path, identities: list[str]) -> list[str]:
+    """Kill what runs of these and remove their folders; return those that are gone now."""
+    return [identity for identity in identities if _removed(basedir, identity)]
+
+
+def _removed(basedir: Path, identity: str) -> bool:
+    for _ in range(FAMILY_ROUNDS_MAX):
+        alive = proctable.family(-1, mark(identity))
+        for pid in alive:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        if not alive:
+            break
+    folder = basedir / identity.partition(".")[0] / identity
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists() and not proctable.family(-1, mark(identity))
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [entry for entry in path.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _state(pids: list[int]) -> str:
+    return f"it runs (pid {', '.join(map(str, pids))})" if pids else "it is over"
+
+
+def _order(identity: str) -> tuple[str, list[int]]:
+    log, *numbers = identity.split(".")
+    return log, [int(number) if number.isdigit() else 0 for number in numbers]
