@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -122,11 +123,8 @@ def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "go").touch()
     told(tmp_path, "inject", "work.given", "one", given="{}\n")
     told(tmp_path, "run")
-    log = (
-        sqlite3.connect(tmp_path / "log.db")
-        .execute("SELECT value FROM meta WHERE key = 'uuid'")
-        .fetchone()[0]
-    )
+    with closing(sqlite3.connect(tmp_path / "log.db")) as file:
+        ((log,),) = file.execute("SELECT value FROM meta WHERE key = 'uuid'")
     base = tmp_path / "base" / "app"
     (base / log / f"{log}.1.999" / "cwd").mkdir(parents=True)
     (base / "feedfacefeedface" / "feedfacefeedface.1.5").mkdir(parents=True)
