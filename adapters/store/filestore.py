@@ -199,7 +199,8 @@ class FileStore(FolderStore):
 
     def _put(self, write: Write) -> str:
         target = self.existing(write.job) or self.path(write.job)
-        if write.source is not None and not self._is_staged(write.source):
+        if write.source is not None and write.digest is None and not self._is_staged(write.source):
+            # A run's own output, which goes with the run; a blob has to stay what it is, whoever changes this file.
             status = linked(write.source, target)
             if status is not None:
                 sync_folder(self.basedir)

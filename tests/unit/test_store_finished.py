@@ -71,6 +71,13 @@ def test_a_link_in_place_of_an_output_is_not_taken_over(
     assert stored.read_bytes() == b"said\n"
 
 
+def test_a_blob_is_copied(store: FileStore, output: Path) -> None:
+    """Who changes the repository's file must not change what the log says was put."""
+    store._put(Write(repository="r", job="a", source=output, digest="0" * 64, size=5))
+    assert not (store.basedir / "a.txt").samefile(output)
+    assert output.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_is_there_is_replaced_whole(store: FileStore, output: Path) -> None:
     (store.basedir / "a.txt").write_bytes(b"before")
     (store.basedir / "a.txt").chmod(0o640)
