@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from datatask.adapters.cli.asking import Change, Wish, carry_out, sliced, who
 from datatask.adapters.cli.downstream import reached
-from datatask.adapters.cli.injecting import document_of, portions, read_many
+from datatask.adapters.cli.injecting import Content, Spooled, document_of, portions, read_many
 from datatask.adapters.cli.options import JOB, changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.people import told
@@ -53,18 +54,27 @@ def inject(
         raise CallerError(
             "inject takes a job, with its value on stdin, or --from", remedy="give one of the two"
         )
-    data = sys.stdin.buffer.read() if source is None else b""
+    spooled = Spooled(sys.stdin.buffer, job) if job is not None else None
+
+    @functools.cache
+    def read() -> bytes:
+        return document_of(sys.stdin.buffer.read(), "stdin")
 
     def plan(state: State, blobs: Blobs | None) -> Iterable[Wish]:
         leaf = _target(state, repository)
         documents = _is_document(settings, leaf, form)
 
-        def pairs() -> Iterator[tuple[str, bytes]]:
+        if spooled is not None and not documents and blobs is not None:
+            items = (spooled.item(blobs),)
+            changes: tuple[Change, ...] = (Change("put", repository=leaf.id, job=items[0].job),)
+            return [Wish(r.PutValues(**who("inject", reason), repository=leaf.id, items=items), changes)]
+
+        def pairs() -> Iterator[tuple[str, Content]]:
             if source is not None:
                 yield from read_many(source, documents, extension)
             else:
                 assert job is not None
-                yield job, document_of(data, "stdin") if documents else data
+                yield job, read() if documents else b""
 
         jobs = [name for name, _ in pairs()]
         if blobs is None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from datatask.engine.ports import Blobs
+from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
 from datatask.schema.requests import Item
@@ -33,15 +35,45 @@ def document_of(data: bytes, where: str) -> bytes:
     return encode_value(load_yaml(data, where))
 
 
-def item(job: str, content: bytes, documents: bool, blobs: Blobs) -> Item:
+Content = bytes | Path
+"""A document's JSON, or bytes: given, or in a file that is read when its turn comes."""
+
+
+def item(job: str, content: Content, documents: bool, blobs: Blobs) -> Item:
     """Return the item for a value; what does not travel in the event is put among the blobs first."""
-    if documents and len(content) <= INLINE_BYTES_MAX:
+    if isinstance(content, Path):
+        digest, size = blobs.put_file(content)
+    elif documents and len(content) <= INLINE_BYTES_MAX:
         return Item(job=job, value=msgspec.Raw(content))
-    digest, size = blobs.put_bytes(content)
+    else:
+        digest, size = blobs.put_bytes(content)
     return Item(job=job, digest=digest, size=size)
 
 
-def read_many(source: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, bytes]]:
+class Spooled:
+    """Bytes that come as a stream: taken among the blobs once, in constant memory, and the same item ever after."""
+
+    def __init__(self, stream: BinaryIO, job: str) -> None:
+        self._stream = stream
+        self._job = job
+        self._item: Item | None = None
+
+    def item(self, blobs: Blobs) -> Item:
+        """Return the item, after the stream has ended."""
+        if self._item is None:
+            fresh = blobs.new()
+            try:
+                with fresh.open("xb") as file:
+                    shutil.copyfileobj(self._stream, file, BLOCK_BYTES)
+                digest, size = blobs.adopt(fresh)
+            except BaseException:
+                fresh.unlink(missing_ok=True)
+                raise
+            self._item = Item(job=self._job, digest=digest, size=size)
+        return self._item
+
+
+def read_many(source: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, Content]]:
     """Yield (job, content) from a folder, `.csv`, `.jsonl` or `.ndjson`; errors name the file and line."""
     if source.is_dir():
         yield from _folder(source, documents, extension)
@@ -60,7 +92,9 @@ def read_many(source: Path, documents: bool, extension: str | None) -> Iterator[
         yield check_job(job, where=where), _content(value, documents, where)
 
 
-def portions(pairs: Iterable[tuple[str, bytes]], documents: bool, blobs: Blobs) -> Iterator[tuple[Item, ...]]:
+def portions(
+    pairs: Iterable[tuple[str, Content]], documents: bool, blobs: Blobs
+) -> Iterator[tuple[Item, ...]]:
     """Yield items in portions that are one request each."""
     part: list[Item] = []
     size = 0
@@ -84,7 +118,7 @@ def _content(value: Any, documents: bool, where: str) -> bytes:
     return value.encode()
 
 
-def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, bytes]]:
+def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tuple[str, Content]]:
     seen: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith("."):
@@ -98,8 +132,7 @@ def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tu
                 f"{seen[job]} and {path.name} are both job {job}", where=str(folder), remedy="say --extension"
             )
         seen[job] = path.name
-        data = path.read_bytes()
-        yield job, document_of(data, str(path)) if documents else data
+        yield job, document_of(path.read_bytes(), str(path)) if documents else path
 
 
 def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 
@@ -24,6 +25,7 @@ from datatask.adapters.history import shapes
 from datatask.adapters.history.when import When
 from datatask.adapters.wiring.sets import evaluate, parse
 from datatask.engine.core.members import get_at
+from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError, UnknownNameError
 from datatask.schema.events import ValuePut
@@ -68,7 +70,7 @@ class Value(NamedTuple):
     repository: str
     position: int | None
     document: Any = None
-    data: bytes | None = None
+    data: BinaryIO | None = None
 
 
 @command("cat", example="datatask cat resize.done cat\ndatatask cat resize.photo cat > cat.png")
@@ -90,22 +92,22 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
             return  # the run ended without leaving its output: what there was has been printed
         found = _value(settings, log, repository, job, present=at is None)
     if Output(settings).json:
-        content = (
-            {"value": found.document}
-            if found.data is None
-            else {"base64": base64.b64encode(found.data).decode()}
-        )
+        content = {"value": found.document}
+        if found.data is not None:
+            with found.data as data:
+                content = {"base64": base64.b64encode(data.read()).decode()}
         shape = {"repository": found.repository, "job": job, "position": found.position, **content}
         Output(settings).document(shape)
         return
+    sys.stdout.flush()
     if found.data is not None:
-        data = found.data[printed:]
+        with found.data as data:
+            data.seek(printed)
+            shutil.copyfileobj(data, sys.stdout.buffer, BLOCK_BYTES)
     else:
         from datatask.adapters.store.yamls import dump_yaml
 
-        data = dump_yaml(found.document, f"{repository} {job}")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(dump_yaml(found.document, f"{repository} {job}"))
     sys.stdout.buffer.flush()
 
 
@@ -143,8 +145,9 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
         if event.value:
             return Value(leaves[0], position, document=decode_value(event.value))
         if event.digest is not None and (blob := _blob(log, event.digest)) is not None:
-            document = decode_value(blob) if shapes.takes_documents(definition) else None
-            return Value(leaves[0], position, document, None if shapes.takes_documents(definition) else blob)
+            if shapes.takes_documents(definition):
+                return Value(leaves[0], position, document=decode_value(blob.read_bytes()))
+            return Value(leaves[0], position, data=blob.open("rb"))
         if present and (data := _file(definition, job)) is not None:
             return Value(leaves[0], position, data=data)
     if not present or not settings.names_pipeline:
@@ -156,23 +159,23 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
     return _from_store(settings, name, job)
 
 
-def _blob(log: Recorded, digest: str) -> bytes | None:
+def _blob(log: Recorded, digest: str) -> Path | None:
     from datatask.adapters.log.blobs import FileBlobs
     from datatask.adapters.log.locate import blobs_path
 
     try:
-        return FileBlobs(blobs_path(log.reader.path)).path(digest).read_bytes()
+        return FileBlobs(blobs_path(log.reader.path)).path(digest)
     except UnknownNameError:
         return None
 
 
-def _file(definition: d.RepositoryDef, job: str) -> bytes | None:
-    """Return the content of a file whose place the definition tells."""
+def _file(definition: d.RepositoryDef, job: str) -> BinaryIO | None:
+    """Return a file whose place the definition tells."""
     located = _LOCATED.fullmatch(definition.locator or "")
     if located is None:
         return None
     path = Path(located["folder"]) / f"{job}{located['extension']}"
-    return path.read_bytes() if path.is_file() else None
+    return path.open("rb") if path.is_file() else None
 
 
 def _from_store(settings: Settings, name: str, job: str) -> Value:
@@ -188,8 +191,14 @@ def _from_store(settings: Settings, name: str, job: str) -> Value:
                 return Value(name, None, document=await found.info(job))
             if not found.is_blob():
                 raise CallerError("cannot cat a repository which is not a blob or metadata", where=name)
+            from tempfile import TemporaryFile
+
+            spooled = TemporaryFile()  # noqa: SIM115 - whoever prints it closes it
             async with found.open(job, "rb") as stream:
-                return Value(name, None, data=await stream.read())
+                while block := await stream.read(BLOCK_BYTES):
+                    spooled.write(block)
+            spooled.seek(0)
+            return Value(name, None, data=spooled)
         finally:
             await pipeline.session.close()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from integration.cli_kit import Project
@@ -20,6 +24,7 @@ from datatask import (
 from datatask.engine import declare
 from datatask.schema import requests as r
 from datatask.schema.events import ABSENT
+from tests.unmeasured import plain_environment
 
 FULL = os.environ.get("DATATASK_TEST_FULL") == "1"
 IDS = 1_000_000 if FULL else 100_000
@@ -131,3 +136,66 @@ async def test_more_than_a_limit_is_refused_with_its_name(
     with pytest.raises(CallerError, match=f"3 {what}|{what}.*3"):
         async with chain(5):
             pass
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["alone", "with an engine"])
+@pytest.mark.parametrize("link", ["act.blobs", "act.files"])
+def test_a_large_value_goes_in_and_comes_out_in_little_memory(
+    tmp_path: Path, link: str, engine: bool
+) -> None:
+    """Neither `inject` nor `cat` takes as much more memory as a tenth of the value; it arrives as it was."""
+    project = Project(tmp_path, LARGE)
+    size = 192 << 20
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+        file.seek(size // 2)
+        file.write(b"here")
+    small = _peak(project, "inject", link, "small", given=b"x")
+    running = project.engine() if engine else contextlib.nullcontext()
+    with running, (tmp_path / "large").open("rb") as file:
+        assert _peak(project, "inject", link, "large", given=file) - small < size // 10
+    with (tmp_path / "out").open("wb") as out:
+        assert _peak(project, "cat", link, "large", to=out) - small < size // 10
+    done = subprocess.run(
+        ["cmp", tmp_path / "large", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+LARGE = """
+import datatask
+
+blobs, files = datatask.LogBlobRepository("blobs"), datatask.FileRepository("files", extension=".bin")
+act = datatask.InProcessSyncTask("act", datatask.LogMetadataRepository("done"))
+act.link("blobs", blobs, is_input=True)
+act.link("files", files)
+
+
+@act
+async def run_act(job, blobs, files):
+    pass
+
+
+pipeline = datatask.Pipeline([act], datatask.Session(), [])
+"""
+
+
+def _peak(
+    project: Project, *arguments: str, given: bytes | BinaryIO = b"", to: BinaryIO | None = None
+) -> int:
+    """Run a command in a process of its own; return the bytes that it had resident at most."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "datatask", *arguments],
+        cwd=project.folder,
+        env=plain_environment(),
+        stdin=subprocess.PIPE if isinstance(given, bytes) else given,
+        stdout=to or subprocess.DEVNULL,
+    )
+    if process.stdin is not None:
+        assert isinstance(given, bytes)
+        process.stdin.write(given)
+        process.stdin.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
