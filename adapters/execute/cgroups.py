@@ -1,6 +1,6 @@
 """Control groups for runs whose resources are enforced: made before a run starts, asked when it ends, then removed.
 
-In: a run's identity and how many cores and bytes of memory it may use. Out: the folders of its groups, whose
+In: a run's name, unique on the machine, and how many cores and bytes of memory it may use. Out: the folders of its groups, whose
 `cgroup.procs` the run enters before it executes anything, and afterwards what it used at most and whether the kernel
 killed for lack of memory. Version 2 of the interface where it has the controllers, else version 1. Groups are made in
 the nearest group above our own that is ours to write: as root anywhere, else where systemd has delegated one. Imports
@@ -31,19 +31,19 @@ class Groups:
         self._mounts = mounts
         self._ours = ours
 
-    def make(self, identity: str, cpu: float, memory: int) -> list[str]:
+    def make(self, name: str, cpu: float, memory: int) -> list[str]:
         """Make the groups of a run, 0 being no limit; `OSError` says what is missing, and nothing is left of it."""
-        wanted = [name for name, amount in (("cpu", cpu), ("memory", memory)) if amount]
+        wanted = [controller for controller, amount in (("cpu", cpu), ("memory", memory)) if amount]
         roots, hierarchies = self._mounted()
         made: list[str] = []
         try:
             if unified := self._unified(roots, wanted):
-                made.append(_folder(unified, identity))
+                made.append(_folder(unified, name))
                 _limit_unified(made[0], cpu, memory)
                 return made
             for controller in wanted:
                 home = self._writable(hierarchies.get(controller), self._own(controller), (controller,))
-                made.append(_folder(home, identity))
+                made.append(_folder(home, name))
                 _limit_alone(made[-1], controller, cpu, memory)
         except OSError:
             remove(made)
@@ -112,8 +112,8 @@ def _made(folder: str) -> str:
     return folder
 
 
-def _folder(home: str, identity: str) -> str:
-    return _made(os.path.join(home, identity))
+def _folder(home: str, name: str) -> str:
+    return _made(os.path.join(home, name))
 
 
 def _delegated(above: str, controllers: tuple[str, ...]) -> str:

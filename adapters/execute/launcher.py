@@ -4,7 +4,7 @@ In, over a Unix socket in its directory, one JSON object a line: hello, env, sta
 forget. Out, to the engine whose log the run belongs to: started, refused, ended, absent. It is the parent of
 the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
 is killed itself the next one goes on watching what still runs. Starts are idempotent by identity. With no
-runs and no engine it ends by itself. Imports the standard library and its two siblings only: it starts in
+runs and no engine it ends by itself. Imports the standard library and its siblings only: it starts in
 a few hundredths of a second. The engine's side is `local`.
 """
 
@@ -20,11 +20,20 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from typing import Any
 
 from datatask.adapters.execute import cgroups, proctable
 from datatask.adapters.execute.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.owners import Owners
+from datatask.adapters.execute.spawning import (
+    IN_GROUPS,
+    UNCONFINED,
+    UNDER_ULIMIT,
+    check_program,
+    explained,
+    spawn,
+)
 
 SOCKET = "launcher.sock"
 LOCK = "launcher.lock"
@@ -34,12 +43,7 @@ OPERATIONS_PER_TURN = 16
 STATUS_WAIT_SECONDS = 3.0
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
 MARK = "DATATASK_RUN"
-"""The variable in a run's environment that has its identity."""
-
-UNCONFINED = 125
-IN_GROUPS = 'for group; do echo 0 2>../unconfined >"$group/cgroup.procs" || exit 125; done; exec "$0"'
-UNDER_ULIMIT = 'ulimit -v "$1" 2>../unconfined || exit 125; exec "$0"'
-"""What a run's first process does before it becomes the program, `$0`, in the run's `cwd`."""
+"""The variable in a run's environment that has its folder: what is the run's is known by it wherever it goes."""
 
 FAMILY_ROUNDS_MAX = 20
 REBOOTED = "the machine was restarted while it ran"
@@ -250,7 +254,7 @@ class Launcher:
         try:
             other = self.owners.other(log, claim)
         except OSError as error:
-            self._refuse(connection, id, True, _explained(error, self.owners.path(log)))
+            self._refuse(connection, id, True, explained(error, self.owners.path(log)))
             return
         if other:
             text = (
@@ -273,11 +277,11 @@ class Launcher:
             before: list[str] = []
             if limits is not None:
                 before = self._confined(facts, **limits)
-            pid = _spawn(folder, {**variables, MARK: id}, umask, stdin, stdout, stderr, before)
+            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, stdout, stderr, before)
         except OSError as error:
             cgroups.remove(facts.pop("groups", []))
             temporary = error.errno in TEMPORARY
-            refusal = {"refused": id, "temporary": temporary, "message": _explained(error, folder)}
+            refusal = {"refused": id, "temporary": temporary, "message": explained(error, folder)}
             facts["refused"] = refusal
             self.journal.add({"id": id, "refused": refusal})
             connection.tell(refusal)
@@ -289,10 +293,11 @@ class Launcher:
 
     def _confined(self, facts: Facts, how: str, cpu: float, memory: int) -> list[str]:
         """Return the command before a run's own that has the kernel enforce its limits; `OSError` where it cannot."""
-        _check_program(os.path.join(self._folder(facts["id"]), "exe"))
+        check_program(os.path.join(self._folder(facts["id"]), "exe"))
         if how == "ulimit":
             return ["/bin/sh", "-c", UNDER_ULIMIT, str(-(-memory // 1024))]
-        groups = self.groups.make(facts["id"], cpu, memory)
+        name = f"{facts['id']}.{zlib.crc32(os.fsencode(self.directory)):08x}"
+        groups = self.groups.make(name, cpu, memory)
         facts |= {"groups": groups, "memory": memory}
         self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
         return ["/bin/sh", "-c", IN_GROUPS, *groups]
@@ -467,7 +472,7 @@ class Launcher:
 
     def _family(self, facts: Facts) -> dict[int, int]:
         """Return what a run has begun that lives, as {pid: start time}."""
-        found = proctable.family(facts["pid"], mark(facts["id"]))
+        found = proctable.family(facts["pid"], mark(self._folder(facts["id"])))
         return {pid: start for pid in found if (start := proctable.start_time(pid)) is not None}
 
     def _clear(self, identity: str) -> None:
@@ -542,80 +547,9 @@ class Launcher:
         self._ended(identity, status, why="" if status is not None else VANISHED)
 
 
-def mark(identity: str) -> str:
-    """Return what the environments of a run's processes hold."""
-    return f"{MARK}={identity}"
-
-
-def _check_program(exe: str) -> None:
-    """Raise what executing a script would, for one that something else executes first: its interpreter is missing."""
-    with open(exe, "rb") as file:
-        first = file.readline(256)
-    if first.startswith(b"#!"):
-        interpreter = (first[2:].split() or [b""])[0]
-        if not os.access(interpreter, os.X_OK):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), exe)
-
-
-def _spawn(
-    folder: str,
-    env: dict[str, str],
-    umask: int,
-    stdin: bool,
-    stdout: bool,
-    stderr: str,
-    before: list[str],
-) -> int:
-    """Start the run's program in a session of its own and return its pid; OSError when it cannot be executed.
-
-    `before` is the command that executes it, where it is not executed at once.
-
-    `posix_spawn` takes half the time of `subprocess`. It gives the child our working directory and umask, so
-    those are set first; nothing else here depends on them.
-    """
-    exe = os.path.join(folder, "exe")
-    out = os.path.join(folder, "stdout") if stdout else os.devnull
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, out, flags, 0o666),
-    ]
-    if stderr == "stdout":
-        actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
-    else:
-        err = os.path.join(folder, stderr) if stderr else os.devnull
-        actions.append((os.POSIX_SPAWN_OPEN, 2, err, flags, 0o666))
-    signals = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
-    how: dict[str, Any] = {"file_actions": actions, "setsid": True, "setsigmask": [], "setsigdef": signals}
-    ours = os.umask(umask)
-    try:
-        os.chdir(os.path.join(folder, "cwd"))
-        try:
-            if before:
-                shell, option, script, *arguments = before
-                return os.posix_spawn(shell, [shell, option, script, exe, *arguments], env, **how)
-            return os.posix_spawn(exe, [exe], env, **how)
-        except OSError as error:
-            if error.errno != errno.ENOEXEC:
-                raise
-            return os.posix_spawn("/bin/sh", ["/bin/sh", exe], env, **how)
-    finally:
-        os.chdir("/")
-        os.umask(ours)
-
-
-def _explained(error: OSError, folder: str) -> str:
-    """Return the refusal in words; a missing interpreter looks to the kernel like a missing script."""
-    exe = os.path.join(folder, "exe")
-    try:
-        with open(exe, "rb") as file:
-            first = file.readline(256)
-    except OSError:
-        return f"{error.strerror}: {error.filename or exe}"
-    if first.startswith(b"#!") and error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
-        interpreter = first[2:].decode(errors="replace").split() or ["(none)"]
-        return f"{error.strerror}: the interpreter {interpreter[0]} of the script's first line cannot be run"
-    return f"{error.strerror}: {error.filename or exe}"
+def mark(folder: str) -> str:
+    """Return what the environments of a run's processes hold; identities alone are those of a log's copies too."""
+    return f"{MARK}={folder}"
 
 
 def main(directory: str) -> int:

@@ -18,11 +18,14 @@ from datatask.adapters.execute.targets import Leftover
 
 def list_runs(basedir: Path, where: str) -> list[Leftover]:
     """Return what is left of runs of every log that this application has run here."""
-    alive = proctable.marked(MARK)
+    alive = {
+        os.path.basename(folder): pids
+        for folder, pids in proctable.marked(MARK).items()
+        if os.path.dirname(os.path.dirname(folder)) == str(basedir)
+    }
     logs = [path for path in _folders(basedir) if not path.is_symlink()]
     names = {path.name for log in logs for path in _folders(log) if path.name.startswith(f"{log.name}.")}
-    known = tuple(f"{log.name}." for log in logs)
-    names |= {identity for identity in alive if identity.startswith(known)}
+    names |= alive.keys()
     return [Leftover(where, name, _state(alive.get(name, []))) for name in sorted(names, key=_order)]
 
 
@@ -32,8 +35,9 @@ def remove_runs(basedir: Path, identities: list[str]) -> list[str]:
 
 
 def _removed(basedir: Path, identity: str) -> bool:
+    folder = basedir / identity.partition(".")[0] / identity
     for _ in range(FAMILY_ROUNDS_MAX):
-        alive = proctable.family(-1, mark(identity))
+        alive = proctable.family(-1, mark(str(folder)))
         for pid in alive:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -41,9 +45,8 @@ def _removed(basedir: Path, identity: str) -> bool:
                 pass
         if not alive:
             break
-    folder = basedir / identity.partition(".")[0] / identity
     shutil.rmtree(folder, ignore_errors=True)
-    return not folder.exists() and not proctable.family(-1, mark(identity))
+    return not folder.exists() and not proctable.family(-1, mark(str(folder)))
 
 
 def _folders(path: Path) -> list[Path]:

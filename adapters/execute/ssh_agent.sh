@@ -105,7 +105,7 @@ become() {
     cd "$run/cwd" && umask "$mask" || exit 125
     exec 3>&-
     "$variables"
-    export "DATATASK_RUN=$log.$id" # what it starts is known by this wherever it goes
+    export "DATATASK_RUN=$run" # what it starts is known by this wherever it goes
     exec "$@"
 }
 
@@ -183,13 +183,13 @@ stop() {
     if claim_of "$1" && [ "$claimed_boot" = "$boot" ] && alive "$claimed" "$claimed_start"; then
         echo "$3" >"$dir/$1/stop"
         [ "$2" = 0 ] || kill -TERM "-$claimed" 2>/dev/null
-        ([ "$2" = 0 ] || pause "$2"; strike "$claimed" "$claimed_start" "$log.$1") </dev/null >/dev/null 2>&1 &
+        ([ "$2" = 0 ] || pause "$2"; strike "$claimed" "$claimed_start" "$dir/$1") </dev/null >/dev/null 2>&1 &
     else
         settle "$1"
     fi
 }
 
-# strike PID START IDENTITY: KILL to the process, its group, its session, and to what has left the session.
+# strike PID START FOLDER: KILL to the process, its group, its session, and to what has left the session.
 strike() {
     if alive "$1" "$2"; then
         kill -KILL "-$1" 2>/dev/null
@@ -206,7 +206,7 @@ strike_session() {
     done
 }
 
-# strike_marked IDENTITY: KILL to each process that was started with the run's own variable; fails where there is none.
+# strike_marked FOLDER: KILL to each process that was started with the run's own variable; fails where there is none.
 strike_marked() {
     struck=1
     for process in $(grep -lsF "DATATASK_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
@@ -367,7 +367,7 @@ clean() {
     for name; do
         id=${name#*/} dir=$base/${name%%/*}
         once "$dir/$id/claim" barred
-        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start" "${name%%/*}.$id"; fi
+        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start" "$dir/$id"; fi
         rm -rf -- "$dir/$id" && rm -f -- "$dir/ended/$id" && echo "removed $name"
     done
 }

@@ -129,10 +129,10 @@ def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> No
     (base / log / f"{log}.1.999" / "cwd").mkdir(parents=True)
     (base / "feedfacefeedface" / "feedfacefeedface.1.5").mkdir(parents=True)
     marks = {
-        "ours": f"{log}.1.998",
-        "with a folder": f"{log}.1.999",
-        "another's": "feedfacefeedface.1.5",
-        "longer": f"x{log}.1.998",
+        "ours": f"{base}/{log}/{log}.1.998",
+        "with a folder": f"{base}/{log}/{log}.1.999",
+        "another's": f"{base}/feedfacefeedface/feedfacefeedface.1.5",
+        "a copy's": f"{tmp_path}/copy/app/{log}/{log}.1.998",
     }
     alive = {
         name: subprocess.Popen(
@@ -150,8 +150,8 @@ def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> No
         assert {name: alive[name].wait(10) for name in ("ours", "with a folder")} == dict.fromkeys(
             ("ours", "with a folder"), -9
         )
-        assert {name: alive[name].poll() for name in ("another's", "longer")} == dict.fromkeys(
-            ("another's", "longer")
+        assert {name: alive[name].poll() for name in ("another's", "a copy's")} == dict.fromkeys(
+            ("another's", "a copy's")
         )
         assert not (base / log / f"{log}.1.999").exists()
         assert (base / "feedfacefeedface" / "feedfacefeedface.1.5").exists()

@@ -283,7 +283,7 @@ async def test_streams_directory_and_environment(tmp_path: Path) -> None:
     folder = tmp_path / "app" / LOG / f"{LOG}.1.1"
     *rest, first, second = write.source.read_text().split()
     assert rest == ["given", "err", str(folder / "cwd")]
-    assert {first, second} == {"TOKEN=secret-value", f"DATATASK_RUN={LOG}.1.1"}
+    assert {first, second} == {"TOKEN=secret-value", f"DATATASK_RUN={folder}"}
     assert oct(folder.stat().st_mode)[-3:] == "700"
     on_disk = [path for path in (tmp_path / "app").rglob("*") if path.is_file() and path != write.source]
     assert not [path for path in on_disk if b"secret-value" in path.read_bytes()]

@@ -228,9 +228,9 @@ async def test_a_stop_takes_along_what_made_a_session_of_its_own(tmp_path: Path,
         runner.start(spec(1))
         await facts.first(1, Started)
         await until((tmp_path / "left").exists)
-        pid, identity = (tmp_path / "left").read_text().split()
-        assert identity == spec(1).identity
-        environ = {"DATATASK_RUN": f"{identity}0", "OTHER": f"\nDATATASK_RUN={identity}"}
+        pid, folder = (tmp_path / "left").read_text().split()
+        assert folder.endswith("/" + spec(1).identity.replace(".", "/", 1))
+        environ = {"DATATASK_RUN": f"{folder}0", "OTHER": f"\nDATATASK_RUN={folder}"}
         stranger = await asyncio.create_subprocess_exec("/bin/sleep", "60", env=environ)
         try:
             runner.stop(1, "cancelled", SECOND // 4)
