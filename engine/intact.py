@@ -19,22 +19,27 @@ BROKEN = 70
 """The exit code of an engine whose files were closed."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_engines: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+_File = tuple[int, int, int]
+"""Descriptor, device and inode."""
+
+_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_File]] = weakref.WeakKeyDictionary()
 _forking: asyncio.AbstractEventLoop | None = None
 _mask: set[int | signal.Signals] | None = None
 
 
 def guard(loop: asyncio.AbstractEventLoop) -> None:
     """Look after the files of this loop, which an engine runs on, until it is closed."""
-    _engines.add(loop)
+    _engines[loop] = [
+        file for name in ("_selector", "_ssock", "_csock") if (file := _file(loop, name)) is not None
+    ]
 
 
 def returned(pid: int, who: str) -> None:
     """A function is back that began in process `pid`: end the process if it is a copy, or cannot go on."""
     if os.getpid() != pid:
         os._exit(0)
-    for loop in tuple(_engines):
-        if not loop.is_closed() and not _is_open(loop):
+    for loop, files in tuple(_engines.items()):
+        if not loop.is_closed() and not all(map(_is_open, files)):
             told = (
                 f"datatask: a function closed files that are not its own, probably {who}: the engine cannot go on;"
                 " start it again\n"
@@ -43,15 +48,23 @@ def returned(pid: int, who: str) -> None:
             os._exit(BROKEN)
 
 
-def _is_open(loop: asyncio.AbstractEventLoop) -> bool:
-    selector = getattr(loop, "_selector", None)
-    if selector is None or not hasattr(selector, "fileno"):
-        return True  # a loop that is made otherwise
+def _file(loop: asyncio.AbstractEventLoop, name: str) -> _File | None:
+    """Return a file that a loop waits with; None in a loop that is made otherwise."""
     try:
-        os.fstat(selector.fileno())
-    except (OSError, ValueError):
+        fd = getattr(loop, name).fileno()
+        status = os.fstat(fd)
+    except (AttributeError, OSError, ValueError):
+        return None
+    return fd, status.st_dev, status.st_ino
+
+
+def _is_open(file: _File) -> bool:
+    """Whether the descriptor still stands for that file: another thread may have been given its number meanwhile."""
+    try:
+        status = os.fstat(file[0])
+    except OSError:
         return False
-    return True
+    return (status.st_dev, status.st_ino) == file[1:]
 
 
 def _before_fork() -> None:
