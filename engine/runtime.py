@@ -32,17 +32,17 @@ from datatask.engine.core.effects import (
 )
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
+from datatask.engine.following import Followers
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Started, Store, Write
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, TemporaryError
+from datatask.schema.errors import DatataskError, InternalError, LeaseLostError
 from datatask.schema.requests import Who
 from datatask.schema.values import INLINE_BYTES_MAX
 
 logger = logging.getLogger("datatask.engine")
 
 EVALUATIONS_MAX = 64
-STORE_WRITES_MAX = 32
 VALUES_MAX = 4096
 TURN_FACTS_MAX = 2000
 BOUND = 1000
@@ -87,8 +87,9 @@ class Runtime:
         self._done_tickets: dict[int, tuple[int, int]] = {}
         self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
-        self._writing: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._store_writes = asyncio.Semaphore(STORE_WRITES_MAX)
+        self._followers = Followers(
+            self._spawn, self._change_store, self._written, lambda leaf, job: self.look_again(leaf, job)
+        )
         self._turning = False
         self._call_off: Callable[[], None] | None = None
         self._wake_at: int | None = None
@@ -319,11 +320,8 @@ class Runtime:
                     self._runners[task].forget(run)
             case Mirror(write=write):
                 self._mirror(write)
-            case WriteStore(write=write):
-                key = (write.repository, write.job)
-                self._writing[key] = self._spawn(self._write_store(effect, self._writing.get(key)))
-            case LookAgain(repository=repository, job=job):
-                self._spawn(self.look_again(repository, job))
+            case WriteStore() | LookAgain():
+                self._followers.follow(effect)
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
             case Finished(ticket=ticket, position=position, changes=count):
@@ -369,29 +367,10 @@ class Runtime:
         self.wake()
         return await future
 
-    async def _write_store(self, effect: WriteStore, before: asyncio.Task[None] | None) -> None:
-        """Let a store follow; writes to one job follow each other, so that the last one decided is the last done."""
-        write, wait = effect.write, 0.1
-        if before is not None:
-            await asyncio.wait([before])
-        async with self._store_writes:
-            while True:
-                try:
-                    version = await self._change_store(write)
-                    error = ""
-                    break
-                except TemporaryError as trouble:
-                    logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
-                    await asyncio.sleep(wait)
-                    wait = min(2 * wait, 30.0)
-                except Exception as trouble:
-                    version, error = None, str(trouble) or type(trouble).__name__
-                    logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
-                    break
-        key = (write.repository, write.job)
-        if self._writing.get(key) is asyncio.current_task():
-            del self._writing[key]
-        self.reactor.written(write, effect.run, effect.ticket, self.now(), version=version, error=error)
+    def _written(self, effect: WriteStore, version: str | None, error: str) -> None:
+        self.reactor.written(
+            effect.write, effect.run, effect.ticket, self.now(), version=version, error=error
+        )
         self.pump()
         self.wake()
 

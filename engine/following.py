@@ -1,0 +1,115 @@
+"""Foreign stores follow the log: what was decided is done there too, in order and a few calls at a time.
+
+In come writes that are durable in the log, and jobs at which a store is to be looked again; out go calls of the
+stores, and what came of each write. Every store has a lane of its own, so that one that is slow or away holds
+up no other. In a lane `CALLS_MAX` calls at most are under way; what waits behind them is a small record and no
+coroutine, since a single call of a program may bring a million.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from datatask.engine.core.effects import LookAgain, WriteStore
+from datatask.engine.ports import Write
+from datatask.schema.errors import TemporaryError
+
+logger = logging.getLogger("datatask.engine")
+
+CALLS_MAX = 32
+RETRY_SECONDS = 0.1
+RETRY_SECONDS_MAX = 30.0
+
+Change = Callable[[Write], Awaitable[str | None]]
+"""Changes a store and returns the version that it has now; None for a deletion."""
+
+Written = Callable[[WriteStore, str | None, str], None]
+"""Hears of a write that is done: the effect, the store's version, and why it failed or ""."""
+
+Look = Callable[[str, str], Coroutine[Any, Any, None]]
+"""Looks at a job in a repository again, and reports what is there now."""
+
+
+class Followers:
+    """The lanes of one engine's foreign stores. `spawn` runs a coroutine that the engine will wait for."""
+
+    def __init__(
+        self,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        change: Change,
+        written: Written,
+        look: Look,
+    ) -> None:
+        self._spawn = spawn
+        self._change = change
+        self._written = written
+        self._look = look
+        self._lanes: dict[str, _Lane] = {}
+
+    def follow(self, work: WriteStore | LookAgain) -> None:
+        """Do this when its turn has come; returns at once."""
+        repository, job = _place(work)
+        lane = self._lanes.get(repository)
+        if lane is None:
+            lane = self._lanes[repository] = _Lane()
+        lane.waiting.append((job, work))
+        if lane.hands < CALLS_MAX:
+            lane.hands += 1
+            self._spawn(self._work(repository, lane))
+
+    async def _work(self, repository: str, lane: _Lane) -> None:
+        """Take from a lane until it is empty; what concerns a job that another hand is at goes to that hand."""
+        while lane.waiting:
+            job, work = lane.waiting.popleft()
+            if job in lane.at:
+                lane.at[job].append(work)
+                continue
+            lane.at[job] = behind = deque([work])
+            while behind:
+                await self._do(behind[0])
+                behind.popleft()
+            del lane.at[job]
+        lane.hands -= 1
+        if not lane.hands:
+            self._lanes.pop(repository)
+
+    async def _do(self, work: WriteStore | LookAgain) -> None:
+        if isinstance(work, LookAgain):
+            await self._look(work.repository, work.job)
+            return
+        write, wait = work.write, RETRY_SECONDS
+        version, error = None, ""
+        while True:
+            try:
+                version = await self._change(write)
+                break
+            except TemporaryError as trouble:
+                logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_SECONDS_MAX)
+            except Exception as trouble:
+                error = str(trouble) or type(trouble).__name__
+                logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
+                break
+        self._written(work, version, error)
+
+
+class _Lane:
+    """What waits for one store, how many hands are at it, and the jobs that they are at with what follows there."""
+
+    __slots__ = ("at", "hands", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[str, WriteStore | LookAgain]] = deque()
+        self.hands = 0
+        self.at: dict[str, deque[WriteStore | LookAgain]] = {}
+
+
+def _place(work: WriteStore | LookAgain) -> tuple[str, str]:
+    """Return the repository and the job that the work is at."""
+    at = work if isinstance(work, LookAgain) else work.write
+    return at.repository, at.job
