@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from datatask.adapters.log.pages import PAGE_ROWS
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
@@ -202,7 +203,8 @@ def page(reader: LogReader, chain: Chain, until: int) -> list[Stored]:
     """Return the next rows, after the chain has taken them; none at the end, or where they cannot be read."""
     try:
         if chain.learned is None:
-            chain.learned = reader.learn_names(NAMES_AT_ONCE)
+            many = until - chain.position > PAGE_ROWS  # for a few rows their own names are looked for
+            chain.learned = many and reader.learn_names(NAMES_AT_ONCE)
         rows = reader.stored(chain.position, until, learned=chain.learned)
     except LogDamagedError:
         return []
