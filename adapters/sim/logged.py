@@ -1,0 +1,230 @@
+"""Simulation with every event: the engine's reactor under a virtual clock, and what it appends handed on.
+
+In: a model, a world, and a `keep` for steps. Out: records of all runs, the state, and a history that is an ordinary
+log's: arrivals, rounds, launches, starts, ends with their writes, retries and stops are made by `engine.core.reactor`,
+as in `run`. Where `quick` can tell the same story, it tells exactly the same: positions, decisions, times.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable
+
+from datatask.adapters.sim.model import (
+    CALLED,
+    ENDED,
+    NEVER,
+    STARTED,
+    TIMED_OUT,
+    Model,
+    Records,
+    SimRun,
+    output,
+)
+from datatask.adapters.sim.opening import opened
+from datatask.adapters.sim.worlds import World
+from datatask.engine.core.decide import BOUND
+from datatask.engine.core.effects import Evaluation, StartRun, Step, StopRun, WriteStore
+from datatask.engine.core.moves import STORED
+from datatask.engine.ports import Ended, RunSpec, Started, Write
+from datatask.schema import events as e
+
+EVALUATIONS_MAX = 4096
+
+
+class Logged:
+    """One simulation. `records`, `state` and what was kept are what it has come to."""
+
+    def __init__(self, model: Model, world: World, keep: Callable[[Step], None]) -> None:
+        self.model, self.world = model, world
+        self.state, (self.reactor, steps) = opened(model)
+        self.records = Records()
+        self._record = self.records.adder()
+        self.now = self.state.at
+        self.heap: list[tuple[int, int, int, object]] = []
+        self.open: dict[int, SimRun] = {}
+        self._keep = keep
+        self._pushed = 0
+        self._retries: dict[tuple[str, str], int] = {}
+        self._media = {leaf.id: leaf.definition.medium for leaf in self.state.leaves.values()}
+        self._since, self._times = array("q", [1]), array("q", [self.now])
+        for step in steps:
+            keep(step)
+        world.open(self, model.profiles)
+
+    @property
+    def position(self) -> int:
+        """The last position so far."""
+        return self.state.position
+
+    # --- stepping ---------------------------------------------------------------------------------
+
+    def push(self, at: int, what: int, about: object) -> None:
+        """Let something come at a time: a run begins or ends, or the world is called."""
+        self._pushed += 1
+        heapq.heappush(self.heap, (at, self._pushed, what, about))
+
+    def run(self) -> None:
+        """Step until nothing is due any more, or the model's `until` or `runs_max` is reached."""
+        heap, model, reactor = self.heap, self.model, self.reactor
+        arrival = next(model.arrivals, None)
+        wake = NEVER
+        while True:
+            due = min(heap[0][0] if heap else NEVER, wake, arrival[0] if arrival else NEVER)
+            if due >= model.until or len(self.records) >= model.runs_max:
+                break
+            self._move_to(due)
+            while arrival is not None and arrival[0] <= self.now:
+                self._arrive(arrival[1], arrival[2])
+                arrival = next(model.arrivals, None)
+            while heap and heap[0][0] <= self.now:
+                _, _, what, about = heapq.heappop(heap)
+                if what == ENDED:
+                    self._ended(about)  # type: ignore[arg-type]
+                elif what == STARTED:
+                    self.begin(about)  # type: ignore[arg-type]
+                elif what == CALLED:
+                    about()  # type: ignore[operator]
+                self._flush()
+            reactor.stop_overdue(self.now)
+            self._flush()
+            wake = self._decide()
+
+    def _move_to(self, due: int) -> None:
+        if due > self.now:
+            self.now = due
+        if self._since[-1] <= self.state.position:
+            self._since.append(self.state.position + 1)
+            self._times.append(self.now)
+        else:
+            self._times[-1] = self.now
+
+    def _decide(self) -> int:
+        """Evaluate and decide until a round is not full; return when to look again though nothing happens."""
+        reactor = self.reactor
+        while True:
+            while found := reactor.evaluations(self.now, EVALUATIONS_MAX):
+                reactor.evaluated([(each, self._evaluate(each), None) for each in found], self.now)
+                self._flush()
+            launched, wake = reactor.decide(self.now, "run", BOUND)
+            self._flush()
+            if launched < BOUND:
+                overdue = reactor.wake_at()
+                return min(at for at in (wake, overdue, NEVER) if at is not None)
+
+    def _flush(self) -> None:
+        """Hand on what the reactor has led to, and do what follows from it, until nothing does."""
+        while steps := self.reactor.take():
+            for step in steps:
+                if step.events:
+                    self._keep(step)
+                    for event in step.events:
+                        if type(event) is e.RetryScheduled:
+                            self._retries[event.task or "", event.job or ""] = event.not_before
+                for effect in step.effects:
+                    if isinstance(effect, StartRun):
+                        self._start(effect.spec)
+                    elif isinstance(effect, StopRun):
+                        run = self.open[effect.run]
+                        run.stopping = True
+                        self.world.stop(run, TIMED_OUT)
+                    elif isinstance(effect, WriteStore):
+                        version = None if effect.write.op == "delete" else STORED
+                        self.reactor.written(
+                            effect.write, effect.run, effect.ticket, self.now, version=version
+                        )
+
+    # --- what comes -------------------------------------------------------------------------------
+
+    def _arrive(self, first: int, count: int) -> None:
+        model, reactor = self.model, self.reactor
+        inside: list[Write] = []
+        for job in range(first, first + count):
+            name = model.names[job]
+            entries = model.entries if model.entries_of is None else model.entries_of(name)
+            writes = [output(entry, name, self._media[entry]) for entry in entries]
+            inside += [write for write in writes if write.version is None]
+            outside = [write for write in writes if write.version is not None]
+            if outside:
+                self._inject(inside)
+                for write in outside:
+                    reactor.observed(write.repository, name, write, self.now)
+                inside = []
+        self._inject(inside)
+        self._flush()
+
+    def _inject(self, writes: list[Write]) -> None:
+        if writes:
+            self.reactor.change(writes, self.now, origin="injected")
+
+    def _start(self, spec: RunSpec) -> None:
+        task = self.state.tasks[spec.task]
+        job = self.state.job_index[spec.job]
+        episode = task.episodes[job]
+        if spec.attempt > 1:
+            since = self._retries.pop((spec.task, spec.job))
+        else:
+            since = self._times[bisect_right(self._since, episode.position) - 1]
+        run = SimRun(
+            spec.run,
+            task.index,
+            job,
+            spec.attempt,
+            episode.infrastructure,
+            since,
+            self.now,
+            episode.position,
+        )
+        self.open[run.run] = run
+        self.world.start(run)
+
+    def name(self, job: int) -> str:
+        """Return a job's name."""
+        return self.state.jobs[job]
+
+    def begin(self, run: SimRun) -> None:
+        """A run has begun at its target."""
+        if not run.over:
+            run.started_at = self.now
+            self.reactor.fact(Started(run.run, {}, run.where, self.now), self.now)
+
+    def _ended(self, run: SimRun) -> None:
+        """A run is over at its target."""
+        if run.over:
+            return
+        run.over = True
+        del self.open[run.run]
+        profile = self.model.profiles[run.task]
+        fate, name = profile.fates[run.fate], self.state.jobs[run.job]
+        writes: list[Write] = []
+        if fate.outcome == "succeeded":
+            writes = [output(leaf, name, self._media[leaf]) for leaf in profile.fills[run.fill]]
+            for leaf, count in profile.spawns:
+                writes += [output(leaf, f"{name}-{index}", self._media[leaf]) for index in range(count())]
+        self.reactor.fact(
+            Ended(run.run, fate.ending(run.started_at or None, self.now, run.where), tuple(writes)), self.now
+        )
+        self._record(run, self.now)
+        self.world.ended(run)
+
+    def _evaluate(self, what: Evaluation) -> object:
+        """Return what user code would say: as told or recorded, else yes, no priority, and for itself."""
+        model, key = self.model, what.key
+        if key.what == "priority":
+            priority = model.profiles[self.state.tasks[key.owner].index].priority
+            return 0.0 if priority is None else priority(what.job)
+        if key.what == "filter":
+            answers = model.filters.get(key.owner)
+            return True if answers is None else answers(what.job)
+        if key.what == "translation":
+            target = model.translations.get(key.owner)
+            return _parent(what.job) if target is None else target(what.job)
+        return None
+
+
+def _parent(job: str) -> str:
+    """Return the job that a spawned one came from; any other stands for itself."""
+    head, dash, tail = job.rpartition("-")
+    return head if dash and tail.isdigit() and head else job

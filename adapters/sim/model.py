@@ -1,0 +1,181 @@
+"""A pipeline and a scenario, made ready to be stepped: what both simulators read, and the runs that they step.
+
+In come `scenario` and a definition (model making is in `modelling`). Here are only the values: per task a `Profile`
+that says how its runs go, when which jobs arrive where, and the machines. Times are nanoseconds, jobs integers in the
+order of their arrival, tasks integers in the order of the definition. A `Model` is used up by one simulation: its
+samplers move on as they are asked.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from datatask.engine.ports import Write
+from datatask.schema.definition import PipelineDef
+from datatask.schema.events import ABSENT, Ending, ErrorInfo, Outcome
+
+BEGINNING = 1_700_000_000 * 1_000_000_000
+"""When a simulation begins, unless it goes on from a log."""
+
+VALUE = msgspec.Raw(b'{"simulated":true}')
+
+NEVER = 1 << 62
+
+STARTED, ENDED, CALLED = range(3)
+"""What is due at a time: a run begins at its target, is over there, or the world moves on by itself."""
+
+
+class SimRun(msgspec.Struct, gc=False):
+    """One run on its way; `fate` is the index of its ending, `fill` of the outputs that it makes when it succeeds."""
+
+    run: int
+    task: int
+    job: int
+    attempt: int
+    lost: int
+    ready_at: int
+    decided_at: int
+    ready: int
+    started_at: int = 0
+    duration: int = 0
+    fate: int = 0
+    fill: int = 0
+    over: bool = False
+    stopping: bool = False
+    where: str = ""
+
+
+class Fate(msgspec.Struct, frozen=True):
+    """A way in which runs of a task end."""
+
+    outcome: Outcome
+    exit_code: int | None = None
+    message: str = ""
+
+    def ending(self, started_at: int | None, ended_at: int, where: str = "") -> Ending:
+        """Return how such a run ended, as its runner would tell it."""
+        error = ErrorInfo(type="Simulated", message=self.message) if self.message else None
+        return Ending(
+            outcome=self.outcome,
+            exit_code=self.exit_code,
+            error=error,
+            started_at=started_at,
+            ended_at=ended_at,
+            where=where,
+        )
+
+
+@dataclass(slots=True)
+class Profile:
+    """How the runs of one task go. Of two functions for one thing, the one with a job's name is asked where it is there.
+
+    `fates` begin with (succeeded, timed out, lost); `fills` are the sets of repositories that a run may fill, the usual
+    one first; `spawns` are (repository, number of new jobs).
+    """
+
+    name: str
+    duration: Callable[[], int]
+    duration_of: Callable[[str], int] | None = None
+    fate: Callable[[], int] | None = None
+    fate_of: Callable[[str, int], int] | None = None
+    latency: Callable[[], int] | None = None
+    fates: tuple[Fate, ...] = ()
+    fills: tuple[tuple[str, ...], ...] = ((),)
+    fill: Callable[[], int] | None = None
+    fill_of: Callable[[str], int] | None = None
+    spawns: tuple[tuple[str, Callable[[], int]], ...] = ()
+    priority: Callable[[str], float] | None = None
+
+
+SUCCEEDED, TIMED_OUT, LOST = range(3)
+"""The fates that every profile begins with."""
+
+
+class Names:
+    """The jobs' names: told, or made by number, so that a million of them need not exist."""
+
+    def __init__(self, told: Sequence[str] = (), count: int = 0) -> None:
+        self._told = list(told)
+        self._count = max(count, len(self._told))
+        self._width = max(len(str(max(self._count - 1, 0))), 1)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, job: int) -> str:
+        return self._told[job] if job < len(self._told) else f"job-{job:0{self._width}d}"
+
+
+@dataclass(slots=True)
+class Model:
+    """Everything that a simulation needs; `arrivals` yields (time, first job, number of jobs), in order of time.
+
+    `entries` are the repositories that an arriving job enters; `entries_of`, where it is there, by a job's name.
+    """
+
+    definition: PipelineDef
+    profiles: tuple[Profile, ...]
+    names: Names
+    arrivals: Iterator[tuple[int, int, int]]
+    entries: tuple[str, ...]
+    entries_of: Callable[[str], tuple[str, ...]] | None = None
+    chance: Callable[[], float] = lambda: 0.5
+    begin: int = BEGINNING
+    until: int = NEVER
+    runs_max: int = 1 << 40
+    uuid: str = "simulated"
+    keep_runs: bool = True
+    filters: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    translations: dict[str, Callable[[str], str | None]] = field(default_factory=dict)
+
+
+def output(repository: str, job: str, medium: str) -> Write:
+    """Return the write of an output that nobody made."""
+    if medium == "foreign":
+        return Write(repository=repository, job=job, value=ABSENT, version="simulated")
+    return Write(repository=repository, job=job, value=VALUE)
+
+
+class Records:
+    """What became of the runs, in columns: 48 bytes each. Times are nanoseconds; `ready` and `run` are positions."""
+
+    def __init__(self) -> None:
+        self.run = array("q")
+        self.task = array("H")
+        self.job = array("I")
+        self.attempt = array("H")
+        self.ready_at = array("q")
+        self.decided_at = array("q")
+        self.started_at = array("q")
+        self.ended_at = array("q")
+        self.outcome = array("B")
+        self.where: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+    def adder(self) -> Callable[[SimRun, int], None]:
+        """Return the function that remembers a run that is over now."""
+        run_, task, job, attempt = self.run.append, self.task.append, self.job.append, self.attempt.append
+        ready_at, decided_at = self.ready_at.append, self.decided_at.append
+        started_at, ended_at, outcome = self.started_at.append, self.ended_at.append, self.outcome.append
+        where, numbers = self.where, self.run
+
+        def add(run: SimRun, now: int) -> None:
+            if run.where:
+                where[len(numbers)] = run.where
+            run_(run.run)
+            task(run.task)
+            job(run.job)
+            attempt(run.attempt)
+            ready_at(run.ready_at)
+            decided_at(run.decided_at)
+            started_at(run.started_at or now)
+            ended_at(now)
+            outcome(run.fate)
+
+        return add

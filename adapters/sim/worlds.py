@@ -1,0 +1,82 @@
+"""Where simulated runs run: `start` and `stop` in, things that come at a time out.
+
+`Plain` has room for everything that the engine launches: after a latency a run begins, after its duration it ends.
+`machines` has worlds with less. A world tells the simulator what comes by `push`, and begins a run that need not
+wait by `begin`; it draws from the profile's samplers, in the order of the starts.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from datatask.adapters.sim.model import ENDED, STARTED, Profile, SimRun
+
+
+class Simulator(Protocol):
+    """What a world sees of who drives it."""
+
+    now: int
+
+    def name(self, job: int) -> str:
+        """Return a job's name."""
+
+    def push(self, at: int, what: int, about: object) -> None:
+        """Let something come at a time: a run begins or ends, or the world is called."""
+
+    def begin(self, run: SimRun) -> None:
+        """Tell that a run begins now."""
+
+
+class World(Protocol):
+    """Where runs go."""
+
+    def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
+        """Begin: what comes by itself is pushed from here on."""
+
+    def start(self, run: SimRun) -> None:
+        """Take a run that was launched."""
+
+    def stop(self, run: SimRun, fate: int) -> None:
+        """Let a run end now, with this fate."""
+
+    def ended(self, run: SimRun) -> None:
+        """A run is over; what it had is free."""
+
+
+def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
+    """Decide how a run will go."""
+    of = profile.duration_of
+    run.duration = profile.duration() if of is None else of(simulator.name(run.job))
+    if profile.fate_of is not None:
+        run.fate = profile.fate_of(simulator.name(run.job), run.attempt)
+    elif profile.fate is not None:
+        run.fate = profile.fate()
+    if profile.fill_of is not None:
+        run.fill = profile.fill_of(simulator.name(run.job))
+    elif profile.fill is not None:
+        run.fill = profile.fill()
+
+
+class Plain:
+    """Room for everything."""
+
+    def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
+        self._simulator, self._profiles = simulator, profiles
+
+    def start(self, run: SimRun) -> None:
+        simulator, profile = self._simulator, self._profiles[run.task]
+        draw(profile, run, simulator)
+        if profile.latency is None:
+            simulator.begin(run)
+            simulator.push(simulator.now + run.duration, ENDED, run)
+            return
+        at = simulator.now + profile.latency()
+        simulator.push(at, STARTED, run)
+        simulator.push(at + run.duration, ENDED, run)
+
+    def stop(self, run: SimRun, fate: int) -> None:
+        run.fate = fate
+        self._simulator.push(self._simulator.now, ENDED, run)
+
+    def ended(self, run: SimRun) -> None:
+        """Nothing was taken."""
