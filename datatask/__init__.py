@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datatask.adapters.history.replaying import replay as replay
     from datatask.adapters.history.verified import LogVerified as LogVerified
     from datatask.adapters.history.verified import verify as verify
+    from datatask.adapters.sim.simulate import simulate as simulate
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -174,6 +175,7 @@ _HOME: dict[str, str] = {
     "RunOpenError": "datatask.schema.errors",
     "Session": "datatask.engine.session",
     "shell": "datatask.adapters.wiring.verbs",
+    "simulate": "datatask.adapters.sim.simulate",
     "SSHHost": "datatask.adapters.execute.ssh_connecting",
     "SSHLinuxManager": "datatask.adapters.execute.ssh",
     "STDOUT": "datatask.adapters.execute.targets",
@@ -203,8 +205,8 @@ for _name in (*_FORMER, "main"):
 def __getattr__(name: str) -> Any:
     if name in _FORMER:
         return sys.modules[__name__]
-    if name == "testing":
-        return import_module(f"{__name__}.testing")
+    if name in ("simulation", "testing"):
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'datatask' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from datatask.adapters.sim.model import (
     CALLED,
     ENDED,
     NEVER,
     STARTED,
+    SUCCESSES,
     TIMED_OUT,
     Model,
     Records,
     SimRun,
     output,
+    parent,
 )
 from datatask.adapters.sim.opening import opened
 from datatask.adapters.sim.worlds import World
@@ -45,6 +47,7 @@ class Logged:
         self.now = self.state.at
         self.heap: list[tuple[int, int, int, object]] = []
         self.open: dict[int, SimRun] = {}
+        self.finished = False
         self._keep = keep
         self._pushed = 0
         self._retries: dict[tuple[str, str], int] = {}
@@ -68,12 +71,23 @@ class Logged:
 
     def run(self) -> None:
         """Step until nothing is due any more, or the model's `until` or `runs_max` is reached."""
+        for _ in self.instants():
+            pass
+
+    def close(self) -> None:
+        """Let the engine close its log."""
+        self.reactor.close(self.now)
+        self._flush()
+
+    def instants(self) -> Iterator[None]:
+        """Step from one instant to the next that is due, as `run`."""
         heap, model, reactor = self.heap, self.model, self.reactor
         arrival = next(model.arrivals, None)
         wake = NEVER
         while True:
             due = min(heap[0][0] if heap else NEVER, wake, arrival[0] if arrival else NEVER)
             if due >= model.until or len(self.records) >= model.runs_max:
+                self.finished = due >= NEVER
                 break
             self._move_to(due)
             while arrival is not None and arrival[0] <= self.now:
@@ -91,6 +105,7 @@ class Logged:
             reactor.stop_overdue(self.now)
             self._flush()
             wake = self._decide()
+            yield
 
     def _move_to(self, due: int) -> None:
         if due > self.now:
@@ -199,7 +214,7 @@ class Logged:
         profile = self.model.profiles[run.task]
         fate, name = profile.fates[run.fate], self.state.jobs[run.job]
         writes: list[Write] = []
-        if fate.outcome == "succeeded":
+        if fate.outcome in SUCCESSES:
             writes = [output(leaf, name, self._media[leaf]) for leaf in profile.fills[run.fill]]
             for leaf, count in profile.spawns:
                 writes += [output(leaf, f"{name}-{index}", self._media[leaf]) for index in range(count())]
@@ -220,11 +235,5 @@ class Logged:
             return True if answers is None else answers(what.job)
         if key.what == "translation":
             target = model.translations.get(key.owner)
-            return _parent(what.job) if target is None else target(what.job)
+            return parent(what.job) if target is None else target(what.job)
         return None
-
-
-def _parent(job: str) -> str:
-    """Return the job that a spawned one came from; any other stands for itself."""
-    head, dash, tail = job.rpartition("-")
-    return head if dash and tail.isdigit() and head else job

@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import msgspec
 
@@ -73,13 +74,16 @@ class Fate(msgspec.Struct, frozen=True):
 class Profile:
     """How the runs of one task go. Of two functions for one thing, the one with a job's name is asked where it is there.
 
-    `fates` begin with (succeeded, timed out, lost); `fills` are the sets of repositories that a run may fill, the usual
+    `duration_of` is told the attempt and the fate too; `durations`, where there are any, are by fate.
+
+    `fates` are by the index of `OUTCOMES`; `fills` are the sets of repositories that a run may fill, the usual
     one first; `spawns` are (repository, number of new jobs).
     """
 
     name: str
     duration: Callable[[], int]
-    duration_of: Callable[[str], int] | None = None
+    duration_of: Callable[[str, int, int], int] | None = None
+    durations: tuple[Callable[[], int], ...] = ()
     fate: Callable[[], int] | None = None
     fate_of: Callable[[str, int], int] | None = None
     latency: Callable[[], int] | None = None
@@ -91,11 +95,34 @@ class Profile:
     priority: Callable[[str], float] | None = None
 
 
-SUCCEEDED, TIMED_OUT, LOST = range(3)
-"""The fates that every profile begins with."""
+SUCCEEDED, TIMED_OUT, LOST, FAILED = range(4)
+OUTCOMES: tuple[Outcome, ...] = (
+    "succeeded",
+    "timed_out",
+    "lost",
+    "failed",
+    "cancelled",
+    "refused",
+    "handed_over",
+)
+"""A fate is the index of its outcome here."""
+
+SUCCESSES = ("succeeded", "handed_over")
+"""After these a run has filled its outputs."""
 
 
-class Names:
+def fates(shape: str) -> tuple[Fate, ...]:
+    """Return all fates of a task whose `done` entries have this shape, by index."""
+    codes = {"succeeded": 0, "failed": 1} if shape == "process" else {}
+    said = {
+        "timed_out": "the run outlived its timeout",
+        "lost": "the machine is gone",
+        "failed": "the run fails in this simulation",
+    }
+    return tuple(Fate(outcome, codes.get(outcome), said.get(outcome, "")) for outcome in OUTCOMES)
+
+
+class Names(Sequence[str]):
     """The jobs' names: told, or made by number, so that a million of them need not exist."""
 
     def __init__(self, told: Sequence[str] = (), count: int = 0) -> None:
@@ -106,7 +133,16 @@ class Names:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, job: int) -> str:
+    @overload
+    def __getitem__(self, job: int) -> str: ...
+    @overload
+    def __getitem__(self, job: slice) -> Sequence[str]: ...
+    def __getitem__(self, job: int | slice) -> str | Sequence[str]:
+        if isinstance(job, slice):
+            return [self[one] for one in range(*job.indices(self._count))]
+        if not -self._count <= job < self._count:
+            raise IndexError(job)
+        job %= self._count
         return self._told[job] if job < len(self._told) else f"job-{job:0{self._width}d}"
 
 
@@ -138,6 +174,12 @@ def output(repository: str, job: str, medium: str) -> Write:
     if medium == "foreign":
         return Write(repository=repository, job=job, value=ABSENT, version="simulated")
     return Write(repository=repository, job=job, value=VALUE)
+
+
+def parent(job: str) -> str:
+    """Return the job that a spawned one came from; any other stands for itself."""
+    head, dash, tail = job.rpartition("-")
+    return head if dash and tail.isdigit() and head else job
 
 
 class Records:

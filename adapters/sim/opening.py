@@ -5,6 +5,7 @@ In: a model. Out: the state, its reactor, and the first steps.
 
 from __future__ import annotations
 
+from datatask import __version__
 from datatask.adapters.sim.model import Model
 from datatask.engine.core.effects import Step
 from datatask.engine.core.fold import apply_all
@@ -22,7 +23,7 @@ def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
     apply_all(state, 1, [created])
     reactor = Reactor(state, model.chance)
     reactor.open(
-        e.EngineOpened(at=begin, version="1", host=HOST, pid=1, boot=HOST, epoch=1), model.definition
+        e.EngineOpened(at=begin, version=__version__, host=HOST, pid=1, boot=HOST, epoch=1), model.definition
     )
     for leaf in state.leaves.values():
         if leaf.definition.medium == "foreign":

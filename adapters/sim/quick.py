@@ -21,6 +21,7 @@ from datatask.adapters.sim.model import (
     ENDED,
     NEVER,
     STARTED,
+    SUCCESSES,
     TIMED_OUT,
     Model,
     Profile,
@@ -110,7 +111,7 @@ class Lane:
             profile.fill_of,
         )
         self.duration = profile.duration
-        self.usual = self.timeout is None and own == (None,) * len(own)
+        self.usual = self.timeout is None and not profile.durations and own == (None,) * len(own)
         """Whether nothing but the duration of a run is open."""
         self.end_keys: dict[tuple[int, int, int, int], int] = {}
         self.first_key = self.retry_key = self.usual_key = 0
@@ -163,6 +164,7 @@ class Quick:
         self.heap: list[tuple[int, int, int, object]] = []
         self.open: dict[int, SimRun] = {}
         self.arrived = 0
+        self.finished = False
         self.last_at = self.now
         self._pushed = 0
         self._deadlines: list[tuple[int, int]] = []
@@ -225,7 +227,7 @@ class Quick:
         if key is None:
             ending = lane.profile.fates[fate].ending(None, 0)
             writes: list[Write] = []
-            if ending.outcome == "succeeded":
+            if ending.outcome in SUCCESSES:
                 for repository in lane.profile.fills[fill]:
                     writes.append(output(repository, JOB, self._media[repository]))
             key = lane.end_keys[about] = self._key(
@@ -275,6 +277,7 @@ class Quick:
             if deadlines and deadlines[0][0] < now:
                 now = deadlines[0][0]
             if now >= until or len(records) >= model.runs_max:
+                self.finished = now >= NEVER
                 if self.position != before:
                     self.last_at = self.now
                 break

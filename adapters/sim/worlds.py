@@ -42,15 +42,25 @@ class World(Protocol):
     def ended(self, run: SimRun) -> None:
         """A run is over; what it had is free."""
 
+    def busy(self, now: int) -> dict[str, tuple[float, float]]:
+        """Return, by pool of machines, the machine-nanoseconds that were in use and those that there were."""
+
+    def stuck(self) -> tuple[str, ...]:
+        """Return, a line each, what can never begin."""
+
 
 def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
     """Decide how a run will go."""
-    of = profile.duration_of
-    run.duration = profile.duration() if of is None else of(simulator.name(run.job))
     if profile.fate_of is not None:
         run.fate = profile.fate_of(simulator.name(run.job), run.attempt)
     elif profile.fate is not None:
         run.fate = profile.fate()
+    if profile.duration_of is not None:
+        run.duration = profile.duration_of(simulator.name(run.job), run.attempt, run.fate)
+    elif profile.durations:
+        run.duration = profile.durations[run.fate]()
+    else:
+        run.duration = profile.duration()
     if profile.fill_of is not None:
         run.fill = profile.fill_of(simulator.name(run.job))
     elif profile.fill is not None:
@@ -80,3 +90,9 @@ class Plain:
 
     def ended(self, run: SimRun) -> None:
         """Nothing was taken."""
+
+    def busy(self, now: int) -> dict[str, tuple[float, float]]:
+        return {}
+
+    def stuck(self) -> tuple[str, ...]:
+        return ()

@@ -1,0 +1,200 @@
+"""How long things take: distributions in seconds, as plain values, and the samplers that they make.
+
+In: numbers that a person chose or a log recorded. Out: `sampler(chance)`, a function that returns nanoseconds. A
+sampler draws ahead, a few hundred at once, from a stream that is its own (`chance`); inverse transforms throughout, so
+that one number drawn is one number returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+from datatask.adapters.sim.chance import Chance
+from datatask.adapters.sim.exact import exp, ln, normal
+from datatask.schema.errors import CallerError
+
+SECOND = 1_000_000_000
+AHEAD = 256
+SMALLEST = 2.0**-54
+
+Sampler = Callable[[], int]
+
+
+def _positive(what: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        _number(what, name, number)
+        if number <= 0:
+            raise CallerError(f"{what}: {name} is {number:g}", remedy="give a number above 0")
+
+
+def _not_negative(what: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        _number(what, name, number)
+        if number < 0:
+            raise CallerError(f"{what}: {name} is {number:g}, which is negative", remedy="give 0 or more")
+
+
+def _number(what: str, name: str, number: float) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < inf:
+        raise CallerError(
+            f"{what}: {name} is {number!r}, which is no number", remedy="give a number of seconds"
+        )
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A random duration in seconds."""
+
+    def seconds(self, u: float) -> float:
+        """Return the duration below which one lies with probability u, 0 <= u < 1."""
+        raise NotImplementedError
+
+    @property
+    def mean(self) -> float:
+        """The expected duration in seconds, by 1,000 quantiles where there is no formula."""
+        return sum(self.seconds((index + 0.5) / 1000) for index in range(1000)) / 1000
+
+    def sampler(self, chance: Chance) -> Sampler:
+        """Return a function that draws nanoseconds."""
+        return _ahead(self.seconds, chance).__next__
+
+
+def _ahead(seconds: Callable[[float], float], chance: Chance) -> Iterator[int]:
+    while True:
+        yield from [int(seconds(chance()) * SECOND + 0.5) for _ in range(AHEAD)]
+
+
+@dataclass(frozen=True)
+class Constant(Distribution):
+    """Always the same."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _not_negative("constant", seconds=self.value)
+
+    def seconds(self, u: float) -> float:
+        return self.value
+
+    @property
+    def mean(self) -> float:
+        return self.value
+
+    def sampler(self, chance: Chance) -> Sampler:
+        nanoseconds = int(self.value * SECOND + 0.5)
+        return lambda: nanoseconds
+
+
+@dataclass(frozen=True)
+class Uniform(Distribution):
+    """Between low and high, all equally likely."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _not_negative("uniform", low=self.low, high=self.high)
+        if self.high < self.low:
+            raise CallerError(f"uniform: high {self.high:g} is below low {self.low:g}", remedy="swap them")
+
+    def seconds(self, u: float) -> float:
+        return self.low + (self.high - self.low) * u
+
+    @property
+    def mean(self) -> float:
+        return (self.low + self.high) / 2
+
+
+@dataclass(frozen=True)
+class Exponential(Distribution):
+    """Without memory; known by its mean."""
+
+    average: float
+
+    def __post_init__(self) -> None:
+        _positive("exponential", mean=self.average)
+
+    def seconds(self, u: float) -> float:
+        return -self.average * ln(1.0 - u)
+
+    @property
+    def mean(self) -> float:
+        return self.average
+
+
+@dataclass(frozen=True)
+class Lognormal(Distribution):
+    """Its logarithm is normal: half of all are below `median`, `sigma` is the deviation of the logarithm."""
+
+    median: float
+    sigma: float
+
+    def __post_init__(self) -> None:
+        _positive("lognormal", median=self.median)
+        _not_negative("lognormal", sigma=self.sigma)
+
+    def seconds(self, u: float) -> float:
+        return self.median * exp(self.sigma * normal(max(u, SMALLEST)))
+
+    @property
+    def mean(self) -> float:
+        return self.median * exp(self.sigma * self.sigma / 2)
+
+
+@dataclass(frozen=True)
+class Weibull(Distribution):
+    """Ages with `shape` above 1, settles in with one below; 63 % are below `scale`."""
+
+    scale: float
+    shape: float
+
+    def __post_init__(self) -> None:
+        _positive("weibull", scale=self.scale, shape=self.shape)
+
+    def seconds(self, u: float) -> float:
+        below = -ln(1.0 - u)
+        return self.scale * exp(ln(below) / self.shape) if below > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Empirical(Distribution):
+    """One of those that were seen, all equally likely."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise CallerError("empirical: there are no values", remedy="give at least one number of seconds")
+        for value in self.values:
+            _not_negative("empirical", value=value)
+
+    def seconds(self, u: float) -> float:
+        return self.values[int(u * len(self.values))]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def as_distribution(told: Distribution | float | int) -> Distribution:
+    """Return what was told as a distribution: a number is a constant."""
+    return told if isinstance(told, Distribution) else Constant(told)
+
+
+def chooser(weights: tuple[float, ...], chance: Chance) -> Sampler:
+    """Return a function that draws an index, as often as its weight says."""
+    total, bounds = 0.0, []
+    for weight in weights:
+        total += weight
+        bounds.append(total)
+
+    def choose() -> int:
+        at = chance() * total
+        for index, bound in enumerate(bounds):
+            if at < bound:
+                return index
+        return len(bounds) - 1
+
+    return choose

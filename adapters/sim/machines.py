@@ -1,0 +1,241 @@
+"""Worlds with less than room for everything: pools of machines that come up, fail, are repaired, and are taken away.
+
+In: runs that the engine launched. A run asks its pool for a place after the scheduler's latency and waits until one
+machine has what it takes; then it begins, and ends after its duration by that machine's speed, or sooner: with its
+machine, or preempted. A machine's ups and downs are drawn from a stream of its own, and only as far as anybody looks,
+so that idle machines do not keep a simulation going.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from datatask.adapters.sim.chance import stream
+from datatask.adapters.sim.distributions import Exponential, Sampler, as_distribution
+from datatask.adapters.sim.model import CALLED, ENDED, FAILED, LOST, NEVER, Profile, SimRun
+from datatask.adapters.sim.modelling import amounts
+from datatask.adapters.sim.scenario import Machines, Scenario
+from datatask.adapters.sim.worlds import Plain, Simulator, World, draw
+from datatask.schema.definition import PipelineDef
+from datatask.schema.errors import UnknownNameError
+
+Request = dict[str, int]
+
+
+class Machine:
+    """One machine: up from `up_at` until it fails at `fails_at`."""
+
+    def __init__(self, pool: Machines, index: int, seed: int, replication: int) -> None:
+        owner = f"{pool.name}/{index}"
+        self.name = f"{pool.name}-{index}"
+        self.speed = pool.speeds()[index]
+        self.free: Request = amounts(pool.amounts, f"machines {pool.name}")
+        self.running: dict[int, tuple[SimRun, Request]] = {}
+        self.single = not self.free
+        self.up_at, self.fails_at, self.told = 0, NEVER, 0
+        self._start = as_distribution(pool.start).sampler(stream(seed, replication, owner, "start"))
+        self._repair = as_distribution(pool.repair).sampler(stream(seed, replication, owner, "repair"))
+        self._lives: Sampler = lambda: NEVER
+        if pool.mtbf is not None:
+            self._lives = Exponential(pool.mtbf).sampler(stream(seed, replication, owner, "failure"))
+
+    def open(self, now: int) -> None:
+        """Come up for the first time."""
+        self.up_at = now + self._start()
+        self.fails_at = self.up_at + self._lives()
+
+    def is_up(self, now: int) -> bool:
+        """Whether it is up; its life is drawn up to now."""
+        while self.fails_at <= now:
+            self.up_at = self.fails_at + self._repair() + self._start()
+            self.fails_at = self.up_at + self._lives()
+        return self.up_at <= now
+
+    def fits(self, request: Request) -> bool:
+        """Whether it has room for one more."""
+        if self.single:
+            return not self.running
+        return all(self.free.get(name, 0) >= amount for name, amount in request.items() if amount)
+
+    def take(self, run: SimRun, request: Request, sign: int) -> None:
+        """Give what a run takes, or (-1) take it back."""
+        if sign > 0:
+            self.running[run.run] = run, request
+        else:
+            del self.running[run.run]
+        if not self.single:
+            for name, amount in request.items():
+                self.free[name] = self.free.get(name, 0) - sign * amount
+
+
+class Pool:
+    """Equal machines, and who waits for one, by task."""
+
+    def __init__(self, told: Machines, seed: int, replication: int) -> None:
+        self.told = told
+        made = [Machine(told, index, seed, replication) for index in range(told.count)]
+        self.machines = sorted(made, key=lambda machine: -machine.speed)
+        self.whole = dict(made[0].free)
+        self.waiting: dict[int, deque[tuple[int, SimRun]]] = {}
+        self.busy = 0.0
+        self.called_at = 0
+        self.loss = LOST if told.loss == "lost" else FAILED
+        self.latency = as_distribution(told.latency).sampler(
+            stream(seed, replication, told.name, "scheduling")
+        )
+        self.lives: Sampler | None = None
+        if told.preempted is not None:
+            self.lives = Exponential(told.preempted).sampler(
+                stream(seed, replication, told.name, "preemption")
+            )
+
+    def share(self, request: Request) -> float:
+        """Return how much of a machine a run takes."""
+        if not self.whole:
+            return 1.0
+        return max(
+            (request.get(name, 0) / amount for name, amount in self.whole.items() if amount), default=0.0
+        )
+
+
+class Pools:
+    """A world of pools; a task's runs go into the one that its scenario names, or the first."""
+
+    def __init__(self, definition: PipelineDef, scenario: Scenario, replication: int) -> None:
+        seed = scenario.seed
+        pools = {told.name: Pool(told, seed, replication) for told in scenario.machines}
+        self._all = list(pools.values())
+        self._of: list[Pool] = []
+        self._requests = [task.resources for task in definition.tasks]
+        self._names = [task.name for task in definition.tasks]
+        for task in definition.tasks:
+            name = scenario.of(task.name).machines
+            if name is not None and name not in pools:
+                raise UnknownNameError(
+                    f"{task.name} is to run on {name}, and there are no such machines",
+                    where=f"scenario {scenario.name}",
+                    remedy="use one of: " + ", ".join(sorted(pools)),
+                )
+            self._of.append(self._all[0] if name is None else pools[name])
+        self._where: dict[int, tuple[Machine, int]] = {}
+        self._count = 0
+
+    def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
+        self._simulator, self._profiles, self._begin = simulator, profiles, simulator.now
+        for pool in self._all:
+            for machine in pool.machines:
+                machine.open(simulator.now)
+
+    def start(self, run: SimRun) -> None:
+        draw(self._profiles[run.task], run, self._simulator)
+        pool = self._of[run.task]
+        own = self._profiles[run.task].latency
+        latency = pool.latency() + (0 if own is None else own())
+        if latency:
+            self._simulator.push(self._simulator.now + latency, CALLED, lambda: self._ask(pool, run))
+        else:
+            self._ask(pool, run)
+
+    def _ask(self, pool: Pool, run: SimRun) -> None:
+        """A run is in line for a place from now on."""
+        self._count += 1
+        pool.waiting.setdefault(run.task, deque()).append((self._count, run))
+        self._place(pool)
+
+    def _place(self, pool: Pool) -> None:
+        """Give places to those who wait, the first come first; who fits nowhere lets others pass."""
+        now, tried = self._simulator.now, set[int]()
+        while True:
+            heads = []
+            for task, line in pool.waiting.items():
+                while line and (line[0][1].over or line[0][1].stopping):
+                    line.popleft()
+                if line and task not in tried:
+                    heads.append((line[0][0], task))
+            if not heads:
+                break
+            _, task = min(heads)
+            request = self._requests[task]
+            machine = next((each for each in pool.machines if each.is_up(now) and each.fits(request)), None)
+            if machine is None:
+                tried.add(task)
+            else:
+                self._begin_on(pool, machine, pool.waiting[task].popleft()[1])
+        if any(pool.waiting.values()):
+            self._await_machines(pool, now)
+
+    def _await_machines(self, pool: Pool, now: int) -> None:
+        """Look again when the next machine that is down is up."""
+        comes = [machine.up_at for machine in pool.machines if not machine.is_up(now)]
+        if comes and (pool.called_at <= now or min(comes) < pool.called_at):
+            pool.called_at = min(comes)
+            self._simulator.push(pool.called_at, CALLED, lambda: self._place(pool))
+
+    def _begin_on(self, pool: Pool, machine: Machine, run: SimRun) -> None:
+        simulator = self._simulator
+        now = simulator.now
+        machine.take(run, self._requests[run.task], 1)
+        self._where[run.run] = machine, now
+        run.where = machine.name
+        run.duration = int(run.duration / machine.speed)
+        if pool.lives is not None:
+            lives = pool.lives()
+            if lives < run.duration:
+                run.duration, run.fate = lives, pool.loss
+        simulator.begin(run)
+        simulator.push(now + run.duration, ENDED, run)
+        if machine.fails_at < now + run.duration and machine.told != machine.fails_at:
+            machine.told = machine.fails_at
+            simulator.push(machine.fails_at, CALLED, self._failing(pool, machine))
+
+    def _failing(self, pool: Pool, machine: Machine) -> Callable[[], None]:
+        def fail() -> None:
+            for run, _ in machine.running.values():
+                run.fate = pool.loss
+                self._simulator.push(self._simulator.now, ENDED, run)
+
+        return fail
+
+    def stop(self, run: SimRun, fate: int) -> None:
+        run.fate = fate
+        self._simulator.push(self._simulator.now, ENDED, run)
+
+    def ended(self, run: SimRun) -> None:
+        found = self._where.pop(run.run, None)
+        pool = self._of[run.task]
+        if found is not None:
+            machine, since = found
+            request = self._requests[run.task]
+            machine.take(run, request, -1)
+            pool.busy += (self._simulator.now - since) * pool.share(request)
+        self._place(pool)
+
+    def busy(self, now: int) -> dict[str, tuple[float, float]]:
+        span = now - self._begin
+        return {pool.told.name: (pool.busy, float(span * len(pool.machines))) for pool in self._all}
+
+    def stuck(self) -> tuple[str, ...]:
+        told = []
+        for pool in self._all:
+            for task, line in pool.waiting.items():
+                runs = [run for _, run in line if not run.over]
+                if runs:
+                    sample = ", ".join(self._simulator.name(run.job) for run in runs[:3])
+                    told.append(
+                        f"{self._names[task]}: {len(runs)} runs ({sample}{', …' if len(runs) > 3 else ''}) wait for a "
+                        f"machine of {pool.told.name}, none of which has what one asks for"
+                    )
+        return tuple(told)
+
+
+def world_of(definition: PipelineDef, scenario: Scenario, replication: int) -> World:
+    """Return the world of one replication."""
+    for task in definition.tasks:
+        if scenario.of(task.name).machines is not None and not scenario.machines:
+            raise UnknownNameError(
+                f"{task.name} is to run on {scenario.of(task.name).machines}, and there are no machines",
+                where=f"scenario {scenario.name}",
+                remedy="declare them in `machines`",
+            )
+    return Pools(definition, scenario, replication) if scenario.machines else Plain()

@@ -1,0 +1,247 @@
+"""The library's door to simulation: `simulate(pipeline_or_log, scenario) -> Result`.
+
+In: a pipeline (its definition only: no task's code is run, no store is looked at), a definition, or a log (its
+definition, its jobs, and how its runs went); a `Scenario`; for a pipeline also a log to take durations from. Out: a
+`Result`. Replications are spread over processes; the same seed gives the same events, however many there are.
+
+The way of a scenario: `recorded` reads the log, `modelling` makes a `Model` for each replication, `quick` steps it
+without events where the definition allows (`logged` where not, or where the history is to be written), `summary`
+sums up, `result` holds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from os import cpu_count
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from datatask.adapters.history.history import History
+from datatask.adapters.log.columns import collector_off
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.sim.logged import Logged
+from datatask.adapters.sim.machines import world_of
+from datatask.adapters.sim.model import BEGINNING, Model, Records
+from datatask.adapters.sim.modelling import changed, model_of
+from datatask.adapters.sim.opening import opened
+from datatask.adapters.sim.quick import Quick
+from datatask.adapters.sim.recorded import Recording, read
+from datatask.adapters.sim.result import Result
+from datatask.adapters.sim.scenario import Scenario
+from datatask.adapters.sim.settling import settle
+from datatask.adapters.sim.summary import Summary, summed_up
+from datatask.adapters.sim.writing import free_place, written
+from datatask.engine.core.moves import is_simple
+from datatask.engine.core.state import State
+from datatask.engine.core.why import explain_all
+from datatask.schema.definition import PipelineDef
+from datatask.schema.errors import CallerError
+
+WORTH_SECONDS = 4.0
+"""Less work than this is done before other processes would have begun."""
+
+CHUNK = 8
+"""Replications that one process takes at once, at most."""
+
+
+def simulate(
+    source: Any,
+    scenario: Scenario | None = None,
+    *,
+    log: str | Path | History | None = None,
+    write_log: str | Path | None = None,
+    processes: int | None = None,
+    keep_runs: bool = True,
+) -> Result:
+    """Simulate a pipeline, a definition, or what a log recorded, under a scenario.
+
+    `log` tells how runs go where `source` is a pipeline. `write_log` writes the history of the first replication as an
+    ordinary log, which must not exist yet. `processes`: at most so many at once (None: one a core, where there are
+    replications for them). `CallerError` names what the scenario has wrong; a task of which nothing tells how long
+    it takes is an error, jobs that could not go on are told in `Result.stuck`.
+    """
+    scenario = scenario or Scenario()
+    definition, recording = inputs(source, log)
+    return simulate_inputs(
+        definition,
+        recording,
+        scenario,
+        write_log=write_log,
+        processes=processes,
+        keep_runs=keep_runs,
+    )
+
+
+def inputs(source: Any, log: str | Path | History | None = None) -> tuple[PipelineDef, Recording | None]:
+    """Return what a simulation starts from; read once, it serves any number of scenarios."""
+    recording = None if log is None else _recording(log)
+    if isinstance(source, str | Path | History):
+        recording = recording or _recording(source)
+        return recording.definition, recording
+    if isinstance(source, PipelineDef):
+        return source, recording
+    if not hasattr(source, "declare"):
+        raise CallerError(
+            f"{type(source).__name__} is nothing to simulate", remedy="give a pipeline, or the place of a log"
+        )
+    definition: PipelineDef = source.declare().definition
+    return definition, recording
+
+
+def _recording(place: str | Path | History) -> Recording:
+    with collector_off():
+        if isinstance(place, History):
+            return read(place.reader)
+        with LogReader(place) as reader:
+            return read(reader)
+
+
+def simulate_inputs(
+    definition: PipelineDef,
+    recording: Recording | None,
+    scenario: Scenario,
+    *,
+    write_log: str | Path | None = None,
+    processes: int | None = None,
+    keep_runs: bool = True,
+) -> Result:
+    """Simulate under a scenario what `inputs` returned."""
+    place = None if write_log is None else free_place(write_log)
+    definition = changed(definition, scenario)
+    begun = perf_counter()
+    first = _simulated(definition, recording, scenario, 0, place)
+    took = perf_counter() - begun
+    result = Result(scenario, definition, BEGINNING, [first.summary], notes=_notes(recording, scenario))
+    if keep_runs:
+        result.records, result.names = first.records, first.names
+    rest = range(1, scenario.replications)
+    workers = min(processes if processes is not None else cpu_count() or 1, len(rest))
+    if workers <= 1 or (processes is None and took * len(rest) < WORTH_SECONDS):
+        for replication in rest:
+            result.summaries.append(_simulated(definition, recording, scenario, replication, None).summary)
+        return result
+    size = max(1, min(CHUNK, len(rest) // workers))
+    chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, context, initializer=_prepare, initargs=(definition, recording, scenario)
+    ) as pool:
+        for summaries in pool.map(_replicate, chunks):
+            result.summaries += summaries
+    return result
+
+
+_given: tuple[PipelineDef, Recording | None, Scenario] | None = None
+
+
+def _prepare(definition: PipelineDef, recording: Recording | None, scenario: Scenario) -> None:
+    global _given
+    _given = definition, recording, scenario
+
+
+def _replicate(replications: Sequence[int]) -> list[Summary]:
+    assert _given is not None
+    return [_simulated(*_given, replication, None).summary for replication in replications]
+
+
+class _Simulated(NamedTuple):
+    """One replication."""
+
+    summary: Summary
+    records: Records
+    names: Sequence[str]
+
+
+def _simulated(
+    definition: PipelineDef,
+    recording: Recording | None,
+    scenario: Scenario,
+    replication: int,
+    place: Path | None,
+) -> _Simulated:
+    model = model_of(definition, recording, scenario, replication)
+    world = world_of(definition, scenario, replication)
+    with collector_off():
+        simulator: Quick | Logged
+        if place is not None:
+            simulator = written(place, model, world)
+        elif _is_quick(model):
+            simulator = Quick(model, world)
+            simulator.run()
+        else:
+            simulator = Logged(model, world, lambda step: None)
+            simulator.run()
+        events, stuck = simulator.position, _stuck(simulator)
+        if len(simulator.records) >= model.runs_max:
+            raise CallerError(
+                f"{len(simulator.records):,} runs and no end",
+                where=f"scenario {scenario.name}",
+                remedy="a loop in the pipeline makes jobs ready again and again: give `until`",
+            )
+        summary = summed_up(
+            definition,
+            simulator.records,
+            model.begin,
+            replication=replication,
+            jobs=len(model.names),
+            events=events,
+            machines=world.busy(simulator.now),
+        )
+        names: Sequence[str] = simulator.state.jobs if isinstance(simulator, Logged) else model.names
+        summary = Summary(**{**_fields(summary), "stuck": stuck})
+        return _Simulated(summary, simulator.records, names)
+
+
+def _fields(summary: Summary) -> dict[str, Any]:
+    return {name: getattr(summary, name) for name in summary.__dataclass_fields__}
+
+
+def _is_quick(model: Model) -> bool:
+    """Whether the definition needs no event to be made."""
+    if any(profile.spawns for profile in model.profiles):
+        return False
+    return is_simple(opened(model)[0])
+
+
+def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
+    """Return, a line for each reason, which jobs still wait where nothing is due any more."""
+    if not simulator.finished:
+        return ()
+    if isinstance(simulator, Quick):
+        if not any(len(lane.line) for lane in simulator.lanes):
+            return simulator.world.stuck()
+        settle(simulator)
+    return simulator.world.stuck() + stuck_in(simulator.state, simulator.now)
+
+
+def stuck_in(state: State, now: int) -> tuple[str, ...]:
+    """Return, a line for each task and reason, which jobs are in line and cannot go on."""
+    told = []
+    for task in state.tasks.values():
+        if len(task.queue) or task.awaiting:
+            for group in explain_all(state, task.name, now, engine_alive=True):
+                jobs = ", ".join(group.sample[:3]) + (", …" if group.count > 3 else "")
+                told.append(f"{task.name}: {group.count} jobs ({jobs}) wait: {group.explain}")
+    return tuple(told)
+
+
+def _notes(recording: Recording | None, scenario: Scenario) -> list[str]:
+    """Return what was used where there was a choice."""
+    if recording is None:
+        return []
+    notes = []
+    for name, record in sorted(recording.tasks.items()):
+        if scenario.of(name).duration is not None or not record.runs:
+            continue
+        fit = record.fit
+        if fit is not None and not isinstance(scenario.jobs, int) and not scenario.own:
+            notes.append(
+                f"{name}: durations follow the size of what a run reads ({fit.explained:.0%} explained): "
+                f"{fit.intercept:.3g} s and {fit.slope:.3g} s for each unit of size"
+            )
+        else:
+            notes.append(f"{name}: durations are those of {record.runs} recorded runs")
+    return notes

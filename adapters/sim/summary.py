@@ -1,0 +1,198 @@
+"""One replication in numbers: how long it all took, how busy what was, who waited how long, and what bound.
+
+In: records and the definition that they were made under. Out: a `Summary` of plain numbers, small enough to travel
+between processes, and from several of them the documented JSON. Times are seconds.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Records
+from datatask.schema.definition import PipelineDef, TaskDef
+
+SECOND = 1e9
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """The runs of one task; `wait` is from being ready (a retry: due) to the start, `service` from there to the end."""
+
+    runs: int
+    succeeded: int
+    failed: int
+    wait_mean: float
+    wait_p50: float
+    wait_p95: float
+    wait_max: float
+    service_mean: float
+    service_p50: float
+    service_p95: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One replication; `utilisation` is by resource, `stuck` says by task what holds how many jobs at the end."""
+
+    replication: int
+    jobs: int
+    runs: int
+    makespan: float
+    events: int
+    utilisation: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, TaskSummary] = field(default_factory=dict)
+    bottleneck: str = ""
+    stuck: tuple[str, ...] = ()
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the nearest-rank quantile of ordered values, 0 where there are none."""
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 10_000) * len(ordered) // 10_000) - 1))]
+
+
+def summed_up(
+    definition: PipelineDef,
+    records: Records,
+    begin: int,
+    *,
+    replication: int,
+    jobs: int,
+    events: int,
+    machines: dict[str, tuple[float, float]],
+) -> Summary:
+    """Return the numbers of one replication; `machines` are (busy, available) machine-seconds by pool."""
+    end = max(records.ended_at, default=begin)
+    makespan = (end - begin) / SECOND
+    waits: list[array[int]] = [array("q") for _ in definition.tasks]
+    services: list[array[int]] = [array("q") for _ in definition.tasks]
+    held = [0] * len(definition.tasks)
+    succeeded = [0] * len(definition.tasks)
+    for task, ready, decided, started, ended, outcome in zip(
+        records.task,
+        records.ready_at,
+        records.decided_at,
+        records.started_at,
+        records.ended_at,
+        records.outcome,
+        strict=True,
+    ):
+        waits[task].append(started - ready)
+        services[task].append(ended - started)
+        held[task] += ended - decided
+        succeeded[task] += outcome == SUCCEEDED or outcome == len(OUTCOMES) - 1
+    tasks = {
+        task.name: _task(waits[index], services[index], succeeded[index])
+        for index, task in enumerate(definition.tasks)
+    }
+    used = _used(definition, held, makespan)
+    for pool, (busy, available) in machines.items():
+        used[f"machines {pool}"] = busy / available if available > 0 else 0.0
+    return Summary(
+        replication,
+        jobs,
+        len(records),
+        makespan,
+        events,
+        used,
+        tasks,
+        _bottleneck(definition, tasks, used),
+    )
+
+
+def _task(waits: array[int], services: array[int], succeeded: int) -> TaskSummary:
+    count = len(waits)
+    if not count:
+        return TaskSummary(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    wait, service = sorted(waits), sorted(services)
+    return TaskSummary(
+        count,
+        succeeded,
+        count - succeeded,
+        sum(wait) / count / SECOND,
+        quantile(wait, 0.5) / SECOND,
+        quantile(wait, 0.95) / SECOND,
+        wait[-1] / SECOND,
+        sum(service) / count / SECOND,
+        quantile(service, 0.5) / SECOND,
+        quantile(service, 0.95) / SECOND,
+    )
+
+
+def _used(definition: PipelineDef, held: list[int], makespan: float) -> dict[str, float]:
+    """Return how much of each limit was in use, as a share of the whole time."""
+    found: dict[str, float] = {}
+    for quota in definition.quotas:
+        for name, limit in quota.limits.items():
+            taken = sum(
+                task.resources.get(name, 0) * held[index]
+                for index, task in enumerate(definition.tasks)
+                if task.quota == quota.name
+            )
+            if limit and makespan:
+                found[f"{quota.name}.{name}"] = taken / SECOND / limit / makespan
+    for index, task in enumerate(definition.tasks):
+        if task.concurrency and makespan:
+            found[f"{task.name}.concurrency"] = held[index] / SECOND / task.concurrency / makespan
+    return found
+
+
+def _bottleneck(definition: PipelineDef, tasks: dict[str, TaskSummary], used: dict[str, float]) -> str:
+    """Return the fullest of what tasks waited for; where nobody waited, the task that took longest."""
+    waited = {task.name for task in definition.tasks if tasks[task.name].wait_mean > 0}
+    asked = {
+        name: share
+        for name, share in used.items()
+        if any(_asks(task, name) for task in definition.tasks if task.name in waited)
+    }
+    if asked:
+        return max(sorted(asked), key=lambda name: asked[name])
+    ran = {name: task.service_mean for name, task in tasks.items() if task.runs}
+    return f"task {max(sorted(ran), key=lambda name: ran[name])}" if ran else ""
+
+
+def _asks(task: TaskDef, resource: str) -> bool:
+    own = [f"{task.quota}.{name}" for name, amount in task.resources.items() if amount and task.quota]
+    return resource in own or resource == f"{task.name}.concurrency" or resource.startswith("machines ")
+
+
+def in_short(summaries: Sequence[Summary], name: str) -> dict[str, object]:
+    """Return a scenario in the shape of `simulate --json`."""
+    spans = sorted(each.makespan for each in summaries)
+    first = summaries[0]
+    bottlenecks = [each.bottleneck for each in summaries]
+    return {
+        "name": name,
+        "jobs": first.jobs,
+        "replications": len(summaries),
+        "makespan": {
+            "mean": _mean(spans),
+            "p50": quantile(spans, 0.5),
+            "p95": quantile(spans, 0.95),
+            "min": spans[0],
+            "max": spans[-1],
+        },
+        "utilisation": {
+            resource: _mean([each.utilisation.get(resource, 0.0) for each in summaries])
+            for resource in first.utilisation
+        },
+        "tasks": {
+            task: {
+                "runs": _mean([each.tasks[task].runs for each in summaries]),
+                "wait_p50": _mean([each.tasks[task].wait_p50 for each in summaries]),
+                "wait_p95": _mean([each.tasks[task].wait_p95 for each in summaries]),
+                "service_p50": _mean([each.tasks[task].service_p50 for each in summaries]),
+            }
+            for task in first.tasks
+        },
+        "bottleneck": max(sorted(set(bottlenecks)), key=bottlenecks.count),
+        "stuck": list(first.stuck),
+    }
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    those = list(numbers)
+    return sum(those) / len(those) if those else 0.0
