@@ -1,0 +1,259 @@
+"""Scenarios as people write them: a YAML file of named ones, tables of durations as CSV.
+
+In: the path of a file (docs/simulation.md shows one). Out: its scenarios as trees, on which `varying` may work, and
+`Scenario` values of them. What is misspelt, missing or of the wrong kind is refused in one line that names the place.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datatask.adapters.sim.distributions import (
+    Constant,
+    Distribution,
+    Empirical,
+    Exponential,
+    Lognormal,
+    Uniform,
+    Weibull,
+)
+from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
+from datatask.adapters.store.yamls import load_yaml
+from datatask.adapters.wiring.trees import At, seconds_of
+from datatask.schema.errors import CallerError
+
+Tree = dict[str, Any]
+
+_SHAPES: dict[str, tuple[type[Distribution], tuple[str, ...]]] = {
+    "constant": (Constant, ("value",)),
+    "uniform": (Uniform, ("low", "high")),
+    "exponential": (Exponential, ("average",)),
+    "lognormal": (Lognormal, ("median", "sigma")),
+    "weibull": (Weibull, ("scale", "shape")),
+}
+"""Distributions by name, with their numbers in the order in which a list gives them."""
+
+_SPELT = {"average": "mean"}
+"""How a number is called in a file, where it has another name here."""
+
+
+def load_scenarios(path: Path) -> dict[str, Tree]:
+    """Return the tree of each scenario of a file by name, with what all of them share."""
+    try:
+        document = load_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CallerError(
+            f"the scenarios cannot be read: {error.strerror}", where=str(path), remedy="check the path"
+        ) from None
+    top = At(document if document is not None else {}, path.name, path.parent)
+    base = dict(top.mapping())
+    if "scenarios" not in base:
+        return {path.stem: base}
+    del base["scenarios"]
+    told = top.at("scenarios")
+    if not told.mapping():
+        told.fail("no scenario is named", "name at least one")
+    return {
+        name: base if tree is None else merged(base, told.at(name).mapping())
+        for name, tree in told.mapping().items()
+    }
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Return a tree with what the other one says in place of, or beside, what is there."""
+    found = dict(copy.deepcopy(dict(base)))
+    for key, value in over.items():
+        mine = found.get(key)
+        if isinstance(mine, dict) and isinstance(value, Mapping) and not _is_distribution(mine, value):
+            found[key] = merged(mine, value)
+        else:
+            found[key] = copy.deepcopy(value)
+    return found
+
+
+def _is_distribution(*trees: Mapping[str, Any]) -> bool:
+    """Whether any of these is a distribution: another one takes its place and is not mixed with it."""
+    return any(set(tree) & {*_SHAPES, "empirical", "table", "jobs"} for tree in trees)
+
+
+# --- from trees to values ---------------------------------------------------------------------------
+
+
+def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Scenario:
+    """Return the scenario that a tree describes; tables are looked for from `folder`."""
+    at = At(tree, f"scenario {name}", folder)
+    given = {"name": name, **at.fields(_SCENARIO_FIELDS)}
+    try:
+        return Scenario(**given)
+    except CallerError as error:
+        raise CallerError(error.what, where=error.where or at.place, remedy=error.remedy) from None
+
+
+def _tasks(at: At) -> dict[str, TaskScenario]:
+    return {name: _task(at.at(name)) for name in at.mapping()}
+
+
+def _task(at: At) -> TaskScenario:
+    given = at.fields({**TASK_FIELDS, "retry": lambda it: it.fields({"attempts": At.whole})})
+    return TaskScenario(**{**given.pop("retry", {}), **given})
+
+
+def _quotas(at: At) -> dict[str, dict[str, Any]]:
+    return {name: at.at(name).amounts() for name in at.mapping()}
+
+
+def _machines(at: At) -> tuple[Machines, ...]:
+    return tuple(Machines(**pool.fields(_MACHINES_FIELDS)) for pool in at.items())
+
+
+def _speed(at: At) -> float | list[float]:
+    return [one.number() for one in at.items()] if at.is_list() else at.number()
+
+
+def _jobs(at: At) -> int | list[str]:
+    return at.names() if at.is_list() else at.whole()
+
+
+def _arrivals(at: At) -> Arrivals:
+    if isinstance(at.value, str):
+        return Arrivals(at.value)  # type: ignore[arg-type]
+    tree = at.mapping()
+    if len(tree) != 1:
+        at.fail(
+            "is not one way of arriving", "write at_once, recorded, {even: JOBS_A_SECOND} or {poisson: …}"
+        )
+    (how,) = tree
+    return Arrivals(how, at.at(how).number())  # type: ignore[arg-type]
+
+
+def _duration(at: At) -> Distribution | float:
+    """Read seconds, a duration such as `5m`, or a distribution."""
+    if not isinstance(at.value, Mapping):
+        return at.seconds()
+    tree = at.mapping()
+    if len(tree) != 1:
+        at.fail("is not one distribution", "use one of " + ", ".join([*_SHAPES, "empirical"]))
+    (shape,) = tree
+    inner = at.at(shape)
+    if shape == "empirical":
+        return Empirical(tuple(one.seconds() for one in inner.items()))
+    if shape not in _SHAPES:
+        at.fail(f"has no distribution {shape}", "use one of " + ", ".join([*_SHAPES, "empirical"]))
+    made, numbers = _SHAPES[shape]
+    spelt = [_SPELT.get(number, number) for number in numbers]
+    read = {name: At.number if name in ("sigma", "shape") else At.seconds for name in spelt}
+    if isinstance(inner.value, Mapping):
+        given = inner.fields(read)
+        missing = [name for name in spelt if name not in given]
+        if missing:
+            inner.fail("lacks " + ", ".join(missing), "a distribution needs all its numbers")
+        return made(*(given[name] for name in spelt))
+    told = inner.items() if inner.is_list() else [inner]
+    if len(told) != len(numbers):
+        inner.fail(f"has {len(told)} numbers", f"{shape} needs {len(numbers)}: " + ", ".join(spelt))
+    return made(*(read[name](one) for name, one in zip(spelt, told, strict=True)))
+
+
+def _durations(at: At) -> Distribution | float | Mapping[str, float]:
+    """Read a distribution, or durations by job: `{jobs: {JOB: …}}`, or `{table: FILE}`."""
+    if isinstance(at.value, Mapping):
+        tree = at.mapping()
+        if list(tree) == ["table"]:
+            return read_table(at.folder / at.at("table").text())
+        if list(tree) == ["jobs"]:
+            jobs = at.at("jobs")
+            return {job: jobs.at(job).seconds() for job in jobs.mapping()}
+    return _duration(at)
+
+
+def read_table(path: Path) -> dict[str, float]:
+    """Return seconds by job from a CSV file with the columns `job` and `seconds` (or `duration`)."""
+    found: dict[str, float] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns = rows.fieldnames or []
+            seconds = next((name for name in ("seconds", "duration") if name in columns), None)
+            if "job" not in columns or seconds is None:
+                raise CallerError(
+                    f"the table has the columns {', '.join(columns) or 'none'}",
+                    where=str(path),
+                    remedy="give it the columns job and seconds",
+                )
+            for row in rows:
+                place = f"{path}, line {rows.line_num}"
+                job, text = row["job"], row[seconds] or ""
+                if job in found:
+                    raise CallerError(f"{job} is there twice", where=place, remedy="name each job once")
+                found[job] = seconds_of(text, place)
+    except OSError as error:
+        raise CallerError(
+            f"the table cannot be read: {error.strerror}", where=str(path), remedy="check the path"
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CallerError(f"not CSV: {error}", where=str(path), remedy="save it as CSV in UTF-8") from None
+    if not found:
+        raise CallerError("the table has no rows", where=str(path), remedy="add a row for each job")
+    return found
+
+
+def _outcomes(at: At) -> dict[str, float] | list[str]:
+    return at.names() if at.is_list() else {name: at.at(name).number() for name in at.mapping()}
+
+
+def _outputs(at: At) -> list[str] | dict[str, float]:
+    return at.names() if at.is_list() else {name: at.at(name).number() for name in at.mapping()}
+
+
+def _spawns(at: At) -> dict[str, Any]:
+    return {
+        name: at.at(name).whole() if isinstance(at.value[name], int) else _duration(at.at(name))
+        for name in at.mapping()
+    }
+
+
+TASK_FIELDS: dict[str, Callable[[At], Any]] = {
+    "duration": _durations,
+    "failure": At.number,
+    "outcomes": _outcomes,
+    "latency": _duration,
+    "outputs": _outputs,
+    "spawns": _spawns,
+    "attempts": At.whole,
+    "concurrency": At.whole,
+    "timeout": At.seconds,
+    "resources": At.amounts,
+    "machines": At.text,
+}
+"""How each field of a task is read."""
+
+_MACHINES_FIELDS: dict[str, Callable[[At], Any]] = {
+    "name": At.text,
+    "count": At.whole,
+    "amounts": At.amounts,
+    "start": _duration,
+    "latency": _duration,
+    "speed": _speed,
+    "mtbf": At.seconds,
+    "repair": _duration,
+    "preempted": At.seconds,
+    "loss": At.text,
+}
+
+_SCENARIO_FIELDS: dict[str, Callable[[At], Any]] = {
+    "jobs": _jobs,
+    "arrivals": _arrivals,
+    "entries": At.names,
+    "tasks": _tasks,
+    "default": _task,
+    "quotas": _quotas,
+    "machines": _machines,
+    "replications": At.whole,
+    "seed": At.whole,
+    "until": At.seconds,
+    "own": At.truth,
+}
