@@ -7,7 +7,6 @@ In: the path of a file (docs/simulation.md shows one). Out: its scenarios as tre
 from __future__ import annotations
 
 import copy
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from datatask.adapters.sim.distributions import (
     Weibull,
 )
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
+from datatask.adapters.sim.tables import durations_from_csv
 from datatask.adapters.store.yamls import load_yaml
-from datatask.adapters.wiring.trees import At, seconds_of
+from datatask.adapters.wiring.trees import At
 from datatask.schema.errors import CallerError
 
 Tree = dict[str, Any]
@@ -163,42 +163,23 @@ def _durations(at: At) -> Distribution | float | Mapping[str, float]:
     if isinstance(at.value, Mapping):
         tree = at.mapping()
         if list(tree) == ["table"]:
-            return read_table(at.folder / at.at("table").text())
+            return _table(
+                at.folder / at.at("table").text(), at.path.removeprefix("tasks.").removesuffix(".duration")
+            )
         if list(tree) == ["jobs"]:
             jobs = at.at("jobs")
             return {job: jobs.at(job).seconds() for job in jobs.mapping()}
     return _duration(at)
 
 
-def read_table(path: Path) -> dict[str, float]:
-    """Return seconds by job from a CSV file with the columns `job` and `seconds` (or `duration`)."""
-    found: dict[str, float] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or []
-            seconds = next((name for name in ("seconds", "duration") if name in columns), None)
-            if "job" not in columns or seconds is None:
-                raise CallerError(
-                    f"the table has the columns {', '.join(columns) or 'none'}",
-                    where=str(path),
-                    remedy="give it the columns job and seconds",
-                )
-            for row in rows:
-                place = f"{path}, line {rows.line_num}"
-                job, text = row["job"], row[seconds] or ""
-                if job in found:
-                    raise CallerError(f"{job} is there twice", where=place, remedy="name each job once")
-                found[job] = seconds_of(text, place)
-    except OSError as error:
-        raise CallerError(
-            f"the table cannot be read: {error.strerror}", where=str(path), remedy="check the path"
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CallerError(f"not CSV: {error}", where=str(path), remedy="save it as CSV in UTF-8") from None
-    if not found:
-        raise CallerError("the table has no rows", where=str(path), remedy="add a row for each job")
-    return found
+def _table(path: Path, task: str) -> dict[str, float]:
+    """Return the seconds by job of one task from a table, which need not name the task."""
+    found = durations_from_csv(path)
+    if task in found or "" in found:
+        return {**found.get("", {}), **found.get(task, {})}
+    raise CallerError(
+        f"the table has no durations of {task}", where=str(path), remedy="it has those of " + ", ".join(found)
+    )
 
 
 def _outcomes(at: At) -> dict[str, float] | list[str]:

@@ -98,7 +98,7 @@ scenarios:
 
 
 def test_durations_by_job_here_and_in_a_table(tmp_path: Path) -> None:
-    (tmp_path / "times.csv").write_text("job,size,seconds\na,1,10\nb,2,1m30s\n")
+    (tmp_path / "times.csv").write_text("job,seconds\na,10\nb,90\n")
     found = load(
         tmp_path,
         """
@@ -155,25 +155,13 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, told: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (
-            "name,seconds\na,1\n",
-            "the table has the columns name, seconds; give it the columns job and seconds",
-        ),
-        ("", "the table has the columns none"),
-        ("job,seconds\n", "the table has no rows"),
-        ("job,seconds\na,1\na,2\n", "line 3: a is there twice"),
-        ("job,seconds\na,-1\n", "line 2: the duration -1 is negative"),
-        ("job,seconds\na,\n", "line 2: '' is no duration"),
-    ],
-)
-def test_tables_that_are_none(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "times.csv").write_text(text)
-    with pytest.raises(CallerError) as caught:
-        load(tmp_path, "tasks: {fetch: {duration: {table: times.csv}}}")
-    assert told in str(caught.value)
+def test_a_table_of_several_tasks_gives_each_its_own(tmp_path: Path) -> None:
+    (tmp_path / "times.csv").write_text("fetch,a,1\na.b,a,5\n")
+    tree = "tasks: {fetch: {duration: {table: times.csv}}, a.b: {duration: {table: times.csv}}}"
+    found = load(tmp_path, tree)["plan"].tasks
+    assert [found[name].duration for name in ("fetch", "a.b")] == [{"a": 1.0}, {"a": 5.0}]
+    with pytest.raises(CallerError, match=r"has no durations of other; it has those of fetch, a\.b"):
+        load(tmp_path, "tasks: {other: {duration: {table: times.csv}}}")
 
 
 def test_what_varies_is_tried_in_every_combination() -> None:
