@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.functions import (
         InProcessSyncTask as InProcessSyncTask,
     )
+    from datatask.adapters.execute.kube.functions import KubeFunctionTask as KubeFunctionTask
+    from datatask.adapters.execute.kube.manager import PodManager as PodManager
+    from datatask.adapters.execute.kube.tasks import KubeTask as KubeTask
+    from datatask.adapters.execute.kube.tasks import LiveKubeRepository as LiveKubeRepository
     from datatask.adapters.execute.local import LocalLinuxManager as LocalLinuxManager
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
     from datatask.adapters.execute.ssh import SSHLinuxManager as SSHLinuxManager
@@ -141,11 +145,14 @@ _HOME: dict[str, str] = {
     "InternalError": "datatask.schema.errors",
     "InvalidJobError": "datatask.schema.errors",
     "job_getter": "datatask.engine.repositories",
+    "KubeFunctionTask": "datatask.adapters.execute.kube.functions",
+    "KubeTask": "datatask.adapters.execute.kube.tasks",
     "launch": "datatask.adapters.wiring.verbs",
     "LeaseHeldError": "datatask.schema.errors",
     "LeaseLostError": "datatask.schema.errors",
     "Link": "datatask.engine.tasks",
     "list_data": "datatask.adapters.wiring.verbs",
+    "LiveKubeRepository": "datatask.adapters.execute.kube.tasks",
     "LocalLinuxManager": "datatask.adapters.execute.local",
     "LogVerified": "datatask.adapters.history.verified",
     "LogBlobRepository": "datatask.adapters.store.logs",
@@ -159,6 +166,7 @@ _HOME: dict[str, str] = {
     "Outcome": "datatask.adapters.wiring.pipeline",
     "parse_quantity": "datatask.schema.resources",
     "Pipeline": "datatask.adapters.wiring.pipeline",
+    "PodManager": "datatask.adapters.execute.kube.manager",
     "print_status": "datatask.adapters.wiring.verbs",
     "print_trace": "datatask.adapters.wiring.verbs",
     "ProcessTask": "datatask.adapters.execute.processes",
@@ -193,7 +201,16 @@ _HOME: dict[str, str] = {
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings
 
 
-_FORMER = ("pipeline", "proc_manager", "repository", "resource_manager", "session", "task", "utils")
+_FORMER = (
+    "pipeline",
+    "pod_manager",
+    "proc_manager",
+    "repository",
+    "resource_manager",
+    "session",
+    "task",
+    "utils",
+)
 """pydatatask's modules. Scripts say `pydatatask.task.STDOUT` or `from pydatatask.task import STDOUT`: each of them
 is this module under another name.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_UP, Decimal, InvalidOperation
 from enum import Enum, auto
 
 from datatask.schema.errors import CallerError
@@ -29,6 +29,8 @@ _SUFFIX = {
     **{f"{letter}i": Decimal(1024**power) for power, letter in enumerate("KMGTPE", start=1)},
 }
 _NANO = Decimal(10**9)
+_LARGEST = Decimal(2**63 - 1)
+_FINEST = Decimal("1e-9")
 
 
 def parse_quantity(quantity: str | int | float | Decimal) -> Decimal:
@@ -48,7 +50,16 @@ def parse_quantity(quantity: str | int | float | Decimal) -> Decimal:
         number = Decimal(digits + (exponent or ""))
     except InvalidOperation as error:
         raise _not_a_quantity(quantity) from error
-    return number * _SUFFIX[suffix] if suffix else number
+    return _held(number * _SUFFIX[suffix] if suffix else number)
+
+
+def _held(number: Decimal) -> Decimal:
+    """Return the number as the API server holds it: no more than 2**63-1 either way, nothing finer than a billionth."""
+    if abs(number) > _LARGEST:
+        return _LARGEST.copy_sign(number)
+    if number.as_tuple().exponent < -9:  # type: ignore[operator]  # infinities do not come here
+        return number.quantize(_FINEST, rounding=ROUND_UP)
+    return number
 
 
 def _not_a_quantity(quantity: object) -> CallerError:

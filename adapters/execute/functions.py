@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
 from datatask.engine.calls import CallRunner
@@ -26,6 +26,30 @@ def is_async(func: Function) -> bool:
     """Whether calling `func` gives something to await, as far as can be told without calling it."""
     plain = inspect.unwrap(func)
     return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004
+
+
+def parameters_of(task: str, func: Function | None, links: Iterable[str]) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a task's function takes `job`, and the names of the links that it takes.
+
+    `MissingFunctionError` (a ValueError) without a function, `LinkNameError` (a NameError) for any other parameter.
+    """
+    if func is None:
+        raise MissingFunctionError(
+            f"task {task} has no function", remedy="decorate a function with the task, or pass func="
+        )
+    wants_job, wanted = False, []
+    for parameter in inspect.signature(func).parameters.values():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.name == "job":
+            wants_job = True
+        elif named and parameter.name in links:
+            wanted.append(parameter.name)
+        else:
+            raise LinkNameError(
+                f"parameter {parameter.name} of the function of task {task} is not a link",
+                remedy=f"name parameters 'job' or one of: {', '.join(links) or '(no links)'}",
+            )
+    return wants_job, tuple(wanted)
 
 
 class FunctionTask(EngineTask):
@@ -51,23 +75,7 @@ class FunctionTask(EngineTask):
         `MissingFunctionError` (a ValueError) without a function, `LinkNameError` (a NameError) for any other
         parameter.
         """
-        if self.func is None:
-            raise MissingFunctionError(
-                f"task {self.name} has no function", remedy="decorate a function with the task, or pass func="
-            )
-        wants_job, wanted = False, []
-        for parameter in inspect.signature(self.func).parameters.values():
-            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if named and parameter.name == "job":
-                wants_job = True
-            elif named and parameter.name in self.links:
-                wanted.append(parameter.name)
-            else:
-                raise LinkNameError(
-                    f"parameter {parameter.name} of the function of task {self.name} is not a link",
-                    remedy=f"name parameters 'job' or one of: {', '.join(self.links) or '(no links)'}",
-                )
-        return wants_job, tuple(wanted)
+        return parameters_of(self.name, self.func, self.links)
 
     async def validate(self) -> None:
         """Check the function's parameters against the links."""

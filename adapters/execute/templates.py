@@ -60,7 +60,8 @@ def _quoted(value: object) -> str:
     return shlex.quote(str(value))
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
+    """Return a value in YAML's flow style, on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
 
 
@@ -72,7 +73,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "sh": _quoted,
         "json": lambda value: json.dumps(value, default=str),
-        "yaml": _as_yaml,
+        "yaml": as_yaml,
     }
     return environment
 
@@ -108,6 +109,10 @@ class Template:
             return path.read_text(encoding="utf-8"), f"the template {path}"
         except (OSError, UnicodeError) as error:
             raise TemplateError(f"the template {path} cannot be read: {error}", where=self.where) from error
+
+    def text(self) -> str:
+        """Return the template's source; `TemplateError` where its file cannot be read."""
+        return self._text()[0]
 
     def _path(self) -> Path | None:
         if not isinstance(self.source, str):

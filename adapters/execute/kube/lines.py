@@ -1,0 +1,230 @@
+"""One container's log as it arrives: stripped of timestamps, without gaps or repeats however often the stream breaks.
+
+In: parts of a log stream that was asked for with timestamps. Out: the container's own bytes, in memory while they are few,
+then in a file. A broken stream is asked for anew `since` the second of the latest line; the server then repeats what it
+has from that second on, of which as many lines are skipped as were taken before. A line that was cut is taken back and
+comes again whole. Memory is bounded whatever the length of lines and logs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+IN_MEMORY_BYTES = 32 * 1024
+HEAD_BYTES_MAX = 64
+SECOND_CHARACTERS = 19
+"""Of `2026-11-23T01:51:14.085767642Z`."""
+
+
+class Lines:
+    """The log of one container so far. Use `begin`, `feed`…, `cut` for each stream; `finish` after the last one."""
+
+    __slots__ = (
+        "_counted",
+        "_file",
+        "_head",
+        "_inside",
+        "_last",
+        "_line_began",
+        "_memory",
+        "_second",
+        "_skip",
+        "_skipping",
+        "_undo",
+        "_zone",
+        "path",
+        "size",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._memory: bytearray | None = bytearray()
+        self._file: BinaryIO | None = None
+        self._head = b""
+        self._inside = False
+        self._line_began = 0
+        self._last = ""
+        self._second = ""
+        self._zone = "Z"
+        self._counted = 0
+        self._skip = 0
+        self._skipping = False
+        self._undo = "", "", 0, 0
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    @property
+    def since(self) -> str:
+        """The time to go on from, RFC 3339 to the second; the empty string before the first line."""
+        return f"{self._second}{self._zone}" if self._second else ""
+
+    def begin(self) -> None:
+        """A stream from `since` on is about to come."""
+        self._head, self._inside, self._skipping = b"", False, False
+        self._skip = self._counted
+        if self._memory is None and self._file is None:
+            self._file = self.path.open("r+b")
+
+    def feed(self, data: bytes) -> None:
+        """Take the next part; `OSError` when the disk has no room, after which `cut` makes it as it was."""
+        before = self._last, self._second, self._counted, self._skip
+        inside, began, undo, skipping = self._inside, self._line_began, self._undo, self._skipping
+        size = self.size
+        try:
+            self._feed(data)
+        except OSError:
+            self._last, self._second, self._counted, self._skip = before
+            self._inside, self._line_began, self._undo, self._skipping = inside, began, undo, skipping
+            self.size, self._head = size, b""
+            raise
+
+    def _feed(self, data: bytes) -> None:
+        out: list[bytes] = []
+        if self._inside:
+            end = data.find(b"\n")
+            kept = data if end < 0 else data[: end + 1]
+            if not self._skipping:
+                out.append(kept)
+            if end < 0:
+                self._write(out)
+                return
+            self._inside = False
+            data = data[end + 1 :]
+        *whole, rest = (self._head + data).split(b"\n")
+        self._head = b""
+        for line in whole:
+            stamp, space, text = line.partition(b" ")
+            if self._is_new(stamp if space else b""):
+                out += (text if space and _is_time(stamp) else line, b"\n")
+        self._write(out)
+        if rest:
+            self._begin_line(rest)
+
+    def _begin_line(self, rest: bytes) -> None:
+        stamp, space, text = rest.partition(b" ")
+        if not space and len(rest) < HEAD_BYTES_MAX:
+            self._head = rest
+            return
+        self._line_began = self.size
+        before = self._last, self._second, self._counted, self._skip
+        self._skipping = not self._is_new(stamp if space else b"")
+        self._inside = True
+        self._undo = before
+        if not self._skipping:
+            self._write([text if space and _is_time(stamp) else rest])
+
+    def cut(self) -> None:
+        """The stream is over: what has no end yet is taken back, for it will come again."""
+        if self._inside:
+            if not self._skipping:
+                self._shorten(self._line_began)
+            self._last, self._second, self._counted, self._skip = self._undo
+        self._inside, self._head = False, b""
+        self._close()
+
+    def finish(self) -> None:
+        """The last stream came to its end: what has no newline is the end of the log."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._write([head])
+        self._inside = False
+        self._close()
+
+    def take_back(self, size: int) -> None:
+        """Shorten the log to so many bytes; what was found in its end is no part of it."""
+        self._shorten(size)
+        self._close()
+
+    # --- what was counted -------------------------------------------------------------------------
+
+    def _is_new(self, stamp: bytes) -> bool:
+        """Count a line; return whether it was not here before."""
+        if not _is_time(stamp):
+            return True
+        time = stamp.decode("ascii", "replace")
+        if self._skip and time <= self._last:
+            self._skip -= 1
+            return False
+        self._skip = 0
+        second = time[:SECOND_CHARACTERS]
+        if second > self._second:
+            self._second, self._counted = second, 1
+            self._zone = _zone(time)
+        elif second == self._second:
+            self._counted += 1
+        self._last = max(self._last, time)
+        return True
+
+    # --- bytes ------------------------------------------------------------------------------------
+
+    def _write(self, out: list[bytes]) -> None:
+        data = b"".join(out)
+        if not data:
+            return
+        if self._memory is not None:
+            if self.size + len(data) <= IN_MEMORY_BYTES:
+                self._memory += data
+                self.size += len(data)
+                return
+            self._file = self.path.open("w+b")
+            self._file.write(self._memory)
+            self._memory = None
+        if self._file is None:
+            self._file = self.path.open("r+b")
+        self._file.seek(self.size)
+        self._file.write(data)
+        self._file.flush()
+        self.size += len(data)
+
+    def _shorten(self, size: int) -> None:
+        self.size = min(self.size, size)
+        if self._memory is not None:
+            del self._memory[self.size :]
+            return
+        if self._file is None:
+            self._file = self.path.open("r+b")
+        self._file.truncate(self.size)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def tail(self, count: int) -> bytes:
+        """Return the last so many bytes, or all where there are fewer."""
+        if self._memory is not None:
+            return bytes(self._memory[-count:])
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.size - count))
+            return file.read(count)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return a part."""
+        if self._memory is not None:
+            return bytes(self._memory[offset : offset + count])
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(min(count, max(0, self.size - offset)))
+
+    def content(self) -> bytes | Path:
+        """Return all of it: bytes, or the file that holds them."""
+        if self._memory is not None:
+            return bytes(self._memory)
+        return self.path
+
+    def close(self) -> None:
+        """Let go, and remove the file."""
+        self._close()
+        if self._memory is None:
+            self.path.unlink(missing_ok=True)
+
+
+def _is_time(stamp: bytes) -> bool:
+    return len(stamp) >= SECOND_CHARACTERS + 1 and stamp[4:5] == b"-" and stamp[10:11] == b"T"
+
+
+def _zone(time: str) -> str:
+    """Return the offset that a time ends with: `Z`, or `+01:00`."""
+    return "Z" if time.endswith("Z") else time[-6:]

@@ -1,0 +1,184 @@
+"""The manager that users name: an application's pods in a namespace of a cluster, for tasks and by hand.
+
+In: the application, the namespace, and which cluster. Out: what a task's runner needs (`shared`), and a handful of calls
+for programs and for `doctor`. Nothing is read or connected before it is needed; kubernetes_asyncio is loaded then.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from datatask.adapters.execute.kube import names
+from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError, path_of
+from datatask.adapters.execute.kube.pods import Pod, as_pod, decode_list
+from datatask.adapters.execute.kube.sharing import Shared
+from datatask.schema.errors import CallerError
+from datatask.schema.ids import check_name
+
+_shared: weakref.WeakValueDictionary[tuple[object, ...], Shared] = weakref.WeakValueDictionary()
+
+
+class PodManager:
+    """An application's pods in one namespace.
+
+    `config` is a Configuration of kubernetes_asyncio's, or the content of a kubeconfig as a mapping; without it the
+    cluster is found as kubectl finds it: `kubeconfig` (a path), else KUBECONFIG, ~/.kube/config, or the service account of
+    the pod that this runs in; `context` is one of its contexts, for several clusters in one pipeline. `finalizer` keeps
+    each pod until its end and logs are collected, whoever deletes it.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        namespace: str,
+        config: Any = None,
+        *,
+        kubeconfig: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+        finalizer: bool = True,
+    ) -> None:
+        self.app = check_name(app, "app")
+        if not isinstance(namespace, str) or not names.is_dns_label(namespace):
+            raise CallerError(
+                f"{namespace!r:.80} is no namespace", where=app, remedy="see `kubectl get namespaces`"
+            )
+        self.namespace = namespace
+        self.config = config
+        self.finalizer = finalizer
+        file = None if kubeconfig is None else os.fspath(kubeconfig)
+        if config is not None and (file or context) and not isinstance(config, Mapping):
+            raise CallerError("config and kubeconfig or context say the same thing twice", where=app)
+        self._location = Location(config, file, context)
+        whose = id(config) if config is not None else (file or os.environ.get("KUBECONFIG"), context)
+        key = (app, namespace, finalizer, whose)
+        found = _shared.get(key)
+        self.shared = found or Shared(Cluster(self._location), namespace, app)
+        self.shared.finalizer = finalizer
+        _shared[key] = self.shared  # two managers of the same pods are one to the cluster
+        self._own: Cluster | None = None
+        self._sockets: Any = None
+
+    def __repr__(self) -> str:
+        context = f", context={self._location.context!r}" if self._location.context else ""
+        return f"PodManager({self.app!r}, {self.namespace!r}{context})"
+
+    # --- by hand ----------------------------------------------------------------------------------
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster: the one that the tasks use, or one opened by hand."""
+        return self._own if self._own is not None else self.shared.cluster
+
+    async def open(self) -> Cluster:
+        """Connect by hand, outside of a pipeline too; `close` ends it."""
+        if self._own is None:
+            own = Cluster(self._location)
+            await own.attach()
+            self._own = own
+        return self._own
+
+    async def close(self) -> None:
+        """End what was opened by hand."""
+        if self._sockets is not None:
+            await self._sockets.close()
+            self._sockets = None
+        if self._own is not None:
+            own, self._own = self._own, None
+            await own.detach()
+
+    @property
+    def api(self) -> Any:
+        """kubernetes_asyncio's ApiClient; while the pipeline is open, or after `open`."""
+        return self.cluster.api
+
+    @property
+    def api_ws(self) -> Any:
+        """An ApiClient for exec and port-forward, which are web sockets."""
+        if self._sockets is None:
+            from kubernetes_asyncio.stream import WsApiClient
+
+            self._sockets = WsApiClient(configuration=self.api.configuration)
+        return self._sockets
+
+    @property
+    def v1(self) -> Any:
+        """The CoreV1Api over `api`."""
+        from kubernetes_asyncio.client import CoreV1Api
+
+        return CoreV1Api(self.api)
+
+    @property
+    def v1_ws(self) -> Any:
+        """The CoreV1Api over `api_ws`."""
+        from kubernetes_asyncio.client import CoreV1Api
+
+        return CoreV1Api(self.api_ws)
+
+    async def launch(self, job: str, task: str, manifest: dict[str, Any]) -> None:
+        """Create a pod by hand, with this application's labels; it is nobody's run."""
+        cluster = await self.open()
+        metadata = {
+            **(manifest.get("metadata") or {}),
+            "namespace": self.namespace,
+            "name": names.pod_name(self.app, task, job, ""),
+            "labels": {
+                **((manifest.get("metadata") or {}).get("labels") or {}),
+                **_by_hand(self.app, task, job),
+            },
+        }
+        await cluster.ask("POST", path_of(self.namespace), body={**manifest, "metadata": metadata})
+
+    async def query(self, job: str | None = None, task: str | None = None) -> list[Any]:
+        """Return the application's pods, of a job, of a task, as kubernetes_asyncio's V1Pod."""
+        wanted = {"app": self.app, "task": task, "job": job}
+        chosen = ",".join(
+            f"{key}={names.label_value(value)}" for key, value in wanted.items() if value is not None
+        )
+        await self.open()
+        listed = await self.v1.list_namespaced_pod(self.namespace, label_selector=chosen)
+        items: list[Any] = listed.items
+        return items
+
+    async def delete(self, pod: Any) -> None:
+        """Delete a pod, at once, and let it go; one that is gone is fine."""
+        cluster = await self.open()
+        wanted = as_pod(pod)
+        path = path_of(self.namespace, wanted.name)
+        shared = Shared(cluster, self.namespace, self.app)
+        shared.prepare()
+        try:
+            found = await shared.get(wanted.name)
+            if found is not None and wanted.uid in ("", found.uid):
+                await shared.delete(found.name, found.uid, 0)
+                await shared.release(found)
+        except RefusedError as error:
+            raise CallerError(error.what, where=path) from error
+
+    async def logs(self, pod: Any, timeout: float = 10) -> bytes:
+        """Return what the pod's first container has said so far."""
+        cluster = await self.open()
+        wanted = as_pod(pod)
+        query = {"container": wanted.spec.containers[0].name} if wanted.spec.containers else {}
+        return await cluster.ask("GET", path_of(self.namespace, wanted.name, "log"), query, seconds=timeout)
+
+    async def pods(self) -> list[Pod]:
+        """Return the application's pods as they are now, of every log."""
+        cluster = await self.open()
+        found: list[Pod] = []
+        token = ""
+        while True:
+            query: dict[str, str | int] = {"labelSelector": names.selector(self.app), "limit": 500}
+            if token:
+                query["continue"] = token
+            page = decode_list(await cluster.ask("GET", path_of(self.namespace), query))
+            found += page.items
+            token = page.metadata.continue_
+            if not token:
+                return found
+
+
+def _by_hand(app: str, task: str, job: str) -> dict[str, str]:
+    return {"app": names.label_value(app), "task": names.label_value(task), "job": names.label_value(job)}

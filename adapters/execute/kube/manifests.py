@@ -1,0 +1,126 @@
+"""A Pod manifest, from the text that a template rendered to what is sent to the API server.
+
+In: YAML of one Pod. Out: a mapping with the run's name, labels and annotations on it, and with what a run must have:
+restartPolicy Never, and the finalizer that keeps the pod until its end and logs are collected. What cannot be a pod is
+refused here, by name; everything else is for the server to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from datatask.adapters.execute.kube import names
+from datatask.schema.errors import CallerError
+
+Manifest = dict[str, Any]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Return the one Pod that the text says; `CallerError` names what is wrong and where."""
+    try:
+        documents = [one for one in yaml.load_all(text, Loader=_LOADER) if one is not None]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error)
+        raise CallerError(
+            f"the manifest is no YAML{line}: {problem}",
+            where=where,
+            remedy="write values through the filter `yaml`",
+        ) from error
+    if len(documents) != 1:
+        raise CallerError(
+            f"the template makes {len(documents)} documents", where=where, remedy="make one Pod"
+        )
+    manifest = documents[0]
+    if not isinstance(manifest, dict) or manifest.get("kind") != "Pod":
+        kind = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CallerError(f"the template makes a {kind}, not a Pod", where=where, remedy="write `kind: Pod`")
+    _check(manifest, where)
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    spec = manifest.get("spec")
+    if not isinstance(spec, dict):
+        raise CallerError("the pod has no spec", where=where)
+    containers = spec.get("containers")
+    if not isinstance(containers, list) or not containers:
+        raise CallerError("the pod has no spec.containers", where=where)
+    for part in ("containers", "initContainers"):
+        for container in spec.get(part) or ():
+            if not isinstance(container, dict) or not isinstance(container.get("name"), str):
+                raise CallerError(f"one of spec.{part} has no name", where=where)
+    metadata = manifest.setdefault("metadata", {})
+    if not isinstance(metadata, dict):
+        raise CallerError("the pod's metadata is no mapping", where=where)
+    for part in ("labels", "annotations"):
+        if not isinstance(metadata.get(part) or {}, dict):
+            raise CallerError(f"metadata.{part} is no mapping", where=where)
+
+
+def stamp(
+    manifest: Manifest,
+    *,
+    name: str,
+    namespace: str,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    finalizer: bool,
+    env: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Return the manifest as a run's pod: ours goes over the user's, `env` into each container that does not set it."""
+    spec = dict(manifest["spec"])
+    spec["restartPolicy"] = "Never"
+    for part in ("initContainers", "containers"):
+        if env and spec.get(part):
+            spec[part] = [_with_env(container, env) for container in spec[part]]
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "generateName"}
+    metadata |= {
+        "name": name,
+        "namespace": namespace,
+        "labels": {**(metadata.get("labels") or {}), **labels},
+        "annotations": {**(metadata.get("annotations") or {}), **annotations},
+    }
+    if finalizer:
+        kept = [one for one in metadata.get("finalizers") or () if one != names.FINALIZER]
+        metadata["finalizers"] = [*kept, names.FINALIZER]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def _with_env(container: Manifest, env: Mapping[str, str]) -> Manifest:
+    own = list(container.get("env") or ())
+    taken = {one.get("name") for one in own if isinstance(one, dict)}
+    return {**container, "env": [*({"name": k, "value": v} for k, v in env.items() if k not in taken), *own]}
+
+
+def tombstone(
+    name: str, namespace: str, labels: Mapping[str, str], annotations: Mapping[str, str]
+) -> Manifest:
+    """Return a pod that takes a name and never runs: while it is there, a start that was delayed finds the name taken."""
+    nothing = {"cpu": "0", "memory": "0"}
+    container = {
+        "name": "tombstone",
+        "image": "tombstone.invalid/none",
+        "resources": {"requests": nothing, "limits": {}},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": dict(labels),
+            "annotations": {**annotations, names.TOMBSTONE: "true"},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "schedulingGates": [{"name": names.TOMBSTONE}],
+            "automountServiceAccountToken": False,
+            "containers": [container],
+        },
+    }

@@ -1,0 +1,258 @@
+"""Tasks whose runs are pods: a manifest per job, rendered from a template.
+
+In: a template of a Pod manifest, the manager of the cluster, repositories for logs and `done`. Out: a `done` entry with
+reason, times, image and node, and the logs of all containers. What a pod takes, for the quota, is read from the
+template's requests; where these depend on the job the task says the most (`job_resources`), and a pod that asks for more
+than that is refused.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datatask.adapters.execute.kube import names
+from datatask.adapters.execute.kube.amounts import resources_of
+from datatask.adapters.execute.kube.manager import PodManager
+from datatask.adapters.execute.kube.manifests import Manifest, parse_manifest
+from datatask.adapters.execute.kube.pods import as_pod
+from datatask.adapters.execute.kube.recipes import Recipe
+from datatask.adapters.execute.kube.runner import KubeRunner
+from datatask.adapters.execute.kube.sketches import Unknown, requests_of, sketch
+from datatask.adapters.execute.templates import Lazy, Template
+from datatask.engine.ports import Runner, RunSpec, Sink
+from datatask.engine.quotas import ResourceManager, nanoseconds
+from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.tasks import EngineTask, Retry, ViewRepository
+from datatask.schema.definition import DoneShape
+from datatask.schema.errors import CallerError
+from datatask.schema.events import StopReason
+from datatask.schema.resources import Resources
+
+_WINDOW = dt.timedelta(seconds=60)
+Duration = float | dt.timedelta
+
+
+class LiveKubeRepository(ViewRepository):
+    """The jobs of a Kubernetes task with an open run; deleting one deletes its pod, and the job becomes ready anew."""
+
+    def __init__(self, task: KubeTask) -> None:
+        super().__init__(task, "live")
+        self._kube = task
+
+    async def pods(self) -> list[Any]:
+        """Return the task's pods, as kubernetes_asyncio's V1Pod: of open runs, and those that are about to go."""
+        return await self._kube.podman.query(task=self._kube.name)
+
+
+class KubeTask(EngineTask):
+    """A task that runs a pod.
+
+    Links `live` (status, inhibits_start, inhibits_output), `logs` and `done` (status, inhibits_start,
+    required_for_output), those that are given. The template sees the task's attributes, the links' infos, `env`, `job`,
+    `task` and `argv0`. `window` is that of the quota's launches. `timeout` counts from when a container runs; then
+    `handle_timeout` is called, and the pod is deleted with `grace`. A pod that cannot start (image, configuration, refused by
+    the cluster) is given up after `start_within`, one that no node can take after `schedule_within`; None waits for ever.
+    """
+
+    outlives = True
+    done_shape: DoneShape = "pod"
+
+    def __init__(
+        self,
+        name: str,
+        podman: Callable[[], PodManager] | PodManager,
+        resources: ResourceManager | None,
+        template: str | os.PathLike[str],
+        logs: BlobRepository | None,
+        done: MetadataRepository | None,
+        window: Duration = _WINDOW,
+        timeout: Duration | None = None,
+        env: dict[str, Any] | None = None,
+        ready: Repository | None = None,
+        *,
+        disabled: bool = False,
+        retry: Retry | None = None,
+        grace: Duration = 30.0,
+        concurrency: int | None = None,
+        repeat: bool = False,
+        was: str | None = None,
+        job_resources: Resources | None = None,
+        start_within: Duration | None = 300.0,
+        schedule_within: Duration | None = 3600.0,
+    ) -> None:
+        super().__init__(
+            name,
+            ready,
+            disabled,
+            retry=retry,
+            timeout=timeout,
+            grace=grace,
+            concurrency=concurrency,
+            repeat=repeat,
+            was=was,
+        )
+        self.template = template
+        self.resources = self.resource_manager = resources
+        self.logs, self.done = logs, done
+        self.env = dict(env or {})
+        self.window = nanoseconds(window, "window")
+        if resources is not None and window != _WINDOW:
+            resources.window = self.window
+        self.start_within = _optional(start_within, "start_within")
+        self.schedule_within = _optional(schedule_within, "schedule_within")
+        self.done_link = None if done is None else "done"
+        self._podman = podman
+        self._template = Template(template, where=name)
+        self._asked = job_resources
+        self._sketched: Resources | None = None
+        self._views["live"] = LiveKubeRepository(self)
+        self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
+        if logs is not None:
+            self.link("logs", logs, is_status=True, inhibits_start=True, required_for_output=True)
+        if done is not None:
+            self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
+
+    @property
+    def podman(self) -> PodManager:
+        """The pod manager; `CallerError` when it comes from a session that is not open."""
+        given = self._podman
+        return given if isinstance(given, PodManager) else given()
+
+    # --- what a pod is ----------------------------------------------------------------------------
+
+    def _scope(self) -> dict[str, Any]:
+        """Return what a template sees but for the job: attributes below links below `env`."""
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {
+            **own,
+            **dict.fromkeys(self.links),
+            **self.env,
+            "task": self.name,
+            "argv0": Path(sys.argv[0]).name,
+        }
+
+    @property
+    def job_resources(self) -> Resources | None:  # type: ignore[override]
+        """What each pod takes: as given, else the requests of the template; None without a quota."""
+        if self.resource_manager is None:
+            return None
+        if self._asked is not None:
+            return Resources(self._asked.cpu, self._asked.mem, 1, self._asked.custom)
+        if self._sketched is None:
+            self._sketched = requests_of(self._sketch(), self.name)
+        return self._sketched
+
+    def _sketch(self) -> Manifest | None:
+        scope = self._scope()
+        scope |= {name: Unknown() for name in self.links if name not in self.env}
+        return sketch(self._template, scope, self.name)
+
+    async def validate(self) -> None:
+        """Check the template, what its pods take, and that the logs' repository holds bytes."""
+        await super().validate()
+        self._sketch()
+        self.job_resources  # noqa: B018 - raises where the requests are missing
+        if self.logs is not None and not self.logs.is_blob():
+            raise CallerError("the logs repository does not hold bytes", where=self.name)
+
+    async def build(self, job: str) -> Manifest:
+        """Return the manifest of a job's pod, as the template makes it; infos of links are fetched as it uses them."""
+        scope: dict[str, Any] = self._scope()
+        for name, link in self.links.items():
+            if name not in self.env:
+                scope[name] = Lazy(functools.partial(link.repo.info, job))
+        where = f"{self.name}[{job}]"
+        manifest = parse_manifest(await self._template.render({**scope, "job": job}, job=job), where)
+        granted = self.job_resources
+        if granted is not None:
+            _check_within(resources_of(manifest, where), granted, where)
+        return manifest
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def _make_runner(self) -> Runner:
+        return _ManagedRunner(self)
+
+    def recipe(self) -> Recipe:
+        """Return what the runner needs to know."""
+
+        async def made(spec: RunSpec) -> Manifest:
+            return await self.build(spec.job)
+
+        overridden = type(self).handle_timeout is not KubeTask.handle_timeout
+        return Recipe(
+            self.name,
+            made,
+            self.logs,
+            start_within=self.start_within,
+            schedule_within=self.schedule_within,
+            handle_timeout=self._handle_timeout if overridden else None,
+        )
+
+    async def _handle_timeout(self, name: str) -> None:
+        podman = self.podman
+        await self.handle_timeout(await podman.v1.read_namespaced_pod(name, podman.namespace))
+
+    async def handle_timeout(self, pod: Any) -> None:
+        """Override this to look into a pod (a V1Pod) whose time is up, before it is deleted; a minute at most."""
+
+    async def delete(self, pod: Any) -> None:
+        """Stop the run of a pod, without marking the job as done: it becomes ready anew."""
+        found = as_pod(pod)
+        if found.annotation(names.TASK) != self.name:
+            raise CallerError(f"pod {found.name} is not of task {self.name}", where=self.podman.namespace)
+        await self.live.delete(found.annotation(names.JOB))
+
+
+class _ManagedRunner:
+    """The runner over the task's manager, which is known only once the session is open."""
+
+    def __init__(self, task: KubeTask) -> None:
+        self._task = task
+
+    async def open(self, sink: Sink) -> None:
+        self._runner = KubeRunner(self._task.podman.shared, self._task.recipe())
+        self._podman = self._task.podman
+        await self._runner.open(sink)
+
+    def start(self, spec: RunSpec) -> None:
+        self._runner.start(spec)
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        self._runner.stop(run, reason, grace)
+
+    async def recover(self, specs: Iterable[RunSpec]) -> None:
+        await self._runner.recover(specs)
+
+    def forget(self, run: int) -> None:
+        self._runner.forget(run)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        await self._runner.close(abandon=abandon)
+        await self._podman.close()
+
+
+def _optional(duration: Duration | None, what: str) -> int | None:
+    return None if duration is None else nanoseconds(duration, what)
+
+
+def _check_within(asked: Resources, granted: Resources, where: str) -> None:
+    """Refuse a pod that takes more than the quota was asked for."""
+    pairs: Mapping[str, tuple[Any, Any]] = {
+        "cpu": (asked.cpu, granted.cpu),
+        "memory": (asked.mem, granted.mem),
+        **{name: (amount, granted.custom.get(name, 0)) for name, amount in asked.custom.items()},
+    }
+    for name, (amount, limit) in pairs.items():
+        if amount > limit:
+            raise CallerError(
+                f"its pod asks for {amount:f} {name}, the task's job_resources are {limit:f}",
+                where=where,
+                remedy="raise job_resources=, the most that one pod of the task takes",
+            )

@@ -1,0 +1,233 @@
+"""How a pod ended, in the engine's words: from its phase, its conditions and its containers' states.
+
+In: a pod as last seen, and whether its object is gone. Out: a `Verdict`, or None while it is not over; and the `Trouble`
+that keeps one from starting. Phases are not enough: a deadline and an eviction are told on the pod, an exit code and
+OOMKilled on a container, a preemption in a condition; and a container that succeeded may say OOMKilled of a child.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import NamedTuple
+
+from datatask.adapters.execute.kube.pods import SECOND, ContainerStatus, Pod, Terminated, nanoseconds
+from datatask.schema.events import Outcome
+
+MESSAGE_MAX = 2000
+NEVER_RAN = ("StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError")
+"""Reasons of a terminated container whose command was never executed."""
+CANNOT_START = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "CreatePodSandboxError",
+        "RunContainerError",
+        "PreStartHookError",
+        "PostStartHookError",
+        "CrashLoopBackOff",
+    }
+)
+"""Reasons of a waiting container that do not go away by waiting alone."""
+
+
+class Verdict(NamedTuple):
+    """The outcome, the exit code where a container has one, the reason in a word, and in a sentence."""
+
+    outcome: Outcome
+    exit_code: int | None
+    reason: str
+    message: str
+
+
+class Trouble(NamedTuple):
+    """Why a pod does not start: a reason in a word, the cluster's own text, and whether it has a node at least."""
+
+    reason: str
+    message: str
+    scheduled: bool
+
+
+def verdict(pod: Pod, *, gone: bool = False) -> Verdict | None:
+    """Return how the pod ended, or None while it is not over. `gone` says that its object is no longer there.
+
+    What a container does when somebody has deleted its pod is no end of its own: such a run is `lost`.
+    """
+    if not pod.is_over and not gone:
+        return None
+    natural = _natural(pod)
+    if natural is not None and not killed_by_deletion(pod):
+        return natural
+    if natural is not None and natural.outcome == "timed_out":
+        return natural
+    code = None if natural is None else natural.exit_code
+    how = "" if natural is None else f"; after that: {natural.message or 'exit code 0'}"
+    then = "while it ran" if _ever_ran(pod) else "before it ran"
+    return Verdict("lost", code, "Deleted", f"the pod was deleted by somebody {then}{how}")
+
+
+def containers_over(pod: Pod) -> bool:
+    """Whether all main containers have succeeded and nobody has asked for the pod's deletion: its end is certain."""
+    found = pod.status.container_statuses or []
+    if not found or pod.metadata.deletion_timestamp or len(found) < len(pod.spec.containers or found):
+        return False
+    return all(one.state.terminated is not None and one.state.terminated.exit_code == 0 for one in found)
+
+
+def deletion_asked_at(pod: Pod) -> int | None:
+    """Return when somebody asked for the deletion, in UTC nanoseconds, to the second; None where nobody has."""
+    at = nanoseconds(pod.metadata.deletion_timestamp)
+    return None if at is None else at - (pod.metadata.deletion_grace_period_seconds or 0) * SECOND
+
+
+def killed_by_deletion(pod: Pod) -> bool:
+    """Whether a container was still running when the deletion was asked for, as far as seconds can tell."""
+    asked = deletion_asked_at(pod)
+    if asked is None:
+        return False
+    finished = [nanoseconds(one.finished_at) for one in _ends(pod)]
+    known = [at for at in finished if at is not None]
+    return not known or max(known) >= asked
+
+
+def times(pod: Pod) -> tuple[int | None, int | None]:
+    """Return when its main containers started and ended, by the node's clock, in UTC nanoseconds."""
+    started, ended = [], []
+    for one in pod.status.container_statuses or ():
+        if one.state.running is not None:
+            started.append(nanoseconds(one.state.running.started_at))
+        elif one.state.terminated is not None:
+            started.append(nanoseconds(one.state.terminated.started_at))
+            ended.append(nanoseconds(one.state.terminated.finished_at))
+    return (
+        min((at for at in started if at is not None), default=None),
+        max((at for at in ended if at is not None), default=None),
+    )
+
+
+def is_running(pod: Pod) -> bool:
+    """Whether a main container has begun."""
+    return any(
+        one.state.running is not None or (one.state.terminated is not None and _began(one.state.terminated))
+        for one in pod.status.container_statuses or ()
+    )
+
+
+def trouble(pod: Pod) -> Trouble | None:
+    """Return what keeps the pod from starting, if anything is told."""
+    if pod.status.phase not in ("Pending", ""):
+        return None
+    for one in pod.statuses():
+        waiting = one.state.waiting
+        if waiting is not None and waiting.reason in CANNOT_START:
+            return Trouble(
+                waiting.reason, _cut(f"container {one.name}: {waiting.message or waiting.reason}"), True
+            )
+    scheduled = pod.condition("PodScheduled")
+    if scheduled is not None and scheduled.status == "False":
+        return Trouble(scheduled.reason or "Unschedulable", _cut(scheduled.message), False)
+    return None
+
+
+def _natural(pod: Pod) -> Verdict | None:
+    """Return how it ended by itself; None where nothing tells of an end."""
+    status = pod.status
+    if status.phase == "Succeeded":
+        return Verdict("succeeded", 0, "Completed", "")
+    by_container = _by_container(pod)
+    code = None if by_container is None else by_container.exit_code
+    if status.reason == "DeadlineExceeded":
+        return Verdict(
+            "timed_out", code, status.reason, _cut(status.message or "its activeDeadlineSeconds are over")
+        )
+    disrupted = pod.condition("DisruptionTarget")
+    if status.reason == "Evicted":
+        own = "exceed" in status.message.lower() and "limit" in status.message.lower()
+        outcome: Outcome = "failed" if own else "lost"
+        return Verdict(outcome, code, "Evicted", _cut(f"evicted: {status.message.strip()}"))
+    if disrupted is not None and disrupted.status == "True" and status.phase == "Failed":
+        text = f"the cluster took its node away ({disrupted.reason}): {disrupted.message}"
+        return Verdict("lost", code, disrupted.reason or "Disrupted", _cut(text))
+    if status.reason and status.phase == "Failed":
+        return Verdict(
+            "lost", code, status.reason, _cut(f"{status.reason}: {status.message or 'no more is told'}")
+        )
+    if by_container is not None:
+        return by_container
+    if status.phase == "Failed":
+        text = status.message or "the pod failed, and nothing tells why"
+        return Verdict("lost", None, "Failed", _cut(text))
+    if containers_over_at_all(pod):
+        return Verdict("succeeded", 0, "Completed", "")
+    return None
+
+
+def containers_over_at_all(pod: Pod) -> bool:
+    """Whether all main containers have terminated with exit code 0, whoever deleted the pod."""
+    found = pod.status.container_statuses or []
+    return bool(found) and all(
+        one.state.terminated is not None and one.state.terminated.exit_code == 0 for one in found
+    )
+
+
+def _by_container(pod: Pod) -> Verdict | None:
+    """Return the verdict on the first container that failed, main ones first."""
+    several = len(pod.statuses()) > 1
+    for one in [*(pod.status.container_statuses or ()), *(pod.status.init_container_statuses or ())]:
+        ended = one.state.terminated
+        if ended is not None and ended.exit_code != 0:
+            return _of_container(one, ended, f"container {one.name}: " if several else "")
+    return None
+
+
+def _of_container(one: ContainerStatus, ended: Terminated, who: str) -> Verdict:
+    code = ended.exit_code
+    words = _words(code)
+    told = ended.message.strip()
+    if ended.reason in NEVER_RAN:
+        return Verdict(
+            "refused", code, ended.reason, _cut(f"{who}its command could not be started: {told or words}")
+        )
+    if ended.reason == "ContainerStatusUnknown":
+        return Verdict("lost", None, ended.reason, _cut(f"{who}{told or 'nobody knows how it ended'}"))
+    if ended.reason == "OOMKilled":
+        return Verdict("failed", code, "OOMKilled", _cut(f"{who}out of memory (OOMKilled, {words})"))
+    plain = ended.reason in ("Error", "")
+    reason = "ExitCode" if plain else ended.reason
+    text = f"{who}{words}" if plain else f"{who}{words} ({ended.reason})"
+    return Verdict("failed", code, reason, _cut(f"{text}: {told}" if told else text))
+
+
+def _ends(pod: Pod) -> list[Terminated]:
+    mains = pod.status.container_statuses or ()
+    return [one.state.terminated for one in mains if one.state.terminated is not None]
+
+
+def _ever_ran(pod: Pod) -> bool:
+    return pod.status.phase == "Running" or is_running(pod)
+
+
+def _began(ended: Terminated) -> bool:
+    return (
+        ended.reason not in (*NEVER_RAN, "ContainerStatusUnknown")
+        and nanoseconds(ended.started_at) is not None
+    )
+
+
+def _words(code: int) -> str:
+    if code > 128:
+        try:
+            return f"exit code {code}, as of {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    return f"exit code {code}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_MAX else text[: MESSAGE_MAX - 1] + "…"
