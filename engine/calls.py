@@ -17,7 +17,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from datatask.engine import intact
 from datatask.engine.binding import RunContext, current_run
@@ -31,6 +31,9 @@ BLOCKED_SECONDS = 5.0
 MESSAGE_MAX = 4_096
 TRACE_MAX = 16_384
 SECOND = 1_000_000_000
+
+LISTING = "the listing of "
+"""How the tasks are named that list stores; those of users may block the loop too."""
 
 Call = Callable[[RunSpec], Awaitable[object]]
 
@@ -201,7 +204,7 @@ class CallRunner:
         if open_run.task is not None:  # asyncio.run waits for all tasks that it knows, for this one for ever
             self._abandoned.add(open_run.task)
             open_run.task.add_done_callback(self._abandoned.discard)
-            asyncio._unregister_task(open_run.task)  # the documented way out for a task
+            leave_behind(open_run.task)
         logger.warning("%s[%s] does not end although it was cancelled; it is fenced off", self.name, job)
         message = (
             f"{stopped_message(open_run.reason)}; the function went on, fenced off from its repositories"
@@ -232,14 +235,22 @@ class CallRunner:
         self._runs.clear()
         for task in tasks:
             task.cancel()
-        if tasks and not abandon:
-            await asyncio.wait(tasks, timeout=1.0)
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=0.2 if abandon else 1.0)
+            for task in left:
+                leave_behind(task)
         _Watchdog.of(self._loop).unwatch(self)
 
     def open_calls(self) -> dict[asyncio.Task[None], str]:
         """Return the asyncio tasks of the open runs and what to call them."""
         runs = list(self._runs.values())
         return {run.task: f"{self.name}[{run.context.job}]" for run in runs if run.task is not None}
+
+
+def leave_behind(task: asyncio.Task[Any]) -> None:
+    """Let the program end without a task that goes on although it was cancelled: nobody waits for it any more."""
+    asyncio._unregister_task(task)  # the documented way out for a task
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def _no_sink(fact: object) -> None:
@@ -303,6 +314,8 @@ class _Watchdog:
         current = asyncio.current_task(loop)
         names = [runner.open_calls().get(current) for runner in tuple(self._runners)] if current else []
         name = next((name for name in names if name), None)
+        if name is None and current is not None and current.get_name().startswith(LISTING):
+            name = current.get_name()
         if name is None:
             return
         frame = sys._current_frames().get(self._loop_thread)

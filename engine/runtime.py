@@ -472,8 +472,11 @@ class Runtime:
         await self._advanced.wait()
 
     async def flushed(self) -> None:
-        """Return when everything that was appended is durable and its effects are performed."""
-        while self.failure is None and (self.log.head < self.state.position or self._effects):
+        """Return when everything that has been appended is durable and its effects are performed."""
+        last = self.state.position  # what comes in the meantime is not waited for: it might never end
+        while self.failure is None and (
+            self.log.head < last or (self._effects and self._effects[0][0] <= last)
+        ):
             await self.advanced()
         if self.failure is not None:
             raise _again(self.failure)

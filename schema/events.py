@@ -218,6 +218,17 @@ class ObservationHeld(Event, frozen=True, kw_only=True):
     why: str = ""
 
 
+class RepositoryUnreachable(Event, frozen=True, kw_only=True):
+    """The store has not let itself be listed: `why` tells of the first failure, or of how long it takes.
+
+    Nothing is concluded from it: what was known stays. The next `RepositorySynced` ends it.
+    """
+
+    ESSENTIAL = False
+    repository: str
+    why: str
+
+
 class ValuePut(Event, frozen=True, kw_only=True):
     """A job entered a repository, or its value changed.
 
@@ -495,6 +506,7 @@ AnyEvent = (
     | RepositorySynced
     | RepositoryReset
     | ObservationHeld
+    | RepositoryUnreachable
     | ValuePut
     | ValueDeleted
     | StoreWriteIntended

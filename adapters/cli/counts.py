@@ -21,6 +21,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.states import follow
 from datatask.adapters.history.when import When
+from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError
 
 WATCH_SECONDS = 1.0
@@ -68,14 +69,16 @@ def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> 
     """Print the status once."""
     counts = shapes.status(log.state, all_links)
     if output.json:
-        chosen = output.chosen(("log", "tasks", "quotas"))
-        document = {"log": log.about, **counts}
+        chosen = output.chosen(("log", "tasks", "quotas", "troubles"))
+        document = {"log": log.about, **counts, "troubles": troubles(log.state)}
         output.document({name: document[name] for name in chosen})
     elif output.draws or output.colored:
         _draw(output, log, counts, again)
     else:
         for line in lines(counts):
             output.line(line)
+        for name, trouble in troubles(log.state).items():
+            output.say(f"{name} {trouble}")
     sys.stdout.flush()
 
 
@@ -89,13 +92,15 @@ def lines(counts: dict[str, Any]) -> list[str]:
     return found
 
 
-def held(log: Seen) -> list[str]:
-    """Return a line for each repository that awaits a person's word."""
-    return [
-        f"{leaf.id} is held: {leaf.held}; if that is true: datatask run --accept-loss {leaf.id}"
-        for leaf in log.state.leaves.values()
-        if leaf.held
-    ]
+def troubles(state: State) -> dict[str, str]:
+    """Return for each repository whose contents are not believed, or cannot be had, why."""
+    found = {}
+    for leaf in state.leaves.values():
+        if leaf.held:
+            found[leaf.id] = f"is held: {leaf.held}; if that is true: datatask run --accept-loss {leaf.id}"
+        elif leaf.trouble:
+            found[leaf.id] = f"cannot be listed: {leaf.trouble}"
+    return found
 
 
 def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> None:
@@ -125,8 +130,8 @@ def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> Non
             f"{what} {quota['used'].get(what, 0):g} of {limit:g}" for what, limit in quota["limit"].items()
         )
         console.print(Text(f"quota {name}: {used}"))
-    for line in held(log):
-        console.print(Text(shown(line), "yellow"))
+    for name, trouble in troubles(log.state).items():
+        console.print(Text(shown(f"{name} {trouble}"), "yellow"))
     about = (
         f"as of position {log.about['head']}, {log.about['at']}" if log.reader else "no log yet: as found now"
     )

@@ -178,8 +178,23 @@ def _content(path: Path) -> Iterator[Check]:
         private = not mode & 0o077
         yield Check("mode", "yes" if private else "note", f"{mode:o}", "" if private else f"chmod 600 {path}")
     holder = lease_holder(path)
+    yield from _stores(path)
     running = "no engine runs" if holder is None else f"an engine runs: pid {holder[1]} {holder[0]}".rstrip()
     yield Check("engine", "yes", running)
+
+
+def _stores(path: Path) -> Iterator[Check]:
+    """What the log says of stores whose contents are not believed, or cannot be had."""
+    from datatask.adapters.cli.counts import troubles
+    from datatask.adapters.history.states import fold
+    from datatask.adapters.log.reader import LogReader
+
+    with LogReader(path) as reader:
+        state = fold(reader, reader.head)
+    for name, trouble in troubles(state).items():
+        held = state.leaves[name].held
+        remedy = "see where its members are" if held else "see to the store; `datatask run` looks again"
+        yield Check("store", "no", f"{name} {trouble}", remedy)
 
 
 def _pipeline(settings: Settings) -> Iterator[Check]:

@@ -151,6 +151,8 @@ class Sources:
             return msgspec.structs.replace(hold, since=ended)
         elif hold.what == "observing" and self._state.leaves[hold.repository].held:
             found = self._last(None, "ObservationHeld", repository=hold.repository)
+        elif hold.what == "observing" and self._state.leaves[hold.repository].trouble:
+            found = self._last(None, "RepositoryUnreachable", repository=hold.repository)
         elif hold.what == "evaluation" and hold.until:
             where = {"repository": hold.repository} if hold.repository else {"task": task}
             found = self._last(self._job, "Evaluated", **where)

@@ -166,7 +166,8 @@ def _refuse_based(reader: LogReader, todo: Sequence[tuple[int, Event]]) -> None:
         *(one for run in state.open_runs.values() for one in run.intents.values()),
     ]
     under_way = {intent.position for intent in intents}
-    texts = {leaf.held for leaf in state.leaves.values()} | {one.error for one in state.pending.values()}
+    texts = {text for leaf in state.leaves.values() for text in (leaf.held, leaf.trouble)}
+    texts |= {one.error for one in state.pending.values()}
     for position, event in early:
         said = getattr(event, "why", None) or getattr(event, "error", None)
         if position in under_way or (isinstance(said, str) and said in texts):

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
 from datatask.engine.ports import Change, Listed, Write
 from datatask.engine.repositories import told_invalid
+from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job, is_job
 
@@ -42,6 +44,8 @@ class FolderStore(ABC):
     extension: str = ""
     case_insensitive: bool = False
     repository: str = ""
+    blocking: ClassVar[bool] = True
+    """That `identity` may wait for the disk."""
 
     @abstractmethod
     def member(self, path: Path) -> str | None:
@@ -85,7 +89,7 @@ class FolderStore(ABC):
 
     async def list(self) -> AsyncIterator[Listed]:
         """Yield all members, of one complete pass over the folder."""
-        for listed in await asyncio.to_thread(self._listed):
+        for listed in await in_own_thread(self._listed, f"the listing of {self.basedir}"):
             yield listed
 
     def _listed(self) -> Sequence[Listed]:

@@ -427,13 +427,16 @@ class Pipeline:
                 live = await self._update_opaque()
                 await runtime.quiet() if not live else await asyncio.sleep(OPAQUE_SECONDS)
                 await self._checkpoint(CHECKPOINT_EVERY)
-                if live or self._observer.busy or not runtime.is_quiet():
+                busy = self._observer.busy and not self._draining
+                if live or busy or not runtime.is_quiet():
                     await asyncio.sleep(BUSY_SECONDS)
                     continue
                 if self._draining or not forever:
                     before = runtime.state.position
                     live = await self._update_opaque()
                     await self._observer.sync(self._observer.unwatched())
+                    while self._observer.busy and not self._draining and runtime.failure is None:
+                        await asyncio.sleep(BUSY_SECONDS)
                     if not live and runtime.state.position == before and runtime.is_quiet():
                         return self.outcome()
                 else:
@@ -470,13 +473,20 @@ class Pipeline:
         if look:
             live = await self._update_opaque()
             await self._observer.sync(self._observer.unwatched())
-        runtime.launching = launch and not self._draining
         runtime.mode = "update"
-        runtime.turn()
-        runtime.launching = False
+        self._launch_now(launch)
+        if look and self._observer.awaited():  # a slow store holds up no task but those that read it
+            await self._observer.known()
+            self._launch_now(launch)
         await runtime.flushed()
         await asyncio.sleep(0)
         return live or bool(runtime.state.open_runs) or runtime.state.position != before
+
+    def _launch_now(self, launch: bool) -> None:
+        runtime = self.runtime
+        runtime.launching = launch and not self._draining
+        runtime.turn()
+        runtime.launching = False
 
     async def update_only_update(self) -> bool:
         """Look at the world, launch nothing; returns whether anything is live or was found."""

@@ -52,6 +52,7 @@ NARROW = frozenset(
         e.UnknownEvent,
         e.RepositorySynced,
         e.ObservationHeld,
+        e.RepositoryUnreachable,
         e.EngineClosed,
         e.StoreWriteIntended,
         e.Evaluated,

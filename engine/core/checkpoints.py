@@ -227,7 +227,7 @@ def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
         _int_bytes(leaf.bit),
         leaf.synced,
         leaf.incarnation,
-        leaf.held,
+        f"{leaf.held}\0{leaf.trouble}" if leaf.trouble else leaf.held,  # as ever where there is none
         _array_bytes(leaf.positions),
         _array_bytes(leaf.versions),
         members.serialize(),
@@ -300,12 +300,8 @@ def _intents_image(intents: dict[tuple[str, int], Intent]) -> list[tuple[str, in
 def _leaf(image: LeafImage, index: int) -> LeafState:
     definition = msgspec.json.decode(image.definition, type=RepositoryDef)
     leaf = LeafState(definition, index, int.from_bytes(image.bit, "little"))
-    leaf.synced, leaf.incarnation, leaf.held, leaf.root = (
-        image.synced,
-        image.incarnation,
-        image.held,
-        image.root,
-    )
+    leaf.synced, leaf.incarnation, leaf.root = image.synced, image.incarnation, image.root
+    leaf.held, _, leaf.trouble = image.held.partition("\0")
     leaf.positions, leaf.versions = _array("q", image.positions), _array("Q", image.versions)
     leaf.load(BitMap.deserialize(image.members))
     if image.derived:

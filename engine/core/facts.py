@@ -24,6 +24,7 @@ _ON_REPOSITORY = (
     e.RepositorySynced,
     e.RepositoryReset,
     e.ObservationHeld,
+    e.RepositoryUnreachable,
     e.ValuePut,
     e.ValueDeleted,
     e.StoreWriteIntended,

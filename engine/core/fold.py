@@ -140,7 +140,7 @@ def _rename_intents(state: State, old: str, new: str) -> None:
 
 def _repository_synced(state: State, position: int, event: e.RepositorySynced) -> None:
     leaf = state.leaves[event.repository]
-    leaf.synced, leaf.held, leaf.root = True, "", event.root
+    leaf.synced, leaf.held, leaf.root, leaf.trouble = True, "", event.root, ""
 
 
 def _repository_reset(state: State, position: int, event: e.RepositoryReset) -> None:
@@ -155,6 +155,11 @@ def _observation_held(state: State, position: int, event: e.ObservationHeld) -> 
     leaf = state.leaves[event.repository]
     leaf.held = event.why or f"{event.vanished} of {event.members} members vanished at once"
     leaf.synced = False
+    leaf.trouble = ""
+
+
+def _repository_unreachable(state: State, position: int, event: e.RepositoryUnreachable) -> None:
+    state.leaves[event.repository].trouble = event.why or "it cannot be listed"
 
 
 def _value_put(state: State, position: int, event: e.ValuePut) -> None:
@@ -420,6 +425,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.RepositorySynced: _repository_synced,
     e.RepositoryReset: _repository_reset,
     e.ObservationHeld: _observation_held,
+    e.RepositoryUnreachable: _repository_unreachable,
     e.ValuePut: _value_put,
     e.ValueDeleted: _value_deleted,
     e.StoreWriteIntended: _store_write_intended,

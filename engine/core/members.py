@@ -58,6 +58,7 @@ class LeafState:
     incarnation: int = 0
     held: str = ""
     root: str = ""
+    trouble: str = ""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
     watchers: list[TaskState] = field(default_factory=list)

@@ -108,7 +108,7 @@ class Observations(Changes):
                 continue
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
-        if events or not leaf.synced or leaf.held or moved:
+        if events or not leaf.synced or leaf.held or leaf.trouble or moved:
             synced = e.RepositorySynced(
                 at=now,
                 repository=leaf_id,
@@ -120,6 +120,11 @@ class Observations(Changes):
             events.append(synced)
         self._emit_in_parts(events)
         return True
+
+    def unreachable(self, leaf_id: str, why: str, now: int) -> None:
+        """A store could not be listed, or not yet: nothing follows, but the reason is kept where it is a new one."""
+        if why != self.state.leaves[leaf_id].trouble:
+            self._emit([e.RepositoryUnreachable(at=now, repository=leaf_id, why=why)])
 
     def observed(self, leaf_id: str, job: str, write: Write | None, now: int) -> None:
         """A store told that a job appeared or changed (`write`), or vanished (None)."""

@@ -151,7 +151,7 @@ class Obstacles:
             self._hold("adapter", f"the runner of {task.name} takes nothing now")
         for leaf in task.reads:
             if not leaf.synced:
-                why = leaf.held or "it has not been listed since the engine opened"
+                why = leaf.held or leaf.trouble or "it has not been listed since the engine opened"
                 self._hold("observing", f"{leaf.id} is not known: {why}", repository=leaf.id)
 
 

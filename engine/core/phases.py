@@ -153,7 +153,8 @@ class Tracker:
         if data is None:
             for leaf in task.reads:
                 if not leaf.synced:
-                    data = Reason("observing", leaf.held or f"{leaf.id} is not known yet", repository=leaf.id)
+                    why = leaf.held or leaf.trouble or f"{leaf.id} is not known yet"
+                    data = Reason("observing", why, repository=leaf.id)
                     break
         gate = data
         if gate is None and task.paused:

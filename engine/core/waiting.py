@@ -253,6 +253,7 @@ _WIDE: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
     e.EngineClosed: Waits._changed,
     e.RepositorySynced: Waits._changed,
     e.ObservationHeld: Waits._changed,
+    e.RepositoryUnreachable: Waits._changed,
     e.TaskPaused: Waits._changed,
     e.TaskResumed: Waits._changed,
     e.PipelineDefined: Waits._defined,

@@ -13,7 +13,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from datatask.engine.ports import Change, Listed, Store, Write
-from datatask.engine.repositories.repository import BlobRepository, MetadataRepository, Repository
+from datatask.engine.repositories.repository import (
+    FAIR,
+    BlobRepository,
+    MetadataRepository,
+    Repository,
+    check_names,
+)
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
 from datatask.schema.values import decode_value
@@ -37,7 +43,16 @@ class ListedStore:
 
     async def list(self) -> AsyncIterator[Listed]:
         """Yield all members that the repository yields; its error is the listing's error."""
-        members = {job: None async for job in self._repository}
+        members: dict[str, None] = {}
+        looked = 0
+        async for job in self._repository:
+            members[job] = None
+            looked += 1
+            if looked % FAIR == 0:
+                await asyncio.sleep(
+                    0
+                )  # whoever yields without ever waiting leaves room for others all the same
+            check_names(looked, self._repository)
         for job in members:
             yield Listed(job, MEMBER)
 
@@ -74,6 +89,11 @@ class ListedStore:
         if self._inner is not None:
             return self._inner.identity()
         return f"{type(self._repository).__module__}.{type(self._repository).__qualname__}"
+
+    @property
+    def blocking(self) -> bool:
+        """Whether `identity` may wait for a disk."""
+        return bool(getattr(self._inner, "blocking", False))
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Opaque repositories cannot tell; they are listed."""

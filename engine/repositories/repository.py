@@ -8,6 +8,7 @@ The pipeline gives each leaf its id and its `Binding` when it opens and takes th
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from abc import ABC, abstractmethod
@@ -27,10 +28,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("datatask.repositories")
 
 TOLD_MAX = 10_000
+NAMES_MAX = 10_000_000
+FAIR = 1_000
+"""So many names of a listing are looked at before others have a turn."""
 _told: set[tuple[str, str]] = set()
 
 F = TypeVar("F", bound=Callable[..., Any])
 Resolve = Callable[["Repository"], str]
+
+
+def check_names(looked: int, where: object) -> None:
+    """Raise `CallerError` when a listing has told more names than anybody can mean."""
+    if looked > NAMES_MAX:
+        raise CallerError(
+            f"a listing of more than {NAMES_MAX} names",
+            where=f"{where!r:.160}",
+            remedy="split it (names_max is the limit); or does it never end?",
+        )
 
 
 def told_invalid(where: str, name: str) -> None:
@@ -90,6 +104,10 @@ class Repository(ABC):
                 )
             self.record = record
 
+    def __repr__(self) -> str:
+        name = self._id or self.name
+        return f"{type(self).__name__}({'' if name is None else repr(name)})"
+
     # --- for users ------------------------------------------------------------------------------------
 
     @classmethod
@@ -105,11 +123,16 @@ class Repository(ABC):
 
     async def filter_jobs(self, iterator: AsyncIterable[str]) -> AsyncIterator[str]:
         """Yield the valid job ids of `iterator`; the others are told once each."""
+        skipped = 0
         async for job in iterator:
             if is_job(job) and self.is_valid_job_id(job):
                 yield job
-            else:
-                told_invalid(repr(self), str(job))
+                continue
+            skipped += 1
+            told_invalid(repr(self), job if isinstance(job, str) else f"{job!r:.160}")
+            if skipped % FAIR == 0:
+                await asyncio.sleep(0)
+            check_names(skipped, self)
 
     async def contains(self, item: str) -> bool:
         """Whether the job is a member. By default all members are listed to find out."""
@@ -120,7 +143,16 @@ class Repository(ABC):
         return False
 
     def __aiter__(self) -> AsyncIterator[str]:
-        return self.filter_jobs(self.unfiltered_iter())
+        iterator = self.unfiltered_iter()
+        if not isinstance(iterator, AsyncIterable):
+            if inspect.iscoroutine(iterator):
+                iterator.close()
+            raise CallerError(
+                f"unfiltered_iter returns a {type(iterator).__name__}, no asynchronous iterator",
+                where=f"{self!r:.160}",
+                remedy="write it as an async function that yields",
+            )
+        return self.filter_jobs(iterator)
 
     @abstractmethod
     def unfiltered_iter(self) -> AsyncIterator[str]:

@@ -33,7 +33,7 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import CallerError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job
 
@@ -121,8 +121,8 @@ class StoredRepository(Repository):
             return write
         try:
             return self._observed(write)
-        except (DatataskError, OSError) as error:
-            told_unrecorded(repr(self), str(error))
+        except Exception as error:  # also what a parser does not stand, such as lists in lists in lists
+            told_unrecorded(repr(self), str(error) or type(error).__name__)
             return write
 
     def _observed(self, write: Write) -> Write:

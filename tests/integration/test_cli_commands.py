@@ -47,7 +47,7 @@ def test_status_is_pydatatasks_text(finished: Project) -> None:
 def test_status_as_json(finished: Project) -> None:
     """The documented shape, and --fields chooses parts of it."""
     shape = finished.ok("status", "--json").json
-    assert shape.keys() == {"log", "tasks", "quotas"}
+    assert shape.keys() == {"log", "tasks", "quotas", "troubles"}
     assert shape["log"].keys() == {"url", "head", "at"}
     assert shape["tasks"]["double"] == {
         "ready": 0,

@@ -213,6 +213,9 @@ class Twin:
     def _on_ObservationHeld(self, position: int, event: e.ObservationHeld) -> None:
         self.synced[event.repository] = False
 
+    def _on_RepositoryUnreachable(self, position: int, event: e.RepositoryUnreachable) -> None:
+        """Nothing follows from it."""
+
     def _on_RepositoryReset(self, position: int, event: e.RepositoryReset) -> None:
         for job in self._ordered(self.members[event.repository]):
             self.change(event.repository, job, False, position)
