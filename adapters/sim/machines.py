@@ -22,6 +22,9 @@ from datatask.schema.errors import UnknownNameError
 
 Request = dict[str, int]
 
+UNTOLD = ("cpu", "mem")
+"""Of these a machine has enough where its pool does not tell how much; of anything else it then has none."""
+
 
 class Machine:
     """One machine: up from `up_at` until it fails at `fails_at`."""
@@ -56,7 +59,12 @@ class Machine:
         """Whether it has room for one more."""
         if self.single:
             return not self.running
-        return all(self.free.get(name, 0) >= amount for name, amount in request.items() if amount)
+        free = self.free
+        return all(
+            free.get(name, 0) >= amount
+            for name, amount in request.items()
+            if amount and (name in free or name not in UNTOLD)
+        )
 
     def take(self, run: SimRun, request: Request, sign: int) -> None:
         """Give what a run takes, or (-1) take it back."""
@@ -66,7 +74,8 @@ class Machine:
             del self.running[run.run]
         if not self.single:
             for name, amount in request.items():
-                self.free[name] = self.free.get(name, 0) - sign * amount
+                if name in self.free:
+                    self.free[name] -= sign * amount
 
 
 class Pool:

@@ -118,7 +118,8 @@ class TaskScenario:
 
 @dataclass(frozen=True)
 class Machines:
-    """A pool of equal machines: `count` of them with `amounts` each (nothing told: one run at a time).
+    """A pool of equal machines: `count` of them with `amounts` each (nothing told: one run at a time; cpu or mem not told:
+    enough of it).
 
     A run takes what its task asks for (`resources`) from one machine, or waits at the target until one has it:
     Kubernetes' nodes, or SSH hosts. `start`: how long a machine takes to come up, the first time and after a failure.

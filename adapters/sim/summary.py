@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Records
 from datatask.schema.definition import PipelineDef, TaskDef
+from datatask.schema.resources import UNLIMITED_LAUNCHES
 
 SECOND = 1e9
 
@@ -88,7 +89,7 @@ def summed_up(
         task.name: _task(waits[index], services[index], succeeded[index])
         for index, task in enumerate(definition.tasks)
     }
-    used = _used(definition, held, makespan)
+    used = _used(definition, held, tasks, makespan)
     for pool, (busy, available) in machines.items():
         used[f"machines {pool}"] = busy / available if available > 0 else 0.0
     return Summary(
@@ -122,7 +123,9 @@ def _task(waits: array[int], services: array[int], succeeded: int) -> TaskSummar
     )
 
 
-def _used(definition: PipelineDef, held: list[int], makespan: float) -> dict[str, float]:
+def _used(
+    definition: PipelineDef, held: list[int], tasks: dict[str, TaskSummary], makespan: float
+) -> dict[str, float]:
     """Return how much of each limit was in use, as a share of the whole time."""
     found: dict[str, float] = {}
     for quota in definition.quotas:
@@ -134,6 +137,10 @@ def _used(definition: PipelineDef, held: list[int], makespan: float) -> dict[str
             )
             if limit and makespan:
                 found[f"{quota.name}.{name}"] = taken / SECOND / limit / makespan
+        if quota.launches and quota.launches < UNLIMITED_LAUNCHES and makespan:
+            runs = sum(tasks[task.name].runs for task in definition.tasks if task.quota == quota.name)
+            windows = max(1.0, makespan / (quota.window / SECOND))
+            found[f"{quota.name}.launches"] = min(1.0, runs / quota.launches / windows)
     for index, task in enumerate(definition.tasks):
         if task.concurrency and makespan:
             found[f"{task.name}.concurrency"] = held[index] / SECOND / task.concurrency / makespan
@@ -156,6 +163,7 @@ def _bottleneck(definition: PipelineDef, tasks: dict[str, TaskSummary], used: di
 
 def _asks(task: TaskDef, resource: str) -> bool:
     own = [f"{task.quota}.{name}" for name, amount in task.resources.items() if amount and task.quota]
+    own += [f"{task.quota}.launches"]
     return resource in own or resource == f"{task.name}.concurrency" or resource.startswith("machines ")
 
 
