@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datatask.adapters.store.files import FileRepositoryBase
-from datatask.adapters.store.filestore import STAGED, FolderStore, is_folder, remove, version_of
+from datatask.adapters.store.filestore import FolderStore, is_folder, version_of
 from datatask.adapters.store.finished import sync_folder
+from datatask.adapters.store.staged import claimed, is_staged, remove
 from datatask.engine.binding import current_run
 from datatask.engine.ports import Write
 from datatask.engine.repositories import job_getter
@@ -50,16 +51,17 @@ class DirectoryStore(FolderStore):
         if is_folder(path) is None and not path.is_symlink():
             return False
         hidden = self.stage()
-        os.rename(path, hidden)
-        sync_folder(self.basedir)
-        remove(hidden)
+        with claimed(path):
+            os.rename(path, hidden)
+            sync_folder(self.basedir)
+            remove(hidden)
         return True
 
 
 def _filled(path: Path) -> bool:
     try:
         with os.scandir(path) as entries:
-            return any(not entry.name.endswith(STAGED) for entry in entries)
+            return any(not is_staged(entry.name) for entry in entries)
     except FileNotFoundError:
         return False
 

@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,15 +24,12 @@ import msgspec
 
 from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
+from datatask.adapters.store.staged import create, is_staged, staged_path, sweep
 from datatask.engine.ports import Change, Listed, Write
 from datatask.engine.repositories import told_invalid
 from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job, is_job
-
-STAGED = ".datatask-tmp"
-STAGED_SECONDS_MAX = 24 * 3600
-"""Staged entries that were not touched for so long belong to nobody; `prepare` removes them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class FolderStore(ABC):
 
     def stage(self) -> Path:
         """Return a fresh hidden path in the folder, which `put` takes as a source without copying."""
-        return self.basedir / f".{secrets.token_hex(8)}{STAGED}"
+        return staged_path(self.basedir)
 
     # --- the port -------------------------------------------------------------------------------------
 
@@ -167,17 +163,7 @@ class FolderStore(ABC):
                 raise NotPermittedError(
                     "the folder cannot be written", where=str(self.basedir), remedy="change its permissions"
                 )
-            for path in list(self._abandoned()):
-                remove(path)
-
-    def _abandoned(self) -> Iterator[Path]:
-        oldest = time.time() - STAGED_SECONDS_MAX  # file times are the wall clock's
-        with os.scandir(self.basedir) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") and entry.name.endswith(STAGED):
-                    with contextlib.suppress(FileNotFoundError):
-                        if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                            yield Path(entry.path)
+            sweep(self.basedir)
 
 
 @dataclass(frozen=True)
@@ -209,8 +195,7 @@ class FileStore(FolderStore):
             if status is not None:
                 sync_folder(self.basedir)
                 return version_of(status)
-        staged = self._staged(write)
-        try:
+        with self._staged(write) as staged:
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISREG((before := os.lstat(target)).st_mode):
                     os.chmod(
@@ -218,33 +203,36 @@ class FileStore(FolderStore):
                     )  # replacing must not change who can read it
             version = version_of(os.stat(staged))
             os.replace(staged, target)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
         sync_folder(self.basedir)
         return version
 
-    def _staged(self, write: Write) -> Path:
+    @contextmanager
+    def _staged(self, write: Write) -> Iterator[Path]:
+        """Give the value under a hidden name, durable; it is locked until it has been renamed, or is removed."""
         source = write.source
-        if source is not None and self._is_staged(source):
-            return source
-        staged = self.stage()
+        held = None
+        staged = source if source is not None and self._is_staged(source) else self.stage()
         try:
-            with open(staged, "xb") as file:
-                if source is not None:
-                    with source.open("rb") as original:
-                        shutil.copyfileobj(original, file, 1024 * 1024)
-                else:
-                    file.write(self._bytes(write))
-                file.flush()
-                os.fsync(file.fileno())
+            if staged != source:  # else whoever writes it holds its lock
+                fd, held = create(staged)
+                with open(fd, "wb") as file:
+                    if source is not None:
+                        with source.open("rb") as original:
+                            shutil.copyfileobj(original, file, 1024 * 1024)
+                    else:
+                        file.write(self._bytes(write))
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield staged
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
-        return staged
+        finally:
+            if held is not None:
+                os.close(held)
 
     def _is_staged(self, source: Path) -> bool:
-        return source.parent == self.basedir and source.name.endswith(STAGED)
+        return source.parent == self.basedir and is_staged(source.name)
 
     def _bytes(self, write: Write) -> bytes:
         if write.data is not None:
@@ -264,15 +252,6 @@ class FileStore(FolderStore):
 def version_of(status: os.stat_result) -> str:
     """Return inode, modification time and size as a version."""
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link (never what it points to) or a whole folder; absent is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def is_folder(path: Path) -> os.stat_result | None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from datatask.adapters.store.oserrors import os_errors
+from datatask.adapters.store.staged import create
 from datatask.schema.errors import CallerError
 
 FLUSH_BYTES = 1024 * 1024
@@ -60,12 +61,13 @@ class FileWriter:
         self._commit = commit
         self._buffer = bytearray()
         self._file: BinaryIO | None = None
+        self._held = -1
 
     @classmethod
     async def open(cls, path: Path, commit: Callable[[Path], Awaitable[None]]) -> Self:
         """Create the file, which must not exist."""
         writer = cls(path, commit)
-        writer._file = await asyncio.to_thread(_create, path)
+        writer._file, writer._held = await asyncio.to_thread(_create, path)
         return writer
 
     async def write(self, data: bytes, /) -> int:
@@ -94,6 +96,9 @@ class FileWriter:
         with contextlib.suppress(OSError):
             file.close()
         self._path.unlink(missing_ok=True)
+        if self._held >= 0:
+            held, self._held = self._held, -1
+            os.close(held)
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,10 +114,11 @@ class FileWriter:
         return None
 
 
-def _create(path: Path) -> BinaryIO:
+def _create(path: Path) -> tuple[BinaryIO, int]:
+    """Make the file; the second descriptor holds its lock until the value has its name."""
     with os_errors(str(path.parent)):
-        # 0666 less the umask, as a plain open() would give: pods and other users read these files
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
+        fd, held = create(path)
+        return os.fdopen(fd, "wb"), held
 
 
 def _write(file: BinaryIO, data: bytes | bytearray, where: str) -> None:

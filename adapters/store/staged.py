@@ -1,0 +1,141 @@
+"""Staged entries: hidden names in a folder, under which a value is made before it is renamed to what it is called.
+
+Who makes one holds a lock on it, which the kernel takes back from the dead. So what a killed engine left is known by
+trying to lock it, and what another engine still writes is left alone. Where locks of other hosts are not seen, or there
+are none, only age tells. Blocking; called from threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STAGED = ".datatask-tmp"
+STAGED_SECONDS_MAX = 24 * 3600
+"""Where locks do not tell, staged entries that were not touched for so long belong to nobody."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+def staged_path(folder: Path) -> Path:
+    """Return a fresh hidden path in the folder."""
+    return folder / f".{secrets.token_hex(8)}{STAGED}"
+
+
+def is_staged(name: str) -> bool:
+    """Whether an entry's name is a staged one's."""
+    return name.startswith(".") and name.endswith(STAGED)
+
+
+def create(path: Path) -> tuple[int, int]:
+    """Make a file that must not exist; return a descriptor to write it and another that holds its lock."""
+    while True:
+        # 0666 less the umask, as a plain open() would give: pods and other users read these files
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            held = _holding(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if held is not None:
+            return fd, held
+        os.close(fd)  # somebody swept it in the moment before it was locked
+
+
+def _holding(path: Path, fd: int) -> int | None:
+    """Return a descriptor that holds the lock of a file just made; None where it was swept meanwhile."""
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # closing this one is no end of writing to inotify
+    except PermissionError:  # of a umask that takes our own right to read
+        held = os.dup(fd)
+    except FileNotFoundError:
+        return None
+    _lock(held, wait=True)
+    if os.path.samestat(os.fstat(fd), os.fstat(held)) and os.fstat(held).st_nlink:
+        return held
+    os.close(held)
+    return None
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Hold the lock of what is there, a folder too, while it is renamed and removed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield  # a link, or nothing that we may open
+        return
+    try:
+        _lock(fd, wait=False)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead writers left staged in the folder."""
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if is_staged(entry.name)]
+    if not found:
+        return
+    from datatask.adapters.store.inotify import is_remote  # late: Linux only
+
+    alone = not is_remote(folder)
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            if alone:
+                _sweep(path)
+            elif _is_old(path):
+                remove(path)
+
+
+def _sweep(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError:  # a link, or somebody else's
+        if _is_old(path):
+            remove(path)
+        return
+    try:
+        locked = _lock(fd, wait=False)
+        if locked or (locked is None and _is_old(path)):
+            remove(path)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, *, wait: bool) -> bool | None:
+    """Lock an open file; False when another holds the lock, None where there are no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def _is_old(path: Path) -> bool:
+    oldest = time.time() - STAGED_SECONDS_MAX  # file times are the wall clock's
+    return os.lstat(path).st_mtime < oldest
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (never what it points to) or a whole folder; absent is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
