@@ -30,7 +30,7 @@ from datatask.adapters.sim.worlds import World
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.effects import Evaluation, StartRun, Step, StopRun, WriteStore
 from datatask.engine.core.moves import STORED
-from datatask.engine.ports import Ended, RunSpec, Started, Write
+from datatask.engine.ports import Adopted, Ended, RunSpec, Started, Write
 from datatask.schema import events as e
 
 EVALUATIONS_MAX = 4096
@@ -44,7 +44,7 @@ class Logged:
         self.state, (self.reactor, steps) = opened(model)
         self.records = Records()
         self._record = self.records.adder()
-        self.now = self.state.at
+        self.now = max(self.state.at, model.begin)
         self.heap: list[tuple[int, int, int, object]] = []
         self.open: dict[int, SimRun] = {}
         self.finished = False
@@ -52,10 +52,14 @@ class Logged:
         self._pushed = 0
         self._retries: dict[tuple[str, str], int] = {}
         self._media = {leaf.id: leaf.definition.medium for leaf in self.state.leaves.values()}
-        self._since, self._times = array("q", [1]), array("q", [self.now])
+        self._begun = steps[0].first
+        self._since, self._times = array("q", [self._begun]), array("q", [self.now])
         for step in steps:
-            keep(step)
+            if step.events:
+                keep(step)
         world.open(self, model.profiles)
+        if model.present is not None:
+            self._resume()
 
     @property
     def position(self) -> int:
@@ -151,6 +155,24 @@ class Logged:
                             effect.write, effect.run, effect.ticket, self.now, version=version
                         )
 
+    def _resume(self) -> None:
+        """Go on with the runs and retries that there are."""
+        for task in self.state.tasks.values():
+            for job, episode in task.episodes.items():
+                if episode.not_before is not None:
+                    self._retries[task.name, self.state.jobs[job]] = episode.not_before
+        for specs in self.reactor.recoverable().values():
+            for spec in specs:
+                run = self._run(spec)
+                started_at = self.state.open_runs[spec.run].started_at
+                if started_at is None:
+                    self.world.start(run)
+                    continue
+                run.started_at = started_at
+                self.reactor.fact(Adopted(spec.run, dict(spec.handle or {})), self.now)
+                self.world.resume(run)
+        self._flush()
+
     # --- what comes -------------------------------------------------------------------------------
 
     def _arrive(self, first: int, count: int) -> None:
@@ -175,11 +197,17 @@ class Logged:
             self.reactor.change(writes, self.now, origin="injected")
 
     def _start(self, spec: RunSpec) -> None:
+        self.world.start(self._run(spec))
+
+    def _run(self, spec: RunSpec) -> SimRun:
+        """Return the run that a decision made."""
         task = self.state.tasks[spec.task]
         job = self.state.job_index[spec.job]
         episode = task.episodes[job]
         if spec.attempt > 1:
-            since = self._retries.pop((spec.task, spec.job))
+            since = self._retries.pop((spec.task, spec.job), self.now)
+        elif episode.position < self._begun:
+            since = self.state.time_of(episode.position)
         else:
             since = self._times[bisect_right(self._since, episode.position) - 1]
         run = SimRun(
@@ -193,7 +221,7 @@ class Logged:
             episode.position,
         )
         self.open[run.run] = run
-        self.world.start(run)
+        return run
 
     def name(self, job: int) -> str:
         """Return a job's name."""
@@ -201,7 +229,7 @@ class Logged:
 
     def begin(self, run: SimRun) -> None:
         """A run has begun at its target."""
-        if not run.over:
+        if not run.over and not run.started_at:
             run.started_at = self.now
             self.reactor.fact(Started(run.run, {}, run.where, self.now), self.now)
 

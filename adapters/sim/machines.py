@@ -16,7 +16,7 @@ from datatask.adapters.sim.distributions import Exponential, Sampler, as_distrib
 from datatask.adapters.sim.model import CALLED, ENDED, FAILED, LOST, NEVER, Profile, SimRun
 from datatask.adapters.sim.modelling import amounts
 from datatask.adapters.sim.scenario import Machines, Scenario
-from datatask.adapters.sim.worlds import Plain, Simulator, World, draw
+from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import UnknownNameError
 
@@ -145,6 +145,10 @@ class Pools:
             self._simulator.push(self._simulator.now + latency, CALLED, lambda: self._ask(pool, run))
         else:
             self._ask(pool, run)
+
+    def resume(self, run: SimRun) -> None:
+        draw_rest(self._profiles[run.task], run, self._simulator)
+        self._ask(self._of[run.task], run)
 
     def _ask(self, pool: Pool, run: SimRun) -> None:
         """A run is in line for a place from now on."""

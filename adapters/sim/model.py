@@ -150,7 +150,7 @@ class Names(Sequence[str]):
 class Model:
     """Everything that a simulation needs; `arrivals` yields (time, first job, number of jobs), in order of time.
 
-    `entries` are the repositories that an arriving job enters; `entries_of`, where it is there, by a job's name.
+    `present` is the state to go on from, as a checkpoint. `entries` are the repositories that an arriving job enters; `entries_of`, where it is there, by a job's name.
     """
 
     definition: PipelineDef
@@ -164,7 +164,7 @@ class Model:
     until: int = NEVER
     runs_max: int = 1 << 40
     uuid: str = "simulated"
-    keep_runs: bool = True
+    present: bytes | None = None
     filters: dict[str, Callable[[str], bool]] = field(default_factory=dict)
     translations: dict[str, Callable[[str], str | None]] = field(default_factory=dict)
 

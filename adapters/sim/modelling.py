@@ -121,9 +121,19 @@ def _task(task: TaskDef, told: TaskScenario) -> TaskDef:
 
 
 def model_of(
-    definition: PipelineDef, recording: Recording | None, scenario: Scenario, replication: int
+    definition: PipelineDef,
+    recording: Recording | None,
+    scenario: Scenario,
+    replication: int,
+    present: bytes | None = None,
+    begin: int = BEGINNING,
 ) -> Model:
-    """Return the model of one replication; `definition` has been `changed`."""
+    """Return the model of one replication; `definition` has been `changed`.
+
+    `present` is the state to go on from, at `begin`: then no jobs come but those that the scenario tells of.
+    """
+    if present is not None and scenario.jobs is None:
+        scenario = scenario.with_(jobs=0)
     names, entries_of = _jobs(recording, scenario)
 
     def streams(owner: str, purpose: str) -> Chance:
@@ -146,11 +156,13 @@ def model_of(
         definition,
         profiles,
         names,
-        _arrivals(recording, scenario, jobs, streams),
+        _arrivals(recording, scenario, jobs, streams, begin),
         usual,
         entries_of or by_chance,
         chance=streams("", "backoff"),
-        until=NEVER if scenario.until is None else BEGINNING + int(scenario.until * SECOND),
+        begin=begin,
+        present=present,
+        until=NEVER if scenario.until is None else begin + int(scenario.until * SECOND),
         runs_max=max(RUNS_MIN, RUNS_A_JOB * jobs * max(len(profiles), 1)),
         uuid=blake2b(tag.encode(), digest_size=16).hexdigest(),
         filters={} if recording is None else _asked(recording.filters, True),
@@ -242,7 +254,11 @@ def _sources(definition: PipelineDef) -> tuple[str, ...]:
 
 
 def _arrivals(
-    recording: Recording | None, scenario: Scenario, jobs: int, streams: Callable[[str, str], Chance]
+    recording: Recording | None,
+    scenario: Scenario,
+    jobs: int,
+    streams: Callable[[str, str], Chance],
+    begin: int,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (time, first job, number of jobs)."""
     told = scenario.arrivals
@@ -251,7 +267,7 @@ def _arrivals(
         raise CallerError(
             "arrivals are recorded for the jobs of a log only", remedy="leave `jobs` out, or give a rate"
         )
-    return _times(how, told.per_second if told else 0.0, recording, jobs, streams)
+    return _times(how, told.per_second if told else 0.0, recording, jobs, streams, begin)
 
 
 def _times(
@@ -260,19 +276,20 @@ def _times(
     recording: Recording | None,
     jobs: int,
     streams: Callable[[str, str], Chance],
+    begin: int,
 ) -> Iterator[tuple[int, int, int]]:
     if how == "at_once":
         if jobs:
-            yield BEGINNING, 0, jobs
+            yield begin, 0, jobs
     elif how == "recorded":
         assert recording is not None
         for job, (seconds, _, _) in enumerate(recording.arrivals):
-            yield BEGINNING + int(seconds * SECOND), job, 1
+            yield begin + int(seconds * SECOND), job, 1
     elif how == "even":
         for job in range(jobs):
-            yield BEGINNING + int(job / rate * SECOND), job, 1
+            yield begin + int(job / rate * SECOND), job, 1
     else:
-        gap, at = Exponential(1.0 / rate).sampler(streams("", "arrivals")), BEGINNING
+        gap, at = Exponential(1.0 / rate).sampler(streams("", "arrivals")), begin
         for job in range(jobs):
             at += gap()
             yield at, job, 1

@@ -34,6 +34,7 @@ from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.settling import settle
 from datatask.adapters.sim.summary import Summary, summed_up
 from datatask.adapters.sim.writing import free_place, written
+from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.moves import is_simple
 from datatask.engine.core.state import State
 from datatask.engine.core.why import explain_all
@@ -55,16 +56,19 @@ def simulate(
     write_log: str | Path | None = None,
     processes: int | None = None,
     keep_runs: bool = True,
+    present: bool = False,
 ) -> Result:
     """Simulate a pipeline, a definition, or what a log recorded, under a scenario.
 
-    `log` tells how runs go where `source` is a pipeline. `write_log` writes the history of the first replication as an
+    With `present`, go on from where the log that is `source` stands: its waiting jobs and open runs, and no others but
+    those that the scenario tells of. `log` tells how runs go where `source` is a pipeline. `write_log` writes the history of the first replication as an
     ordinary log, which must not exist yet. `processes`: at most so many at once (None: one a core, where there are
     replications for them). `CallerError` names what the scenario has wrong; a task of which nothing tells how long
     it takes is an error, jobs that could not go on are told in `Result.stuck`.
     """
     scenario = scenario or Scenario()
     definition, recording = inputs(source, log)
+    state = _state(source) if present else None
     return simulate_inputs(
         definition,
         recording,
@@ -72,7 +76,18 @@ def simulate(
         write_log=write_log,
         processes=processes,
         keep_runs=keep_runs,
+        state=state,
     )
+
+
+def _state(source: Any) -> State:
+    """Return the state at the head of a log."""
+    if isinstance(source, History):
+        return source.state()
+    if not isinstance(source, str | Path):
+        raise CallerError("only a log has a present", remedy="give the place of a log")
+    with History(source) as history:
+        return history.state()
 
 
 def inputs(source: Any, log: str | Path | History | None = None) -> tuple[PipelineDef, Recording | None]:
@@ -107,44 +122,71 @@ def simulate_inputs(
     write_log: str | Path | None = None,
     processes: int | None = None,
     keep_runs: bool = True,
+    state: State | None = None,
+    now: int = 0,
 ) -> Result:
-    """Simulate under a scenario what `inputs` returned."""
+    """Simulate under a scenario what `inputs` returned.
+
+    With `state`, go on from there, from `now` on (nanoseconds; at the earliest the time of its last event): its makespan
+    is the time that is left. The state is not changed.
+    """
+    if state is not None and write_log is not None:
+        raise CallerError("a history that goes on from a log cannot be written", remedy="leave write_log out")
+    given = _Given(definition, recording, scenario, BEGINNING, None)
+    if state is not None:
+        given = given._replace(begin=max(now, state.at), present=dump(state))
+    return _replicated(given, write_log, processes, keep_runs)
+
+
+class _Given(NamedTuple):
+    """What all replications have in common."""
+
+    definition: PipelineDef
+    recording: Recording | None
+    scenario: Scenario
+    begin: int
+    present: bytes | None
+
+
+def _replicated(
+    given: _Given, write_log: str | Path | None, processes: int | None, keep_runs: bool
+) -> Result:
+    definition, recording, scenario = given[:3]
     place = None if write_log is None else free_place(write_log)
     definition = changed(definition, scenario)
+    given = given._replace(definition=definition)
     begun = perf_counter()
-    first = _simulated(definition, recording, scenario, 0, place)
+    first = _simulated(given, 0, place)
     took = perf_counter() - begun
-    result = Result(scenario, definition, BEGINNING, [first.summary], notes=_notes(recording, scenario))
+    result = Result(scenario, definition, given.begin, [first.summary], notes=_notes(recording, scenario))
     if keep_runs:
         result.records, result.names = first.records, first.names
     rest = range(1, scenario.replications)
     workers = min(processes if processes is not None else cpu_count() or 1, len(rest))
     if workers <= 1 or (processes is None and took * len(rest) < WORTH_SECONDS):
         for replication in rest:
-            result.summaries.append(_simulated(definition, recording, scenario, replication, None).summary)
+            result.summaries.append(_simulated(given, replication, None).summary)
         return result
     size = max(1, min(CHUNK, len(rest) // workers))
     chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, initializer=_prepare, initargs=(definition, recording, scenario)
-    ) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(given,)) as pool:
         for summaries in pool.map(_replicate, chunks):
             result.summaries += summaries
     return result
 
 
-_given: tuple[PipelineDef, Recording | None, Scenario] | None = None
+_given: _Given | None = None
 
 
-def _prepare(definition: PipelineDef, recording: Recording | None, scenario: Scenario) -> None:
+def _prepare(given: _Given) -> None:
     global _given
-    _given = definition, recording, scenario
+    _given = given
 
 
 def _replicate(replications: Sequence[int]) -> list[Summary]:
     assert _given is not None
-    return [_simulated(*_given, replication, None).summary for replication in replications]
+    return [_simulated(_given, replication, None).summary for replication in replications]
 
 
 class _Simulated(NamedTuple):
@@ -155,14 +197,9 @@ class _Simulated(NamedTuple):
     names: Sequence[str]
 
 
-def _simulated(
-    definition: PipelineDef,
-    recording: Recording | None,
-    scenario: Scenario,
-    replication: int,
-    place: Path | None,
-) -> _Simulated:
-    model = model_of(definition, recording, scenario, replication)
+def _simulated(given: _Given, replication: int, place: Path | None) -> _Simulated:
+    definition, recording, scenario, begin, present = given
+    model = model_of(definition, recording, scenario, replication, present, begin)
     world = world_of(definition, scenario, replication)
     with collector_off():
         simulator: Quick | Logged
@@ -201,7 +238,7 @@ def _fields(summary: Summary) -> dict[str, Any]:
 
 def _is_quick(model: Model) -> bool:
     """Whether the definition needs no event to be made."""
-    if any(profile.spawns for profile in model.profiles):
+    if model.present is not None or any(profile.spawns for profile in model.profiles):
         return False
     return is_simple(opened(model)[0])
 

@@ -36,6 +36,9 @@ class World(Protocol):
     def start(self, run: SimRun) -> None:
         """Take a run that was launched."""
 
+    def resume(self, run: SimRun) -> None:
+        """Take a run that was going when the simulation began; `started_at` is set."""
+
     def stop(self, run: SimRun, fate: int) -> None:
         """Let a run end now, with this fate."""
 
@@ -67,6 +70,19 @@ def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
         run.fill = profile.fill()
 
 
+TRIES = 50
+
+
+def draw_rest(profile: Profile, run: SimRun, simulator: Simulator) -> None:
+    """Decide how a run goes on that has been going for a while: as those go that take longer than that."""
+    elapsed = simulator.now - run.started_at
+    for _ in range(TRIES):
+        draw(profile, run, simulator)
+        if run.duration > elapsed:
+            break
+    run.duration = max(0, run.duration - elapsed)
+
+
 class Plain:
     """Room for everything."""
 
@@ -83,6 +99,10 @@ class Plain:
         at = simulator.now + profile.latency()
         simulator.push(at, STARTED, run)
         simulator.push(at + run.duration, ENDED, run)
+
+    def resume(self, run: SimRun) -> None:
+        draw_rest(self._profiles[run.task], run, self._simulator)
+        self._simulator.push(self._simulator.now + run.duration, ENDED, run)
 
     def stop(self, run: SimRun, fate: int) -> None:
         run.fate = fate

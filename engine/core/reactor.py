@@ -79,6 +79,34 @@ class Reactor(Runs):
         for run in self.state.open_runs.values():
             self._watch_deadline(run)
 
+    def go_on(self, now: int, definition: PipelineDef) -> None:
+        """Go on from a state in the middle of an engine's life, under a definition: what a simulation does.
+
+        Nothing is opened, so nothing ephemeral begins anew; stores that are not known are taken for as they are told.
+        """
+        events: list[e.Event] = []
+        digest = definition.digest()
+        if digest != self.state.definition.digest():
+            events.append(
+                e.PipelineDefined(
+                    at=now, definition=definition, digest=digest, decider=deciding.DECIDER_VERSION
+                )
+            )
+        self._emit(events)
+        self._emit(
+            [
+                e.RepositorySynced(
+                    at=now, repository=leaf.id, listed_at=now, members=leaf.count, root=leaf.root
+                )
+                for leaf in self.state.leaves.values()
+                if not leaf.synced
+            ]
+        )
+        self._epoch = 0 if self.state.engine is None else self.state.engine.epoch
+        self._index()
+        for run in self.state.open_runs.values():
+            self._watch_deadline(run)
+
     def recoverable(self) -> dict[str, list[RunSpec]]:
         """Return the open runs of earlier engines by task, less those whose end can be redone from the log."""
         specs: dict[str, list[RunSpec]] = {}

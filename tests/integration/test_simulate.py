@@ -172,6 +172,31 @@ def test_a_log_is_simulated_by_its_own_runs(tmp_path: Path) -> None:
     assert other.summaries[0].runs == 1000
 
 
+def test_a_log_goes_on_from_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "half.db"
+    half = PLAIN.with_(until=19.0, default=TaskScenario(duration=2.0, attempts=2))
+    simulate(shop(), half, write_log=path)
+    with History(path) as history:
+        state = history.state()
+        assert len(state.open_runs) == 4
+        before = state.position
+        rest = simulate_inputs(*inputs(shop(), path), PLAIN.with_(jobs=None), state=state)
+        assert state.position == before
+    assert rest.makespan == pytest.approx(22.0)  # four runs had begun at 18 s
+    assert simulate(path, PLAIN.with_(jobs=None), present=True).makespan == rest.makespan
+    more = simulate(path, PLAIN.with_(jobs=["new-1", "new-2"], replications=2), present=True, processes=1)
+    assert more.makespan == pytest.approx(24.0)
+    assert more.summaries[0].runs == rest.summaries[0].runs + 4
+    hosts = [Machines("hosts", count=4, amounts={"cpu": 1})]
+    assert simulate(path, PLAIN.with_(jobs=None, machines=hosts), present=True).makespan == rest.makespan
+    wider = simulate(path, PLAIN.with_(jobs=None, quotas={"all": {"cpu": 8}}), present=True)
+    assert wider.makespan < rest.makespan
+    with pytest.raises(CallerError, match="only a log has a present"):
+        simulate(shop(), PLAIN, present=True)
+    with pytest.raises(CallerError, match="cannot be written"):
+        simulate(path, PLAIN, present=True, write_log=tmp_path / "no.db")
+
+
 def test_durations_follow_the_size_of_what_is_read_where_that_explains_them(tmp_path: Path) -> None:
     definition, _ = inputs(shop())
     scenario = Scenario(
