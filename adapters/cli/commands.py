@@ -55,6 +55,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "query": Entry("query", "query", "Ask the log in SQL."),
         "export": Entry("exporting", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
         "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
+        "simulate": Entry("simulating", "simulate", "Try a pipeline's future."),
         "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),
         "log-anchor": Entry("verifying", "log_anchor", "Print the head's hash, to be noted elsewhere."),
         "log-compact": Entry("keeping", "log_compact", "Remove blobs that nothing refers to."),

@@ -8,7 +8,6 @@ the reader's light or dark scheme, keeps apart by pattern and height what it kee
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from datatask.adapters.history.timeline import Lane, Span, Timeline
 from datatask.adapters.history.timeline_text import lasting, told
 from datatask.adapters.history.when import iso
-from datatask.schema.errors import CallerError
+from datatask.adapters.history.whole import write_whole
 
 WIDTH = 960
 ROW = 26
@@ -74,22 +73,7 @@ def draw(timelines: Sequence[Timeline]) -> str:
 
 def save(path: Path, svg: str) -> None:
     """Write a drawing whole or not at all; over an earlier drawing, but over no other file."""
-    try:
-        with path.open("rb") as file:
-            if not file.read(4).startswith(b"<svg"):
-                raise CallerError("this file is no drawing", where=str(path), remedy="name another file")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise CallerError(f"{error.strerror}", where=str(path), remedy="name another file") from error
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(svg)
-        fresh.replace(path)
-    except OSError as error:
-        raise CallerError(f"{error.strerror}", where=str(path), remedy="name another file") from error
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, svg, mark="<svg", what="drawing")
 
 
 class _Axis:

@@ -84,7 +84,14 @@ def _is_distribution(*trees: Mapping[str, Any]) -> bool:
 
 
 def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Scenario:
-    """Return the scenario that a tree describes; tables are looked for from `folder`."""
+    """Return the scenario that a tree describes: what a task does not say, `default` does; tables are in `folder`."""
+    usual = tree.get("default")
+    tasks = tree.get("tasks")
+    if isinstance(usual, Mapping) and isinstance(tasks, Mapping):
+        own = {
+            task: merged(usual, told) if isinstance(told, Mapping) else told for task, told in tasks.items()
+        }
+        tree = {**tree, "tasks": own}
     at = At(tree, f"scenario {name}", folder)
     given = {"name": name, **at.fields(_SCENARIO_FIELDS)}
     try:

@@ -68,6 +68,8 @@ def put_at(tree: Tree, place: str, value: Any) -> None:
     match parts:
         case ["jobs" | "until" | "seed" | "replications" as name]:
             tree[name] = value
+        case ["default", field] if field in TASK_FIELDS:
+            _below(tree, "default")[field] = value
         case ["arrivals", ("even" | "poisson") as how]:
             tree["arrivals"] = {how: value}
         case ["quota" | "quotas", *middle, amount] if middle:

@@ -97,6 +97,15 @@ scenarios:
     assert found["faster"].tasks["fetch"] == TaskScenario(duration=Exponential(1), failure=0.1)
 
 
+def test_a_task_that_says_something_of_its_own_keeps_the_default_for_the_rest(tmp_path: Path) -> None:
+    (plan,) = load(
+        tmp_path,
+        "default: {duration: 5, failure: 0.1}\ntasks: {fetch: {duration: 1}, crunch: {concurrency: 2}}",
+    ).values()
+    assert plan.tasks["fetch"] == TaskScenario(duration=1.0, failure=0.1)
+    assert plan.tasks["crunch"] == TaskScenario(duration=5.0, failure=0.1, concurrency=2)
+
+
 def test_durations_by_job_here_and_in_a_table(tmp_path: Path) -> None:
     (tmp_path / "times.csv").write_text("job,seconds\na,10\nb,90\n")
     found = load(
@@ -192,6 +201,7 @@ def test_several_scenarios_that_vary_keep_their_names() -> None:
     [
         ("jobs=5", "jobs", 5),
         ("until=90", "until", 90.0),
+        ("default.duration=2m", "default", TaskScenario(duration=120.0)),
         ("arrivals.poisson=2.5", "arrivals", Arrivals("poisson", 2.5)),
         ("quotas.q.mem=4Gi", "quotas", {"q": {"mem": "4Gi"}}),
         ("a.b.concurrency=3", "tasks", {"a.b": TaskScenario(concurrency=3)}),
