@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from datatask.schema.definition import QuotaDef
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import TEXT, expect
 from datatask.schema.ids import check_name
 from datatask.schema.resources import Resources, ResourceType
 
@@ -48,6 +49,8 @@ class ResourceManager:
         window: float | dt.timedelta = 60.0,
         starvation_after: float | dt.timedelta = 60.0,
     ) -> None:
+        expect(self, Resources, "pass Resources.parse('4', '8Gi')", quota=quota)
+        expect(self, TEXT, optional=True, name=name)
         self.quota = quota
         self.name = None if name is None else check_name(name, "quota")
         self.window = nanoseconds(window, "window")

@@ -28,6 +28,7 @@ from datatask.engine.repositories import (
 )
 from datatask.schema.definition import VIEW_NAMES, DoneShape, Medium, RetryDef, ViewName, view_id
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import FLAG, TEXT, expect
 from datatask.schema.ids import check_job, check_name
 from datatask.schema.resources import Resources
 
@@ -106,6 +107,11 @@ class Link:
     required_for_start: bool = False
     inhibits_output: bool = False
     required_for_output: bool = False
+
+    def __post_init__(self) -> None:
+        expect(self, Repository, repo=self.repo)
+        roles = {name: value for name, value in vars(self).items() if name != "repo"}
+        expect(self, FLAG, **roles)
 
 
 class ViewRepository(Repository):
@@ -192,6 +198,11 @@ class Task(ABC):
         repeat: bool = False,
         was: str | None = None,
     ) -> None:
+        expect(self, TEXT, name=name)
+        expect(self, TEXT, optional=True, was=was)
+        expect(self, Repository, optional=True, ready=ready)
+        expect(self, FLAG, disabled=disabled, repeat=repeat)
+        expect(self, Retry, "pass Retry(attempts=3)", optional=True, retry=retry)
         self.name = check_name(name, "task")
         self.links: dict[str, Link] = {}
         self.disabled = disabled

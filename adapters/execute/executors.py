@@ -31,6 +31,7 @@ from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.engine.tasks import Retry
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.expected import expect
 
 logger = logging.getLogger("datatask.executors")
 
@@ -78,6 +79,7 @@ class ExecutorTask(FunctionTask):
             repeat=repeat,
             was=was,
         )
+        expect(self, Repository, done=done)
         self.executor = executor
         self.done = done
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)

@@ -18,6 +18,7 @@ from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.engine.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, DoneShape
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import FUNCTION, expect
 
 Function = Callable[..., Any]
 
@@ -60,6 +61,7 @@ class FunctionTask(EngineTask):
 
     def __init__(self, name: str, ready: Repository | None, func: Function | None, **policy: Any) -> None:
         super().__init__(name, ready, **policy)
+        expect(self, FUNCTION, optional=True, func=func)
         self.func = func
 
     def __call__(self, func: Function) -> Self:
@@ -118,6 +120,7 @@ class InProcessSyncTask(FunctionTask):
             repeat=repeat,
             was=was,
         )
+        expect(self, Repository, done=done)
         self.done = done
         self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
 

@@ -49,6 +49,7 @@ from datatask.engine.ports import (
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import CallerError, TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.expected import PATH, TEXT, expect
 from datatask.schema.ids import check_name
 
 WHERE = "local"
@@ -65,6 +66,8 @@ class LocalLinuxManager(AbstractProcessManager):
     """Runs processes here. `app` tells applications apart that share `local_path`: one pipeline at a time each."""
 
     def __init__(self, app: str, local_path: str | os.PathLike[str] | None = None) -> None:
+        expect(self, TEXT, app=app)
+        expect(self, PATH, optional=True, local_path=local_path)
         self.app = check_name(app, "app")
         self.local_path = default_path() if local_path is None else Path(local_path).absolute()
         self._client = LauncherClient(self.basedir)

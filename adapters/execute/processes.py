@@ -29,6 +29,7 @@ from datatask.engine.tasks import EngineTask, Retry
 from datatask.schema.definition import DoneShape
 from datatask.schema.errors import CallerError
 from datatask.schema.events import StopReason
+from datatask.schema.expected import FUNCTION, PATH, expect
 from datatask.schema.resources import Resources
 
 _WINDOW = dt.timedelta(seconds=60)
@@ -85,6 +86,15 @@ class ProcessTask(EngineTask):
             repeat=repeat,
             was=was,
         )
+        expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
+        expect(self, Resources, "pass Resources.parse('1', '1Gi')", job_resources=job_resources)
+        expect(self, PATH, "pass the script's text, or its path", template=template)
+        if not isinstance(manager, AbstractProcessManager):
+            expect(self, FUNCTION, "pass a process manager, or a function that returns one", manager=manager)
+        expect(self, Repository, pids=pids)
+        expect(self, Repository, optional=True, done=done, stdin=stdin, stdout=stdout)
+        if not isinstance(stderr, _StderrIsStdout):
+            expect(self, Repository, "pass a repository, STDOUT or None", optional=True, stderr=stderr)
         check_environment(name, environ)
         self.template = template
         self.resource_manager = resource_manager

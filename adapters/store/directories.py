@@ -19,6 +19,7 @@ from datatask.engine.ports import Write
 from datatask.engine.repositories import job_getter
 from datatask.schema.definition import Record
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import FLAG, expect
 from datatask.schema.ids import check_job
 
 
@@ -84,6 +85,7 @@ class DirectoryRepository(FileRepositoryBase):
         record: Record | None = None,
     ) -> None:
         super().__init__(basedir, extension, case_insensitive, name=name, was=was, record=record)
+        expect(self, FLAG, discard_empty=discard_empty)
         self.discard_empty = discard_empty
 
     def _options(self) -> str:

@@ -22,6 +22,8 @@ from datatask.engine.ports import Write
 from datatask.engine.repositories import StoredBlobRepository, StoredRepository, job_getter
 from datatask.engine.streams import AReadStream, AWriteStream
 from datatask.schema.definition import Record
+from datatask.schema.errors import CallerError
+from datatask.schema.expected import FLAG, PATH, TEXT, expect
 
 
 class FileRepositoryBase(StoredRepository):
@@ -42,9 +44,20 @@ class FileRepositoryBase(StoredRepository):
         record: Record | None = None,
     ) -> None:
         super().__init__(name=name, was=was, record=record)
+        self._expect(basedir, extension, case_insensitive)
         self.basedir = Path(os.path.abspath(basedir))
         self.extension = extension
         self.case_insensitive = case_insensitive
+
+    def _expect(self, basedir: object, extension: object, case_insensitive: object) -> None:
+        remedy = f"the folder comes first: {type(self).__name__}(folder, '.txt', name='…')"
+        expect(self, PATH, remedy, basedir=basedir)
+        expect(self, TEXT, remedy, extension=extension)
+        expect(self, FLAG, remedy, case_insensitive=case_insensitive)
+        if "/" in str(extension):
+            raise CallerError(
+                f"extension is {extension!r:.80}, which is a path", where=type(self).__name__, remedy=remedy
+            )
 
     def __repr__(self) -> str:
         extension = f", extension={self.extension!r}" if self.extension else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ from datatask.engine.repositories import (
 from datatask.engine.streams import AReadStream, AWriteStream, BytesReader, BytesWriter
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import expect
 from datatask.schema.ids import check_job, is_job
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
@@ -105,6 +106,7 @@ class _InProcess(StoredRepository, Generic[V]):
         record: Record | None = None,
     ) -> None:
         super().__init__(name=name, was=was, record=record)
+        expect(self, MutableMapping, "pass a dict, or name=", optional=True, data=data)
         self.data: dict[str, V] = {} if data is None else data
         self._store: DictStore[V] | None = None
 

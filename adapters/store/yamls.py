@@ -20,6 +20,7 @@ from datatask.engine.ports import Write
 from datatask.engine.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import PATH, expect
 from datatask.schema.ids import check_job
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
@@ -89,6 +90,7 @@ class YamlMetadataFileRepository(YamlMetadataRepository, FileRepository):
         was: str | None = None,
         record: Record | None = None,
     ) -> None:
+        expect(self, PATH, filename=filename)
         super().__init__(filename, extension, case_insensitive, name=name, was=was, record=record)
 
     def _observed(self, write: Write) -> Write:

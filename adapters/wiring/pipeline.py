@@ -45,6 +45,7 @@ from datatask.engine.tasks import Task
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.errors import CallerError, TimeLimitError, UnknownNameError
+from datatask.schema.expected import FUNCTION, TEXT, expect, expect_one
 from datatask.schema.values import encode_value
 
 logger = logging.getLogger("datatask.pipeline")
@@ -95,7 +96,16 @@ class Pipeline:
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
+        expect(self, Iterable, "pass a list of tasks", tasks=tasks, resources=resources)
         listed = list(tasks)
+        for number, task in enumerate(listed):
+            expect_one(self, Task, f"tasks[{number}]", task)
+        expect(self, Session, session=session)
+        resources = list(resources)
+        for number, quota in enumerate(resources):
+            expect_one(self, ResourceManager, f"resources[{number}]", quota)
+        expect(self, FUNCTION, optional=True, priority=priority)
+        expect(self, TEXT, optional=True, name=name)
         self.name = name or "pipeline"
         self.tasks: dict[str, Task] = {task.name: task for task in listed}
         self.session = session

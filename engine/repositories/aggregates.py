@@ -12,6 +12,7 @@ from typing import Any
 from datatask.engine.repositories.repository import Repository, Resolve
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import FLAG, expect, expect_one
 from datatask.schema.ids import check_job
 
 
@@ -36,6 +37,8 @@ class _Aggregate(_Combination):
             raise CallerError(
                 f"{type(self).__name__} needs at least one repository", remedy="pass name=repository"
             )
+        for child, repository in children.items():
+            expect_one(self, Repository, child, repository)
         self.children = children
 
     def __repr__(self) -> str:
@@ -125,6 +128,8 @@ class BlockingRepository(_Combination):
 
     def __init__(self, source: Repository, unless: Repository, enumerate_unless: bool = True) -> None:
         super().__init__()
+        expect(self, Repository, source=source, unless=unless)
+        expect(self, FLAG, enumerate_unless=enumerate_unless)
         self.source = source
         self.unless = unless
         self.enumerate_unless = enumerate_unless

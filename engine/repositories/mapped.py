@@ -14,6 +14,7 @@ from typing import Any
 from datatask.engine.repositories.repository import DerivedLeaf, Repository, Resolve
 from datatask.schema.definition import AnyExpr, FilteredDef, In
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import FLAG, FUNCTION, expect
 from datatask.schema.ids import check_job
 
 Mapping = Callable[[Any], Any] | Callable[[Any], Awaitable[Any]]
@@ -37,6 +38,10 @@ class MapRepository(DerivedLeaf):
         was: str | None = None,
     ) -> None:
         super().__init__(name=name, was=was)
+        expect(self, Repository, base=base)
+        expect(self, FUNCTION, func=func)
+        expect(self, FUNCTION, optional=True, filt=filt)
+        expect(self, FLAG, allow_deletes=allow_deletes)
         self.base = base
         self.func = func
         self.filter = filt

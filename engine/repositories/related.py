@@ -15,6 +15,7 @@ from datatask.engine.repositories.repository import DerivedLeaf, Repository, Res
 from datatask.engine.streams import Mode, Opening, check_mode
 from datatask.schema.definition import AnyExpr, In, TranslatedDef
 from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.expected import FLAG, expect
 from datatask.schema.ids import check_job, is_job
 
 
@@ -36,6 +37,8 @@ class RelatedItemRepository(DerivedLeaf):
         was: str | None = None,
     ) -> None:
         super().__init__(name=name, was=was)
+        expect(self, Repository, base_repository=base_repository, translator_repository=translator_repository)
+        expect(self, FLAG, allow_deletes=allow_deletes, prefetch_lookup=prefetch_lookup)
         self.base_repository = base_repository
         self.translator_repository = translator_repository
         self.allow_deletes = allow_deletes

@@ -20,6 +20,7 @@ from datatask.engine.ports import Store, Write
 from datatask.engine.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
 from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
 from datatask.schema.errors import CallerError
+from datatask.schema.expected import TEXT, expect
 from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Repository(ABC):
     def __init__(
         self, *, name: str | None = None, was: str | None = None, record: Record | None = None
     ) -> None:
+        expect(self, TEXT, optional=True, name=name, was=was)
         self.name = name
         self.was = was
         if record is not None:
