@@ -7,7 +7,7 @@ pipeline lacks is refused in one line, and so is a task of which nothing tells h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -15,42 +15,33 @@ import msgspec
 
 from datatask.adapters.sim.chance import Chance, stream
 from datatask.adapters.sim.distributions import (
-    Distribution,
-    Empirical,
     Exponential,
-    Sampler,
-    as_distribution,
     chooser,
 )
 from datatask.adapters.sim.model import (
     BEGINNING,
     NEVER,
-    OUTCOMES,
-    SUCCEEDED,
     Model,
     Names,
-    Profile,
-    fates,
     parent,
 )
-from datatask.adapters.sim.recorded import Recording, TaskRecord
+from datatask.adapters.sim.profiling import Profiling, known
+from datatask.adapters.sim.recorded import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.schema.definition import (
     SECOND,
     FilteredDef,
-    In,
     PipelineDef,
     QuotaDef,
     TaskDef,
     TranslatedDef,
     leaves_of,
 )
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity, to_nano
 
 T = TypeVar("T")
 
-FILLS_MAX = 10
 RUNS_MIN, RUNS_A_JOB = 1_000_000, 1_000
 
 
@@ -62,9 +53,9 @@ def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
     tasks = {task.name: task for task in definition.tasks}
     quotas = {quota.name: quota for quota in definition.quotas}
     for name in scenario.tasks:
-        _known(name, tasks, "task", scenario)
+        known(name, tasks, "task", scenario)
     for name, limits in scenario.quotas.items():
-        quota = _known(name, quotas, "quota", scenario)
+        quota = known(name, quotas, "quota", scenario)
         quotas[name] = _limited(quota, limits)
     for name, task in tasks.items():
         tasks[name] = _task(task, scenario.of(name))
@@ -73,16 +64,6 @@ def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
                 f"{name} repeats for ever, so the simulation would never end", remedy="give `until`"
             )
     return msgspec.structs.replace(definition, tasks=tuple(tasks.values()), quotas=tuple(quotas.values()))
-
-
-def _known(name: str, known: Mapping[str, T], what: str, scenario: Scenario) -> T:
-    if name not in known:
-        raise UnknownNameError(
-            f"there is no {what} {name}",
-            where=f"scenario {scenario.name}",
-            remedy="use one of: " + ", ".join(sorted(known)),
-        )
-    return known[name]
 
 
 def amounts(told: Amounts, where: str) -> dict[str, int]:
@@ -140,7 +121,7 @@ def model_of(
         return stream(scenario.seed, replication, owner, purpose)
 
     profiles = tuple(
-        _Profiling(definition, task, recording, scenario, streams).profile() for task in definition.tasks
+        Profiling(definition, task, recording, scenario, streams).profile() for task in definition.tasks
     )
     entries = _entries(definition, recording, scenario)
     if len(entries) == 1:
@@ -211,13 +192,13 @@ def _entries(
     stored = {leaf.id: leaf for leaf in definition.repositories if leaf.derived is None}
     if scenario.entries is not None:
         for name in scenario.entries:
-            _known(name, stored, "stored repository", scenario)
+            known(name, stored, "stored repository", scenario)
         return [(tuple(scenario.entries), 1)]
     counts: dict[tuple[str, ...], int] = {}
     for _, _, entries in [] if recording is None else recording.arrivals:
-        known = tuple(name for name in entries if name in stored)
-        if known:
-            counts[known] = counts.get(known, 0) + 1
+        entered = tuple(name for name in entries if name in stored)
+        if entered:
+            counts[entered] = counts.get(entered, 0) + 1
     return sorted(counts.items(), key=lambda each: (-each[1], each[0])) or [(_sources(definition), 1)]
 
 
@@ -293,210 +274,3 @@ def _times(
         for job in range(jobs):
             at += gap()
             yield at, job, 1
-
-
-class _Profiling:
-    """One task's profile in the making."""
-
-    def __init__(
-        self,
-        definition: PipelineDef,
-        task: TaskDef,
-        recording: Recording | None,
-        scenario: Scenario,
-        streams: Callable[[str, str], Chance],
-    ) -> None:
-        self.definition, self.task, self.scenario = definition, task, scenario
-        self.told = scenario.of(task.name)
-        self.record = TaskRecord() if recording is None else recording.tasks.get(task.name, TaskRecord())
-        self.stored = {leaf.id: leaf for leaf in definition.repositories if leaf.derived is None}
-        self._streams = streams
-
-    def chance(self, purpose: str) -> Chance:
-        return self._streams(self.task.name, purpose)
-
-    def profile(self) -> Profile:
-        """Return it; `CallerError` where nothing tells how long runs take."""
-        profile = Profile(self.task.name, _unknown, fates=fates(self.task.done_shape))
-        self._fates(profile)
-        self._durations(profile)
-        self._latency(profile)
-        self._fills(profile)
-        own = self.told.spawns or self._spawned()
-        for name, count in own.items():
-            _known(name, self.stored, "stored repository", self.scenario)
-            profile.spawns += ((name, _counted(as_distribution(count), self.chance(f"spawn {name}"))),)
-        if self.record.priorities:
-            priorities = self.record.priorities
-            profile.priority = lambda job: priorities.get(job, 0.0)
-        return profile
-
-    def _fates(self, profile: Profile) -> None:
-        told, seconds = self.told.weights(), self.record.seconds
-        by_log = {outcome: float(len(those)) for outcome, those in seconds.items() if outcome != "cancelled"}
-        weights = told or by_log
-        if self.told.duration is not None and not told:
-            weights = {}
-        found = tuple(weights.get(outcome, 0.0) for outcome in OUTCOMES)
-        if any(found[1:]):
-            profile.fate = chooser(found, self.chance("outcome"))
-        if self.scenario.own and self.record.own and not told:
-            own, otherwise = self.record.own, profile.fate or (lambda: SUCCEEDED)
-
-            def fate_of(job: str, attempt: int) -> int:
-                runs = own.get(job)
-                return OUTCOMES.index(runs[min(attempt, len(runs)) - 1][0]) if runs else otherwise()
-
-            profile.fate_of = fate_of
-
-    def _durations(self, profile: Profile) -> None:
-        told, record = self.told.duration, self.record
-        if isinstance(told, Distribution | int | float):
-            profile.duration = as_distribution(told).sampler(self.chance("duration"))
-            return
-        usual = record.seconds.get("succeeded") or [
-            each for those in record.seconds.values() for each in those
-        ]
-        if usual:
-            profile.duration = Empirical(tuple(usual)).sampler(self.chance("duration"))
-            if len(record.seconds) > 1:
-                profile.durations = self._by_fate(profile.duration)
-        if isinstance(told, Mapping):
-            profile.duration_of = _by_job(self.task.name, told, bool(usual), profile)
-        elif not usual and not self.task.disabled:
-            raise CallerError(
-                f"nothing tells how long {self.task.name} takes",
-                where=f"scenario {self.scenario.name}",
-                remedy="give the task a duration, or a log in which it has run",
-            )
-        elif self.scenario.own and record.own:
-            profile.duration_of = _own_durations(record, profile)
-        elif record.fit is not None and not isinstance(self.scenario.jobs, int):
-            profile.duration_of = self._by_size(profile)
-
-    def _by_fate(self, usual: Sampler) -> tuple[Sampler, ...]:
-        samplers = []
-        for outcome in OUTCOMES:
-            own = self.record.seconds.get(outcome)
-            if own and outcome != "succeeded":
-                samplers.append(Empirical(tuple(own)).sampler(self.chance(f"duration {outcome}")))
-            else:
-                samplers.append(usual)
-        return tuple(samplers)
-
-    def _by_size(self, profile: Profile) -> Callable[[str, int, int], int]:
-        """Return durations that follow the size of what a job's run reads."""
-        fit, sizes = self.record.fit, self.record.sizes
-        assert fit is not None
-        ratio = Empirical(fit.ratios).sampler(self.chance("ratio"))
-        usual, by_fate = profile.duration, profile.durations
-
-        def duration_of(job: str, attempt: int, fate: int) -> int:
-            size = sizes.get(job)
-            if fate != SUCCEEDED or size is None:
-                return by_fate[fate]() if by_fate else usual()
-            return int(fit.seconds(size) * ratio())
-
-        return duration_of
-
-    def _latency(self, profile: Profile) -> None:
-        if self.told.latency is not None:
-            profile.latency = as_distribution(self.told.latency).sampler(self.chance("latency"))
-        elif self.record.latencies and self.told.duration is None and not self.scenario.machines:
-            profile.latency = Empirical(tuple(self.record.latencies)).sampler(self.chance("latency"))
-
-    def _fills(self, profile: Profile) -> None:
-        told = self.told.outputs
-        if isinstance(told, Mapping):
-            names = [self._repository(name) for name in told]
-            if len(names) > FILLS_MAX:
-                raise CallerError(
-                    f"{self.task.name}: {len(names)} outputs with a likelihood each",
-                    remedy=f"at most {FILLS_MAX}",
-                )
-            shares, chance = list(told.values()), self.chance("outputs")
-            profile.fills = tuple(
-                tuple(name for bit, name in enumerate(names) if index >> bit & 1)
-                for index in range(1 << len(names))
-            )
-            profile.fill = lambda: sum((chance() < share) << bit for bit, share in enumerate(shares))
-        elif told is not None:
-            profile.fills = (tuple(self._repository(name) for name in told),)
-        elif self.record.fills:
-            known = {
-                fill: count
-                for fill, count in self.record.fills.items()
-                if all(name in self.stored for name in fill)
-            }
-            ordered = sorted(known.items(), key=lambda each: (-each[1], each[0])) or [(self._usual(), 1)]
-            profile.fills = tuple(fill for fill, _ in ordered)
-            if len(ordered) > 1:
-                weights = tuple(float(count) for _, count in ordered)
-                profile.fill = chooser(weights, self.chance("outputs"))
-        else:
-            profile.fills = (self._usual(),)
-
-    def _usual(self) -> tuple[str, ...]:
-        """Return all that the task writes."""
-        own = (self.task.done, self.task.pids)
-        leaves = [link.expr.leaf for link in self.task.links if link.is_output and isinstance(link.expr, In)]
-        return tuple(dict.fromkeys(leaf for leaf in leaves if leaf in self.stored and leaf not in own))
-
-    def _repository(self, name: str) -> str:
-        """Return the repository behind a link's name or its own."""
-        links = {link.name: link.expr for link in self.task.links}
-        expr = links.get(name)
-        if isinstance(expr, In) and expr.leaf in self.stored:
-            return expr.leaf
-        if name in self.stored:
-            return name
-        raise UnknownNameError(
-            f"{self.task.name} has no output {name}",
-            where=f"scenario {self.scenario.name}",
-            remedy="use one of: " + ", ".join(self._usual()),
-        )
-
-    def _spawned(self) -> dict[str, Distribution | int]:
-        """Return how many new jobs a success makes, as recorded."""
-        successes = sum(self.record.fills.values())
-        found: dict[str, Distribution | int] = {}
-        for name, counts in self.record.spawned.items():
-            if name in self.stored:
-                none = [0.0] * max(0, successes - len(counts))
-                found[name] = Empirical(tuple([float(count) for count in counts] + none))
-        return found
-
-
-def _unknown() -> int:
-    raise AssertionError("a run of a disabled task")
-
-
-def _counted(distribution: Distribution, chance: Chance) -> Sampler:
-    return lambda: int(distribution.seconds(chance()) + 0.5)
-
-
-def _by_job(
-    task: str, told: Mapping[str, float], usual: bool, profile: Profile
-) -> Callable[[str, int, int], int]:
-    seconds = {job: int(float(each) * SECOND + 0.5) for job, each in told.items()}
-
-    def duration_of(job: str, attempt: int, fate: int) -> int:
-        found = seconds.get(job)
-        if found is not None:
-            return found
-        if not usual:
-            raise CallerError(
-                f"nothing tells how long {task} takes for {job}",
-                remedy="add the job to the table of durations",
-            )
-        return profile.duration()
-
-    return duration_of
-
-
-def _own_durations(record: TaskRecord, profile: Profile) -> Callable[[str, int, int], int]:
-    def duration_of(job: str, attempt: int, fate: int) -> int:
-        runs = record.own.get(job)
-        return int(runs[min(attempt, len(runs)) - 1][1] * SECOND + 0.5) if runs else profile.duration()
-
-    return duration_of

@@ -116,7 +116,7 @@ def read(reader: LogReader) -> Recording:
     recording.arrivals = [((at - first) / 1e9, job, tuple(entered)) for job, (at, entered) in came.items()]
     recording.arrivals.sort(key=lambda each: each[0])
     for record in recording.tasks.values():
-        record.fit = _fitted(record)
+        record.fit = fitted(record)
     return recording
 
 
@@ -170,7 +170,7 @@ def _evaluated(recording: Recording, event: e.Evaluated) -> None:
         record.priorities[event.job] = float(value or 0.0)
 
 
-def _fitted(record: TaskRecord) -> Fit | None:
+def fitted(record: TaskRecord) -> Fit | None:
     """Return the durations of successes by size, where size explains them."""
     pairs = [
         (record.sizes[job], seconds)

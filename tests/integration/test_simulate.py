@@ -29,6 +29,7 @@ from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.machines import world_of
 from datatask.adapters.sim.modelling import changed, model_of
 from datatask.adapters.sim.quick import Quick
+from datatask.adapters.sim.recorded import fitted
 from datatask.engine.core.effects import Step
 from datatask.schema import codec
 from datatask.schema import events as e
@@ -213,9 +214,7 @@ def test_durations_follow_the_size_of_what_is_read_where_that_explains_them(tmp_
     record = recording.tasks["cut"]
     assert record.fit is None  # everything simulated is of one size
     record.sizes = {f"j{index}": 1000.0 * (1 + index) for index in range(20)}
-    from datatask.adapters.sim import recorded
-
-    record.fit = recorded._fitted(record)
+    record.fit = fitted(record)
     assert record.fit is not None
     assert record.fit.seconds(5000.0) == pytest.approx(5.0)
     result = simulate_inputs(definition, recording, Scenario())
