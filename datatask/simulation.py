@@ -15,6 +15,7 @@ result.makespan, result.bottleneck, result.tasks()
 
 from __future__ import annotations
 
+from datatask.adapters.sim.critical import Step, critical_path, path_table
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,
@@ -24,10 +25,13 @@ from datatask.adapters.sim.distributions import (
     Uniform,
     Weibull,
 )
+from datatask.adapters.sim.relief import Relief, relieve
+from datatask.adapters.sim.report import save as write_report
 from datatask.adapters.sim.result import Result, results_json
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
 from datatask.adapters.sim.simulate import inputs, simulate, simulate_inputs
 from datatask.adapters.sim.tables import durations_from_csv
+from datatask.adapters.wiring.scenarios import scenarios_from_yaml
 
 __all__ = [
     "Arrivals",
@@ -37,14 +41,21 @@ __all__ = [
     "Exponential",
     "Lognormal",
     "Machines",
+    "Relief",
     "Result",
     "Scenario",
+    "Step",
     "TaskScenario",
     "Uniform",
     "Weibull",
+    "critical_path",
     "durations_from_csv",
     "inputs",
+    "path_table",
+    "relieve",
     "results_json",
+    "scenarios_from_yaml",
     "simulate",
     "simulate_inputs",
+    "write_report",
 ]

@@ -41,6 +41,12 @@ _SPELT = {"average": "mean"}
 """How a number is called in a file, where it has another name here."""
 
 
+def scenarios_from_yaml(path: str | Path) -> list[Scenario]:
+    """Return the scenarios of a file, in its order; `CallerError` names what is wrong and where."""
+    file = Path(path)
+    return [scenario_of(tree, name, file.parent) for name, tree in load_scenarios(file).items()]
+
+
 def load_scenarios(path: Path) -> dict[str, Tree]:
     """Return the tree of each scenario of a file by name, with what all of them share."""
     try:

@@ -10,7 +10,7 @@ import pytest
 from datatask import CallerError
 from datatask.adapters.sim.distributions import Empirical, Exponential, Lognormal, Uniform, Weibull
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
-from datatask.adapters.wiring.scenarios import load_scenarios, scenario_of
+from datatask.adapters.wiring.scenarios import scenario_of, scenarios_from_yaml
 from datatask.adapters.wiring.varying import varied
 
 WHOLE = """
@@ -41,7 +41,7 @@ def load(folder: Path, text: str) -> dict[str, Scenario]:
     """Return the scenarios of a file with this text."""
     path = folder / "plan.yaml"
     path.write_text(text)
-    return {name: scenario_of(tree, name, folder) for name, tree in load_scenarios(path).items()}
+    return {scenario.name: scenario for scenario in scenarios_from_yaml(path)}
 
 
 def test_everything_that_a_scenario_has(tmp_path: Path) -> None:
@@ -232,3 +232,11 @@ def test_what_cannot_vary_is_refused(text: str, told: str) -> None:
         varied({"s": {}}, [text])
     assert told in str(caught.value)
     assert "--vary" in str(caught.value)
+
+
+def test_the_file_that_the_documents_show_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    (tmp_path / "plans.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    (tmp_path / "durations.csv").write_text("job,seconds\nj1,3\n")
+    names = [scenario.name for scenario in scenarios_from_yaml(tmp_path / "plans.yaml")]
+    assert names == ["as it is", "twice the cpu", "spot machines"]
