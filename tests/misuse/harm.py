@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -18,6 +19,7 @@ import datatask
 from datatask import ExecutorTask, FileRepository, InProcessSyncTask, LogMetadataRepository, Pipeline, Session
 
 KIND = os.environ.get("DATATASK_TEST_KIND", "loop")
+TIMEOUT = float(os.environ.get("DATATASK_TEST_TIMEOUT", "60"))
 MEGABYTES = int(os.environ.get("DATATASK_TEST_MEGABYTES", "64"))
 
 numbers = LogMetadataRepository("numbers")
@@ -83,8 +85,40 @@ def sleeps() -> None:
     time.sleep(1.0)
 
 
+async def deletes(job: str, numbers: Any, out: Any) -> None:
+    await numbers.delete(job)
+    await out.dump(job, "without input")
+
+
+def blocks() -> None:
+    time.sleep(6 if KIND == "thread" else 60)  # a thread is waited for when the program ends
+
+
+async def hangs(job: str, numbers: Any, out: Any) -> None:
+    if KIND == "loop":
+        await asyncio.sleep(60)
+    else:
+        blocks()
+    await out.dump(job, "late")
+
+
+async def returns(job: str, numbers: Any, out: Any) -> None:
+    """Long after it was cancelled."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        await asyncio.sleep(2)
+    await out.dump(job, "late")
+
+
+ASYNCHRONOUS = {"deletes": deletes, "hangs": hangs, "returns": returns}
+
+
 async def act(job: str, numbers: Any, out: Any) -> None:
     name = job.rstrip("0123456789")
+    if name in ASYNCHRONOUS:
+        await ASYNCHRONOUS[name](job, numbers, out)
+        return
     if name != "good":
         globals()[name]()
     if name == "sleeps":
@@ -104,11 +138,11 @@ def _pool() -> ProcessPoolExecutor:
 done = LogMetadataRepository("done")
 task: Any
 if KIND == "loop":
-    task = InProcessSyncTask("act", done, func=act)
+    task = InProcessSyncTask("act", done, func=act, timeout=TIMEOUT, grace=1)
 elif KIND == "thread":
-    task = ExecutorTask("act", ThreadPoolExecutor(2), done, func=act)
+    task = ExecutorTask("act", ThreadPoolExecutor(2), done, func=act, timeout=TIMEOUT, grace=1)
 else:
-    task = ExecutorTask("act", _pool, done, func=act)
+    task = ExecutorTask("act", _pool, done, func=act, timeout=TIMEOUT, grace=1)
 task.link("numbers", numbers, is_input=True)
 task.link("out", out, is_output=True)
 then = InProcessSyncTask("after", LogMetadataRepository("after.done"), func=after)

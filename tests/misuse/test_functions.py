@@ -81,6 +81,39 @@ def test_harm_that_is_nobodys_end(project: Project, kind: str, harm: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_function_that_deletes_its_input(project: Project, kind: str) -> None:
+    """It is recorded with the run that did it; the run has what it wrote."""
+    put(project, "deletes")
+    told = Told(project, kind)
+    assert told.codes == [0], told.stderr
+    assert told.state("deletes") == ("succeeded", "")
+    assert (project.folder / "files" / "deletes").read_text() == "without input"
+    assert "deletes" not in project.ok("ls", "act.numbers").out.split()
+    (deleted,) = [json.loads(line) for line in project.ok("log", "--kind", "ValueDeleted", "--json").lines]
+    assert (deleted["job"], deleted["repository"]) == ("deletes", "numbers")
+    assert deleted["run"]
+    all_else_went_on(project)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("harm", ["hangs", "returns"])
+def test_what_comes_after_its_time_counts_for_nothing(
+    project: Project, kind: str, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it goes on for ever, or returns when it was cancelled: timed out, and nothing of it is kept."""
+    monkeypatch.setenv("DATATASK_TEST_TIMEOUT", "2")
+    put(project, harm)
+    told = Told(project, kind)
+    assert told.codes == [1], told.stderr
+    state, why = told.state(harm)
+    assert state == "timed_out"
+    assert "its time was up" in why
+    assert not (project.folder / "files" / harm).exists()
+    assert harm not in project.ok("ls", "act.out").out.split()
+    all_else_went_on(project)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_that_cannot_travel(project: Project, kind: str) -> None:
     put(project, "raises")
     told = Told(project, kind)
