@@ -93,7 +93,7 @@ def _scenario(result: Result, definition: PipelineDef, recording: Recording | No
     )
     for line in result.stuck:
         yield f"<p><strong>It cannot go on:</strong> {escape(line)}</p>"
-    yield f"<p>{escape(_bottleneck(result, definition, recording))}</p>"
+    yield f"<p>{escape(_bottleneck(result, definition, recording))} {escape(_longest(result))}</p>"
     yield from (f"<p>{escape(note)}</p>" for note in result.notes)
     if len(result.summaries) > 1:
         yield "<h3>Makespan</h3>"
@@ -130,6 +130,16 @@ def _bottleneck(result: Result, definition: PipelineDef, recording: Recording | 
         f"The bottleneck is {name}. Relieving it ({relief.change}) would take {span(relief.after)} in place of "
         f"{span(relief.before)}, {relief.saved:.0%} less; then {relief.next} binds."
     )
+
+
+def _longest(result: Result) -> str:
+    """Say what most of the critical path is, in the first replication."""
+    if result.records is None or not len(result.records):
+        return ""
+    found = in_sum(critical_path(result))
+    name, seconds = next(iter(found.items()), ("", 0.0))
+    share = seconds / (sum(found.values()) or 1.0)
+    return f"Of the critical path {share:.0%} is {name}." if name else ""
 
 
 def _tasks(result: Result) -> Iterator[str]:
