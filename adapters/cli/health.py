@@ -66,6 +66,7 @@ def doctor(settings: Settings, clean: bool) -> int:
         raise CallerError("--clean needs the pipeline, which knows the machines", remedy="name it with -p")
     if settings.names_pipeline:
         checks += _machines(settings, clean)
+        checks += _clusters(settings, clean)
     output = Output(settings)
     output.rows([check._asdict() for check in checks], Check._fields)
     return code or (2 if any(check.ok == "no" for check in checks) else 0)
@@ -217,6 +218,17 @@ def _machines(settings: Settings, clean: bool) -> Iterator[Check]:
     except DatataskError as error:  # without a log nothing has run; other trouble with it has been told
         if clean:
             yield Check("machines", "no", str(error), error.remedy)
+
+
+def _clusters(settings: Settings, clean: bool) -> Iterator[Check]:
+    from datatask.adapters.cli.clusters import look
+
+    try:
+        for ok, what, remedy in look(settings, clean=clean):
+            yield Check("cluster", ok, what, remedy)
+    except DatataskError as error:  # as with machines
+        if clean:
+            yield Check("cluster", "no", str(error), error.remedy)
 
 
 _LOOKS: dict[str, Callable[[Settings], Iterator[Check]] | Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def launch(
     dry_run: bool, reason: str, exit_code: bool,
 ) -> int:  # fmt: skip
     """Launch one job now, ahead of the queue."""
+    if sync and "DATATASK_INPUTS" in os.environ:
+        return _work(settings, task, job)
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         found = shapes.find_task(state, task)
@@ -83,6 +86,22 @@ def launch(
     done = carry_out(settings, plan, dry_run=dry_run, afterwards=wait)
     code = told(Output(settings), done, "launch", dry_run, exit_code)
     return _ended(settings, task, job) if sync and not dry_run else code
+
+
+def _work(settings: Settings, task: str, job: str) -> int:
+    """Do the work of the run whose pod this is: no log is opened, and nothing is decided."""
+    from datatask.adapters.execute.kube import worker
+    from datatask.adapters.execute.kube.functions import KubeFunctionTask
+
+    pipeline = settings.load_pipeline()
+    found = pipeline.tasks.get(task)
+    if not worker.is_worker(task, job) or not isinstance(found, KubeFunctionTask):
+        raise CallerError(
+            f"this is the pod of a run of {os.environ.get('DATATASK_TASK')} {os.environ.get('DATATASK_JOB')}",
+            where=f"{task} {job}",
+            remedy="launch that one, by the script that made the pod",
+        )
+    return worker.work(found, pipeline.declare().objects, pipeline.session)
 
 
 def _open_runs(state: State) -> list[Any]:

@@ -356,7 +356,10 @@ class KubeRunner(Starting):
         return self.recipe.logs is not None or self.recipe.result is not None
 
     def _finish(self, run: Run, ending: Ending) -> None:
-        """All is here: what a function brought back, and the logs."""
+        """All is here: what a function brought back, and the logs.
+
+        Those of a cancelled run are dropped: their entry would say that the job is done with.
+        """
         if run.told:
             return
         writes: list[Write] = []
@@ -367,7 +370,8 @@ class KubeRunner(Starting):
             if self.recipe.result is not None and logs is not None:
                 ending, brought = self._result(run, ending, logs)
                 writes += brought
-            if self.recipe.logs is not None and logs is not None:
+            kept = self.recipe.logs is not None and ending.outcome != "cancelled"
+            if kept and self.recipe.logs is not None and logs is not None:
                 content = logs.content()
                 made: dict[str, Any] = {"source": content}
                 if isinstance(content, bytes):

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import inspect
 import os
 import re
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +27,13 @@ from typing import Any
 
 import msgspec
 
-from datatask.adapters.execute.workers import Call
-from datatask.engine.binding import RunContext, ValueRef
+from datatask.engine.binding import RunContext, ValueRef, current_run
+from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
 from datatask.engine.repositories import Repository, all_leaves
+from datatask.engine.session import Session
 from datatask.schema.errors import CallerError
-from datatask.schema.events import Ending, ErrorInfo
+from datatask.schema.events import ABSENT, Ending, ErrorInfo
 
 INPUTS_BYTES_MAX = 96 * 1024
 RESULT_BYTES_MAX = 1 << 20
@@ -42,7 +45,7 @@ _FOUND = re.compile(rb"\n?#datatask-result (\S+) ([0-9a-f]{64}) (\d+)\n([A-Za-z0
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
     """A job's value in a repository of the engine's; neither of both: the job is not there."""
 
-    value: msgspec.Raw = msgspec.Raw(b"")
+    value: str | None = None
     data: bytes | None = None
     position: int = 0
     member: bool = False
@@ -54,7 +57,7 @@ class Written(msgspec.Struct, frozen=True, omit_defaults=True):
     repository: str
     job: str
     op: str = "put"
-    value: msgspec.Raw = msgspec.Raw(b"")
+    value: str | None = None
     data: bytes | None = None
     version: str | None = None
 
@@ -101,7 +104,7 @@ async def _input(leaf: Repository, job: str) -> Input:
     if ref.digest is not None and not ref.value:
         data = await asyncio.to_thread(binding.blobs.path(ref.digest).read_bytes)
         return Input(data=data, position=ref.position, member=True)
-    return Input(value=ref.value, position=ref.position, member=True)
+    return Input(value=_text(ref.value), position=ref.position, member=True)
 
 
 def find_result(log_end: bytes, identity: str) -> tuple[Message, int] | None:
@@ -125,7 +128,7 @@ def writes_of(message: Message) -> tuple[Write, ...]:
             repository=one.repository,
             job=one.job,
             op=one.op,
-            value=one.value,
+            value=ABSENT if one.value is None else msgspec.Raw(one.value.encode()),
             data=one.data,
             size=None if one.data is None else len(one.data),
             version=one.version,
@@ -155,34 +158,47 @@ def is_worker(task: str, job: str) -> bool:
     return "DATATASK_INPUTS" in os.environ and named == (task, job)
 
 
-def work(task: Any, objects: list[tuple[Repository, str]]) -> int:
+def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> int:
     """Call the task's function for the run of the environment; return the exit code, 1 when it raised."""
-    environ = os.environ
-    identity, job = environ["DATATASK_RUN"], environ["DATATASK_JOB"]
-    run = int(identity.rpartition(".")[2])
-    plain = zlib.decompress(base64.b64decode(environ["DATATASK_INPUTS"]))
+    identity = os.environ["DATATASK_RUN"]
+    plain = zlib.decompress(base64.b64decode(os.environ["DATATASK_INPUTS"]))
     inputs = msgspec.json.decode(plain, type=dict[str, Input])
     folder = Path(tempfile.mkdtemp(prefix="datatask-run-"))
     try:
-        binding = PodBinding(inputs, job, PodBlobs(folder))
+        blobs = PodBlobs(folder)
+        binding = PodBinding(inputs, os.environ["DATATASK_JOB"], blobs)
         for leaf, key in objects:
             leaf.bind(key, binding)
             if leaf.medium == "mirror":
-                vars(leaf)["_away"] = True
-        wants_job, names = task.parameters()
-        arguments = {name: task.links[name].repo for name in names} | ({"job": job} if wants_job else {})
-        outcome = Call(RunContext(run, task.name, job)).make(task.func, arguments)
-        message = Message(
-            outcome.error,
-            outcome.detail,
-            outcome.started_at,
-            outcome.ended_at,
-            tuple(_travelling(write, binding.blobs) for write in outcome.writes),
-            outcome.reads,
-        )
+                vars(leaf)["_away"] = True  # its values came along; the dict here is another one
+        message = asyncio.run(_done(task, session, blobs))
         return _told(message, identity)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _done(task: Any, session: Session, blobs: PodBlobs) -> Message:
+    job, run = os.environ["DATATASK_JOB"], int(os.environ["DATATASK_RUN"].rpartition(".")[2])
+    context = RunContext(run, task.name, job)
+    began = time.time_ns()  # noqa: TID251 - the runner's clock
+    error: ErrorInfo | None = None
+    detail: dict[str, str] | None = None
+    try:
+        wants_job, names = task.parameters()
+        arguments = {name: task.links[name].repo for name in names} | ({"job": job} if wants_job else {})
+        async with session:
+            current_run.set(context)
+            result = task.func(**arguments)
+            if inspect.isawaitable(result):
+                await result
+            writes = await context.settle()
+    except BaseException as caught:
+        writes = context.fence()
+        error = error_info(caught, skip=1)
+        detail = error_detail(caught, error)
+    ended = time.time_ns()  # noqa: TID251 - the runner's clock
+    travelling = tuple(_travelling(write, blobs) for write in writes)
+    return Message(error, detail, began, ended, travelling, context.reads)
 
 
 def _told(message: Message, identity: str) -> int:
@@ -207,12 +223,16 @@ def _told(message: Message, identity: str) -> int:
     return 0 if message.error is None else 1
 
 
+def _text(value: msgspec.Raw) -> str | None:
+    return bytes(value).decode() if value else None
+
+
 def _travelling(write: Write, blobs: PodBlobs) -> Written:
     data = write.data
     if write.version is None and data is None and not write.value and write.op == "put":
         source = write.source or (None if write.digest is None else blobs.path(write.digest))
         data = None if source is None else source.read_bytes()
-    return Written(write.repository, write.job, write.op, write.value, data, write.version)
+    return Written(write.repository, write.job, write.op, _text(write.value), data, write.version)
 
 
 class PodBlobs:
@@ -289,8 +309,10 @@ class PodBinding:
             return None
         if found.data is not None:
             digest, size = self._blobs.put_bytes(found.data)
-            return ValueRef(msgspec.Raw(b""), digest, size, found.position)
-        return ValueRef(found.value, None, None, found.position)
+            return ValueRef(ABSENT, digest, size, found.position)
+        return ValueRef(
+            ABSENT if found.value is None else msgspec.Raw(found.value.encode()), None, None, found.position
+        )
 
     @property
     def blobs(self) -> Any:

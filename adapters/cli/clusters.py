@@ -1,0 +1,84 @@
+"""What `doctor` finds in the clusters of a pipeline's Kubernetes tasks, and removes with --clean.
+
+In: a pipeline's pod managers and its log. Out: a line for the connection, the versions, the rights, and for each pod of a
+run of this log that is no longer open. The cluster is asked before the log is read: a run is in the log before its pod is
+made. Pods of other logs are told and left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from datatask.adapters.cli.recorded import recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.schema.errors import DatataskError
+
+if TYPE_CHECKING:
+    from datatask.adapters.execute.kube.manager import PodManager
+
+Found = tuple[str, str, str]
+
+
+def managers_of(settings: Settings) -> list[PodManager]:
+    """Return the pipeline's pod managers, each once; those of a session's resource are not reached."""
+    tasks = settings.load_pipeline().tasks.values()
+    if not any("Kube" in kind.__name__ for task in tasks for kind in type(task).__mro__):
+        return []
+    from datatask.adapters.execute.kube.tasks import KubeTask
+
+    found: dict[int, PodManager] = {}
+    for task in tasks:
+        if isinstance(task, KubeTask):
+            try:
+                manager = task.podman
+            except DatataskError:
+                continue
+            found[id(manager.shared)] = manager
+    return list(found.values())
+
+
+def look(settings: Settings, *, clean: bool) -> Iterator[Found]:
+    """Yield (yes, no or note; what; remedy) for each cluster."""
+    for manager in managers_of(settings):
+        found = asyncio.run(_looked(manager))
+        yield from found
+        if not any(ok == "no" for ok, _, _ in found):
+            yield from _left(settings, manager, clean)
+
+
+async def _looked(manager: PodManager) -> list[Found]:
+    from datatask.adapters.execute.kube import health
+
+    try:
+        return [found async for found in health.look(manager)]
+    except DatataskError as error:
+        return [("no", str(error), error.remedy)]
+
+
+def _left(settings: Settings, manager: PodManager, clean: bool) -> Iterator[Found]:
+    from datatask.adapters.execute.kube import health, names
+
+    pods = asyncio.run(health.leftovers(manager))
+    with recorded(settings) as log:
+        mine = log.state.log
+        open_runs = {f"{mine}.{run.epoch}.{run.run}" for run in log.state.open_runs.values()}
+    ours = [pod for pod in pods if names.identity_of(pod).startswith(f"{mine}.")]
+    orphans = [pod for pod in ours if names.identity_of(pod) not in open_runs]
+    gone = asyncio.run(health.remove(manager, orphans)) if clean and orphans else set()
+    for pod in orphans:
+        yield _told(pod, pod.name in gone, settings)
+    if len(pods) > len(ours):
+        others = len(pods) - len(ours)
+        yield "note", f"{manager!r}: {others} pods are of other logs", "their own pipelines clean them up"
+    if not orphans:
+        yield "yes", f"{manager!r}: nothing is left of runs that are over", ""
+
+
+def _told(pod: Any, gone: bool, settings: Settings) -> Found:
+    phase = pod.status.phase or "unknown"
+    text = f"pod {pod.name} ({phase}), which no open run owns"
+    if gone:
+        return "yes", f"{text}; removed", ""
+    return "note", text, f"`{settings.command('doctor', '--clean')}` removes it"

@@ -1,0 +1,247 @@
+"""Whole pipelines on a cluster: pods that really run, functions in pods, the command line inside and outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import (
+    CallerError,
+    KubeTask,
+    LiveKubeRepository,
+    LogBlobRepository,
+    LogMetadataRepository,
+    Pipeline,
+    PodManager,
+    ResourceManager,
+    Resources,
+    Retry,
+    Session,
+)
+from tests.kube.scripted import Api
+from tests.kube.toy import toy_cluster
+
+TEMPLATE = """
+apiVersion: v1
+kind: Pod
+spec:
+  containers:
+    - name: main
+      image: busybox
+      command: [sh, -c, {{ script | yaml }}, sh, "{{ job }}", {{ inp.word | yaml }}]
+      resources: {requests: {cpu: 100m, memory: 64Mi}}
+"""
+
+
+def kube_task(api: Api, script: str, **more: Any) -> tuple[KubeTask, dict[str, Any]]:
+    """Return a task whose pods run a script with job and word, and its repositories."""
+    repositories = {
+        "inp": LogMetadataRepository("inp"),
+        "logs": LogBlobRepository("logs"),
+        "done": LogMetadataRepository("done"),
+    }
+    quota = more.pop("quota", ResourceManager(Resources.parse(1, "1Gi")))
+    manager = PodManager("App.1", "space", api.config())
+    env = {"script": script, **more.pop("env", {})}
+    task = KubeTask(
+        "Say_it", manager, quota, TEMPLATE, repositories["logs"], repositories["done"], env=env, **more
+    )
+    task.link("inp", repositories["inp"], is_input=True)
+    return task, repositories
+
+
+async def text(repository: LogBlobRepository, job: str) -> str:
+    """Return a job's log."""
+    async with repository.open(job, "r") as stream:
+        return str(await stream.read())
+
+
+async def test_a_pipeline_of_pods_runs_to_its_end_within_its_quota(tmp_path: Path) -> None:
+    """Ten at a time by the manifest's requests; logs and `done` are there, pods are gone."""
+    async with toy_cluster() as api:
+        task, has = kube_task(api, "echo $1 says $2; case $1 in J.3) exit 3;; esac")
+        assert isinstance(task.live, LiveKubeRepository)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            for index in range(25):
+                await has["inp"].dump(f"J.{index}", {"word": f"it's {index}"})
+            outcome = await pipeline.run(timeout=60)
+            assert outcome.failed == 1
+            assert await text(has["logs"], "J.7") == "J.7 says it's 7\n"
+            good, bad = await has["done"].info("J.7"), await has["done"].info("J.3")
+            assert (good["reason"], good["success"], good["image"], good["node"]) == (
+                "Succeeded",
+                True,
+                "busybox",
+                "node1",
+            )
+            assert (bad["reason"], bad["success"]) == ("Failed", False)
+            assert await task.live.pods() == [] or api.pods
+        assert api.pods == {}
+        most = _most_at_once(api)
+    assert 2 <= most <= 10
+
+
+def _most_at_once(api: Api) -> int:
+    there: set[str] = set()
+    most = 0
+    for _, kind, pod in api.history:
+        over = kind == "DELETED" or pod["status"]["phase"] in ("Succeeded", "Failed")
+        (there.discard if over else there.add)(pod["metadata"]["name"])
+        most = max(most, len(there))
+    return most
+
+
+async def test_a_timeout_a_cancel_and_a_retry(tmp_path: Path) -> None:
+    """Each ends its pod; the log of what was stopped is kept."""
+    async with toy_cluster() as api:
+        script = "echo begun; test $1 = quick || exec sleep 60"
+        task, has = kube_task(
+            api, script, timeout=1.0, grace=1.0, retry=Retry(2, backoff=0.0, on=("timed_out",))
+        )
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            for job in ("quick", "slow"):
+                await has["inp"].dump(job, {"word": "x"})
+            await pipeline.run(timeout=60)
+            done = await has["done"].info("slow")
+            assert (done["reason"], done["timeout"]) == ("Timeout", True)
+            assert (await has["done"].info("quick"))["success"]
+            assert await text(has["logs"], "slow") == "begun\n"
+        assert api.counts["POST"] == 3
+
+
+async def test_deleting_from_live_deletes_the_pod_and_the_job_runs_anew(tmp_path: Path) -> None:
+    """As pydatatask's `rm task.live`; also by the pod itself."""
+    async with toy_cluster() as api:
+        task, has = kube_task(api, f"test -e {tmp_path}/go || exec sleep 60; echo second")
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await has["inp"].dump("a", {"word": "x"})
+            running = asyncio.create_task(pipeline.run(timeout=60))
+            pod = await api.pod("a")
+            while (
+                pod["metadata"]["name"] in api.pods
+                and api.pods[pod["metadata"]["name"]]["status"]["phase"] != "Running"
+            ):
+                await asyncio.sleep(0.01)
+            (listed,) = await task.live.pods()
+            (tmp_path / "go").touch()
+            await task.delete(listed)
+            await running
+            assert await text(has["logs"], "a") == "second\n"
+
+
+async def test_requests_that_are_missing_are_told_when_the_pipeline_opens(tmp_path: Path) -> None:
+    """By task, container and resource; without a quota nobody asks."""
+    async with toy_cluster() as api:
+        for quota, fails in ((ResourceManager(Resources.parse(1, "1Gi")), True), (None, False)):
+            task, _ = kube_task(api, "true", quota=quota)
+            bare = TEMPLATE.replace("resources: {requests: {cpu: 100m, memory: 64Mi}}", "")
+            task._template.source = bare
+            pipeline = Pipeline([task], Session(), log=tmp_path / f"{fails}.db")
+            if fails:
+                with pytest.raises(
+                    CallerError, match=r"Say_it: container main has no resources\.requests\.cpu"
+                ):
+                    await pipeline.open()
+            else:
+                async with pipeline:
+                    assert task.job_resources is None
+
+
+async def test_a_pod_that_asks_for_more_than_the_task_says_is_refused(tmp_path: Path) -> None:
+    """No decision exceeds the quota."""
+    async with toy_cluster() as api:
+        task, has = kube_task(api, "true", job_resources=Resources.parse("50m", "64Mi"))
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await has["inp"].dump("a", {"word": "x"})
+            assert (await pipeline.run(timeout=30)).failed == 1
+            done = await has["done"].info("a")
+            assert "its pod asks for 0.100 cpu, the task's job_resources are 0.050" in done["error"]
+        assert api.counts["POST"] == 0
+
+
+SCRIPT = '''
+import json, pathlib
+import datatask as pydatatask
+from datatask import *
+
+podman = PodManager("app", "space", json.loads(pathlib.Path({config!r}).read_text()))
+inp, blob = LogMetadataRepository("inp"), LogBlobRepository("blob")
+out, big, files = InProcessMetadataRepository(name="out"), LogBlobRepository("big"), FileRepository({folder!r} + "/files", ".txt")
+kube_done, func_done, logs = LogMetadataRepository("kd"), LogMetadataRepository("fd"), LogBlobRepository("logs")
+
+@KubeFunctionTask("double", podman, None, """
+kind: Pod
+spec:
+  containers:
+    - name: leader
+      image: any
+      command: [{python}, {script}, launch, "{{{{task}}}}", "{{{{job}}}}", --force, --sync]
+""", logs, kube_done, func_done)
+async def double(job, inp, blob, out, big, files):
+    print("working on", job)
+    if job == "bad":
+        await out.dump(job, 1)
+        raise ValueError("as told")
+    async with blob.open(job, "rb") as stream:
+        data = await stream.read()
+    await out.dump(job, {{"twice": (await inp.info(job))["n"] * 2, "bytes": len(data)}})
+    async with big.open(job, "wb") as stream:
+        await stream.write(data * 10)
+    async with files.open(job, "w") as stream:
+        await stream.write("by itself")
+    if job == "huge":
+        async with big.open(job, "wb") as stream:
+            import os
+            await stream.write(os.urandom(2_000_000))
+
+double.link("inp", inp, is_input=True)
+double.link("blob", blob, is_input=True)
+double.link("out", out, is_output=True)
+double.link("big", big, is_output=True)
+double.link("files", files, is_output=True)
+pipeline = Pipeline([double], Session(), log={folder!r} + "/log.db")
+if __name__ == "__main__":
+    main(pipeline)
+'''
+
+
+async def test_a_function_runs_in_its_pod_and_its_results_reach_the_log(tmp_path: Path) -> None:
+    """By the same script: values of the engine travel there, what was written comes back, the trailer is not in the log."""
+    import runpy
+
+    async with toy_cluster({"PYTHONPATH": os.getcwd()}) as api:
+        (tmp_path / "config.json").write_text(json.dumps(api.config()))
+        script = tmp_path / "main.py"
+        names = {
+            "config": str(tmp_path / "config.json"),
+            "folder": str(tmp_path),
+            "python": json.dumps(sys.executable),
+        }
+        script.write_text(SCRIPT.format(**names, script=json.dumps(str(script))))
+        has = runpy.run_path(str(script))
+        async with has["pipeline"] as pipeline:
+            for job, count in (("a", 21), ("bad", 0), ("huge", 1)):
+                await has["inp"].dump(job, {"n": count})
+                await pipeline.put("blob", job, b"xyz\n" * 100)
+            await pipeline.run(timeout=100)
+            assert await has["out"].info("a") == {"twice": 42, "bytes": 400}
+            async with has["big"].open("a", "rb") as stream:
+                assert await stream.read() == b"xyz\n" * 1000
+            assert (tmp_path / "files" / "a.txt").read_text() == "by itself"
+            assert await text(has["logs"], "a") == "working on a\n"
+            assert (await has["func_done"].info("a"))["result"] == "success"
+            assert (await has["kube_done"].info("a"))["node"] == "node1"
+            bad = await has["func_done"].info("bad")
+            assert (bad["result"], bad["exception"]) == ("exception", "ValueError('as told')")
+            assert "ValueError: as told" in await text(has["logs"], "bad")
+            assert "#datatask-result" not in await text(has["logs"], "bad")
+            huge = await has["func_done"].info("huge")
+            assert (
+                "write large results to a store that the engine and the pod both reach" in huge["exception"]
+            )
