@@ -149,39 +149,42 @@ class Quick:
 
     def run(self) -> None:
         """Step until nothing is due any more, or the model's `until` or `runs_max` is reached."""
-        heap, model, arrivals = self.heap, self.model, self.model.arrivals
-        arrival = next(arrivals, None)
-        heappop, records, until = heapq.heappop, self.records, model.until
+        heap, arrivals, deadlines = self.heap, self.model.arrivals, self._deadlines
+        heappop, ended, decide, until = heapq.heappop, self._ended, self._decide, self.model.until
+        runs, runs_max = self.records.run, self.model.runs_max
+        nothing = (NEVER, 0, 0)
+        arrival_at, first, count = next(arrivals, nothing)
         wake, before = NEVER, self.position
         while True:
-            now = min(heap[0][0] if heap else NEVER, wake, arrival[0] if arrival else NEVER)
-            deadlines = self._deadlines
+            now = heap[0][0] if heap else NEVER
+            if wake < now:
+                now = wake
+            if arrival_at < now:
+                now = arrival_at
             if deadlines and deadlines[0][0] < now:
                 now = deadlines[0][0]
-            if now >= until or len(records) >= model.runs_max:
-                self.finished = now >= NEVER
-                if self.position != before:
-                    self.last_at = self.now
-                break
-            if now < self.now:
-                now = self.now
             if self.position != before:
                 self.last_at, before = self.now, self.position
+            if now >= until or len(runs) >= runs_max:
+                self.finished = now >= NEVER
+                return
+            if now < self.now:
+                now = self.now
             self.now = now
-            while arrival is not None and arrival[0] <= now:
-                self._arrive(arrival[1], arrival[2])
-                arrival = next(arrivals, None)
+            while arrival_at <= now:
+                self._arrive(first, count)
+                arrival_at, first, count = next(arrivals, nothing)
             while heap and heap[0][0] <= now:
                 _, _, what, about = heappop(heap)
                 if what == ENDED:
-                    self._ended(about)  # type: ignore[arg-type]
+                    ended(about)  # type: ignore[arg-type]
                 elif what == STARTED:
                     self.begin(about)  # type: ignore[arg-type]
                 elif what == CALLED:
                     about()  # type: ignore[operator]
             if deadlines:
                 self._stop_overdue(now)
-            wake = self._decide(now)
+            wake = decide(now)
 
     def _batch(self, job: int, key: int) -> Move:
         """Let a batch happen to a job; the position moves on."""
