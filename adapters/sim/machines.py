@@ -33,7 +33,8 @@ class Machine:
         owner = f"{pool.name}/{index}"
         self.name = f"{pool.name}-{index}"
         self.speed = pool.speeds()[index]
-        self.free: Request = amounts(pool.amounts, f"machines {pool.name}")
+        self.free: Request = amounts(pool.has(index), f"machines {pool.name}")
+        self.whole = dict(self.free)
         self.running: dict[int, tuple[SimRun, Request]] = {}
         self.single = not self.free
         self.up_at, self.fails_at, self.told = 0, NEVER, 0
@@ -66,6 +67,14 @@ class Machine:
             if amount and (name in free or name not in UNTOLD)
         )
 
+    def share(self, request: Request) -> float:
+        """Return how much of it a run takes."""
+        if self.single:
+            return 1.0
+        return max(
+            (request.get(name, 0) / amount for name, amount in self.whole.items() if amount), default=0.0
+        )
+
     def take(self, run: SimRun, request: Request, sign: int) -> None:
         """Give what a run takes, or (-1) take it back."""
         if sign > 0:
@@ -85,7 +94,6 @@ class Pool:
         self.told = told
         made = [Machine(told, index, seed, replication) for index in range(told.count)]
         self.machines = sorted(made, key=lambda machine: -machine.speed)
-        self.whole = dict(made[0].free)
         self.waiting: dict[int, deque[tuple[int, SimRun]]] = {}
         self.busy = 0.0
         self.called_at = 0
@@ -98,14 +106,6 @@ class Pool:
             self.lives = Exponential(told.preempted).sampler(
                 stream(seed, replication, told.name, "preemption")
             )
-
-    def share(self, request: Request) -> float:
-        """Return how much of a machine a run takes."""
-        if not self.whole:
-            return 1.0
-        return max(
-            (request.get(name, 0) / amount for name, amount in self.whole.items() if amount), default=0.0
-        )
 
 
 class Pools:
@@ -221,7 +221,7 @@ class Pools:
             machine, since = found
             request = self._requests[run.task]
             machine.take(run, request, -1)
-            pool.busy += (self._simulator.now - since) * pool.share(request)
+            pool.busy += (self._simulator.now - since) * machine.share(request)
         self._place(pool)
 
     def busy(self, now: int) -> dict[str, tuple[float, float]]:

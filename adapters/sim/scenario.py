@@ -118,8 +118,8 @@ class TaskScenario:
 
 @dataclass(frozen=True)
 class Machines:
-    """A pool of equal machines: `count` of them with `amounts` each (nothing told: one run at a time; cpu or mem not told:
-    enough of it).
+    """A pool of machines: `count` of them with `amounts` each, or amounts for each (nothing told: one run at a time; cpu
+    or mem not told: enough of it).
 
     A run takes what its task asks for (`resources`) from one machine, or waits at the target until one has it:
     Kubernetes' nodes, or SSH hosts. `start`: how long a machine takes to come up, the first time and after a failure.
@@ -130,7 +130,7 @@ class Machines:
 
     name: str = "machines"
     count: int = 1
-    amounts: Amounts = field(default_factory=dict)
+    amounts: Amounts | Sequence[Amounts] = field(default_factory=dict)
     start: Distribution | float = 0.0
     latency: Distribution | float = 0.0
     speed: float | Sequence[float] = 1.0
@@ -146,6 +146,11 @@ class Machines:
                 as_distribution(told)
             if self.count < 1:
                 raise CallerError(f"there are {self.count} of them", remedy="give a count of 1 or more")
+            if not isinstance(self.amounts, Mapping) and len(self.amounts) != self.count:
+                raise CallerError(
+                    f"{len(self.amounts)} amounts are told for {self.count} of them",
+                    remedy="give amounts once, or for each machine",
+                )
             speeds = self.speeds()
             if len(speeds) != self.count or not all(speed > 0 for speed in speeds):
                 raise CallerError(
@@ -157,6 +162,10 @@ class Machines:
                     raise CallerError(f"{name} is {number:g}", remedy="give seconds above 0")
         except CallerError as error:
             raise CallerError(f"machines {self.name}: {error.what}", remedy=error.remedy) from None
+
+    def has(self, index: int) -> Amounts:
+        """Return what one machine has."""
+        return self.amounts if isinstance(self.amounts, Mapping) else self.amounts[index]
 
     def speeds(self) -> list[float]:
         """Return each machine's speed."""

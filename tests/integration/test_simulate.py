@@ -297,6 +297,9 @@ def test_machines_bind_where_the_quota_does_not() -> None:
     assert (result.makespan, result.bottleneck) == (80.0, "machines hosts")
     fast = simulate(shop(), PLAIN.with_(machines=[Machines("hosts", count=2, speed=2.0)]))
     assert fast.makespan == 40.0
+    uneven = Machines("hosts", count=2, amounts=[{"cpu": 3}, {"cpu": 1}])
+    where = simulate(shop(), PLAIN.with_(machines=[uneven])).runs().column("where")
+    assert where.count("hosts-0") == 3 * where.count("hosts-1") == 60
     late = simulate(shop(), PLAIN.with_(machines=[Machines("hosts", count=40, start=100.0, latency=1.0)]))
     assert late.runs()[0]["started"] == 100.0
 
@@ -358,6 +361,7 @@ UNMAKEABLE: list[tuple[Any, str]] = [
     (lambda: Arrivals("poisson"), "0 jobs a second"),
     (lambda: Scenario(machines=[Machines(count=0)]), "machines machines: there are 0"),
     (lambda: Scenario(machines=[Machines(speed=0)]), "speed 0"),
+    (lambda: Scenario(machines=[Machines(count=3, amounts=[{"cpu": 1}])]), "1 amounts are told for 3"),
     (lambda: Scenario(machines=[Machines(mtbf=-5)]), "mtbf is -5"),
     (lambda: Scenario(machines=[Machines(), Machines()]), "one name"),
 ]
