@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from datatask.adapters.store.filestore import FileStore, FolderStore
+from datatask.adapters.store.filestore import FileStore, FolderStore, version_of
 from datatask.adapters.store.filestreams import FileReader, FileWriter
 from datatask.adapters.store.oserrors import MissingFileError, os_errors
 from datatask.engine.ports import Write
@@ -98,6 +98,8 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
         file, path = self._opened_file(write.job)
         with file, os_errors(path):
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if write.version not in (None, version_of(os.fstat(file.fileno()))):
+                return write  # it has changed since: its next version is told, or listed, with its own digest
             return msgspec.structs.replace(write, digest=digest, size=file.tell())
 
     async def _reader(self, job: str) -> AReadStream:
@@ -111,10 +113,15 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
                 f"there is no {job}", where=repr(self), remedy="write it first, or ask contains()"
             )
         with os_errors(str(path)):
-            return path.open("rb"), str(path)
+            return open(path, "rb", opener=_opened_at_once), str(path)
 
     async def _writer(self, job: str) -> AWriteStream:
         async def commit(path: Path) -> None:
             await self._put(job, source=path, size=path.stat().st_size)
 
         return await FileWriter.open(self._own_store().stage(), commit)
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whom a pipe would need, which may have taken the file's place just now."""
+    return os.open(path, flags | os.O_NONBLOCK)

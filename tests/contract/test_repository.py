@@ -534,8 +534,9 @@ async def test_what_is_found_is_told_as_far_as_it_is_recorded(
     (tmp_path / "y" / "a.yaml").write_text("n: 1\n")
     (tmp_path / "y" / "bad.yaml").write_text("n: [\n")
     engine.open(y=yaml)
-    write = yaml.observed("a", "v")
-    assert (write.repository, write.job, write.version) == ("y", "a", "v")
+    version = await yaml.store.version("a")
+    write = yaml.observed("a", version)
+    assert (write.repository, write.job, write.version) == ("y", "a", version)
     assert (write.digest is not None) is (record == "digest")
     assert (decode_value(write.value) if write.value else None) == ({"n": 1} if record == "value" else None)
     assert not yaml.observed("bad", "v").value, "what does not parse is a member all the same"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -109,3 +110,26 @@ async def test_a_listing_that_ends_early_without_an_error_is_held_when_it_lacks_
         assert pipeline.state.leaves["files"].count == 400
         assert {origin for _, _, origin in await told(pipeline)} == {"observed"}
         assert len(await told(pipeline)) == 400
+
+
+def test_a_value_that_changes_while_it_is_read_is_not_recorded_under_its_old_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FileRepository(tmp_path, record="digest")
+    source._id = "files"
+    (tmp_path / "a").write_text("one")
+    version = FileStore(tmp_path).version_now("a")
+    assert source.observed("a", version).size == 3
+    (tmp_path / "a").write_text("another")
+    found = source.observed("a", version)
+    assert (found.version, found.digest, found.size) == (version, None, None)
+
+
+def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FileRepository(tmp_path, record="digest")
+    source._id = "files"
+    os.mkfifo(tmp_path / "a")
+    monkeypatch.setattr(FileStore, "existing", lambda store, job: store.path(job))
+    assert source.observed("a", "of before").digest is None
