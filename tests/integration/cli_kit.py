@@ -125,7 +125,12 @@ class Project:
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            try:
+                process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()  # what does not end by itself must not outlive its test
+                process.communicate()
+                raise
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command in a process of its own, which may be interrupted anywhere."""
