@@ -65,10 +65,14 @@ class TaskImage(msgspec.Struct, array_like=True):
     constraint: str
 
 
+Amount = int | str
+"""Billionths; as text where they do not fit the 64 bits of the encoding, which 18 GB of memory do not."""
+
+
 class RunImage(msgspec.Struct, array_like=True):
     """One open run: the fields of `OpenRun`, the ending as JSON."""
 
-    fields: tuple[int, str, int, int, int, int, str, dict[str, int], str | None, dict[str, int], bool, int]
+    fields: tuple[int, str, int, int, int, int, str, dict[str, Amount], str | None, dict[str, int], bool, int]
     started_at: int | None
     handle: dict[str, str | int] | None
     where: str
@@ -82,9 +86,9 @@ class QuotaImage(msgspec.Struct, array_like=True):
     """One quota: as defined, as it is in force, and what counts against it."""
 
     definition: bytes
-    limits: dict[str, int]
+    limits: dict[str, Amount]
     launches: int | None
-    used: list[tuple[str, int]]
+    used: list[tuple[str, Amount]]
     recent: list[int]
 
 
@@ -260,8 +264,13 @@ def _task_image(task: TaskState, definition: PipelineDef) -> TaskImage:
 
 
 def _quota_image(quota: QuotaState) -> QuotaImage:
-    used = sorted((name, amount) for name, amount in quota.used.items() if amount)
-    return QuotaImage(_json(quota.definition), quota.limits, quota.launches, used, list(quota.recent))
+    used = sorted((name, _packed(amount)) for name, amount in quota.used.items() if amount)
+    limits = {name: _packed(amount) for name, amount in quota.limits.items()}
+    return QuotaImage(_json(quota.definition), limits, quota.launches, used, list(quota.recent))
+
+
+def _packed(amount: int) -> Amount:
+    return amount if -(1 << 63) <= amount < 1 << 64 else str(amount)
 
 
 def _run_image(run: OpenRun) -> RunImage:
@@ -274,7 +283,7 @@ def _run_image(run: OpenRun) -> RunImage:
             run.attempt,
             run.decided_at,
             run.origin,
-            run.resources,
+            {name: _packed(amount) for name, amount in run.resources.items()},
             run.quota,
             run.inputs,
             run.meta,
@@ -335,11 +344,15 @@ def _task(state: State, image: TaskImage, index: int, definition: TaskDef | None
 
 def _quota(image: QuotaImage) -> QuotaState:
     definition = msgspec.json.decode(image.definition, type=QuotaDef)
-    return QuotaState(definition, image.limits, image.launches, dict(image.used), deque(image.recent))
+    limits = {name: int(amount) for name, amount in image.limits.items()}
+    used = {name: int(amount) for name, amount in image.used}
+    return QuotaState(definition, limits, image.launches, used, deque(image.recent))
 
 
 def _run(image: RunImage) -> OpenRun:
-    run = OpenRun(*image.fields)
+    number, task, job, episode, attempt, decided_at, origin, resources, *_ = image.fields
+    amounts = {name: int(amount) for name, amount in resources.items()}
+    run = OpenRun(number, task, job, episode, attempt, decided_at, origin, amounts, *image.fields[8:])
     run.started_at, run.handle, run.where = image.started_at, image.handle, image.where
     run.unreachable, run.stopping = image.unreachable, image.stopping  # type: ignore[assignment]
     run.settling = None if image.settling is None else msgspec.json.decode(image.settling, type=Ending)

@@ -50,6 +50,20 @@ def test_there_and_back_is_the_same_bytes() -> None:
     assert dump(load(body)) == body
 
 
+def test_amounts_of_memory_may_be_large() -> None:
+    """64 GiB in billionths need more than 64 bits."""
+    much = 64 * 1024**3 * 10**9
+    quota = QuotaDef(name="q", limits={"mem": 3 * much})
+    desk = Desk(pipeline(task("t", "a", quota="q", resources={"mem": much}), quotas=(quota,)))
+    desk.put("a", "j1", "j2")
+    desk.decide()
+    again = load(dump(desk.state))
+    assert again.quotas["q"].used == {"mem": 2 * much}
+    assert again.quotas["q"].limits == {"mem": 3 * much}
+    assert [run.resources for run in again.open_runs.values()] == [{"mem": much}] * 2
+    assert dump(again) == dump(desk.state)
+
+
 def test_replay_has_the_same_fingerprint() -> None:
     """Live, replayed, and gone on with from a checkpoint in the middle: one fingerprint."""
     desk = busy()
