@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +31,10 @@ from datatask.schema.definition import (
     LinkDef,
     Not,
     PipelineDef,
+    QuotaDef,
+    RepositoryDef,
+    RetryDef,
+    TaskDef,
 )
 from tests.property.pipelines import pipelines
 
@@ -131,6 +137,89 @@ def test_both_simulators_tell_one_story(pipeline: PipelineDef, seed: int, second
     for run in settled.open_runs.values():  # what a run reads may have been written anew while it ran
         run.inputs = logged.state.open_runs[run.run].inputs
     assert fingerprint(settled) == fingerprint(logged.state)
+
+
+def agree(make: Callable[[], Model]) -> Quick:
+    """Both simulators on a model; the quick one, which has told the same."""
+    quick, logged = Quick(make(), Plain()), Logged(make(), Plain(), lambda step: None)
+    quick.run()
+    logged.run()
+    for column in COLUMNS:
+        assert getattr(quick.records, column) == getattr(logged.records, column), column
+    assert fingerprint(settle(quick)) == fingerprint(logged.state)
+    return quick
+
+
+def work(
+    name: str, ready: AnyExpr, *, cores: int = 1, attempts: int = 1, seconds: int = 1, quota: bool = True
+) -> TaskDef:
+    """A task that reads r0, takes cores of one quota, and writes its own done entries."""
+    own = In(leaf=f"done-{name}")
+    return TaskDef(
+        name=name,
+        kind="test",
+        ready=All(of=(In(leaf="r0"), ready, Not(of=own))),
+        links=(LinkDef(name="done", expr=own, is_status=True, inhibits_start=True),),
+        quota="all" if quota else None,
+        resources={"cpu": cores * SECOND, "gpu": 0},
+        retry=RetryDef(attempts=attempts, first=2 * SECOND),
+        done=f"done-{name}",
+    )
+
+
+def several(*tasks: TaskDef, cores: int = 4, launches: int | None = None) -> PipelineDef:
+    """A pipeline of such tasks."""
+    stored = ("r0", "r2", *(task.done or "" for task in tasks))
+    quota = QuotaDef(
+        name="all",
+        limits={"cpu": cores * SECOND},
+        launches=launches,
+        window=5 * SECOND,
+        starvation_after=3 * SECOND,
+    )
+    return PipelineDef(
+        repositories=tuple(RepositoryDef(id=name, kind="test", medium="native") for name in stored),
+        tasks=tasks,
+        quotas=(quota,),
+    )
+
+
+ALWAYS = In(leaf="r2")
+CROWDED = {
+    "more than a round launches": several(work("a", ALWAYS, quota=False), work("b", ALWAYS, quota=False)),
+    "more than a round launches, of one quota": several(work("a", ALWAYS), work("b", ALWAYS), cores=5_000),
+    "one that is large waits for long": several(
+        work("small", ALWAYS), work("large", ALWAYS, cores=3), work("whole", ALWAYS, cores=4)
+    ),
+    "two exclude each other": several(
+        work("a", Not(of=In(leaf="live(b)"))), work("b", Not(of=In(leaf="live(a)"))), cores=40
+    ),
+    "a task waits for success, another for failure": several(
+        work("a", ALWAYS, attempts=2), work("b", In(leaf="succeeded(a)")), work("c", In(leaf="failed(a)"))
+    ),
+    "retries and newcomers in one line": several(
+        work("a", ALWAYS, attempts=3), work("b", ALWAYS, attempts=3)
+    ),
+    "few launches in a window": several(work("a", ALWAYS), work("b", ALWAYS, cores=2), launches=7),
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_both_simulators_agree_where_many_wait(case: str, seed: int) -> None:
+    pipeline = CROWDED[case]
+    jobs = 2_400 if "round" in case else 120
+    quick = agree(lambda: many(pipeline, seed, jobs))
+    assert len(quick.records) >= jobs
+    assert quick.finished
+
+
+def many(pipeline: PipelineDef, seed: int, jobs: int) -> Model:
+    """All jobs at once, and no end before the end."""
+    made = model(pipeline, seed, grain=SECOND // 4)
+    made.names, made.arrivals = Names(count=jobs), iter([(BEGINNING, 0, jobs)])
+    made.runs_max = 1 << 40
+    return made
 
 
 @given(pipelines(), st.integers(0, 1 << 20))
