@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from datatask.schema.errors import CallerError
@@ -15,7 +14,7 @@ _CHECKS: dict[str, Any] = {
     TEXT: lambda value: isinstance(value, str),
     FLAG: lambda value: isinstance(value, bool | int),
     FUNCTION: callable,
-    PATH: lambda value: isinstance(value, str | os.PathLike),
+    PATH: lambda value: isinstance(value, str) or hasattr(type(value), "__fspath__"),
 }
 
 
