@@ -247,6 +247,43 @@ def test_runs_that_make_jobs_fan_out_through_a_translator(tmp_path: Path) -> Non
     assert again.tasks().column("runs") == [6, 30]
 
 
+def test_a_log_tells_how_often_runs_fail_and_how_long_those_take(tmp_path: Path) -> None:
+    path = tmp_path / "past.db"
+    cut = TaskScenario(duration=Uniform(1.0, 2.0), outcomes={"succeeded": 3, "failed": 1, "lost": 0.2})
+    glue = TaskScenario(duration=3.0, timeout=2.0, outputs={"out": 0.5})
+    simulate(shop(), Scenario(jobs=300, tasks={"cut": cut, "glue": glue}, seed=4), write_log=path)
+    told = simulate(path, Scenario(jobs=1000, seed=1))
+    runs = told.runs()
+    shares = {
+        state: runs.column("state").count(state) / len(runs) for state in ("failed", "timed_out", "lost")
+    }
+    assert 0.1 < shares["failed"] < 0.2
+    assert 0.35 < shares["timed_out"] < 0.48
+    assert 0.01 < shares["lost"] < 0.06
+    assert {row["duration"] for row in runs if row["task"] == "glue"} == {2.0}
+    own = simulate(path, Scenario(own=True, jobs=["job-000", "job-001", "newcomer"]))
+    assert {row["job"] for row in own.runs()} == {"job-000", "job-001", "newcomer"}
+    free = simulate(path, Scenario(jobs=50, tasks={"glue": TaskScenario(duration=1.0)}))
+    assert set(row["state"] for row in free.runs() if row["task"] == "glue") == {"succeeded"}
+
+
+def test_what_user_code_answered_is_answered_again(tmp_path: Path) -> None:
+    raw, done = LogMetadataRepository("raw"), LogMetadataRepository("look.done")
+    look = InProcessSyncTask("look", done, func=never, concurrency=1)
+    look.link("inp", raw.map(lambda info: info, lambda job: True, name="good"), is_input=True)
+    pipeline = Pipeline([look], Session(), log="memory:", priority=lambda *about: 0.0)
+    path = tmp_path / "past.db"
+    scenario = Scenario(jobs=5, default=TaskScenario(duration=1.0))
+    assert simulate(pipeline, scenario, write_log=path).makespan == 5.0
+    definition, recording = inputs(path)
+    assert recording is not None
+    assert recording.filters == {"good": {f"job-{index}": True for index in range(5)}}
+    recording.filters["good"]["job-3"] = False
+    recording.tasks["look"].priorities["job-4"] = 7.0
+    runs = simulate_inputs(definition, recording, Scenario()).runs()
+    assert runs.column("job") == ["job-4", "job-0", "job-1", "job-2"]
+
+
 def test_replications_are_the_same_however_many_processes_work() -> None:
     scenario = Scenario(jobs=30, default=TaskScenario(duration=Exponential(1.0)), replications=4, seed=2)
     alone = simulate(shop(), scenario, processes=1)
