@@ -11,41 +11,29 @@ sums up, `result` holds.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from os import cpu_count
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from datatask.adapters.history.history import History
 from datatask.adapters.log.columns import collector_off
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.sim.logged import Logged
-from datatask.adapters.sim.machines import world_of
-from datatask.adapters.sim.model import BEGINNING, Model, Records
-from datatask.adapters.sim.modelling import changed, model_of
-from datatask.adapters.sim.opening import opened
-from datatask.adapters.sim.quick import Quick
+from datatask.adapters.sim.model import BEGINNING
+from datatask.adapters.sim.modelling import changed
 from datatask.adapters.sim.recorded import Recording, read
+from datatask.adapters.sim.replicating import Given, simulated
 from datatask.adapters.sim.result import Result
 from datatask.adapters.sim.scenario import Scenario
-from datatask.adapters.sim.settling import settle
-from datatask.adapters.sim.summary import Summary, summed_up
-from datatask.adapters.sim.writing import free_place, written
+from datatask.adapters.sim.spreading import spread
+from datatask.adapters.sim.writing import free_place
 from datatask.engine.core.checkpoints import dump
-from datatask.engine.core.moves import is_simple
 from datatask.engine.core.state import State
-from datatask.engine.core.why import explain_all
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
 
 WORTH_SECONDS = 4.0
 """Less work than this is done before other processes would have begun."""
-
-CHUNK = 8
-"""Replications that one process takes at once, at most."""
 
 
 def simulate(
@@ -132,31 +120,19 @@ def simulate_inputs(
     """
     if state is not None and write_log is not None:
         raise CallerError("a history that goes on from a log cannot be written", remedy="leave write_log out")
-    given = _Given(definition, recording, scenario, BEGINNING, None)
+    given = Given(definition, recording, scenario, BEGINNING, None)
     if state is not None:
         given = given._replace(begin=max(now, state.at), present=dump(state))
     return _replicated(given, write_log, processes, keep_runs)
 
 
-class _Given(NamedTuple):
-    """What all replications have in common."""
-
-    definition: PipelineDef
-    recording: Recording | None
-    scenario: Scenario
-    begin: int
-    present: bytes | None
-
-
-def _replicated(
-    given: _Given, write_log: str | Path | None, processes: int | None, keep_runs: bool
-) -> Result:
+def _replicated(given: Given, write_log: str | Path | None, processes: int | None, keep_runs: bool) -> Result:
     definition, recording, scenario = given[:3]
     place = None if write_log is None else free_place(write_log)
     definition = changed(definition, scenario)
     given = given._replace(definition=definition)
     begun = perf_counter()
-    first = _simulated(given, 0, place)
+    first = simulated(given, 0, place)
     took = perf_counter() - begun
     result = Result(scenario, definition, given.begin, [first.summary], notes=_notes(recording, scenario))
     if keep_runs:
@@ -165,104 +141,10 @@ def _replicated(
     workers = min(processes if processes is not None else cpu_count() or 1, len(rest))
     if workers <= 1 or (processes is None and took * len(rest) < WORTH_SECONDS):
         for replication in rest:
-            result.summaries.append(_simulated(given, replication, None).summary)
+            result.summaries.append(simulated(given, replication).summary)
         return result
-    size = max(1, min(CHUNK, len(rest) // workers))
-    chunks = [rest[start : start + size] for start in range(0, len(rest), size)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(given,)) as pool:
-        for summaries in pool.map(_replicate, chunks):
-            result.summaries += summaries
+    result.summaries += spread(given, rest, workers)
     return result
-
-
-_given: _Given | None = None
-
-
-def _prepare(given: _Given) -> None:
-    global _given
-    _given = given
-
-
-def _replicate(replications: Sequence[int]) -> list[Summary]:
-    assert _given is not None
-    return [_simulated(_given, replication, None).summary for replication in replications]
-
-
-class _Simulated(NamedTuple):
-    """One replication."""
-
-    summary: Summary
-    records: Records
-    names: Sequence[str]
-
-
-def _simulated(given: _Given, replication: int, place: Path | None) -> _Simulated:
-    definition, recording, scenario, begin, present = given
-    model = model_of(definition, recording, scenario, replication, present, begin)
-    world = world_of(definition, scenario, replication)
-    with collector_off():
-        simulator: Quick | Logged
-        if place is not None:
-            simulator = written(place, model, world)
-        elif _is_quick(model):
-            simulator = Quick(model, world)
-            simulator.run()
-        else:
-            simulator = Logged(model, world, lambda step: None)
-            simulator.run()
-        events, stuck = simulator.position, _stuck(simulator)
-        if len(simulator.records) >= model.runs_max:
-            raise CallerError(
-                f"{len(simulator.records):,} runs and no end",
-                where=f"scenario {scenario.name}",
-                remedy="a loop in the pipeline makes jobs ready again and again: give `until`",
-            )
-        summary = summed_up(
-            definition,
-            simulator.records,
-            model.begin,
-            replication=replication,
-            jobs=len(model.names),
-            events=events,
-            machines=world.busy(simulator.now),
-        )
-        names: Sequence[str] = simulator.state.jobs if isinstance(simulator, Logged) else model.names
-        summary = Summary(**{**_fields(summary), "stuck": stuck})
-        return _Simulated(summary, simulator.records, names)
-
-
-def _fields(summary: Summary) -> dict[str, Any]:
-    return {name: getattr(summary, name) for name in summary.__dataclass_fields__}
-
-
-def _is_quick(model: Model) -> bool:
-    """Whether the definition needs no event to be made."""
-    if model.present is not None or any(profile.spawns for profile in model.profiles):
-        return False
-    return is_simple(opened(model)[0])
-
-
-def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
-    """Return, a line for each reason, which jobs still wait where nothing is due any more."""
-    if not simulator.finished:
-        return ()
-    if isinstance(simulator, Quick):
-        if not any(len(lane.line) for lane in simulator.lanes):
-            return simulator.world.stuck()
-        settle(simulator)
-    return simulator.world.stuck() + stuck_in(simulator.state, simulator.now)
-
-
-def stuck_in(state: State, now: int) -> tuple[str, ...]:
-    """Return, a line for each task and reason, which jobs are in line and cannot go on."""
-    told = []
-    for task in state.tasks.values():
-        if len(task.queue) or task.awaiting:
-            for group in explain_all(state, task.name, now, engine_alive=True):
-                jobs = ", ".join(group.sample[:3]) + (", …" if group.count > 3 else "")
-                told.append(f"{task.name}: {group.count} jobs ({jobs}) wait: {group.explain}")
-    return tuple(told)
 
 
 def _notes(recording: Recording | None, scenario: Scenario) -> list[str]:

@@ -25,11 +25,14 @@ from datatask import (
     verify,
 )
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.sim import spreading
 from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.machines import world_of
+from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed, model_of
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.recorded import fitted
+from datatask.adapters.sim.replicating import Given
 from datatask.engine.core.effects import Step
 from datatask.schema import codec
 from datatask.schema import events as e
@@ -264,7 +267,7 @@ def test_a_log_tells_how_often_runs_fail_and_how_long_those_take(tmp_path: Path)
     own = simulate(path, Scenario(own=True, jobs=["job-000", "job-001", "newcomer"]))
     assert {row["job"] for row in own.runs()} == {"job-000", "job-001", "newcomer"}
     free = simulate(path, Scenario(jobs=50, tasks={"glue": TaskScenario(duration=1.0)}))
-    assert set(row["state"] for row in free.runs() if row["task"] == "glue") == {"succeeded"}
+    assert {row["state"] for row in free.runs() if row["task"] == "glue"} == {"succeeded"}
 
 
 def test_what_user_code_answered_is_answered_again(tmp_path: Path) -> None:
@@ -290,6 +293,13 @@ def test_replications_are_the_same_however_many_processes_work() -> None:
     together = simulate(shop(), scenario, processes=2)
     assert alone.summaries == together.summaries
     assert len(set(alone.makespans().column("makespan"))) == 4
+    given = Given(changed(inputs(shop())[0], scenario), None, scenario, BEGINNING, None)
+    (told,) = spreading._asked(given, [2]) or ()
+    assert told == alone.summaries[2]
+    broken = given._replace(definition=None)  # type: ignore[arg-type]
+    unsendable = given._replace(scenario=lambda: None)  # type: ignore[arg-type]
+    assert spreading._asked(broken, [2]) is None  # done here instead, which tells why
+    assert spreading._asked(unsendable, [2]) is None
 
 
 POOL = Machines(
