@@ -10,7 +10,9 @@ import asyncio
 import errno
 import os
 import re
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +28,8 @@ MASK = ENTERED | LEFT | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
 REMOTE = frozenset(
     "9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs vboxsf virtiofs".split()  # noqa: SIM905
 )
+
+TURN_SECONDS = 0.02
 
 Handler = Callable[[Event], None]
 _watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watcher] = weakref.WeakKeyDictionary()
@@ -60,6 +64,7 @@ class Watcher:
     def __init__(self, loop: asyncio.AbstractEventLoop, source: INotify) -> None:
         self._loop = weakref.ref(loop)  # the loop is the key under which this object is kept
         self._source = source
+        self._notices: deque[Event] = deque()
         self._handlers: dict[int, list[Handler]] = {}
         self._listeners: list[Listener] = []
         loop.add_reader(source.fileno(), self._ready)
@@ -84,6 +89,7 @@ class Watcher:
             del _watchers[loop]
             if not loop.is_closed():
                 loop.remove_reader(self._source.fileno())
+            self._notices.clear()
             self._source.close()
 
     def add(self, path: Path, handler: Handler) -> int:
@@ -106,7 +112,25 @@ class Watcher:
                     raise
 
     def _ready(self) -> None:
-        self.dispatch(self._source.read(timeout=0))
+        """Take what the kernel has, and nothing more until that is handed on: beyond its own bound it drops notices."""
+        loop = self._loop()
+        if loop is not None:
+            loop.remove_reader(self._source.fileno())
+            self._notices.extend(self._source.read(timeout=0))
+            self._hand_on(loop)
+
+    def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand on what was taken, for a moment: who changes a folder without pause must not have the loop for itself."""
+        until = time.monotonic() + TURN_SECONDS
+        try:
+            while self._notices and time.monotonic() < until:
+                self.dispatch([self._notices.popleft()])
+        finally:
+            if _watchers.get(loop) is self:  # otherwise the last listener has left meanwhile
+                if self._notices:
+                    loop.call_soon(self._hand_on, loop)
+                else:
+                    loop.add_reader(self._source.fileno(), self._ready)
 
     def dispatch(self, events: Iterable[Event]) -> None:
         """Hand the kernel's notices to whoever asked for them."""
