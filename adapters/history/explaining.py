@@ -22,11 +22,12 @@ from datatask.engine.core.explanations import Cited, Explanation, Group, Hold, N
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
-from datatask.schema.events import Event, Recorded, RunEnded, UnknownEvent
+from datatask.schema.events import Event, Recorded, RunEnded, RunObserved, RunUnreachable, UnknownEvent
 
 if TYPE_CHECKING:
     from datatask.adapters.history.history import Moment
 
+_OF_A_RUN = ("RunObserved", "RunUnreachable", "RunReachable", "RunStarted", "RunAdopted")
 GROUP_COLUMNS = ("what", "count", "explain", "sample", "until")
 
 
@@ -142,6 +143,8 @@ class Sources:
     def of_hold(self, hold: Hold, task: str) -> Hold:
         """Return a hold with the event that made it so, where only the log has that."""
         found: Recorded | None = None
+        if hold.what == "live" and hold.since is not None:
+            return self._with_words(hold, hold.since)
         if hold.what == "cancelled":
             found = self._last(self._job, "CancelRequested", task=task)
         elif hold.what == "claimed" and hold.since is not None:
@@ -157,6 +160,17 @@ class Sources:
             where = {"repository": hold.repository} if hold.repository else {"task": task}
             found = self._last(self._job, "Evaluated", **where)
         return hold if found is None else msgspec.structs.replace(hold, since=found.position)
+
+    def _with_words(self, hold: Hold, run: int) -> Hold:
+        """Add what the runner told last of an open run: a pod that no node takes, a server that refuses it."""
+        filters = Filters(kinds=_OF_A_RUN, jobs=(self._job,), runs=(run,))
+        last = next(self._reader.read_back(run, self._state.position, filters, page_rows=1), None)
+        event = None if last is None else last.event
+        if last is None or not isinstance(event, RunObserved | RunUnreachable) or not event.message:
+            return hold
+        reason = f"{event.reason}: " if isinstance(event, RunObserved) and event.reason else ""
+        told = f"{hold.explain}; {reason}{event.message} (position {last.position})"
+        return msgspec.structs.replace(hold, explain=told)
 
     def _is_archived(self, run: int) -> bool:
         return run <= self._base and run not in self._state.open_runs

@@ -63,6 +63,7 @@ class Api:
         self.asked: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.bookmarks = False
+        self.forbidden: set[str] = set()
         self.url = ""
         self._changed = asyncio.Condition()
         self._uids = itertools.count(1)
@@ -175,6 +176,12 @@ class Api:
             answer = await answer if asyncio.iscoroutine(answer) else answer
             if answer is not None:
                 return answer  # type: ignore[return-value]
+        if request.path == "/version":
+            return web.json_response({"gitVersion": "v1.36.2"})
+        if parts[0] == "apis":
+            asked = (await request.json())["spec"]["resourceAttributes"]
+            what = f"{asked['verb']} {asked['resource']}"
+            return web.json_response({"status": {"allowed": what not in self.forbidden}})
         match kind:
             case "LIST":
                 return self._list(request)

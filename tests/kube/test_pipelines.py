@@ -23,8 +23,10 @@ from datatask import (
     Resources,
     Retry,
     Session,
+    explain,
 )
-from tests.kube.scripted import Api
+from datatask.adapters.execute.kube import names
+from tests.kube.scripted import Api, scripted, status
 from tests.kube.toy import toy_cluster
 
 TEMPLATE = """
@@ -151,6 +153,86 @@ async def test_requests_that_are_missing_are_told_when_the_pipeline_opens(tmp_pa
             else:
                 async with pipeline:
                     assert task.job_resources is None
+
+
+async def test_why_tells_what_the_server_says(tmp_path: Path) -> None:
+    """Of a run that was decided and has no pod yet."""
+    words = "pods is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
+    async with toy_cluster() as api:
+        api.rules.append(lambda request, kind: status(403, words, "Forbidden") if kind == "POST" else None)
+        task, has = kube_task(api, "true")
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await has["inp"].dump("a", {"word": "x"})
+            running = asyncio.create_task(pipeline.run(timeout=60))
+            while api.counts["POST"] < 2:
+                await asyncio.sleep(0.01)
+            await pipeline.runtime.flushed()
+            (live,) = [
+                hold for hold in explain(tmp_path / "log.db", "Say_it", "a").held_by if hold.what == "live"
+            ]
+            assert "is decided, not yet started; QuotaExceeded: " + words in live.explain
+            api.rules.clear()
+            await running
+
+
+DOCTOR = """
+import json, pathlib
+from datatask import *
+podman = PodManager("app", "space", json.loads(pathlib.Path("config.json").read_text()))
+inp, done = LogMetadataRepository("inp"), LogMetadataRepository("done")
+task = KubeTask("t", podman, None, "kind: Pod\\nspec: {containers: [{name: main, image: x}]}", None, done)
+task.link("inp", inp, is_input=True)
+pipeline = Pipeline([task], Session(), log="log.db")
+"""
+
+
+async def doctor(folder: Path, *more: str) -> list[dict[str, str]]:
+    """Return what `doctor` says of the cluster."""
+    command = [sys.executable, "-m", "datatask", "-p", "pipeline.py", "doctor", "--json", *more]
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await process.communicate()
+    return [row for row in json.loads(printed) if row["check"] == "cluster"]
+
+
+async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path: Path) -> None:
+    """Versions, rights, pods of this log's runs that are over; those of other logs are left alone."""
+    async with scripted() as api:
+        (tmp_path / "config.json").write_text(json.dumps(api.config()))
+        (tmp_path / "pipeline.py").write_text(DOCTOR)
+        rows = await doctor(tmp_path)
+        assert [row["ok"] for row in rows] == ["yes", "yes", "yes"]
+        assert "Kubernetes v1.36.2, kubernetes_asyncio" in rows[0]["what"]
+        assert "may create, watch, patch and delete pods in space" in rows[1]["what"]
+        async with Pipeline([], Session(), log=tmp_path / "log.db") as pipeline:
+            log = pipeline.log.uuid if pipeline.log else ""
+        for number, whose in enumerate((log, "f" * 32)):
+            identity = f"{whose}.1.7"
+            meta = {
+                "name": f"left-{number}",
+                "uid": f"left-{number}",
+                "labels": names.labels("app", "t", "j", identity),
+                "annotations": names.told("app", "t", "j", identity),
+                "finalizers": [names.FINALIZER],
+            }
+            await api.put(
+                "ADDED", {"metadata": meta, "spec": {"containers": []}, "status": {"phase": "Failed"}}
+            )
+        assert any(
+            "pod left-0 (Failed), which no open run owns" in row["what"] for row in await doctor(tmp_path)
+        )
+        rows = await doctor(tmp_path, "--clean")
+        assert any(row["what"].endswith("; removed") for row in rows)
+        assert any("1 pods are of other logs" in row["what"] for row in rows)
+        assert list(api.pods) == ["left-1"]
+        api.forbidden = {"patch pods", "list events"}
+        rows = await doctor(tmp_path)
+        assert [(row["ok"], row["what"]) for row in rows[1:3]] == [
+            ("note", "may not list events in space"),
+            ("no", "may not patch pods in space"),
+        ]
+    (row,) = await doctor(tmp_path)  # nobody answers any more
+    assert row["ok"] == "no"
+    assert "kubectl cluster-info" in row["remedy"]
 
 
 async def test_a_pod_that_asks_for_more_than_the_task_says_is_refused(tmp_path: Path) -> None:
