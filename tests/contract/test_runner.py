@@ -1,12 +1,14 @@
 """What every runner promises: one start, one end, idempotent by identity; stops end runs; nothing is silent.
 
-The same claims for runs on the loop, in threads, in worker processes, and as processes of this machine.
+The same claims for runs on the loop, in threads, in worker processes, as processes of this machine and of others, and as
+pods.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +25,9 @@ from datatask import (
     InProcessBlobRepository,
     InProcessMetadataRepository,
     InProcessSyncTask,
+    KubeTask,
     LocalLinuxManager,
+    PodManager,
     ProcessTask,
     Resources,
     SSHLinuxManager,
@@ -32,6 +36,7 @@ from datatask.adapters.execute.polling import PollingRunner
 from datatask.engine import calls
 from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable, Write
 from datatask.engine.tasks import EngineTask
+from tests.kube.toy import cluster
 from tests.ssh_kit import server
 
 SECOND = 1_000_000_000
@@ -115,7 +120,26 @@ def process_task(
     return task
 
 
-PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")))
+POD = """
+kind: Pod
+spec: {containers: [{name: main, image: any, command: [sh, -c, {{ script }}]}]}
+"""
+
+
+def pod_task(path: Path) -> KubeTask:
+    """Return a task whose runs are pods of an application of its own."""
+    app = "app" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    out = InProcessBlobRepository()
+    out._id = "out"
+    task = KubeTask(
+        "t", PodManager(app, "space", cluster()), None, POD.replace("{{ script }}", QUOTED), out, None
+    )
+    task.link("inp", InProcessMetadataRepository(), is_input=True)
+    return task
+
+
+QUOTED = "'" + SCRIPT.replace("\n", " ") + "'"
+PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")), "pods")
 KINDS = ("loop", "threads", "workers", *PROCESSES)
 
 
@@ -130,6 +154,8 @@ def make_task(kind: str, path: Path) -> EngineTask:
             return function_task(
                 behave_plainly, lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn"))
             )
+        case "pods":
+            return pod_task(path)
         case "ssh":
             return process_task(path, manager=SSHLinuxManager("app", server().host(), path / "remote"))
     return process_task(path)

@@ -7,13 +7,21 @@ Succeeded or Failed; TERM and KILL when a pod is deleted. `image` is not looked 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.kube.scripted import Api, scripted
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Kubelet:
@@ -99,3 +107,36 @@ async def toy_cluster(env: Mapping[str, str] | None = None) -> AsyncIterator[Api
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
             await kubelet.close()
+
+
+async def _serve() -> None:
+    async with toy_cluster() as api:
+        print(json.dumps(api.config()), flush=True)
+        await asyncio.Event().wait()
+
+
+@functools.cache
+def cluster() -> dict[str, Any]:
+    """Return the kubeconfig of a toy cluster in a process of its own, the same one for all tests."""
+    command = [sys.executable, "-m", "tests.kube.toy"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True)
+    atexit.register(_end, server)
+    assert server.stdout is not None
+    config: dict[str, Any] = json.loads(server.stdout.readline())
+    return config
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    server.wait()
+    if server.stdout is not None:
+        server.stdout.close()
+
+
+if __name__ == "__main__":
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(_serve())
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.close()
