@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from integration.cli_kit import Project
 
 from tests.damage.conftest import Disk
+from tests.unmeasured import plain_environment
 
 GROW = """
 import datatask
@@ -145,6 +148,31 @@ def test_a_disk_that_turns_read_only_under_an_engine(disk: Disk, project: Projec
     project.ok("inject", "grow.numbers", "late", stdin=b"n: 1")
     assert spoken(project, "run").returncode == 0
     assert positions(project) > head
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def test_a_folder_that_turns_read_only_under_an_engine(tmp_path: Path) -> None:
+    """What is open goes on, and so does the next engine, in the files that are there; nothing is lost."""
+    project = Project(tmp_path)
+    project.ok("inject", "double.numbers", "a", stdin=b"n: 1")
+    project.ok("run")
+    as_mortal = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
+    with subprocess.Popen(
+        [*as_mortal, sys.executable, "-m", "datatask", "run", "--forever"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=plain_environment(),
+    ) as engine:  # fmt: skip
+        try:
+            project.until('"epoch":3', "log", "--kind", "EngineOpened", "--last", "1", "--json")
+            project.log.parent.chmod(0o500)
+            project.ok("inject", "double.numbers", "b", stdin=b"n: 2")
+            project.until("b", "ls", "double.doubled")
+            engine.terminate()
+            assert "Traceback" not in engine.communicate(timeout=30)[1]
+        finally:
+            engine.kill()
+            project.log.parent.chmod(0o700)
+    assert positions(project) > 0
+    assert project.ok("ls", "double.doubled").lines == ["a", "b"]
 
 
 def test_processes_outlive_an_engine_whose_disk_is_full_and_are_adopted(disk: Disk, tmp_path: Path) -> None:
