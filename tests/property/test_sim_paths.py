@@ -117,7 +117,7 @@ def model(
         ("r0", "r2"),
         chance=Random(seed).random,
         until=begin + until if until < 1 << 60 else until,
-        runs_max=150,
+        runs_max=60,
     )
 
 
