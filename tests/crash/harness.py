@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -34,10 +35,13 @@ def engine(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
+        with suppress(OSError):  # it does so itself; whoever is first, it is in its group when this returns
+            os.setpgid(child, child)
         return child
     code = 70
     try:
-        os.setsid()
+        with suppress(OSError):
+            os.setpgid(0, 0)
         logging.disable(logging.CRITICAL)
         asyncio.run(_work(folder, make))
         code = 0
