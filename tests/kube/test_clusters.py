@@ -1,0 +1,240 @@
+"""Which cluster, as whom; several of them; engines that are killed; managers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from datatask import (
+    CallerError,
+    KubeTask,
+    LogBlobRepository,
+    LogMetadataRepository,
+    Pipeline,
+    PodManager,
+    Session,
+)
+from datatask.adapters.execute.kube import connecting
+from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError
+from tests.kube.scripted import Api, scripted, status
+from tests.kube.toy import cluster, toy_cluster
+
+
+def kubeconfig(folder: Path, user: dict[str, Any], *apis: Api) -> Path:
+    """Write a kubeconfig with a context c0, c1… for each server; return its path."""
+    told = {
+        "current-context": "c0",
+        "clusters": [{"name": f"c{at}", "cluster": {"server": api.url}} for at, api in enumerate(apis)],
+        "contexts": [
+            {"name": f"c{at}", "context": {"cluster": f"c{at}", "user": "u"}} for at in range(len(apis))
+        ],
+        "users": [{"name": "u", "user": user}],
+    }
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+def only(token: str) -> Any:
+    """Return a rule that lets nobody in without this token."""
+
+    def rule(request: web.Request, kind: str) -> web.Response | None:
+        right = request.headers.get("Authorization") == f"Bearer {token}"
+        return None if right else status(401, "Unauthorized", "Unauthorized")
+
+    return rule
+
+
+async def test_two_clusters_in_one_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By context, from the file that KUBECONFIG names."""
+    async with toy_cluster() as one, toy_cluster() as other:
+        monkeypatch.setenv(
+            "KUBECONFIG", f"{tmp_path}/absent:{kubeconfig(tmp_path, {'token': 't'}, one, other)}"
+        )
+        one.rules.append(only("t"))
+        other.rules.append(only("t"))
+        template = "kind: Pod\nspec: {containers: [{name: main, image: x, command: [echo, '{{ job }}']}]}"
+        inp, tasks = LogMetadataRepository("inp"), []
+        for name, context in (("first", None), ("second", "c1")):
+            manager = PodManager("app", "space", context=context)
+            logs, done = LogBlobRepository(f"{name}_logs"), LogMetadataRepository(f"{name}_done")
+            task = KubeTask(name, manager, None, template, logs, done)
+            task.link("inp", inp, is_input=True)
+            tasks.append(task)
+        async with Pipeline(tasks, Session(), log=tmp_path / "log.db") as pipeline:
+            await inp.dump("a", {})
+            outcome = await pipeline.run(timeout=30)
+        assert outcome.exit_code == 0
+        assert (one.counts["POST"], other.counts["POST"]) == (1, 1)
+
+
+async def test_a_token_that_is_no_longer_taken_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its file, when the server turns us away."""
+    monkeypatch.setattr(connecting, "RELOAD_SECONDS", 0.0)
+    async with scripted() as api:
+        token = tmp_path / "token"
+        token.write_text("old")
+        reached = Cluster(Location(kubeconfig=str(kubeconfig(tmp_path, {"tokenFile": str(token)}, api))))
+        await reached.attach()
+        try:
+            api.rules.append(only("old"))
+            await reached.ask("GET", "/version")
+            api.rules[:] = [only("new")]
+            token.write_text("new")
+            with pytest.raises(RefusedError):
+                await reached.ask("GET", "/version")
+            for _ in range(4):
+                await reached.ask("GET", "/version")
+        finally:
+            await reached.detach()
+
+
+async def test_a_plugin_gives_the_token_and_is_asked_again_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As kubectl's credential plugins."""
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        f"#!/bin/sh\necho x >>{tmp_path}/asked\nn=$(wc -l <{tmp_path}/asked)\n"
+        'echo \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",'
+        '"status":{"token":"t\'$n\'","expirationTimestamp":"2020-01-01T00:00:00Z"}}\'\n'
+    )
+    plugin.chmod(0o755)
+    monkeypatch.setattr(connecting, "REFRESH_SECONDS", 0.0)
+    user = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        }
+    }
+    async with scripted() as api:
+        seen: list[str] = []
+        api.rules.append(lambda request, kind: seen.append(request.headers["Authorization"]))
+        reached = Cluster(Location(kubeconfig=str(kubeconfig(tmp_path, user, api))))
+        await reached.attach()
+        await reached.ask("GET", "/version")
+        await reached.ask("GET", "/version")
+        await reached.detach()
+    assert seen == ["Bearer t2", "Bearer t3"]
+
+
+async def test_a_configuration_that_is_not_there_or_not_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With where it was looked for."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(CallerError, match=r"there is no configuration of a cluster in .*none"):
+        await Cluster(Location()).attach()
+    (tmp_path / "odd").write_text("clusters: []\n")
+    with pytest.raises(CallerError, match="it cannot be used"):
+        await Cluster(Location(kubeconfig=str(tmp_path / "odd"))).attach()
+    async with scripted() as api:
+        path = kubeconfig(tmp_path, {"token": "t"}, api)
+        with pytest.raises(CallerError, match=r"it cannot be used \(context nowhere\)"):
+            await Cluster(Location(kubeconfig=str(path), context="nowhere")).attach()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(CallerError, match="Service host/port is not set"):
+        await Cluster(Location()).attach()
+
+
+async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    """The library has no limits of its own."""
+    async with scripted() as api:
+
+        async def silent(request: web.Request, kind: str) -> None:
+            await asyncio.sleep(2)
+
+        api.rules.append(silent)
+        reached = Cluster(Location(config=api.config()))
+        await reached.attach()
+        with pytest.raises(RefusedError, match=r"no answer within 0\.1 s"):
+            await reached.ask("GET", "/version", seconds=0.1)
+        with pytest.raises(RefusedError, match="no answer within"):
+            async with reached.stream("/x", {}, silent_seconds=0.1):
+                pass
+        await reached.detach()
+
+
+async def test_pods_by_hand() -> None:
+    """As pydatatask's PodManager has it: launch, query, logs, delete."""
+    async with toy_cluster() as api:
+        manager = PodManager("app", "space", api.config())
+        with pytest.raises(CallerError, match="the cluster is not open"):
+            _ = manager.v1
+        manifest = {
+            "kind": "Pod",
+            "spec": {"containers": [{"name": "main", "image": "x", "command": ["echo", "hello"]}]},
+        }
+        await manager.launch("Job.1", "t", manifest)
+        (pod,) = await manager.query(job="Job.1", task="t")
+        assert await manager.query(job="other") == []
+        async with asyncio.timeout(10):
+            while (await manager.query())[0].status.phase != "Succeeded":
+                await asyncio.sleep(0.02)
+        assert (await manager.logs(pod)).endswith(b"hello\n")
+        await manager.delete(pod)
+        await manager.delete(pod)
+        assert await manager.query() == []
+        await manager.close()
+
+
+@pytest.mark.parametrize("namespace", ["", "Upper", "a/b"])
+def test_a_namespace_that_is_none_is_refused(namespace: str) -> None:
+    """Before anything is asked."""
+    with pytest.raises(CallerError, match="is no namespace"):
+        PodManager("app", namespace)
+
+
+CRASHING = """
+import json
+from datatask import *
+podman = PodManager({app!r}, "space", json.loads({config!r}))
+inp, done, logs = LogMetadataRepository("inp"), LogMetadataRepository("done"), LogBlobRepository("logs")
+task = KubeTask("t", podman, None, '''
+kind: Pod
+spec: {{containers: [{{name: main, image: x, command: [sh, -c, "echo {{{{ job }}}} >>{folder}/starts; sleep 0.6; echo said {{{{ job }}}}"]}}]}}
+''', logs, done, concurrency=6)
+task.link("inp", inp, is_input=True)
+pipeline = Pipeline([task], Session(), log="log.db")
+"""
+JOBS = 18
+
+
+async def test_engines_that_are_killed_start_nothing_twice_and_lose_nothing(tmp_path: Path) -> None:
+    """Each at another moment; the last one finds everything done."""
+    app = f"crash{os.getpid()}"
+    script = CRASHING.format(app=app, config=json.dumps(cluster()), folder=tmp_path)
+    (tmp_path / "pipeline.py").write_text(script)
+    datatask = [sys.executable, "-m", "datatask", "-p", "pipeline.py"]
+
+    async def call(*words: str, kill_after: float | None = None) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *datatask, *words, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        )
+        if kill_after is not None:
+            await asyncio.sleep(kill_after)
+            process.send_signal(signal.SIGKILL)
+        await process.communicate()
+        return process.returncode or 0
+
+    jobs = "".join(json.dumps({"job": f"J.{number}", "n": number}) + "\n" for number in range(JOBS))
+    (tmp_path / "jobs.jsonl").write_text(jobs)
+    assert await call("inject", "t.inp", "--from", "jobs.jsonl") == 0
+    for moment in (1.3, 1.6, 2.0):
+        await call("run", kill_after=moment)
+    assert await call("run", "--timeout", "60") == 0
+    started = (tmp_path / "starts").read_text().split()
+    assert sorted(started) == sorted(f"J.{number}" for number in range(JOBS))
