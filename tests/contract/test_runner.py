@@ -27,7 +27,6 @@ from datatask import (
     InProcessSyncTask,
     KubeTask,
     LocalLinuxManager,
-    PodManager,
     ProcessTask,
     Resources,
     SSHLinuxManager,
@@ -36,7 +35,7 @@ from datatask.adapters.execute.polling import PollingRunner
 from datatask.engine import calls
 from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable, Write
 from datatask.engine.tasks import EngineTask
-from tests.kube.toy import cluster
+from tests.kube.toy import target
 from tests.ssh_kit import server
 
 SECOND = 1_000_000_000
@@ -122,7 +121,7 @@ def process_task(
 
 POD = """
 kind: Pod
-spec: {containers: [{name: main, image: any, command: [sh, -c, {{ script }}]}]}
+spec: {containers: [{name: main, image: IMAGE, command: [sh, -c, {{ script }}]}]}
 """
 
 
@@ -131,9 +130,9 @@ def pod_task(path: Path) -> KubeTask:
     app = "app" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
     out = InProcessBlobRepository()
     out._id = "out"
-    task = KubeTask(
-        "t", PodManager(app, "space", cluster()), None, POD.replace("{{ script }}", QUOTED), out, None
-    )
+    there = target()
+    template = POD.replace("{{ script }}", QUOTED).replace("IMAGE", there.image)
+    task = KubeTask("t", there.manager(app), None, template, out, None)
     task.link("inp", InProcessMetadataRepository(), is_input=True)
     return task
 

@@ -160,7 +160,14 @@ class Api:
     # --- what is asked ----------------------------------------------------------------------------
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, by the first rule that does, else as a server would."""
+        """Answer a request; whoever has hung up needs no answer."""
+        try:
+            return await self._handled(request)
+        except ConnectionError:
+            return web.Response(status=499)
+
+    async def _handled(self, request: web.Request) -> web.StreamResponse:
+        """Answer by the first rule that does, else as a server would."""
         parts = request.path.strip("/").split("/")
         name = parts[5] if len(parts) > 5 else ""
         kind = request.method
@@ -196,7 +203,10 @@ class Api:
         if name not in self.pods:
             return status(404, f'pods "{name}" not found', "NotFound")
         if kind == "DELETE":
-            return await self._delete(await request.json(), name)
+            options = await request.json() if request.can_read_body else {}
+            if grace := request.query.get("gracePeriodSeconds"):
+                options["gracePeriodSeconds"] = int(grace)
+            return await self._delete(options, name)
         if kind == "PATCH":
             pod = copy.deepcopy(self.pods[name])
             given = (await request.json())["metadata"]

@@ -1,7 +1,9 @@
 """A kubelet for the scripted server: a container is a local process, its output is the container's log.
 
-In: pods as they are created. Out: their states, as a kubelet would tell them: Pending, Running, a terminated container,
-Succeeded or Failed; TERM and KILL when a pod is deleted. `image` is not looked at; what has no command sleeps.
+In: pods as they are created. Out: their states, as scheduler and kubelet would tell them: Pending, Running, a terminated
+container, Succeeded or Failed; TERM and KILL when a pod is deleted; deadlines, commands that are not there, images `absent`,
+missing ConfigMaps, nodes that nobody has. What has no command sleeps. `target()` is such a cluster, or the real one that
+DATATASK_TEST_KUBECONFIG names: then in a namespace of its own, with the image DATATASK_TEST_KUBE_IMAGE.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.kube.scripted import Api, scripted
+from datatask import PodManager
+from datatask.adapters.execute.kube.connecting import Cluster, Location
+from tests.kube.scripted import Api, scripted, terminated
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +65,13 @@ class Kubelet:
     async def _run(self, name: str, uid: str) -> None:
         pod = self.api.pods[name]
         container = pod["spec"]["containers"][0]
+        if await self._cannot_start(name, pod, container):
+            return
         command = [*(container.get("command") or []), *(container.get("args") or [])] or ["sleep", "300"]
+        if shutil.which(command[0]) is None:
+            text = f'unable to start container process: exec: "{command[0]}": no such file or directory'
+            await self.api.end(name, 128, reason="StartError", message=text)
+            return
         env = {one["name"]: str(one.get("value", "")) for one in container.get("env") or ()}
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -72,17 +84,48 @@ class Kubelet:
         try:
             await self.api.run(name)
             killing = asyncio.create_task(self._killed_when_deleted(name, uid, process))
+            deadline = pod["spec"].get("activeDeadlineSeconds")
+            late = asyncio.get_running_loop().call_later(deadline or 1e6, _kill, process)
+            began = time.monotonic()
             assert process.stdout is not None
             async for line in process.stdout:
                 await self.api.say(name, line.removesuffix(b"\n") + b"\n", container["name"])
             code = await process.wait()
             killing.cancel()
+            late.cancel()
+            told = {}
+            if deadline and time.monotonic() - began >= deadline:
+                text = "Pod was active on the node longer than the specified deadline"
+                told = {"reason": "DeadlineExceeded", "message": text}
             if self._pod(name, uid) is not None:
-                await self.api.end(name, code if code >= 0 else 128 - code)
+                state = terminated(code if code >= 0 else 128 - code)
+                await self.api.change(name, "Failed" if code else "Succeeded", state, **told)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+    async def _cannot_start(self, name: str, pod: dict[str, Any], container: dict[str, Any]) -> bool:
+        """Tell of a pod that stays Pending, until it is deleted."""
+        if pod["spec"].get("nodeSelector"):
+            text = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+            condition = {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": text,
+            }
+            await self.api.change(name, "Pending", conditions=[condition])
+            return True
+        waiting = {}
+        if "absent" in container.get("image", ""):
+            waiting = {"reason": "ErrImagePull", "message": f"failed to pull image {container['image']}"}
+        elif container.get("envFrom"):
+            waiting = {"reason": "CreateContainerConfigError", "message": 'configmap "absent" not found'}
+        if waiting:
+            pod["spec"]["nodeName"] = "node1"
+            await self.api.change(name, "Pending", {"waiting": waiting})
+        return bool(waiting)
 
     async def _killed_when_deleted(self, name: str, uid: str, process: asyncio.subprocess.Process) -> None:
         while (pod := self._pod(name, uid)) is not None and not pod["metadata"].get("deletionTimestamp"):
@@ -93,6 +136,11 @@ class Kubelet:
                 (pod or {"metadata": {}})["metadata"].get("deletionGracePeriodSeconds") or 0.2
             )
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager
@@ -109,21 +157,35 @@ async def toy_cluster(env: Mapping[str, str] | None = None) -> AsyncIterator[Api
             await kubelet.close()
 
 
-async def _serve() -> None:
-    async with toy_cluster() as api:
-        print(json.dumps(api.config()), flush=True)
-        await asyncio.Event().wait()
+class Target(NamedTuple):
+    """A cluster for tests: its kubeconfig as a mapping or a path, a namespace, an image with a shell."""
+
+    config: dict[str, Any] | None
+    kubeconfig: str | None
+    namespace: str
+    image: str
+
+    def manager(self, app: str) -> PodManager:
+        """Return a manager of an application there."""
+        return PodManager(app, self.namespace, self.config, kubeconfig=self.kubeconfig)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether nodes are nodes."""
+        return self.kubeconfig is not None
+
+
+REAL = "DATATASK_TEST_KUBECONFIG"
 
 
 @functools.cache
-def cluster() -> dict[str, Any]:
-    """Return the kubeconfig of a toy cluster in a process of its own, the same one for all tests."""
+def target() -> Target:
+    """Return the cluster of this test run: a toy in a process of its own, or the real one of the environment."""
     command = [sys.executable, "-m", "tests.kube.toy"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True)
     atexit.register(_end, server)
     assert server.stdout is not None
-    config: dict[str, Any] = json.loads(server.stdout.readline())
-    return config
+    return Target(*json.loads(server.stdout.readline()))
 
 
 def _end(server: subprocess.Popen[str]) -> None:
@@ -131,6 +193,29 @@ def _end(server: subprocess.Popen[str]) -> None:
     server.wait()
     if server.stdout is not None:
         server.stdout.close()
+
+
+async def _serve() -> None:
+    if path := os.environ.get(REAL):
+        await _serve_real(path)
+    async with toy_cluster() as api:
+        print(json.dumps(Target(api.config(), None, "space", "any")), flush=True)
+        await asyncio.Event().wait()
+
+
+async def _serve_real(path: str) -> None:
+    """Make a namespace, and remove it in the end."""
+    name = f"datatask-test-{os.getpid()}"
+    cluster = Cluster(Location(kubeconfig=path))
+    await cluster.attach()
+    await cluster.ask("POST", "/api/v1/namespaces", body={"metadata": {"name": name}})
+    try:
+        image = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
+        print(json.dumps(Target(None, path, name, image)), flush=True)
+        await asyncio.Event().wait()
+    finally:
+        await cluster.ask("DELETE", f"/api/v1/namespaces/{name}")
+        await cluster.detach()
 
 
 if __name__ == "__main__":
