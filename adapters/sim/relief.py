@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from datatask.adapters.sim.scenario import Scenario, TaskScenario
+from datatask.adapters.sim.limits import limits_of, with_limit
+from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.simulate import simulate_inputs
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from datatask.schema.definition import PipelineDef
 
 FACTOR = 2
-NANO = 1_000_000_000
 REPLICATIONS_MAX = 20
 
 
@@ -52,28 +52,8 @@ def relieve(definition: PipelineDef, recording: Recording | None, result: Result
 def relieved(result: Result) -> tuple[str, Scenario] | None:
     """Return the change in words and the scenario with it; `result.definition` has the limits that it ran under."""
     scenario, name = result.scenario, result.bottleneck
-    for quota in result.definition.quotas:
-        for amount, limit in quota.limits.items():
-            if name == f"{quota.name}.{amount}":
-                more = f"{FACTOR * limit}n"
-                limits = {**scenario.quotas.get(quota.name, {}), amount: more}
-                told = f"{quota.name}.{amount} {limit / NANO:g} → {FACTOR * limit / NANO:g}"
-                return told, replace(scenario, quotas={**scenario.quotas, quota.name: limits})
-    for task in result.definition.tasks:
-        if name == f"{task.name}.concurrency" and task.concurrency:
-            own = replace(scenario.of(task.name), concurrency=FACTOR * task.concurrency)
-            told = f"{task.name}.concurrency {task.concurrency} → {FACTOR * task.concurrency}"
-            return told, _with_task(scenario, task.name, own)
-    for index, pool in enumerate(scenario.machines):
-        if name == f"machines {pool.name}":
-            speeds = pool.speeds()
-            speed = pool.speed if isinstance(pool.speed, int | float) else speeds * FACTOR
-            more_of_it = replace(pool, count=FACTOR * pool.count, speed=speed)
-            pools = [*scenario.machines[:index], more_of_it, *scenario.machines[index + 1 :]]
-            told = f"{pool.name} {pool.count} → {FACTOR * pool.count} machines"
-            return told, replace(scenario, machines=pools)
-    return None
-
-
-def _with_task(scenario: Scenario, name: str, task: TaskScenario) -> Scenario:
-    return replace(scenario, tasks={**scenario.tasks, name: task})
+    now = limits_of(result.definition, scenario).get(name)
+    if now is None:
+        return None
+    change = f"{name} {now:g} → {FACTOR * now:g}"
+    return change, with_limit(result.definition, scenario, name, FACTOR * now)

@@ -132,7 +132,7 @@ def test_relieving_machines() -> None:
     )
     relief = relieve(definition, recording, simulate(definition, scenario))
     assert relief is not None
-    assert relief.change == "nodes 2 → 4 machines"
+    assert relief.change == "machines nodes 2 → 4"
     assert relief.saved == pytest.approx(0.5, abs=0.02)
 
 

@@ -1,0 +1,333 @@
+"""How much is worth having: the cheapest limits with which a pipeline is through in time, and where more stops to help.
+
+In: what is simulated, a time, and the levels that each limit may have (`axes`), or none: then those limits are varied
+that turn out to bind. Out: a `Capacity`. More of a limit is taken never to make it slower, with the same chances on both
+sides: then whatever is below what is too little is too little as well, and the cheapest is found without trying all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log2
+from typing import TYPE_CHECKING, Any
+
+from datatask.adapters.history.table import Table
+from datatask.adapters.sim.critical import critical_path, in_sum
+from datatask.adapters.sim.limits import is_whole, least_of, limits_of, with_limit
+from datatask.adapters.sim.modelling import changed
+from datatask.adapters.sim.summary import quantile
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.sim.result import Result
+    from datatask.adapters.sim.scenario import Scenario
+    from datatask.schema.definition import PipelineDef
+
+SIMULATIONS_MAX = 400
+SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""The levels of a limit that nobody told levels of, as multiples of what there is."""
+
+KNEE = 0.05
+"""Where the next level saves less than this share of the time, more is hardly worth having."""
+
+Run = Callable[["Scenario"], "Result"]
+Point = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The answer. `limits` has the cheapest levels, none where nothing makes it, and then `why` says what stands in the way.
+
+    `seconds` is the makespan that `confidence` of the replications keep within, with `limits` or else with the most of
+    everything; `binds` what binds then. `curves` has for each limit (level, seconds) with the others as found, `knees` the
+    level from which on the next one saves hardly anything. `proven`: no cheaper one was left untried.
+    """
+
+    by: float
+    confidence: float
+    limits: Mapping[str, float]
+    seconds: float
+    cost: float
+    binds: str
+    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    knees: Mapping[str, float] = field(default_factory=dict)
+    simulations: int = 0
+    proven: bool = True
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of `simulate --finish-by --json`."""
+        return {
+            "by": self.by,
+            "confidence": self.confidence,
+            "limits": dict(self.limits),
+            "seconds": self.seconds,
+            "cost": self.cost,
+            "binds": self.binds,
+            "knees": dict(self.knees),
+            "curves": {
+                name: [{"level": level, "seconds": seconds} for level, seconds in curve]
+                for name, curve in self.curves.items()
+            },
+            "simulations": self.simulations,
+            "proven": self.proven,
+            "why": self.why,
+        }
+
+    def table(self) -> Table:
+        """Return a row for each level of each limit."""
+        rows = [
+            (
+                name,
+                level,
+                seconds,
+                seconds <= self.by,
+                level == self.limits.get(name),
+                level == self.knees.get(name),
+            )
+            for name, curve in self.curves.items()
+            for level, seconds in curve
+        ]
+        return Table(("limit", "level", "seconds", "in time", "chosen", "knee"), rows)
+
+
+def finish_by(
+    definition: PipelineDef,
+    scenario: Scenario,
+    run: Run,
+    by: float,
+    *,
+    confidence: float = 0.9,
+    axes: Mapping[str, Sequence[float]] | None = None,
+    prices: Mapping[str, float] | None = None,
+    simulations_max: int = SIMULATIONS_MAX,
+) -> Capacity:
+    """Return the cheapest limits with which the pipeline is through within `by` seconds.
+
+    `run` simulates a scenario. A limit costs its price for each unit; without prices, what there is now costs 1.
+    `CallerError` for a limit that is none, a confidence that is no share, and levels that are not above 0.
+    """
+    if not by > 0:
+        raise CallerError(f"{by:g} seconds are no time to finish in", remedy="give a time to come")
+    if not 0 < confidence <= 1:
+        raise CallerError(f"confidence is {confidence:g}", remedy="give a share such as 0.9")
+    search = _Search(definition, scenario, run, by, confidence, prices or {}, simulations_max)
+    if axes:
+        for name, levels in axes.items():
+            search.add(name, levels)
+    else:
+        search.add_what_binds()
+    return search.answer()
+
+
+class _Search:
+    """The levels of each limit, and what was found at the points that were tried."""
+
+    def __init__(
+        self,
+        definition: PipelineDef,
+        scenario: Scenario,
+        run: Run,
+        by: float,
+        confidence: float,
+        prices: Mapping[str, float],
+        simulations_max: int,
+    ) -> None:
+        self.definition = changed(definition, scenario)
+        self.scenario, self.run, self.by, self.confidence = scenario, run, by, confidence
+        self.now = limits_of(self.definition, scenario)
+        self.prices = dict(prices)
+        for name in prices:
+            with_limit(self.definition, scenario, name, 1.0)
+        self.simulations_max = simulations_max
+        self.names: list[str] = []
+        self.levels: list[list[float]] = []
+        self.tried: dict[Point, tuple[float, str]] = {}
+        self.too_little: list[Point] = []
+
+    # --- what varies --------------------------------------------------------------------------------
+
+    def add(self, name: str, levels: Sequence[float]) -> None:
+        """Let a limit have these levels."""
+        with_limit(self.definition, self.scenario, name, 1.0)  # refuses what is none
+        found = sorted(set(levels))
+        if not found or found[0] <= 0:
+            raise CallerError(
+                f"{name} cannot be {found[0] if found else 'nothing'}", remedy="give levels above 0"
+            )
+        self.names.append(name)
+        self.levels.append(found)
+        self.tried.clear()
+        self.too_little.clear()
+
+    def add_what_binds(self) -> None:
+        """Vary the bottleneck, and what is the bottleneck with the most of that, until it is in time or nothing is left."""
+        while True:
+            seconds, name = self.at(self.most)
+            if (seconds <= self.by and self.names) or name in self.names or name not in self.now:
+                return
+            now, least = self.now[name], least_of(self.definition, name)
+            levels = [max(least, now * share) for share in SHARES]
+            self.add(
+                name, [float(round(level)) for level in levels if round(level)] if is_whole(name) else levels
+            )
+
+    @property
+    def most(self) -> Point:
+        return tuple(len(levels) - 1 for levels in self.levels)
+
+    def cost(self, point: Point) -> float:
+        """Return what the limits at a point cost."""
+        return sum(
+            self.levels[axis][index] * self.prices.get(name, 1 / self.now.get(name, self.levels[axis][0]))
+            for axis, (name, index) in enumerate(zip(self.names, point, strict=True))
+        )
+
+    # --- what comes of it ---------------------------------------------------------------------------
+
+    def simulated(self, point: Point) -> Result:
+        """Simulate with the limits of a point."""
+        scenario = self.scenario
+        for axis, index in enumerate(point):
+            scenario = with_limit(self.definition, scenario, self.names[axis], self.levels[axis][index])
+        return self.run(scenario)
+
+    def at(self, point: Point) -> tuple[float, str]:
+        """Return the seconds at a point, and what binds there; simulated once."""
+        found = self.tried.get(point)
+        if found is None:
+            result = self.simulated(point)
+            spans = sorted(each.makespan for each in result.summaries)
+            stuck = any(each.stuck for each in result.summaries)
+            seconds = float("inf") if stuck else quantile(spans, self.confidence)
+            found = self.tried[point] = seconds, result.bottleneck
+            if seconds > self.by:
+                self.too_little.append(point)
+        return found
+
+    def is_enough(self, point: Point) -> bool:
+        """Whether it is in time at a point; told without simulating where a point above is too little."""
+        if point not in self.tried and any(_is_below(point, other) for other in self.too_little):
+            return False
+        return self.at(point)[0] <= self.by
+
+    def least(self, point: Point, axis: int, most: int) -> int | None:
+        """Return the least index on an axis, up to `most`, that is enough with the others as they are."""
+        if not self.is_enough(_moved(point, axis, most)):
+            return None
+        low, high = -1, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.is_enough(_moved(point, axis, middle)):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    # --- the search ---------------------------------------------------------------------------------
+
+    def answer(self) -> Capacity:
+        """Find the cheapest."""
+        top = self.most
+        if self.at(top)[0] > self.by:
+            return self._impossible(top)
+        best, proven = self._cheapest(top)
+        seconds, binds = self.at(best)
+        curves = {name: self._curve(best, axis) for axis, name in enumerate(self.names)}
+        return Capacity(
+            self.by,
+            self.confidence,
+            {name: self.levels[axis][best[axis]] for axis, name in enumerate(self.names)},
+            seconds,
+            self.cost(best),
+            binds,
+            curves,
+            {name: _knee(curve) for name, curve in curves.items()},
+            len(self.tried),
+            proven,
+        )
+
+    def _cheapest(self, top: Point) -> tuple[Point, bool]:
+        """Return the cheapest point that is enough, and whether that is proven."""
+        best = top
+        for axis in range(len(top)):
+            found = self.least(best, axis, best[axis])
+            assert found is not None, "it was enough before"
+            best = _moved(best, axis, found)
+        if len(top) < 2:
+            return best, True
+        last = max(range(len(top)), key=lambda axis: len(self.levels[axis]))
+        others = [axis for axis in range(len(top)) if axis != last]
+        lines = []
+        for chosen in itertools.product(*(range(len(self.levels[axis])) for axis in others)):
+            point = list(top)
+            for axis, index in zip(others, chosen, strict=True):
+                point[axis] = index
+            lines.append(tuple(point))
+        for line in sorted(lines, key=lambda point: self.cost(_moved(point, last, 0))):
+            if self.cost(_moved(line, last, 0)) >= self.cost(best):
+                return best, True
+            affordable = [
+                index
+                for index in range(len(self.levels[last]))
+                if self.cost(_moved(line, last, index)) < self.cost(best)
+            ]
+            if len(self.tried) >= self.simulations_max:
+                return best, False
+            found = self.least(line, last, affordable[-1])
+            if found is not None:
+                best = _moved(line, last, found)
+        return best, True
+
+    def _curve(self, point: Point, axis: int) -> list[tuple[float, float]]:
+        """Return what the levels of one limit bring, with the others as they are."""
+        return [
+            (level, self.at(_moved(point, axis, index))[0]) for index, level in enumerate(self.levels[axis])
+        ]
+
+    def _impossible(self, top: Point) -> Capacity:
+        (seconds, binds), result = self.at(top), self.simulated(top)
+        path = in_sum(critical_path(result)) if result.records is not None and len(result.records) else {}
+        longest = next(iter(path.items()), None)
+        told = f"even with the most of everything it takes {seconds:.3g} s"
+        if result.stuck:
+            told = f"even with the most of everything it cannot go on: {result.stuck[0]}"
+        elif longest is not None:
+            told += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
+        curves = {name: self._curve(top, axis) for axis, name in enumerate(self.names)}
+        knees = {name: _knee(curve) for name, curve in curves.items()}
+        return Capacity(
+            self.by,
+            self.confidence,
+            {},
+            seconds,
+            self.cost(top),
+            binds,
+            curves,
+            knees,
+            len(self.tried),
+            True,
+            told,
+        )
+
+
+def _moved(point: Point, axis: int, index: int) -> Point:
+    return (*point[:axis], index, *point[axis + 1 :])
+
+
+def _is_below(point: Point, other: Point) -> bool:
+    """Whether a point has nowhere more than the other one."""
+    return all(mine <= theirs for mine, theirs in zip(point, other, strict=True))
+
+
+def _knee(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the first level after which no level saves `KNEE` of the time that it takes there for each doubling."""
+    for index, (level, seconds) in enumerate(curve):
+        rest = curve[index + 1 :]
+        if seconds < float("inf") and all(
+            (seconds - later) / seconds < KNEE * max(1.0, log2(more / level)) for more, later in rest
+        ):
+            return level
+    return curve[-1][0]

@@ -1,0 +1,86 @@
+"""What there is a limited amount of, by the names that utilisation and bottlenecks have: read it, and change it.
+
+`cluster.cpu` is an amount of a quota, `cluster.launches` its launches per window, `fetch.concurrency` how many runs a task
+has at once, `machines nodes` how many machines a pool has. In: a definition and a scenario. Out: numbers, and the same
+scenario with another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from datatask.adapters.sim.scenario import Machines, Scenario
+from datatask.schema.definition import PipelineDef
+from datatask.schema.errors import CallerError, UnknownNameError
+
+NANO = 1_000_000_000
+POOL = "machines "
+
+
+def limits_of(definition: PipelineDef, scenario: Scenario) -> dict[str, float]:
+    """Return every limit and how much there is; `definition` has been `changed` by the scenario."""
+    found: dict[str, float] = {}
+    for quota in definition.quotas:
+        asked = {name for task in definition.tasks if task.quota == quota.name for name in task.resources}
+        found |= {
+            f"{quota.name}.{name}": limit / NANO for name, limit in quota.limits.items() if name in asked
+        }
+        if quota.launches is not None:
+            found[f"{quota.name}.launches"] = float(quota.launches)
+    for task in definition.tasks:
+        if task.concurrency is not None:
+            found[f"{task.name}.concurrency"] = float(task.concurrency)
+    return found | {f"{POOL}{pool.name}": float(pool.count) for pool in scenario.machines}
+
+
+def least_of(definition: PipelineDef, name: str) -> float:
+    """Return the least of a limit with which every task that needs it can run at all."""
+    needed = [
+        task.resources[amount] / NANO
+        for task in definition.tasks
+        for amount in task.resources
+        if f"{task.quota}.{amount}" == name
+    ]
+    return max(needed, default=1.0)
+
+
+def is_whole(name: str) -> bool:
+    """Whether there can only be whole numbers of it."""
+    return name.startswith(POOL) or name.endswith((".concurrency", ".launches"))
+
+
+def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: float) -> Scenario:
+    """Return the scenario with so much of one limit; `UnknownNameError` where there is none of this name."""
+    for quota in definition.quotas:
+        for amount in (*quota.limits, "launches"):
+            if name == f"{quota.name}.{amount}":
+                told: int | str = round(value) if amount == "launches" else f"{round(value * NANO)}n"
+                own = {**scenario.quotas.get(quota.name, {}), amount: told}
+                return replace(scenario, quotas={**scenario.quotas, quota.name: own})
+    for task in definition.tasks:
+        if name == f"{task.name}.concurrency":
+            changed = replace(scenario.of(task.name), concurrency=round(value))
+            return replace(scenario, tasks={**scenario.tasks, task.name: changed})
+    if any(name == f"{POOL}{pool.name}" for pool in scenario.machines):
+        pools = [
+            _sized(pool, round(value)) if name == f"{POOL}{pool.name}" else pool for pool in scenario.machines
+        ]
+        return replace(scenario, machines=pools)
+    raise UnknownNameError(
+        f"there is no limit {name}",
+        where=f"scenario {scenario.name}",
+        remedy="use one of: " + ", ".join(limits_of(definition, scenario)),
+    )
+
+
+def _sized(pool: Machines, count: int) -> Machines:
+    """Return a pool of so many machines; where their speeds differ, those that there are come again."""
+    if isinstance(pool.speed, int | float):
+        return replace(pool, count=count)
+    speeds: Sequence[float] = pool.speed
+    if not speeds:
+        raise CallerError(
+            f"machines {pool.name}: no speed is told", remedy="give one number, or one for each"
+        )
+    return replace(pool, count=count, speed=[speeds[index % len(speeds)] for index in range(count)])
