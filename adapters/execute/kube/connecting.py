@@ -27,7 +27,8 @@ REFRESH_SECONDS = 60.0
 RELOAD_SECONDS = 5.0
 CONNECTIONS = 160
 OLD_MAX = 2
-BODY_BYTES_MAX = 64 * 1024 * 1024
+BLANK_HOSTS = ("", "http://localhost")
+"""Of a default configuration that the library made up by itself."""
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -119,7 +120,7 @@ class Cluster:
 
         location = self.location
         default = getattr(client.Configuration, "_default", None)
-        if location == Location() and default is not None:
+        if location == Location() and default is not None and default.host not in BLANK_HOSTS:
             return default  # the program has loaded one itself, as scripts for pydatatask do
         configuration = type.__call__(client.Configuration)
         try:

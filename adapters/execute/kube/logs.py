@@ -217,6 +217,8 @@ class Logs:
             return 0.0 if owner.container_is_over(container.name) or lines.size > size else container.pause
         except RefusedError as error:
             lines.cut()
+            if lines.size > size:
+                container.pause = PAUSE_SECONDS
             return self._refused(container, error, last)
         except OSError as error:
             lines.cut()
