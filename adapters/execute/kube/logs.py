@@ -225,6 +225,11 @@ class Logs:
             logger.warning("%s: its log cannot be kept: %s", owner.pod.name, error)
             owner.missing = f"the log cannot be kept: {error}"
             return PAUSE_SECONDS_MAX
+        except Exception as error:  # ours: its run must end all the same
+            logger.exception("%s: its log cannot be read", owner.pod.name)
+            owner.missing = f"the log cannot be read: {type(error).__name__}: {error}"
+            container.complete = True
+            return None
 
     async def _read(self, container: _Container, *, follow: bool) -> bool:
         """Read one stream; return whether it came to its own end rather than to that of the turn."""

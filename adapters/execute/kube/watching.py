@@ -140,6 +140,11 @@ class Watch:
                 refusal = error.refusal
                 self._refused(refusal)
                 after = refusal.after_seconds
+            except CallerError:
+                raise
+            except Exception:  # ours: nobody would be told of any pod any more if this ended here
+                logger.exception("%s: a change could not be applied; everything is listed anew", self._label)
+                self._version = ""
             if self._version != version or time.monotonic() - began > BACKOFF[1]:
                 delay = BACKOFF[0]  # it brought something, or lasted
             else:

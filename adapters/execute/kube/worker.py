@@ -158,11 +158,15 @@ def is_worker(task: str, job: str) -> bool:
     return "DATATASK_INPUTS" in os.environ and named == (task, job)
 
 
+def read_inputs(text: str) -> dict[str, Input]:
+    """Return what `inputs_of` has made a text of."""
+    return msgspec.json.decode(zlib.decompress(base64.b64decode(text)), type=dict[str, Input])
+
+
 def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> int:
     """Call the task's function for the run of the environment; return the exit code, 1 when it raised."""
     identity = os.environ["DATATASK_RUN"]
-    plain = zlib.decompress(base64.b64decode(os.environ["DATATASK_INPUTS"]))
-    inputs = msgspec.json.decode(plain, type=dict[str, Input])
+    inputs = read_inputs(os.environ["DATATASK_INPUTS"])
     folder = Path(tempfile.mkdtemp(prefix="datatask-run-"))
     try:
         blobs = PodBlobs(folder)
