@@ -15,6 +15,7 @@ result.makespan, result.bottleneck, result.tasks()
 
 from __future__ import annotations
 
+from datatask.adapters.sim.capacity import Capacity, finish_by
 from datatask.adapters.sim.critical import Step, critical_path, path_table
 from datatask.adapters.sim.distributions import (
     Constant,
@@ -25,6 +26,7 @@ from datatask.adapters.sim.distributions import (
     Uniform,
     Weibull,
 )
+from datatask.adapters.sim.present import Left, Present, left
 from datatask.adapters.sim.relief import Relief, relieve
 from datatask.adapters.sim.report import save as write_report
 from datatask.adapters.sim.result import Result, results_json
@@ -35,12 +37,15 @@ from datatask.adapters.wiring.scenarios import scenarios_from_yaml
 
 __all__ = [
     "Arrivals",
+    "Capacity",
     "Constant",
     "Distribution",
     "Empirical",
     "Exponential",
+    "Left",
     "Lognormal",
     "Machines",
+    "Present",
     "Relief",
     "Result",
     "Scenario",
@@ -50,7 +55,9 @@ __all__ = [
     "Weibull",
     "critical_path",
     "durations_from_csv",
+    "finish_by",
     "inputs",
+    "left",
     "path_table",
     "relieve",
     "results_json",

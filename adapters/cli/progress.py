@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from datatask.adapters.cli.foreseeing import Foreseen, foresee
 from datatask.adapters.cli.output import Output
 from datatask.adapters.history.when import words
+from datatask.adapters.log.locate import locate
 from datatask.schema import events as e
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Progress:
         self.began = time.monotonic()
         self.launched = 0
         self.ended: dict[str, int] = {}
+        self.foreseen: Foreseen | None = None
         self._pipeline = pipeline
         self._endings: dict[str, deque[float]] = {}
         self._forget = pipeline.subscribe(self._batch)
@@ -55,6 +58,11 @@ class Progress:
     def close(self) -> None:
         """Count no more."""
         self._forget()
+
+    @property
+    def log(self) -> str:
+        """The URL of the log."""
+        return self._pipeline.runtime.log.url
 
     @property
     def seconds(self) -> float:
@@ -110,13 +118,26 @@ class Progress:
             f", {rate:.1f}/s" if rate else ""
         )
 
+    def foresee(self, foreseen: Foreseen | None) -> None:
+        """Take what is left, as it was worked out beside."""
+        self.foreseen = foreseen
+
+    def caption(self) -> str:
+        """Return how long it has been going on, and how long it still will where that is known."""
+        if self.foreseen is None or not self.foreseen.now()[0]:
+            return words(self.seconds)
+        middle, least, most = (words(seconds) for seconds in self.foreseen.now())
+        return f"{words(self.seconds)}, about {middle} left" + (
+            f" ({least} to {most})" if least != most else ""
+        )
+
     def table(self) -> Table:
         """Return the drawn form."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(
-            box=None, pad_edge=False, header_style="bold", caption=words(self.seconds), caption_justify="left"
+            box=None, pad_edge=False, header_style="bold", caption=self.caption(), caption_justify="left"
         )
         for title in ("task", "done", "live", "ready", "failed", "rate", "left"):
             table.add_column(title, justify="left" if title == "task" else "right", min_width=6)
@@ -149,10 +170,17 @@ async def shown(output: Output, progress: Progress) -> AsyncIterator[None]:
 
 
 async def _draw(output: Output, progress: Progress) -> None:
-    with _live(output, progress) as refresh:
-        while True:
-            await asyncio.sleep(DRAW_SECONDS)
-            refresh()
+    log = locate(progress.log).path
+    beside = None if log is None else asyncio.create_task(foresee(log, progress.foresee))
+    try:
+        with _live(output, progress) as refresh:
+            while True:
+                await asyncio.sleep(DRAW_SECONDS)
+                refresh()
+    finally:
+        if beside is not None:
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from datatask.adapters.cli.loading import load, parse_reference
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.when import parse_span, words
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import CallerError
@@ -25,9 +27,16 @@ if TYPE_CHECKING:
 NOTHING_CAN_PROGRESS = 6
 SCENARIOS = ("scenario", "jobs", "replications", "mean", "p50", "p95", "min", "max", "bottleneck")
 COMPARED = ("scenario", "p50", "p95", "bottleneck")
+LEFT = ("scenario", "jobs", "replications", "p10", "p50", "p90", "done_at", "bottleneck")
+COMPARED_LEFT = ("scenario", "p10", "p50", "p90", "done_at")
+REPLICATIONS = 20
+"""Where chance has to be told and nobody said how often to try."""
+
 TASKS = ("scenario", "task", "runs", "wait_p50", "wait_p95", "service_p50")
 RESOURCES = ("scenario", "resource", "utilisation")
-DURATIONS = frozenset(("mean", "p50", "p95", "min", "max", "wait_p50", "wait_p95", "service_p50"))
+DURATIONS = frozenset(
+    ("mean", "p10", "p50", "p90", "p95", "min", "max", "wait_p50", "wait_p95", "service_p50")
+)
 
 
 def SPAN(text: str) -> float:
@@ -67,6 +76,21 @@ def SPAN(text: str) -> float:
 )
 @click.option("--seed", type=int, metavar="N", help="Other chances; the same seed gives the same events (0).")
 @click.option(
+    "--continue",
+    "goes_on",
+    metavar="LOG",
+    help="Go on from where this log stands, and tell when it will be done.",
+)
+@click.option(
+    "--finish-by",
+    metavar="WHEN",
+    help="Find the cheapest limits with which it is through by then (2h, or a time).",
+)
+@click.option("--confidence", type=float, default=0.9, help="In this share of the replications (0.9).")
+@click.option(
+    "--price", multiple=True, metavar="PLACE=X", help="What a unit costs; else what there is now costs 1."
+)
+@click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -86,6 +110,10 @@ def simulate(
     vary: tuple[str, ...],
     html: Path | None,
     write_log: Path | None,
+    goes_on: str | None,
+    finish_by: str | None,
+    confidence: float,
+    price: tuple[str, ...],
     **told: Any,
 ) -> int:
     """Simulate a pipeline, or what a log recorded, before anything is spent: how long, what binds, what if.
@@ -93,11 +121,23 @@ def simulate(
     Without PIPELINE the definition is the log's. No code of tasks is run. The exit code is 6 where a simulation could
     not go on; it says which jobs wait for what.
     """
+    from datatask.adapters.cli import capacities
+    from datatask.adapters.sim.present import Present, left_json
     from datatask.adapters.sim.result import results_json
     from datatask.adapters.sim.simulate import simulate_inputs
 
     output = Output(settings)
-    definition, recording = _inputs(settings, source, recorded)
+    definition, recording = _inputs(settings, source, recorded or goes_on)
+    present = None if goes_on is None else Present.of(_log(goes_on), SystemClock().now())
+    if told["replications"] is None and (goes_on is not None or finish_by is not None) and scenarios is None:
+        told["replications"] = REPLICATIONS
+    state, now = (None, 0) if present is None else (present.state, present.now)
+    run = partial(simulate_inputs, definition, recording, state=state, now=now)
+    if finish_by is not None:
+        scenario = _one(_scenarios(scenarios, (), told), "--finish-by")
+        by = capacities.seconds_until(finish_by, now or SystemClock().now())
+        asked = capacities.Asked(by, confidence, capacities.axes(vary), capacities.prices(price))
+        return capacities.tell(output, settings, definition, scenario, run, asked)
     tried = list(_scenarios(scenarios, vary, told))
     if write_log is not None and len(tried) > 1:
         raise CallerError(
@@ -107,7 +147,7 @@ def simulate(
         )
     results: list[Result] = []
     for scenario in tried:
-        results.append(simulate_inputs(definition, recording, scenario, write_log=write_log))
+        results.append(run(scenario, write_log=write_log))
         for note in results[-1].notes if len(results) == 1 else ():
             output.say(f"note: {note}")
         for line in results[-1].stuck:
@@ -117,10 +157,11 @@ def simulate(
 
         save(html, results, definition, recording)
         output.say(f"note: the report is in {html}")
+    found = results_json(results) if present is None else left_json(results, present)
     if output.json and not settings.fields:
-        output.document(results_json(results))
+        output.document(found)
     else:
-        _tables(output, settings, results)
+        _tables(output, settings, found["scenarios"], SCENARIOS if present is None else LEFT)
     return NOTHING_CAN_PROGRESS if any(result.stuck for result in results) else 0
 
 
@@ -141,10 +182,15 @@ def _inputs(
 def _log(text: str) -> Path:
     path = locate(text).path
     if path is None:
-        raise CallerError(
-            "nothing is left of a log in memory", where="--from", remedy="name the file of a log"
-        )
+        raise CallerError("nothing is left of a log in memory", where=text, remedy="name the file of a log")
     return path
+
+
+def _one(scenarios: Iterator[Scenario], option: str) -> Scenario:
+    found = list(scenarios)
+    if len(found) != 1:
+        raise CallerError(f"there are {len(found)} scenarios", where=option, remedy="choose one of them")
+    return found[0]
 
 
 def _scenarios(file: Path | None, vary: Sequence[str], told: dict[str, Any]) -> Iterator[Scenario]:
@@ -177,16 +223,21 @@ def _rate(text: str) -> float:
 # --- tables -----------------------------------------------------------------------------------------
 
 
-def _tables(output: Output, settings: Settings, results: Sequence[Result]) -> None:
-    from datatask.adapters.sim.result import results_json
-
-    told = results_json(results)["scenarios"]
-    many = len(results) > 1
+def _tables(
+    output: Output, settings: Settings, told: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> None:
+    many = len(told) > 1
     summaries = [
-        {"scenario": each["name"], **{name: each.get(name) for name in SCENARIOS[1:]}, **each["makespan"]}
+        {
+            "scenario": each["name"],
+            **{name: each.get(name) for name in columns[1:]},
+            **each["makespan"],
+            **each.get("left", {}),
+        }
         for each in told
     ]
-    output.rows(_worded(output, summaries), SCENARIOS, drawn=COMPARED if many else SCENARIOS[1:])
+    drawn = columns[1:] if not many else COMPARED if columns == SCENARIOS else COMPARED_LEFT
+    output.rows(_worded(output, summaries), columns, drawn=drawn)
     if settings.fields:
         return
     tasks = [

@@ -29,11 +29,13 @@ SIMULATIONS_MAX = 400
 SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The levels of a limit that nobody told levels of, as multiples of what there is."""
 
+STEPS = 16
 KNEE = 0.05
 """Where the next level saves less than this share of the time, more is hardly worth having."""
 
 Run = Callable[["Scenario"], "Result"]
 Point = tuple[int, ...]
+Values = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ class _Search:
         self.simulations_max = simulations_max
         self.names: list[str] = []
         self.levels: list[list[float]] = []
-        self.tried: dict[Point, tuple[float, str]] = {}
-        self.too_little: list[Point] = []
+        self.tried: dict[Values, tuple[float, str]] = {}
+        self.too_little: list[Values] = []
+        self.refines = False
 
     # --- what varies --------------------------------------------------------------------------------
 
@@ -164,6 +167,7 @@ class _Search:
 
     def add_what_binds(self) -> None:
         """Vary the bottleneck, and what is the bottleneck with the most of that, until it is in time or nothing is left."""
+        self.refines = True
         while True:
             seconds, name = self.at(self.most)
             if (seconds <= self.by and self.names) or name in self.names or name not in self.now:
@@ -173,6 +177,10 @@ class _Search:
             self.add(
                 name, [float(round(level)) for level in levels if round(level)] if is_whole(name) else levels
             )
+
+    def values(self, point: Point) -> Values:
+        """Return the levels at a point."""
+        return tuple(levels[index] for levels, index in zip(self.levels, point, strict=True))
 
     @property
     def most(self) -> Point:
@@ -196,20 +204,22 @@ class _Search:
 
     def at(self, point: Point) -> tuple[float, str]:
         """Return the seconds at a point, and what binds there; simulated once."""
-        found = self.tried.get(point)
+        values = self.values(point)
+        found = self.tried.get(values)
         if found is None:
             result = self.simulated(point)
             spans = sorted(each.makespan for each in result.summaries)
             stuck = any(each.stuck for each in result.summaries)
             seconds = float("inf") if stuck else quantile(spans, self.confidence)
-            found = self.tried[point] = seconds, result.bottleneck
+            found = self.tried[values] = seconds, result.bottleneck
             if seconds > self.by:
-                self.too_little.append(point)
+                self.too_little.append(values)
         return found
 
     def is_enough(self, point: Point) -> bool:
         """Whether it is in time at a point; told without simulating where a point above is too little."""
-        if point not in self.tried and any(_is_below(point, other) for other in self.too_little):
+        values = self.values(point)
+        if values not in self.tried and any(_is_below(values, other) for other in self.too_little):
             return False
         return self.at(point)[0] <= self.by
 
@@ -234,6 +244,8 @@ class _Search:
         if self.at(top)[0] > self.by:
             return self._impossible(top)
         best, proven = self._cheapest(top)
+        if self.refines:
+            best = self._refined(best)
         seconds, binds = self.at(best)
         curves = {name: self._curve(best, axis) for axis, name in enumerate(self.names)}
         return Capacity(
@@ -281,6 +293,22 @@ class _Search:
                 best = _moved(line, last, found)
         return best, True
 
+    def _refined(self, best: Point) -> Point:
+        """Look between the level that was found on each axis and the one below it; keep what is found as a level."""
+        coarse = self.levels
+        self.levels = [
+            _between(levels[index - 1] if index else 0.0, levels[index], is_whole(name))
+            for name, levels, index in zip(self.names, coarse, best, strict=True)
+        ]
+        point = self.most
+        for axis in range(len(point)):
+            index = self.least(point, axis, point[axis])
+            assert index is not None, "it was enough before"
+            point = _moved(point, axis, index)
+        values = self.values(point)
+        self.levels = [sorted({*levels, value}) for levels, value in zip(coarse, values, strict=True)]
+        return tuple(levels.index(value) for levels, value in zip(self.levels, values, strict=True))
+
     def _curve(self, point: Point, axis: int) -> list[tuple[float, float]]:
         """Return what the levels of one limit bring, with the others as they are."""
         return [
@@ -317,7 +345,14 @@ def _moved(point: Point, axis: int, index: int) -> Point:
     return (*point[:axis], index, *point[axis + 1 :])
 
 
-def _is_below(point: Point, other: Point) -> bool:
+def _between(low: float, high: float, whole: bool) -> list[float]:
+    """Return levels above `low` up to `high`: whole ones, or `STEPS` of them."""
+    if whole:
+        return [float(level) for level in range(int(low) + 1, int(high) + 1)]
+    return [low + (high - low) * step / STEPS for step in range(1, STEPS + 1)]
+
+
+def _is_below(point: Values, other: Values) -> bool:
     """Whether a point has nowhere more than the other one."""
     return all(mine <= theirs for mine, theirs in zip(point, other, strict=True))
 

@@ -87,7 +87,7 @@ class Logged:
         """Step from one instant to the next that is due, as `run`."""
         heap, model, reactor = self.heap, self.model, self.reactor
         arrival = next(model.arrivals, None)
-        wake = NEVER
+        wake = NEVER if model.present is None else self.now  # what waits already is launched at once
         while True:
             due = min(heap[0][0] if heap else NEVER, wake, arrival[0] if arrival else NEVER)
             if due >= model.until or len(self.records) >= model.runs_max:

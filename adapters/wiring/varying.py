@@ -19,7 +19,7 @@ COMBINATIONS_MAX = 10_000
 
 def varied(trees: Mapping[str, Tree], varying: Sequence[str]) -> dict[str, Tree]:
     """Return each tree with every combination of `PLACE=VALUE,…`, named by it."""
-    axes = [_axis(text) for text in varying]
+    axes = [axis(text) for text in varying]
     count = len(trees)
     for _, values in axes:
         count *= len(values)
@@ -39,17 +39,18 @@ def varied(trees: Mapping[str, Tree], varying: Sequence[str]) -> dict[str, Tree]
     return found
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
+def axis(text: str, option: str = "--vary") -> tuple[str, list[Any]]:
+    """Return the place and the values of `PLACE=VALUE,…`; `CallerError` names the option."""
     place, equals, values = text.partition("=")
     told = [value.strip() for value in values.split(",")]
     if not equals or not place.strip() or not all(told):
         raise CallerError(
             f"{text!r} does not say what varies",
-            where="--vary",
+            where=option,
             remedy="write PLACE=VALUE,VALUE such as quota.NAME.cpu=8,16",
         )
     if len(set(told)) != len(told):
-        raise CallerError(f"{text!r} has a value twice", where="--vary", remedy="name each value once")
+        raise CallerError(f"{text!r} has a value twice", where=option, remedy="name each value once")
     return place.strip(), [_scalar(value) for value in told]
 
 

@@ -129,6 +129,60 @@ def test_a_simulation_that_cannot_go_on_says_why_and_ends(project: Project) -> N
     assert "cannot go on" in done.err
 
 
+def test_the_cheapest_limits_that_make_it_in_time(project: Project) -> None:
+    """Sixty runs of two seconds, twice: 15 at a time take 10 seconds."""
+    told = ("simulate", "pipeline.py", "--jobs", "60", "--duration", "2")
+    found = project.ok(*told, "--finish-by", "16s", "--json").json
+    assert set(found) == {
+        "by", "confidence", "limits", "seconds", "cost", "binds", "knees", "curves", "simulations", "proven", "why",
+    }  # fmt: skip
+    assert found["limits"] == {"double.concurrency": 9.0}
+    assert found["seconds"] <= 16
+    axes = (
+        "--vary",
+        "double.concurrency=5,10,20",
+        "--vary",
+        "shout.concurrency=5,10,20",
+        "--price",
+        "shout.concurrency=9",
+    )
+    again = project.ok(*told, "--finish-by", "20", *axes)
+    assert again.lines[0].split("\t") == ["limit", "level", "seconds", "in time", "chosen", "knee"]
+    assert "in time with double.concurrency 10, shout.concurrency 10" in again.err
+    never = project.call(*told, "--finish-by", "3s")
+    assert never.code == 6
+    assert "nothing makes it in 3.0 s: even with the most of everything it takes 4 s" in never.err
+    for wrong in (
+        ["--finish-by", "2020-01-01"],
+        ["--finish-by", "1h", "--vary", "jobs=3"],
+        ["--finish-by", "0"],
+    ):
+        refused = project.call(*told, *wrong)
+        assert refused.code == 2
+        assert len(refused.err.splitlines()) == 1
+
+
+def test_when_a_log_will_be_done(project: Project) -> None:
+    """What waits in it takes as long as its runs took; nothing else is simulated."""
+    lived(project)
+    (project.folder / "more.jsonl").write_text("".join(f'{{"job": "m{n}", "n": 1}}\n' for n in range(40)))
+    project.ok("inject", "double.numbers", "--from", "more.jsonl")
+    found = project.ok("simulate", "--continue", ".datatask/log.db", "--json").json
+    (only,) = found["scenarios"]
+    assert only["tasks"]["shout"]["runs"] == 40
+    assert only["replications"] == 20
+    left = only["left"]
+    assert 0 < left["p10"] <= left["p50"] <= left["p90"]
+    assert only["done_at"] > "2026"
+    slow = project.ok(
+        "simulate", "--continue", ".datatask/log.db", "--vary", "default.duration=10s", "--json"
+    ).json
+    assert slow["scenarios"][0]["left"]["p50"] == pytest.approx(40, abs=1)
+    assert project.ok("simulate", "--continue", ".datatask/log.db").lines[0].split("\t")[3:7] == [
+        "p10", "p50", "p90", "done_at",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

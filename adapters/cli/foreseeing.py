@@ -1,0 +1,72 @@
+"""The time that a running pipeline has left, worked out beside it.
+
+In: the place of the log that the engine writes. Out: `Foreseen`, told anew from time to time. Another process simulates
+what is left (`simulate --continue`), at the lowest priority, and rests a hundred times as long as it worked: the engine
+does not feel it. Where it cannot tell (no run has ended yet, nothing can go on), nothing is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+FIRST_SECONDS = 5.0
+REST_SECONDS = 20.0
+REST_FACTOR = 100
+REPLICATIONS = 5
+LOWEST_PRIORITY = 19
+
+
+class Foreseen(NamedTuple):
+    """Seconds left, of five imagined futures the middle, the shortest and the longest; `at` is the monotonic clock's."""
+
+    middle: float
+    least: float
+    most: float
+    at: float
+
+    def now(self) -> tuple[float, float, float]:
+        """Return (middle, least, most) as of now."""
+        passed = time.monotonic() - self.at
+        return max(0.0, self.middle - passed), max(0.0, self.least - passed), max(0.0, self.most - passed)
+
+
+async def foresee(
+    log: Path, tell: Callable[[Foreseen | None], None], *, first: float = FIRST_SECONDS
+) -> None:
+    """Tell what is left, again and again, until cancelled."""
+    await asyncio.sleep(first)
+    while True:
+        began = time.monotonic()
+        tell(await _simulated(log, began))
+        await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
+
+
+async def _simulated(log: Path, began: float) -> Foreseen | None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "datatask", "simulate", "--continue", str(log), "--replications", str(REPLICATIONS), "--json",
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
+        told, _ = await process.communicate()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        return None
+    (scenario,) = msgspec.json.decode(told)["scenarios"]
+    makespan = scenario["makespan"]
+    return Foreseen(makespan["p50"], makespan["min"], makespan["max"], began)

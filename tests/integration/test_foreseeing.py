@@ -1,0 +1,76 @@
+"""How long a running pipeline still takes: worked out beside it, shown with what else is going on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
+from datatask.adapters.cli.foreseeing import Foreseen, foresee
+from datatask.adapters.cli.progress import Progress
+
+JOBS, AT_ONCE, SECONDS = 60, 2, 0.2
+
+
+def slow() -> tuple[InProcessSyncTask, LogMetadataRepository]:
+    """A task that takes its time."""
+
+    async def body(job: str, given: object) -> None:
+        await asyncio.sleep(SECONDS)
+
+    task = InProcessSyncTask("slow", LogMetadataRepository("done"), func=body, concurrency=AT_ONCE)
+    given = LogMetadataRepository("given")
+    task.link("given", given, is_input=True)
+    return task, given
+
+
+async def test_what_is_left_is_told_while_it_runs(tmp_path: Path) -> None:
+    """Within a tenth of what it then takes; nothing before the first run has ended."""
+    task, given = slow()
+    told: list[Foreseen | None] = []
+    async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipe:
+        for number in range(JOBS):
+            await given.dump(f"j{number}", 1)
+        running = asyncio.create_task(pipe.run())
+        beside = asyncio.create_task(foresee(tmp_path / "log.db", told.append, first=1.0))
+        await running
+        ended = time.monotonic()
+        beside.cancel()
+        await asyncio.gather(beside, return_exceptions=True)
+    (found,) = told
+    assert found is not None
+    assert found.least <= found.middle <= found.most
+    assert found.at + found.middle == pytest.approx(ended, abs=1.5)
+
+
+async def test_nothing_is_told_where_nobody_knows(tmp_path: Path) -> None:
+    """No run has ended; and who is called off leaves no process behind."""
+    task, given = slow()
+    told: list[Foreseen | None] = []
+    async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipe:
+        await given.dump("j", 1)
+        beside = asyncio.create_task(foresee(tmp_path / "log.db", told.append, first=0))
+        while not told:
+            await asyncio.sleep(0.05)
+        beside.cancel()
+        again = asyncio.create_task(foresee(tmp_path / "log.db", told.append, first=0))
+        await asyncio.sleep(0.3)
+        again.cancel()
+        await asyncio.gather(beside, again, return_exceptions=True)
+        assert told == [None]
+        await pipe.run()
+
+
+async def test_a_caption_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = slow()
+    async with Pipeline([task], Session(), log="memory:") as pipe:
+        progress = Progress(pipe)
+        assert "left" not in progress.caption()
+        progress.foresee(Foreseen(90.0, 60.0, 120.0, time.monotonic() - 29.5))
+        assert progress.caption().endswith("about 1 min left (30 s to 1 min 30 s)")
+        progress.foresee(Foreseen(5.0, 5.0, 5.0, time.monotonic() - 30))
+        assert "left" not in progress.caption()
+        progress.close()
