@@ -16,10 +16,11 @@ from datatask import (
     CallerError,
     InProcessBlobRepository,
     InProcessMetadataRepository,
+    KubeFunctionTask,
     KubeTask,
     PodManager,
 )
-from datatask.adapters.execute.kube import logs, starting, watching
+from datatask.adapters.execute.kube import logs, starting, waiting, watching
 from datatask.adapters.execute.kube.names import pod_name
 from datatask.engine.ports import (
     Adopted,
@@ -438,7 +439,7 @@ async def test_a_forced_deletion_that_no_node_confirms_is_lost_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever forces it says that the node is dead."""
-    monkeypatch.setattr(starting, "FORCED_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "FORCED_SECONDS", 0.2)
     async with ready() as (api, runner, facts):
         name = await running(api, runner, facts, 1)
         await api.delete(name, 0)
@@ -825,3 +826,154 @@ async def test_more_pods_than_streams_take_turns(monkeypatch: pytest.MonkeyPatch
         for run in names:
             whole = b"".join(b"%d of %d\n" % (index, run) for index in range(5))
             assert text(await facts.end(run)) == whole
+
+
+# --- the less usual -----------------------------------------------------------------------------------
+
+
+async def test_a_deletion_that_is_refused_is_asked_for_again() -> None:
+    """And its words are told."""
+    async with ready(logs=False) as (api, runner, facts):
+        refusals = iter([status(503, "away", "x"), status(503, "away", "x")])
+        api.rules.append(lambda request, kind: next(refusals, None) if kind == "DELETE" else None)
+        name = await running(api, runner, facts, 1)
+        runner.stop(1, "cancelled", SECOND)
+        await until(lambda: api.pods[name]["metadata"].get("deletionTimestamp"))
+        await api.end(name, 137)
+        assert (await facts.end(1)).ending.outcome == "cancelled"
+    assert facts.of(1, Noticed)[0].message == "away"
+
+
+async def test_a_pod_that_cannot_be_removed_now_is_removed_later() -> None:
+    """In the background, after its run has ended."""
+    async with ready(logs=False) as (api, runner, facts):
+        refusals = iter([status(500, "x", "x")])
+        api.rules.append(lambda request, kind: next(refusals, None) if kind == "PATCH" else None)
+        name = await running(api, runner, facts, 1)
+        await api.end(name)
+        await facts.end(1)
+        runner.forget(1)
+        await until(lambda: name not in api.pods)
+
+
+async def test_a_stop_while_a_create_is_on_its_way_deletes_what_it_made() -> None:
+    """The answer is waited for."""
+    async with ready(logs=False) as (api, runner, facts):
+
+        async def slow(request: web.Request, kind: str) -> None:
+            if kind == "POST":
+                runner.stop(1, "cancelled", SECOND)
+                await asyncio.sleep(0.1)
+
+        api.rules.append(slow)
+        runner.start(spec(1))
+        await until(lambda: any(pod["metadata"].get("deletionTimestamp") for pod in api.pods.values()))
+        assert (await facts.end(1)).ending.outcome == "cancelled"
+        runner.forget(1)
+        await until(lambda: not api.pods)
+
+
+async def test_a_create_that_was_given_up_and_arrives_late_is_deleted() -> None:
+    """Nobody owns such a pod any more."""
+    async with ready(logs=False) as (api, runner, facts):
+        given: list[Any] = []
+
+        async def lose(request: web.Request, kind: str) -> web.Response | None:
+            if kind != "POST":
+                return None
+            given.append(await request.json())
+            return status(504, "no answer", "Timeout")
+
+        api.rules.append(lose)
+        runner.start(spec(1))
+        await facts.first(1, Noticed)
+        runner.stop(1, "cancelled", SECOND)
+        assert (await facts.end(1)).ending.outcome == "cancelled"
+        runner.forget(1)
+        await asyncio.sleep(0.1)
+        await api._create(given[0], "space")
+        await until(lambda: not api.pods)
+
+
+async def test_a_name_that_cannot_be_taken_is_waited_for_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create of an engine that died is over by then; what arrives before is adopted."""
+    monkeypatch.setattr(starting, "DELAYED_SECONDS", 0.5)
+    async with scripted() as api:
+        refused = status(403, "exceeded quota: q", "Forbidden")
+        api.rules.append(lambda request, kind: refused if kind == "POST" else None)
+        async with opened(make_task(api, logs=False)) as (runner, facts):
+            recovering = asyncio.create_task(runner.recover([spec(1)]))
+            told = await facts.first(1, Noticed)
+            assert "its name cannot be taken" in told.message
+            await recovering
+            assert (await facts.end(1)).ending.outcome == "lost"
+
+
+async def test_a_run_that_is_stopped_while_it_is_looked_for_ends_as_stopped() -> None:
+    """There is no pod."""
+    async with scripted() as api, opened(make_task(api, logs=False)) as (runner, facts):
+        handle = {"pod": "x", "uid": "uid-9", "namespace": "space"}
+        recovering = asyncio.create_task(runner.recover([spec(1, handle=handle)]))
+        await asyncio.sleep(0)
+        runner.stop(1, "cancelled", SECOND)
+        await recovering
+        assert (await facts.end(1)).ending.outcome == "cancelled"
+
+
+async def test_a_server_that_is_away_when_the_engine_opens_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs are unreachable, not lost."""
+    monkeypatch.setattr(watching, "TELL_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "OPEN_SECONDS", 0.1)
+    async with scripted() as api:
+        async with opened(make_task(api, logs=False)) as (runner, facts):
+            name = await running(api, runner, facts, 1)
+        api.rules.append(lambda request, kind: status(503, "away", "x"))
+        async with opened(make_task(api, logs=False)) as (runner, facts):
+            recovering = asyncio.create_task(runner.recover([spec(1)]))
+            await facts.first(1, Unreachable)
+            api.rules.clear()
+            await facts.first(1, Reachable)
+            await recovering
+            await facts.first(1, Adopted)
+            await api.end(name)
+            assert (await facts.end(1)).ending.outcome == "succeeded"
+
+
+async def test_a_quiet_while_asks_for_nothing() -> None:
+    """One watch is enough."""
+    async with ready(logs=False) as (api, runner, facts):
+        for run in range(1, 6):
+            await running(api, runner, facts, run)
+        await asyncio.sleep(0.1)
+        before = api.counts
+        await asyncio.sleep(1.0)
+        assert api.counts == before
+        assert (before["LIST"], before["WATCH"], before["GET"]) == (1, 1, 0)
+
+
+async def test_a_function_whose_pod_succeeds_without_a_result_has_failed() -> None:
+    """It did not run, whatever the pod says."""
+    async with scripted() as api:
+        manager = PodManager("app", "space", api.config())
+        done = InProcessMetadataRepository()
+        done._id = "func_done"
+        task = KubeFunctionTask(
+            "t", manager, None, TEMPLATE, func_done=done, kube_done=InProcessMetadataRepository()
+        )
+        task.link("inp", InProcessMetadataRepository(), is_input=True)
+
+        @task
+        async def work(job: str) -> None:
+            """Never called here."""
+
+        await task.validate()
+        async with opened(task) as (runner, facts):
+            name = await running(api, runner, facts, 1)
+            await api.say(name, b"hello")
+            await api.end(name)
+            ended = await facts.end(1)
+    assert ended.ending.error is not None
+    assert (ended.ending.outcome, ended.ending.error.type) == ("failed", "NoResult")
+    assert [write.repository for write in ended.writes] == ["func_done"]

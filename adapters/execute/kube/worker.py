@@ -1,11 +1,8 @@
 """The inside of a pod: a function is called with its repositories, and what it did goes to the end of the pod's log.
 
 In: the run, as the engine has written it into the environment, with the job's own values of the repositories that live in
-the engine. Out: a trailer on standard output, which the engine finds in the log, takes off, and records: how the function
-ended, and what it wrote. Repositories with a store of their own are used directly; the engine's file is never touched.
-Nothing is decided here.
-
-The trailer is `\\n#datatask-result <identity> <digest> <length>\\n`, base64 of compressed JSON in lines, and `#datatask-end`.
+the engine (`messages`). Out: the trailer on standard output, which the engine finds in the log, takes off, and records. Repositories
+with a store of their own are used directly; the engine's file is never touched, and nothing is decided here.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import base64
 import hashlib
 import inspect
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -27,140 +23,28 @@ from typing import Any
 
 import msgspec
 
+from datatask.adapters.execute.kube.messages import (
+    LINE,
+    RESULT_BYTES_MAX,
+    Input,
+    Message,
+    Written,
+    as_text,
+    read_inputs,
+)
 from datatask.engine.binding import RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
-from datatask.engine.repositories import Repository, all_leaves
+from datatask.engine.repositories import Repository
 from datatask.engine.session import Session
 from datatask.schema.errors import CallerError
-from datatask.schema.events import ABSENT, Ending, ErrorInfo
-
-INPUTS_BYTES_MAX = 96 * 1024
-RESULT_BYTES_MAX = 1 << 20
-IN_ENGINE = ("native", "mirror", "view")
-LINE = 4096
-_FOUND = re.compile(rb"\n?#datatask-result (\S+) ([0-9a-f]{64}) (\d+)\n([A-Za-z0-9+/=\n]*)#datatask-end\n")
-
-
-class Input(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job's value in a repository of the engine's; neither of both: the job is not there."""
-
-    value: str | None = None
-    data: bytes | None = None
-    position: int = 0
-    member: bool = False
-
-
-class Written(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A write as it travels; `version` says that its store has it already."""
-
-    repository: str
-    job: str
-    op: str = "put"
-    value: str | None = None
-    data: bytes | None = None
-    version: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a function did."""
-
-    error: ErrorInfo | None = None
-    detail: dict[str, str] | None = None
-    started_at: int = 0
-    ended_at: int = 0
-    writes: tuple[Written, ...] = ()
-    reads: dict[str, int] = {}
-
-
-# --- the engine's side --------------------------------------------------------------------------------
-
-
-async def inputs_of(repositories: Mapping[str, Repository], job: str, where: str) -> str:
-    """Return the job's own values in the repositories that live in the engine, as text; `CallerError` where it is too much."""
-    found: dict[str, Input] = {}
-    for repository in repositories.values():
-        for leaf in all_leaves(repository):
-            if leaf.medium in IN_ENGINE and leaf._id is not None and leaf.binding is not None:
-                found[leaf._id] = await _input(leaf, job)
-    text = base64.b64encode(zlib.compress(msgspec.json.encode(found))).decode()
-    if len(text) > INPUTS_BYTES_MAX:
-        raise CallerError(
-            f"its inputs take {len(text)} bytes, and {INPUTS_BYTES_MAX} can travel to a pod",
-            where=where,
-            remedy="keep large inputs in a store that the pod reaches by itself",
-        )
-    return text
-
-
-async def _input(leaf: Repository, job: str) -> Input:
-    binding, key = leaf.binding, leaf.id
-    assert binding is not None
-    if not binding.contains(key, job):
-        return Input()
-    ref = None if leaf.medium == "view" else await binding.value(key, job)
-    if ref is None:
-        return Input(member=True)
-    if ref.digest is not None and not ref.value:
-        data = await asyncio.to_thread(binding.blobs.path(ref.digest).read_bytes)
-        return Input(data=data, position=ref.position, member=True)
-    return Input(value=_text(ref.value), position=ref.position, member=True)
-
-
-def find_result(log_end: bytes, identity: str) -> tuple[Message, int] | None:
-    """Return the message at the end of a container's log, and how many bytes it and its frame take; None for none."""
-    last: re.Match[bytes] | None = None
-    for match in _FOUND.finditer(log_end):
-        last = match
-    if last is None or last[1].decode("ascii", "replace") != identity:
-        return None
-    text = last[4].replace(b"\n", b"")
-    if len(text) != int(last[3]) or hashlib.sha256(text).hexdigest().encode() != last[2]:
-        return None
-    plain = zlib.decompressobj().decompress(base64.b64decode(text), RESULT_BYTES_MAX * 64)
-    return msgspec.json.decode(plain, type=Message), len(log_end) - last.start()
-
-
-def writes_of(message: Message) -> tuple[Write, ...]:
-    """Return the writes of a message as a runner tells them."""
-    return tuple(
-        Write(
-            repository=one.repository,
-            job=one.job,
-            op=one.op,
-            value=ABSENT if one.value is None else msgspec.Raw(one.value.encode()),
-            data=one.data,
-            size=None if one.data is None else len(one.data),
-            version=one.version,
-        )
-        for one in message.writes
-    )
-
-
-def ending_of(message: Message) -> Ending:
-    """Return the function's own end."""
-    return Ending(
-        outcome="succeeded" if message.error is None else "failed",
-        error=message.error,
-        detail=message.detail,
-        started_at=message.started_at or None,
-        ended_at=message.ended_at or None,
-        reads=message.reads or None,
-    )
-
-
-# --- in the pod ---------------------------------------------------------------------------------------
+from datatask.schema.events import ABSENT, ErrorInfo
 
 
 def is_worker(task: str, job: str) -> bool:
     """Whether this process is in the pod of a run of this job, made by a `KubeFunctionTask`."""
     named = os.environ.get("DATATASK_TASK"), os.environ.get("DATATASK_JOB")
     return "DATATASK_INPUTS" in os.environ and named == (task, job)
-
-
-def read_inputs(text: str) -> dict[str, Input]:
-    """Return what `inputs_of` has made a text of."""
-    return msgspec.json.decode(zlib.decompress(base64.b64decode(text)), type=dict[str, Input])
 
 
 def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> int:
@@ -227,16 +111,12 @@ def _told(message: Message, identity: str) -> int:
     return 0 if message.error is None else 1
 
 
-def _text(value: msgspec.Raw) -> str | None:
-    return bytes(value).decode() if value else None
-
-
 def _travelling(write: Write, blobs: PodBlobs) -> Written:
     data = write.data
     if write.version is None and data is None and not write.value and write.op == "put":
         source = write.source or (None if write.digest is None else blobs.path(write.digest))
         data = None if source is None else source.read_bytes()
-    return Written(write.repository, write.job, write.op, _text(write.value), data, write.version)
+    return Written(write.repository, write.job, write.op, as_text(write.value), data, write.version)
 
 
 class PodBlobs:
