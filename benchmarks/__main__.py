@@ -38,6 +38,10 @@ ASKED: dict[str, tuple[str, float]] = {
     "start.help_ms": ("at most", 150),
     "start.status_10000_jobs_ms": ("at most", 400),
     "start.cost_to_10000_jobs": ("at most", 1.15),
+    "truth.sleeps_makespan_apart": ("at most", 0.05),
+    "truth.sleeps_waits_apart": ("at most", 0.15),
+    "truth.work_makespan_apart": ("at most", 0.10),
+    "truth.work_waits_apart": ("at most", 0.15),
     "start.run_with_nothing_to_do_ms": ("at most", 1_000),
 }
 """What a figure is to be, by its dotted name."""
