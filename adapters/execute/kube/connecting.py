@@ -156,7 +156,7 @@ class Cluster:
         if self._loader is not None and now - self._refreshed > REFRESH_SECONDS and self._expires():
             self._refreshed = now
             await self._loader.load_and_set(configuration)
-        value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
+        value: str | None = await configuration.get_api_key_with_prefix("BearerToken", "authorization")
         return value
 
     def _expires(self) -> bool:
