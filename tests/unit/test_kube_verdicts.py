@@ -189,6 +189,23 @@ def test_a_process_that_ends_well_when_told_to_stop_has_not_done_its_work(ended:
     assert found.outcome == outcome
 
 
+def test_a_pod_that_the_cluster_deletes_says_for_what() -> None:
+    """Preempted, drained: told by a condition; lost whatever the process made of it."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": "room",
+    }
+    meta = {"deletionTimestamp": "2026-11-23T02:00:40Z", "deletionGracePeriodSeconds": 30}
+    found = verdict(pod("Succeeded", over(0), meta=meta, conditions=[condition]))
+    assert found is not None
+    assert (found.outcome, found.message) == (
+        "lost",
+        "the cluster deleted the pod while it ran (PreemptionByScheduler): room",
+    )
+
+
 def test_a_child_that_was_killed_for_memory_is_no_failure() -> None:
     """Exit code 0 with reason OOMKilled."""
     found = verdict(pod("Succeeded", over(0, "OOMKilled")))

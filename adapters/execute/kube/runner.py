@@ -230,12 +230,11 @@ class KubeRunner(Collecting):
         self._swept = True
         self._kept = frozenset(keep)
         self._log = spec.identity.partition(".")[0]
-        self._loop.create_task(self._swept_later()).add_done_callback(self._background.discard)
+        task = self._loop.create_task(self._swept_later())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _swept_later(self) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._background.add(task)
         await self.shared.watch.listed.wait()
         for pod in list(self.shared.watch.known.values()):
             found = names.identity_of(pod)

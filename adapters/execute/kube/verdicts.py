@@ -69,7 +69,11 @@ def verdict(pod: Pod, *, gone: bool = False) -> Verdict | None:
     code = None if natural is None else natural.exit_code
     how = "" if natural is None else f"; after that: {natural.message or 'exit code 0'}"
     then = "while it ran" if _ever_ran(pod) else "before it ran"
-    return Verdict("lost", code, "Deleted", f"the pod was deleted by somebody {then}{how}")
+    why = pod.condition("DisruptionTarget")
+    if why is not None and why.status == "True":
+        text = f"the cluster deleted the pod {then} ({why.reason}): {why.message}"
+        return Verdict("lost", code, "Deleted", _cut(text))
+    return Verdict("lost", code, "Deleted", _cut(f"the pod was deleted by somebody {then}{how}"))
 
 
 def containers_over(pod: Pod) -> bool:
