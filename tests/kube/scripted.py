@@ -340,7 +340,7 @@ async def scripted() -> AsyncIterator[Api]:
     api = Api()
     app = web.Application(client_max_size=1 << 24)
     app.router.add_route("*", "/{path:.*}", api.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.5)
+    runner = web.AppRunner(app, shutdown_timeout=0.05)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
