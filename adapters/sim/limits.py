@@ -7,12 +7,13 @@ scenario with another number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from datatask.adapters.sim.scenario import Machines, Scenario
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import UnknownNameError
 
 NANO = 1_000_000_000
 POOL = "machines "
@@ -75,12 +76,11 @@ def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: fl
 
 
 def _sized(pool: Machines, count: int) -> Machines:
-    """Return a pool of so many machines; where their speeds differ, those that there are come again."""
-    if isinstance(pool.speed, int | float):
-        return replace(pool, count=count)
-    speeds: Sequence[float] = pool.speed
-    if not speeds:
-        raise CallerError(
-            f"machines {pool.name}: no speed is told", remedy="give one number, or one for each"
-        )
-    return replace(pool, count=count, speed=[speeds[index % len(speeds)] for index in range(count)])
+    """Return a pool of so many machines; where they differ, those that there are come again, in their order."""
+    again = [index % pool.count for index in range(count)]
+    more: dict[str, Any] = {}
+    if not isinstance(pool.speed, int | float):
+        more["speed"] = [pool.speed[index] for index in again]
+    if not isinstance(pool.amounts, Mapping):
+        more["amounts"] = [pool.amounts[index] for index in again]
+    return replace(pool, count=count, **more)

@@ -123,6 +123,10 @@ def _machines(at: At) -> tuple[Machines, ...]:
     return tuple(Machines(**pool.fields(_MACHINES_FIELDS)) for pool in at.items())
 
 
+def _amounts(at: At) -> dict[str, Any] | list[dict[str, Any]]:
+    return [one.amounts() for one in at.items()] if at.is_list() else at.amounts()
+
+
 def _speed(at: At) -> float | list[float]:
     return [one.number() for one in at.items()] if at.is_list() else at.number()
 
@@ -228,7 +232,7 @@ TASK_FIELDS: dict[str, Callable[[At], Any]] = {
 _MACHINES_FIELDS: dict[str, Callable[[At], Any]] = {
     "name": At.text,
     "count": At.whole,
-    "amounts": At.amounts,
+    "amounts": _amounts,
     "start": _duration,
     "latency": _duration,
     "speed": _speed,

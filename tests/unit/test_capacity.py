@@ -144,8 +144,8 @@ def test_what_is_wrong_is_refused(more: dict[str, Any], told: str) -> None:
 
 
 def test_a_pool_of_different_machines_grows_by_what_it_has() -> None:
-    scenario = Scenario(machines=[Machines("nodes", 2, speed=[1, 3])])
-    (pool,) = with_limit(DEFINITION, scenario, "machines nodes", 5).machines
-    assert (pool.count, pool.speed) == (5, [1, 3, 1, 3, 1])
+    scenario = Scenario(machines=[Machines("nodes", 2, [{"cpu": 4}, {"cpu": 16}], speed=[1, 3])])
+    (pool,) = with_limit(DEFINITION, scenario, "machines nodes", 3).machines
+    assert (pool.count, pool.speed, pool.amounts) == (3, [1, 3, 1], [{"cpu": 4}, {"cpu": 16}, {"cpu": 4}])
     result: Result = run(Scenario(jobs=2, default=TaskScenario(duration=1), machines=[pool]))
     assert result.makespan > 0

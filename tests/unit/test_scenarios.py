@@ -164,6 +164,13 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, told: 
     assert "\n" not in str(caught.value)
 
 
+def test_machines_that_differ(tmp_path: Path) -> None:
+    text = "machines: [{name: hosts, count: 2, amounts: [{cpu: 8}, {cpu: 32, mem: 64Gi}], speed: [1, 1.5]}]"
+    assert load(tmp_path, text)["plan"].machines == (
+        Machines("hosts", 2, [{"cpu": 8}, {"cpu": 32, "mem": "64Gi"}], speed=[1, 1.5]),
+    )
+
+
 def test_a_table_of_several_tasks_gives_each_its_own(tmp_path: Path) -> None:
     (tmp_path / "times.csv").write_text("fetch,a,1\na.b,a,5\n")
     tree = "tasks: {fetch: {duration: {table: times.csv}}, a.b: {duration: {table: times.csv}}}"
