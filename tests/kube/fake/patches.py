@@ -93,7 +93,9 @@ def _joined(given: list[Any], patch: list[Any], by: str) -> list[Any]:
 
 def _json_patched(given: dict[str, Any], patch: Any) -> dict[str, Any]:
     if not isinstance(patch, list):
-        raise bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch")
+        raise bad_request(
+            "error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch"
+        )
     result = copy.deepcopy(given)
     try:
         for step in patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tests.kube.fake.refusals import no_such_resource
@@ -73,3 +74,8 @@ def target_of(path: str) -> Target:
     if more:
         raise no_such_resource()
     return Target(resource, namespace, name, subresource)
+
+
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """Tell whether a query says yes, in any way that Go reads as such; kubernetes_asyncio writes True."""
+    return query.get(name, "") in ("1", "t", "T", "true", "TRUE", "True")

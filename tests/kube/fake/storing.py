@@ -30,7 +30,13 @@ class Change:
     def __init__(
         self, resource: str, version: int, before: Object | None, now: Object, *, gone: bool
     ) -> None:
-        self.resource, self.version, self.before, self.object, self.gone = resource, version, before, now, gone
+        self.resource, self.version, self.before, self.object, self.gone = (
+            resource,
+            version,
+            before,
+            now,
+            gone,
+        )
         self._body: bytes | None = None
 
     @property
@@ -56,6 +62,11 @@ class Table:
         self.changes: list[Change] = []
         self.dropped = 0
         self.bell = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake all watches."""
+        bell, self.bell = self.bell, asyncio.Event()
+        bell.set()
 
     def after(self, version: int) -> int:
         """Return the position of the first change later than a version."""
@@ -124,7 +135,7 @@ class Store:
         table.changes.append(change)
         if len(table.changes) > self.history_max:
             self._trim(table)
-        table.bell.set()
+        table.ring()
         for listener in self.listeners:
             listener(change)
         return change
@@ -142,7 +153,7 @@ class Store:
         for table in self.tables.values():
             table.dropped += len(table.changes)
             table.changes.clear()
-            table.bell.set()
+            table.ring()
 
 
 def key_of(given: Object) -> Key:
