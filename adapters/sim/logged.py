@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from datatask.adapters.sim.model import (
     CALLED,
+    CANCELLED,
     ENDED,
     NEVER,
     STARTED,
@@ -58,6 +59,8 @@ class Logged:
             if step.events:
                 keep(step)
         world.open(self, model.profiles)
+        for step in steps:
+            self._follow(step)
         if model.present is not None:
             self._resume()
 
@@ -142,18 +145,20 @@ class Logged:
                     for event in step.events:
                         if type(event) is e.RetryScheduled:
                             self._retries[event.task or "", event.job or ""] = event.not_before
-                for effect in step.effects:
-                    if isinstance(effect, StartRun):
-                        self._start(effect.spec)
-                    elif isinstance(effect, StopRun):
-                        run = self.open[effect.run]
-                        run.stopping = True
-                        self.world.stop(run, TIMED_OUT)
-                    elif isinstance(effect, WriteStore):
-                        version = None if effect.write.op == "delete" else STORED
-                        self.reactor.written(
-                            effect.write, effect.run, effect.ticket, self.now, version=version
-                        )
+                self._follow(step)
+
+    def _follow(self, step: Step) -> None:
+        """Do what a step asks of the world."""
+        for effect in step.effects:
+            if isinstance(effect, StartRun):
+                self._start(effect.spec)
+            elif isinstance(effect, StopRun):
+                run = self.open[effect.run]
+                run.stopping = True
+                self.world.stop(run, TIMED_OUT if effect.reason == "timeout" else CANCELLED)
+            elif isinstance(effect, WriteStore):
+                version = None if effect.write.op == "delete" else STORED
+                self.reactor.written(effect.write, effect.run, effect.ticket, self.now, version=version)
 
     def _resume(self) -> None:
         """Go on with the runs and retries that there are."""
@@ -164,6 +169,7 @@ class Logged:
         for specs in self.reactor.recoverable().values():
             for spec in specs:
                 run = self._run(spec)
+                run.decided_at = self.state.open_runs[spec.run].decided_at
                 started_at = self.state.open_runs[spec.run].started_at
                 if started_at is None:
                     self.world.start(run)
@@ -171,6 +177,7 @@ class Logged:
                 run.started_at = started_at
                 self.reactor.fact(Adopted(spec.run, dict(spec.handle or {})), self.now)
                 self.world.resume(run)
+        self.reactor.stop_again(list(self.open))
         self._flush()
 
     # --- what comes -------------------------------------------------------------------------------

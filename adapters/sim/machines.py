@@ -16,7 +16,7 @@ from datatask.adapters.sim.distributions import Exponential, Sampler, as_distrib
 from datatask.adapters.sim.model import CALLED, ENDED, FAILED, LOST, NEVER, Profile, SimRun
 from datatask.adapters.sim.modelling import amounts
 from datatask.adapters.sim.scenario import Machines, Scenario
-from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest
+from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest, latency_left
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import UnknownNameError
 
@@ -140,7 +140,8 @@ class Pools:
         draw(self._profiles[run.task], run, self._simulator)
         pool = self._of[run.task]
         own = self._profiles[run.task].latency
-        latency = pool.latency() + (0 if own is None else own())
+        both = pool.latency if own is None else lambda: pool.latency() + own()
+        latency = latency_left(both, run, self._simulator)
         if latency:
             self._simulator.push(self._simulator.now + latency, CALLED, lambda: self._ask(pool, run))
         else:

@@ -95,7 +95,7 @@ class Profile:
     priority: Callable[[str], float] | None = None
 
 
-SUCCEEDED, TIMED_OUT, LOST, FAILED = range(4)
+SUCCEEDED, TIMED_OUT, LOST, FAILED, CANCELLED = range(5)
 OUTCOMES: tuple[Outcome, ...] = (
     "succeeded",
     "timed_out",

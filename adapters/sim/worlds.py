@@ -7,6 +7,7 @@ wait by `begin`; it draws from the profile's samplers, in the order of the start
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from datatask.adapters.sim.model import ENDED, STARTED, Profile, SimRun
@@ -70,17 +71,29 @@ def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
         run.fill = profile.fill()
 
 
-TRIES = 50
+TRIES, TRIES_BY_JOB = 1000, 50
+"""So often something is drawn that has to last longer than it has so far: where it depends on the job it hardly varies."""
 
 
 def draw_rest(profile: Profile, run: SimRun, simulator: Simulator) -> None:
-    """Decide how a run goes on that has been going for a while: as those go that take longer than that."""
+    """Decide how a run goes on that has been going for a while: as those go that take longer than that.
+
+    One that outlives all of them ends at once.
+    """
     elapsed = simulator.now - run.started_at
-    for _ in range(TRIES):
+    for _ in range(TRIES if profile.duration_of is None else TRIES_BY_JOB):
         draw(profile, run, simulator)
         if run.duration > elapsed:
             break
     run.duration = max(0, run.duration - elapsed)
+
+
+def latency_left(latency: Callable[[], int], run: SimRun, simulator: Simulator) -> int:
+    """Return how long a run still takes to begin; what was launched a while ago is as those that took longer than that."""
+    elapsed = simulator.now - run.decided_at
+    if not elapsed:
+        return latency()
+    return max(0, next((drawn for _ in range(TRIES) if (drawn := latency()) > elapsed), elapsed) - elapsed)
 
 
 class Plain:
@@ -96,7 +109,7 @@ class Plain:
             simulator.begin(run)
             simulator.push(simulator.now + run.duration, ENDED, run)
             return
-        at = simulator.now + profile.latency()
+        at = simulator.now + latency_left(profile.latency, run, simulator)
         simulator.push(at, STARTED, run)
         simulator.push(at + run.duration, ENDED, run)
 
