@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -31,20 +32,32 @@ class Log:
         self._file = open(handle, "ab", buffering=0)  # noqa: SIM115 - closed in `end`
         self._woken: asyncio.Event = asyncio.Event()
         self._open_line = False
+        self._at = 0
+        self._second = (0, b"")
         self.is_over = False
 
-    def write(self, data: bytes, at: str = "") -> None:
-        """Add output; each line gets the time at which it began."""
-        stamp = (at or stamp_now()).encode() + b" "
-        lines = data.splitlines(keepends=True) if b"\r" not in data else data.split(b"\n")
-        if b"\r" in data:  # a carriage return ends no line
-            lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    def write(self, data: bytes) -> None:
+        """Add output; each line gets the time at which it began, no two the same."""
         parts = []
-        for line in lines:
-            parts.append(line if self._open_line else stamp + line)
-            self._open_line = not line.endswith(b"\n")
+        for line in data.split(b"\n"):
+            parts.append(line if self._open_line else self._stamp() + line)
+            self._open_line = True
+            parts.append(b"\n")
+            self._open_line = False
+        parts.pop()
+        self._open_line = not data.endswith(b"\n")
+        if not self._open_line:
+            parts.pop()  # what follows the last newline is no line yet
         self._file.write(b"".join(parts))
         self._wake()
+
+    def _stamp(self) -> bytes:
+        self._at = max(self._at + 1, time.time_ns())
+        seconds, rest = divmod(self._at, 1_000_000_000)
+        if seconds != self._second[0]:
+            told = dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = (seconds, told.encode())
+        return b"%s.%09dZ " % (self._second[1], rest)
 
     def end(self) -> None:
         """Say that nothing more will come."""
@@ -72,11 +85,6 @@ class Log:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await self._woken.wait()
-
-
-def stamp_now() -> str:
-    """Return the time as logs tell it, to the nanosecond."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
 
 
 def _container(asked: Asked, pod: Object) -> str:

@@ -48,7 +48,7 @@ class Writer:
                 )
                 raise Refusal(400, message)
         if not metadata.get("name") and metadata.get("generateName"):
-            made = "".join(random.choices(_LETTERS, k=5))  # noqa: S311 - a name, no secret
+            made = "".join(random.choices(_LETTERS, k=5))
             metadata["name"] = metadata["generateName"] + made
         name = metadata.get("name", "")
         if kind.is_namespaced:
