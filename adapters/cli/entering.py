@@ -22,7 +22,7 @@ from datatask.schema.errors import CallerError, UnknownNameError
 if TYPE_CHECKING:
     from datatask.adapters.execute.targets import RunPlace
 
-STREAMS = ("stdout", "stderr")
+STREAMS = ("stdout", "stderr", "logs")
 TAIL_SECONDS = 0.3
 
 
@@ -30,7 +30,7 @@ TAIL_SECONDS = 0.3
 @click.argument("task")
 @click.argument("job", type=JOB)
 def enter(settings: Settings, task: str, job: str) -> int:
-    """Open a shell in the folder of a job's run, on the machine where it runs.
+    """Open a shell in the folder of a job's run, on the machine where it runs, or in its pod.
 
     With input that is no terminal, the shell reads its commands from there. The exit code is the shell's.
     """
@@ -68,13 +68,19 @@ def open_run(settings: Settings, log: Recorded, task: str, job: str) -> OpenRun:
 
 
 def place_of(settings: Settings, log: Recorded, run: OpenRun) -> RunPlace:
-    """Return the folder of an open run, by the pipeline's own manager."""
+    """Return the folder of an open run, or its pod, by the pipeline's own manager."""
     from datatask.adapters.execute.processes import ProcessTask
 
     task = settings.load_pipeline().tasks.get(run.task)
-    if not isinstance(task, ProcessTask):
-        raise CallerError(f"the runs of {run.task} are no processes", remedy="only these have a folder")
-    return task.manager.place(f"{log.state.log}.{run.epoch}.{run.run}", run.where)
+    identity = f"{log.state.log}.{run.epoch}.{run.run}"
+    if isinstance(task, ProcessTask):
+        return task.manager.place(identity, run.where)
+    if any(kind.__name__ == "KubeTask" for kind in type(task).__mro__):
+        from datatask.adapters.execute.kube.tasks import KubeTask
+
+        assert isinstance(task, KubeTask)
+        return task.podman.place(identity)
+    raise CallerError(f"the runs of {run.task} are no processes", remedy="only these have a folder")
 
 
 def tail(settings: Settings, log: Recorded, run: OpenRun, name: str) -> int:

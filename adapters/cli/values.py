@@ -80,7 +80,7 @@ class Value(NamedTuple):
 def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
     """Print a job's value: bytes as they are, a document as YAML.
 
-    With -p, TASK.stdout and TASK.stderr of a run that goes on are printed as they come, until it is over.
+    With -p, TASK.stdout, TASK.stderr and a pod's TASK.logs of a run that goes on are printed as they come, until it is over.
 
     With --json: {"repository", "job", "position", "value"}, or "base64" instead of "value" for bytes.
     """
@@ -120,7 +120,9 @@ def _tail(settings: Settings, name: str, job: str) -> int:
         return 0
     with recorded(settings) as log:
         run = find_run(log, task, job)
-        return tail(settings, log, run, link) if run is not None and run.started_at is not None else 0
+        if run is None or run.started_at is None or (link == "logs") is not ("pod" in (run.handle or {})):
+            return 0
+        return tail(settings, log, run, link)
 
 
 def _is_there(log: Recorded, name: str, job: str) -> bool:

@@ -25,6 +25,8 @@ from datatask import (
 )
 from datatask.adapters.execute.kube import connecting
 from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.ports import Filters
 from tests.kube.scripted import Api, scripted, status
 from tests.kube.toy import target, toy_cluster
 
@@ -196,6 +198,59 @@ def test_a_namespace_that_is_none_is_refused(namespace: str) -> None:
     """Before anything is asked."""
     with pytest.raises(CallerError, match="is no namespace"):
         PodManager("app", namespace)
+
+
+LOOKING = """
+import json
+from datatask import *
+podman = PodManager({app!r}, "space", json.loads({config!r}))
+inp, logs = LogMetadataRepository("inp"), LogBlobRepository("logs")
+script = "echo begun; while ! test -e {folder}/go; do sleep 0.05; done; echo over"
+task = KubeTask("t", podman, None, '''
+kind: Pod
+spec: {{containers: [{{name: main, image: x, command: [sh, -c, "{{{{ script }}}}"]}}]}}
+''', logs, None, env={{"script": script}})
+task.link("inp", inp, is_input=True)
+pipeline = Pipeline([task], Session(), log="log.db")
+"""
+
+
+async def test_a_pods_log_is_printed_while_it_runs_and_kubectl_opens_the_shell(tmp_path: Path) -> None:
+    """`cat TASK.logs JOB` follows; `enter` tells kubectl where."""
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text('#!/bin/sh\necho "$@"\nexit 7\n')
+    kubectl.chmod(0o755)
+    async with toy_cluster() as api:
+        script = LOOKING.format(app="app", config=json.dumps(api.config()), folder=tmp_path)
+        (tmp_path / "pipeline.py").write_text(script)
+        environment = {**os.environ, "PATH": f"{kubectl.parent}:{os.environ['PATH']}"}
+
+        async def begin(*words: str) -> asyncio.subprocess.Process:
+            command = [sys.executable, "-m", "datatask", "-p", "pipeline.py", *words]
+            pipes = {"stdout": asyncio.subprocess.PIPE, "stdin": asyncio.subprocess.PIPE}
+            return await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, **pipes)
+
+        await (await begin("inject", "t.inp", "a")).communicate(b"{}")
+        engine = await begin("run", "--timeout", "60")
+        name = (await api.pod("a"))["metadata"]["name"]
+        while not _has_started(tmp_path / "log.db"):
+            await asyncio.sleep(0.05)
+        following = await begin("cat", "t.logs", "a")
+        assert following.stdout is not None
+        assert await following.stdout.readline() == b"begun\n"
+        shell = await begin("enter", "t", "a")
+        assert (await shell.communicate())[0].decode() == f"exec -i -n space {name} -c main -- sh\n"
+        assert shell.returncode == 7
+        (tmp_path / "go").touch()
+        assert (await following.communicate())[0] == b"over\n"
+        await engine.communicate()
+        assert engine.returncode == 0
+
+
+def _has_started(log: Path) -> bool:
+    with LogReader(log) as reader:
+        return any(True for _ in reader.read(filters=Filters(kinds=("RunStarted",))))
 
 
 CRASHING = """

@@ -13,6 +13,7 @@ from typing import Any
 
 from datatask.adapters.execute.kube import names
 from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError, path_of
+from datatask.adapters.execute.kube.places import KubePlace
 from datatask.adapters.execute.kube.pods import Pod, as_pod, decode_list
 from datatask.adapters.execute.kube.sharing import Shared
 from datatask.schema.errors import CallerError
@@ -64,6 +65,10 @@ class PodManager:
     def __repr__(self) -> str:
         context = f", context={self._location.context!r}" if self._location.context else ""
         return f"PodManager({self.app!r}, {self.namespace!r}{context})"
+
+    def place(self, identity: str) -> KubePlace:
+        """Return a run's pod, for `enter` and for `cat` of its log while it runs."""
+        return KubePlace(self._location, self.namespace, self.app, identity)
 
     # --- by hand ----------------------------------------------------------------------------------
 
