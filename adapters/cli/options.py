@@ -76,7 +76,7 @@ class Command(click.Command):
 
 WITH_ARCHIVES = frozenset((
     "status", "trace", "why", "ls", "cat", "graph", "log", "runs", "lineage", "waiting", "query", "export", "replay",
-    "verify", "log-anchor",
+    "verify", "log-anchor", "simulate",
 ))  # fmt: skip
 """Commands that read a log with its archives where that is asked for; the others refuse it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from datatask.adapters.cli.loading import load, parse_reference
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
+from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.when import parse_span, words
@@ -171,12 +173,23 @@ def _inputs(
     """Return the definition, and what is recorded of it: of PIPELINE and LOG, else of this place's log."""
     from datatask.adapters.sim.simulate import inputs
 
+    pipeline = None
     if source is not None:
         pipeline = load(parse_reference(source)).pipeline
-        return inputs(pipeline, None if recorded is None else _log(recorded))
-    if settings.names_pipeline:
-        return inputs(settings.load_pipeline(), None if recorded is None else _log(recorded))
-    return inputs(settings.log_path() if recorded is None else _log(recorded))
+    elif settings.names_pipeline:
+        pipeline = settings.load_pipeline()
+    if pipeline is not None and recorded is None:
+        return inputs(pipeline)
+    recording = _recording(settings if recorded is None else replace(settings, log=recorded))
+    return recording.definition if pipeline is None else inputs(pipeline)[0], recording
+
+
+def _recording(settings: Settings) -> Recording:
+    from datatask.adapters.log.columns import collector_off
+    from datatask.adapters.sim.recorded import read
+
+    with opened(settings, events=True) as reader, collector_off():
+        return read(reader)
 
 
 def _log(text: str) -> Path:

@@ -183,6 +183,17 @@ def test_when_a_log_will_be_done(project: Project) -> None:
     ]  # fmt: skip
 
 
+def test_what_was_archived_is_simulated_where_that_is_asked_for(project: Project) -> None:
+    """Without it nothing is known of the runs in the archive, and a note says so."""
+    lived(project)
+    whole = project.ok("simulate", "--json").json
+    project.ok("log-archive", "--before", "60")
+    rest = project.call("simulate", "--duration", "1", "--json")
+    assert "were archived" in rest.err
+    assert rest.json != whole
+    assert project.ok("simulate", "--with-archives", "--json").json == whole
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
