@@ -7,8 +7,8 @@ sides: then whatever is below what is too little is too little as well, and the 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from datatask.schema.definition import PipelineDef
 
 SIMULATIONS_MAX = 400
+LINES_MAX = 100_000
+"""So many simulations, and so many combinations of levels that need none, before what was found so far is told."""
+
 SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The levels of a limit that nobody told levels of, as multiples of what there is."""
 
@@ -105,17 +108,24 @@ def finish_by(
     axes: Mapping[str, Sequence[float]] | None = None,
     prices: Mapping[str, float] | None = None,
     simulations_max: int = SIMULATIONS_MAX,
+    knee: float = KNEE,
 ) -> Capacity:
     """Return the cheapest limits with which the pipeline is through within `by` seconds.
 
     `run` simulates a scenario. A limit costs its price for each unit; without prices, what there is now costs 1.
-    `CallerError` for a limit that is none, a confidence that is no share, and levels that are not above 0.
+    At its knee no doubling of a limit saves the share `knee` of the time any more. `CallerError` for a limit that is none, a
+    confidence or knee that is no share, levels that are not above 0, and negative prices.
     """
     if not by > 0:
         raise CallerError(f"{by:g} seconds are no time to finish in", remedy="give a time to come")
     if not 0 < confidence <= 1:
         raise CallerError(f"confidence is {confidence:g}", remedy="give a share such as 0.9")
-    search = _Search(definition, scenario, run, by, confidence, prices or {}, simulations_max)
+    if not 0 < knee < 1:
+        raise CallerError(f"knee is {knee:g}", remedy="give a share such as 0.05")
+    for name, price in (prices or {}).items():
+        if not price >= 0:
+            raise CallerError(f"the price of {name} is {price:g}", remedy="give 0 or more")
+    search = _Search(definition, scenario, run, by, confidence, prices or {}, simulations_max, knee)
     if axes:
         for name, levels in axes.items():
             search.add(name, levels)
@@ -136,6 +146,7 @@ class _Search:
         confidence: float,
         prices: Mapping[str, float],
         simulations_max: int,
+        knee: float,
     ) -> None:
         self.definition = changed(definition, scenario)
         self.scenario, self.run, self.by, self.confidence = scenario, run, by, confidence
@@ -143,7 +154,7 @@ class _Search:
         self.prices = dict(prices)
         for name in prices:
             with_limit(self.definition, scenario, name, 1.0)
-        self.simulations_max = simulations_max
+        self.simulations_max, self.knee = simulations_max, knee
         self.names: list[str] = []
         self.levels: list[list[float]] = []
         self.tried: dict[Values, tuple[float, str]] = {}
@@ -246,6 +257,7 @@ class _Search:
         best, proven = self._cheapest(top)
         if self.refines:
             best = self._refined(best)
+            proven = proven and len(self.names) < 2  # between the levels not every combination is tried
         seconds, binds = self.at(best)
         curves = {name: self._curve(best, axis) for axis, name in enumerate(self.names)}
         return Capacity(
@@ -256,7 +268,7 @@ class _Search:
             self.cost(best),
             binds,
             curves,
-            {name: _knee(curve) for name, curve in curves.items()},
+            {name: _knee(curve, self.knee) for name, curve in curves.items()},
             len(self.tried),
             proven,
         )
@@ -271,14 +283,7 @@ class _Search:
         if len(top) < 2:
             return best, True
         last = max(range(len(top)), key=lambda axis: len(self.levels[axis]))
-        others = [axis for axis in range(len(top)) if axis != last]
-        lines = []
-        for chosen in itertools.product(*(range(len(self.levels[axis])) for axis in others)):
-            point = list(top)
-            for axis, index in zip(others, chosen, strict=True):
-                point[axis] = index
-            lines.append(tuple(point))
-        for line in sorted(lines, key=lambda point: self.cost(_moved(point, last, 0))):
+        for number, line in enumerate(self._lines(top, last)):
             if self.cost(_moved(line, last, 0)) >= self.cost(best):
                 return best, True
             affordable = [
@@ -286,12 +291,26 @@ class _Search:
                 for index in range(len(self.levels[last]))
                 if self.cost(_moved(line, last, index)) < self.cost(best)
             ]
-            if len(self.tried) >= self.simulations_max:
+            if len(self.tried) >= self.simulations_max or number >= LINES_MAX:
                 return best, False
             found = self.least(line, last, affordable[-1])
             if found is not None:
                 best = _moved(line, last, found)
         return best, True
+
+    def _lines(self, top: Point, last: int) -> Iterator[Point]:
+        """Yield points of all levels of the axes other than `last`, the cheapest first; no more are made than are asked for."""
+        others = [axis for axis in range(len(top)) if axis != last]
+        first = _moved(tuple(0 for _ in top), last, top[last])
+        heap, seen = [(self.cost(first), first)], {first}
+        while heap:
+            _, point = heapq.heappop(heap)
+            yield point
+            for axis in others:
+                dearer = _moved(point, axis, point[axis] + 1)
+                if dearer[axis] <= top[axis] and dearer not in seen:
+                    seen.add(dearer)
+                    heapq.heappush(heap, (self.cost(dearer), dearer))
 
     def _refined(self, best: Point) -> Point:
         """Look between the level that was found on each axis and the one below it; keep what is found as a level."""
@@ -325,7 +344,7 @@ class _Search:
         elif longest is not None:
             told += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
         curves = {name: self._curve(top, axis) for axis, name in enumerate(self.names)}
-        knees = {name: _knee(curve) for name, curve in curves.items()}
+        knees = {name: _knee(curve, self.knee) for name, curve in curves.items()}
         return Capacity(
             self.by,
             self.confidence,
@@ -357,12 +376,12 @@ def _is_below(point: Values, other: Values) -> bool:
     return all(mine <= theirs for mine, theirs in zip(point, other, strict=True))
 
 
-def _knee(curve: Sequence[tuple[float, float]]) -> float:
-    """Return the first level after which no level saves `KNEE` of the time that it takes there for each doubling."""
+def _knee(curve: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the first level after which no level saves this share of the time that it takes there for each doubling."""
     for index, (level, seconds) in enumerate(curve):
         rest = curve[index + 1 :]
         if seconds < float("inf") and all(
-            (seconds - later) / seconds < KNEE * max(1.0, log2(more / level)) for more, later in rest
+            (seconds - later) / seconds < share * max(1.0, log2(more / level)) for more, later in rest
         ):
             return level
     return curve[-1][0]

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from unit.test_sim_report import chain
 
-from datatask import CallerError, UnknownNameError
+from datatask import (
+    CallerError,
+    InProcessSyncTask,
+    LogMetadataRepository,
+    Pipeline,
+    Session,
+    UnknownNameError,
+)
 from datatask.adapters.sim.capacity import Capacity, finish_by
 from datatask.adapters.sim.limits import limits_of, with_limit
 from datatask.adapters.sim.summary import quantile
@@ -134,6 +141,8 @@ def test_a_bounded_number_of_simulations_is_said() -> None:
         ({"axes": {FETCH: [0, 1]}}, "fetch.concurrency cannot be 0"),
         ({"axes": {FETCH: []}}, "fetch.concurrency cannot be nothing"),
         ({"prices": {"gold": 1}}, "there is no limit gold"),
+        ({"prices": {FETCH: -1}}, "the price of fetch.concurrency is -1"),
+        ({"knee": 0}, "knee is 0"),
     ],
 )
 def test_what_is_wrong_is_refused(more: dict[str, Any], told: str) -> None:
@@ -149,3 +158,40 @@ def test_a_pool_of_different_machines_grows_by_what_it_has() -> None:
     assert (pool.count, pool.speed, pool.amounts) == (3, [1, 3, 1], [{"cpu": 4}, {"cpu": 16}, {"cpu": 4}])
     result: Result = run(Scenario(jobs=2, default=TaskScenario(duration=1), machines=[pool]))
     assert result.makespan > 0
+
+
+def test_many_limits_are_searched_without_making_all_combinations() -> None:
+    """Sixteen levels of each of nine limits: more combinations than any memory holds."""
+    names = [f"r{number}" for number in range(10)]
+    made = []
+    for source, target in itertools.pairwise(names):
+        task = InProcessSyncTask(f"to_{target}", LogMetadataRepository(f"{target}_done"), concurrency=2)
+        task.link("source", LogMetadataRepository(source), is_input=True)
+        task.link("target", LogMetadataRepository(target), is_output=True)
+        made.append(task)
+    wide, _ = inputs(Pipeline(made, Session()))
+    scenario = Scenario(jobs=8, default=TaskScenario(duration=1))
+    levels = [float(number) for number in range(1, 17)]
+    axes = {f"{task.name}.concurrency": levels for task in wide.tasks}
+    simulated = partial(simulate_inputs, wide, None, processes=1)
+    found = finish_by(wide, scenario, simulated, 12, axes=axes, simulations_max=60)
+    assert found.seconds <= 12
+    assert not found.proven
+    assert found.simulations < 60 + 16 + 9 * 16
+
+
+def test_what_lies_between_the_levels_is_not_said_to_be_proven() -> None:
+    scenario = Scenario(
+        jobs=100, tasks={"fetch": TaskScenario(duration=1), "crunch": TaskScenario(duration=5)}
+    )
+    assert finish_by(DEFINITION, scenario, run, 60).proven
+    assert not finish_by(DEFINITION, scenario, run, 30).proven
+
+
+def test_the_knee_is_where_one_says_that_more_is_not_worth_it() -> None:
+    scenario = Scenario(
+        jobs=64, tasks={"fetch": TaskScenario(duration=0), "crunch": TaskScenario(duration=4)}
+    )
+    axes = {CRUNCH: [1, 2, 4, 8, 16, 32, 64]}
+    assert finish_by(DEFINITION, scenario, run, 300, axes=axes, knee=0.05).knees[CRUNCH] == 64
+    assert finish_by(DEFINITION, scenario, run, 300, axes=axes, knee=0.6).knees[CRUNCH] == 1
