@@ -106,6 +106,13 @@ class ContainerLog:
                 offset += len(line)
         return offset
 
+    def last_bytes(self, size: int) -> bytes:
+        """Return the end of the log as the container wrote it."""
+        chunk = self.read(max(0, self.size - 2 * size), 2 * size)
+        return b"".join(line[STAMP_BYTES:] for line in _lines(chunk)[1 if self.size > 2 * size else 0 :])[
+            -size:
+        ]
+
     def tail(self, count: int) -> int:
         """Return the offset of the last lines."""
         end = self.size - (0 if self._begins_line else -1)
