@@ -42,7 +42,7 @@ class Reader:
         if not any(word in accept for word in ("*/*", "json", "yaml", "protobuf")):
             offered = "application/json, application/yaml, application/vnd.kubernetes.protobuf, "
             offered += "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
-            raise Refusal(406, f"406: Not Acceptable\n\nAvailable representations: {offered}")
+            raise Refusal(406, f"406: Not Acceptable\n\nAvailable representations: {offered}", details={})
         tests = _tests(asked, kind)
         version, start = await self._moment(asked, kind)
         objects = self.storage.table(kind).at(version, self.storage.version)
