@@ -96,6 +96,7 @@ class Project:
         ):
             code = invoke([str(argument) for argument in arguments])
             sys.stdout.flush()
+            sys.stderr.flush()
             return Result(code, streams[0].getvalue().decode(), streams[1].getvalue().decode())
 
     def ok(self, *arguments: str | Path, stdin: bytes = b"") -> Result:

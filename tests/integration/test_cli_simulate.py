@@ -187,7 +187,8 @@ def test_what_was_archived_is_simulated_where_that_is_asked_for(project: Project
     """Without it nothing is known of the runs in the archive, and a note says so."""
     lived(project)
     whole = project.ok("simulate", "--json").json
-    project.ok("log-archive", "--before", "60")
+    head = project.ok("status", "--json").json["log"]["head"]
+    assert "moved" in project.ok("log-archive", "--before", str(head - 10)).out
     rest = project.call("simulate", "--duration", "1", "--json")
     assert "were archived" in rest.err
     assert rest.json != whole
