@@ -1,7 +1,7 @@
 """The time that a running pipeline has left, worked out beside it.
 
 In: the place of the log that the engine writes. Out: `Foreseen`, told anew from time to time. Another process simulates
-what is left (`simulate --continue`), at the lowest priority, and rests a hundred times as long as it worked: the engine
+what is left (`simulate --continue`), at the lowest priority, and rests a hundred times as long as cores worked: the engine
 does not feel it. Where it cannot tell (no run has ended yet, nothing can go on), nothing is told.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ FIRST_SECONDS = 5.0
 REST_SECONDS = 20.0
 REST_FACTOR = 100
 REPLICATIONS = 5
+WORTH_SECONDS = 4.0
 LOWEST_PRIORITY = 19
 
 
@@ -47,22 +49,35 @@ async def foresee(
     while True:
         began = time.monotonic()
         tell(await _simulated(log, began))
-        await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
+        await asyncio.sleep(rest(time.monotonic() - began))
+
+
+def rest(seconds: float) -> float:
+    """Return how long to do nothing after so many seconds of work; long work is spread over cores."""
+    cores = min(os.cpu_count() or 1, REPLICATIONS - 1) if seconds >= WORTH_SECONDS else 1
+    return max(REST_SECONDS, REST_FACTOR * seconds * cores)
+
+
+def _command(log: Path) -> list[str]:
+    asked = ["simulate", "--continue", str(log), "--replications", str(REPLICATIONS), "--json"]
+    return [sys.executable, "-m", "datatask", *asked]
 
 
 async def _simulated(log: Path, began: float) -> Foreseen | None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "datatask", "simulate", "--continue", str(log), "--replications", str(REPLICATIONS), "--json",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        *_command(log),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
         told, _ = await process.communicate()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with those that it spread its work to
         await process.wait()
         raise
     if process.returncode != 0:

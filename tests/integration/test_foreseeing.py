@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
+from datatask.adapters.cli import foreseeing
 from datatask.adapters.cli.foreseeing import Foreseen, foresee
 from datatask.adapters.cli.progress import Progress
+from datatask.adapters.execute.proctable import stat_fields
 
 JOBS, AT_ONCE, SECONDS = 60, 2, 0.2
 
@@ -62,6 +65,35 @@ async def test_nothing_is_told_where_nobody_knows(tmp_path: Path) -> None:
         await asyncio.gather(beside, again, return_exceptions=True)
         assert told == [None]
         await pipe.run()
+
+
+async def test_who_is_called_off_takes_its_helpers_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long simulation spreads over processes; none of them outlives the run that it was for."""
+    said = tmp_path / "pid"
+    script = f"sleep 600 & echo $! > {said}.new; mv {said}.new {said}; wait"
+    monkeypatch.setattr(foreseeing, "_command", lambda log: ["sh", "-c", script])
+    beside = asyncio.create_task(foresee(tmp_path / "log.db", lambda found: None, first=0))
+    while not said.exists():
+        await asyncio.sleep(0.02)
+    beside.cancel()
+    await asyncio.gather(beside, return_exceptions=True)
+    while is_going(int(said.read_text())):
+        await asyncio.sleep(0.02)
+
+
+def is_going(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    fields = stat_fields(pid)
+    return bool(fields) and fields[0] != "Z"
+
+
+def test_it_works_a_hundredth_of_the_time_of_a_core() -> None:
+    assert foreseeing.rest(0.05) == foreseeing.REST_SECONDS
+    assert foreseeing.rest(2.0) == 200.0
+    cores = min(os.cpu_count() or 1, foreseeing.REPLICATIONS - 1)
+    assert foreseeing.rest(10.0) == 1000.0 * cores
 
 
 async def test_a_caption_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
