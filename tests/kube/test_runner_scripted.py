@@ -977,3 +977,31 @@ async def test_a_function_whose_pod_succeeds_without_a_result_has_failed() -> No
     assert ended.ending.error is not None
     assert (ended.ending.outcome, ended.ending.error.type) == ("failed", "NoResult")
     assert [write.repository for write in ended.writes] == ["func_done"]
+
+
+async def test_a_server_with_little_room_is_asked_by_fewer_at_a_time() -> None:
+    """It takes two at once: what it turns away is asked again, not by all at once for ever."""
+    async with ready(logs=False) as (api, runner, _facts):
+        under_way = 0
+
+        async def narrow(request: web.Request, kind: str) -> web.Response | None:
+            nonlocal under_way
+            if kind != "POST":
+                return None
+            if under_way >= 2:
+                return web.Response(status=429, text="Too many requests", headers={"Retry-After": "0.1"})
+            under_way += 1
+            try:
+                await asyncio.sleep(0.01)
+                return await api._create(await request.json(), "space")
+            finally:
+                under_way -= 1
+
+        api.rules.append(narrow)
+        for run in range(1, 61):
+            runner.start(spec(run))
+        await until(lambda: len(api.pods) == 60, 20)
+        assert api.counts["POST"] < 60 * 2.5
+        for run in range(1, 61):  # what waits can be called off, and the rest goes on
+            runner.stop(run, "cancelled", SECOND)
+        await until(lambda: api.counts["DELETE"] >= 60, 20)

@@ -77,7 +77,9 @@ class Shared:
 
     def prepare(self) -> None:
         """Get ready to ask, on the running loop."""
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._most = float(IN_FLIGHT)
+        self._in_flight = 0
+        self._turns: deque[asyncio.Future[None]] = deque()
         self._freed = asyncio.Event()
 
     async def detach(self) -> None:
@@ -107,10 +109,31 @@ class Shared:
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Lend one of the places in flight, when the server has not asked us to wait."""
-        async with self._slots:
+        while self._in_flight >= int(self._most):
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._turns.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._next()  # it may have been this one's turn
+                raise
+        self._in_flight += 1
+        try:
             while (wait := self._closed_until - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             yield
+        finally:
+            self._in_flight -= 1
+            self._next()
+
+    def _next(self) -> None:
+        """Let those who wait have what is free."""
+        free = int(self._most) - self._in_flight
+        while free > 0 and self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
 
     async def create(self, manifest: Manifest) -> Pod:
         """Create a pod; `RefusedError` when the server did not, or did not say."""
@@ -164,14 +187,18 @@ class Shared:
                 self._wait(error.refusal)
             raise
         self._failures = 0
+        self._most = min(IN_FLIGHT, self._most + 1 / self._most)
         return decode_pod(answer) if decoded else Pod()
 
     def _wait(self, refusal: Refusal) -> None:
         """Ask nothing for a while, as long as the server says, else longer each time."""
         now = time.monotonic()
-        if now < self._closed_until and refusal.after_seconds is None:
+        if now < self._closed_until:
+            if refusal.after_seconds is not None:
+                self._closed_until = max(self._closed_until, now + refusal.after_seconds)
             return  # one of several that were in flight
         self._failures += now >= self._closed_until
+        self._most = max(1.0, self._most / 2)  # fewer at a time, until it keeps up again
         delay = min(BACKOFF[0] * 2 ** min(self._failures - 1, 10), BACKOFF[1]) * random.uniform(0.75, 1.25)
         self._closed_until = max(self._closed_until, now + (refusal.after_seconds or delay))
 
