@@ -6,6 +6,10 @@ Two stages of local processes behind one quota: `sleeps` of lengths that differ 
 loop. Each is run at every quota, from an empty log; one of these logs is what all are simulated from. Printed are the
 makespans in seconds and, by task, the mean waits from being ready to the start, real and simulated, and the largest
 differences as shares. A wait of less than a twentieth of the makespan is compared to that.
+
+Two cores that others use too are not twice one, and no log of one core knows that. So the same loops are timed bare, as many at
+once as there are places, before and after each run for real; `work_adjusted` are the differences of simulations that were
+told how much longer these took than with as many places as were recorded (`machine`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import asyncio
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +30,11 @@ from datatask import (
     ResourceManager,
     Resources,
     Session,
-    simulate,
 )
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema import events as e
-from datatask.simulation import Scenario
+from datatask.simulation import Scenario, inputs, simulate_inputs
 
 QUOTAS = {"sleeps": (2, 4, 8), "work": (1, 2)}
 RECORDED_AT = {"sleeps": 4, "work": 1}
@@ -39,6 +43,7 @@ SLEEPS = {"first": (0.2, 0.1), "second": (0.35, 0.05)}
 
 TURNS = {"first": 3_000_000, "second": 5_000_000}
 QUIET_SHARE = 0.05
+BARE_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,32 @@ def recorded(log: Path) -> Life:
     return Life((end - begin) / 1e9, {task: sum(each) / len(each) for task, each in waits.items()})
 
 
-def imagined(log: Path, cores: int) -> Life:
-    """Return what simulating a log's jobs with so many places says."""
-    result = simulate(log, Scenario(quotas={"places": {"cpu": cores}}, own=True))
+async def bare(folder: Path, cores: int, scale: float) -> float:
+    """Return the mean seconds of the loops, with so many at once and nothing else of ours."""
+    exe = folder / "bare"
+    exe.write_text(script("work", "second", scale))
+    exe.chmod(0o700)
+    seconds = []
+
+    async def one_after_another() -> None:
+        for _ in range(BARE_ROUNDS):
+            began = time.perf_counter()
+            await (await asyncio.create_subprocess_exec(exe)).wait()
+            seconds.append(time.perf_counter() - began)
+
+    await asyncio.gather(*(one_after_another() for _ in range(cores)))
+    return sum(seconds) / len(seconds)
+
+
+def imagined(log: Path, cores: int, longer: float = 1.0) -> Life:
+    """Return what simulating a log's jobs with so many places says, where everything takes `longer` times as long."""
+    definition, recording = inputs(log)
+    assert recording is not None
+    for record in recording.tasks.values():
+        for job, runs in record.own.items():
+            record.own[job] = [(outcome, seconds * longer) for outcome, seconds in runs]
+    scenario = Scenario(quotas={"places": {"cpu": cores}}, own=True)
+    result = simulate_inputs(definition, recording, scenario)
     return Life(result.makespan, {row["task"]: row["wait_mean"] for row in result.tasks()})
 
 
@@ -128,25 +156,36 @@ async def measure(folder: Path, jobs: int, scale: float) -> dict[str, object]:
     """Return all figures."""
     told: dict[str, object] = {}
     for kind, quotas in QUOTAS.items():
-        real = {}
+        real, alone = {}, {}
         for cores in quotas:
+            before = await bare(folder, cores, scale) if kind == "work" else 1.0
             real[cores] = await lived(folder / kind / str(cores), kind, cores, jobs, scale)
+            after = await bare(folder, cores, scale) if kind == "work" else 1.0
+            alone[cores] = (before + after) / 2
         log = folder / kind / str(RECORDED_AT[kind]) / "log.db"
-        makespans, waits = [], []
+        found, adjusted = [], []
         for cores, life in real.items():
             simulated = imagined(log, cores)
-            makespan, wait = apart(life, simulated)
-            makespans.append(makespan)
-            waits.append(wait)
+            machine = alone[cores] / alone[RECORDED_AT[kind]]
+            found.append(apart(life, simulated))
+            adjusted.append(apart(life, imagined(log, cores, machine)))
             told[f"{kind}_{cores}"] = {
                 "real_seconds": round(life.makespan, 3),
                 "simulated_seconds": round(simulated.makespan, 3),
                 "real_waits": {task: round(seconds, 3) for task, seconds in life.waits.items()},
                 "simulated_waits": {task: round(simulated.waits[task], 3) for task in life.waits},
+                **({"machine": round(machine, 3)} if kind == "work" else {}),
             }
-        told[f"{kind}_makespan_apart"] = round(max(makespans), 4)
-        told[f"{kind}_waits_apart"] = round(max(waits), 4)
+        told |= _worst(kind, found)
+        if kind == "work":
+            told |= _worst("work_adjusted", adjusted)
     return told
+
+
+def _worst(name: str, found: list[tuple[float, float]]) -> dict[str, float]:
+    """Return the largest differences of makespans and of waits."""
+    makespans, waits = zip(*found, strict=True)
+    return {f"{name}_makespan_apart": round(max(makespans), 4), f"{name}_waits_apart": round(max(waits), 4)}
 
 
 def main() -> None:
