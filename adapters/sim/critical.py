@@ -97,6 +97,7 @@ class _Walk:
             index = maker
 
     def _step(self, what: str, index: int, begin: int, end: int) -> Iterator[Step]:
+        begin = max(begin, self.begin)  # what was going on at the beginning counts from there
         if end > begin:
             records = self.records
             yield Step(

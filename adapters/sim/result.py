@@ -163,7 +163,7 @@ class Result:
             weight = weights[task]
             if weight:
                 for at, sign in ((first, weight), (last, -weight)):
-                    place = (at - self.begin) / width
+                    place = max(0, at - self.begin) / width  # it may have begun before
                     span = min(int(place), points)
                     part[span] += sign * (span + 1 - place)
                     whole[span + 1] += sign

@@ -83,7 +83,7 @@ def summed_up(
     ):
         waits[task].append(started - ready)
         services[task].append(ended - started)
-        held[task] += ended - decided
+        held[task] += ended - max(decided, begin)
         succeeded[task] += outcome == SUCCEEDED or outcome == len(OUTCOMES) - 1
     tasks = {
         task.name: _task(waits[index], services[index], succeeded[index])

@@ -20,7 +20,16 @@ from datatask import (
     simulate,
 )
 from datatask.engine.repositories import Repository
-from datatask.simulation import Empirical, Machines, Result, Scenario, TaskScenario, inputs, simulate_inputs
+from datatask.simulation import (
+    Empirical,
+    Machines,
+    Result,
+    Scenario,
+    TaskScenario,
+    critical_path,
+    inputs,
+    simulate_inputs,
+)
 
 JOBS = [f"j{number}" for number in range(8)]
 CUT = {job: 1.0 + number % 4 for number, job in enumerate(JOBS)}
@@ -116,3 +125,20 @@ def test_a_run_that_outlives_all_that_were_seen_ends_at_once(tmp_path: Path) -> 
         made = inputs(shop(tmp_path), history)
         rest = simulate_inputs(*made, PLAIN.with_(jobs=None), state=state, now=state.at + round(60 * SECOND))
     assert rest.makespan == pytest.approx(4.0)  # only the second task's latency and duration
+
+
+def test_what_was_going_on_already_counts_from_the_beginning(tmp_path: Path) -> None:
+    """Nothing is used more than there is, and the critical path begins at the beginning."""
+    path = tmp_path / "log.db"
+    simulate(shop(tmp_path), PLAIN.with_(until=3.1), write_log=path)
+    with History(path) as history:
+        state = history.state()
+        assert state.open_runs
+        later = state.at + round(0.1 * SECOND)
+        rest = simulate_inputs(
+            *inputs(shop(tmp_path), history), PLAIN.with_(jobs=None), state=state, now=later
+        )
+    assert 0.8 < rest.summaries[0].utilisation["all.cpu"] <= 1.0
+    assert all(row["used"] <= row["limit"] + 1e-6 for row in rest.resources())
+    steps = critical_path(rest)
+    assert (steps[0].begin, steps[-1].end) == pytest.approx((0.0, rest.makespan))
