@@ -219,7 +219,7 @@ def _gantt(result: Result, end: float) -> Iterator[str]:
         place = resource.removeprefix("machine ") if not those else None
         bars = (
             Bar(
-                (records.started_at[index] - result.begin) / SECOND,
+                max(0, records.started_at[index] - result.begin) / SECOND,
                 (records.ended_at[index] - result.begin) / SECOND,
                 records.task[index],
                 f"{tasks[records.task[index]].name} {result.names[records.job[index]]}",
