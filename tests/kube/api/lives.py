@@ -122,7 +122,9 @@ class Life:
                 return
         self._initialized = True
         await asyncio.gather(*(self._keep_running(one, self.mains) for one in mains))
-        self._tell("Running")
+        if self._asked.is_set():
+            return
+        self._tell(self._phase())
         await self._pause()
 
     async def _keep_running(self, spec: Object, told: dict[str, Object]) -> Object:
@@ -225,11 +227,15 @@ class Life:
         which: str = "",
     ) -> None:
         told[spec["name"]] = telling.container(spec, state, restarts, last, which)
-        started = any("waiting" not in one["state"] or one["restartCount"] for one in self.mains.values())
-        failed_to_start = all(
-            one["state"].get("terminated", {}).get("reason") == "StartError" for one in self.mains.values()
-        )
-        self._tell("Running" if started and not failed_to_start else "Pending")
+        if not self._asked.is_set():  # who shall end tells its end only
+            self._tell(self._phase())
+
+    def _phase(self) -> str:
+        """Return the phase while containers run or have just ended."""
+        states = [one["state"] for one in self.mains.values()]
+        begun = any("waiting" not in one["state"] or one["restartCount"] for one in self.mains.values())
+        failed = all(state.get("terminated", {}).get("reason") == "StartError" for state in states)
+        return "Running" if begun and not failed else "Pending"
 
     def _tell(self, phase: str, **more: Any) -> None:
         """Store the pod's status."""
