@@ -8,7 +8,7 @@
 #   asked      the run's task; made before anything of it is started
 #   claim      made by the run's own process before it becomes the user's program, or by `settle` so that it never does;
 #              says who it is, and which shell waits for it, in no session of the run's
-#   ended/ID   beside the folders: how it ended; comes by a rename
+#   ended/ID   beside the folders: how it ended; comes by a rename, and is on the disk before it is told
 # A process is known by pid, start time (in ticks since boot) and boot id; a pid alone is used again.
 set -u
 base=$2 log=${3-} epoch=${4-} token=${5-} home=${6-}
@@ -113,8 +113,11 @@ become() {
 record() {
     reason=- printed=-
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
-    [ -s "$run/stdout" ] && printed=${printed}o
-    [ -s "$run/stderr" ] && printed=${printed}e
+    for name in stdout stderr; do
+        [ -s "$run/$name" ] || continue
+        set -- $(ls -lnd "$run/$name")
+        printed=$printed$name=${5:-0},
+    done
     until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/end"; do
         [ -d "$run" ] || return # nobody wants to know
         pause 1
@@ -221,15 +224,51 @@ strike_marked() {
 
 # tell ID FILE: tells a recorded end. Of the two lines of `times`, the second is that of the children.
 tell() {
-    { read -r facts && read -r cpu && read -r cpu && read -r dot && [ "$dot" = . ]; } 2>/dev/null <"$2" && echo "ended $1 $facts $cpu"
+    whole "$2" && echo "ended $1 $facts $cpu"
+}
+
+whole() {
+    { read -r facts && read -r cpu && read -r cpu && read -r dot && [ "$dot" = . ]; } 2>/dev/null <"$1"
 }
 
 # told ID: tells the run's end, if it is there; one that is whole counts before it has been renamed.
 told() {
     for file in "$dir/ended/$1" "$dir/$1/end" "$dir/ended/$1"; do
-        [ -f "$file" ] && tell "$1" "$file" && return
+        [ -f "$file" ] && "$telling" "$1" "$file" && return
     done
     return 1
+}
+telling=tell
+
+# hand_on ID FILE: has the watcher tell it, which secures many at once.
+hand_on() {
+    whole "$2" || return
+    if [ -p "$dir/wake" ]; then
+        echo "$1" 1<>"$dir/wake"
+    else
+        flush "$1"
+        tell "$@"
+    fi
+}
+
+# flush ID...: has the disk take how these runs ended. A record may be renamed meanwhile: under one of its names it is found.
+flush() {
+    if [ "$syncs" = all ] || [ $# -gt 100 ]; then
+        sync
+        return
+    fi
+    for id; do
+        shift
+        set -- "$@" "$dir/$id/end" "$dir/ended/$id" "$dir/$id"
+    done
+    sync "$@" "$dir/ended" "$dir"
+} >/dev/null 2>&1
+
+# secure: begins a flush for all ends that wait for one, unless one is under way; `synced` comes when it is over.
+secure() {
+    [ -z "$covered" ] && [ "$waiting" ] || return 0
+    covered=$waiting waiting=
+    (flush $covered; echo synced >&3) </dev/null >/dev/null 2>&1 &
 }
 
 # report ID [changes]: tells what became of a run, or only that it is over; fails where nobody has claimed it.
@@ -310,12 +349,20 @@ owned() {
 
 # --- modes ------------------------------------------------------------------------------------------
 
+# ready_to_sync: some can sync the files that are named, others sync everything.
+ready_to_sync() {
+    syncs=all
+    sync "$dir/ended" >/dev/null 2>&1 && syncs=files
+}
+
 take_over() {
     mkdir -p "$dir/ended" || exit
+    ready_to_sync
     look_at $$
     printf '%s\n' "$log $epoch $token $$ $start $boot" "$home" >"$base/owner.$$" && mv "$base/owner.$$" "$base/owner" || exit
     read -r now rest </proc/uptime
     echo "$now" >"$base/sign"
+    telling=hand_on
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 }
 
@@ -344,13 +391,25 @@ obey() {
 
 # Waiting shells write a run's name into `wake`. They open it to read as well, so that they never wait for a reader.
 watch() {
+    ready_to_sync
     mkfifo "$dir/wake.$$" || exit
     [ -p "$dir/wake" ] && echo 1<>"$dir/wake" # an earlier watcher sees that it is not wanted any more
     mv "$dir/wake.$$" "$dir/wake" || exit
     exec 3<>"$dir/wake"
     echo watching
-    for file in "$dir/ended"/*; do [ -f "$file" ] && tell "${file##*/}" "$file"; done
-    while read -r said <&3 && [ "$said" != leave ] && owned; do told "$said"; done
+    covered='' waiting=''
+    for file in "$dir/ended"/*; do [ -f "$file" ] && waiting="$waiting ${file##*/}"; done
+    secure
+    while read -r said <&3 && [ "$said" != leave ] && owned; do
+        if [ "$said" = synced ]; then
+            wait
+            for id in $covered; do told "$id"; done
+            covered=
+        else
+            waiting="$waiting $said"
+        fi
+        secure
+    done
 }
 
 # list: a line for each run of each log: LOG and what would be reported of it.

@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
@@ -42,6 +43,13 @@ DISK_WAIT_SECONDS = 5.0
 WAIT_SECONDS = 1.0
 SCRIPT_BYTES_MAX = 4096
 _TIMES = re.compile(r"(\d+)m([\d.,]+)s")
+_ENDED = re.compile(
+    r"\d+ \d+ \S+ \d+(\.\d+)? (\d+|unstarted) (-|\w+) -\S* \d+m[\d.,]+s \d+m[\d.,]+s", re.ASCII
+)
+_PRINTED = re.compile(r"(stdout|stderr)=(\d+),")
+_TORN = ErrorInfo(
+    type="Lost", message="the machine went down while the end was written: the record is not whole"
+)
 _GONE = {
     "restarted": "the machine was restarted while it ran",
     "unwatched": "the shell that waited for it was killed and the process is gone; nobody recorded how it ended",
@@ -248,9 +256,12 @@ class SSHRunner:
             case ["started" | "running", _, pid, start, boot]:
                 self._found(run, target)
                 self._started(run, target, pid, start, boot)
-            case ["ended", _, *facts] if len(facts) == 9:
+            case ["ended", _, *facts]:
                 self._found(run, target)
-                self._ended(run, target, facts)
+                if _ENDED.fullmatch(" ".join(facts)):
+                    self._ended(run, target, facts)
+                else:
+                    self._end(run, Ending(outcome="lost", error=_TORN))
             case ["refused", _, *why]:
                 self._refused(run, why)
             case ["absent" | "elsewhere", *_]:
@@ -338,7 +349,8 @@ class SSHRunner:
         if not wanted or told.outcome == "lost":
             self._end(run, told)
             return
-        full = [name for name in wanted if name[3] in printed]
+        sizes = {name: int(size) for name, size in _PRINTED.findall(printed)}
+        full = {name: sizes[name] for name in wanted if name in sizes}
         for name in wanted:
             if name not in full:
                 run.outputs[name] = b""
@@ -351,9 +363,12 @@ class SSHRunner:
         repo = getattr(self._recipe, name)
         return repo is not None and not isinstance(repo, _StderrIsStdout)
 
-    async def _collect(self, run: _Open, target: Target, ending: Ending, names: list[str]) -> None:
-        """Fetch the outputs, over as many links as it takes, and end the run with them."""
-        while missing := [name for name in names if name not in run.outputs]:
+    async def _collect(self, run: _Open, target: Target, ending: Ending, sizes: dict[str, int]) -> None:
+        """Fetch the outputs, over as many links as it takes, and end the run with them.
+
+        One that has fewer bytes than when the run ended was not on the disk when the machine went down: the run is lost.
+        """
+        while missing := [name for name in sizes if name not in run.outputs]:
             try:
                 run.outputs[missing[0]] = await download(
                     target, run.spec.identity, missing[0], self._hosts.spool
@@ -366,6 +381,12 @@ class SSHRunner:
                 self._sink(Noticed(run.spec.run, "collecting", "output", str(error)[:1000]))
                 await asyncio.sleep(DISK_WAIT_SECONDS)
         run.work = None
+        for name, size in sizes.items():
+            if ending.outcome in ("succeeded", "failed") and (there := _size(run.outputs[name])) < size:
+                message = f"its {name} had {size} bytes when it ended and now has {there}"
+                ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message))
+                run.outputs.clear()
+                break
         self._end(run, ending)
 
     def _writes(self, run: _Open) -> tuple[Write, ...]:
@@ -451,6 +472,12 @@ class SSHRunner:
 def _at(target: Target, uptime: float) -> int:
     """Return a time of the target, in seconds since it booted, by our clock."""
     return target.booted_at() + int(uptime * SECOND)
+
+
+def _size(content: bytes | Path | None) -> int:
+    if content is None:
+        return 0
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _plain(code: str) -> int:

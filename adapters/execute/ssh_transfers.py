@@ -37,6 +37,8 @@ def _mapping(target: Target, link: Link, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (asyncssh.Error, OSError) as error:
+        if what == "the download" and isinstance(error, asyncssh.SFTPNoSuchFile):
+            raise FileNotFoundError(error.reason) from error
         broken = isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection)
         if link.lost.done() or broken or not isinstance(error, asyncssh.SFTPError):
             link.lose()

@@ -1,0 +1,118 @@
+"""How SSH runs ended is on the target's disk before it is told, and what a power cut tore there is told as lost."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datatask.engine.ports import Ended, Started
+from tests.contract.test_runner import contents, opened, spec
+from tests.integration.test_ssh_faults import left_behind, runs_of, ssh_task, until
+from tests.ssh_kit import Server, serving
+
+pytestmark = pytest.mark.server("sshd")
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> Iterator[Server]:
+    """A target whose sync waits until `release` is there, and writes down what it was asked for."""
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for tool in [
+        "mkdir",
+        "mv",
+        "rm",
+        "mkfifo",
+        "ls",
+        "id",
+        "sleep",
+        "sed",
+        "sort",
+        "env",
+        "cat",
+        "chmod",
+        "rmdir",
+        "setsid",
+    ]:
+        (bare / tool).symlink_to(shutil.which(tool) or "")
+    (bare / "sync").write_text(
+        f'#!/bin/sh\ncase $# in 1) exit ;; esac\necho "$*" >>{tmp_path}/asked\n'
+        f'while [ ! -e {tmp_path}/release ]; do /bin/sleep 0.05; done\nexec {shutil.which("sync")} "$@"\n'
+    )
+    (bare / "sync").chmod(0o755)
+    with serving(tmp_path / "server", f" PATH={bare}") as at:
+        yield at
+
+
+async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
+    slow_disk: Server, tmp_path: Path
+) -> None:
+    runner = ssh_task(tmp_path, "echo {{ job }}\n", slow_disk.host()).runner
+    async with opened(runner) as facts:
+        for run in range(1, 21):
+            runner.start(spec(run, f"j{run}"))
+        for run in range(1, 21):
+            await facts.first(run, Started)
+        await until(lambda: len(list((runs_of(tmp_path) / "ended").iterdir())) == 20)
+        await asyncio.sleep(0.2)
+        assert not any(isinstance(fact, Ended) for run in range(1, 21) for fact in facts.of(run)), (
+            "not on the disk yet"
+        )
+        (tmp_path / "release").touch()
+        for run in range(1, 21):
+            assert contents((await facts.end_of(run)).writes[0]) == f"j{run}\n".encode()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) <= 4
+    for run in range(1, 21):
+        assert any(
+            f"/ended/1.{run} " in line and line.endswith(f"/ended {runs_of(tmp_path)}") for line in asked
+        )
+
+
+async def test_recovery_tells_an_end_only_when_the_disk_has_it(slow_disk: Server, tmp_path: Path) -> None:
+    async with left_behind(tmp_path, "echo done\n", "quick") as specs:
+        await until((runs_of(tmp_path) / "ended/1.1").exists)
+    later = ssh_task(tmp_path, "true\n", slow_disk.host()).runner
+    async with opened(later) as facts:
+        recovering = asyncio.create_task(later.recover(specs))
+        await until((tmp_path / "asked").exists)
+        await asyncio.sleep(0.2)
+        assert not any(isinstance(fact, Ended) for fact in facts.of(1))
+        (tmp_path / "release").touch()
+        await recovering
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
+
+
+@pytest.mark.parametrize("tear", ["empty", "cut", "garbage", "zeros", "output cut", "output gone"])
+async def test_what_a_power_cut_tore_is_lost_and_never_a_success(tmp_path: Path, tear: str) -> None:
+    async with left_behind(tmp_path, "echo done\n", "quick") as specs:
+        record = runs_of(tmp_path) / "ended/1.1"
+        await until(record.exists)
+        boot = str((specs[0].handle or {})["boot"])
+        for file in (record, runs_of(tmp_path) / "1.1/claim"):
+            file.write_text(file.read_text().replace(boot, "before"))
+        whole = record.read_text()
+        text = {
+            "empty": "",
+            "cut": whole[:30],
+            "garbage": "x y\n0m0s 0m0s\n0m0s 0m0s\n.\n",
+            "zeros": "\0" * len(whole),
+        }
+        record.write_text(text.get(tear, whole))
+        if tear == "output cut":
+            (runs_of(tmp_path) / "1.1/stdout").write_text("do")
+        elif tear == "output gone":
+            (runs_of(tmp_path) / "1.1/stdout").unlink()
+        later = ssh_task(tmp_path, "true\n").runner
+        async with opened(later) as facts:
+            await later.recover(specs)
+            end = await facts.end_of(1)
+    assert end.ending.outcome == "lost"
+    assert end.writes == ()
+    assert end.ending.error is not None
+    words = "it ended and now has" if tear.startswith("output") else "machine"
+    assert words in end.ending.error.message
