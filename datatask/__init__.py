@@ -104,6 +104,7 @@ if TYPE_CHECKING:
         NothingCanProgressError as NothingCanProgressError,
     )
     from datatask.schema.errors import RunOpenError as RunOpenError
+    from datatask.schema.errors import StoreError as StoreError
     from datatask.schema.errors import TemporaryError as TemporaryError
     from datatask.schema.errors import TimeLimitError as TimeLimitError
     from datatask.schema.errors import UnknownNameError as UnknownNameError
@@ -188,6 +189,7 @@ _HOME: dict[str, str] = {
     "SSHLinuxManager": "datatask.adapters.execute.ssh",
     "STDOUT": "datatask.adapters.execute.targets",
     "Task": "datatask.engine.tasks",
+    "StoreError": "datatask.schema.errors",
     "TemporaryError": "datatask.schema.errors",
     "TimeLimitError": "datatask.schema.errors",
     "UnknownNameError": "datatask.schema.errors",

@@ -91,7 +91,10 @@ class Followers:
                 logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_SECONDS_MAX)
-            except Exception as trouble:
+            except (Exception, SystemExit, asyncio.CancelledError) as trouble:  # of the store's own making
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
                 error = str(trouble) or type(trouble).__name__
                 logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
                 break

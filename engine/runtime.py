@@ -36,7 +36,7 @@ from datatask.engine.following import Followers
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Started, Store, Write
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import DatataskError, InternalError, LeaseLostError
+from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, StoreError
 from datatask.schema.requests import Who
 from datatask.schema.values import INLINE_BYTES_MAX
 
@@ -83,8 +83,8 @@ class Runtime:
         self._facts: deque[Fact] = deque()
         self._effects: deque[tuple[int, tuple[Effect, ...]]] = deque()
         self._batches: deque[e.Batch] = deque()
-        self._tickets: dict[int, asyncio.Future[tuple[int, int]]] = {}
-        self._done_tickets: dict[int, tuple[int, int]] = {}
+        self._tickets: dict[int, asyncio.Future[Finished]] = {}
+        self._done_tickets: dict[int, Finished] = {}
         self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
         self._followers = Followers(
@@ -324,12 +324,12 @@ class Runtime:
                 self._followers.follow(effect)
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
-            case Finished(ticket=ticket, position=position, changes=count):
-                future = self._tickets.pop(ticket, None)
+            case Finished():
+                future = self._tickets.pop(effect.ticket, None)
                 if future is None:
-                    self._done_tickets[ticket] = (position, count)
+                    self._done_tickets[effect.ticket] = effect
                 elif not future.done():
-                    future.set_result((position, count))
+                    future.set_result(effect)
 
     def _failed(self, effect: Effect, error: Exception) -> None:
         """A run that its runner would not take is refused; any other effect that raises is our bug."""
@@ -356,16 +356,22 @@ class Runtime:
         raise InternalError(f"the in-process store of {write.repository} waits")
 
     async def finished(self, ticket: int) -> tuple[int, int]:
-        """Wait until all that a ticket stands for is durable; returns (last position, number of events)."""
+        """Wait until all that a ticket stands for is durable; returns (last position, number of events).
+
+        `StoreError` where a store did not take what it was given; what others took is kept.
+        """
         if self.failure is not None:
             raise _again(self.failure)
-        if ticket in self._done_tickets:
-            return self._done_tickets.pop(ticket)
-        future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
-        self._tickets[ticket] = future
-        self.pump()
-        self.wake()
-        return await future
+        done = self._done_tickets.pop(ticket, None)
+        if done is None:
+            future: asyncio.Future[Finished] = self._loop.create_future()
+            self._tickets[ticket] = future
+            self.pump()
+            self.wake()
+            done = await future
+        if done.failed:
+            raise StoreError(f"not written: {done.failed}", remedy="mend the store and put it again")
+        return done.position, done.changes
 
     def _written(self, effect: WriteStore, version: str | None, error: str) -> None:
         self.reactor.written(

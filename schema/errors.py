@@ -87,6 +87,13 @@ class TemporaryError(DatataskError):
     exit_code = 1
 
 
+class StoreError(DatataskError):
+    """A store did not take what it was given; what it has is as before."""
+
+    code = "store"
+    exit_code = 1
+
+
 class TimeLimitError(DatataskError, TimeoutError):
     """The time that the caller allowed has passed; the work so far is in the log."""
 

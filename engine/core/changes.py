@@ -93,7 +93,7 @@ class Changes(Outbox):
 
     def _finish(self, number: int) -> None:
         ticket = self._tickets.pop(number)
-        self._attach([Finished(number, ticket.position, ticket.count)])
+        self._attach([Finished(number, ticket.position, ticket.count, ticket.failed)])
 
     def _foreign(self, writes: Sequence[Write], number: int, now: int) -> None:
         effects = [WriteStore(write, None, number) for write in writes]
@@ -120,6 +120,8 @@ class Changes(Outbox):
         ticket = self._tickets[number]
         ticket.outstanding.discard((write.repository, write.job))
         self._arrived((write.repository, write.job))
+        if error:
+            ticket.fail(write, error)
         intent = self.state.intents.get((write.repository, self.state.job_index[write.job]))
         led = intent.position if intent is not None and intent.event.run is None else None
         present = self.state.contains(write.repository, write.job)

@@ -57,11 +57,15 @@ class LookAgain(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do), `changes` their number."""
+    """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do), `changes` their number.
+
+    `failed` says which writes their stores did not take, and why; empty when they took all.
+    """
 
     ticket: int
     position: int
     changes: int
+    failed: str = ""
 
 
 class Evaluation(NamedTuple):

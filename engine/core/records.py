@@ -12,6 +12,8 @@ from datatask.engine.ports import Write
 from datatask.schema import events as e
 from datatask.schema.values import INLINE_BYTES_MAX
 
+FAILURES_TOLD_MAX = 3
+
 
 @dataclass(slots=True)
 class Ticket:
@@ -24,6 +26,20 @@ class Ticket:
     actor: str = e.ENGINE
     reason: str = ""
     request: str | None = None
+    failures: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def fail(self, write: Write, error: str) -> None:
+        """Remember a write that its store did not take; the first few in words."""
+        self.failures += 1
+        if len(self.told) < FAILURES_TOLD_MAX:
+            self.told.append(f"{write.repository}[{write.job}]: {error}")
+
+    @property
+    def failed(self) -> str:
+        """What was not written and why, in one line."""
+        rest = self.failures - len(self.told)
+        return "; ".join(self.told) + (f"; and {rest} more" if rest else "")
 
 
 def inline(value: msgspec.Raw) -> msgspec.Raw:

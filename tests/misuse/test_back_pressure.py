@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from integration.cli_kit import Project
 
 from datatask import (
@@ -29,7 +30,7 @@ from datatask import (
 )
 from datatask.engine.following import CALLS_MAX
 from datatask.schema import requests as r
-from datatask.schema.errors import TemporaryError
+from datatask.schema.errors import StoreError, TemporaryError
 from tests.unmeasured import plain_environment
 
 PUTS = 2_000
@@ -46,6 +47,7 @@ class Slow(MetadataRepository):
         self.documents: dict[str, Any] = {}
         self.seconds = seconds
         self.away = False
+        self.harm: BaseException | None = None
         self.at_once = self.most_at_once = 0
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -58,6 +60,8 @@ class Slow(MetadataRepository):
     async def dump(self, job: str, data: Any) -> None:
         if self.away:
             raise TemporaryError("the store is away", where=str(self))
+        if self.harm is not None:
+            raise self.harm
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(self.seconds)
@@ -115,6 +119,26 @@ async def test_a_store_that_is_away_holds_up_no_other(tmp_path: Path) -> None:
         away.away = False
         await asyncio.wait_for(waiting, PATIENCE_SECONDS)
         assert len(away.documents) == 3 * CALLS_MAX
+
+
+@pytest.mark.parametrize("harm", [SystemExit(3), asyncio.CancelledError(), OSError("no")], ids=repr)
+async def test_a_store_that_raises_anything_fails_that_write_and_takes_the_next(
+    tmp_path: Path, harm: BaseException
+) -> None:
+    """More often than it has hands, and nobody waits for ever."""
+    bad = Slow("bad", seconds=0)
+    bad.harm = harm
+    async with over(tmp_path / "log.db", bad) as pipe:
+        reply = await asyncio.wait_for(pipe.request(put_all("bad", 2 * CALLS_MAX)), PATIENCE_SECONDS)
+        assert reply.refusal is not None
+        assert "not written: bad[j" in reply.refusal.what
+        assert reply.refusal.what.endswith(f"; and {2 * CALLS_MAX - 3} more")
+        assert pipe.state.members("bad") == []
+        with pytest.raises(StoreError, match=r"not written: bad\[one\]"):
+            await pipe.put("bad", "one", 1)
+        bad.harm = None
+        await asyncio.wait_for(pipe.put("bad", "good", 1), PATIENCE_SECONDS)
+        assert bad.documents == {"good": 1}
 
 
 async def test_writes_to_one_job_reach_a_slow_store_in_their_order(tmp_path: Path) -> None:
