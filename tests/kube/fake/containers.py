@@ -47,6 +47,7 @@ class Container:
         self.out_of_memory = False
         self.ended: asyncio.Task[int] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._doomed = False
         self._message = directory / "termination-log"
 
     async def start(self, env: Mapping[str, str], paths: Mapping[str, Path], entrypoint: list[str]) -> None:
@@ -59,6 +60,12 @@ class Container:
         wanted = _placed(self.spec.get("workingDir") or "", places)
         self.cwd = Path(wanted) if wanted and Path(wanted).is_dir() else self.directory
         _check_command(command, self.env)
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.create_task(self._spawned(command, started))
+        await started
+
+    async def _spawned(self, command: list[str], started: asyncio.Future[None]) -> int:
+        """Start and live, in a task of its own: whoever is cancelled meanwhile leaves no process behind."""
         self._process = await asyncio.create_subprocess_exec(
             *command,
             cwd=self.cwd,
@@ -68,7 +75,11 @@ class Container:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        self.ended = asyncio.create_task(self._live(self._process))
+        if self._doomed:
+            self.kill()
+        if not started.done():
+            started.set_result(None)
+        return await self._live(self._process)
 
     async def _live(self, process: asyncio.subprocess.Process) -> int:
         """Collect what it says until it is over; what it leaves behind is killed, as with the first of a container."""
@@ -106,7 +117,8 @@ class Container:
                 self._process.terminate()
 
     def kill(self) -> None:
-        """End all of its processes."""
+        """End all of its processes, one that is only about to begin among them."""
+        self._doomed = True
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -147,7 +147,7 @@ class PodLife:
             code = await self._once(spec, told, restarts, last)
             pod = self.pod
             policy = pod["spec"]["restartPolicy"] if pod else "Never"
-            again = policy == "OnFailure" and code or policy == "Always" and told is self.told
+            again = (policy == "OnFailure" and code) or (policy == "Always" and told is self.told)
             if not again:
                 return code
             last, restarts = told[spec["name"]]["state"], restarts + 1
@@ -182,9 +182,11 @@ class PodLife:
         log = self.kubelet.cluster.logs.begin(self.uid, name)
         container = Container(spec, log, self.directory / f"{name}-{restarts}")
         await self._pause(PULLING)
+        self.containers[name] = container
         try:
             await container.start(env, {}, self.kubelet.entrypoints.get(spec["image"], ["sh"]))
         except StartError as error:
+            del self.containers[name]
             log.close()
             self.kubelet.tell(self.pod, "Failed", f"Error: {error}", kind="Warning", container=name)
             state = statuses.terminated(
@@ -193,7 +195,6 @@ class PodLife:
             self._tell(spec, told, state, container_id=self._id(name, restarts), restarts=restarts, last=last)
             self._report()
             return None
-        self.containers[name] = container
         self.kubelet.tell(self.pod, "Started", "Container started", container=name)
         self._tell(
             spec,

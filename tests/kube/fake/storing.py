@@ -149,7 +149,7 @@ class Store:
     def compact(self) -> None:
         """Forget all versions but the present ones: watches and pages of before are too old."""
         self.version += 1
-        self.oldest = self.version
+        self.oldest = self.version + 1
         for table in self.tables.values():
             table.dropped += len(table.changes)
             table.changes.clear()
