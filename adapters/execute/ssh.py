@@ -98,12 +98,6 @@ class SSHLinuxManager(AbstractProcessManager):
 
     def runner(self, recipe: Recipe) -> Runner:
         """Return a runner over this manager's hosts."""
-        if recipe.enforce is True:
-            raise CallerError(
-                "enforce=True, by control groups, is not possible over SSH",
-                where=recipe.task,
-                remedy="pass enforce='ulimit', which bounds the memory of each process there",
-            )
         return SSHRunner(self._shared, recipe)
 
     def place(self, identity: str, where: str) -> RunPlace:

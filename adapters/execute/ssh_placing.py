@@ -41,8 +41,10 @@ class Hosts:
             if recipe.environ is not None or recipe.enforce:
                 key = self._keys.setdefault(recipe.task, str(len(self._keys)))
                 memory = int(recipe.resources.mem) if recipe.enforce and recipe.resources is not None else 0
+                grouped = recipe.enforce is True and recipe.resources is not None
+                cpu = float(recipe.resources.cpu) if grouped and recipe.resources is not None else None
                 for target in self.targets:
-                    target.variables(key, recipe.environ, memory)
+                    target.variables(key, recipe.environ, memory, cpu)
         except BaseException:
             for target in attached:
                 await target.detach()

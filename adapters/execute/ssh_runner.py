@@ -47,6 +47,7 @@ _ENDED = re.compile(
     r"\d+ \d+ \S+ \d+(\.\d+)? (\d+|unstarted) (-|\w+) -\S* \d+m[\d.,]+s \d+m[\d.,]+s", re.ASCII
 )
 _PRINTED = re.compile(r"(stdout|stderr)=(\d+),")
+_USED = re.compile(r"(peak|oom)=(\d+),")
 _TORN = ErrorInfo(
     type="Lost", message="the machine went down while the end was written: the record is not whole"
 )
@@ -185,6 +186,7 @@ class SSHRunner:
                 ("o", recipe.stdout is not None),
                 ("e", recipe.stderr is not None and recipe.stderr is not STDOUT),
                 ("m", recipe.stderr is STDOUT),
+                ("c", recipe.enforce is True and recipe.resources is not None),
                 ("n", cut),
             )
             if there
@@ -297,6 +299,8 @@ class SSHRunner:
         text = {
             "interpreter": f"the interpreter {' '.join(why[1:])} of the script's first line cannot be run",
             "full": "the target's disk is full",
+            "enforce": f"enforce=True is not possible on {self._where(run)}: {' '.join(why[1:])};"
+            " log in as root or in a delegated group there, or pass enforce='ulimit'",
         }.get(why[0], " ".join(why[1:]))
         error = ErrorInfo(type="Refused", message=f"it could not be started: {text}")
         self._end(run, Ending(outcome=outcome, error=error))
@@ -323,7 +327,8 @@ class SSHRunner:
         run.ended = True
         if code == "unstarted":
             error = ErrorInfo(
-                type="Refused", message="it could not be started: its streams or its folder are not usable"
+                type="Refused",
+                message="it could not be started: its streams, its folder or its control group are not usable",
             )
             ending = Ending(outcome="lost", error=error)
         elif reason == "-" and run.stop is not None and _plain(code) in (-signal.SIGTERM, -signal.SIGKILL):
@@ -333,7 +338,12 @@ class SSHRunner:
         elif reason != "-":
             ending = stopped_ending(reason, _plain(code))  # type: ignore[arg-type]
         else:
-            ending = exit_ending(_plain(code))
+            kills = any(int(number) for kind, number in _USED.findall(printed) if kind == "oom")
+            bound = int(self._recipe.resources.mem) if self._recipe.resources is not None else 0
+            why = f"out of memory: the kernel killed at the {bound} bytes of its resources" if kills else ""
+            ending = exit_ending(_plain(code), why)
+        peaks = [int(most) for kind, most in _USED.findall(printed) if kind == "peak"]
+        peak = {"memory_bytes_max": max(peaks)} if peaks else {}
         same = boot == target.boot
         told = Ending(
             outcome=ending.outcome,
@@ -341,7 +351,10 @@ class SSHRunner:
             error=ending.error,
             started_at=_at(target, int(start) / TICKS) if same else None,
             ended_at=_at(target, float(ended)) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
-            usage={"cpu_seconds": round(_seconds(user) + _seconds(system), 6)},
+            usage={
+                "cpu_seconds": round(_seconds(user) + _seconds(system), 6),
+                **peak,
+            },
             reads=run.reads,
             where=target.label,
         )

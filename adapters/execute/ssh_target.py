@@ -42,6 +42,7 @@ PING_SECONDS = 5.0
 PINGS_MISSED_MAX = 3
 CHECK_EVERY = 6
 FORGET_SECONDS = 0.25
+PERIOD_MICROSECONDS = 100_000
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 CHECKED_AT_ONCE = 50
 UPLOADS_MAX = 48
@@ -218,10 +219,13 @@ class Target:
             self._loop.call_later(FORGET_SECONDS, self._forget)
         self._forgotten.append(self.name(identity))
 
-    def variables(self, key: str, environ: Mapping[str, str] | None, memory: int = 0) -> None:
+    def variables(
+        self, key: str, environ: Mapping[str, str] | None, memory: int = 0, cpu: float | None = None
+    ) -> None:
         """Keep the environment that starts name by `key`; it is never written to the target's disk.
 
-        None is that of the login there. `memory` bounds the bytes of each process, 0 being no bound.
+        None is that of the login there. `memory` bounds the bytes of each process, 0 being no bound; with `cpu`, a
+        number of cores, control groups bound both for all of the run together.
         """
         for name in environ or ():
             if _VARIABLE.fullmatch(name) is None:
@@ -233,7 +237,10 @@ class Target:
         said = [f"export {name}={shlex.quote(value)}" for name, value in (environ or {}).items()]
         if environ is not None:
             said.insert(0, "unset $names")
-        if memory:
+        if cpu is not None:
+            quota = round(cpu * PERIOD_MICROSECONDS)
+            said.insert(0, f'confine {quota} {memory} || {{ : >"$run/unconfined"; exit 125; }}')
+        elif memory:
             said.append(f"ulimit -v {-(-memory // 1024)} || exit 125")
         text = "\n".join(said)
         lines = text.count("\n") + 1

@@ -227,12 +227,3 @@ async def test_a_ulimit_holds_over_ssh(tmp_path: Path) -> None:
     assert write.data == f"{200 << 10}\n1\n".encode()
     ending = (await run_all(over_ssh(tmp_path / "b", GREEDY, "200Mi", "ulimit"), spec(2)))[2].ending
     assert (ending.outcome, ending.exit_code) == ("failed", 1)
-
-
-@pytest.mark.server
-async def test_groups_over_ssh_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    task = over_ssh(tmp_path, "true\n", "200Mi", True)
-    with pytest.raises(CallerError) as raised:
-        await task.runner.open(lambda fact: None)
-    assert "by control groups, is not possible over SSH" in str(raised.value)
-    assert "enforce='ulimit'" in str(raised.value)

@@ -1,0 +1,111 @@
+"""Control groups on SSH targets: what they bound and tell, that nothing is left of them, and what is said where there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from datatask import Resources
+from datatask.adapters.execute import ssh_link
+from datatask.adapters.execute.cgroups import Groups, remove
+from tests.contract.test_runner import spec
+from tests.integration.test_ssh_processes import ended, message, on_server
+
+pytestmark = pytest.mark.server("sshd")
+AGENT = Path(__file__).parents[2] / "adapters/execute/ssh_agent.sh"
+HOG = "#!/usr/bin/python3\nheld = [bytearray(1 << 20) for _ in range({})]\n"
+
+
+def _grouped() -> bool:
+    try:
+        return remove(Groups().make("probe-ssh", 1, 1 << 26))
+    except OSError:
+        return False
+
+
+grouped = pytest.mark.skipif(not _grouped(), reason="no control group is ours to write here")
+
+
+def left() -> list[str]:
+    """Return the groups of this test's runs that are there."""
+    name = spec(1).identity
+    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
+
+
+@grouped
+async def test_memory_is_bounded_by_the_kernel_and_its_end_says_so(tmp_path: Path) -> None:
+    end = await ended(
+        on_server(tmp_path), HOG.format(200), enforce=True, resources=Resources.parse(1, "64Mi")
+    )
+    assert (end.ending.outcome, end.ending.exit_code) == ("failed", 137)
+    assert "out of memory: the kernel killed at the 67108864 bytes" in message(end)
+    assert not left()
+
+
+@grouped
+async def test_a_run_in_groups_tells_its_peak_and_leaves_nothing(tmp_path: Path) -> None:
+    script = HOG.format(40) + "import subprocess\nsubprocess.Popen(['setsid', 'sleep', '1234.5'])\n"
+    end = await ended(on_server(tmp_path), script, enforce=True, resources=Resources.parse(1, "128Mi"))
+    assert end.ending.outcome == "succeeded"
+    assert end.ending.usage is not None
+    assert 40 << 20 < end.ending.usage["memory_bytes_max"] <= 128 << 20
+    assert not left()
+
+
+async def test_without_groups_no_peak_is_guessed(tmp_path: Path) -> None:
+    end = await ended(on_server(tmp_path), "true\n")
+    assert end.ending.usage is not None
+    assert set(end.ending.usage) == {"cpu_seconds"}
+
+
+def found(tmp_path: Path, mounts: str, own: str) -> str:
+    """Return what the agent says of these tables of the kernel."""
+    (tmp_path / "mounts").write_text(mounts)
+    (tmp_path / "own").write_text(own)
+    command = ["sh", str(AGENT), "groups", str(tmp_path), str(tmp_path / "mounts"), str(tmp_path / "own")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def unified(tmp_path: Path, handed: str) -> str:
+    """Make a tree as version 2 has it, with a group of ours; return the line of its mount."""
+    ours = tmp_path / "cgroup/user/session"
+    ours.mkdir(parents=True)
+    for folder in (tmp_path / "cgroup", ours.parent, ours):
+        (folder / "cgroup.procs").touch()
+        (folder / "cgroup.controllers").write_text("cpu io memory pids\n")
+        (folder / "cgroup.subtree_control").write_text("\n")
+    (ours.parent / "cgroup.subtree_control").write_text(f"{handed}\n")
+    return f"30 20 0:26 / {tmp_path}/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+
+
+def test_version_two_is_taken_where_it_hands_the_controllers_down(tmp_path: Path) -> None:
+    home = tmp_path / "cgroup/user/datatask"
+    assert found(tmp_path, unified(tmp_path, "cpu memory"), "0::/user/session\n") == str(home)
+    assert (home / "cgroup.subtree_control").read_text() == "+cpu +memory\n"
+
+
+def test_what_version_two_does_not_hand_down_is_named(tmp_path: Path) -> None:
+    said = found(tmp_path, unified(tmp_path, "pids"), "0::/user/session\n")
+    assert said == f"lacks {tmp_path}/cgroup does not hand cpu and memory down to the groups in it"
+
+
+def test_a_kernel_without_groups_is_told(tmp_path: Path) -> None:
+    assert found(tmp_path, "21 1 0:19 / /proc rw - proc proc rw\n", "0::/\n") == (
+        "lacks its kernel has no control groups for cpu and memory"
+    )
+
+
+async def test_a_target_without_groups_refuses_the_run_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is made to look where there are none."""
+    setup, _ = ssh_link._scripts()
+    blind = setup.replace("find_groups /proc/self/mountinfo", "find_groups /dev/null")
+    assert blind != setup
+    monkeypatch.setattr(ssh_link, "_scripts", lambda: (blind, "blind"))
+    end = await ended(on_server(tmp_path), "true\n", enforce=True, resources=Resources.parse(1, "64Mi"))
+    assert end.ending.outcome == "refused"
+    assert "enforce=True is not possible on target: its kernel has no control groups" in message(end)
