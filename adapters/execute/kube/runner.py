@@ -258,6 +258,8 @@ class KubeRunner(Collecting):
             return
         if not run.uid:  # the watch was faster than the answer
             run.uid = pod.uid
+            if run.waiter is not None:
+                run.waiter.set()
         if run.ended:
             return
         if run.logs is None and self._reads_logs():

@@ -89,6 +89,10 @@ class Starting(Waiting):
                 if held and self._full is None:
                     self._probe.release()
                     held = False
+                if (
+                    run.uid
+                ):  # the watch has seen it: only the answer was lost, another pod would run the job again
+                    return self._seen(run)
                 if run.stop is not None:
                     return await self._unwanted(run)
                 run.asked = True
@@ -155,6 +159,13 @@ class Starting(Waiting):
                 where=self.shared.namespace,
                 remedy="remove it, or give the pipeline an app of its own",
             )
+        return pod
+
+    def _seen(self, run: Run) -> Pod:
+        """Return the pod that the watch has told of; where it is over and gone already, starting is over too."""
+        pod = self.shared.watch.known.get(run.name)
+        if pod is None or pod.uid != run.uid:
+            raise asyncio.CancelledError
         return pod
 
     async def _unwanted(self, run: Run) -> Pod:
