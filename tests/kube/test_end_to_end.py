@@ -1,0 +1,285 @@
+"""Whole pipelines of pods, from the engine to processes: on the API server for tests, or on a real cluster.
+
+DATATASK_TEST_KUBECONFIG names a real one: then in a namespace that is made and removed, with the image that
+DATATASK_TEST_KUBE_IMAGE names (a shell is enough). What breaks a server on purpose is for the fake one only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import runpy
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datatask import (
+    KubeTask,
+    LogBlobRepository,
+    LogMetadataRepository,
+    Pipeline,
+    PodManager,
+    ResourceManager,
+    Resources,
+    Session,
+)
+from datatask.adapters.execute.kube import starting
+from datatask.adapters.execute.kube.connecting import Cluster, Location
+from tests.kube.api import Fault, Server, serve
+from tests.kube.api.deleting import PODS
+from tests.kube.api.faults import broken, too_many
+from tests.kube.api.kubelet import running
+from tests.kube.api.storage import Change
+
+REAL = os.environ.get("DATATASK_TEST_KUBECONFIG")
+IMAGE = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
+TEMPLATE = """
+apiVersion: v1
+kind: Pod
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: {{ image }}
+      command: [sh, -c, {{ script | yaml }}, sh, "{{ job }}"]
+      resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 500m, memory: 256Mi}}
+"""
+fake_only = pytest.mark.skipif(
+    REAL is not None, reason="breaks the server, or needs files that pods share with us"
+)
+
+
+class There:
+    """A cluster with a namespace; `server` is the fake one's, None for a real one."""
+
+    def __init__(self, namespace: str, server: Server | None) -> None:
+        self.namespace = namespace
+        self.server = server
+        self.location = {} if server is not None else {"kubeconfig": REAL}
+
+    def manager(self) -> PodManager:
+        """Return a manager of the cluster's pods."""
+        config = None if self.server is None else self.server.config()
+        return PodManager("e2e", self.namespace, config, **self.location)
+
+    def task(self, name: str, script: str, inp: LogMetadataRepository, **more: Any) -> KubeTask:
+        """Return a task whose pods run a script for each job."""
+        logs, done = LogBlobRepository(f"{name}_logs"), LogMetadataRepository(f"{name}_done")
+        quota = more.pop("quota", ResourceManager(Resources.parse(1, "1Gi")))
+        env = {"script": script, "image": IMAGE}
+        task = KubeTask(name, self.manager(), quota, TEMPLATE, logs, done, env=env, **more)
+        task.link("inp", inp, is_input=True)
+        return task
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the API for something in the namespace."""
+        config = None if self.server is None else self.server.config()
+        cluster = Cluster(Location(config, **self.location))
+        await cluster.attach()
+        try:
+            return json.loads(await cluster.ask(method, path, body=body))
+        finally:
+            await cluster.detach()
+
+
+@contextlib.asynccontextmanager
+async def cluster(**how: Any) -> AsyncIterator[There]:
+    """Open a cluster with a namespace of its own."""
+    if REAL is None:
+        async with serve() as server, running(server, **{"pace": 0.005, "backoff": 0.1, **how}):
+            server.namespace("space")
+            yield There("space", server)
+        return
+    name = f"datatask-e2e-{os.getpid()}-{random.randrange(10**6)}"
+    there = There(name, None)
+    await there.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        yield there
+    finally:
+        await there.ask("DELETE", f"/api/v1/namespaces/{name}")
+
+
+async def text(repository: Any, job: str) -> str:
+    """Return what a job's log has."""
+    async with repository.open(job, "r") as stream:
+        return str(await stream.read())
+
+
+async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
+    """What ends well goes on; what fails is told with its code; logs are kept, pods are not."""
+    async with cluster() as there:
+        inp = LogMetadataRepository("inp")
+        script = "echo first $1; echo err >&2; case $1 in j3) exit 3;; j4) kill -9 $$;; esac"
+        first = there.task("first", script, inp)
+        second = there.task("second", "echo second $1", first.links["done"].repo)
+        async with Pipeline([first, second], Session(), log=tmp_path / "log.db") as pipeline:
+            for at in range(8):
+                await inp.dump(f"j{at}", {})
+            outcome = await pipeline.run(timeout=120)
+            done = {name: task.links["done"].repo for name, task in (("1", first), ("2", second))}
+            ends = {f"j{at}": await done["1"].info(f"j{at}") for at in range(8)}
+            assert {job for job, end in ends.items() if not end["success"]} == {"j3", "j4"}
+            assert outcome.failed >= 2
+            assert sorted((await text(first.links["logs"].repo, "j3")).split("\n")) == [
+                "",
+                "err",
+                "first j3",
+            ]
+            assert await text(second.links["logs"].repo, "j7") == "second j7\n"
+            assert (await done["2"].info("j7"))["success"]
+        listed = await there.ask("GET", f"/api/v1/namespaces/{there.namespace}/pods")
+        assert [
+            one["metadata"]["name"] for one in listed["items"] if not one["metadata"].get("deletionTimestamp")
+        ] == []
+
+
+async def test_a_resource_quota_holds_pods_back_and_loses_none(tmp_path: Path) -> None:
+    """Two at a time by the server's quota, which the engine does not know."""
+    async with cluster() as there:
+        quota = {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
+        await there.ask("POST", f"/api/v1/namespaces/{there.namespace}/resourcequotas", quota)
+        inp = LogMetadataRepository("inp")
+        task = there.task("t", "sleep .1; echo $1", inp)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            for at in range(6):
+                await inp.dump(f"j{at}", {})
+            outcome = await pipeline.run(timeout=120)
+            assert outcome.failed == 0
+            for at in range(6):
+                assert await text(task.links["logs"].repo, f"j{at}") == f"j{at}\n"
+        if there.server is not None:
+            assert _most_at_once(there.server) <= 2
+
+
+def _most_at_once(server: Server) -> int:
+    live: set[str] = set()
+    most = 0
+    for change in server.storage.table(PODS).changes:
+        over = change.type == "DELETED" or change.found["status"]["phase"] in ("Succeeded", "Failed")
+        (live.discard if over else live.add)(change.found["metadata"]["name"])
+        most = max(most, len(live))
+    return most
+
+
+@fake_only
+async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs, ends and is removed while its start still waits to ask anew: the job is done, once."""
+    monkeypatch.setattr(starting, "PAUSE_SECONDS", (0.6, 0.6))
+    async with cluster() as there:
+        assert there.server is not None
+        there.server.faults.append(Fault("create", cut="after"))
+        inp = LogMetadataRepository("inp")
+        task = there.task("t", f"echo run >> {tmp_path}/runs", inp)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await inp.dump("a", {})
+            assert (await pipeline.run(timeout=30)).failed == 0
+            await asyncio.sleep(1.0)
+        assert there.server.counts["create pods"] == 1
+        assert (tmp_path / "runs").read_text() == "run\n"
+
+
+@fake_only
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_server_that_is_ill_costs_time_and_no_job(tmp_path: Path, seed: int) -> None:
+    """Refusals, lost answers, cut and torn watches, forgotten history: each job is run to its end by one pod."""
+    chance = random.Random(seed)
+    async with cluster() as there:
+        server = there.server
+        assert server is not None
+
+        made: list[str] = []
+
+        def see(change: Change) -> None:
+            if change.type == "ADDED":
+                made.append(change.found["metadata"]["annotations"]["datatask.io/job"])
+
+        server.storage.table(PODS).listeners.append(see)
+
+        async def disturb() -> None:
+            faults = (
+                lambda: too_many(2, retry_after=0),
+                lambda: broken(1, "create"),
+                lambda: broken(1, "list"),
+                lambda: Fault("create", cut="before"),
+                lambda: Fault("create", cut="after"),
+                lambda: Fault("delete", cut="after"),
+                lambda: Fault("patch", code=500, message="etcdserver: leader changed"),
+                lambda: Fault("watch", events=chance.randint(0, 5), torn=chance.random() < 0.5),
+                lambda: Fault("get", "pods/log", cut="before"),
+            )
+            for _ in range(10):
+                server.faults.append(chance.choice(faults)())
+                if chance.random() < 0.2:
+                    server.storage.compact(PODS)
+                await asyncio.sleep(0.05)
+
+        inp = LogMetadataRepository("inp")
+        task = there.task("t", "echo one $1; echo two", inp)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            for at in range(12):
+                await inp.dump(f"j{at}", {})
+            disturbing = asyncio.create_task(disturb())
+            outcome = await pipeline.run(timeout=60)
+            await disturbing
+            assert outcome.failed == 0
+            for at in range(12):
+                assert await text(task.links["logs"].repo, f"j{at}") == f"one j{at}\ntwo\n"
+        assert len(made) == len(set(made)) == 12
+        assert server.pods("space") == []
+
+
+FUNCTION = '''
+import json, pathlib
+from datatask import *
+
+podman = PodManager("e2e", "space", json.loads(pathlib.Path({config!r}).read_text()))
+inp, out = LogMetadataRepository("inp"), InProcessMetadataRepository(name="out")
+kube_done, func_done, logs = LogMetadataRepository("kd"), LogMetadataRepository("fd"), LogBlobRepository("logs")
+
+@KubeFunctionTask("double", podman, None, """
+kind: Pod
+spec:
+  containers:
+    - name: leader
+      image: any
+      command: [{python}, {script}, launch, "{{{{task}}}}", "{{{{job}}}}", --force, --sync]
+""", logs, kube_done, func_done)
+async def double(job, inp, out):
+    print("working on", job)
+    await out.dump(job, {{"twice": (await inp.info(job))["n"] * 2}})
+
+double.link("inp", inp, is_input=True)
+double.link("out", out, is_output=True)
+pipeline = Pipeline([double], Session(), log={log!r})
+if __name__ == "__main__":
+    main(pipeline)
+'''
+
+
+@fake_only
+async def test_a_function_runs_in_a_pod_by_the_same_script(tmp_path: Path) -> None:
+    """Its argument travels there, its result comes back, its output is the log."""
+    async with cluster(env={"PYTHONPATH": os.getcwd()}) as there:
+        assert there.server is not None
+        (tmp_path / "config.json").write_text(json.dumps(there.server.config()))
+        script = tmp_path / "main.py"
+        paths = {"config": str(tmp_path / "config.json"), "log": str(tmp_path / "log.db")}
+        script.write_text(
+            FUNCTION.format(**paths, python=json.dumps(sys.executable), script=json.dumps(str(script)))
+        )
+        has = runpy.run_path(str(script))
+        async with has["pipeline"] as pipeline:
+            await has["inp"].dump("a", {"n": 21})
+            await pipeline.run(timeout=60)
+            assert await has["out"].info("a") == {"twice": 42}
+            assert (await has["func_done"].info("a"))["result"] == "success"
+            assert (await has["kube_done"].info("a"))["node"] == "node1"
+            assert await text(has["logs"], "a") == "working on a\n"
