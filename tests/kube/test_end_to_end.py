@@ -37,7 +37,7 @@ from tests.kube.api.faults import broken, too_many
 from tests.kube.api.kubelet import running
 from tests.kube.api.storage import Change
 
-REAL = os.environ.get("DATATASK_TEST_KUBECONFIG")
+REAL = os.environ.get("DATATASK_TEST_KUBECONFIG") or None
 IMAGE = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
 TEMPLATE = """
 apiVersion: v1
@@ -61,7 +61,7 @@ class There:
     def __init__(self, namespace: str, server: Server | None) -> None:
         self.namespace = namespace
         self.server = server
-        self.location = {} if server is not None else {"kubeconfig": REAL}
+        self.location: dict[str, Any] = {"kubeconfig": REAL} if server is None else {}
 
     def manager(self) -> PodManager:
         """Return a manager of the cluster's pods."""
@@ -115,7 +115,7 @@ async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
     """What ends well goes on; what fails is told with its code; logs are kept, pods are not."""
     async with cluster() as there:
         inp = LogMetadataRepository("inp")
-        script = "echo first $1; echo err >&2; case $1 in j3) exit 3;; j4) kill -9 $$;; esac"
+        script = "echo first $1; echo err >&2; case $1 in j3) exit 3;; j4) exit 137;; esac"
         first = there.task("first", script, inp)
         second = there.task("second", "echo second $1", first.links["done"].repo)
         async with Pipeline([first, second], Session(), log=tmp_path / "log.db") as pipeline:

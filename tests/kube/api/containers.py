@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -60,9 +61,7 @@ class Container:
     def command(self) -> list[str]:
         """Return what is run; an image of its own has a shell that finds nothing to read."""
         said = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
-        for key, value in self.env.items():
-            said = [word.replace(f"$({key})", value) for word in said]
-        return [self._placed(word) for word in said] or ["sh"]
+        return [self._placed(expanded(word, self.env)) for word in said] or ["sh"]
 
     async def start(self) -> Object | None:
         """Start it; return the state of one that cannot be started."""
@@ -222,11 +221,17 @@ def environment(storage: Storage, pod: Object, spec: Object, base: Mapping[str, 
                 if found and ref["key"] in found:
                     env[one["name"]] = found[ref["key"]]
         if not source:
-            value = str(one.get("value") or "")
-            for key, known in env.items():
-                value = value.replace(f"$({key})", known)
-            env[one["name"]] = value
+            env[one["name"]] = expanded(str(one.get("value") or ""), env)
     return env
+
+
+def expanded(text: str, env: Mapping[str, str]) -> str:
+    """Return a text with `$(NAME)` replaced where there is such a variable, and `$$` by a dollar."""
+
+    def known(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else env.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\(([^)]+)\)", known, text)
 
 
 def _field(pod: Object, path: str) -> str:

@@ -134,7 +134,7 @@ class _Lines:
         self.follow = asked.is_set("follow")
         self.tail = asked.number("tailLines")
         self.left = asked.number("limitBytes")
-        self.since = asked.query.get("sinceTime", "")
+        self.since = _to_the_second(asked.query.get("sinceTime", ""))
         if (seconds := asked.number("sinceSeconds")) is not None:
             then = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
             self.since = then.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -235,3 +235,8 @@ def outcome(code: int) -> Object:
         "reason": "NonZeroExitCode",
         "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
     }
+
+
+def _to_the_second(time: str) -> str:
+    """Return a time as a kubelet takes it: what is finer than a second is left out."""
+    return f"{time[:19]}Z" if time else ""

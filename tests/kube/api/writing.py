@@ -62,6 +62,9 @@ class Writer:
             found = fresh
         self._complete(kind, found)
         validation.check(found, kind)
+        if kind == PODS:
+            self.admission.pod(found, asked.namespace)
+            found["status"] = {"phase": "Pending", "qosClass": validation.quality(found)}
         if self.storage.find(kind, asked.namespace, name) is not None:
             raise Refusal(
                 409,
@@ -69,9 +72,6 @@ class Writer:
                 "AlreadyExists",
                 details={"name": name, "kind": kind.plural},
             )
-        if kind == PODS:
-            self.admission.pod(found, asked.namespace)
-            found["status"] = {"phase": "Pending", "qosClass": validation.quality(found)}
         if asked.is_dry:
             return {**found, "metadata": {**metadata, "uid": "dry", "creationTimestamp": now()}}, unknown
         made = self.storage.create(kind, found)
