@@ -308,7 +308,7 @@ async def test_no_process_outlives_its_pod_or_the_kubelet(tmp_path: Path) -> Non
     """Children and grandchildren are killed, files are removed."""
     async with node() as there:
         for name in ("one", "two"):
-            script = f"echo $$ > {tmp_path}/{name}; (sleep 60 & echo $! > {tmp_path}/{name}-child; wait)"
+            script = f"echo $$$$ > {tmp_path}/{name}; (sleep 60 & echo $! > {tmp_path}/{name}-child; wait)"
             await there.make(name, script)
         async with asyncio.timeout(5):
             while not all(
