@@ -69,7 +69,7 @@ async def end_of(task: KubeTask, *, stop: Any = None) -> tuple[Ended, Any]:
     [
         ("[sh, -c, 'echo out; echo err >&2']", "", "succeeded", 0, ""),
         ("[sh, -c, 'echo out; echo err >&2; exit 3']", "", "failed", 3, "ExitCode"),
-        ("[sh, -c, 'echo out; echo err >&2; kill -9 $$']", "", "failed", 137, "ExitCode"),
+        ("[sh, -c, 'echo out; echo err >&2; exit 137']", "", "failed", 137, "ExitCode"),
         ("[/no/such]", "", "refused", 128, "StartError"),
         (
             "[sh, -c, 'echo out; echo err >&2; sleep 60']",
