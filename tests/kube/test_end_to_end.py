@@ -29,7 +29,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute.kube import starting
+from datatask.adapters.execute.kube import runner, starting
 from datatask.adapters.execute.kube.connecting import Cluster, Location
 from tests.kube.api import Fault, Server, serve
 from tests.kube.api.deleting import PODS
@@ -173,6 +173,7 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
 ) -> None:
     """It runs, ends and is removed while its start still waits to ask anew: the job is done, once."""
     monkeypatch.setattr(starting, "PAUSE_SECONDS", (0.6, 0.6))
+    monkeypatch.setattr(runner, "DELAYED_SECONDS", 4.0)
     async with cluster() as there:
         assert there.server is not None
         there.server.faults.append(Fault("create", cut="after"))
@@ -182,14 +183,23 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
             await inp.dump("a", {})
             assert (await pipeline.run(timeout=30)).failed == 0
             await asyncio.sleep(1.0)
+            assert len(there.server.pods(there.namespace)) == 1, (
+                "its name is taken for as long as a create could still come"
+            )
+            async with asyncio.timeout(10):
+                while there.server.pods(there.namespace):
+                    await asyncio.sleep(0.05)
         assert there.server.counts["create pods"] == 1
         assert (tmp_path / "runs").read_text() == "run\n"
 
 
 @fake_only
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_server_that_is_ill_costs_time_and_no_job(tmp_path: Path, seed: int) -> None:
+async def test_a_server_that_is_ill_costs_time_and_no_job(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refusals, lost answers, cut and torn watches, forgotten history: each job is run to its end by one pod."""
+    monkeypatch.setattr(runner, "DELAYED_SECONDS", 0.0)  # this server delays nothing
     chance = random.Random(seed)
     async with cluster() as there:
         server = there.server

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Iterable
 
 from datatask.adapters.execute.endings import stopped_ending
@@ -21,6 +22,7 @@ from datatask.adapters.execute.kube.logs import PodLogs
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.recipes import Recipe
 from datatask.adapters.execute.kube.sharing import Shared
+from datatask.adapters.execute.kube.starting import DELAYED_SECONDS
 from datatask.adapters.execute.kube.verdicts import containers_over, is_running, times, verdict
 from datatask.adapters.execute.kube.waiting import Run
 from datatask.engine.binding import RunContext, current_run
@@ -335,11 +337,23 @@ class KubeRunner(Collecting):
         self.shared.runs.discard(found.spec.identity)
         if found.logs is not None:
             found.logs.close()
-        pod = self.shared.watch.known.get(found.name)
+        pod, late = self.shared.watch.known.get(found.name), self._late(found)
         if pod is not None and names.identity_of(pod) == found.spec.identity:
-            self.shared.discard(pod)
-        elif found.asked and found.uid == "":
+            if late > 0:
+                self.shared.discard_later(pod, late)
+            else:
+                self.shared.discard(pod)
+        elif found.asked and (found.uid == "" or late > 0):
             self.shared.discard_name(found.name)
+
+    def _late(self, run: Run) -> float:
+        """Return for how many seconds a create of ours may still arrive: so long the pod that is over keeps its name."""
+        if run.work is not None:
+            run.work.cancel()
+            return DELAYED_SECONDS
+        if run.unanswered is None:
+            return 0.0
+        return run.unanswered + DELAYED_SECONDS - time.monotonic()
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let go: what is not handed to the cluster yet is never started, what runs goes on."""

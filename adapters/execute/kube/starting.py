@@ -109,6 +109,8 @@ class Starting(Waiting):
                         return found
                     continue
                 run.asked = refusal.code == 0 or refusal.code >= 500
+                if run.asked:
+                    run.unanswered = time.monotonic()
                 self.notice(run, "pending", refusal.reason, refusal.words)
                 if refusal.again == "never":
                     raise _refused(refusal)

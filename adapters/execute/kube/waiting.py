@@ -44,6 +44,7 @@ class Run:
         "told",
         "trouble",
         "uid",
+        "unanswered",
         "waiter",
         "work",
     )
@@ -60,6 +61,7 @@ class Run:
         self.reads: dict[str, int] | None = None
         self.trouble: tuple[str, float, asyncio.TimerHandle | None] | None = None
         self.noticed = ""
+        self.unanswered: float | None = None
         self.asked = self.recovering = self.started = self.settled = False
         self.silent = self.ended = self.told = False
 
