@@ -6,6 +6,7 @@ A million jobs in all, over four seeds that stay as they are. Lq and Wq by Erlan
 
 from __future__ import annotations
 
+from functools import partial
 from math import factorial
 
 import pytest
@@ -23,6 +24,7 @@ from datatask.schema.definition import (
     TaskDef,
 )
 from datatask.simulation import Arrivals, Constant, Distribution, Exponential, Scenario, TaskScenario
+from tests.unmeasured import unmeasured
 
 SEEDS = (1, 2, 3, 4)
 JOBS = 1_000_000
@@ -54,17 +56,24 @@ def counter(servers: int) -> PipelineDef:
 
 def mean_wait(servers: int, service: Distribution, load: float, jobs: int) -> float:
     """The mean wait in seconds over all seeds; a service takes one second on average."""
-    waits = []
-    for seed in SEEDS:
-        scenario = Scenario(
+    scenarios = [
+        Scenario(
             jobs=jobs,
             arrivals=Arrivals("poisson", per_second=load * servers),
             default=TaskScenario(duration=service),
             seed=seed,
         )
-        result = simulate(counter(servers), scenario, keep_runs=False)
-        waits.append(result.summaries[0].tasks["serve"].wait_mean)
+        for seed in SEEDS
+    ]
+    with unmeasured(2) as pool:
+        waits = list(pool.map(partial(waited, counter(servers)), scenarios))
     return sum(waits) / len(waits)
+
+
+def waited(definition: PipelineDef, scenario: Scenario) -> float:
+    """The mean wait of one simulation."""
+    result = simulate(definition, scenario, keep_runs=False)
+    return result.summaries[0].tasks["serve"].wait_mean
 
 
 def erlang_wait(servers: int, load: float) -> float:
