@@ -309,10 +309,10 @@ steps = st.lists(st.tuples(st.sampled_from([0, 0, 1, 400, 1000, -1]), texts), ma
 def test_a_log_has_no_gaps_and_no_repeats_wherever_it_is_cut(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, bytes]], cuts: list[int], parts: int
 ) -> None:
-    """Times may stand still, and go back a little between two streams of one container."""
+    """Times may stand still, and go back within a second: streams are asked for anew by whole seconds."""
     now, timed = 5000, []
     for step, text in steps:
-        now = max(0, now + step)
+        now = max(now - now % 1000, now + step)
         timed.append((now, text))
     container = Container(timed)
     lines = Lines(tmp_path_factory.mktemp("log", numbered=True) / "log")
