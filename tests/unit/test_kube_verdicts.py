@@ -326,6 +326,21 @@ def test_a_log_has_no_gaps_and_no_repeats_wherever_it_is_cut(
     lines.close()
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a stream is asked for anew from the second of its last line, never before it"
+)
+def test_a_line_of_the_second_before_is_not_missed_where_the_stream_was_cut(tmp_path: Path) -> None:
+    container = Container([(5000, b""), (4999, b"late")])
+    lines = Lines(tmp_path / "log")
+    for cut in (32, None):
+        lines.begin()
+        lines.feed(container.answer(lines.since)[:cut])
+        lines.cut()
+    content = lines.content()
+    lines.close()
+    assert content == container.whole()
+
+
 def test_a_log_moves_into_a_file_when_it_grows_and_long_lines_are_not_held(tmp_path: Path) -> None:
     """The last line may lack its newline."""
     lines = Lines(tmp_path / "log")
