@@ -1,13 +1,17 @@
 """One container's log as it arrives: stripped of timestamps, without gaps or repeats however often the stream breaks.
 
 In: parts of a log stream that was asked for with timestamps. Out: the container's own bytes, in memory while they are few,
-then in a file. A broken stream is asked for anew `since` the second of the latest line; the server then repeats what it
-has from that second on, of which as many lines are skipped as were taken before. A line that was cut is taken back and
+then in a file. The server is asked by whole seconds, and writers of one container may stamp a line a little earlier than the
+one above it; so a broken stream is asked for anew `since` the second before that of the latest time, and of what the
+server then repeats as many lines are skipped as were taken of these two seconds. A line that was cut is taken back and
 comes again whole. Memory is bounded whatever the length of lines and logs.
 """
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +19,14 @@ IN_MEMORY_BYTES = 32 * 1024
 HEAD_BYTES_MAX = 64
 SECOND_CHARACTERS = 19
 """Of `2026-11-23T01:51:14.085767642Z`."""
+_TIME = re.compile(rb"[0-9]{4}-(0[1-9]|1[0-2])-([0-2][0-9]|3[01])T[0-2][0-9]:[0-5][0-9]:[0-5][0-9][.Z+-]")
 
 
 class Lines:
     """The log of one container so far. Use `begin`, `feed`…, `cut` for each stream; `finish` after the last one."""
 
     __slots__ = (
+        "_before",
         "_counted",
         "_file",
         "_head",
@@ -49,33 +55,34 @@ class Lines:
         self._second = ""
         self._zone = "Z"
         self._counted = 0
+        self._before = 0
         self._skip = 0
         self._skipping = False
-        self._undo = "", "", 0, 0
+        self._undo = self._mark()
 
     # --- streams ----------------------------------------------------------------------------------
 
     @property
     def since(self) -> str:
         """The time to go on from, RFC 3339 to the second; the empty string before the first line."""
-        return f"{self._second}{self._zone}" if self._second else ""
+        return f"{_second_before(self._second)}{self._zone}" if self._second else ""
 
     def begin(self) -> None:
         """A stream from `since` on is about to come."""
         self._head, self._inside, self._skipping = b"", False, False
-        self._skip = self._counted
+        self._skip = self._before + self._counted
         if self._memory is None and self._file is None:
             self._file = self.path.open("r+b")
 
     def feed(self, data: bytes) -> None:
         """Take the next part; `OSError` when the disk has no room, after which `cut` makes it as it was."""
-        before = self._last, self._second, self._counted, self._skip
+        mark = self._mark()
         inside, began, undo, skipping = self._inside, self._line_began, self._undo, self._skipping
         size = self.size
         try:
             self._feed(data)
         except OSError:
-            self._last, self._second, self._counted, self._skip = before
+            self._back_to(mark)
             self._inside, self._line_began, self._undo, self._skipping = inside, began, undo, skipping
             self.size, self._head = size, b""
             raise
@@ -108,10 +115,9 @@ class Lines:
             self._head = rest
             return
         self._line_began = self.size
-        before = self._last, self._second, self._counted, self._skip
+        self._undo = self._mark()
         self._skipping = not self._is_new(stamp if space else b"")
         self._inside = True
-        self._undo = before
         if not self._skipping:
             self._write([text if space and _is_time(stamp) else rest])
 
@@ -120,7 +126,7 @@ class Lines:
         if self._inside:
             if not self._skipping:
                 self._shorten(self._line_began)
-            self._last, self._second, self._counted, self._skip = self._undo
+            self._back_to(self._undo)
         self._inside, self._head = False, b""
         self._close()
 
@@ -150,12 +156,21 @@ class Lines:
         self._skip = 0
         second = time[:SECOND_CHARACTERS]
         if second > self._second:
+            self._before = self._counted if self._second == _second_before(second) else 0
             self._second, self._counted = second, 1
             self._zone = _zone(time)
         elif second == self._second:
             self._counted += 1
+        elif second == _second_before(self._second):
+            self._before += 1
         self._last = max(self._last, time)
         return True
+
+    def _mark(self) -> tuple[str, str, int, int, int]:
+        return self._last, self._second, self._counted, self._before, self._skip
+
+    def _back_to(self, mark: tuple[str, str, int, int, int]) -> None:
+        self._last, self._second, self._counted, self._before, self._skip = mark
 
     # --- bytes ------------------------------------------------------------------------------------
 
@@ -222,7 +237,13 @@ class Lines:
 
 
 def _is_time(stamp: bytes) -> bool:
-    return len(stamp) >= SECOND_CHARACTERS + 1 and stamp[4:5] == b"-" and stamp[10:11] == b"T"
+    return _TIME.match(stamp) is not None
+
+
+@lru_cache(maxsize=64)
+def _second_before(second: str) -> str:
+    """Return the second before one: `2026-11-23T01:51:13` of `2026-11-23T01:51:14`."""
+    return (datetime.fromisoformat(second) - timedelta(seconds=1)).isoformat()
 
 
 def _zone(time: str) -> str:
