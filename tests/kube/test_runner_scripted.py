@@ -670,6 +670,26 @@ async def test_a_server_that_is_away_makes_runs_unreachable_and_ends_none(
     assert [type(fact) for fact in facts.all] == [Started, Unreachable, Reachable, Ended]
 
 
+async def test_a_node_that_is_silent_makes_its_run_unreachable_until_it_answers() -> None:
+    """The cluster says so on the pod alone; a probe that fails is no silence."""
+    ready_, unready = {"type": "Ready", "status": "True"}, {"type": "Ready", "status": "False"}
+    containers = {"type": "ContainersReady", "status": "True"}
+    async with ready(logs=False) as (api, runner, facts):
+        name = await running(api, runner, facts, 1)
+        probed = {**unready, "reason": "ContainersNotReady"}
+        await api.change(name, conditions=[probed, {**containers, "status": "False"}])
+        await api.change(name, conditions=[unready, containers])
+        told = await facts.first(1, Unreachable)
+        assert "node node1 does not answer" in told.message
+        await api.change(name, conditions=[ready_, containers])
+        await facts.first(1, Reachable)
+        await api.change(name, conditions=[unready, containers])
+        await until(lambda: len(facts.of(1, Unreachable)) == 2)
+        await api.end(name)
+        assert (await facts.end(1)).ending.outcome == "succeeded"
+    assert [type(fact) for fact in facts.all] == [Started, Unreachable, Reachable, Unreachable, Ended]
+
+
 @pytest.mark.parametrize(
     ("code", "words"), [(401, "log in again"), (403, "docs/kubernetes.md has the manifest")]
 )

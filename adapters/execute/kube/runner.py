@@ -23,7 +23,7 @@ from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.recipes import Recipe
 from datatask.adapters.execute.kube.sharing import Shared
 from datatask.adapters.execute.kube.starting import DELAYED_SECONDS
-from datatask.adapters.execute.kube.verdicts import containers_over, is_running, times, verdict
+from datatask.adapters.execute.kube.verdicts import containers_over, is_running, node_is_silent, times, verdict
 from datatask.adapters.execute.kube.waiting import Run
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
@@ -277,6 +277,7 @@ class KubeRunner(Collecting):
             self.over(run, pod, found, gone=orphan)
             return
         run.settled = run.settled or containers_over(pod)
+        self._hear(run, pod)
         self.wait_for_start(run, pod)
 
     def on_gone(self, name: str, last: Pod | None) -> None:
@@ -321,9 +322,22 @@ class KubeRunner(Collecting):
     def on_contact(self) -> None:
         """The server answers again."""
         for run in self.runs.values():
-            if not run.told and run.silent:
+            pod = self.shared.watch.known.get(run.name)
+            if not run.told and run.silent and not (pod and node_is_silent(pod)):
                 run.silent = False
                 self._sink(Reachable(run.spec.run, self.shared.where))
+
+    def _hear(self, run: Run, pod: Pod) -> None:
+        """The server answers; the pod's node may not."""
+        silent = node_is_silent(pod)
+        where = pod.spec.node_name or self.shared.where
+        if silent and not run.silent:
+            run.silent = True
+            message = f"node {where} does not answer: the cluster has not heard of it for a while"
+            self._sink(Unreachable(run.spec.run, where, message))
+        elif run.silent and not silent and not self.shared.watch.is_silent:
+            run.silent = False
+            self._sink(Reachable(run.spec.run, where))
 
     # --- letting go -------------------------------------------------------------------------------
 

@@ -123,6 +123,18 @@ def is_running(pod: Pod) -> bool:
     )
 
 
+def node_is_silent(pod: Pod) -> bool:
+    """Whether the control plane hears nothing of the pod's node: it makes the pod unready, and the containers stay ready.
+
+    That is all it writes until it evicts (Kubernetes' node lifecycle controller, MarkPodsNotReady); a probe that fails
+    or a readiness gate would give its reason.
+    """
+    ready, containers = pod.condition("Ready"), pod.condition("ContainersReady")
+    if ready is None or containers is None:
+        return False
+    return ready.status == "False" and not ready.reason and containers.status == "True"
+
+
 def trouble(pod: Pod) -> Trouble | None:
     """Return what keeps the pod from starting, if anything is told."""
     if pod.status.phase not in ("Pending", ""):
