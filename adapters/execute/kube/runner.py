@@ -23,7 +23,13 @@ from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.recipes import Recipe
 from datatask.adapters.execute.kube.sharing import Shared
 from datatask.adapters.execute.kube.starting import DELAYED_SECONDS
-from datatask.adapters.execute.kube.verdicts import containers_over, is_running, node_is_silent, times, verdict
+from datatask.adapters.execute.kube.verdicts import (
+    containers_over,
+    is_running,
+    node_is_silent,
+    times,
+    verdict,
+)
 from datatask.adapters.execute.kube.waiting import Run
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
