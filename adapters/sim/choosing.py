@@ -142,10 +142,12 @@ class Choosing:
         if room <= 0:
             return chosen, self._held(waiting, self._short(amounts, used, limits)), wake
         if room == 1:
-            head = first.line.head
+            line = first.line
+            head = line.head
             first.open_runs += 1
-            chosen.append((first, (oldest, first.line.jobs[head], first.index, head)))
-            if first.line.after(head + 1) < 0:
+            chosen.append((first, (oldest, line.jobs[head], first.index, head)))
+            more = head + 1 < line.size if line.usual else line.after(head + 1) >= 0
+            if not more:
                 waiting ^= first.bit
         else:
             waiting = self._oldest(min(room, BOUND), chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf
+from math import inf, log
 
 from datatask.adapters.sim.chance import Chance
 from datatask.adapters.sim.exact import exp, ln, normal
@@ -118,6 +118,25 @@ class Exponential(Distribution):
 
     def seconds(self, u: float) -> float:
         return -self.average * ln(1.0 - u)
+
+    def sampler(self, chance: Chance) -> Sampler:
+        return self._ahead(chance).__next__
+
+    def _ahead(self, chance: Chance) -> Iterator[int]:
+        """Draw by the platform's logarithm, and by the exact one where an error in its last digits could show."""
+        scale = -self.average * SECOND
+        doubt = min(0.5, max(1e-6, -scale * 1e-13))
+        low, high, exact = doubt, 1.0 - doubt, self.seconds
+        while True:
+            drawn = []
+            for _ in range(AHEAD):
+                u = chance()
+                nanoseconds = log(1.0 - u) * scale + 0.5
+                if low < nanoseconds % 1.0 < high:
+                    drawn.append(int(nanoseconds))
+                else:
+                    drawn.append(int(exact(u) * SECOND + 0.5))
+            yield from drawn
 
     @property
     def mean(self) -> float:

@@ -95,7 +95,8 @@ class Logged:
             due = min(heap[0][0] if heap else NEVER, wake, arrival[0] if arrival else NEVER)
             if due >= model.until or len(self.records) >= model.runs_max:
                 self.finished = due >= NEVER
-                break
+                self.records.flush()
+                return
             self._move_to(due)
             while arrival is not None and arrival[0] <= self.now:
                 self._arrive(arrival[1], arrival[2])

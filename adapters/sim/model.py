@@ -182,10 +182,18 @@ def parent(job: str) -> str:
     return head if dash and tail.isdigit() and head else job
 
 
+COLUMNS = 9
+RECENT_MAX = 2048 * COLUMNS
+
+
 class Records:
-    """What became of the runs, in columns: 48 bytes each. Times are nanoseconds; `ready` and `run` are positions."""
+    """What became of the runs, in columns: 48 bytes each. Times are nanoseconds; `ready` and `run` are positions.
+
+    The latest ones stand in a list, row after row, for the columns take many at once faster: `flush` before reading.
+    """
 
     def __init__(self) -> None:
+        self._recent: list[int] = []
         self.run = array("q")
         self.task = array("H")
         self.job = array("I")
@@ -198,26 +206,32 @@ class Records:
         self.where: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self.run)
+        return len(self.run) + len(self._recent) // COLUMNS
+
+    def flush(self) -> None:
+        """Take the latest runs into the columns."""
+        rows = self._recent
+        columns = (
+            *(self.run, self.task, self.job, self.attempt),
+            *(self.ready_at, self.decided_at, self.started_at, self.ended_at, self.outcome),
+        )
+        for index, column in enumerate(columns):
+            column.fromlist(rows[index::COLUMNS])
+        rows.clear()
 
     def adder(self) -> Callable[[SimRun, int], None]:
         """Return the function that remembers a run that is over now."""
-        run_, task, job, attempt = self.run.append, self.task.append, self.job.append, self.attempt.append
-        ready_at, decided_at = self.ready_at.append, self.decided_at.append
-        started_at, ended_at, outcome = self.started_at.append, self.ended_at.append, self.outcome.append
-        where, numbers = self.where, self.run
+        recent, where, flush = self._recent, self.where, self.flush
+        keep = recent.extend
 
         def add(run: SimRun, now: int) -> None:
             if run.where:
-                where[len(numbers)] = run.where
-            run_(run.run)
-            task(run.task)
-            job(run.job)
-            attempt(run.attempt)
-            ready_at(run.ready_at)
-            decided_at(run.decided_at)
-            started_at(run.started_at or now)
-            ended_at(now)
-            outcome(run.fate)
+                where[len(self)] = run.where
+            begun = run.started_at or now
+            keep(
+                (run.run, run.task, run.job, run.attempt, run.ready_at, run.decided_at, begun, now, run.fate)
+            )
+            if len(recent) >= RECENT_MAX:
+                flush()
 
         return add

@@ -15,7 +15,7 @@ SPENT_MAX = 4096
 class Line:
     """One queue. Indexes hold until `tidy`; while it is `usual`, nobody has left out of turn."""
 
-    __slots__ = ("_places", "gone", "head", "jobs", "positions", "size", "times", "usual")
+    __slots__ = ("_places", "gone", "head", "jobs", "positions", "size", "tidy_at", "times", "usual")
 
     def __init__(self) -> None:
         self.jobs = array("I")
@@ -23,6 +23,7 @@ class Line:
         self.times = array("q")
         self.head = 0
         self.size = 0
+        self.tidy_at = SPENT_MAX
         self.usual = True
         self.gone: set[int] = set()
         self._places: dict[int, int] | None = None
@@ -38,6 +39,15 @@ class Line:
         self.size += 1
         if self._places is not None:
             self._places[job] = position
+
+    def push_all(self, jobs: range, positions: range, at: int) -> None:
+        """Add jobs that do not wait here, in this order."""
+        self.jobs.extend(jobs)
+        self.positions.extend(positions)
+        self.times.extend(array("q", (at,)) * len(jobs))
+        self.size += len(jobs)
+        if self._places is not None:
+            self._places.update(zip(jobs, positions, strict=True))
 
     def after(self, index: int) -> int:
         """Return the first live index from `index` on, or -1."""
@@ -84,12 +94,13 @@ class Line:
             self.head += 1
 
     def tidy(self) -> None:
-        """Give back the room of those that are gone; indexes change."""
-        if self.head > SPENT_MAX and self.head * 2 > len(self.positions):
+        """Give back the room of those that are gone, when they are half of all; indexes change."""
+        if self.head > SPENT_MAX and self.head * 2 > self.size:
             for column in (self.jobs, self.positions, self.times):
                 del column[: self.head]
             self.size -= self.head
             self.head = 0
+        self.tidy_at = max(SPENT_MAX, self.size // 2)
 
     def entries(self) -> Iterator[tuple[int, int, int]]:
         """Yield (job, position, time) of the waiting ones, in order."""

@@ -31,7 +31,6 @@ from datatask.adapters.sim.model import (
     output,
 )
 from datatask.adapters.sim.opening import opened
-from datatask.adapters.sim.queues import SPENT_MAX
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.moves import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
@@ -151,7 +150,7 @@ class Quick:
         """Step until nothing is due any more, or the model's `until` or `runs_max` is reached."""
         heap, arrivals, deadlines = self.heap, self.model.arrivals, self._deadlines
         heappop, ended, decide, until = heapq.heappop, self._ended, self._decide, self.model.until
-        runs, runs_max = self.records.run, self.model.runs_max
+        runs, runs_max = self.records, self.model.runs_max  # no more runs than positions
         nothing = (NEVER, 0, 0)
         arrival_at, first, count = next(arrivals, nothing)
         wake, before = NEVER, self.position
@@ -165,8 +164,9 @@ class Quick:
                 now = deadlines[0][0]
             if self.position != before:
                 self.last_at, before = self.now, self.position
-            if now >= until or len(runs) >= runs_max:
+            if now >= until or (before >= runs_max and len(runs) >= runs_max):
                 self.finished = now >= NEVER
+                runs.flush()
                 return
             if now < self.now:
                 now = self.now
@@ -227,12 +227,39 @@ class Quick:
             self._grow(first + count)
         entries_of, batch, names = self.model.entries_of, self._batch, self.model.names
         self.arrived = first + count
+        if entries_of is None and count > 1:
+            self._arrive_alike(first, count)
+            return
         for job in range(first, first + count):
             batch(job, ARRIVED if entries_of is None else self._key_of_entries(entries_of(names[job])))
 
+    def _arrive_alike(self, first: int, count: int) -> None:
+        """Let jobs come of which nothing is known yet: the same happens to each, so whole columns are written."""
+        move = self._batch(first, ARRIVED)
+        following, events, cells, deleted, versions, ops, _, _ = move
+        assert not deleted, "who has never been anywhere is deleted nowhere"
+        begin, more = self.position + 1, count - 1
+        jobs = slice(first + 1, first + count)
+        for column, offset in cells:
+            column[jobs] = array("q", range(begin + offset, begin + offset + more * events, events))
+        for column, version in versions:
+            column[jobs] = array(column.typecode, (version,)) * more
+        for what, index, number in ops:
+            lane = self.lanes[index]
+            if what == PUSH:
+                at = begin + number
+                lane.line.push_all(
+                    range(first + 1, first + count), range(at, at + more * events, events), self.now
+                )
+            else:
+                assert what == COUNT
+                lane.task.episode_count[jobs] = array("I", (number,)) * more
+        self.places[jobs] = [following] * more
+        self.position += more * events
+
     def begin(self, run: SimRun) -> None:
         """A run has begun at its target: one event."""
-        if run.over:
+        if run.run not in self.open:
             return
         run.started_at = self.now
         self.position += 1
@@ -244,10 +271,8 @@ class Quick:
 
     def _ended(self, run: SimRun) -> None:
         """A run is over at its target: its outputs, its end, and what follows from it."""
-        if run.over:
+        if self.open.pop(run.run, None) is None:
             return
-        run.over = True
-        del self.open[run.run]
         lane, fate, job = self.lanes[run.task], run.fate, run.job
         if fate == 0 and run.fill == 0 and run.attempt == 1:
             key = lane.usual_key
@@ -255,8 +280,9 @@ class Quick:
             key = self._end_key(lane, fate, run.fill, run.attempt, run.lost)
         move = self._batch(job, key)
         chance = 0.5
-        for _ in range(move[6]):
-            chance = self._chance()
+        if move[6]:
+            for _ in range(move[6]):
+                chance = self._chance()
         lane.open_runs -= 1
         quota = lane.quota
         if quota is not None:
@@ -271,6 +297,7 @@ class Quick:
             self._retry(lane, run, chance)
         self._record(run, self.now)
         if not self._in_plain:
+            run.over = True
             self.world.ended(run)
 
     def _retry(self, lane: Lane, run: SimRun, chance: float) -> None:
@@ -317,15 +344,18 @@ class Quick:
     def _launch(self, chosen: list[tuple[Lane, Head]], now: int) -> None:
         """Let the round's decisions happen, one event each, and hand the runs to the world."""
         runs: list[SimRun] = []
+        untidy = False
         for lane, (ready, job, task, index) in chosen:
             number = self.position + 1
             if index >= 0:
                 line = lane.line
                 run = SimRun(number, task, job, 1, 0, line.times[index], now, ready)
                 if index == line.head and line.usual:
-                    line.head += 1
+                    line.head = index + 1
                 else:
                     line.take(index)
+                if index > line.tidy_at:
+                    untidy = True
                 self._batch(job, lane.first_key)
             else:
                 episode = lane.between.pop(job)
@@ -334,8 +364,8 @@ class Quick:
                 self._batch(job, lane.retry_key)
             self.open[number] = run
             runs.append(run)
-        for lane in self.lanes:
-            if lane.line.head > SPENT_MAX:
+        if untidy:
+            for lane in self.lanes:
                 lane.line.tidy()
         if self._in_plain:
             self._start_in_plain(runs, now)
@@ -345,17 +375,16 @@ class Quick:
 
     def _start_in_plain(self, runs: list[SimRun], now: int) -> None:
         """Do what `Plain.start` does, and `begin`, for runs of which nothing but the duration is open."""
-        heap, lanes, pushed = self.heap, self.lanes, self._pushed
+        heap, lanes, pushed, heappush = self.heap, self.lanes, self._pushed, heapq.heappush
         for run in runs:
             lane = lanes[run.task]
             if lane.usual:
-                run.duration = duration = lane.duration()
                 run.started_at = now
                 self.position += 1
                 if now >= self._mark_at:
                     self._mark(self.position)
                 pushed += 1
-                heapq.heappush(heap, (now + duration, pushed, ENDED, run))
+                heappush(heap, (now + lane.duration(), pushed, ENDED, run))
             else:
                 self._pushed = pushed
                 self.world.start(run)

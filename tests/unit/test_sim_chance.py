@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import pytest
 
+from datatask.adapters.sim import distributions
 from datatask.adapters.sim.chance import stream
 from datatask.adapters.sim.distributions import (
     Constant,
@@ -75,6 +76,25 @@ def test_what_was_drawn_once_is_drawn_for_ever() -> None:
         "Weibull": DRAWN_WEIBULL,
         "Empirical": DRAWN_EMPIRICAL,
     }
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 0.01, 1.0, 37.5, 3600.0, 1e6])
+def test_the_platforms_logarithm_changes_no_draw(seconds: float) -> None:
+    """However small or large: where it could show, the exact one is taken."""
+    kind, chance = Exponential(seconds), stream(7, 0, "task", "duration")
+    draw = kind.sampler(stream(7, 0, "task", "duration"))
+    assert all(draw() == int(kind.seconds(chance()) * 1e9 + 0.5) for _ in range(20_000))
+
+
+def test_a_logarithm_that_errs_in_its_last_digits_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of other platforms may."""
+    rough = Random(3)
+    monkeypatch.setattr(
+        distributions, "log", lambda x: math.log(x) * (1 + rough.choice((-8, -3, 3, 8)) * 2.0**-53)
+    )
+    kind, chance = Exponential(100.0), stream(7, 0, "task", "duration")
+    draw = kind.sampler(stream(7, 0, "task", "duration"))
+    assert all(draw() == int(kind.seconds(chance()) * 1e9 + 0.5) for _ in range(50_000))
 
 
 def test_streams_differ_by_each_of_their_names() -> None:
