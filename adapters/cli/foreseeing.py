@@ -1,8 +1,9 @@
 """The time that a running pipeline has left, worked out beside it.
 
 In: the place of the log that the engine writes. Out: `Foreseen`, told anew from time to time. Another process simulates
-what is left (`simulate --continue`), at the lowest priority, and rests a hundred times as long as cores worked: the engine
-does not feel it. Where it cannot tell (no run has ended yet, nothing can go on), nothing is told.
+what is left (`simulate --continue`), at the lowest priority, in an eighth of the memory, and rests a hundred times as
+long as cores worked: the engine does not feel it. Where it cannot tell (no run has ended yet, nothing can go on, too large
+a log), nothing is told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -25,6 +27,8 @@ REST_FACTOR = 100
 REPLICATIONS = 5
 WORTH_SECONDS = 4.0
 LOWEST_PRIORITY = 19
+MEMORY_SHARE = 8
+"""Each of its processes may take one part in so many of the machine's memory."""
 
 
 class Foreseen(NamedTuple):
@@ -74,6 +78,8 @@ async def _simulated(log: Path, began: float) -> Foreseen | None:
     try:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
+            share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY_SHARE
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (share, share))
         told, _ = await process.communicate()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +82,17 @@ async def test_who_is_called_off_takes_its_helpers_along(
     await asyncio.gather(beside, return_exceptions=True)
     while is_going(int(said.read_text())):
         await asyncio.sleep(0.02)
+
+
+async def test_what_would_take_too_much_memory_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than to take it from the runs."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    greedy = f"import sys; sys.stdin.read(); bytearray({total // 4})"
+    monkeypatch.setattr(foreseeing, "_command", lambda log: [sys.executable, "-c", greedy])
+    found = await foreseeing._simulated(tmp_path / "log.db", 0.0)
+    assert found is None
 
 
 def is_going(pid: int) -> bool:
