@@ -12,6 +12,8 @@ import pytest
 from tests.crash.harness import effects, given_up, losses, memberships
 from tests.crash.shop import lay_out
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 300
 JOBS = 420

@@ -20,6 +20,8 @@ import datatask
 from datatask.engine import observing
 from datatask.engine.repositories import repository
 
+pytestmark = pytest.mark.long
+
 observing.PATIENCE_SECONDS, observing.LATE_SECONDS, observing.LISTING_SECONDS_MAX = {patience}, {late}, {most}
 repository.NAMES_MAX, observing.SAID_SECONDS = 30_000, 0
 HERE = Path(__file__).parent

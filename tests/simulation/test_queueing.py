@@ -26,6 +26,8 @@ from datatask.schema.definition import (
 from datatask.simulation import Arrivals, Constant, Distribution, Exponential, Scenario, TaskScenario
 from tests.unmeasured import unmeasured
 
+pytestmark = pytest.mark.long
+
 SEEDS = (1, 2, 3, 4)
 JOBS = 1_000_000
 TOLERANCE = 0.02

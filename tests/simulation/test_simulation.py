@@ -16,9 +16,12 @@ from tests.simulation.many import many, shrink
 from tests.simulation.mutants import MUTANTS, no_backoff
 from tests.simulation.plans import draw
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"  # what a dead engine leaves behind is never awaited
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"  # what a dead engine leaves behind is never awaited
+    ),
+]
 LIVES = 20_000
 MUTANT_LIVES = 500
 
