@@ -23,13 +23,20 @@ Chosen = tuple[list[tuple[Lane, Head]], dict[str, str], int]
 
 
 class Choosing:
-    """Chooses among the waiting jobs of these lanes; `places` tell what each job is in."""
+    """Chooses among the waiting jobs of these lanes; `places` tell what each job is in.
+
+    Where all tasks are `alike`, the open runs are counted in `running`, from which the caller takes those that end, and
+    the quota's amounts are left as they are; elsewhere the caller gives them back.
+    """
 
     def __init__(self, lanes: list[Lane], state: State, places: list[Place]) -> None:
         self._lanes, self._state, self._places = lanes, state, places
         self._shared = self._one_quota()
-        self._helds: dict[tuple[int, str], dict[str, str]] = {}
-        self.choose = self._choose if self._shared is None else self._choose_alike
+        self.alike = self._shared is not None
+        self.running = 0
+        self._helds: dict[int, dict[str, str]] = {0: {}}
+        self._capacity, self._short = self._most()
+        self.choose = self._choose_alike if self.alike else self._choose
 
     def _one_quota(self) -> tuple[QuotaState, tuple[tuple[str, int], ...]] | None:
         """Return the quota and the amounts that are all that every task is held by, or None."""
@@ -41,6 +48,15 @@ class Choosing:
             if not same or lane.closed or lane.concurrency is not None or lane.infeasible or lane.seen:
                 return None
         return None if quota.launches is not None else (quota, amounts)
+
+    def _most(self) -> tuple[int, str]:
+        """Return how many runs the quota that all share has room for, and of what there is too little for one more."""
+        most, short = NEVER, ""
+        quota, amounts = self._shared or (None, ())
+        for name, amount in amounts:
+            if quota is not None and amount and quota.limits.get(name, 0) // amount < most:
+                most, short = quota.limits.get(name, 0) // amount, name
+        return most, short
 
     def _choose(self, now: int) -> Chosen:
         chosen: list[tuple[Lane, Head]] = []
@@ -119,7 +135,7 @@ class Choosing:
                 retry_at = lane.next_retry()
                 if retry_at is not None:
                     if retry_at <= now:
-                        return self._choose(now)
+                        return self._choose_retries(now)
                     wake = min(wake, retry_at)
             line = lane.line
             head = line.head
@@ -128,39 +144,46 @@ class Choosing:
                 position = line.positions[head]
                 if position < oldest:
                     oldest, first = position, lane
-        if not waiting:
-            return chosen, self._held(0, ""), wake
-        assert self._shared is not None
-        quota, amounts = self._shared
-        used, limits = quota.used, quota.limits
-        room, short = BOUND + 1, ""
-        for name, amount in amounts:
-            if amount:
-                fits = (limits.get(name, 0) - used.get(name, 0)) // amount
-                if fits < room:
-                    room, short = fits, name
-        if room <= 0:
-            return chosen, self._held(waiting, self._short(amounts, used, limits)), wake
-        if room == 1:
-            line = first.line
-            head = line.head
-            first.open_runs += 1
-            chosen.append((first, (oldest, line.jobs[head], first.index, head)))
-            more = head + 1 < line.size if line.usual else line.after(head + 1) >= 0
-            if not more:
-                waiting ^= first.bit
-        else:
-            waiting = self._oldest(min(room, BOUND), chosen)
-        for name, amount in amounts:
-            if amount:
-                used[name] = used.get(name, 0) + amount * len(chosen)
-        if len(chosen) >= BOUND and waiting:
-            held = {lane.name: "bound" for lane in self._lanes if waiting & lane.bit}
-            return chosen, held, wake
-        if len(chosen) == room and waiting:
-            short = self._short(amounts, used, limits) if len(amounts) > 1 else short
-            return chosen, self._held(waiting, short), wake
-        return chosen, self._held(0, ""), wake
+        room = self._capacity - self.running
+        if waiting and room > 0:
+            if room == 1:
+                line = first.line
+                head = line.head
+                first.open_runs += 1
+                chosen.append((first, (oldest, line.jobs[head], first.index, head)))
+                more = head + 1 < line.size if line.usual else line.after(head + 1) >= 0
+                if not more:
+                    waiting ^= first.bit
+                self.running += 1
+            else:
+                waiting = self._oldest(min(room, BOUND), chosen)
+                self.running += len(chosen)
+                if len(chosen) == BOUND and waiting:
+                    return chosen, {lane.name: "bound" for lane in self._lanes if waiting & lane.bit}, wake
+        held = self._helds.get(waiting)
+        return chosen, self._held(waiting) if held is None else held, wake
+
+    def settle(self) -> None:
+        """Bring the amounts of the quota that all share up to date."""
+        quota, amounts = self._shared or (None, ())
+        if quota is not None:
+            quota.used.clear()
+            quota.used.update(
+                (name, amount * self.running) for name, amount in amounts if amount * self.running
+            )
+
+    def _choose_retries(self, now: int) -> Chosen:
+        """Choose as everywhere, which reads the quota itself."""
+        self.settle()
+        found = self._choose(now)
+        self.running += len(found[0])
+        return found
+
+    def _held(self, waiting: int) -> dict[str, str]:
+        """Return what holds the tasks in a set of bits, where all lack the same."""
+        lanes = [lane for lane in self._lanes if waiting & lane.bit]
+        found = self._helds[waiting] = {lane.name: lane.texts[self._short] for lane in lanes}
+        return found
 
     def _oldest(self, count: int, chosen: list[tuple[Lane, Head]]) -> int:
         """Choose the oldest so many jobs over all queues; return the bits of the tasks that have more."""
@@ -182,22 +205,6 @@ class Choosing:
             else:
                 heapq.heappop(heads)
         return sum(self._lanes[head[2]].bit for head in heads)
-
-    @staticmethod
-    def _short(amounts: tuple[tuple[str, int], ...], used: dict[str, int], limits: dict[str, int]) -> str:
-        """Return the first amount of which there is not enough for one more, or nothing."""
-        for name, amount in amounts:
-            if amount and used.get(name, 0) + amount > limits.get(name, 0):
-                return name
-        return ""
-
-    def _held(self, waiting: int, name: str) -> dict[str, str]:
-        """Return what holds the tasks in a set of bits, where it is one amount that all lack."""
-        found = self._helds.get((waiting, name))
-        if found is None:
-            lanes = [lane for lane in self._lanes if waiting & lane.bit]
-            found = self._helds[waiting, name] = {lane.name: lane.texts[name] for lane in lanes}
-        return found
 
     def _refused(self, lane: Lane, now: int, reserved: dict[str, dict[str, int]]) -> tuple[str, int]:
         """Return the constraint that keeps a job of this task from starting, and when that is over by itself."""

@@ -71,7 +71,8 @@ class Quick:
             Lane(task, profile, self.state)
             for task, profile in zip(self.state.tasks.values(), model.profiles, strict=True)
         ]
-        self._choose = Choosing(self.lanes, self.state, self.places).choose
+        self.choosing = Choosing(self.lanes, self.state, self.places)
+        self._choose, self._alike = self.choosing.choose, self.choosing.alike
         self._keys: list[Callable[[Place], Move | None]] = []
         self._register()
         self._mark_at = self.state.mark_due()
@@ -273,26 +274,21 @@ class Quick:
         """A run is over at its target: its outputs, its end, and what follows from it."""
         if self.open.pop(run.run, None) is None:
             return
-        lane, fate, job = self.lanes[run.task], run.fate, run.job
-        if fate == 0 and run.fill == 0 and run.attempt == 1:
+        lane = self.lanes[run.task]
+        if run.fate == 0 and run.fill == 0 and run.attempt == 1:
             key = lane.usual_key
         else:
-            key = self._end_key(lane, fate, run.fill, run.attempt, run.lost)
-        move = self._batch(job, key)
+            key = self._end_key(lane, run.fate, run.fill, run.attempt, run.lost)
+        move = self._batch(run.job, key)
         chance = 0.5
         if move[6]:
             for _ in range(move[6]):
                 chance = self._chance()
         lane.open_runs -= 1
-        quota = lane.quota
-        if quota is not None:
-            used = quota.used
-            for name, amount in lane.amounts:
-                left = used.get(name, 0) - amount
-                if left:
-                    used[name] = left
-                else:
-                    used.pop(name, None)
+        if self._alike:
+            self.choosing.running -= 1
+        elif lane.quota is not None:
+            give_back(lane.quota.used, lane.amounts)
         if move[7]:
             self._retry(lane, run, chance)
         self._record(run, self.now)
@@ -390,3 +386,13 @@ class Quick:
                 self.world.start(run)
                 pushed = self._pushed
         self._pushed = pushed
+
+
+def give_back(used: dict[str, int], amounts: tuple[tuple[str, int], ...]) -> None:
+    """Free what a run had of a quota."""
+    for name, amount in amounts:
+        left = used.get(name, 0) - amount
+        if left:
+            used[name] = left
+        else:
+            used.pop(name, None)

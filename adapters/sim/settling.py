@@ -19,6 +19,7 @@ def settle(quick: Quick) -> State:
     """Make the state exact and return it; the simulation cannot go on."""
     state, model = quick.state, quick.model
     arrived = quick.arrived
+    quick.choosing.settle()
     state.jobs = [model.names[job] for job in range(arrived)]
     state.job_index = {name: job for job, name in enumerate(state.jobs)}
     places = quick.places[:arrived]
