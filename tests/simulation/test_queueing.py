@@ -6,6 +6,7 @@ A million jobs in all, over four seeds that stay as they are. Lq and Wq by Erlan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import factorial
 
@@ -29,6 +30,8 @@ from tests.unmeasured import unmeasured
 pytestmark = pytest.mark.long
 
 SEEDS = (1, 2, 3, 4)
+MORE_SEEDS = tuple(range(1, 13))
+"""A mean wait over one seed's million jobs is 1 % from theory as often as not: the deviation of four servers is that large."""
 JOBS = 1_000_000
 TOLERANCE = 0.02
 
@@ -56,8 +59,8 @@ def counter(servers: int) -> PipelineDef:
     )
 
 
-def mean_wait(servers: int, service: Distribution, load: float, jobs: int) -> float:
-    """The mean wait in seconds over all seeds; a service takes one second on average."""
+def mean_wait(servers: int, service: Distribution, load: float, jobs: int, seeds: Sequence[int]) -> float:
+    """The mean wait in seconds over some seeds; a service takes one second on average."""
     scenarios = [
         Scenario(
             jobs=jobs,
@@ -65,7 +68,7 @@ def mean_wait(servers: int, service: Distribution, load: float, jobs: int) -> fl
             default=TaskScenario(duration=service),
             seed=seed,
         )
-        for seed in SEEDS
+        for seed in seeds
     ]
     with unmeasured(2) as pool:
         waits = list(pool.map(partial(waited, counter(servers)), scenarios))
@@ -98,7 +101,7 @@ CASES = [
 def test_mean_waits_are_those_of_theory(
     servers: int, service: Distribution, factor: float, load: float
 ) -> None:
-    wait = mean_wait(servers, service, load, JOBS // len(SEEDS))
+    wait = mean_wait(servers, service, load, JOBS // len(SEEDS), SEEDS)
     assert wait == pytest.approx(factor * erlang_wait(servers, load), rel=TOLERANCE)
 
 
@@ -108,5 +111,5 @@ def test_mean_waits_are_those_of_theory(
 def test_mean_waits_are_those_of_theory_with_more_jobs(
     servers: int, service: Distribution, factor: float, load: float
 ) -> None:
-    wait = mean_wait(servers, service, load, JOBS)
+    wait = mean_wait(servers, service, load, JOBS, MORE_SEEDS)
     assert wait == pytest.approx(factor * erlang_wait(servers, load), rel=TOLERANCE / 2)
