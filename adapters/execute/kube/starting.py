@@ -106,7 +106,10 @@ class Starting(Waiting):
                 if refusal.again == "exists":
                     found = await self._existing(run)
                     if found is not None:
-                        return found
+                        return found  # else what had the name has gone since: the next create may have it
+                    self.notice(run, "pending", refusal.reason, refusal.words)
+                    await self._pause(run, min(pause, 1.0))
+                    pause = min(pause * 2, PAUSE_SECONDS[1])
                     continue
                 run.asked = refusal.code == 0 or refusal.code >= 500
                 if run.asked:
