@@ -1,91 +1,65 @@
-"""An API server that does what a test says: pods change when told, and any request can be refused, cut or left hanging.
+"""A test's hand on the API server for tests: what is there, what was asked, what goes wrong, and a cluster that does as it is told.
 
-In: a test's words. Out: real HTTP on loopback, a kubeconfig for it, and what was asked of it. It keeps versions and history,
-so that watches resume and lists are consistent; it has no kubelet and no rules of its own.
+In: a `Server`. Out: its pods by name and its counts (`Hand`); pods that run, speak and end when a test says so, since nothing
+else runs them (`Scripted`). `faults` and `rules` are the server's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import datetime as dt
-import itertools
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import web
+from tests.kube.api import Server, deleting, serve, telling, validation
+from tests.kube.api.deleting import PODS
+from tests.kube.api.kinds import BY_PATH
+from tests.kube.api.storage import Change, now
+from tests.kube.api.streams import Log
 
-Answer = web.StreamResponse | None
-Rule = Callable[[web.Request, str], Awaitable[Answer] | Answer]
-
-
-def status(code: int, message: str, reason: str = "", **more: Any) -> web.Response:
-    """Return a refusal as the server words it."""
-    headers = more.pop("headers", None)
-    body = {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "message": message,
-        "reason": reason,
-        "code": code,
-    }
-    return web.json_response({**body, **more}, status=code, headers=headers)
+Object = dict[str, Any]
+SPACE = "space"
+QUOTAS, EVENTS = BY_PATH["", "v1", "resourcequotas"], BY_PATH["", "v1", "events"]
 
 
-def terminated(code: int = 0, reason: str = "", at: str = "", **more: Any) -> dict[str, Any]:
-    """Return the state of a container that is over."""
-    ended = at or now()
-    reason = reason or ("Completed" if code == 0 else "Error")
-    return {
-        "terminated": {"exitCode": code, "reason": reason, "startedAt": ended, "finishedAt": ended, **more}
-    }
+class Hand:
+    """Looks at a server's pods in the namespace `space`, and lays hands on them as others than the engine do."""
 
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.storage = server.storage
+        self.faults = server.faults
+        self.rules = server.rules
+        server.namespace(SPACE)
 
-def now() -> str:
-    """Return the time as API objects tell it, to the second."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # --- what is there ----------------------------------------------------------------------------
 
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.server.url
 
-class Api:
-    """The server's state, and the test's hand on it."""
+    @property
+    def pods(self) -> dict[str, Object]:
+        """The pods that there are, by name."""
+        return {pod["metadata"]["name"]: pod for pod in self.server.pods(SPACE)}
 
-    def __init__(self) -> None:
-        self.pods: dict[str, dict[str, Any]] = {}
-        self.history: list[tuple[int, str, dict[str, Any]]] = []
-        self.oldest = 0
-        self.version = 100
-        self.logs: dict[tuple[str, str], list[bytes]] = {}
-        self.rules: list[Rule] = []
-        self.asked: list[str] = []
-        self.events: list[dict[str, Any]] = []
-        self.bookmarks = False
-        self.forbidden: set[str] = set()
-        self.url = ""
-        self._changed = asyncio.Condition()
-        self._uids = itertools.count(1)
-        self._ended = False
-
-    # --- the test's hand --------------------------------------------------------------------------
+    @property
+    def changes(self) -> list[Change]:
+        """All that has happened to pods."""
+        return self.storage.table(PODS).changes
 
     @property
     def counts(self) -> Counter[str]:
-        """How often each kind of request came."""
-        return Counter(self.asked)
+        """How often each `verb resource` was asked."""
+        return self.server.counts
 
-    def config(self) -> dict[str, Any]:
+    def config(self, token: str = "admin") -> Object:
         """Return a kubeconfig."""
-        return {
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-            "users": [{"name": "u", "user": {"token": "secret"}}],
-        }
+        return self.server.config(token)
 
-    async def pod(self, part: str) -> dict[str, Any]:
+    async def pod(self, part: str) -> Object:
         """Wait for a pod whose job or name this is."""
         async with asyncio.timeout(10):
             while True:
@@ -95,262 +69,139 @@ class Api:
                         return found
                 await asyncio.sleep(0.005)
 
-    async def change(self, name: str, phase: str = "", *states: dict[str, Any], **more: Any) -> None:
-        """Change a pod's status."""
-        pod = copy.deepcopy(self.pods[name])
-        told = pod["status"]
-        if phase:
-            told["phase"] = phase
-        if states:
-            specs = pod["spec"]["containers"]
-            told_besides = {"imageID": "", "ready": False, "restartCount": 0, "lastState": {}}
-            told["containerStatuses"] = [
-                {"name": spec["name"], "image": spec.get("image", ""), "state": state, **told_besides}
-                for spec, state in zip(specs, states, strict=True)
-            ]
-        told.update(more)
-        await self.put("MODIFIED", pod)
+    def most_at_once(self) -> int:
+        """Return how many pods there have been at most that were not over."""
+        live: set[str] = set()
+        most = 0
+        for change in self.changes:
+            over = change.type == "DELETED" or change.found["status"]["phase"] in ("Succeeded", "Failed")
+            (live.discard if over else live.add)(change.found["metadata"]["name"])
+            most = max(most, len(live))
+        return most
 
-    async def run(self, name: str, node: str = "node1") -> None:
-        """Let a pod's containers run."""
-        self.pods[name]["spec"]["nodeName"] = node
-        count = len(self.pods[name]["spec"]["containers"])
-        await self.change(name, "Running", *[{"running": {"startedAt": now()}} for _ in range(count)])
+    # --- what others do ---------------------------------------------------------------------------
 
-    async def end(self, name: str, code: int = 0, **more: Any) -> None:
-        """Let a pod's containers end with this code."""
-        count = len(self.pods[name]["spec"]["containers"])
-        await self.change(
-            name, "Failed" if code else "Succeeded", *[terminated(code, **more) for _ in range(count)]
-        )
+    def make(self, name: str = "", phase: str = "Pending", **pod: Any) -> Object:
+        """Let a pod be there, past all rules."""
+        metadata = {"namespace": SPACE, **({"name": name} if name else {}), **pod.pop("metadata", {})}
+        spec = {"containers": [{"name": "main", "image": "busybox"}], **pod.pop("spec", {})}
+        made = {**pod, "metadata": metadata, "spec": spec, "status": {"phase": phase}}
+        validation.default_pod(made)
+        return self.storage.create(PODS, made)
 
-    async def say(self, name: str, text: bytes, container: str = "main") -> None:
-        """Let a container write lines to its log."""
-        for line in text.splitlines():
-            stamp = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
-            self.logs.setdefault((name, container), []).append(stamp.encode() + b" " + line + b"\n")
-        async with self._changed:
-            self._changed.notify_all()
+    def delete(self, name: str, grace: int = 30) -> None:
+        """Ask for a pod's deletion."""
+        deleting.delete(self.storage, PODS, self.pods[name], {"gracePeriodSeconds": grace})
 
-    async def remove(self, name: str, *, tell: bool = True) -> None:
-        """Let a pod be gone at once."""
-        pod = self.pods.pop(name)
-        if tell:
-            await self.put("DELETED", pod)
-        else:
-            self.version += 1
+    def remove(self, name: str) -> None:
+        """Let a pod be gone at once, whoever holds it."""
+        self.storage.remove(PODS, self.pods[name])
 
-    async def forget_history(self) -> None:
+    def limit(self, **hard: str) -> None:
+        """Set a quota on the namespace."""
+        metadata = {"name": "q", "namespace": SPACE}
+        self.storage.create(QUOTAS, {"metadata": metadata, "spec": {"hard": hard}})
+
+    def tell(self, name: str, reason: str, message: str, *, kind: str = "Normal", at: str = "") -> None:
+        """Record an event about a pod."""
+        event = telling.event(self.pods[name], "node1", reason, message, kind)
+        self.storage.create(EVENTS, {**event, "lastTimestamp": at or now()})
+
+    # --- what happens to the server ---------------------------------------------------------------
+
+    def forget_history(self) -> None:
         """Make every version so far too old."""
-        self.version += 1
-        self.oldest = self.version
-        async with self._changed:
-            self._changed.notify_all()
+        self.storage.compact(PODS)
 
-    async def put(self, kind: str, pod: dict[str, Any]) -> None:
-        """Store a version and tell the watches."""
-        self.version += 1
-        pod["metadata"]["resourceVersion"] = str(self.version)
-        if kind != "DELETED":
-            self.pods[pod["metadata"]["name"]] = pod
-        self.history.append((self.version, kind, copy.deepcopy(pod)))
-        async with self._changed:
-            self._changed.notify_all()
+    def end_watches(self) -> None:
+        """End the watches that are open, cleanly."""
+        self.server.reader.end_watches()
 
-    # --- what is asked ----------------------------------------------------------------------------
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request; whoever has hung up needs no answer."""
-        try:
-            return await self._handled(request)
-        except ConnectionError:
-            return web.Response(status=499)
+class Scripted(Hand):
+    """A hand on a server whose pods do as the test says; it is their node, and keeps their logs."""
 
-    async def _handled(self, request: web.Request) -> web.StreamResponse:
-        """Answer by the first rule that does, else as a server would."""
-        parts = request.path.strip("/").split("/")
-        name = parts[5] if len(parts) > 5 else ""
-        kind = request.method
-        if parts[-1] == "log":
-            kind = "LOG"
-        elif parts[4:5] == ["events"]:
-            kind = "EVENTS"
-        elif kind == "GET" and not name:
-            kind = "WATCH" if request.query.get("watch") == "true" else "LIST"
-        self.asked.append(kind)
-        for rule in list(self.rules):
-            answer = rule(request, kind)
-            answer = await answer if asyncio.iscoroutine(answer) else answer
-            if answer is not None:
-                return answer  # type: ignore[return-value]
-        if request.path == "/version":
-            return web.json_response({"gitVersion": "v1.36.2"})
-        if parts[0] == "apis":
-            asked = (await request.json())["spec"]["resourceAttributes"]
-            what = f"{asked['verb']} {asked['resource']}"
-            return web.json_response({"status": {"allowed": what not in self.forbidden}})
-        match kind:
-            case "LIST":
-                return self._list(request)
-            case "WATCH":
-                return await self._watch(request)
-            case "POST":
-                return await self._create(await request.json(), parts[3])
-            case "LOG":
-                return await self._log(request, name)
-            case "EVENTS":
-                return web.json_response({"items": self.events})
-        if name not in self.pods:
-            return status(404, f'pods "{name}" not found', "NotFound")
-        if kind == "DELETE":
-            options = await request.json() if request.can_read_body else {}
-            if grace := request.query.get("gracePeriodSeconds"):
-                options["gracePeriodSeconds"] = int(grace)
-            return await self._delete(options, name)
-        if kind == "PATCH":
-            pod = copy.deepcopy(self.pods[name])
-            given = (await request.json())["metadata"]
-            if given.get("uid", pod["metadata"]["uid"]) != pod["metadata"]["uid"]:
-                return status(409, "uid mismatch", "Conflict")
-            pod["metadata"]["finalizers"] = given["finalizers"]
-            if not given["finalizers"] and pod["metadata"].get("deletionTimestamp"):
-                self.pods.pop(name)
-                await self.put("DELETED", pod)
-            else:
-                await self.put("MODIFIED", pod)
-            return web.json_response(pod)
-        return web.json_response(self.pods[name])
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._logs: dict[tuple[str, str], Log] = {}
+        server.node = self
+        self.storage.table(PODS).listeners.append(self._see)
 
-    async def _create(self, pod: dict[str, Any], namespace: str) -> web.Response:
-        name = pod["metadata"]["name"]
-        if name in self.pods:
-            return status(409, f'pods "{name}" already exists', "AlreadyExists")
-        pod["metadata"] |= {
-            "uid": f"uid-{next(self._uids)}",
-            "namespace": namespace,
-            "creationTimestamp": now(),
-        }
-        pod["status"] = {"phase": "Pending"}
-        await self.put("ADDED", pod)
-        return web.json_response(pod, status=201)
+    def change(self, name: str, phase: str = "", *states: Object, node: str = "", **more: Any) -> None:
+        """Change a pod's status: its phase, its containers' states, its node, anything else."""
+        pod = self.pods[name]
+        status, spec = {**pod["status"], **more}, pod["spec"]
+        if phase:
+            status["phase"] = phase
+        if states:
+            pairs = list(zip(spec["containers"], states, strict=True))
+            status["containerStatuses"] = [telling.container(one, state) for one, state in pairs]
+            for one, state in pairs:
+                if "terminated" in state:
+                    self.kept(pod, one["name"]).end()
+        if node:
+            spec = {**spec, "nodeName": node}
+        self.storage.update(PODS, {**pod, "spec": spec, "status": status})
 
-    async def _delete(self, options: dict[str, Any], name: str) -> web.Response:
-        pod = copy.deepcopy(self.pods[name])
-        uid = (options.get("preconditions") or {}).get("uid")
-        if uid and uid != pod["metadata"]["uid"]:
-            return status(409, "the UID in the precondition does not match", "Conflict")
-        await self.delete(name, options.get("gracePeriodSeconds", 30))
-        return web.json_response(pod)
+    def run(self, name: str, node: str = "node1") -> None:
+        """Let a pod's containers run."""
+        count = len(self.pods[name]["spec"]["containers"])
+        self.change(name, "Running", *[{"running": {"startedAt": now()}}] * count, node=node)
 
-    async def delete(self, name: str, grace: int = 30) -> None:
-        """Mark a pod as to be deleted, or let it go where nothing keeps it."""
-        pod = copy.deepcopy(self.pods[name])
-        at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=grace)
-        pod["metadata"] |= {
-            "deletionTimestamp": at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "deletionGracePeriodSeconds": grace,
-        }
-        kept = pod["metadata"].get("finalizers")
-        on_node = pod["spec"].get("nodeName") and pod["status"]["phase"] in ("Running", "Pending")
-        if kept or (on_node and grace):
-            await self.put("MODIFIED", pod)
-        else:
-            self.pods.pop(name)
-            await self.put("DELETED", pod)
+    def end(self, name: str, code: int = 0, **more: Any) -> None:
+        """Let a pod's containers end with this code; one that shall be deleted is given free then."""
+        count = len(self.pods[name]["spec"]["containers"])
+        self.change(name, "Failed" if code else "Succeeded", *[terminated(code, **more)] * count)
+        if self.pods[name]["metadata"].get("deletionTimestamp"):
+            self.delete(name, 0)
 
-    def _chosen(self, request: web.Request) -> list[dict[str, Any]]:
-        wanted = dict(part.split("=") for part in request.query.get("labelSelector", "").split(",") if part)
-        return [
-            pod
-            for _, pod in sorted(self.pods.items())
-            if all((pod["metadata"].get("labels") or {}).get(key) == value for key, value in wanted.items())
-        ]
+    def say(self, name: str, text: bytes, container: str = "main") -> None:
+        """Let a container write lines to its log."""
+        self.kept(self.pods[name], container).write(text + b"\n")
 
-    def _list(self, request: web.Request) -> web.Response:
-        chosen = self._chosen(request)
-        begin, limit = int(request.query.get("continue") or 0), int(request.query.get("limit") or 10_000)
-        more = {"continue": str(begin + limit)} if begin + limit < len(chosen) else {}
-        told = {"resourceVersion": str(self.version), **more}
-        return web.json_response(
-            {"kind": "PodList", "metadata": told, "items": chosen[begin : begin + limit]}
-        )
+    def kept(self, pod: Object, container: str) -> Log:
+        """Return a container's log, whether or not it may be read yet."""
+        where = pod["metadata"]["uid"], container
+        if where not in self._logs:
+            self._logs[where] = Log()
+        return self._logs[where]
 
-    async def _watch(self, request: web.Request) -> web.StreamResponse:
-        since = int(request.query.get("resourceVersion") or 0)
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
+    # --- what the server asks of a node -----------------------------------------------------------
 
-        async def send(kind: str, told: dict[str, Any]) -> None:
-            await response.write(json.dumps({"type": kind, "object": told}).encode() + b"\n")
+    def log(self, pod: Object, container: str, *, previous: bool) -> Log | None:
+        """Return the log of a container that runs or ran."""
+        told = pod["status"].get("containerStatuses") or ()
+        begun = any(one["name"] == container and "waiting" not in one["state"] for one in told)
+        return self.kept(pod, container) if begun and not previous else None
 
-        if since < self.oldest:
-            await send("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
-            return response
-        while not self._ended:
-            for version, kind, pod in self.history:
-                if version > since:
-                    await send(kind, pod)
-                    since = version
-            if since < self.oldest:
-                return response
-            async with self._changed:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.2):
-                        await self._changed.wait()
-            if self.bookmarks:
-                await send("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": str(since)}})
-        return response
+    async def execute(self, pod: Object, container: str, command: list[str]) -> asyncio.subprocess.Process:
+        """There is nothing to run commands in."""
+        raise NotImplementedError
 
-    async def _log(self, request: web.Request, name: str) -> web.StreamResponse:
-        container = request.query.get("container", "main")
-        pod = self.pods.get(name)
-        if pod is None:
-            return status(404, f'pods "{name}" not found', "NotFound")
-        states = {one["name"]: one["state"] for one in pod["status"].get("containerStatuses") or ()}
-        if container not in states or "waiting" in states[container]:
-            return status(400, f'container "{container}" in pod "{name}" is waiting to start', "BadRequest")
-        follow = request.query.get("follow") == "true"
-        since = request.query.get("sinceTime", "").rstrip("Z")
-        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
-        await response.prepare(request)
-        sent = 0
-        while not self._ended:
-            lines = self.logs.get((name, container), [])
-            for line in lines[sent:]:
-                if line.decode(errors="replace") >= since:
-                    await response.write(line)
-            sent = len(lines)
-            found = self.pods.get(name)
-            told = (found or {"status": {}})["status"].get("containerStatuses") or ()
-            over = any(one["name"] == container and "terminated" in one["state"] for one in told)
-            if not follow or found is None or over:
-                if len(self.logs.get((name, container), [])) == sent:
-                    return response
-                continue
-            async with self._changed:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.2):
-                        await self._changed.wait()
-        return response
+    def _see(self, change: Change) -> None:
+        if change.type == "DELETED":  # who follows its log has seen all
+            for (uid, _), log in self._logs.items():
+                if uid == change.found["metadata"]["uid"]:
+                    log.end()
+
+    def close(self) -> None:
+        """Remove the logs' files."""
+        for log in self._logs.values():
+            log.remove()
+
+
+def terminated(code: int = 0, reason: str = "", at: str = "", **more: Any) -> Object:
+    """Return the state of a container that is over, since `at` where it matters."""
+    told = telling.terminated(code, reason, began=at, **more)["terminated"]
+    return {"terminated": {**told, "finishedAt": at or told["finishedAt"]}}
 
 
 @contextlib.asynccontextmanager
-async def scripted() -> AsyncIterator[Api]:
+async def scripted() -> AsyncIterator[Scripted]:
     """Serve while the block lasts."""
-    api = Api()
-    app = web.Application(client_max_size=1 << 24)
-    app.router.add_route("*", "/{path:.*}", api.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.05)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server = site._server
-    assert server is not None
-    api.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
-    try:
-        yield api
-    finally:
-        api._ended = True
-        async with api._changed:
-            api._changed.notify_all()
-        await runner.cleanup()
+    async with serve() as server:
+        api = Scripted(server)
+        try:
+            yield api
+        finally:
+            api.close()

@@ -11,7 +11,7 @@ import pytest
 
 from datatask import InProcessBlobRepository, InProcessMetadataRepository, KubeTask
 from datatask.engine.ports import Ended, Noticed, Started
-from tests.kube.test_runner_scripted import opened, spec, text
+from tests.kube.runner_kit import opened, spec, text
 from tests.kube.toy import Target, target
 
 SECOND = 1_000_000_000

@@ -27,11 +27,12 @@ from datatask.adapters.execute.kube import connecting
 from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from tests.kube.scripted import Api, scripted, status
+from tests.kube.api.requests import User
+from tests.kube.scripted import Hand, scripted
 from tests.kube.toy import target, toy_cluster
 
 
-def kubeconfig(folder: Path, user: dict[str, Any], *apis: Api) -> Path:
+def kubeconfig(folder: Path, user: dict[str, Any], *apis: Hand) -> Path:
     """Write a kubeconfig with a context c0, c1… for each server; return its path."""
     told = {
         "current-context": "c0",
@@ -46,14 +47,9 @@ def kubeconfig(folder: Path, user: dict[str, Any], *apis: Api) -> Path:
     return path
 
 
-def only(token: str) -> Any:
-    """Return a rule that lets nobody in without this token."""
-
-    def rule(request: web.Request, kind: str) -> web.Response | None:
-        right = request.headers.get("Authorization") == f"Bearer {token}"
-        return None if right else status(401, "Unauthorized", "Unauthorized")
-
-    return rule
+def only(api: Hand, token: str) -> None:
+    """Let nobody in without this token."""
+    api.server.users = {token: User(token)}
 
 
 async def test_two_clusters_in_one_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +58,8 @@ async def test_two_clusters_in_one_pipeline(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(
             "KUBECONFIG", f"{tmp_path}/absent:{kubeconfig(tmp_path, {'token': 't'}, one, other)}"
         )
-        one.rules.append(only("t"))
-        other.rules.append(only("t"))
+        only(one, "t")
+        only(other, "t")
         template = "kind: Pod\nspec: {containers: [{name: main, image: x, command: [echo, '{{ job }}']}]}"
         inp, tasks = LogMetadataRepository("inp"), []
         for name, context in (("first", None), ("second", "c1")):
@@ -76,7 +72,7 @@ async def test_two_clusters_in_one_pipeline(tmp_path: Path, monkeypatch: pytest.
             await inp.dump("a", {})
             outcome = await pipeline.run(timeout=30)
         assert outcome.exit_code == 0
-        assert (one.counts["POST"], other.counts["POST"]) == (1, 1)
+        assert (one.counts["create pods"], other.counts["create pods"]) == (1, 1)
 
 
 async def test_a_token_that_is_no_longer_taken_is_read_anew(
@@ -90,9 +86,9 @@ async def test_a_token_that_is_no_longer_taken_is_read_anew(
         reached = Cluster(Location(kubeconfig=str(kubeconfig(tmp_path, {"tokenFile": str(token)}, api))))
         await reached.attach()
         try:
-            api.rules.append(only("old"))
+            only(api, "old")
             await reached.ask("GET", "/version")
-            api.rules[:] = [only("new")]
+            only(api, "new")
             token.write_text("new")
             with pytest.raises(RefusedError):
                 await reached.ask("GET", "/version")
@@ -123,7 +119,8 @@ async def test_a_plugin_gives_the_token_and_is_asked_again_when_it_ends(
     }
     async with scripted() as api:
         seen: list[str] = []
-        api.rules.append(lambda request, kind: seen.append(request.headers["Authorization"]))
+        api.rules.append(lambda request, _: seen.append(request.headers["Authorization"]))
+        api.server.users = {token: User(token) for token in ("t2", "t3")}
         reached = Cluster(Location(kubeconfig=str(kubeconfig(tmp_path, user, api))))
         await reached.attach()
         await reached.ask("GET", "/version")
@@ -156,7 +153,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
     """The library has no limits of its own."""
     async with scripted() as api:
 
-        async def silent(request: web.Request, kind: str) -> None:
+        async def silent(request: web.Request, what: str) -> None:
             await asyncio.sleep(2)
 
         api.rules.append(silent)
@@ -178,7 +175,10 @@ async def test_pods_by_hand() -> None:
             _ = manager.v1
         manifest = {
             "kind": "Pod",
-            "spec": {"containers": [{"name": "main", "image": "x", "command": ["echo", "hello"]}]},
+            "spec": {
+                "restartPolicy": "Never",
+                "containers": [{"name": "main", "image": "x", "command": ["echo", "hello"]}],
+            },
         }
         await manager.launch("Job.1", "t", manifest)
         (pod,) = await manager.query(job="Job.1", task="t")

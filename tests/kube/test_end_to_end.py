@@ -7,13 +7,11 @@ DATATASK_TEST_KUBE_IMAGE names (a shell is enough). What breaks a server on purp
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import runpy
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,16 @@ from datatask import (
     LogBlobRepository,
     LogMetadataRepository,
     Pipeline,
-    PodManager,
     ResourceManager,
     Resources,
     Session,
 )
 from datatask.adapters.execute.kube import runner, starting
-from datatask.adapters.execute.kube.connecting import Cluster, Location
-from tests.kube.api import Fault, Server, serve
 from tests.kube.api.deleting import PODS
-from tests.kube.api.faults import broken, too_many
-from tests.kube.api.kubelet import running
+from tests.kube.api.faults import Fault, broken, too_many
 from tests.kube.api.storage import Change
+from tests.kube.toy import REAL, Target, cluster
 
-REAL = os.environ.get("DATATASK_TEST_KUBECONFIG") or None
-IMAGE = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
 TEMPLATE = """
 apiVersion: v1
 kind: Pod
@@ -55,54 +48,14 @@ fake_only = pytest.mark.skipif(
 )
 
 
-class There:
-    """A cluster with a namespace; `server` is the fake one's, None for a real one."""
-
-    def __init__(self, namespace: str, server: Server | None) -> None:
-        self.namespace = namespace
-        self.server = server
-        self.location: dict[str, Any] = {"kubeconfig": REAL} if server is None else {}
-
-    def manager(self) -> PodManager:
-        """Return a manager of the cluster's pods."""
-        config = None if self.server is None else self.server.config()
-        return PodManager("e2e", self.namespace, config, **self.location)
-
-    def task(self, name: str, script: str, inp: LogMetadataRepository, **more: Any) -> KubeTask:
-        """Return a task whose pods run a script for each job."""
-        logs, done = LogBlobRepository(f"{name}_logs"), LogMetadataRepository(f"{name}_done")
-        quota = more.pop("quota", ResourceManager(Resources.parse(1, "1Gi")))
-        env = {"script": script, "image": IMAGE}
-        task = KubeTask(name, self.manager(), quota, TEMPLATE, logs, done, env=env, **more)
-        task.link("inp", inp, is_input=True)
-        return task
-
-    async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask the API for something in the namespace."""
-        config = None if self.server is None else self.server.config()
-        cluster = Cluster(Location(config, **self.location))
-        await cluster.attach()
-        try:
-            return json.loads(await cluster.ask(method, path, body=body))
-        finally:
-            await cluster.detach()
-
-
-@contextlib.asynccontextmanager
-async def cluster(**how: Any) -> AsyncIterator[There]:
-    """Open a cluster with a namespace of its own."""
-    if REAL is None:
-        async with serve() as server, running(server, **{"pace": 0.005, "backoff": 0.1, **how}):
-            server.namespace("space")
-            yield There("space", server)
-        return
-    name = f"datatask-e2e-{os.getpid()}-{random.randrange(10**6)}"
-    there = There(name, None)
-    await there.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    try:
-        yield there
-    finally:
-        await there.ask("DELETE", f"/api/v1/namespaces/{name}")
+def task_of(there: Target, name: str, script: str, inp: LogMetadataRepository, **more: Any) -> KubeTask:
+    """Return a task whose pods run a script for each job."""
+    logs, done = LogBlobRepository(f"{name}_logs"), LogMetadataRepository(f"{name}_done")
+    quota = more.pop("quota", ResourceManager(Resources.parse(1, "1Gi")))
+    env = {"script": script, "image": there.image}
+    task = KubeTask(name, there.manager("e2e"), quota, TEMPLATE, logs, done, env=env, **more)
+    task.link("inp", inp, is_input=True)
+    return task
 
 
 async def text(repository: Any, job: str) -> str:
@@ -113,11 +66,11 @@ async def text(repository: Any, job: str) -> str:
 
 async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
     """What ends well goes on; what fails is told with its code; logs are kept, pods are not."""
-    async with cluster() as there:
+    async with cluster() as (there, _):
         inp = LogMetadataRepository("inp")
         script = "echo first $1; echo err >&2; case $1 in j3) exit 3;; j4) exit 137;; esac"
-        first = there.task("first", script, inp)
-        second = there.task("second", "echo second $1", first.links["done"].repo)
+        first = task_of(there, "first", script, inp)
+        second = task_of(there, "second", "echo second $1", first.links["done"].repo)
         async with Pipeline([first, second], Session(), log=tmp_path / "log.db") as pipeline:
             for at in range(8):
                 await inp.dump(f"j{at}", {})
@@ -141,11 +94,11 @@ async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
 
 async def test_a_resource_quota_holds_pods_back_and_loses_none(tmp_path: Path) -> None:
     """Two at a time by the server's quota, which the engine does not know."""
-    async with cluster() as there:
+    async with cluster() as (there, api):
         quota = {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
         await there.ask("POST", f"/api/v1/namespaces/{there.namespace}/resourcequotas", quota)
         inp = LogMetadataRepository("inp")
-        task = there.task("t", "sleep .1; echo $1", inp)
+        task = task_of(there, "t", "sleep .1; echo $1", inp)
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             for at in range(6):
                 await inp.dump(f"j{at}", {})
@@ -153,18 +106,8 @@ async def test_a_resource_quota_holds_pods_back_and_loses_none(tmp_path: Path) -
             assert outcome.failed == 0
             for at in range(6):
                 assert await text(task.links["logs"].repo, f"j{at}") == f"j{at}\n"
-        if there.server is not None:
-            assert _most_at_once(there.server) <= 2
-
-
-def _most_at_once(server: Server) -> int:
-    live: set[str] = set()
-    most = 0
-    for change in server.storage.table(PODS).changes:
-        over = change.type == "DELETED" or change.found["status"]["phase"] in ("Succeeded", "Failed")
-        (live.discard if over else live.add)(change.found["metadata"]["name"])
-        most = max(most, len(live))
-    return most
+        if api is not None:
+            assert api.most_at_once() <= 2
 
 
 @fake_only
@@ -174,22 +117,20 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
     """It runs, ends and is removed while its start still waits to ask anew: the job is done, once."""
     monkeypatch.setattr(starting, "PAUSE_SECONDS", (0.6, 0.6))
     monkeypatch.setattr(runner, "DELAYED_SECONDS", 4.0)
-    async with cluster() as there:
-        assert there.server is not None
-        there.server.faults.append(Fault("create", cut="after"))
+    async with cluster() as (there, api):
+        assert api is not None
+        api.faults.append(Fault("create", cut="after"))
         inp = LogMetadataRepository("inp")
-        task = there.task("t", f"echo run >> {tmp_path}/runs", inp)
+        task = task_of(there, "t", f"echo run >> {tmp_path}/runs", inp)
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             await inp.dump("a", {})
             assert (await pipeline.run(timeout=30)).failed == 0
             await asyncio.sleep(1.0)
-            assert len(there.server.pods(there.namespace)) == 1, (
-                "its name is taken for as long as a create could still come"
-            )
+            assert len(api.pods) == 1, "its name is taken for as long as a create could still come"
             async with asyncio.timeout(10):
-                while there.server.pods(there.namespace):
+                while api.pods:
                     await asyncio.sleep(0.05)
-        assert there.server.counts["create pods"] == 1
+        assert api.counts["create pods"] == 1
         assert (tmp_path / "runs").read_text() == "run\n"
 
 
@@ -201,17 +142,15 @@ async def test_a_server_that_is_ill_costs_time_and_no_job(
     """Refusals, lost answers, cut and torn watches, forgotten history: each job is run to its end by one pod."""
     monkeypatch.setattr(runner, "DELAYED_SECONDS", 0.0)  # this server delays nothing
     chance = random.Random(seed)
-    async with cluster() as there:
-        server = there.server
-        assert server is not None
-
+    async with cluster() as (there, api):
+        assert api is not None
         made: list[str] = []
 
         def see(change: Change) -> None:
             if change.type == "ADDED":
                 made.append(change.found["metadata"]["annotations"]["datatask.io/job"])
 
-        server.storage.table(PODS).listeners.append(see)
+        api.storage.table(PODS).listeners.append(see)
 
         async def disturb() -> None:
             faults = (
@@ -226,13 +165,13 @@ async def test_a_server_that_is_ill_costs_time_and_no_job(
                 lambda: Fault("get", "pods/log", cut="before"),
             )
             for _ in range(10):
-                server.faults.append(chance.choice(faults)())
+                api.faults.append(chance.choice(faults)())
                 if chance.random() < 0.2:
-                    server.storage.compact(PODS)
+                    api.forget_history()
                 await asyncio.sleep(0.05)
 
         inp = LogMetadataRepository("inp")
-        task = there.task("t", "echo one $1; echo two", inp)
+        task = task_of(there, "t", "echo one $1; echo two", inp)
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             for at in range(12):
                 await inp.dump(f"j{at}", {})
@@ -245,7 +184,7 @@ async def test_a_server_that_is_ill_costs_time_and_no_job(
             async with asyncio.timeout(
                 30
             ):  # they are removed beside all else, and again where that was refused
-                while server.pods("space"):
+                while api.pods:
                     await asyncio.sleep(0.05)
         assert len(made) == len(set(made)) == 12
 
@@ -281,9 +220,9 @@ if __name__ == "__main__":
 @fake_only
 async def test_a_function_runs_in_a_pod_by_the_same_script(tmp_path: Path) -> None:
     """Its argument travels there, its result comes back, its output is the log."""
-    async with cluster(env={"PYTHONPATH": os.getcwd()}) as there:
-        assert there.server is not None
-        (tmp_path / "config.json").write_text(json.dumps(there.server.config()))
+    async with cluster(env={"PYTHONPATH": os.getcwd()}) as (_, api):
+        assert api is not None
+        (tmp_path / "config.json").write_text(json.dumps(api.config()))
         script = tmp_path / "main.py"
         paths = {"config": str(tmp_path / "config.json"), "log": str(tmp_path / "log.db")}
         script.write_text(

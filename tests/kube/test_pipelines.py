@@ -26,7 +26,8 @@ from datatask import (
     explain,
 )
 from datatask.adapters.execute.kube import names
-from tests.kube.scripted import Api, scripted, status
+from tests.kube.api.faults import Fault
+from tests.kube.scripted import Hand, scripted
 from tests.kube.toy import toy_cluster
 
 TEMPLATE = """
@@ -41,7 +42,7 @@ spec:
 """
 
 
-def kube_task(api: Api, script: str, **more: Any) -> tuple[KubeTask, dict[str, Any]]:
+def kube_task(api: Hand, script: str, **more: Any) -> tuple[KubeTask, dict[str, Any]]:
     """Return a task whose pods run a script with job and word, and its repositories."""
     repositories = {
         "inp": LogMetadataRepository("inp"),
@@ -84,18 +85,7 @@ async def test_a_pipeline_of_pods_runs_to_its_end_within_its_quota(tmp_path: Pat
             )
             assert (bad["reason"], bad["success"]) == ("Failed", False)
         assert api.pods == {}
-        most = _most_at_once(api)
-    assert 2 <= most <= 10
-
-
-def _most_at_once(api: Api) -> int:
-    there: set[str] = set()
-    most = 0
-    for _, kind, pod in api.history:
-        over = kind == "DELETED" or pod["status"]["phase"] in ("Succeeded", "Failed")
-        (there.discard if over else there.add)(pod["metadata"]["name"])
-        most = max(most, len(there))
-    return most
+    assert 2 <= api.most_at_once() <= 10
 
 
 async def test_a_timeout_a_cancel_and_a_retry(tmp_path: Path) -> None:
@@ -113,7 +103,7 @@ async def test_a_timeout_a_cancel_and_a_retry(tmp_path: Path) -> None:
             assert (done["reason"], done["timeout"]) == ("Timeout", True)
             assert (await has["done"].info("quick"))["success"]
             assert await text(has["logs"], "slow") == "begun\n"
-        assert api.counts["POST"] == 3
+        assert api.counts["create pods"] == 3
 
 
 async def test_deleting_from_live_deletes_the_pod_and_the_job_runs_anew(tmp_path: Path) -> None:
@@ -158,19 +148,19 @@ async def test_why_tells_what_the_server_says(tmp_path: Path) -> None:
     """Of a run that was decided and has no pod yet."""
     words = "pods is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
     async with toy_cluster() as api:
-        api.rules.append(lambda request, kind: status(403, words, "Forbidden") if kind == "POST" else None)
+        api.faults.append(Fault("create", times=None, code=403, message=words))
         task, has = kube_task(api, "true")
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             await has["inp"].dump("a", {"word": "x"})
             running = asyncio.create_task(pipeline.run(timeout=60))
-            while api.counts["POST"] < 2:
+            while api.counts["create pods"] < 2:
                 await asyncio.sleep(0.01)
             await pipeline.runtime.flushed()
             (live,) = [
                 hold for hold in explain(tmp_path / "log.db", "Say_it", "a").held_by if hold.what == "live"
             ]
             assert "is decided, not yet started; QuotaExceeded: " + words in live.explain
-            api.rules.clear()
+            api.faults.clear()
             await running
 
 
@@ -208,14 +198,11 @@ async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path
             identity = f"{whose}.1.7"
             meta = {
                 "name": f"left-{number}",
-                "uid": f"left-{number}",
                 "labels": names.labels("app", "t", "j", identity),
                 "annotations": names.told("app", "t", "j", identity),
                 "finalizers": [names.FINALIZER],
             }
-            await api.put(
-                "ADDED", {"metadata": meta, "spec": {"containers": []}, "status": {"phase": "Failed"}}
-            )
+            api.make(phase="Failed", metadata=meta)
         assert any(
             "pod left-0 (Failed), which no open run owns" in row["what"] for row in await doctor(tmp_path)
         )
@@ -223,7 +210,7 @@ async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path
         assert any(row["what"].endswith("; removed") for row in rows)
         assert any("1 pods are of other logs" in row["what"] for row in rows)
         assert list(api.pods) == ["left-1"]
-        api.forbidden = {"patch pods", "list events"}
+        api.server.users["admin"].denied = {"patch pods", "list events"}
         rows = await doctor(tmp_path)
         assert [(row["ok"], row["what"]) for row in rows[1:3]] == [
             ("note", "may not list events in space"),
@@ -243,7 +230,7 @@ async def test_a_pod_that_asks_for_more_than_the_task_says_is_refused(tmp_path: 
             assert (await pipeline.run(timeout=30)).failed == 1
             done = await has["done"].info("a")
             assert "its pod asks for 0.100 cpu, the task's job_resources are 0.050" in done["error"]
-        assert api.counts["POST"] == 0
+        assert api.counts["create pods"] == 0
 
 
 SCRIPT = '''

@@ -1,9 +1,8 @@
-"""A kubelet for the scripted server: a container is a local process, its output is the container's log.
+"""Clusters that run pods: the API server for tests with its toy kubelet, here or in a process of its own, or a real one.
 
-In: pods as they are created. Out: their states, as scheduler and kubelet would tell them: Pending, Running, a terminated
-container, Succeeded or Failed; TERM and KILL when a pod is deleted; deadlines, commands that are not there, images `absent`,
-missing ConfigMaps, nodes that nobody has. What has no command sleeps. `target()` is such a cluster, or the real one that
-DATATASK_TEST_KUBECONFIG names: then in a namespace of its own, with the image DATATASK_TEST_KUBE_IMAGE.
+In: what containers have in their environment, or DATATASK_TEST_KUBECONFIG. Out: a hand on a server whose pods are local
+processes (`toy_cluster`), or a `Target` that engines of other processes reach too: a toy, unless the variable names a real
+cluster; then a namespace of its own there, and the image DATATASK_TEST_KUBE_IMAGE.
 """
 
 from __future__ import annotations
@@ -14,147 +13,30 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datatask import PodManager
 from datatask.adapters.execute.kube.connecting import Cluster, Location
-from tests.kube.scripted import Api, scripted, terminated
+from tests.kube.api import serve
+from tests.kube.api.kubelet import running
+from tests.kube.scripted import SPACE, Hand
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Kubelet:
-    """One node with room for everything; the first container of a pod is run."""
-
-    def __init__(self, api: Api, env: Mapping[str, str] | None = None) -> None:
-        self.api = api
-        self.env = dict(env or {})
-        self._pods: dict[str, asyncio.Task[None]] = {}
-        self._seen: set[str] = set()
-
-    async def work(self) -> None:
-        """Watch over all pods, for ever."""
-        while True:
-            for name, pod in list(self.api.pods.items()):
-                uid = pod["metadata"]["uid"]
-                if uid not in self._seen and not pod["spec"].get("schedulingGates"):
-                    self._seen.add(uid)
-                    self._pods[uid] = asyncio.create_task(self._run(name, uid))
-            async with self.api._changed:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.05):
-                        await self.api._changed.wait()
-
-    async def close(self) -> None:
-        """Kill everything."""
-        for task in self._pods.values():
-            task.cancel()
-        await asyncio.gather(*self._pods.values(), return_exceptions=True)
-
-    def _pod(self, name: str, uid: str) -> dict[str, Any] | None:
-        pod = self.api.pods.get(name)
-        return pod if pod is not None and pod["metadata"]["uid"] == uid else None
-
-    async def _run(self, name: str, uid: str) -> None:
-        pod = self.api.pods[name]
-        container = pod["spec"]["containers"][0]
-        if await self._cannot_start(name, pod, container):
-            return
-        command = [*(container.get("command") or []), *(container.get("args") or [])] or ["sleep", "300"]
-        if shutil.which(command[0]) is None:
-            text = f'unable to start container process: exec: "{command[0]}": no such file or directory'
-            await self.api.end(name, 128, reason="StartError", message=text)
-            return
-        env = {one["name"]: str(one.get("value", "")) for one in container.get("env") or ()}
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env={**os.environ, **self.env, **env},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            limit=1 << 22,
-        )
-        try:
-            await self.api.run(name)
-            killing = asyncio.create_task(self._killed_when_deleted(name, uid, process))
-            deadline = pod["spec"].get("activeDeadlineSeconds")
-            late = asyncio.get_running_loop().call_later(deadline or 1e6, _kill, process)
-            began = time.monotonic()
-            assert process.stdout is not None
-            async for line in process.stdout:
-                await self.api.say(name, line.removesuffix(b"\n") + b"\n", container["name"])
-            code = await process.wait()
-            killing.cancel()
-            late.cancel()
-            told = {}
-            if deadline and time.monotonic() - began >= deadline:
-                text = "Pod was active on the node longer than the specified deadline"
-                told = {"reason": "DeadlineExceeded", "message": text}
-            if self._pod(name, uid) is not None:
-                state = terminated(code if code >= 0 else 128 - code)
-                await self.api.change(name, "Failed" if code else "Succeeded", state, **told)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
-    async def _cannot_start(self, name: str, pod: dict[str, Any], container: dict[str, Any]) -> bool:
-        """Tell of a pod that stays Pending, until it is deleted."""
-        if pod["spec"].get("nodeSelector"):
-            text = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
-            condition = {
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "Unschedulable",
-                "message": text,
-            }
-            await self.api.change(name, "Pending", conditions=[condition])
-            return True
-        waiting = {}
-        if "absent" in container.get("image", ""):
-            waiting = {"reason": "ErrImagePull", "message": f"failed to pull image {container['image']}"}
-        elif container.get("envFrom"):
-            waiting = {"reason": "CreateContainerConfigError", "message": 'configmap "absent" not found'}
-        if waiting:
-            pod["spec"]["nodeName"] = "node1"
-            await self.api.change(name, "Pending", {"waiting": waiting})
-        return bool(waiting)
-
-    async def _killed_when_deleted(self, name: str, uid: str, process: asyncio.subprocess.Process) -> None:
-        while (pod := self._pod(name, uid)) is not None and not pod["metadata"].get("deletionTimestamp"):
-            await asyncio.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            await asyncio.sleep(
-                (pod or {"metadata": {}})["metadata"].get("deletionGracePeriodSeconds") or 0.2
-            )
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+REAL = os.environ.get("DATATASK_TEST_KUBECONFIG") or None
+IMAGE = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
 
 
 @contextlib.asynccontextmanager
-async def toy_cluster(env: Mapping[str, str] | None = None) -> AsyncIterator[Api]:
-    """Serve with a kubelet while the block lasts."""
-    async with scripted() as api:
-        kubelet = Kubelet(api, env)
-        working = asyncio.create_task(kubelet.work())
-        try:
-            yield api
-        finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-            await kubelet.close()
+async def toy_cluster(env: Mapping[str, str] | None = None, **how: Any) -> AsyncIterator[Hand]:
+    """Serve with a quick kubelet while the block lasts."""
+    how = {"pace": 0.005, "backoff": 0.1, **how}
+    async with serve() as server, running(server, env=env, **how):
+        yield Hand(server)
 
 
 class Target(NamedTuple):
@@ -169,18 +51,37 @@ class Target(NamedTuple):
         """Return a manager of an application there."""
         return PodManager(app, self.namespace, self.config, kubeconfig=self.kubeconfig)
 
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the API for something."""
+        cluster = Cluster(Location(self.config, kubeconfig=self.kubeconfig))
+        await cluster.attach()
+        try:
+            return json.loads(await cluster.ask(method, path, body=body))
+        finally:
+            await cluster.detach()
+
     @property
     def is_real(self) -> bool:
         """Whether nodes are nodes."""
         return self.kubeconfig is not None
 
 
-REAL = "DATATASK_TEST_KUBECONFIG"
+@contextlib.asynccontextmanager
+async def real_cluster() -> AsyncIterator[Target]:
+    """Make a namespace on the real cluster, and remove it in the end."""
+    assert REAL is not None
+    name = f"datatask-test-{os.getpid()}-{os.urandom(3).hex()}"
+    there = Target(None, REAL, name, IMAGE)
+    await there.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        yield there
+    finally:
+        await there.ask("DELETE", f"/api/v1/namespaces/{name}")
 
 
 @functools.cache
 def target() -> Target:
-    """Return the cluster of this test run: a toy in a process of its own, or the real one of the environment."""
+    """Return the cluster of this test run, held by a process of its own: whoever asks has a loop that ends sooner."""
     command = [sys.executable, "-m", "tests.kube.toy"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True)
     atexit.register(_end, server)
@@ -195,33 +96,25 @@ def _end(server: subprocess.Popen[str]) -> None:
         server.stdout.close()
 
 
+@contextlib.asynccontextmanager
+async def cluster(**how: Any) -> AsyncIterator[tuple[Target, Hand | None]]:
+    """Open a cluster with a namespace, and a hand on it unless it is a real one."""
+    if REAL is not None:
+        async with real_cluster() as there:
+            yield there, None
+    else:
+        async with toy_cluster(**how) as hand:
+            yield Target(hand.config(), None, SPACE, IMAGE), hand
+
+
 async def _serve() -> None:
-    if path := os.environ.get(REAL):
-        await _serve_real(path)
-    async with toy_cluster() as api:
-        print(json.dumps(Target(api.config(), None, "space", "any")), flush=True)
-        await asyncio.Event().wait()
-
-
-async def _serve_real(path: str) -> None:
-    """Make a namespace, and remove it in the end."""
-    name = f"datatask-test-{os.getpid()}"
-    cluster = Cluster(Location(kubeconfig=path))
-    await cluster.attach()
-    await cluster.ask("POST", "/api/v1/namespaces", body={"metadata": {"name": name}})
-    try:
-        image = os.environ.get("DATATASK_TEST_KUBE_IMAGE", "busybox")
-        print(json.dumps(Target(None, path, name, image)), flush=True)
-        await asyncio.Event().wait()
-    finally:
-        await cluster.ask("DELETE", f"/api/v1/namespaces/{name}")
-        await cluster.detach()
+    """Hold a cluster until TERM, and print what it is."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    async with cluster() as (there, _):
+        print(json.dumps(there), flush=True)
+        await over.wait()
 
 
 if __name__ == "__main__":
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_serve())
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
-    loop.close()
+    asyncio.run(_serve())

@@ -19,7 +19,7 @@ class Fault:
 
     `seconds` it waits first. Then `code` refuses, with a Status of `message`, or with `text` as it is; `cut` "before" hangs
     up without doing anything, "after" does it and hangs up without an answer; `events` ends a watch after so many, cleanly
-    or (`torn`) within an event; `frozen` lets a watch live on and say nothing.
+    or (`torn`) within an event; `frozen` lets a watch live on and say nothing; `most_bytes` cuts a log anywhere.
     """
 
     verb: str
@@ -36,6 +36,7 @@ class Fault:
     events: int | None = None
     torn: bool = False
     frozen: bool = False
+    most_bytes: int | None = None
     seen: int = field(default=0, init=False)
 
     def fits(self, asked: Asked) -> bool:
@@ -79,6 +80,13 @@ def too_many(times: int = 1, retry_after: int = 1, verb: str = "*", resource: st
 def broken(times: int = 1, verb: str = "*", resource: str = "*") -> Fault:
     """Return the answer of a server that has lost its store."""
     return Fault(verb, resource, times, 500, "etcdserver: request timed out")
+
+
+def away(
+    verb: str = "*", resource: str = "pods", *, times: int | None = None, message: str = "away"
+) -> Fault:
+    """Return the answer of a server that is not there, until this is taken away."""
+    return Fault(verb, resource, times, 503, message)
 
 
 def hang_up(request: web.Request) -> None:

@@ -35,6 +35,13 @@ class Reader:
         self.future_seconds = 3.0
         self.expired_as_status = False
         self.closing = False
+        self._ends = 0
+
+    def end_watches(self) -> None:
+        """End the watches that are open, cleanly."""
+        self._ends += 1
+        for table in self.storage.tables.values():
+            table.wake()
 
     async def list(self, asked: Asked, kind: Kind) -> web.Response:
         """Return one page, of the moment that its first page was of."""
@@ -134,8 +141,8 @@ class Reader:
         self, asked: Asked, kind: Kind, sender: _Sender, how: tuple[int, float, bool], tests: list[Test]
     ) -> web.StreamResponse:
         (since, until, bookmarks), table = how, self.storage.table(kind)
-        marked = time.monotonic()
-        while not self.closing:
+        marked, ends = time.monotonic(), self._ends
+        while not self.closing and self._ends == ends:
             if since < table.oldest and table.changes and since < table.changes[0].version - 1:
                 return sender.response  # it has become too slow: a clean end, as the server does
             parts = []

@@ -14,16 +14,18 @@ _VERBS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 @dataclass
 class User:
-    """Who asks: `rights` are words like `create pods` or `get pods/log`; None may do all. `at_once` is its share."""
+    """Who asks: `rights` are words like `create pods` or `get pods/log`; None may do all but what is `denied`. `at_once` is its share."""
 
     name: str
     rights: set[str] | None = None
     at_once: int | None = None
+    denied: set[str] = field(default_factory=set)
     busy: int = field(default=0, init=False)
 
     def may(self, verb: str, resource: str) -> bool:
         """Whether a right is there."""
-        return self.rights is None or f"{verb} {resource}" in self.rights
+        right = f"{verb} {resource}"
+        return right not in self.denied if self.rights is None else right in self.rights
 
 
 @dataclass

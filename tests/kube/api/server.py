@@ -1,17 +1,18 @@
 """The server: in comes HTTP, out go answers as a v1.36 API server gives them; state and a test's hand on it are `Server`'s.
 
-A request passes in the server's order: who asks (401), is there room (429), the test's faults, may he (403), then what is
-asked. Everything lives in one event loop; `serve` starts it on loopback.
+A request passes the test's rules, and then in the server's order: who asks (401), is there room (429), the test's faults,
+may he (403), then what is asked. Everything lives in one event loop; `serve` starts it on loopback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 
@@ -28,6 +29,7 @@ from tests.kube.api.storage import Storage, encode
 from tests.kube.api.writing import Writer
 
 Object = dict[str, Any]
+Rule = Callable[[web.Request, str], Any]
 THROTTLED = "Too many requests, please try again later.\n"
 
 
@@ -42,7 +44,11 @@ class Node(Protocol):
 
 
 class Server:
-    """One cluster. `faults` is the test's list; `asked` tells every request's verb and resource, in order."""
+    """One cluster. `faults` and `rules` are the test's lists; `asked` tells every request's verb and resource, in order.
+
+    A rule is given a request and what it asks (`create pods`, `get /version`); what it returns, or its coroutine, is the
+    answer, unless that is None.
+    """
 
     def __init__(self) -> None:
         self.storage = Storage()
@@ -55,6 +61,7 @@ class Server:
             "throttled": User("throttled", None, 1),
         }
         self.faults: list[Fault] = []
+        self.rules: list[Rule] = []
         self.asked: list[str] = []
         self.node: Node | None = None
         self.url = ""
@@ -107,16 +114,29 @@ class Server:
     async def _passed(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/readyz", "/livez", "/healthz"):
             return web.Response(text="ok")
+        path = request.path.rstrip("/")
+        asked, nothing = None, None
+        try:
+            asked = understand(request)
+        except Refusal as refusal:
+            nothing = refusal
+        what = f"{asked.verb} {asked.resource}" if asked else f"{request.method.lower()} {path}"
+        self.asked.append(what)
+        for rule in list(self.rules):
+            answer = rule(request, what)
+            answer = await answer if inspect.isawaitable(answer) else answer
+            if answer is not None:
+                return cast("web.StreamResponse", answer)
         said = request.headers.get("Authorization", "")
         user = self.users.get(said.removeprefix("Bearer "))
         if user is None:
             raise Refusal(401, "Unauthorized")
-        if request.path.rstrip("/") == "/version":
+        if path == "/version":
             return web.json_response(VERSION)
-        if request.method == "GET" and (told := discovery(request.path.rstrip("/"))) is not None:
+        if request.method == "GET" and (told := discovery(path)) is not None:
             return web.json_response(told)
-        asked = understand(request)
-        self.asked.append(f"{asked.verb} {asked.resource}")
+        if asked is None:
+            raise nothing or no_such_resource()
         if user.at_once is not None and user.busy >= user.at_once:
             return web.Response(text=THROTTLED, status=429, headers={"Retry-After": "1"})
         user.busy += 1
@@ -151,7 +171,7 @@ class Server:
                 user.name, verb_of, asked.resource, kind.group, asked.namespace or None, asked.name
             )
         if asked.part not in ("", "status"):
-            return await self._part(asked, kind)
+            return await self._part(asked, kind, fault)
         match asked.verb:
             case "watch":
                 return await self.reader.watch(asked, kind, fault)
@@ -203,7 +223,7 @@ class Server:
         told = {**head, "metadata": {"resourceVersion": str(self.storage.version)}, "items": gone}
         return web.Response(body=encode(told), content_type="application/json")
 
-    async def _part(self, asked: Asked, kind: Kind) -> web.StreamResponse:
+    async def _part(self, asked: Asked, kind: Kind, fault: Fault | None) -> web.StreamResponse:
         """Answer for logs, commands and evictions of pods."""
         if kind != deleting.PODS:
             raise no_such_resource()
@@ -216,7 +236,7 @@ class Server:
             raise method_not_allowed()
         pod = self.storage.get(kind, asked.namespace, asked.name)
         if asked.part == "log":
-            return await streams.log(asked, pod, self.node, lambda: self.reader.closing)
+            return await streams.log(asked, pod, self.node, lambda: self.reader.closing, fault)
         return await streams.execute(asked, pod, self.node)
 
     async def _review(self, asked: Asked, user: User) -> web.Response:

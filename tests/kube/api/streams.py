@@ -15,6 +15,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from tests.kube.api.faults import Fault, hang_up
 from tests.kube.api.requests import Asked
 from tests.kube.api.statuses import Refusal
 
@@ -101,7 +102,9 @@ def _container(asked: Asked, pod: Object) -> str:
     return chosen or names[0]
 
 
-async def log(asked: Asked, pod: Object, node: Any, closing: Callable[[], bool]) -> web.StreamResponse:
+async def log(
+    asked: Asked, pod: Object, node: Any, closing: Callable[[], bool], fault: Fault | None = None
+) -> web.StreamResponse:
     """Answer with a container's log, to its end where it shall be followed."""
     name = _container(asked, pod)
     previous = asked.is_set("previous")
@@ -121,7 +124,12 @@ async def log(asked: Asked, pod: Object, node: Any, closing: Callable[[], bool])
         raise Refusal(400, why)
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(asked.request)
-    await _Lines(asked, found).send(response, closing)
+    lines, most = _Lines(asked, found), fault.most_bytes if fault else None
+    if most is not None:
+        lines.left = min(most, most if lines.left is None else lines.left)
+    await lines.send(response, closing)
+    if lines.left == 0 and most is not None:
+        hang_up(asked.request)
     return response
 
 
@@ -162,7 +170,8 @@ class _Lines:
     async def _write(self, response: web.StreamResponse, lines: Any) -> bool:
         data = b"".join(self._shown(line) for line in lines)
         if self.left is not None:
-            data, self.left = data[: self.left], self.left - len(data)
+            data = data[: self.left]
+            self.left -= len(data)
         if data:
             await response.write(data)
         return self.left is None or self.left > 0

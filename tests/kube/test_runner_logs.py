@@ -1,0 +1,95 @@
+"""The pod runner keeps logs: whole, of all containers, through cuts, deletions and too few streams."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from datatask.adapters.execute.kube import logs
+from datatask.engine.ports import Noticed, Write
+from tests.kube.api.faults import Fault
+from tests.kube.runner_kit import TEMPLATE, ready, running, text, until
+
+
+async def test_a_log_is_kept_although_its_pod_is_deleted_right_after_its_end() -> None:
+    """Also where it had not been read at all until then."""
+    async with ready() as (api, runner, facts):
+        held = asyncio.Event()
+
+        async def late(request: web.Request, what: str) -> None:
+            if what == "get pods/log":
+                await held.wait()
+
+        api.rules.append(late)
+        name = await running(api, runner, facts, 1)
+        api.say(name, b"all of it")
+        api.end(name, at="2026-01-01T00:00:00Z")
+        api.delete(name, 0)
+        await asyncio.sleep(0.1)
+        held.set()
+        ended = await facts.end(1)
+    assert (ended.ending.outcome, text(ended)) == ("succeeded", b"all of it\n")
+
+
+async def test_a_log_that_is_cut_goes_on_without_gaps_or_repeats() -> None:
+    """Streams end in the middle of lines, over and over."""
+    async with ready() as (api, runner, facts):
+        cuts = [Fault("get", "pods/log", most_bytes=150 * at) for at in range(1, 7)]
+        api.faults.extend(cuts)
+        name = await running(api, runner, facts, 1)
+        for index in range(40):
+            api.say(name, b"line %d" % index)
+            await asyncio.sleep(0.01)
+        await until(lambda: sum(cut.seen for cut in cuts) >= 4, 15)
+        api.end(name)
+        ended = await facts.end(1)
+    assert text(ended) == b"".join(b"line %d\n" % index for index in range(40))
+
+
+async def test_the_logs_of_all_containers_are_kept_under_their_names() -> None:
+    """Init containers first."""
+    template = (
+        TEMPLATE + "    - name: side\n      image: x\n      resources: {requests: {cpu: 1, memory: 1}}\n"
+    )
+    async with ready(template) as (api, runner, facts):
+        name = await running(api, runner, facts, 1)
+        api.say(name, b"a\nb", "main")
+        api.say(name, b"c", "side")
+        api.end(name)
+        ended = await facts.end(1)
+    assert text(ended) == b"==> main <==\na\nb\n==> side <==\nc\n"
+
+
+async def test_a_log_that_cannot_be_had_does_not_hold_up_the_end_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is missing is said."""
+    monkeypatch.setattr(logs, "LATE_SECONDS", 0.3)
+    async with ready() as (api, runner, facts):
+        refused = Fault("get", "pods/log", times=None, code=500, message="dial tcp: connection refused")
+        api.faults.append(refused)
+        name = await running(api, runner, facts, 1)
+        api.end(name)
+        ended = await facts.end(1)
+    assert ended.ending.outcome == "succeeded"
+    assert facts.of(1, Noticed)[-1].message == "the log of main is not complete: dial tcp: connection refused"
+    assert isinstance(ended.writes[0], Write)
+
+
+async def test_more_pods_than_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logs are whole."""
+    monkeypatch.setattr(logs, "STREAMS", 2)
+    monkeypatch.setattr(logs, "TURN_SECONDS", 0.1)
+    async with ready() as (api, runner, facts):
+        names = {run: await running(api, runner, facts, run) for run in range(1, 7)}
+        for index in range(5):
+            for run, name in names.items():
+                api.say(name, b"%d of %d" % (index, run))
+            await asyncio.sleep(0.1)
+        for name in names.values():
+            api.end(name)
+        for run in names:
+            whole = b"".join(b"%d of %d\n" % (index, run) for index in range(5))
+            assert text(await facts.end(run)) == whole
