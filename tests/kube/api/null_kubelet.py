@@ -1,7 +1,7 @@
 """The null kubelet: in come thousands of pods, out go their states by the clock, without a process.
 
 For measuring: one task, a heap of times, and parts of statuses that all pods share. `ends` keeps when each pod's end was
-told (time.time()), by uid.
+stored (time.time()), by uid.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class NullKubelet:
             if self.run_seconds is not None:
                 self._at(self.run_seconds, "end", pod)
         elif what == "end" and phase == "Running":
-            self._put(pod, "Succeeded", telling.terminated(0))
             self.ends[uid] = time.time()
+            self._put(pod, "Succeeded", telling.terminated(0))
         elif what == "delete":
             if phase == "Running":
                 pod = self._put(pod, "Failed", telling.terminated(137))
