@@ -26,16 +26,24 @@ spec:
       command: COMMAND
       resources: {requests: {cpu: 10m, memory: 16Mi}}
       MORE
+    SIDE
 """
 _apps = itertools.count()
 
 
 def make_task(
-    there: Target, command: str, *, image: str = "", pod: str = "", more: str = "", **policy: Any
+    there: Target,
+    command: str,
+    *,
+    image: str = "",
+    pod: str = "",
+    more: str = "",
+    side: str = "",
+    **policy: Any,
 ) -> KubeTask:
     """Return a task whose pods run a command, of an application of its own."""
     template = TEMPLATE.replace("COMMAND", command).replace("IMAGE", image or there.image)
-    template = template.replace("SPEC", pod).replace("MORE", more)
+    template = template.replace("SPEC", pod).replace("MORE", more).replace("SIDE", side)
     logs = InProcessBlobRepository()
     logs._id = "logs"
     manager = there.manager(f"any{os.getpid()}-{next(_apps)}")
@@ -140,3 +148,35 @@ async def test_a_pod_that_somebody_else_deletes() -> None:
 
     ended, _ = await end_of(task, stop=stop)
     assert (ended.ending.outcome, text(ended)) == ("lost", b"begun\n")
+
+
+INITS = """initContainers:
+    - {name: first, image: IMAGE, command: [sh, -c, 'echo one; sleep 0.2; echo two'], resources: SMALL}
+    - {name: second, image: IMAGE, command: [sh, -c, 'echo three; exit CODE'], resources: SMALL}"""
+SIDE = "- {name: side, image: IMAGE, command: [sh, -c, 'echo side; exit 3'], resources: SMALL}"
+
+
+@pytest.mark.parametrize(
+    ("code", "logs"),
+    [
+        (
+            0,
+            b"==> first <==\none\ntwo\n==> second <==\nthree\n==> main <==\nout\n==> side <==\nside\n",
+        ),
+        (4, b"==> first <==\none\ntwo\n==> second <==\nthree\n"),
+    ],
+)
+async def test_pods_of_several_containers(code: int, logs: bytes) -> None:
+    """Init containers come first, one after the other, and end the pod where one fails; each log is kept under its name."""
+    there = target()
+
+    def filled(text: str) -> str:
+        small = "{requests: {cpu: 10m, memory: 16Mi}}"
+        return text.replace("IMAGE", there.image).replace("CODE", str(code)).replace("SMALL", small)
+
+    task = make_task(there, "[sh, -c, 'echo out']", pod=filled(INITS), side=filled(SIDE))
+    ended, _ = await end_of(task)
+    assert (ended.ending.outcome, ended.ending.exit_code) == ("failed", code or 3)
+    assert text(ended) == logs
+    assert ended.ending.error is not None
+    assert ("second" if code else "side") in ended.ending.error.message

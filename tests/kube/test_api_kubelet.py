@@ -266,10 +266,33 @@ async def test_containers_of_one_pod() -> None:
         assert (status["phase"], ended) == ("Failed", [0, 0])
         assert await there.ask("GET", "pods/x/log?container=main") == "1 12 x from the map\n"
         assert await there.ask("GET", "pods/x/log?container=i2") == "i2\n"
-        await there.make("y", initContainers=[{**inits[0], "command": ["false"]}])
-        status = await there.end("y")
-        assert status["phase"] == "Failed"
-        assert "waiting" not in status["containerStatuses"][0]["state"]
+
+
+async def test_init_containers_come_one_after_the_other_and_one_that_fails_ends_the_pod(
+    tmp_path: Path,
+) -> None:
+    """What comes after it is never begun; without `Never` it is tried again."""
+    order = tmp_path / "order"
+
+    def one(name: str, then: str = "true") -> dict[str, Any]:
+        script = f"echo {name} begins >> {order}; sleep .05; echo {name} ends >> {order}; {then}"
+        return {"name": name, "image": "busybox", "command": ["sh", "-c", script]}
+
+    async with node() as there:
+        await there.make("good", initContainers=[one("i1"), one("i2")], containers=[one("main")])
+        assert (await there.end("good"))["phase"] == "Succeeded"
+        steps = [f"{name} {what}" for name in ("i1", "i2", "main") for what in ("begins", "ends")]
+        assert order.read_text().splitlines() == steps
+        order.unlink()
+        await there.make("bad", initContainers=[one("i1", "exit 7"), one("i2")], containers=[one("main")])
+        status = await there.end("bad")
+        assert (status["phase"], order.read_text().split()[::2]) == ("Failed", ["i1", "i1"])
+        assert status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 7
+        assert status["initContainerStatuses"][1]["state"].keys() == {"waiting"}
+        assert status["containerStatuses"][0]["state"].keys() == {"waiting"}
+        again = one("i1", f"test $(grep -c ends {order}) -ge 3")
+        await there.make("again", initContainers=[again], containers=[one("main")], restartPolicy="OnFailure")
+        assert (await there.end("again"))["phase"] == "Succeeded"
 
 
 async def test_crashing_containers_are_started_again() -> None:

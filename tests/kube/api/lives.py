@@ -262,8 +262,12 @@ class Life:
     def _finish(self) -> None:
         """Tell the end, and let the pod be gone if that was wanted."""
         reason, message = self._why
-        for told in (self.inits, self.mains):
-            for name, one in told.items():
+        for told, names in (
+            (self.inits, self._tried()),
+            (self.mains, list(self.mains) if self._has_begun() else []),
+        ):
+            for name in names:
+                one = told[name]
                 if "terminated" not in one["state"] and reason != "Evicted":
                     lost = telling.terminated(137, "ContainerStatusUnknown", message=telling.UNKNOWN)[
                         "terminated"
@@ -280,6 +284,19 @@ class Life:
         pod = self.kubelet.current(self)
         if pod is not None and self._deleted:
             deleting.delete(self.kubelet.storage, PODS, pod, {"gracePeriodSeconds": 0})
+
+    def _has_begun(self) -> bool:
+        """Whether the main containers had their turn: else an init container's failure says enough, and they stay waiting."""
+        begun = any("waiting" not in one["state"] or one["lastState"] for one in self.mains.values())
+        last = next(reversed(self.inits.values()), None)
+        return begun or last is None or last["state"].get("terminated", {}).get("exitCode") == 0
+
+    def _tried(self) -> list[str]:
+        """Return the init containers up to the last that was begun; the first counts as begun."""
+        names = list(self.inits)
+        while len(names) > 1 and "waiting" in self.inits[names[-1]]["state"]:
+            names.pop()
+        return names
 
 
 class _Stopped(Exception):
