@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from datatask.adapters.execute.kube import watching
 from datatask.engine.ports import Ended, Started
 from tests.kube.api.faults import Fault
 from tests.kube.api.player import Player, onto, recorded, shuffled
@@ -95,18 +96,26 @@ async def test_as_it_was_recorded() -> None:
     assert node == "127.0.0.1"
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a watch that was cut begin anew soon."""
+    monkeypatch.setattr(watching, "BACKOFF", (0.02, 0.1))
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_in_any_order_between_pods(seed: int) -> None:
     """The same ends, whether or not a finalizer holds the pods."""
     assert ends_of(await played(random.Random(seed), mixed=True, finalizer=seed % 2 == 0)) == ENDS
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("seed", range(4))
 async def test_in_any_order_with_cuts_anywhere(seed: int) -> None:
     """Pods are held by a finalizer, so that no end is missed."""
     assert ends_of(await played(random.Random(seed), mixed=True, cuts=6)) == ENDS
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("seed", range(6))
 async def test_with_cuts_and_without_a_finalizer(seed: int) -> None:
     """What a list shows for the first time when it is over is judged as if it had been seen; who is never seen is lost."""

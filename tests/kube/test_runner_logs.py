@@ -33,8 +33,9 @@ async def test_a_log_is_kept_although_its_pod_is_deleted_right_after_its_end() -
     assert (ended.ending.outcome, text(ended)) == ("succeeded", b"all of it\n")
 
 
-async def test_a_log_that_is_cut_goes_on_without_gaps_or_repeats() -> None:
+async def test_a_log_that_is_cut_goes_on_without_gaps_or_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams end in the middle of lines, over and over."""
+    monkeypatch.setattr(logs, "PAUSE_SECONDS", 0.1)
     async with ready() as (api, runner, facts):
         cuts = [Fault("get", "pods/log", most_bytes=150 * at) for at in range(1, 7)]
         api.faults.extend(cuts)
