@@ -128,7 +128,7 @@ async def test_a_full_quota_is_tried_by_one_run_and_filled_as_soon_as_there_is_r
             run = int(api.pods[name]["metadata"]["annotations"]["datatask.io/job"][1:])
             assert (await facts.end(run)).ending.outcome == "succeeded"
             runner.forget(run)
-            await until(lambda name=name: name not in api.pods)  # type: ignore[misc]
+            await until(lambda name=name: name not in api.pods)
     assert api.most_at_once() == 2
     assert len([fact for fact in facts.all if isinstance(fact, Ended)]) == 10
     assert len([fact for fact in facts.all if isinstance(fact, Noticed)]) <= 12

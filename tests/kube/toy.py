@@ -54,10 +54,10 @@ class Target(NamedTuple):
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the API for something."""
         cluster = Cluster(Location(self.config, kubeconfig=self.kubeconfig))
-        kind = {"content_type": MERGE_PATCH} if method == "PATCH" else {}
+        kind = MERGE_PATCH if method == "PATCH" else "application/json"
         await cluster.attach()
         try:
-            return json.loads(await cluster.ask(method, path, body=body, **kind))
+            return json.loads(await cluster.ask(method, path, body=body, content_type=kind))
         finally:
             await cluster.detach()
 
