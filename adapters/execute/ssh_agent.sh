@@ -8,7 +8,8 @@
 #   asked      the run's task; made before anything of it is started
 #   claim      made by the run's own process before it becomes the user's program, or by `settle` so that it never does;
 #              says who it is, and which shell waits for it, in no session of the run's
-#   ended/ID   beside the folders: how it ended; comes by a rename, and is on the disk before it is told
+#   ID         how it ended, written over room that was taken at the start; whole with its last character
+#   ended/ID   beside the folders: the same, renamed by who tells it, many at once; on the disk before it is told
 # A process is known by pid, start time (in ticks since boot) and boot id; a pid alone is used again.
 set -u
 base=$2 log=${3-} epoch=${4-} token=${5-} home=${6-}
@@ -120,12 +121,11 @@ record() {
     done
     case $merged in *c*) unconfine ;; esac
     [ ! -e "$run/unconfined" ] || code=unstarted
-    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/end"; do
+    until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/$id"; do
         [ -d "$run" ] || return # nobody wants to know
         pause 1
     done
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
-    exec mv "$run/end" "$dir/ended/$id"
 }
 
 # start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
@@ -147,8 +147,8 @@ start() {
         echo "refused $1 interpreter $interpreter"
     elif case $4 in *c*) ! find_groups /proc/self/mountinfo /proc/self/cgroup ;; *) false ;; esac; then
         echo "refused $1 enforce $lacking"
-    elif [ ! -e "$dir/$1/claim" ] && once "$dir/$1/asked" "$2"; then
-        if { { [ "$5" = 0 ] || printf %s "$script" >"$dir/$1/exe"; } && printf '%300s' '' >"$dir/$1/end"; } 2>/dev/null; then
+    elif [ ! -e "$dir/$1/claim" ] && { [ -d "$dir/$1" ] || mkdir -p "$dir/$1/cwd"; } 2>/dev/null && once "$dir/$1/asked" "$2"; then
+        if { { [ "$5" = 0 ] || printf %s "$script" >"$dir/$1/exe"; } && printf '%300s' '' >"$dir/$1/$1"; } 2>/dev/null; then
             launch "$1" "$3" "$4" "$interpreter" "$argument"
         else
             give_up "$1"
@@ -165,15 +165,6 @@ start() {
 give_up() {
     once "$dir/$1/claim" barred
     echo "refused $1 full"
-}
-
-# folders ID...: makes the folders of runs whose scripts come with their starts.
-folders() {
-    for id; do
-        shift
-        set -- "$@" "$dir/$id/cwd"
-    done
-    mkdir -p "$@" 2>/dev/null
 }
 
 await_claim() {
@@ -338,7 +329,7 @@ whole() {
 
 # told ID: tells the run's end, if it is there; one that is whole counts before it has been renamed.
 told() {
-    for file in "$dir/ended/$1" "$dir/$1/end" "$dir/ended/$1"; do
+    for file in "$dir/ended/$1" "$dir/$1/$1" "$dir/ended/$1"; do
         [ -f "$file" ] && "$telling" "$1" "$file" && return
     done
     return 1
@@ -356,24 +347,39 @@ hand_on() {
     fi
 }
 
-# flush ID...: has the disk take how these runs ended. A record may be renamed meanwhile: under one of its names it is found.
+# flush ID...: renames the records of these runs and has the disk take them. One that cannot be renamed counts where it is.
 flush() {
+    for id; do
+        shift
+        set -- "$@" "$dir/$id/$id"
+    done
+    mv -f "$@" "$dir/ended/"
     if [ "$syncs" = all ] || [ $# -gt 100 ]; then
         sync
         return
     fi
-    for id; do
+    for file; do
         shift
-        set -- "$@" "$dir/$id/end" "$dir/ended/$id" "$dir/$id"
+        set -- "$@" "$file" "$dir/ended/${file##*/}" "${file%/*}"
     done
     sync "$@" "$dir/ended" "$dir"
-} >/dev/null 2>&1
+} </dev/null >/dev/null 2>&1
 
-# secure: begins a flush for all ends that wait for one, unless one is under way; `synced` comes when it is over.
+# secure: hands all ends that wait to the process that flushes, unless it is at work; it says `synced` when it is done.
 secure() {
-    [ -z "$covered" ] && [ "$waiting" ] || return 0
-    covered=$waiting waiting=
-    (flush $covered; echo synced >&3) </dev/null >/dev/null 2>&1 &
+    if [ "$covered" ]; then
+        echo || exit # who flushes is gone: the engine begins anew
+    elif [ "$waiting" ]; then
+        covered=$waiting waiting=
+        echo "$covered" || exit
+    fi
+}
+
+# flushing: flushes what it reads, a line of names at a time.
+flushing() {
+    while read -r names; do
+        [ -z "$names" ] || { flush $names; echo synced >&3; }
+    done
 }
 
 # report ID [changes]: tells what became of a run, or only that it is over; fails where nobody has claimed it.
@@ -492,7 +498,7 @@ obey() {
     while read -r verb one rest; do
         case $verb in
         start) start "$one" $rest ;;
-        settle | stop | check | forget | sweep | folders | variables) "$verb" "$one" $rest ;;
+        settle | stop | check | forget | sweep | variables) "$verb" "$one" $rest ;;
         ping) read -r now rest </proc/uptime; echo "$now" >"$base/sign"; echo "pong $one $now" ;;
         esac
     done
@@ -505,15 +511,22 @@ watch() {
     mkfifo "$dir/wake.$$" || exit
     [ -p "$dir/wake" ] && echo 1<>"$dir/wake" # an earlier watcher sees that it is not wanted any more
     mv "$dir/wake.$$" "$dir/wake" || exit
-    exec 3<>"$dir/wake"
+    exec 3<>"$dir/wake" 4>&1
     echo watching
+    listen | flushing
+}
+
+# listen: tells each end when it is flushed; what is to be flushed goes to stdout, what is told to 4.
+listen() {
     covered='' waiting=''
-    for file in "$dir/ended"/*; do [ -f "$file" ] && waiting="$waiting ${file##*/}"; done
+    for run in "$dir/ended"/* "$dir"/[0-9]*; do
+        id=${run##*/}
+        { [ -f "$run" ] || whole "$run/$id"; } && waiting="$waiting $id"
+    done
     secure
     while read -r said <&3 && [ "$said" != leave ] && owned; do
         if [ "$said" = synced ]; then
-            wait
-            for id in $covered; do told "$id"; done
+            for id in $covered; do told "$id"; done >&4
             covered=
         else
             waiting="$waiting $said"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.ssh_placing import Hosts
 from datatask.adapters.execute.ssh_target import LinkLostError, Target
-from datatask.adapters.execute.ssh_transfers import LocalDiskError, download, upload
+from datatask.adapters.execute.ssh_transfers import LocalDiskError, download, make_folder, upload
 from datatask.adapters.execute.targets import STDOUT, Recipe, _StderrIsStdout
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
@@ -155,11 +155,12 @@ class SSHRunner:
                 run.target = await self._hosts.place(identity, self._recipe.resources)
                 run.target.watch(identity, self)
             try:
+                async with asyncio.timeout(WAIT_SECONDS):
+                    await run.target.up()
                 if stdin is not None or not _travels(script):
                     await upload(run.target, identity, script, stdin, job)
                 else:
-                    async with asyncio.timeout(WAIT_SECONDS):
-                        await run.target.up()
+                    await make_folder(run.target, identity)
                 return
             except TimeoutError:
                 continue  # another host may answer now

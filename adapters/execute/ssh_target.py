@@ -270,10 +270,6 @@ class Target:
         if self._link is None:
             return
         if self._outgoing:
-            carried = [line.split(" ", 2)[1] for line in self._outgoing if is_carrying(line)]
-            for first in range(0, len(carried), CHECKED_AT_ONCE):
-                folders = " ".join(carried[first : first + CHECKED_AT_ONCE])
-                self._outgoing.insert(0, f"folders {folders}")
             self._link.send("\n".join(self._outgoing) + "\n")
             self._outgoing.clear()
 
@@ -399,8 +395,3 @@ class Target:
         for identity, asked in list(self._asked.items()):
             if not asked.question.startswith("settle"):
                 asked.watcher.on_answer(self, ["refused", identity, "occupied", text])
-
-
-def is_carrying(command: str) -> bool:
-    """Whether a command is a start that brings its script along."""
-    return command.startswith("start ") and not command.partition("\n")[0].endswith(" 0")

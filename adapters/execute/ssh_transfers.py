@@ -7,12 +7,13 @@ as its run is started only afterwards; a download goes on where it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncssh
@@ -46,6 +47,15 @@ def _mapping(target: Target, link: Link, what: str) -> Iterator[None]:
         raise TemporaryError(f"{what} failed: {error.reason}", where=target.label) from error
 
 
+async def make_folder(target: Target, identity: str) -> None:
+    """Make the run's folder with `cwd/`; its start brings the script along. Raises as `upload`."""
+    link = await target.up()
+    folder = target.folder(identity)
+    with _mapping(target, link, "making its folder"):
+        async with _room(target, link.sftp, folder):
+            await _make(link.sftp, folder)
+
+
 async def upload(
     target: Target, identity: str, script: bytes, stdin: BlobRepository | None, job: str
 ) -> None:
@@ -54,7 +64,7 @@ async def upload(
         link = await target.up()
         folder, sftp = target.folder(identity), link.sftp
         with _mapping(target, link, "the upload"):
-            try:
+            async with _room(target, sftp, folder):
                 await _make(sftp, folder)
                 await _put(sftp, f"{folder}/exe", script)
                 if stdin is not None:
@@ -64,22 +74,29 @@ async def upload(
                     ):
                         while data := await source.read(BLOCK_BYTES):
                             await file.write(data)
-            except (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem) as error:
-                if await _is_full(sftp, folder):
-                    raise TemporaryError(
-                        "its disk is full", where=target.label, remedy="free some space"
-                    ) from error
-                raise
+
+
+@contextlib.asynccontextmanager
+async def _room(target: Target, sftp: asyncssh.SFTPClient, folder: str) -> AsyncIterator[None]:
+    """Tell a full disk from other failures."""
+    try:
+        yield
+    except (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem) as error:
+        if await _is_full(sftp, folder):
+            raise TemporaryError("its disk is full", where=target.label, remedy="free some space") from error
+        raise
 
 
 async def _make(sftp: asyncssh.SFTPClient, folder: str) -> None:
-    private = asyncssh.SFTPAttrs(permissions=0o700)
-    for path in (folder, f"{folder}/cwd"):
-        try:
-            await sftp.mkdir(path, private)
-        except asyncssh.SFTPError:  # version 3 of the protocol has no code of its own for "it is there"
-            if not await sftp.isdir(path):
-                raise
+    """Make the two folders, in one round trip: a server does what it is asked in order."""
+    private, paths = asyncssh.SFTPAttrs(permissions=0o700), (folder, f"{folder}/cwd")
+    made = await asyncio.gather(*(sftp.mkdir(path, private) for path in paths), return_exceptions=True)
+    for path, error in zip(paths, made, strict=True):
+        if isinstance(error, asyncssh.SFTPError) and not isinstance(error, asyncssh.SFTPConnectionLost):
+            if await sftp.isdir(path):  # version 3 of the protocol has no code of its own for "it is there"
+                continue
+        if error is not None:
+            raise error
 
 
 def _created(sftp: asyncssh.SFTPClient, path: str, mode: int) -> asyncssh.SFTPClientFile:

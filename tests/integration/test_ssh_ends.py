@@ -11,7 +11,7 @@ import pytest
 
 from datatask.engine.ports import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
-from tests.integration.test_ssh_faults import left_behind, runs_of, ssh_task, until
+from tests.integration.test_ssh_faults import left_behind, record_of, runs_of, ssh_task, until
 from tests.ssh_kit import Server, serving
 
 pytestmark = pytest.mark.server("sshd")
@@ -57,7 +57,7 @@ async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
             runner.start(spec(run, f"j{run}"))
         for run in range(1, 21):
             await facts.first(run, Started)
-        await until(lambda: len(list((runs_of(tmp_path) / "ended").iterdir())) == 20)
+        await until(lambda: all(record_of(tmp_path, f"1.{run}") for run in range(1, 21)))
         await asyncio.sleep(0.2)
         assert not any(isinstance(fact, Ended) for run in range(1, 21) for fact in facts.of(run)), (
             "not on the disk yet"
@@ -75,7 +75,7 @@ async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
 
 async def test_recovery_tells_an_end_only_when_the_disk_has_it(slow_disk: Server, tmp_path: Path) -> None:
     async with left_behind(tmp_path, "echo done\n", "quick") as specs:
-        await until((runs_of(tmp_path) / "ended/1.1").exists)
+        await until(lambda: record_of(tmp_path, "1.1") is not None)
     later = ssh_task(tmp_path, "true\n", slow_disk.host()).runner
     async with opened(later) as facts:
         recovering = asyncio.create_task(later.recover(specs))
@@ -87,11 +87,17 @@ async def test_recovery_tells_an_end_only_when_the_disk_has_it(slow_disk: Server
         assert (await facts.end_of(1)).ending.outcome == "succeeded"
 
 
+@pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("tear", ["empty", "cut", "garbage", "zeros", "output cut", "output gone"])
-async def test_what_a_power_cut_tore_is_lost_and_never_a_success(tmp_path: Path, tear: str) -> None:
+async def test_what_a_power_cut_tore_is_lost_and_never_a_success(
+    tmp_path: Path, tear: str, renamed: bool
+) -> None:
     async with left_behind(tmp_path, "echo done\n", "quick") as specs:
-        record = runs_of(tmp_path) / "ended/1.1"
-        await until(record.exists)
+        await until(lambda: record_of(tmp_path, "1.1") is not None)
+        await asyncio.sleep(0.3)  # the last watcher may still be at it
+        found = record_of(tmp_path, "1.1")
+        assert found is not None
+        record = found.rename(runs_of(tmp_path) / ("ended/1.1" if renamed else "1.1/1.1"))
         boot = str((specs[0].handle or {})["boot"])
         for file in (record, runs_of(tmp_path) / "1.1/claim"):
             file.write_text(file.read_text().replace(boot, "before"))

@@ -65,6 +65,15 @@ def runs_of(path: Path) -> Path:
     return path / "remote/app/target" / LOG
 
 
+def record_of(path: Path, name: str) -> Path | None:
+    """Return the record of how a run ended, under the name that it has now; None until it is whole."""
+    for file in (runs_of(path) / name / name, runs_of(path) / "ended" / name):
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_text().rstrip().endswith("\n."):
+                return file
+    return None
+
+
 @contextlib.asynccontextmanager
 async def through_proxy(path: Path, template: str) -> AsyncIterator[tuple[Proxy, Any, Facts]]:
     """A runner that reaches the target through a proxy."""
@@ -237,11 +246,12 @@ async def test_a_run_of_before_a_reboot_is_lost_and_what_had_ended_is_collected(
     async with left_behind(
         tmp_path, "sleep {{ 0.2 if job == 'quick' else 60 }}; echo done\n", "quick", "slow"
     ) as specs:
-        await until(lambda: (runs_of(tmp_path) / "ended/1.1").exists())
+        await until(lambda: record_of(tmp_path, "1.1") is not None)
         pid = int(str((specs[1].handle or {})["pid"]))
         for name in ("1.1", "1.2"):
             rewrite_claim(tmp_path, name, boot="before")
-        record = runs_of(tmp_path) / "ended/1.1"
+        record = record_of(tmp_path, "1.1")
+        assert record is not None
         record.write_text(record.read_text().replace(str((specs[0].handle or {})["boot"]), "before"))
         later = ssh_task(tmp_path, "true\n").runner
         async with opened(later) as facts:
