@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,12 +65,17 @@ async def end_of(task: KubeTask, *, stop: Any = None) -> tuple[Ended, Any]:
                 await asyncio.sleep(0.02)
         ended = await facts.end(1)
         runner.forget(1)
-        manager = task.podman
-        async with asyncio.timeout(30):
-            while await manager.query(task="t"):
-                await asyncio.sleep(0.05)
-        await manager.close()
+        await removed(task)
     return ended, facts
+
+
+async def removed(task: KubeTask) -> None:
+    """Wait until its pods are gone."""
+    manager = task.podman
+    async with asyncio.timeout(30):
+        while await manager.query(task="t"):
+            await asyncio.sleep(0.05)
+    await manager.close()
 
 
 @pytest.mark.parametrize(
@@ -180,3 +186,33 @@ async def test_pods_of_several_containers(code: int, logs: bytes) -> None:
     assert text(ended) == logs
     assert ended.ending.error is not None
     assert ("second" if code else "side") in ended.ending.error.message
+
+
+@pytest.mark.parametrize("megabytes", [32, pytest.param(2048, marks=pytest.mark.soak)])
+async def test_a_log_of_gigabytes_takes_constant_memory(megabytes: int) -> None:
+    there = target()
+    if there.is_real:
+        pytest.skip("a real kubelet rotates logs of that size away")
+    size = megabytes << 20
+    command = f"[sh, -c, \"head -c {size} /dev/zero | tr '\\\\0' x | fold -w 4095\"]"
+    task = make_task(there, command)
+    async with opened(task) as (runner, facts):
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        before = most = resident()
+        while not facts.of(1, Ended):
+            most = max(most, resident())
+            await asyncio.sleep(0.02)
+        ended = await facts.end(1)
+        assert ended.ending.outcome == "succeeded"
+        (log,) = ended.writes
+        assert log.source is not None
+        assert log.source.stat().st_size == size + size // 4095
+        assert most - before < 24 << 20
+        runner.forget(1)
+        await removed(task)
+
+
+def resident() -> int:
+    """The bytes that this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
