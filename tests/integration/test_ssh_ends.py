@@ -45,7 +45,10 @@ def slow_disk(tmp_path: Path) -> Iterator[Server]:
     )
     (bare / "sync").chmod(0o755)
     with serving(tmp_path / "server", f" PATH={bare}") as at:
-        yield at
+        try:
+            yield at
+        finally:
+            (tmp_path / "release").touch()
 
 
 async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
