@@ -92,8 +92,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, more: str = "", port: int = 0) -> Iterator[Server]:
-    """Run an sshd; a second one in the same folder has the same keys, home, and when given the same port."""
+def serving(
+    folder: Path, more: str = "", port: int = 0, *, first: str = "", shadow: Path | None = None
+) -> Iterator[Server]:
+    """Run an sshd; a second one in the same folder has the same keys, home, and when given the same port.
+
+    `first` are lines of its configuration before all others; `shadow` is what it sees as /etc/shadow, as root alone can
+    arrange it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "home").mkdir(exist_ok=True)
     if not (folder / "host_key").exists():
@@ -102,10 +108,14 @@ def serving(folder: Path, more: str = "", port: int = 0) -> Iterator[Server]:
             subprocess.run(make, check=True)
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
     port = port or free_port()
-    (folder / "sshd_config").write_text(CONFIG.format(port=port, folder=folder, more=more))
+    (folder / "sshd_config").write_text(first + CONFIG.format(port=port, folder=folder, more=more))
+    command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
+    if shadow is not None:
+        own = 'mount --bind "$0" /etc/shadow && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", own, str(shadow), *command]
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates privileges; Debian's unit makes it
     with (folder / "sshd.log").open("ab") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
+        process = subprocess.Popen(command, stderr=log)
     server = Server(folder, port, process.pid)
     server.trust(port)
     try:

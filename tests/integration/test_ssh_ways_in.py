@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import asyncssh
 import pytest
 
 from datatask import CallerError, SSHHost
-from tests.ssh_kit import Server, server
+from tests.ssh_kit import Server, server, serving
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -175,37 +173,26 @@ async def test_hashed_names_in_known_hosts_count(home: Path, changed: bool) -> N
         assert await enters(host)
 
 
-class _Doorman(asyncssh.SSHServer):
-    """Lets in who says `open sesame`; sshd would need an account with a known password."""
+OPEN_SESAME = (
+    "$6$datatask$AIFDEEVc0/a47wZA.zhboPRudDYfOyr1y3baWO2jDFShqud0vBVYZ6yugB9lElP7hdVmlxLP/I1gDb80cjrAC/"
+)
+"""What crypt makes of `open sesame`."""
+WAYS = {
+    "password": "UsePAM no\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\n",
+    "keyboard-interactive": "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes\n",
+}
 
-    def password_auth_supported(self) -> bool:
-        return True
 
-    def validate_password(self, username: str, password: str) -> bool:
-        return password == "open sesame"
-
-
-@pytest.mark.parametrize("way", ["password", "keyboard-interactive"])
-async def test_a_password_lets_in_and_a_wrong_one_is_told(home: Path, way: str) -> None:
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    async with await asyncssh.listen(
-        "127.0.0.1",
-        0,
-        server_factory=_Doorman,
-        server_host_keys=[key],
-        password_auth=way == "password",
-        kbdint_auth=way != "password",
-        process_factory=_say_in,
-    ) as listener:
-        port = listener.get_port()
-        (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{port} {key.export_public_key().decode()}")
-        assert await enters(SSHHost(f"127.0.0.1:{port}", options={"password": "open sesame"}))
-        text = await refusal(SSHHost(f"127.0.0.1:{port}", options={"password": "hunter2"}))
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give an sshd passwords of its own")
+@pytest.mark.parametrize("way", WAYS)
+async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_path: Path, way: str) -> None:
+    """By its own reading of shadow, and by PAM."""
+    shadow = tmp_path / "shadow"
+    shadow.write_text(f"root:{OPEN_SESAME}:20000:0:99999:7:::\n")
+    first = f"{WAYS[way]}PubkeyAuthentication no\nPermitRootLogin yes\n"
+    with serving(tmp_path / "by-password", first=first, shadow=shadow) as at:
+        trusted(home, at)
+        assert await enters(address(at, username="root", password="open sesame"))
+        text = await refusal(address(at, username="root", password="hunter2"))
     assert "with no key and the password" in text
     assert "hunter2" not in text
-
-
-async def _say_in(process: asyncssh.SSHServerProcess[str]) -> None:
-    process.stdout.write("in\n")
-    await asyncio.sleep(0)
-    process.exit(0)
