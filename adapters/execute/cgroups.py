@@ -17,6 +17,9 @@ PERIOD_US = 100_000
 OURS = "datatask"
 
 
+OUT_OF_MEMORY_PERHAPS = "the kernel has killed for lack of memory meanwhile, perhaps this process"
+
+
 class Used(NamedTuple):
     """What a group has used: bytes of memory at most, None where the kernel does not say; kills for lack of it."""
 
@@ -168,6 +171,14 @@ def used(groups: list[str]) -> Used:
                 if line.startswith("oom_kill "):
                     kills += int(line.split()[1])
     return Used(most, kills)
+
+
+def oom_kills(file: str = "/proc/vmstat") -> int:
+    """Return how many processes the kernel has killed for lack of memory since the machine started, in any group."""
+    for line in _read(*os.path.split(file)).splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
 
 
 def _read(group: str, name: str) -> str:

@@ -46,6 +46,7 @@ MARK = "DATATASK_RUN"
 """The variable in a run's environment that has its folder: what is the run's is known by it wherever it goes."""
 
 FAMILY_ROUNDS_MAX = 20
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
@@ -86,6 +87,7 @@ class Launcher:
         self.relatives: dict[str, dict[int, int]] = {}
         self.owners = Owners(directory)
         self.groups = cgroups.Groups()
+        self.oom_kills = 0
         self.connections: set[Connection] = set()
         self.untold: dict[str, Facts] = {}
         self.selector = selectors.DefaultSelector()
@@ -288,6 +290,8 @@ class Launcher:
             return
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
         self.journal.add(facts)
+        if not self.children:
+            self.oom_kills = cgroups.oom_kills()
         self.children[pid] = id
         connection.tell(self._started(facts))
 
@@ -409,6 +413,8 @@ class Launcher:
         }
         if status is not None:
             message["sizes"] = self._sizes(identity)
+        if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:
+            message["why"] = why or cgroups.OUT_OF_MEMORY_PERHAPS
         if facts.get("groups"):
             self._left(facts, message)
         if code == UNCONFINED and (refused := self._unconfined(identity)):

@@ -120,12 +120,19 @@ record() {
         printed=$printed$name=${5:-0},
     done
     case $merged in *c*) unconfine ;; esac
+    case $code in 137) killed_before=$kills && count_kills && [ "$kills" -gt "$killed_before" ] && printed=${printed}killed=1, ;; esac
     [ ! -e "$run/unconfined" ] || code=unstarted
     until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/$id"; do
         [ -d "$run" ] || return # nobody wants to know
         pause 1
     done
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
+}
+
+# count_kills: sets kills, how many processes the kernel has killed for lack of memory since it started, in any group.
+count_kills() {
+    kills=0
+    { while read -r part number; do [ "$part" != oom_kill ] || kills=$number; done </proc/vmstat; } 2>/dev/null
 }
 
 # start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
@@ -479,6 +486,7 @@ take_over() {
     read -r now rest </proc/uptime
     echo "$now" >"$base/sign"
     telling=hand_on
+    count_kills
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 }
 
@@ -499,7 +507,7 @@ obey() {
         case $verb in
         start) start "$one" $rest ;;
         settle | stop | check | forget | sweep | variables) "$verb" "$one" $rest ;;
-        ping) read -r now rest </proc/uptime; echo "$now" >"$base/sign"; echo "pong $one $now" ;;
+        ping) read -r now rest </proc/uptime; echo "$now" >"$base/sign"; echo "pong $one $now"; count_kills ;;
         esac
     done
     owned && [ -p "$dir/wake" ] && echo leave 1<>"$dir/wake"

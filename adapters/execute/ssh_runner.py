@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.ssh_placing import Hosts
 from datatask.adapters.execute.ssh_target import LinkLostError, Target
@@ -47,7 +48,7 @@ _ENDED = re.compile(
     r"\d+ \d+ \S+ \d+(\.\d+)? (\d+|unstarted) (-|\w+) -\S* \d+m[\d.,]+s \d+m[\d.,]+s", re.ASCII
 )
 _PRINTED = re.compile(r"(stdout|stderr)=(\d+),")
-_USED = re.compile(r"(peak|oom)=(\d+),")
+_USED = re.compile(r"(peak|oom|killed)=(\d+),")
 _TORN = ErrorInfo(
     type="Lost", message="the machine went down while the end was written: the record is not whole"
 )
@@ -339,10 +340,7 @@ class SSHRunner:
         elif reason != "-":
             ending = stopped_ending(reason, _plain(code))  # type: ignore[arg-type]
         else:
-            kills = any(int(number) for kind, number in _USED.findall(printed) if kind == "oom")
-            bound = int(self._recipe.resources.mem) if self._recipe.resources is not None else 0
-            why = f"out of memory: the kernel killed at the {bound} bytes of its resources" if kills else ""
-            ending = exit_ending(_plain(code), why)
+            ending = exit_ending(_plain(code), self._killed(printed))
         peaks = [int(most) for kind, most in _USED.findall(printed) if kind == "peak"]
         peak = {"memory_bytes_max": max(peaks)} if peaks else {}
         same = boot == target.boot
@@ -414,6 +412,14 @@ class SSHRunner:
                 where = {"data": content, "size": len(content)}
             writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **where))
         return tuple(writes)
+
+    def _killed(self, printed: str) -> str:
+        """Return what the target's kernel tells of kills for lack of memory, or nothing."""
+        kinds = {kind for kind, number in _USED.findall(printed) if int(number)}
+        if "oom" in kinds:
+            bound = int(self._recipe.resources.mem) if self._recipe.resources is not None else 0
+            return f"out of memory: the kernel killed at the {bound} bytes of its resources"
+        return OUT_OF_MEMORY_PERHAPS if "killed" in kinds else ""
 
     def _end(self, run: _Open, ending: Ending) -> None:
         if run.told:

@@ -53,6 +53,27 @@ async def ended(path: Path, script: str, cpu: float | str, mem: int | str, enfor
     return (await run_all(task_of(path, script, Resources.parse(cpu, mem), enforce=enforce), spec(1)))[1]
 
 
+@grouped
+async def test_a_kill_by_the_kernel_is_told_where_nothing_was_enforced(tmp_path: Path) -> None:
+    """The whole machine ran out of memory, or a group that somebody else made: the kernel counts it."""
+    (*_, group) = made = cgroups.Groups().make(f"somebodys-{os.getpid()}", 0, 1 << 26)
+    assert cgroups.oom_kills() >= 0
+    script = f"#!/bin/sh\necho $$ >{group}/cgroup.procs\nexec python3 -c 'bytearray(1 << 28)'\n"
+    try:
+        ending = (await ended(tmp_path, script, 1, "1Gi", enforce=False)).ending
+    finally:
+        cgroups.remove(made)
+    assert (ending.outcome, ending.exit_code) == ("failed", 137)
+    assert ending.error is not None
+    assert ending.error.message == f"killed by SIGKILL: {cgroups.OUT_OF_MEMORY_PERHAPS}"
+
+
+def test_the_kernels_count_of_kills_is_read_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 17\noom_kill 43\n")
+    assert cgroups.oom_kills(str(tmp_path / "vmstat")) == 43
+    assert cgroups.oom_kills(str(tmp_path / "absent")) == 0
+
+
 def groups_left() -> list[str]:
     """Return the runs' groups that are there, wherever ours are on this machine."""
     top = Path(os.path.dirname(made[0])) if (made := cgroups.Groups().make("looked", 0, 1 << 26)) else None

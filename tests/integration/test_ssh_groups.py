@@ -10,7 +10,7 @@ import pytest
 
 from datatask import Resources
 from datatask.adapters.execute import ssh_link
-from datatask.adapters.execute.cgroups import Groups, remove
+from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS, Groups, remove
 from tests.contract.test_runner import spec
 from tests.integration.test_ssh_processes import ended, message, on_server
 
@@ -53,6 +53,18 @@ async def test_a_run_in_groups_tells_its_peak_and_leaves_nothing(tmp_path: Path)
     assert end.ending.usage is not None
     assert 40 << 20 < end.ending.usage["memory_bytes_max"] <= 128 << 20
     assert not left()
+
+
+@grouped
+async def test_a_kill_by_the_kernel_is_told_where_nothing_was_enforced(tmp_path: Path) -> None:
+    (*_, group) = made = Groups().make(f"somebodys-ssh-{os.getpid()}", 0, 1 << 26)
+    script = f"echo $$ >{group}/cgroup.procs\nexec python3 -c 'bytearray(1 << 28)'\n"
+    try:
+        end = await ended(on_server(tmp_path), script)
+    finally:
+        remove(made)
+    assert (end.ending.outcome, end.ending.exit_code) == ("failed", 137)
+    assert message(end) == f"killed by SIGKILL: {OUT_OF_MEMORY_PERHAPS}"
 
 
 async def test_without_groups_no_peak_is_guessed(tmp_path: Path) -> None:
