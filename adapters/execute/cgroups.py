@@ -173,6 +173,16 @@ def used(groups: list[str]) -> Used:
     return Used(most, kills)
 
 
+def left(top: str = "/sys/fs/cgroup") -> dict[str, list[str]]:
+    """Return the groups of runs that are there, by the name of the run, wherever on this machine they were made."""
+    found: dict[str, list[str]] = {}
+    for folder, names, _ in os.walk(top):
+        if os.path.basename(folder) == OURS:
+            for name in names:
+                found.setdefault(name, []).append(os.path.join(folder, name))
+    return found
+
+
 def oom_kills(file: str = "/proc/vmstat") -> int:
     """Return how many processes the kernel has killed for lack of memory since the machine started, in any group."""
     for line in _read(*os.path.split(file)).splitlines():

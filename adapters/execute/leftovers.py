@@ -1,7 +1,7 @@
 """What is left of runs on this machine: seen and removed by `doctor`, whoever died when.
 
 In: an application's folder. Out: the runs that have a folder in it, and those without one that have a process, known
-by `DATATASK_RUN` in its environment. Blocking.
+by `DATATASK_RUN` in its environment, or control groups. Blocking.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute import cgroups, proctable
 from datatask.adapters.execute.launcher import FAMILY_ROUNDS_MAX, MARK, mark
 from datatask.adapters.execute.targets import Leftover
 
@@ -26,6 +27,8 @@ def list_runs(basedir: Path, where: str) -> list[Leftover]:
     logs = [path for path in _folders(basedir) if not path.is_symlink()]
     names = {path.name for log in logs for path in _folders(log) if path.name.startswith(f"{log.name}.")}
     names |= alive.keys()
+    ours = {log.name for log in logs}
+    names |= {name for name in cgroups.left() if name.partition(".")[0] in ours}
     return [Leftover(where, name, _state(alive.get(name, []))) for name in sorted(names, key=_order)]
 
 
@@ -46,6 +49,11 @@ def _removed(basedir: Path, identity: str) -> bool:
         if not alive:
             break
     shutil.rmtree(folder, ignore_errors=True)
+    groups = cgroups.left().get(identity, [])
+    for _ in range(FAMILY_ROUNDS_MAX):
+        if cgroups.remove(groups):
+            break
+        time.sleep(0.05)
     return not folder.exists() and not proctable.family(-1, mark(str(folder)))
 
 

@@ -314,12 +314,17 @@ unconfine() {
                 [ "$part" = oom_kill ] && printed=${printed}oom=$number,
             done <"$group/$file"
         done
-        tries=0
-        while [ -d "$group" ] && [ $tries -lt 20 ]; do
-            while read -r part; do kill -KILL "$part"; done <"$group/cgroup.procs"
-            rmdir "$group" || pause 0.05
-            tries=$((tries + 1))
-        done
+        dissolve "$group"
+    done 2>/dev/null
+}
+
+# dissolve GROUP: kills what is left in a control group, and removes it.
+dissolve() {
+    tries=0
+    while [ -d "$1" ] && [ $tries -lt 20 ]; do
+        while read -r part; do kill -KILL "$part"; done <"$1/cgroup.procs"
+        rmdir "$1" || pause 0.05
+        tries=$((tries + 1))
     done 2>/dev/null
 }
 
@@ -558,6 +563,7 @@ clean() {
         id=${name#*/} dir=$base/${name%%/*}
         once "$dir/$id/claim" barred
         if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start" "$dir/$id"; fi
+        for group in $(find /sys/fs/cgroup -type d -path "*/datatask/${name%%/*}.$id" 2>/dev/null); do dissolve "$group"; done
         rm -rf -- "$dir/$id" && rm -f -- "$dir/ended/$id" && echo "removed $name"
     done
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from datatask import (
     Resources,
     SSHLinuxManager,
 )
-from datatask.adapters.execute import cgroups
+from datatask.adapters.execute import cgroups, leftovers
 from datatask.adapters.execute.targets import AbstractProcessManager
 from datatask.engine.ports import Ended
 from datatask.schema.errors import CallerError
@@ -72,6 +74,30 @@ def test_the_kernels_count_of_kills_is_read_where_there_is_one(tmp_path: Path) -
     (tmp_path / "vmstat").write_text("nr_free_pages 17\noom_kill 43\n")
     assert cgroups.oom_kills(str(tmp_path / "vmstat")) == 43
     assert cgroups.oom_kills(str(tmp_path / "absent")) == 0
+
+
+@grouped
+def test_groups_that_are_left_are_found_and_removed_with_what_is_in_them(tmp_path: Path) -> None:
+    """Those of this application's logs only."""
+    log, other = f"left{os.getpid()}", f"other{os.getpid()}"
+    (tmp_path / log).mkdir()
+    made = {name: cgroups.Groups().make(name, 1, 1 << 26) for name in (f"{log}.1.7", f"{other}.1.7")}
+    inside = subprocess.Popen(["sleep", "600"])
+    try:
+        for group in made[f"{log}.1.7"]:
+            Path(group, "cgroup.procs").write_text(str(inside.pid))
+        assert [one.identity for one in leftovers.list_runs(tmp_path, "here")] == [f"{log}.1.7"]
+        reaper = threading.Thread(target=inside.wait)
+        reaper.start()
+        assert leftovers.remove_runs(tmp_path, [f"{log}.1.7"]) == [f"{log}.1.7"]
+        reaper.join()
+        assert [Path(group).exists() for group in made[f"{log}.1.7"]] == [False] * len(made[f"{log}.1.7"])
+        assert all(Path(group).exists() for group in made[f"{other}.1.7"])
+        assert leftovers.list_runs(tmp_path, "here") == []
+    finally:
+        inside.kill()
+        for groups in made.values():
+            cgroups.remove(groups)
 
 
 def groups_left() -> list[str]:

@@ -11,8 +11,10 @@ import pytest
 from datatask import Resources
 from datatask.adapters.execute import ssh_link
 from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS, Groups, remove
+from datatask.adapters.execute.ssh_leftovers import remove_runs
 from tests.contract.test_runner import spec
 from tests.integration.test_ssh_processes import ended, message, on_server
+from tests.ssh_kit import server
 
 pytestmark = pytest.mark.server("sshd")
 AGENT = Path(__file__).parents[2] / "adapters/execute/ssh_agent.sh"
@@ -65,6 +67,24 @@ async def test_a_kill_by_the_kernel_is_told_where_nothing_was_enforced(tmp_path:
         remove(made)
     assert (end.ending.outcome, end.ending.exit_code) == ("failed", 137)
     assert message(end) == f"killed by SIGKILL: {OUT_OF_MEMORY_PERHAPS}"
+
+
+@grouped
+async def test_cleaning_a_target_removes_the_groups_of_a_run_and_no_other(tmp_path: Path) -> None:
+    """As where the shell that waited for the run was killed."""
+    at = server()
+    names = [f"clean{os.getpid()}.1.7", f"clean{os.getpid()}.1.71"]
+    made = {name: Groups().make(name, 1, 1 << 26) for name in names}
+    for name in names:
+        log, _, run = name.partition(".")
+        (tmp_path / "app/target" / log / run).mkdir(parents=True)
+    try:
+        assert await remove_runs(at.host(), "app", str(tmp_path), names[:1]) == names[:1]
+        assert not any(Path(group).exists() for group in made[names[0]])
+        assert all(Path(group).exists() for group in made[names[1]])
+    finally:
+        for groups in made.values():
+            remove(groups)
 
 
 async def test_without_groups_no_peak_is_guessed(tmp_path: Path) -> None:
