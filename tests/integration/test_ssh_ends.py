@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +77,39 @@ async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
         assert any(
             f"/ended/1.{run} " in line and line.endswith(f"/ended {runs_of(tmp_path)}") for line in asked
         )
+
+
+async def test_who_flushes_ends_may_be_killed(slow_disk: Server, tmp_path: Path) -> None:
+    """The next end notices: the link is made anew, and all ends are told."""
+    runner = ssh_task(tmp_path, "echo {{ job }}\n", slow_disk.host()).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1, "j1"))
+        await until((tmp_path / "asked").exists)
+        sync = next(
+            pid for pid in processes() if f"{tmp_path}/bin/sync" in command_line(pid).replace("\0", " ")
+        )
+        os.kill(parent_of(sync), signal.SIGKILL)
+        (tmp_path / "release").touch()
+        runner.start(spec(2, "j2"))
+        for run in (1, 2):
+            assert (await facts.end_of(run)).ending.outcome == "succeeded"
+
+
+def processes() -> list[int]:
+    """The pids of all processes."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def command_line(pid: int) -> str:
+    """The words of a process's command, each with a zero behind it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 async def test_recovery_tells_an_end_only_when_the_disk_has_it(slow_disk: Server, tmp_path: Path) -> None:
