@@ -361,20 +361,20 @@ hand_on() {
 
 # flush ID...: renames the records of these runs and has the disk take them. One that cannot be renamed counts where it is.
 flush() {
-    for id; do
-        shift
-        set -- "$@" "$dir/$id/$id"
+    ended=$* fresh=
+    for id; do [ ! -f "$dir/$id/$id" ] || fresh="$fresh $id"; done
+    set --
+    for id in $fresh; do set -- "$@" "$dir/$id/$id"; done
+    [ $# = 0 ] || mv -f "$@" "$dir/ended/"
+    set -- "$dir/ended"
+    for id in $ended; do
+        if [ -f "$dir/$id/$id" ]; then
+            set -- "$dir/$id/$id" "$dir/$id" "$dir" "$@"
+        elif [ -f "$dir/ended/$id" ]; then
+            set -- "$dir/ended/$id" "$@"
+        fi
     done
-    mv -f "$@" "$dir/ended/"
-    if [ "$syncs" = all ] || [ $# -gt 100 ]; then
-        sync
-        return
-    fi
-    for file; do
-        shift
-        set -- "$@" "$file" "$dir/ended/${file##*/}" "${file%/*}"
-    done
-    sync "$@" "$dir/ended" "$dir"
+    [ "$syncs" = files ] && [ $# -le 100 ] && sync "$@" || sync
 } </dev/null >/dev/null 2>&1
 
 # secure: hands all ends that wait to the process that flushes, unless it is at work; it says `synced` when it is done.
@@ -480,7 +480,7 @@ owned() {
 # ready_to_sync: some can sync the files that are named, others sync everything.
 ready_to_sync() {
     syncs=all
-    sync "$dir/ended" >/dev/null 2>&1 && syncs=files
+    sync "$dir/ended" "$dir" "$base" >/dev/null 2>&1 && syncs=files
 }
 
 take_over() {
@@ -526,7 +526,7 @@ watch() {
     mv "$dir/wake.$$" "$dir/wake" || exit
     exec 3<>"$dir/wake" 4>&1
     echo watching
-    listen | flushing
+    listen | { (flushing); echo leave >&3; } # should it be killed, the engine sees the channel end and begins anew
 }
 
 # listen: tells each end when it is flushed; what is to be flushed goes to stdout, what is told to 4.
@@ -548,21 +548,42 @@ listen() {
     done
 }
 
-# list: a line for each run of each log: LOG and what would be reported of it.
+# find_marked: sets marked, the runs as LOG/ID that processes here were started by, wherever these are by now.
+find_marked() {
+    marked=' '
+    for process in $(grep -lsF "DATATASK_RUN=$base/" /proc/[0-9]*/environ 2>/dev/null); do
+        run=$({ tr '\n\000' '\001\n' <"$process" | sed -n 's/^DATATASK_RUN=//p'; } 2>/dev/null)
+        name=${run#"$base"/}
+        case ${name%%/*} in *[!0-9a-f]* | '') continue ;; esac
+        case ${name#*/} in *[!0-9.]* | '') continue ;; [0-9]*.*[0-9]) ;; *) continue ;; esac
+        case $marked in *" $name "*) ;; *) marked="$marked$name " ;; esac
+    done
+}
+
+# list: a line for each run of each log: LOG and what would be reported of it. One that is over but has left a process runs.
 list() {
+    find_marked
     for dir in "$base"/*; do
         for run in "$dir"/[0-9]*; do
-            [ -d "$run" ] && echo "${dir##*/} $(report "${run##*/}" || echo "unclaimed ${run##*/}")"
+            [ -d "$run" ] || continue
+            id=${run##*/} log=${dir##*/}
+            case $marked in *" $log/$id "*) continue ;; esac
+            echo "$log $(report "$id" || echo "unclaimed $id")"
         done
     done
+    for name in $marked; do echo "${name%/*} running ${name#*/}"; done
 }
 
 # clean LOG/ID...: ends what runs of these and removes them. A run that nobody has claimed is barred first.
 clean() {
     for name; do
         id=${name#*/} dir=$base/${name%%/*}
-        once "$dir/$id/claim" barred
-        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then strike "$claimed" "$claimed_start" "$dir/$id"; fi
+        [ ! -d "$dir/$id" ] || once "$dir/$id/claim" barred
+        if claim_of "$id" && [ "$claimed_boot" = "$boot" ]; then
+            strike "$claimed" "$claimed_start" "$dir/$id"
+        else
+            strike barred 0 "$dir/$id" # what it has left, should its folder be gone
+        fi
         for group in $(find /sys/fs/cgroup -type d -path "*/datatask/${name%%/*}.$id" 2>/dev/null); do dissolve "$group"; done
         rm -rf -- "$dir/$id" && rm -f -- "$dir/ended/$id" && echo "removed $name"
     done

@@ -117,6 +117,47 @@ def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> Non
     assert "nothing is left" in told(tmp_path, "doctor")
 
 
+def test_doctor_ends_what_ended_runs_have_left_on_a_target_and_nothing_else(tmp_path: Path) -> None:
+    """In sessions of their own, with a folder or without; those of open runs, other logs and other folders stay."""
+    (tmp_path / "work.py").write_text(
+        PROGRAM.format(folder=str(tmp_path), manager=REMOTE.format(port=server().port, keys=server().folder))
+    )
+    (tmp_path / "go").touch()
+    told(tmp_path, "inject", "work.given", "one", given="{}\n")
+    told(tmp_path, "run")
+    (log,) = [path for path in (tmp_path / "base/app/far").iterdir() if path.is_dir()]
+    (log / "1.999/cwd").mkdir(parents=True)
+    marks = {
+        "without a folder": f"{log}/1.998",
+        "with a folder": f"{log}/1.999",
+        "another log's": f"{log.parent}/fedcba9876543210/1.5",
+        "another folder's": f"{tmp_path}/copy/{log.name}/1.998",
+        "deeper": f"{log}/1.998/x",
+        "no run's": f"{log.parent}/../1.998",
+    }
+    alive = {
+        name: subprocess.Popen(
+            ["sleep", "300"], env={**os.environ, "DATATASK_RUN": mark}, start_new_session=True
+        )
+        for name, mark in marks.items()
+    }
+    ours = ("without a folder", "with a folder")
+    try:
+        shown = told(tmp_path, "doctor")
+        for number in (998, 999):
+            assert f"{log.name}.1.{number}, which no open run owns: it runs" in shown
+        assert "1 folders are of other logs" in shown
+        assert told(tmp_path, "doctor", "--clean").count("removed") == 2
+        assert [alive[name].wait(10) for name in ours] == [-9, -9]
+        assert {alive[name].poll() for name in alive if name not in ours} == {None}
+        assert not (log / "1.999").exists()
+        assert "nothing is left" in told(tmp_path, "doctor")
+    finally:
+        for process in alive.values():
+            process.kill()
+            process.wait()
+
+
 def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> None:
     """Folders and processes of runs that are over; those of another log and strangers stay."""
     (tmp_path / "work.py").write_text(PROGRAM.format(folder=str(tmp_path), manager=LOCAL))

@@ -43,7 +43,7 @@ def slow_disk(tmp_path: Path) -> Iterator[Server]:
     ]:
         (bare / tool).symlink_to(shutil.which(tool) or "")
     (bare / "sync").write_text(
-        f'#!/bin/sh\ncase $# in 1) exit ;; esac\necho "$*" >>{tmp_path}/asked\n'
+        f'#!/bin/sh\ncase ${{1-}} in */ended) exit ;; esac\necho "$*" >>{tmp_path}/asked\n'
         f'while [ ! -e {tmp_path}/release ]; do /bin/sleep 0.05; done\nexec {shutil.which("sync")} "$@"\n'
     )
     (bare / "sync").chmod(0o755)
@@ -75,41 +75,54 @@ async def test_an_end_is_told_when_the_disk_has_it_and_one_sync_does_for_many(
     assert len(asked) <= 4
     for run in range(1, 21):
         assert any(
-            f"/ended/1.{run} " in line and line.endswith(f"/ended {runs_of(tmp_path)}") for line in asked
+            f"/ended/1.{run} " in line and line.endswith(f" {runs_of(tmp_path)}/ended") for line in asked
         )
 
 
-async def test_who_flushes_ends_may_be_killed(slow_disk: Server, tmp_path: Path) -> None:
-    """The next end notices: the link is made anew, and all ends are told."""
+def watchers(path: Path) -> list[int]:
+    """Return the processes that tell ends on the target, in the order of their start."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            if "watch" in words and str(path / "remote/app/target") in words:
+                found.append(
+                    (int((process / "stat").read_text().rpartition(")")[2].split()[19]), int(process.name))
+                )
+    return [pid for _, pid in sorted(found)]
+
+
+@pytest.mark.parametrize("which", range(4))
+async def test_a_killed_part_of_the_watcher_is_noticed_and_ends_are_told_again(
+    slow_disk: Server, tmp_path: Path, which: int
+) -> None:
+    """While an end waits for the disk, so that no other end comes and wakes anybody."""
     runner = ssh_task(tmp_path, "echo {{ job }}\n", slow_disk.host()).runner
     async with opened(runner) as facts:
-        runner.start(spec(1, "j1"))
+        runner.start(spec(1, "one"))
         await until((tmp_path / "asked").exists)
-        sync = next(
-            pid for pid in processes() if f"{tmp_path}/bin/sync" in command_line(pid).replace("\0", " ")
-        )
-        os.kill(parent_of(sync), signal.SIGKILL)
+        parts = watchers(tmp_path)
+        assert len(parts) == 4
+        os.kill(parts[which], signal.SIGKILL)
         (tmp_path / "release").touch()
-        runner.start(spec(2, "j2"))
-        for run in (1, 2):
-            assert (await facts.end_of(run)).ending.outcome == "succeeded"
+        assert contents((await facts.end_of(1)).writes[0]) == b"one\n"
+        runner.start(spec(2, "two"))
+        assert contents((await facts.end_of(2)).writes[0]) == b"two\n"
 
 
-def processes() -> list[int]:
-    """The pids of all processes."""
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-
-
-def command_line(pid: int) -> str:
-    """The words of a process's command, each with a zero behind it."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
-
-
-def parent_of(pid: int) -> int:
-    """The pid of a process's parent."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+async def test_an_end_is_told_when_the_sync_of_its_record_is_killed_and_all_is_synced(tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    (bare / "sync").write_text(
+        f'#!/bin/sh\ncase ${{1-}} in */ended) exit ;; esac\necho "with $#" >>{tmp_path}/asked\n[ $# = 0 ] || kill -KILL $$\n'
+    )
+    (bare / "sync").chmod(0o755)
+    with serving(tmp_path / "server", f" PATH={bare}:{os.environ['PATH']}") as at:
+        runner = ssh_task(tmp_path, "true\n", at.host()).runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            await facts.end_of(1)
+    assert (tmp_path / "asked").read_text().splitlines() == ["with 2", "with 0"]
 
 
 async def test_recovery_tells_an_end_only_when_the_disk_has_it(slow_disk: Server, tmp_path: Path) -> None:
