@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from datatask import CallerError, SSHHost
+from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager
+from tests.contract.test_runner import contents
+from tests.integration.test_ssh_processes import ended
 from tests.ssh_kit import Server, server, serving
 
 pytestmark = pytest.mark.server("sshd")
@@ -63,11 +65,11 @@ def locked_key(path: Path, at: Server) -> Path:
     return path
 
 
-async def enters(host: SSHHost) -> bool:
-    """Whether a command can be run there."""
-    connection = await host.connect()
-    async with connection:
-        return str((await connection.run("echo in")).stdout) == "in\n"
+async def enters(host: SSHHost, tmp_path: Path) -> bool:
+    """Whether a manager's run goes there and back, with its input and its output."""
+    given = InProcessBlobRepository({"good": b"carried"})
+    end = await ended(SSHLinuxManager("app", host, tmp_path / "remote"), "cat\n", stdin=given)
+    return end.ending.outcome == "succeeded" and contents(end.writes[0]) == b"carried"
 
 
 async def refusal(host: SSHHost) -> str:
@@ -85,10 +87,10 @@ def address(at: Server, **options: Any) -> SSHHost:
     return SSHHost(f"127.0.0.1:{at.port}", options=options)
 
 
-async def test_the_agent_s_keys_are_taken(home: Path, agent: str) -> None:
+async def test_the_agent_s_keys_are_taken(home: Path, agent: str, tmp_path: Path) -> None:
     trusted(home, server())
     called("ssh-add", "-q", str(server().folder / "user_key"))
-    assert await enters(address(server()))
+    assert await enters(address(server()), tmp_path)
 
 
 async def test_a_refused_key_of_the_agent_is_named(home: Path, agent: str) -> None:
@@ -113,10 +115,10 @@ async def test_without_any_key_that_is_told(home: Path) -> None:
     assert "with no key" in await refusal(address(server()))
 
 
-async def test_a_passphrase_opens_its_key(home: Path) -> None:
+async def test_a_passphrase_opens_its_key(home: Path, tmp_path: Path) -> None:
     trusted(home, server())
     key = str(locked_key(home / "locked", server()))
-    assert await enters(address(server(), client_keys=[key], passphrase="open sesame"))
+    assert await enters(address(server(), client_keys=[key], passphrase="open sesame"), tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, {"passphrase": "wrong"}])
@@ -128,7 +130,7 @@ async def test_a_key_without_its_passphrase_is_told(home: Path, options: dict[st
     assert "ssh-add" in text
 
 
-async def test_ssh_config_gives_name_port_user_key_and_jump_host(home: Path) -> None:
+async def test_ssh_config_gives_name_port_user_key_and_jump_host(home: Path, tmp_path: Path) -> None:
     at = server()
     trusted(home, at)
     user = called("id", "-un").strip()
@@ -137,7 +139,7 @@ async def test_ssh_config_gives_name_port_user_key_and_jump_host(home: Path) -> 
         f"Host jump\n HostName 127.0.0.1\n"
         f"Host *\n Port {at.port}\n User {user}\n IdentityFile {at.folder}/user_key\n"
     )
-    assert await enters(SSHHost("inner"))
+    assert await enters(SSHHost("inner"), tmp_path)
 
 
 async def test_an_unknown_host_of_ssh_config_is_told_by_its_real_name_and_port(home: Path) -> None:
@@ -149,6 +151,14 @@ async def test_an_unknown_host_of_ssh_config_is_told_by_its_real_name_and_port(h
     assert f"ssh-keyscan -p {at.port} 127.0.0.1 >> ~/.ssh/known_hosts" in text
 
 
+async def test_a_jump_host_can_be_given_with_the_host(home: Path, agent: str, tmp_path: Path) -> None:
+    """By the agent's keys, at both."""
+    at = server()
+    trusted(home, at)
+    called("ssh-add", "-q", str(at.folder / "user_key"))
+    assert await enters(address(at, tunnel=f"127.0.0.1:{at.port}"), tmp_path)
+
+
 async def test_an_unknown_jump_host_is_told_as_that(home: Path) -> None:
     at = server()
     options = {"tunnel": f"127.0.0.1:{at.port}", "client_keys": [str(at.folder / "user_key")]}
@@ -156,7 +166,7 @@ async def test_an_unknown_jump_host_is_told_as_that(home: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [False, True])
-async def test_hashed_names_in_known_hosts_count(home: Path, changed: bool) -> None:
+async def test_hashed_names_in_known_hosts_count(home: Path, changed: bool, tmp_path: Path) -> None:
     """The right key lets in, another one is told as that."""
     at = server()
     key = (at.folder / ("user_key.pub" if changed else "host_key.pub")).read_text()
@@ -170,7 +180,7 @@ async def test_hashed_names_in_known_hosts_count(home: Path, changed: bool) -> N
         assert "is not the one that is known" in text
         assert f"ssh-keygen -R '[127.0.0.1]:{at.port}'" in text
     else:
-        assert await enters(host)
+        assert await enters(host, tmp_path)
 
 
 OPEN_SESAME = (
@@ -192,7 +202,7 @@ async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_
     first = f"{WAYS[way]}PubkeyAuthentication no\nPermitRootLogin yes\n"
     with serving(tmp_path / "by-password", first=first, shadow=shadow) as at:
         trusted(home, at)
-        assert await enters(address(at, username="root", password="open sesame"))
+        assert await enters(address(at, username="root", password="open sesame"), tmp_path)
         text = await refusal(address(at, username="root", password="hunter2"))
     assert "with no key and the password" in text
     assert "hunter2" not in text
