@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 TEST_SECONDS = 120.0
+SOAK_SECONDS = 3600.0
 
 # No deadline per example: under coverage, on a busy machine, time says nothing. The blob replays a failure.
 settings.register_profile("datatask", deadline=None, print_blob=True)
@@ -54,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run `async def test_...` with asyncio.run, and fail it when it takes longer than `TEST_SECONDS`."""
+    """Run `async def test_...` with asyncio.run, and fail it when it takes longer than is allowed."""
     function = pyfuncitem.obj
     if not inspect.iscoroutinefunction(function):
         return None
@@ -64,8 +65,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         if name in pyfuncitem.funcargs
     }
 
+    soaks = pyfuncitem.get_closest_marker("soak") is not None
+
     async def limited() -> None:
-        async with asyncio.timeout(TEST_SECONDS):
+        async with asyncio.timeout(SOAK_SECONDS if soaks else TEST_SECONDS):
             await function(**arguments)
 
     asyncio.run(limited())

@@ -103,7 +103,10 @@ async def test_runs_go_on_while_the_connection_is_cut(tmp_path: Path) -> None:
     assert proxy.accepted > 3
 
 
-async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(600, marks=pytest.mark.soak)])
+async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collected(
+    tmp_path: Path, seconds: float
+) -> None:
     """Nothing is lost, and nothing is started twice, however long the silence."""
     async with through_proxy(tmp_path, f"echo x >> {tmp_path}/effects; sleep 0.5; echo done\n") as (
         proxy,
@@ -116,7 +119,7 @@ async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collec
         await facts.first(1, Unreachable)
         runner.start(spec(2))
         await facts.first(2, Unreachable)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(seconds)
         assert not [fact for fact in facts.all if isinstance(fact, Ended)]
         proxy.silent = False
         proxy.cut()
