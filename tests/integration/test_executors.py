@@ -188,10 +188,10 @@ async def test_a_worker_process_is_killed_at_its_timeout() -> None:
     """Others of the pool that are lost with it run again, and use up nothing of the user's budget."""
 
     def body(job: str) -> None:
-        time.sleep(60 if job == "slow" else 1.5)
+        time.sleep(60 if job == "slow" else 1.0)
 
     maker = EXECUTORS["spawned"]
-    task = simple(maker, body, timeout=3.0, grace=0.2)
+    task = simple(maker, body, timeout=5.0, grace=0.2)
     done = given(task, "slow", "quick")
     began = time.monotonic()
     await run(of_pipeline(task))

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from integration.cli_kit import Project, Result
 
+pytestmark = pytest.mark.long
+
 HEAD = """
 import asyncio, os, sys, time
 from pathlib import Path
 import datatask
 from datatask.engine import observing
 from datatask.engine.repositories import repository
-
-pytestmark = pytest.mark.long
 
 observing.PATIENCE_SECONDS, observing.LATE_SECONDS, observing.LISTING_SECONDS_MAX = {patience}, {late}, {most}
 repository.NAMES_MAX, observing.SAID_SECONDS = 30_000, 0
