@@ -29,7 +29,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute import folders, proctable
 
 RUNS, ROUNDS, AT_ONCE = 1500, 3, 64
 SCRIPT = "#!/bin/true\n"
@@ -91,13 +91,14 @@ async def measure(folder: Path, runs: int, rounds: int, at_once: int) -> dict[st
     calls: list[float] = []
     found: list[dict[str, float]] = []
     ratios: list[float] = []
+    folders.spread_below(str(folder))  # so that none of them suffers from what was removed before
     for number in range(rounds):
-        place = folder / str(number)
-        for name in ("before", "ours", "after"):
-            (place / name).mkdir(parents=True)
-        before = await bare(place / "before", runs, at_once)
-        found.append(await ours(place / "ours", runs, at_once))
-        after = await bare(place / "after", runs, at_once)
+        places = [folder / f"{name}{number}" for name in ("before", "ours", "after")]
+        for place in places:
+            place.mkdir()
+        before = await bare(places[0], runs, at_once)
+        found.append(await ours(places[1], runs, at_once))
+        after = await bare(places[2], runs, at_once)
         calls += [before, after]
         ratios.append(2 * found[-1]["rate"] / (before + after))
     return {

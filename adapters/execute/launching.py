@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute import folders, proctable
 from datatask.adapters.execute.launcher import SOCKET
 from datatask.schema.errors import CallerError
 
@@ -169,7 +168,7 @@ class LauncherClient(asyncio.Protocol):
         while self._trash:
             folder = self._trash.pop()
             try:
-                _remove_folder(str(folder))
+                folders.remove(str(folder))
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -316,17 +315,6 @@ class LauncherClient(asyncio.Protocol):
             if asked.silent:
                 asked.silent = False
                 asked.watcher.on_contact(identity)
-
-
-def _remove_folder(folder: str) -> None:
-    """Remove a run's folder; most hold only what we put there, which goes faster than walking it."""
-    try:
-        os.rmdir(folder + "/cwd")
-        for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
-        os.rmdir(folder)
-    except OSError:
-        shutil.rmtree(folder)
 
 
 def _line(message: Message) -> bytes:

