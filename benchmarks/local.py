@@ -91,11 +91,9 @@ async def measure(folder: Path, runs: int, rounds: int, at_once: int) -> dict[st
     calls: list[float] = []
     found: list[dict[str, float]] = []
     ratios: list[float] = []
-    folders.spread_below(str(folder))  # so that none of them suffers from what was removed before
-    for number in range(rounds):
-        places = [folder / f"{name}{number}" for name in ("before", "ours", "after")]
-        for place in places:
-            place.mkdir()
+    folders.spread_below(str(folder))  # by names that are new: none suffers from what was removed lately
+    for _ in range(rounds):
+        places = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(3)]
         before = await bare(places[0], runs, at_once)
         found.append(await ours(places[1], runs, at_once))
         after = await bare(places[2], runs, at_once)

@@ -378,14 +378,19 @@ class LocalRunner:
             reads=run.reads,
             where=WHERE,
         )
-        self._end(run, ending, self._outputs(run.spec) if ending.outcome != "lost" else ())
+        self._end(
+            run, ending, self._outputs(run.spec, message.get("sizes")) if ending.outcome != "lost" else ()
+        )
 
-    def _outputs(self, spec: RunSpec) -> tuple[Write, ...]:
+    def _outputs(self, spec: RunSpec, kept: Message | None) -> tuple[Write, ...]:
+        """Return what there is of the outputs, by `kept` where the launcher has looked."""
         folder = self._client.folder(spec.identity)
         writes = []
         for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
             path = folder / name
-            if repo is not None and not isinstance(repo, _StderrIsStdout) and path.exists():
+            if repo is None or isinstance(repo, _StderrIsStdout):
+                continue
+            if path.exists() if kept is None else name in kept:
                 writes.append(Write(repository=repo.id, job=spec.job, source=path))
         return tuple(writes)
 

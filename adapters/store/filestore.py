@@ -105,11 +105,13 @@ class FolderStore(ABC):
 
     def version_now(self, job: str) -> str | None:
         """Return the version of a member now, or None; blocking."""
-        path = self.existing(job)
-        if path is None:
-            return None
+        path = self.path(job)
         with os_errors(str(path)):
-            return self.member(path)
+            version = self.member(path)
+            if version is None and self.case_insensitive:
+                spellings = (self.member(spelling) for spelling in self._spellings(job))
+                version = next((found for found in spellings if found is not None), None)
+        return version
 
     async def put(self, write: Write) -> str | None:
         """Write the value whole or not at all, durably; return its version."""
@@ -188,7 +190,9 @@ class FileStore(FolderStore):
         )
 
     def _put(self, write: Write) -> str:
-        target = self.existing(write.job) or self.path(write.job)
+        target = self.path(write.job)
+        if self.case_insensitive:
+            target = self.existing(write.job) or target
         if write.source is not None and write.digest is None and not self._is_staged(write.source):
             # A run's own output, which goes with the run; a blob has to stay what it is, whoever changes this file.
             status = linked(write.source, target)

@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 _COPY_INSTEAD = frozenset(
@@ -20,10 +21,12 @@ _COPY_INSTEAD = frozenset(
         *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ELOOP, errno.ENOLCK),
     )
 )
+UMASK_SECONDS = 1.0
+_asked = 0o077, 0.0  # the umask, and until when it is taken as known
 
 
 def linked(source: Path, target: Path) -> os.stat_result | None:
-    """Give a file that nobody writes any more a second name, with the permissions of a new file; return its status.
+    """Give a file that nobody writes any more a second name, with the permissions of a new file; return what it was.
 
     None where the bytes have to be copied: another file system, something else than a file, a target that is there,
     or a process that still has the file open for writing (the kernel grants a read lease only where none has).
@@ -52,7 +55,7 @@ def linked(source: Path, target: Path) -> os.stat_result | None:
         except FileExistsError:
             if not os.path.samestat(status, os.lstat(target)):  # else it is done already, as before a crash
                 return None
-        return os.fstat(fd)
+        return status
     except OSError as error:
         if error.errno in _COPY_INSTEAD:
             return None
@@ -62,12 +65,18 @@ def linked(source: Path, target: Path) -> os.stat_result | None:
 
 
 def _umask() -> int:
-    """Return this process's umask; asking by `os.umask` would set it for all threads for a moment."""
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return 0o077
+    """Return this process's umask, at most a second old; `os.umask` would set it for all threads for a moment."""
+    global _asked
+    umask, until = _asked
+    if time.monotonic() > until:
+        umask = 0o077
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Umask:"):
+                    umask = int(line.split()[1], 8)
+                    break
+        _asked = umask, time.monotonic() + UMASK_SECONDS
+    return umask
 
 
 class _Syncs:

@@ -30,7 +30,7 @@ class Changes(Outbox):
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
         self._under_way: Counter[tuple[str, str]] = Counter()
-        self._unheard: set[tuple[str, str]] = set()
+        self._unheard: dict[tuple[str, str], str | None] = {}
 
     def change(
         self,
@@ -107,19 +107,20 @@ class Changes(Outbox):
         who = {"reason": ticket.reason, "request": ticket.request, "actor": ticket.actor}
         return [intent_event(write, now, **who) for write in writes]
 
-    def _arrived(self, key: tuple[str, str]) -> None:
-        """A write of ours is no longer under way to its store."""
+    def _arrived(self, key: tuple[str, str], version: str | None) -> None:
+        """A write of ours is no longer under way to its store, which has this version of it now."""
         self._under_way[key] -= 1
         if self._under_way[key] <= 0:
             del self._under_way[key]
-            if key in self._unheard:  # our own echo, or somebody else who came in between
-                self._unheard.discard(key)
-                self._attach([LookAgain(*key)])
+            if key in self._unheard:
+                heard = self._unheard.pop(key)
+                if heard is None or heard != version:  # else the last that was heard of it is our own echo
+                    self._attach([LookAgain(*key)])
 
     def _ticket_written(self, number: int, write: Write, version: str | None, error: str, now: int) -> None:
         ticket = self._tickets[number]
         ticket.outstanding.discard((write.repository, write.job))
-        self._arrived((write.repository, write.job))
+        self._arrived((write.repository, write.job), version)
         if error:
             ticket.fail(write, error)
         intent = self.state.intents.get((write.repository, self.state.job_index[write.job]))

@@ -132,7 +132,7 @@ class Observations(Changes):
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
         if (leaf_id, job) in self._under_way:
-            self._unheard.add((leaf_id, job))
+            self._unheard[leaf_id, job] = None if write is None else write.version
             return
         if write is None:
             if not present:

@@ -279,7 +279,7 @@ class Runs(Observations):
     ) -> None:
         collecting = self.collecting[run_id]
         collecting.outstanding.discard(key)
-        self._arrived(key)
+        self._arrived(key, version)
         index = next(i for i, write in enumerate(collecting.writes) if (write.repository, write.job) == key)
         if error:
             del collecting.writes[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datatask.engine.core.effects import Finished
+from datatask.engine.core.effects import Finished, LookAgain
 from datatask.engine.core.invariants import check
 from datatask.engine.ports import Adopted, Write
 from datatask.schema import events as e
@@ -195,6 +195,27 @@ def test_echo_of_our_own_write_is_dropped() -> None:
     assert desk.take() == []
     desk.reactor.observed("b", "x", Write(repository="b", job="x", version="v2"), desk.now)
     assert kinds(desk.take()) == ["ValuePut"]
+
+
+@pytest.mark.parametrize(
+    ("heard", "looks"), [(["v1"], 0), (["v9", "v1"], 0), (["v1", "v9"], 1), (["v1", None], 1)]
+)
+def test_a_store_is_looked_at_again_only_for_what_is_not_our_own_write(
+    heard: list[str | None], looks: int
+) -> None:
+    """While a write of ours is under way, the last version heard is either its own echo or somebody else's doing."""
+    desk = Desk(FOREIGN)
+    known(desk)
+    desk.put("b", "x")
+    (effect,) = desk.store_writes()
+    for version in heard:
+        seen = None if version is None else Write(repository="b", job="x", version=version)
+        desk.reactor.observed("b", "x", seen, desk.now)
+    assert desk.take() == []
+    desk.wrote(effect, "v1")
+    assert [effect for effect in desk.effects if isinstance(effect, LookAgain)] == [
+        LookAgain("b", "x")
+    ] * looks
 
 
 def test_listing_changes_nothing_that_is_younger_than_it() -> None:
