@@ -8,16 +8,14 @@ agent's words mean for the engine is decided here; what holds on the target's si
 from __future__ import annotations
 
 import asyncio
-import re
-import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS
-from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.adapters.execute.endings import stopped_ending
 from datatask.adapters.execute.ssh_placing import Hosts
+from datatask.adapters.execute.ssh_records import Record, parse
 from datatask.adapters.execute.ssh_target import LinkLostError, Target
 from datatask.adapters.execute.ssh_transfers import LocalDiskError, download, make_folder, upload
 from datatask.adapters.execute.targets import STDOUT, Recipe, _StderrIsStdout
@@ -38,17 +36,10 @@ from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SECOND = 1_000_000_000
-SIGNALS_MAX = 64
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
 DISK_WAIT_SECONDS = 5.0
 WAIT_SECONDS = 1.0
 SCRIPT_BYTES_MAX = 4096
-_TIMES = re.compile(r"(\d+)m([\d.,]+)s")
-_ENDED = re.compile(
-    r"\d+ \d+ \S+ \d+(\.\d+)? (\d+|unstarted) (-|\w+) -\S* \d+m[\d.,]+s \d+m[\d.,]+s", re.ASCII
-)
-_PRINTED = re.compile(r"(stdout|stderr)=(\d+),")
-_USED = re.compile(r"(peak|oom|killed)=(\d+),")
 _TORN = ErrorInfo(
     type="Lost", message="the machine went down while the end was written: the record is not whole"
 )
@@ -262,8 +253,8 @@ class SSHRunner:
                 self._started(run, target, pid, start, boot)
             case ["ended", _, *facts]:
                 self._found(run, target)
-                if _ENDED.fullmatch(" ".join(facts)):
-                    self._ended(run, target, facts)
+                if (record := parse(facts)) is not None:
+                    self._ended(run, target, record)
                 else:
                     self._end(run, Ending(outcome="lost", error=_TORN))
             case ["refused", _, *why]:
@@ -322,47 +313,31 @@ class SSHRunner:
         elif not known:
             self._sink(Started(run.spec.run, handle, target.label, _at(target, int(start) / TICKS)))
 
-    def _ended(self, run: _Open, target: Target, facts: list[str]) -> None:
-        pid, start, boot, ended, code, reason, printed, user, system = facts
-        if not run.started and not run.recovering and code != "unstarted":
-            self._started(run, target, pid, start, boot)
+    def _ended(self, run: _Open, target: Target, record: Record) -> None:
+        if not run.started and not run.recovering and record.code is not None:
+            self._started(run, target, record.pid, record.start, record.boot)
         run.ended = True
-        if code == "unstarted":
-            error = ErrorInfo(
-                type="Refused",
-                message="it could not be started: its streams, its folder or its control group are not usable",
-            )
-            ending = Ending(outcome="lost", error=error)
-        elif reason == "-" and run.stop is not None and _plain(code) in (-signal.SIGTERM, -signal.SIGKILL):
-            ending = stopped_ending(
-                run.stop[0], _plain(code)
-            )  # the disk was too full to note the reason there
-        elif reason != "-":
-            ending = stopped_ending(reason, _plain(code))  # type: ignore[arg-type]
-        else:
-            ending = exit_ending(_plain(code), self._killed(printed))
-        peaks = [int(most) for kind, most in _USED.findall(printed) if kind == "peak"]
-        peak = {"memory_bytes_max": max(peaks)} if peaks else {}
-        same = boot == target.boot
+        resources = self._recipe.resources
+        ending = record.ending(
+            run.stop[0] if run.stop is not None else None, int(resources.mem) if resources is not None else 0
+        )
+        same = record.boot == target.boot
         told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
             error=ending.error,
-            started_at=_at(target, int(start) / TICKS) if same else None,
-            ended_at=_at(target, float(ended)) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
-            usage={
-                "cpu_seconds": round(_seconds(user) + _seconds(system), 6),
-                **peak,
-            },
+            started_at=_at(target, int(record.start) / TICKS) if same else None,
+            ended_at=_at(target, record.at) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
+            usage={"cpu_seconds": record.cpu_seconds}
+            | ({} if record.peak is None else {"memory_bytes_max": record.peak}),
             reads=run.reads,
             where=target.label,
         )
-        wanted = [name for name, mark in (("stdout", "o"), ("stderr", "e")) if self._wants(name)]
+        wanted = [name for name in ("stdout", "stderr") if self._wants(name)]
         if not wanted or told.outcome == "lost":
             self._end(run, told)
             return
-        sizes = {name: int(size) for name, size in _PRINTED.findall(printed)}
-        full = {name: sizes[name] for name in wanted if name in sizes}
+        full = {name: record.sizes[name] for name in wanted if name in record.sizes}
         for name in wanted:
             if name not in full:
                 run.outputs[name] = b""
@@ -412,14 +387,6 @@ class SSHRunner:
                 where = {"data": content, "size": len(content)}
             writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **where))
         return tuple(writes)
-
-    def _killed(self, printed: str) -> str:
-        """Return what the target's kernel tells of kills for lack of memory, or nothing."""
-        kinds = {kind for kind, number in _USED.findall(printed) if int(number)}
-        if "oom" in kinds:
-            bound = int(self._recipe.resources.mem) if self._recipe.resources is not None else 0
-            return f"out of memory: the kernel killed at the {bound} bytes of its resources"
-        return OUT_OF_MEMORY_PERHAPS if "killed" in kinds else ""
 
     def _end(self, run: _Open, ending: Ending) -> None:
         if run.told:
@@ -498,17 +465,6 @@ def _size(content: bytes | Path | None) -> int:
     if content is None:
         return 0
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _plain(code: str) -> int:
-    """Return an exit code, or minus a signal's number: a shell tells a killed process as 128 and more."""
-    number = int(code)
-    return 128 - number if 128 < number <= 128 + SIGNALS_MAX else number
-
-
-def _seconds(text: str) -> float:
-    match = _TIMES.fullmatch(text)
-    return int(match[1]) * 60 + float(match[2].replace(",", ".")) if match else 0.0
 
 
 def _travels(script: bytes) -> bool:

@@ -1,0 +1,95 @@
+"""How an SSH target tells the end of a run: the words of a record, and what they mean.
+
+In: the agent's words after `ended ID`, as `record` in `ssh_agent.sh` writes them. Out: a `Record`, or None for one that
+is torn; and its `Ending`. Nothing here knows of runs, targets or connections.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS
+from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.schema.events import Ending, ErrorInfo, StopReason
+
+SIGNALS_MAX = 64
+UNSTARTED = "unstarted"
+_WORDS = re.compile(
+    r"(?P<pid>\d+) (?P<start>\d+) (?P<boot>\S+) (?P<at>\d+(\.\d+)?) (?P<code>\d+|unstarted) (?P<reason>-|\w+)"
+    r" -(?P<noted>\S*) (?P<user>\d+m\d+([.,]\d+)?s) (?P<system>\d+m\d+([.,]\d+)?s)",
+    re.ASCII,
+)
+_NOTED = re.compile(r"(stdout|stderr|peak|oom|killed)=(\d+),", re.ASCII)
+
+
+class Record(NamedTuple):
+    """An end as the target wrote it down.
+
+    `pid`, `start` (ticks since boot) and `boot` are the process; `at` is when it ended, in seconds since boot. `code`
+    is an exit code, minus a signal's number, or None for one that never became the user's program. `reason` is that
+    of a stop, if there was one. `sizes` has the bytes of each output that is not empty. `peak` is the memory used at
+    most, in bytes, and `oom` whether the kernel killed in the run's own groups (True), perhaps it (None), or not.
+    """
+
+    pid: str
+    start: str
+    boot: str
+    at: float
+    code: int | None
+    reason: StopReason | None
+    sizes: dict[str, int]
+    peak: int | None
+    oom: bool | None
+    cpu_seconds: float
+
+    def ending(self, stop: StopReason | None, memory: int) -> Ending:
+        """Return the ending, of a run that was to be stopped for `stop` or was not, with `memory` bytes of resources."""
+        if self.code is None:
+            message = "it could not be started: its streams, its folder or its control group are not usable"
+            return Ending(outcome="lost", error=ErrorInfo(type="Refused", message=message))
+        if self.reason is not None:
+            return stopped_ending(self.reason, self.code)
+        if stop is not None and self.code in (-signal.SIGTERM, -signal.SIGKILL):
+            return stopped_ending(stop, self.code)  # the disk was too full to note the reason there
+        if self.oom:
+            why = f"out of memory: the kernel killed at the {memory} bytes of its resources"
+        else:
+            why = "" if self.oom is False else OUT_OF_MEMORY_PERHAPS
+        return exit_ending(self.code, why)
+
+
+def parse(words: Sequence[str]) -> Record | None:
+    """Return what a record says; None for one that is not whole."""
+    found = _WORDS.fullmatch(" ".join(words))
+    if found is None:
+        return None
+    noted = [(name, int(number)) for name, number in _NOTED.findall(found["noted"])]
+    most = dict(sorted(noted))  # of two groups that tell a peak, the larger one
+    code, reason = found["code"], found["reason"]
+    return Record(
+        pid=found["pid"],
+        start=found["start"],
+        boot=found["boot"],
+        at=float(found["at"]),
+        code=None if code == UNSTARTED else plain(code),
+        reason=None if reason == "-" else cast(StopReason, reason),
+        sizes={name: most[name] for name in ("stdout", "stderr") if name in most},
+        peak=most.get("peak"),
+        oom=True if most.get("oom") else None if most.get("killed") else False,
+        cpu_seconds=round(seconds(found["user"]) + seconds(found["system"]), 6),
+    )
+
+
+def plain(code: str) -> int:
+    """Return an exit code, or minus a signal's number: a shell tells a killed process as 128 and more."""
+    number = int(code)
+    return 128 - number if 128 < number <= 128 + SIGNALS_MAX else number
+
+
+def seconds(text: str) -> float:
+    """Return what a shell's `times` means: `1m2.5s` is 62.5; some write a comma."""
+    minutes, _, rest = text.removesuffix("s").partition("m")
+    return int(minutes) * 60 + float(rest.replace(",", "."))
