@@ -29,7 +29,8 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import folders, proctable
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local import folders
 
 RUNS, ROUNDS, AT_ONCE = 1500, 3, 64
 SCRIPT = "#!/bin/true\n"

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datatask.adapters.cli.main import main as main
-    from datatask.adapters.execute.executors import ExecutorTask as ExecutorTask
-    from datatask.adapters.execute.functions import (
+    from datatask.adapters.execute.functions.executors import ExecutorTask as ExecutorTask
+    from datatask.adapters.execute.functions.in_process import (
         InProcessSyncTask as InProcessSyncTask,
     )
     from datatask.adapters.execute.kube.functions import KubeFunctionTask as KubeFunctionTask
     from datatask.adapters.execute.kube.manager import PodManager as PodManager
     from datatask.adapters.execute.kube.tasks import KubeTask as KubeTask
     from datatask.adapters.execute.kube.tasks import LiveKubeRepository as LiveKubeRepository
-    from datatask.adapters.execute.local import LocalLinuxManager as LocalLinuxManager
+    from datatask.adapters.execute.local.manager import LocalLinuxManager as LocalLinuxManager
     from datatask.adapters.execute.processes import ProcessTask as ProcessTask
-    from datatask.adapters.execute.ssh import SSHLinuxManager as SSHLinuxManager
-    from datatask.adapters.execute.ssh_connecting import SSHHost as SSHHost
+    from datatask.adapters.execute.ssh.connecting import SSHHost as SSHHost
+    from datatask.adapters.execute.ssh.manager import SSHLinuxManager as SSHLinuxManager
     from datatask.adapters.execute.targets import STDOUT as STDOUT
     from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.history.explaining import explain as explain
@@ -135,14 +135,14 @@ _HOME: dict[str, str] = {
     "dependants": "datatask.engine.graph",
     "DirectoryRepository": "datatask.adapters.store.directories",
     "explain": "datatask.adapters.history.explaining",
-    "ExecutorTask": "datatask.adapters.execute.executors",
+    "ExecutorTask": "datatask.adapters.execute.functions.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",
     "FutureLogError": "datatask.schema.errors",
     "inject_data": "datatask.adapters.wiring.verbs",
     "InProcessBlobRepository": "datatask.adapters.store.inprocess",
     "InProcessMetadataRepository": "datatask.adapters.store.inprocess",
-    "InProcessSyncTask": "datatask.adapters.execute.functions",
+    "InProcessSyncTask": "datatask.adapters.execute.functions.in_process",
     "InternalError": "datatask.schema.errors",
     "InvalidJobError": "datatask.schema.errors",
     "job_getter": "datatask.engine.repositories",
@@ -154,7 +154,7 @@ _HOME: dict[str, str] = {
     "Link": "datatask.engine.tasks",
     "list_data": "datatask.adapters.wiring.verbs",
     "LiveKubeRepository": "datatask.adapters.execute.kube.tasks",
-    "LocalLinuxManager": "datatask.adapters.execute.local",
+    "LocalLinuxManager": "datatask.adapters.execute.local.manager",
     "LogVerified": "datatask.adapters.history.verified",
     "LogBlobRepository": "datatask.adapters.store.logs",
     "LogDamagedError": "datatask.schema.errors",
@@ -185,8 +185,8 @@ _HOME: dict[str, str] = {
     "Session": "datatask.engine.session",
     "shell": "datatask.adapters.wiring.verbs",
     "simulate": "datatask.adapters.sim.simulate",
-    "SSHHost": "datatask.adapters.execute.ssh_connecting",
-    "SSHLinuxManager": "datatask.adapters.execute.ssh",
+    "SSHHost": "datatask.adapters.execute.ssh.connecting",
+    "SSHLinuxManager": "datatask.adapters.execute.ssh.manager",
     "STDOUT": "datatask.adapters.execute.targets",
     "Task": "datatask.engine.tasks",
     "StoreError": "datatask.schema.errors",

@@ -7,6 +7,8 @@ import signal
 from datatask.engine.calls import stopped_message, stopped_outcome
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
+OUT_OF_MEMORY_PERHAPS = "the kernel has killed for lack of memory meanwhile, perhaps this process"
+
 
 def exit_ending(code: int, why: str = "") -> Ending:
     """Return the ending of a process that was left alone; `code` is an exit code, or minus a signal's number.

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datatask.adapters.execute.local import check_environment
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,
@@ -95,7 +94,7 @@ class ProcessTask(EngineTask):
         expect(self, Repository, optional=True, done=done, stdin=stdin, stdout=stdout)
         if not isinstance(stderr, _StderrIsStdout):
             expect(self, Repository, "pass a repository, STDOUT or None", optional=True, stderr=stderr)
-        check_environment(name, environ)
+        _check_environment(name, environ)
         self.template = template
         self.resource_manager = resource_manager
         amounts = job_resources
@@ -169,6 +168,24 @@ class ProcessTask(EngineTask):
 
         streams = self.stdin, self.stdout, self._stderr
         return Recipe(self.name, rendered, *streams, self.environ, self.job_resources, self.enforce)
+
+
+def _check_environment(task: str, environ: object) -> None:
+    """Refuse an environment that no process can have; values are never shown, they may be secret."""
+    if environ is None:
+        return
+    if not isinstance(environ, dict):
+        raise CallerError(
+            f"environ is a {type(environ).__name__}", where=task, remedy="pass a dict of strings"
+        )
+    for key, value in environ.items():
+        valid = isinstance(key, str) and key and "=" not in key and isinstance(value, str)
+        if not valid or "\0" in key or "\0" in value:
+            raise CallerError(
+                f"variable {key!r:.80} of environ is not a string to a string",
+                where=task,
+                remedy="use str(value)",
+            )
 
 
 def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:

@@ -2,7 +2,7 @@
 
 In: a `Recipe`, which makes a run's script, input and environment. Out: a `Runner` that runs them. A manager
 for another kind of machine subclasses `AbstractProcessManager`: with its own verbs it gets the polling
-runner, and may return a better one from `runner`. `LocalLinuxManager` is in `local`.
+runner, and may return a better one from `runner`. Ours are in `local` and `ssh`.
 """
 
 from __future__ import annotations

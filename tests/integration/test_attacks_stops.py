@@ -29,7 +29,7 @@ DIES = """
 import asyncio, os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from datatask.adapters.execute.local import LocalRunner
+from datatask.adapters.execute.local.manager import LocalRunner
 from integration.test_attacks_stops import pipeline
 LocalRunner.stop = lambda *arguments: os._exit(9)
 async def main():

@@ -19,7 +19,8 @@ from datatask import (
     Resources,
     SSHLinuxManager,
 )
-from datatask.adapters.execute import cgroups, leftovers
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
+from datatask.adapters.execute.local import cgroups, leftovers
 from datatask.adapters.execute.targets import AbstractProcessManager
 from datatask.engine.ports import Ended
 from datatask.schema.errors import CallerError
@@ -67,7 +68,7 @@ async def test_a_kill_by_the_kernel_is_told_where_nothing_was_enforced(tmp_path:
         cgroups.remove(made)
     assert (ending.outcome, ending.exit_code) == ("failed", 137)
     assert ending.error is not None
-    assert ending.error.message == f"killed by SIGKILL: {cgroups.OUT_OF_MEMORY_PERHAPS}"
+    assert ending.error.message == f"killed by SIGKILL: {OUT_OF_MEMORY_PERHAPS}"
 
 
 def test_the_kernels_count_of_kills_is_read_where_there_is_one(tmp_path: Path) -> None:

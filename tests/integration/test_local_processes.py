@@ -24,8 +24,8 @@ from datatask import (
     Session,
 )
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.launching import LauncherClient
-from datatask.adapters.execute.local import LocalRunner
+from datatask.adapters.execute.local.client import LauncherClient
+from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.targets import STDOUT
 from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started
 from datatask.schema.errors import CallerError

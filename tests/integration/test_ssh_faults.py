@@ -20,7 +20,7 @@ from datatask import (
     SSHHost,
     SSHLinuxManager,
 )
-from datatask.adapters.execute import ssh_target
+from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
 from tests.contract.test_runner import Facts, contents, opened, spec
 from tests.ssh_kit import Proxy, proxied, server
@@ -345,7 +345,7 @@ async def test_an_engine_of_another_log_is_turned_away_while_the_first_one_lives
     async with opened(first) as facts:
         first.start(spec(1))
         await facts.end_of(1)
-        from datatask.adapters.execute import ssh
+        from datatask.adapters.execute.ssh import manager as ssh
 
         monkey.setattr(ssh, "_hosts", {})  # as if it were another process
         second = ssh_task(tmp_path, "true\n").runner

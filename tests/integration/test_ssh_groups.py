@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from datatask import Resources
-from datatask.adapters.execute import ssh_link
-from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS, Groups, remove
-from datatask.adapters.execute.ssh_leftovers import remove_runs
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
+from datatask.adapters.execute.local.cgroups import Groups, remove
+from datatask.adapters.execute.ssh import link as ssh_link
+from datatask.adapters.execute.ssh.leftovers import remove_runs
 from tests.contract.test_runner import spec
 from tests.integration.test_ssh_processes import ended, message, on_server
 from tests.ssh_kit import server
 
 pytestmark = pytest.mark.server("sshd")
-AGENT = Path(__file__).parents[2] / "adapters/execute/ssh_agent.sh"
+AGENT = Path(__file__).parents[2] / "adapters/execute/ssh/agent.sh"
 HOG = "#!/usr/bin/python3\nheld = [bytearray(1 << 20) for _ in range({})]\n"
 
 

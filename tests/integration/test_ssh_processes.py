@@ -507,7 +507,7 @@ async def test_any_posix_shell_will_do(
     shell: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Starts, ends, stops, recovery, with nothing but the usual utilities in the path."""
-    from datatask.adapters.execute import ssh_link
+    from datatask.adapters.execute.ssh import link as ssh_link
 
     monkeypatch.setattr(ssh_link, "SHELL", str(tmp_path / "sh"))
     script = "{% if job == 'slow' %}/bin/sleep 60{% elif job == 'bad' %}exit 3{% else %}echo $$; cut -d' ' -f1,5,6 /proc/$$/stat{% endif %}\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import folders
+from datatask.adapters.execute.local import folders
 
 
 def test_a_folder_of_a_run_is_made_with_those_above_it_and_again(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import journal as journals
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.journal import Journal, Syncs
-from datatask.adapters.execute.launcher import REBOOTED, TORN, Launcher
+from datatask.adapters.execute.local import journal as journals
+from datatask.adapters.execute.local.journal import Journal, Syncs
+from datatask.adapters.execute.local.launcher import REBOOTED, TORN, Launcher
 
 
 @pytest.fixture

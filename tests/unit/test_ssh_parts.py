@@ -11,12 +11,12 @@ import asyncssh
 import pytest
 
 from datatask import CallerError, Resources, SSHHost, SSHLinuxManager, TemporaryError
-from datatask.adapters.execute import ssh_transfers
-from datatask.adapters.execute.ssh_connecting import mapped
-from datatask.adapters.execute.ssh_link import Identity, OccupiedError, Owner, check_owner, home_of
-from datatask.adapters.execute.ssh_placing import Hosts
-from datatask.adapters.execute.ssh_records import parse, plain, seconds
-from datatask.adapters.execute.ssh_target import Target
+from datatask.adapters.execute.ssh import transfers as ssh_transfers
+from datatask.adapters.execute.ssh.connecting import mapped
+from datatask.adapters.execute.ssh.link import Identity, OccupiedError, Owner, check_owner, home_of
+from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.records import parse, plain, seconds
+from datatask.adapters.execute.ssh.target import Target
 from datatask.schema.events import StopReason
 
 HERE = socket.gethostname()

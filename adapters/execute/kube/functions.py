@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from datatask.adapters.execute.functions import Function, parameters_of
+from datatask.adapters.execute.functions.in_process import Function, parameters_of
 from datatask.adapters.execute.kube import messages
 from datatask.adapters.execute.kube.manager import PodManager
 from datatask.adapters.execute.kube.recipes import Recipe, Result

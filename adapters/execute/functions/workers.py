@@ -21,7 +21,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from datatask.adapters.execute import proctable, remote
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.functions import remote
 from datatask.engine import intact
 from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info

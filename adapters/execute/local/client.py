@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from datatask.adapters.execute import folders, proctable
-from datatask.adapters.execute.launcher import SOCKET
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local import folders
+from datatask.adapters.execute.local.engines import SOCKET
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.processes")
@@ -32,7 +33,7 @@ RETRY_SECONDS_MAX = 1.0
 START_SECONDS_MAX = 30.0
 _START = (
     "import os, sys; os.closerange(3, 65536); os.chdir('/'); sys.path.append(sys.argv[1]); "
-    "from datatask.adapters.execute.launcher import main; sys.exit(main(sys.argv[2]))"
+    "from datatask.adapters.execute.local.launcher import main; sys.exit(main(sys.argv[2]))"
 )
 
 Message = dict[str, Any]

@@ -3,7 +3,7 @@
 In: an application's name and one host or several. Out: a runner for each process task, and files and processes by
 hand. A run is the program `exe` in its own folder `{remote_path}/{app}/{host}/{log}/{epoch}.{position}/` with `cwd/`, `stdin`,
 `stdout`, `stderr`; it has a session of its own and outlives connections and engines. How it is made to be so is in
-`ssh_agent.sh`, how facts come of it in `ssh_runner`, how contact is kept in `ssh_target`.
+`agent.sh`, how facts come of it in `runner`, how contact is kept in `target`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import asyncssh
 
-from datatask.adapters.execute.ssh_connecting import Connect, SSHHost, mapped
-from datatask.adapters.execute.ssh_leftovers import list_runs, remove_runs
-from datatask.adapters.execute.ssh_link import let_go
-from datatask.adapters.execute.ssh_places import SSHPlace
-from datatask.adapters.execute.ssh_placing import Hosts
-from datatask.adapters.execute.ssh_runner import SSHRunner
-from datatask.adapters.execute.ssh_target import Target
+from datatask.adapters.execute.ssh.connecting import Connect, SSHHost, mapped
+from datatask.adapters.execute.ssh.leftovers import list_runs, remove_runs
+from datatask.adapters.execute.ssh.link import let_go
+from datatask.adapters.execute.ssh.places import SSHPlace
+from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.runner import SSHRunner
+from datatask.adapters.execute.ssh.target import Target
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,

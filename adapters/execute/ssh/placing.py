@@ -11,8 +11,8 @@ import asyncio
 from collections import OrderedDict
 from decimal import Decimal
 
-from datatask.adapters.execute.ssh_target import Target
-from datatask.adapters.execute.ssh_transfers import Spool
+from datatask.adapters.execute.ssh.target import Target
+from datatask.adapters.execute.ssh.transfers import Spool
 from datatask.adapters.execute.targets import Recipe
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources

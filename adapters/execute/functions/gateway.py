@@ -25,7 +25,7 @@ from typing import Any
 
 import cloudpickle
 
-from datatask.adapters.execute import remote
+from datatask.adapters.execute.functions import remote
 from datatask.engine.repositories import Repository
 from datatask.schema.errors import CallerError, DatataskError
 

@@ -5,7 +5,7 @@ forget. Out, to the engine whose log the run belongs to: started, refused, ended
 the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
 is killed itself the next one goes on watching what still runs. Starts are idempotent by identity. With no
 runs and no engine it ends by itself. Imports the standard library and its siblings only: it starts in
-a few hundredths of a second. The engine's side is `local`.
+a few hundredths of a second. The engine's side is `client`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import time
 import zlib
 from typing import Any
 
-from datatask.adapters.execute import cgroups, proctable
-from datatask.adapters.execute.journal import Facts, Journal, Syncs
-from datatask.adapters.execute.owners import Owners
-from datatask.adapters.execute.spawning import (
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local import cgroups
+from datatask.adapters.execute.local.engines import Engine, Engines
+from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
+from datatask.adapters.execute.local.owners import Owners
+from datatask.adapters.execute.local.spawning import (
     IN_GROUPS,
     UNCONFINED,
     UNDER_ULIMIT,
@@ -35,7 +37,6 @@ from datatask.adapters.execute.spawning import (
     spawn,
 )
 
-SOCKET = "launcher.sock"
 LOCK = "launcher.lock"
 JOURNAL = "journal"
 IDLE_SECONDS = 10.0
@@ -50,26 +51,6 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
-
-
-class Connection:
-    """One engine: what it sent and is not yet handled, what it is yet to be sent."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.incoming = b""
-        self.lines: list[bytes] = []
-        self.outgoing = bytearray()
-        self.log = ""
-        self.epoch = 0
-        self.pid = 0
-        self.start = 0
-        self.home: list[Any] = ["", 0, 0]
-        self.environments: dict[str, tuple[dict[str, str], int]] = {}
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Queue a message; it goes out at the end of the turn."""
-        self.outgoing += json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 class Launcher:
@@ -88,16 +69,15 @@ class Launcher:
         self.owners = Owners(directory)
         self.groups = cgroups.Groups()
         self.oom_kills = 0
-        self.connections: set[Connection] = set()
         self.untold: dict[str, Facts] = {}
         self.selector = selectors.DefaultSelector()
+        self.engines = Engines(directory, self.selector)
         self.idle_since = time.monotonic()
 
     # --- the loop -------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Take over what an earlier launcher left, then serve until idle."""
-        listener = self._listen()
         wake, signalled = socket.socketpair()
         wake.setblocking(False)
         signalled.setblocking(False)
@@ -105,37 +85,24 @@ class Launcher:
         signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(wake, selectors.EVENT_READ, "child")
-        self.selector.register(listener, selectors.EVENT_READ, "engine")
+        self.engines.listen()
         self.runs = self.journal.load()
         self._take_over()
         while not self._is_idle():
-            pending = any(connection.lines for connection in self.connections)
+            pending = any(engine.lines for engine in self.engines)
             for key, mask in self.selector.select(0 if pending else self._patience()):
-                self._handle(key, mask, listener)
+                self._handle(key, mask)
             self._reap()
             self._ring()
             self._tell_ends()
-            for connection in tuple(self.connections):
-                self._operate(connection)
-            for connection in tuple(self.connections):
-                self._send(connection)
-        os.unlink(os.path.join(self.directory, SOCKET))
-
-    def _listen(self) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        os.chdir(self.directory)  # a socket's path may have 107 bytes at most; a relative one always fits
-        try:
-            os.unlink(SOCKET)
-        except FileNotFoundError:
-            pass
-        listener.bind(SOCKET)
-        os.chdir("/")
-        listener.listen(16)
-        listener.setblocking(False)
-        return listener
+            for engine in self.engines:
+                self._operate(engine)
+            for engine in self.engines:
+                self.engines.send(engine)
+        self.engines.leave()
 
     def _is_idle(self) -> bool:
-        if self.connections or self.children or self.strangers or self.untold:
+        if self.engines or self.children or self.strangers or self.untold:
             self.idle_since = time.monotonic()
             return False
         return time.monotonic() - self.idle_since > IDLE_SECONDS
@@ -144,104 +111,58 @@ class Launcher:
         until = self.alarms[0][0] - time.monotonic() if self.alarms else IDLE_SECONDS
         return max(0.0, min(until, IDLE_SECONDS / 4))
 
-    def _handle(self, key: selectors.SelectorKey, mask: int, listener: socket.socket) -> None:
-        if key.data == "engine":
-            sock, _ = listener.accept()
-            sock.setblocking(False)
-            connection = Connection(sock)
-            self.connections.add(connection)
-            self.selector.register(sock, selectors.EVENT_READ, connection)
+    def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
+        if key.data is self.engines:
+            self.engines.accept()
         elif key.data == "child":
             key.fileobj.recv(4096)  # type: ignore[union-attr]
-        elif isinstance(key.data, Connection):
+        elif isinstance(key.data, Engine):
             if mask & selectors.EVENT_READ:
-                self._receive(key.data)
+                self.engines.receive(key.data)
         else:
             self._stranger_ended(str(key.data), time.monotonic() + STATUS_WAIT_SECONDS)
 
-    def _receive(self, connection: Connection) -> None:
-        try:
-            data = connection.socket.recv(1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._hang_up(connection)
-            return
-        *lines, connection.incoming = (connection.incoming + data).split(b"\n")
-        connection.lines += lines
-
-    def _hang_up(self, connection: Connection) -> None:
-        if connection in self.connections:
-            self.connections.discard(connection)
-            self.selector.unregister(connection.socket)
-            connection.socket.close()
-
-    def _send(self, connection: Connection) -> None:
-        if connection not in self.connections:
-            return
-        try:
-            while connection.outgoing:
-                del connection.outgoing[: connection.socket.send(connection.outgoing)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._hang_up(connection)
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.outgoing else 0)
-        if self.selector.get_key(connection.socket).events != events:
-            self.selector.modify(connection.socket, events, connection)
-
-    def _operate(self, connection: Connection) -> None:
-        lines, connection.lines = (
-            connection.lines[:OPERATIONS_PER_TURN],
-            connection.lines[OPERATIONS_PER_TURN:],
+    def _operate(self, engine: Engine) -> None:
+        lines, engine.lines = (
+            engine.lines[:OPERATIONS_PER_TURN],
+            engine.lines[OPERATIONS_PER_TURN:],
         )
         try:
             for line in lines:
                 message = json.loads(line)
-                if not connection.log and message["op"] != "hello":
+                if not engine.log and message["op"] != "hello":
                     continue  # from an engine that was turned away
-                getattr(self, "do_" + message.pop("op"))(connection, **message)
+                getattr(self, "do_" + message.pop("op"))(engine, **message)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             print(f"launcher: what an engine sent is not understood: {error!r}", file=sys.stderr)
-            self._hang_up(connection)
+            self.engines.hang_up(engine)
 
     def _folder(self, identity: str) -> str:
         return os.path.join(self.directory, identity.partition(".")[0], identity)
 
-    def _tell_owner(self, identity: str, message: dict[str, Any]) -> None:
-        log = identity.partition(".")[0]
-        for connection in self.connections:
-            if connection.log == log:
-                connection.tell(message)
-
     # --- what an engine asks --------------------------------------------------------------------
 
-    def do_hello(
-        self, connection: Connection, log: str, epoch: int, pid: int, start: int, home: list[Any]
-    ) -> None:
+    def do_hello(self, engine: Engine, log: str, epoch: int, pid: int, start: int, home: list[Any]) -> None:
         """An engine says whose runs it is about; a live engine of another log, or of a copy, keeps the directory."""
-        for other in tuple(self.connections):
+        for other in self.engines:
             copied = other.log == log and other.pid != pid and proctable.is_alive(other.pid, other.start)
             if other.log and (other.log != log or copied):
-                connection.tell({"owned": other.log, "pid": other.pid, "copied": copied})
-                connection.lines.clear()
+                engine.tell({"owned": other.log, "pid": other.pid, "copied": copied})
+                engine.lines.clear()
                 return
-            if other.log == log and other is not connection and other.epoch < epoch:
-                self._hang_up(other)
-        connection.log, connection.epoch, connection.home = log, epoch, home
-        connection.pid, connection.start = pid, start
-        connection.tell({"hello": os.getpid(), "boot": self.boot})
+            if other.log == log and other is not engine and other.epoch < epoch:
+                self.engines.hang_up(other)
+        engine.log, engine.epoch, engine.home = log, epoch, home
+        engine.pid, engine.start = pid, start
+        engine.tell({"hello": os.getpid(), "boot": self.boot})
 
-    def do_env(self, connection: Connection, key: str, env: dict[str, str], umask: int) -> None:
+    def do_env(self, engine: Engine, key: str, env: dict[str, str], umask: int) -> None:
         """An environment that starts refer to by key; it is never written down."""
-        connection.environments[key] = (env, umask)
+        engine.environments[key] = (env, umask)
 
     def do_start(
         self,
-        connection: Connection,
+        engine: Engine,
         id: str,
         task: str,
         env: str,
@@ -252,27 +173,27 @@ class Launcher:
     ) -> None:
         """Start `{directory}/{log}/{id}/exe`, once; its answer is started, refused, absent or ended."""
         log, epoch = id.split(".")[:2]
-        claim = {"epoch": int(epoch), "home": connection.home, "engine": [connection.pid, connection.start]}
+        claim = {"epoch": int(epoch), "home": engine.home, "engine": [engine.pid, engine.start]}
         try:
             other = self.owners.other(log, claim)
         except OSError as error:
-            self._refuse(connection, id, True, explained(error, self.owners.path(log)))
+            self._refuse(engine, id, True, explained(error, self.owners.path(log)))
             return
         if other:
             text = (
                 f"{other} has used {self.directory}: go on with that one, give this pipeline's manager another app"
                 f" name, or remove {self.owners.path(log)} if nothing that it did matters any more"
             )
-            self._refuse(connection, id, False, text)
+            self._refuse(engine, id, False, text)
             return
         facts = self.runs.get(id)
         if facts is not None:
-            self._tell_state(connection, id, facts)
+            self._tell_state(engine, id, facts)
             return
         facts = self.runs[id] = {"id": id, "task": task}
         self.journal.add({"id": id, "task": task, "intended": True})
         folder = self._folder(id)
-        variables, umask = connection.environments[env]
+        variables, umask = engine.environments[env]
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
@@ -286,14 +207,14 @@ class Launcher:
             refusal = {"refused": id, "temporary": temporary, "message": explained(error, folder)}
             facts["refused"] = refusal
             self.journal.add({"id": id, "refused": refusal})
-            connection.tell(refusal)
+            engine.tell(refusal)
             return
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
         self.journal.add(facts)
         if not self.children:
             self.oom_kills = cgroups.oom_kills()
         self.children[pid] = id
-        connection.tell(self._started(facts))
+        engine.tell(self._started(facts))
 
     def _confined(self, facts: Facts, how: str, cpu: float, memory: int) -> list[str]:
         """Return the command before a run's own that has the kernel enforce its limits; `OSError` where it cannot."""
@@ -306,8 +227,8 @@ class Launcher:
         self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
         return ["/bin/sh", "-c", IN_GROUPS, *groups]
 
-    def _refuse(self, connection: Connection, identity: str, temporary: bool, text: str) -> None:
-        connection.tell({"refused": identity, "temporary": temporary, "message": text})
+    def _refuse(self, engine: Engine, identity: str, temporary: bool, text: str) -> None:
+        engine.tell({"refused": identity, "temporary": temporary, "message": text})
 
     def _started(self, facts: Facts) -> dict[str, Any]:
         return {
@@ -318,17 +239,17 @@ class Launcher:
             "began": facts["began"],
         }
 
-    def _tell_state(self, connection: Connection, identity: str, facts: Facts) -> None:
+    def _tell_state(self, engine: Engine, identity: str, facts: Facts) -> None:
         if "refused" in facts:
-            connection.tell(facts["refused"])
+            engine.tell(facts["refused"])
         elif "barred" in facts:
-            connection.tell({"absent": identity})
+            engine.tell({"absent": identity})
         elif "ended" not in facts:
-            connection.tell(self._started(facts))
+            engine.tell(self._started(facts))
         elif identity not in self.untold:  # else it is told as soon as the disk has it
-            connection.tell(facts["ended"])
+            engine.tell(facts["ended"])
 
-    def do_settle(self, connection: Connection, id: str) -> None:
+    def do_settle(self, engine: Engine, id: str) -> None:
         """Say what became of a run; one that nobody started is barred from ever starting, durably."""
         facts = self.runs.get(id)
         if facts is None:
@@ -337,9 +258,9 @@ class Launcher:
             if pid is None or not self._watch_found(facts, pid):
                 facts["barred"] = True
                 self.journal.add({"id": id, "barred": True})
-        self._tell_state(connection, id, facts)
+        self._tell_state(engine, id, facts)
 
-    def do_stop(self, connection: Connection, id: str, grace: float, reason: str) -> None:
+    def do_stop(self, engine: Engine, id: str, grace: float, reason: str) -> None:
         """TERM to the group now, KILL to all it has begun after the grace; one that has ended stays as it is."""
         facts = self.runs.get(id, {})
         if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
@@ -354,20 +275,20 @@ class Launcher:
             self.stopping.add(id)
             heapq.heappush(self.alarms, (time.monotonic() + grace, "kill", id))
 
-    def do_sweep(self, connection: Connection, task: str, keep: list[str]) -> None:
+    def do_sweep(self, engine: Engine, task: str, keep: list[str]) -> None:
         """Remove what earlier engines of this log left of a task and no longer count as open."""
         kept = set(keep)
         for identity, facts in list(self.runs.items()):
             log, _, rest = identity.partition(".")
-            old = log == connection.log and int(rest.partition(".")[0]) < connection.epoch
+            old = log == engine.log and int(rest.partition(".")[0]) < engine.epoch
             if old and facts.get("task", task) == task and identity not in kept:
                 if "pid" in facts and "ended" not in facts:
-                    self.do_stop(connection, identity, 0.0, "cancelled")
+                    self.do_stop(engine, identity, 0.0, "cancelled")
                 else:
-                    self.do_forget(connection, identity)
-                    connection.tell({"swept": identity})
+                    self.do_forget(engine, identity)
+                    engine.tell({"swept": identity})
 
-    def do_forget(self, connection: Connection, id: str) -> None:
+    def do_forget(self, engine: Engine, id: str) -> None:
         """The end is recorded in the log: nothing more will be asked about this run."""
         self.untold.pop(id, None)
         if self.runs.pop(id, None) is not None:
@@ -414,7 +335,7 @@ class Launcher:
         if status is not None:
             message["sizes"] = self._sizes(identity)
         if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:
-            message["why"] = why or cgroups.OUT_OF_MEMORY_PERHAPS
+            message["killed_for_memory"] = True  # in some group of the machine
         if facts.get("groups"):
             self._left(facts, message)
         if code == UNCONFINED and (refused := self._unconfined(identity)):
@@ -458,7 +379,7 @@ class Launcher:
         for identity in self.syncs.done():
             message = self.untold.pop(identity, None)
             if message is not None:
-                self._tell_owner(identity, message)
+                self.engines.tell(identity.partition(".")[0], message)
         self.syncs.begin(self.untold)
 
     def _ring(self) -> None:

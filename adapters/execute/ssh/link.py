@@ -1,8 +1,8 @@
 """One connection to one target, with its three channels: the agent that obeys, the one that watches, and SFTP.
 
 In: a connection and whose runs these are. Out: a `Link` that sends commands and hands on answers, line by line, until
-it is lost. The first command prepares the target (`ssh_setup.sh`) and says whether another engine works there; the
-agent is `ssh_agent.sh`. However many runs there are, these are all the sessions that sshd has to allow.
+it is lost. The first command prepares the target (`setup.sh`) and says whether another engine works there; the
+agent is `agent.sh`. However many runs there are, these are all the sessions that sshd has to allow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 import asyncssh
 
-from datatask.adapters.execute.ssh_connecting import mapped
+from datatask.adapters.execute.ssh.connecting import mapped
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 SETUP_SECONDS = 20.0
@@ -77,9 +77,9 @@ class OccupiedError(CallerError):
 @functools.cache
 def _scripts() -> tuple[str, str]:
     folder = Path(__file__).parent
-    agent = (folder / "ssh_agent.sh").read_text(encoding="utf-8")
+    agent = (folder / "agent.sh").read_text(encoding="utf-8")
     digest = hashlib.sha256(agent.encode()).hexdigest()[:12]
-    setup = (folder / "ssh_setup.sh").read_text(encoding="utf-8")
+    setup = (folder / "setup.sh").read_text(encoding="utf-8")
     return setup.replace("\nAGENT\n", f"\n{agent.rstrip()}\n"), digest
 
 

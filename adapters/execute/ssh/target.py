@@ -19,8 +19,8 @@ from typing import Protocol
 
 import asyncssh
 
-from datatask.adapters.execute.ssh_connecting import SSHHost
-from datatask.adapters.execute.ssh_link import (
+from datatask.adapters.execute.ssh.connecting import SSHHost
+from datatask.adapters.execute.ssh.link import (
     Ground,
     Identity,
     Link,

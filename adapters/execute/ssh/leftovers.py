@@ -10,8 +10,8 @@ import shlex
 
 import asyncssh
 
-from datatask.adapters.execute.ssh_connecting import SSHHost, mapped
-from datatask.adapters.execute.ssh_link import SHELL, let_go, prepare
+from datatask.adapters.execute.ssh.connecting import SSHHost, mapped
+from datatask.adapters.execute.ssh.link import SHELL, let_go, prepare
 from datatask.adapters.execute.targets import Leftover
 
 REMOVED_AT_ONCE = 100

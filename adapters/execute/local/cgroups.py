@@ -17,9 +17,6 @@ PERIOD_US = 100_000
 OURS = "datatask"
 
 
-OUT_OF_MEMORY_PERHAPS = "the kernel has killed for lack of memory meanwhile, perhaps this process"
-
-
 class Used(NamedTuple):
     """What a group has used: bytes of memory at most, None where the kernel does not say; kills for lack of it."""
 

@@ -20,10 +20,10 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.execute import workers
-from datatask.adapters.execute.functions import FunctionTask
-from datatask.adapters.execute.gateway import EngineGateway, pack
-from datatask.adapters.execute.pools import Made, Pool
+from datatask.adapters.execute.functions import workers
+from datatask.adapters.execute.functions.gateway import EngineGateway, pack
+from datatask.adapters.execute.functions.in_process import FunctionTask
+from datatask.adapters.execute.functions.pools import Made, Pool
 from datatask.engine.binding import RunContext
 from datatask.engine.calls import error_info, stopped_message, stopped_outcome
 from datatask.engine.ports import Ended, Runner, RunSpec, Sink, Started, Write

@@ -12,8 +12,9 @@ import signal
 import time
 from pathlib import Path
 
-from datatask.adapters.execute import cgroups, proctable
-from datatask.adapters.execute.launcher import FAMILY_ROUNDS_MAX, MARK, mark
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local import cgroups
+from datatask.adapters.execute.local.launcher import FAMILY_ROUNDS_MAX, MARK, mark
 from datatask.adapters.execute.targets import Leftover
 
 

@@ -1,6 +1,6 @@
 """How an SSH target tells the end of a run: the words of a record, and what they mean.
 
-In: the agent's words after `ended ID`, as `record` in `ssh_agent.sh` writes them. Out: a `Record`, or None for one that
+In: the agent's words after `ended ID`, as `record` in `agent.sh` writes them. Out: a `Record`, or None for one that
 is torn; and its `Ending`. Nothing here knows of runs, targets or connections.
 """
 
@@ -11,8 +11,7 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from datatask.adapters.execute.cgroups import OUT_OF_MEMORY_PERHAPS
-from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SIGNALS_MAX = 64

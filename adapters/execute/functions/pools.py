@@ -15,7 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
-from datatask.adapters.execute import proctable, workers
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.functions import workers
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.executors")

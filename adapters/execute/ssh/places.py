@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import asyncssh
 
-from datatask.adapters.execute.ssh_connecting import SSHHost, mapped
-from datatask.adapters.execute.ssh_link import let_go, prepare
+from datatask.adapters.execute.ssh.connecting import SSHHost, mapped
+from datatask.adapters.execute.ssh.link import let_go, prepare
 
 CHUNK_BYTES = 1 << 20
 

@@ -1,6 +1,6 @@
-"""Processes on this machine: started by the launcher, outliving the engine, found again after a crash.
+"""A process task's runs on this machine: from a run that was decided to facts about it.
 
-In: a task's recipe and the engine's runs. Out: facts. A run is the program `exe` in its own folder
+In: a task's recipe, the engine's runs, the launcher's answers. Out: facts. A run is the program `exe` in its own folder
 `{local_path}/{app}/{log}/{identity}/` with `cwd/`, `stdin`, `stdout`, `stderr`; it has a session of its own.
 What a run leaves in its process group is killed when its main process ends. If the launcher is killed, runs
 go on and the next launcher watches them; how one ended that ended unwatched, or on a kernel before 6.15,
@@ -10,27 +10,16 @@ is not known, and it counts as lost.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import shutil
-import signal
-import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from datatask.adapters.execute import folders, leftovers, proctable
-from datatask.adapters.execute.endings import exit_ending, stopped_ending
-from datatask.adapters.execute.launching import LauncherClient, Message, prepare_directory
-from datatask.adapters.execute.places import LocalPlace
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
+from datatask.adapters.execute.local import folders
+from datatask.adapters.execute.local.client import LauncherClient, Message, prepare_directory
 from datatask.adapters.execute.targets import (
     STDOUT,
-    AbstractProcessManager,
-    Leftover,
     Recipe,
-    RunPlace,
     _StderrIsStdout,
 )
 from datatask.engine.binding import RunContext, current_run
@@ -39,7 +28,6 @@ from datatask.engine.ports import (
     Adopted,
     Ended,
     Reachable,
-    Runner,
     RunSpec,
     Sink,
     Started,
@@ -47,132 +35,11 @@ from datatask.engine.ports import (
     Write,
 )
 from datatask.engine.streams import BLOCK_BYTES
-from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.expected import PATH, TEXT, expect
-from datatask.schema.ids import check_name
 
 WHERE = "local"
 SECOND = 1_000_000_000
-COMMAND_MAX = 64 * 1024
-
-
-def default_path() -> Path:
-    """Return this user's own folder below the system's temporary one."""
-    return Path(tempfile.gettempdir()) / f"datatask-{os.getuid()}"
-
-
-class LocalLinuxManager(AbstractProcessManager):
-    """Runs processes here. `app` tells applications apart that share `local_path`: one pipeline at a time each."""
-
-    def __init__(self, app: str, local_path: str | os.PathLike[str] | None = None) -> None:
-        expect(self, TEXT, app=app)
-        expect(self, PATH, optional=True, local_path=local_path)
-        self.app = check_name(app, "app")
-        self.local_path = default_path() if local_path is None else Path(local_path).absolute()
-        self._client = LauncherClient(self.basedir)
-
-    def __repr__(self) -> str:
-        return f"LocalLinuxManager({self.app!r}, {str(self.local_path)!r})"
-
-    @property
-    def basedir(self) -> Path:
-        """`{local_path}/{app}`."""
-        return self.local_path / self.app
-
-    def runner(self, recipe: Recipe) -> Runner:
-        """Return a runner over this manager's launcher."""
-        return LocalRunner(self._client, recipe)
-
-    def place(self, identity: str, where: str) -> RunPlace:
-        """Return the folder of a run."""
-        return LocalPlace(self._client.folder(identity))
-
-    async def list_runs(self) -> list[Leftover]:
-        """Return what is left of runs of every log below `basedir`."""
-        return await asyncio.to_thread(leftovers.list_runs, self.basedir, WHERE)
-
-    async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
-        """Kill and remove these; return those that are gone now."""
-        names = [run.identity for run in runs]
-        gone = set(await asyncio.to_thread(leftovers.remove_runs, self.basedir, names))
-        return [run for run in runs if run.identity in gone]
-
-    async def get_live_pids(self, hint: set[str]) -> set[str]:
-        """Return the pids of `hint` that are alive."""
-        return {pid for pid in hint if (fields := proctable.stat_fields(int(pid))) and fields[0] not in "ZX"}
-
-    async def spawn(
-        self,
-        args: list[str],
-        environ: dict[str, str] | None,
-        cwd: str,
-        return_code: str,
-        stdin: str | None,
-        stdout: str | None,
-        stderr: str | _StderrIsStdout | None,
-    ) -> str:
-        """Start a process by hand, under a shell that writes its exit code to `return_code`; returns the pid."""
-        given = (stdin, stdout, stderr if isinstance(stderr, str) else None)
-        places = [os.path.abspath(place or os.devnull) for place in given]
-        for place, mode in zip(places, ("rb", "wb", "wb"), strict=True):
-            open(place, mode).close()
-        # The shell that is waited for leaves at once; the one behind it belongs to nobody and is init's to reap.
-        errors = "2>&1" if stderr is STDOUT else '2>"$err"'
-        script = (
-            'code=$1 in=$2 out=$3 err=$4; shift 4; { "$@" & wait $!; echo $? > "$code.new" && mv "$code.new" "$code"; }'
-            f' <"$in" >"$out" {errors} & echo $!'
-        )
-        process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", script, "sh", return_code, *places, *args),
-            stdout=asyncio.subprocess.PIPE,
-            cwd=cwd,
-            env=environ,
-            start_new_session=True,
-        )
-        told, _ = await process.communicate()
-        return told.decode().strip()
-
-    async def kill(self, pid: str) -> None:
-        """Kill the process with its session, or alone where that session is ours."""
-        with contextlib.suppress(ProcessLookupError):
-            session = os.getsid(int(pid))
-            if session == os.getsid(0):
-                os.kill(int(pid), signal.SIGKILL)
-            else:
-                proctable.kill_session(session)
-
-    def open(self, path: Path, mode: Literal["r", "rb", "w", "wb"]) -> AbstractAsyncContextManager[Any]:
-        """Open a local file."""
-        return _File(path, mode)
-
-    async def mkdir(self, path: Path) -> None:
-        """Make a folder and those above it."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-
-    async def rmtree(self, path: Path) -> None:
-        """Remove a folder with all that is in it."""
-        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-
-
-class _File:
-    def __init__(self, path: Path, mode: str) -> None:
-        self._file: Any = open(path, mode)  # noqa: SIM115 - closed by close()
-
-    async def read(self, n: int | None = None) -> Any:
-        return self._file.read(-1 if n is None else n)
-
-    async def write(self, data: Any) -> int:
-        return int(self._file.write(data))
-
-    async def close(self) -> None:
-        self._file.close()
-
-    async def __aenter__(self) -> _File:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.close()
 
 
 class _Open:
@@ -367,7 +234,8 @@ class LocalRunner:
         elif code is None:
             ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
         else:
-            ending = exit_ending(code, message["why"])
+            perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
+            ending = exit_ending(code, message["why"] or perhaps)
         ending = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
@@ -422,21 +290,3 @@ class LocalRunner:
         run = self._by_identity.get(identity)
         if run is not None and not run.told:
             self._sink(Reachable(run.spec.run, WHERE))
-
-
-def check_environment(task: str, environ: object) -> None:
-    """Refuse an environment that no process can have; values are never shown, they may be secret."""
-    if environ is None:
-        return
-    if not isinstance(environ, dict):
-        raise CallerError(
-            f"environ is a {type(environ).__name__}", where=task, remedy="pass a dict of strings"
-        )
-    for key, value in environ.items():
-        valid = isinstance(key, str) and key and "=" not in key and isinstance(value, str)
-        if not valid or "\0" in key or "\0" in value:
-            raise CallerError(
-                f"variable {key!r:.80} of environ is not a string to a string",
-                where=task,
-                remedy="use str(value)",
-            )

@@ -19,8 +19,8 @@ from pathlib import Path
 import asyncssh
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.ssh_link import Link
-from datatask.adapters.execute.ssh_target import LinkLostError, Target
+from datatask.adapters.execute.ssh.link import Link
+from datatask.adapters.execute.ssh.target import LinkLostError, Target
 from datatask.engine.repositories import BlobRepository
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import CallerError, TemporaryError

@@ -2,7 +2,7 @@
 
 In: a task's recipe, the engine's runs, the manager's hosts. Out: facts. A run is placed on a host with room, its
 folder is uploaded, its start is asked for; how it ended is pushed by the agent, then its output is fetched. What the
-agent's words mean for the engine is decided here; what holds on the target's side is in `ssh_agent.sh`.
+agent's words mean for the engine is decided here; what holds on the target's side is in `agent.sh`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datatask.adapters.execute.endings import stopped_ending
-from datatask.adapters.execute.ssh_placing import Hosts
-from datatask.adapters.execute.ssh_records import Record, parse
-from datatask.adapters.execute.ssh_target import LinkLostError, Target
-from datatask.adapters.execute.ssh_transfers import LocalDiskError, download, make_folder, upload
+from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.records import Record, parse
+from datatask.adapters.execute.ssh.target import LinkLostError, Target
+from datatask.adapters.execute.ssh.transfers import LocalDiskError, download, make_folder, upload
 from datatask.adapters.execute.targets import STDOUT, Recipe, _StderrIsStdout
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info

@@ -1,0 +1,123 @@
+"""The engines that are connected to a launcher: what they ask, a line each, and what they are told.
+
+In: bytes of a Unix socket in the launcher's directory. Out: lines that are whole; messages go out as fast as an engine takes
+them, and nobody waits for one that does not. What lines mean is `launcher`'s. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+SOCKET = "launcher.sock"
+RECEIVED_BYTES_MAX = 1 << 18
+
+
+class Engine:
+    """One of them: what it sent and is not yet handled, what it is yet to be sent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.incoming = b""
+        self.lines: list[bytes] = []
+        self.outgoing = bytearray()
+        self.log = ""
+        self.epoch = 0
+        self.pid = 0
+        self.start = 0
+        self.home: list[Any] = ["", 0, 0]
+        self.environments: dict[str, tuple[dict[str, str], int]] = {}
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Queue a message; it goes out at the end of the turn."""
+        self.outgoing += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class Engines:
+    """All of them, and the socket that they come in by, in a selector whose keys have them as data."""
+
+    def __init__(self, directory: str, selector: selectors.BaseSelector) -> None:
+        self._path = os.path.join(directory, SOCKET)
+        self._selector = selector
+        self._connected: set[Engine] = set()
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(tuple(self._connected))
+
+    def __bool__(self) -> bool:
+        return bool(self._connected)
+
+    def listen(self) -> None:
+        """Wait for engines from now on; the selector tells the coming of one with these as data."""
+        directory, name = os.path.split(self._path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        os.chdir(directory)  # a socket's path may have 107 bytes at most; a relative one always fits
+        try:
+            os.unlink(name)
+        except FileNotFoundError:
+            pass
+        listener.bind(name)
+        os.chdir("/")
+        listener.listen(16)
+        listener.setblocking(False)
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ, self)
+
+    def leave(self) -> None:
+        """Let nobody in any more."""
+        os.unlink(self._path)
+
+    def accept(self) -> None:
+        """Let one in."""
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        engine = Engine(sock)
+        self._connected.add(engine)
+        self._selector.register(sock, selectors.EVENT_READ, engine)
+
+    def receive(self, engine: Engine) -> None:
+        """Take what there is; one that has closed its end is gone."""
+        try:
+            data = engine.socket.recv(RECEIVED_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.hang_up(engine)
+            return
+        *lines, engine.incoming = (engine.incoming + data).split(b"\n")
+        engine.lines += lines
+
+    def send(self, engine: Engine) -> None:
+        """Give one what it takes of what it is to be told."""
+        if engine not in self._connected:
+            return
+        try:
+            while engine.outgoing:
+                del engine.outgoing[: engine.socket.send(engine.outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.hang_up(engine)
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if engine.outgoing else 0)
+        if self._selector.get_key(engine.socket).events != events:
+            self._selector.modify(engine.socket, events, engine)
+
+    def hang_up(self, engine: Engine) -> None:
+        """Have nothing more to do with one."""
+        if engine in self._connected:
+            self._connected.discard(engine)
+            self._selector.unregister(engine.socket)
+            engine.socket.close()
+
+    def tell(self, log: str, message: dict[str, Any]) -> None:
+        """Tell the engine of a log, if it is there."""
+        for engine in self._connected:
+            if engine.log == log:
+                engine.tell(message)
