@@ -24,6 +24,7 @@ import msgspec
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
+from datatask.adapters.wiring import succession
 from datatask.adapters.wiring.actors import this_program
 from datatask.adapters.wiring.collector import collect_seldom
 from datatask.adapters.wiring.interrupts import Interrupts
@@ -249,7 +250,8 @@ class Pipeline:
                 where=log.url,
                 remedy="give each pipeline a log of its own (log=), or the same name=",
             )
-        self._check_vanished(state, declared)
+        self.accepted = succession.accepted(self.accepted, state, declared)
+        succession.check(state, declared, self.accepted, where=log.url)
         stores = {
             id: leaf.store
             for id, leaf in declared.repositories.items()
@@ -266,7 +268,8 @@ class Pipeline:
         )
         runtime.who = r.Who(self.actor, self.reason)
         runtime.accepted |= dict.fromkeys(self.accepted, runtime.who)
-        runtime.reactor.open(self._opened(state, log), declared.definition, self._renamed(state, declared))
+        opened = self._opened(state, log)
+        runtime.reactor.open(opened, declared.definition, succession.renamed(state, declared, opened.at))
         for leaf, id in declared.objects:
             leaf.bind(id, runtime)
         for task in self._listed:
@@ -292,55 +295,6 @@ class Pipeline:
             boot=_boot_id(),
             epoch=log.epoch,
             last_sign=state.at,
-        )
-
-    def _renamed(self, state: State, declared: Declared) -> list[e.Renamed]:
-        at = max(self._clock.now(), state.at)
-        known = {"task": state.tasks.keys(), "repository": state.leaves.keys()}
-        return [
-            e.Renamed(at=at, what=what, old=old, new=new)  # type: ignore[arg-type]
-            for what, old, new in declared.renamed
-            if old in known[what] and new not in known[what]
-        ]
-
-    def _check_vanished(self, state: State, declared: Declared) -> None:
-        """Stop and ask when members or open runs would be left behind by the new definition."""
-        self.accepted = {self._id_of(name, state, declared) for name in self.accepted}
-        kept = {repository.id for repository in declared.definition.repositories}
-        renamed = {old for _, old, _ in declared.renamed}
-        for repository in state.definition.repositories:
-            leaf = state.leaves.get(repository.id)
-            gone = repository.id not in kept | renamed | self.accepted
-            if (
-                gone
-                and leaf is not None
-                and leaf.count
-                and repository.medium != "derived"
-                and not repository.ephemeral
-            ):
-                raise CallerError(
-                    f"the pipeline no longer has the repository {repository.id}, which has {leaf.count} members",
-                    where=str(self.log.url if self.log else ""),
-                    remedy=f"say was={repository.id!r} on its successor, or accept it: --accept-loss {repository.id}",
-                )
-        for name, task in state.tasks.items():
-            if task.open_runs and name not in self.tasks and name not in renamed | self.accepted:
-                raise CallerError(
-                    f"the pipeline no longer has the task {name}, which has {task.open_runs} open runs",
-                    where=str(self.log.url if self.log else ""),
-                    remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
-                )
-
-    def _id_of(self, name: str, state: State, declared: Declared) -> str:
-        """Return the id of a repository or task, here or of before, whose loss is accepted; a link names its repository."""
-        task, _, link = name.rpartition(".")
-        linked = declared.links.get((task, link))
-        found = next((id for id, repository in declared.repositories.items() if repository is linked), name)
-        if found in declared.repositories or found in state.leaves or found in state.tasks:
-            return found
-        raise UnknownNameError(
-            f"there is no repository {name} whose loss could be accepted",
-            remedy="`datatask status` tells which repositories are held",
         )
 
     async def close(self, *, reason: str = "") -> None:

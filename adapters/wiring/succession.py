@@ -1,0 +1,66 @@
+"""What becomes of a log's repositories and tasks when the pipeline on it has changed.
+
+In: the state that earlier definitions have led to, the declaration of now, the losses that a person accepts. Out: who goes
+on under a new name, or a `CallerError` where members or open runs would be left behind without anybody having said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from datatask.engine.core.state import State
+from datatask.engine.declare import Declared
+from datatask.schema import events as e
+from datatask.schema.errors import CallerError, UnknownNameError
+
+
+def renamed(state: State, declared: Declared, at: int) -> list[e.Renamed]:
+    """Return the renames that the log does not know yet."""
+    known = {"task": state.tasks.keys(), "repository": state.leaves.keys()}
+    return [
+        e.Renamed(at=at, what=what, old=old, new=new)  # type: ignore[arg-type]
+        for what, old, new in declared.renamed
+        if old in known[what] and new not in known[what]
+    ]
+
+
+def accepted(names: Iterable[str], state: State, declared: Declared) -> set[str]:
+    """Return the ids of repositories and tasks whose loss is accepted; `UnknownNameError` for what nobody knows."""
+    return {_id_of(name, state, declared) for name in names}
+
+
+def check(state: State, declared: Declared, accepted: set[str], *, where: str) -> None:
+    """Stop and ask when members or open runs would be left behind by the new definition."""
+    definition = declared.definition
+    named = {old for _, old, _ in declared.renamed} | accepted
+    kept = {repository.id for repository in definition.repositories} | named
+    for repository in state.definition.repositories:
+        leaf = state.leaves.get(repository.id)
+        lasts = repository.medium != "derived" and not repository.ephemeral
+        if repository.id not in kept and leaf is not None and leaf.count and lasts:
+            raise CallerError(
+                f"the pipeline no longer has the repository {repository.id}, which has {leaf.count} members",
+                where=where,
+                remedy=f"say was={repository.id!r} on its successor, or accept it: --accept-loss {repository.id}",
+            )
+    tasks = {task.name for task in definition.tasks} | named
+    for name, task in state.tasks.items():
+        if task.open_runs and name not in tasks:
+            raise CallerError(
+                f"the pipeline no longer has the task {name}, which has {task.open_runs} open runs",
+                where=where,
+                remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
+            )
+
+
+def _id_of(name: str, state: State, declared: Declared) -> str:
+    """Return the id of a repository or task, here or of before; a link names its repository."""
+    task, _, link = name.rpartition(".")
+    linked = declared.links.get((task, link))
+    found = next((id for id, repository in declared.repositories.items() if repository is linked), name)
+    if found in declared.repositories or found in state.leaves or found in state.tasks:
+        return found
+    raise UnknownNameError(
+        f"there is no repository {name} whose loss could be accepted",
+        remedy="`datatask status` tells which repositories are held",
+    )
