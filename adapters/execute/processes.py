@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from datatask.adapters.execute.late import LateRunner
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,
@@ -21,13 +22,12 @@ from datatask.adapters.execute.targets import (
     _StderrIsStdout,
 )
 from datatask.adapters.execute.templates import Lazy, Template
-from datatask.engine.ports import Runner, RunSpec, Sink
+from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.quotas import ResourceManager, nanoseconds
 from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.tasks import EngineTask, Retry
 from datatask.schema.definition import DoneShape
 from datatask.schema.errors import CallerError
-from datatask.schema.events import StopReason
 from datatask.schema.expected import FUNCTION, PATH, expect
 from datatask.schema.resources import Resources
 
@@ -158,7 +158,7 @@ class ProcessTask(EngineTask):
         return await self._template.render(scope, job=job)
 
     def _make_runner(self) -> Runner:
-        return _ManagedRunner(self)
+        return LateRunner(lambda: self.manager.runner(self.recipe()))
 
     def recipe(self) -> Recipe:
         """Return what the manager's runner needs to know."""
@@ -200,29 +200,3 @@ def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:
             remedy="give job_resources memory" + (", or cores" if enforce is True else ""),
         )
     return enforce
-
-
-class _ManagedRunner:
-    """The runner that the task's manager gives: known only once the session is open."""
-
-    def __init__(self, task: ProcessTask) -> None:
-        self._task = task
-
-    async def open(self, sink: Sink) -> None:
-        self._runner = self._task.manager.runner(self._task.recipe())
-        await self._runner.open(sink)
-
-    def start(self, spec: RunSpec) -> None:
-        self._runner.start(spec)
-
-    def stop(self, run: int, reason: StopReason, grace: int) -> None:
-        self._runner.stop(run, reason, grace)
-
-    async def recover(self, specs: Iterable[RunSpec]) -> None:
-        await self._runner.recover(specs)
-
-    def forget(self, run: int) -> None:
-        self._runner.forget(run)
-
-    async def close(self, *, abandon: bool = False) -> None:
-        await self._runner.close(abandon=abandon)

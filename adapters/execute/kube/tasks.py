@@ -12,7 +12,7 @@ import datetime as dt
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from datatask.adapters.execute.kube.pods import as_pod
 from datatask.adapters.execute.kube.recipes import Recipe
 from datatask.adapters.execute.kube.runner import KubeRunner
 from datatask.adapters.execute.kube.sketches import Unknown, requests_of, sketch
+from datatask.adapters.execute.late import LateRunner
 from datatask.adapters.execute.templates import Lazy, Template
 from datatask.engine.ports import Runner, RunSpec, Sink
 from datatask.engine.quotas import ResourceManager, nanoseconds
@@ -31,7 +32,6 @@ from datatask.engine.repositories import BlobRepository, MetadataRepository, Rep
 from datatask.engine.tasks import EngineTask, Retry, ViewRepository
 from datatask.schema.definition import DoneShape
 from datatask.schema.errors import CallerError
-from datatask.schema.events import StopReason
 from datatask.schema.resources import Resources
 
 _WINDOW = dt.timedelta(seconds=60)
@@ -177,7 +177,7 @@ class KubeTask(EngineTask):
     # --- running ----------------------------------------------------------------------------------
 
     def _make_runner(self) -> Runner:
-        return _ManagedRunner(self)
+        return _PodRunner(self)
 
     def recipe(self) -> Recipe:
         """Return what the runner needs to know."""
@@ -210,31 +210,19 @@ class KubeTask(EngineTask):
         await self.live.delete(found.annotation(names.JOB))
 
 
-class _ManagedRunner:
-    """The runner over the task's manager, which is known only once the session is open."""
+class _PodRunner(LateRunner):
+    """The runner over the task's manager, which it lets go of at the end."""
 
     def __init__(self, task: KubeTask) -> None:
+        super().__init__(lambda: KubeRunner(task.podman.shared, task.recipe()))
         self._task = task
 
     async def open(self, sink: Sink) -> None:
-        self._runner = KubeRunner(self._task.podman.shared, self._task.recipe())
         self._podman = self._task.podman
-        await self._runner.open(sink)
-
-    def start(self, spec: RunSpec) -> None:
-        self._runner.start(spec)
-
-    def stop(self, run: int, reason: StopReason, grace: int) -> None:
-        self._runner.stop(run, reason, grace)
-
-    async def recover(self, specs: Iterable[RunSpec]) -> None:
-        await self._runner.recover(specs)
-
-    def forget(self, run: int) -> None:
-        self._runner.forget(run)
+        await super().open(sink)
 
     async def close(self, *, abandon: bool = False) -> None:
-        await self._runner.close(abandon=abandon)
+        await super().close(abandon=abandon)
         await self._podman.close()
 
 
