@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Sink, Started, Unreachable, Write
@@ -48,7 +47,7 @@ class _Open:
         self.codeless = 0
         self.silent = False
         self.told = False
-        self.fetched: Path | None = None
+        self.fetched: list[Path] = []
 
 
 class PollingRunner:
@@ -63,6 +62,7 @@ class PollingRunner:
         self._runs: dict[int, _Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._where = type(manager).__name__
+        self._spool = Spool()
 
     async def open(self, sink: Sink) -> None:
         """Begin to ask."""
@@ -204,12 +204,12 @@ class PollingRunner:
     async def _fetch(self, run: _Open) -> tuple[Write, ...]:
         from datatask.adapters.execute.targets import _StderrIsStdout
 
-        run.fetched = Path(tempfile.mkdtemp(prefix="datatask-"))
         writes = []
         for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
             if repo is None or isinstance(repo, _StderrIsStdout):
                 continue
-            target = run.fetched / name
+            target = self._spool.path(f"{run.spec.identity}.{name}")
+            run.fetched.append(target)
             async with self._manager.open(self._folder(run.spec) / name, "rb") as source:
                 with target.open("wb") as file:
                     while data := await source.read(BLOCK_BYTES):
@@ -272,8 +272,8 @@ class PollingRunner:
         """Remove the run's folder and what was fetched from it."""
         open_run = self._runs.pop(run, None)
         if open_run is not None:
-            if open_run.fetched is not None:
-                shutil.rmtree(open_run.fetched, ignore_errors=True)
+            for path in open_run.fetched:
+                path.unlink(missing_ok=True)
             self._spawn(self._remove(open_run.spec))
 
     async def _remove(self, spec: RunSpec) -> None:
@@ -289,6 +289,7 @@ class PollingRunner:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
+        self._spool.close()
 
 
 def _text(pid: object) -> str:

@@ -8,12 +8,8 @@ needs for working, are made when somebody asks for a hash. With a seed everythin
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-import weakref
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 from random import Random
 from typing import Self
 
@@ -22,6 +18,7 @@ from datatask.adapters.log.locate import MEMORY
 from datatask.adapters.log.pages import passes
 from datatask.adapters.log.tail import Removal, check_size, removals_of, seeded_salts, system_salts, to_row
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
+from datatask.adapters.spools import Spool
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.redactions import left_of
 from datatask.engine.core.state import State
@@ -281,9 +278,8 @@ class MemoryLog:
     def blobs(self) -> FileBlobs:
         """The blobs, in a temporary folder that goes with the log."""
         if self._blobs is None:
-            folder = Path(tempfile.mkdtemp(prefix="datatask-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._blobs = FileBlobs(folder, durable=False)
+            self._spool = Spool()
+            self._blobs = FileBlobs(self._spool.folder, durable=False)
         return self._blobs
 
     @property

@@ -280,12 +280,16 @@ async def test_engines_that_are_killed_start_nothing_twice_and_lose_nothing(tmp_
     (tmp_path / "pipeline.py").write_text(script)
     datatask = [sys.executable, "-m", "datatask", "-p", "pipeline.py"]
 
-    async def call(*words: str, kill_after: float | None = None) -> int:
+    starts = tmp_path / "starts"
+    starts.touch()
+
+    async def call(*words: str, kill_at: int | None = None) -> int:
         process = await asyncio.create_subprocess_exec(
             *datatask, *words, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
         )
-        if kill_after is not None:
-            await asyncio.sleep(kill_after)
+        if kill_at is not None:
+            while len(starts.read_text().split()) < kill_at:
+                await asyncio.sleep(0.02)
             process.send_signal(signal.SIGKILL)
         await process.communicate()
         return process.returncode or 0
@@ -293,8 +297,8 @@ async def test_engines_that_are_killed_start_nothing_twice_and_lose_nothing(tmp_
     jobs = "".join(json.dumps({"job": f"J.{number}", "n": number}) + "\n" for number in range(JOBS))
     (tmp_path / "jobs.jsonl").write_text(jobs)
     assert await call("inject", "t.inp", "--from", "jobs.jsonl") == 0
-    for moment in (1.3, 1.6, 2.0):
-        await call("run", kill_after=moment)
+    for number in (3, 8, 15):
+        assert await call("run", kill_at=number) == -signal.SIGKILL
     assert await call("run", "--timeout", "60") == 0
-    started = (tmp_path / "starts").read_text().split()
+    started = starts.read_text().split()
     assert sorted(started) == sorted(f"J.{number}" for number in range(JOBS))

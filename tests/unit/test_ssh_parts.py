@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import asyncssh
 import pytest
 
 from datatask import CallerError, Resources, SSHHost, SSHLinuxManager, TemporaryError
-from datatask.adapters.execute.ssh import transfers as ssh_transfers
 from datatask.adapters.execute.ssh.connecting import mapped
 from datatask.adapters.execute.ssh.link import Identity, OccupiedError, Owner, check_owner, home_of
 from datatask.adapters.execute.ssh.placing import Hosts
@@ -188,20 +186,3 @@ async def test_a_run_that_is_looked_for_on_a_host_of_no_name_is_kept() -> None:
         manager.place("a.1.1", "node2")
     with pytest.raises(CallerError, match="not been started"):
         manager.place("a.1.1", "")
-
-
-def test_spools_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of living ones, and what is no spool, stay."""
-    monkeypatch.setattr(ssh_transfers.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ssh_transfers.tempfile, "tempdir", str(tmp_path))
-    mine = ssh_transfers.Spool()
-    kept = mine.path("a.1.1", "stdout")
-    kept.write_bytes(b"x")
-    dead = tmp_path / f"datatask-ssh-{os.getuid()}-999999999-1-abc"
-    odd = tmp_path / f"datatask-ssh-{os.getuid()}-notes"
-    for path in (dead, odd):
-        path.mkdir()
-    ssh_transfers.sweep_spools()
-    assert (dead.exists(), odd.exists(), kept.exists()) == (False, True, True)
-    mine.close()
-    assert not kept.exists()

@@ -13,7 +13,6 @@ import io
 import logging
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 import threading
@@ -26,12 +25,13 @@ from typing import Any
 import cloudpickle
 
 from datatask.adapters.execute.functions import remote
+from datatask.adapters.spools import Spool
 from datatask.engine.repositories import Repository
 from datatask.schema.errors import CallerError, DatataskError
 
 logger = logging.getLogger("datatask.workers")
 
-ADDRESS_MAX = 90
+DIRECTORY_MAX = 60
 IN_ENGINE = ("native", "mirror", "view")
 
 Begun = Callable[[int, int], None]
@@ -43,10 +43,9 @@ class EngineGateway:
     def __init__(self, begun: Begun) -> None:
         self._begun = begun
         self._loop = asyncio.get_running_loop()
-        folder = tempfile.mkdtemp(prefix="datatask-")
-        if len(folder) > ADDRESS_MAX:  # a socket's path may have 107 bytes at most
-            os.rmdir(folder)
-            folder = tempfile.mkdtemp(prefix="datatask-", dir="/tmp")
+        long = len(tempfile.gettempdir()) > DIRECTORY_MAX  # a socket's path may have 107 bytes at most
+        self._spool = Spool("/tmp" if long else None)
+        folder = str(self._spool.folder)
         (Path(folder) / "spool").mkdir(mode=0o700)
         self.address = remote.Address(folder, secrets.token_bytes(32), os.getpid())
         self._leaves: dict[str, Repository] = {}
@@ -83,7 +82,7 @@ class EngineGateway:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
             knock.connect(str(Path(self.address.folder) / "socket"))  # so that the accepting thread looks up
         self._listener.close()
-        shutil.rmtree(self.address.folder, ignore_errors=True)
+        self._spool.close()
 
     def _accept(self) -> None:
         while self._open:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from datatask.adapters.execute.kube.connecting import Cluster, RefusedError, path_of
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import ContainerStatus, Pod
+from datatask.adapters.spools import Spool
 
 logger = logging.getLogger("datatask.kube")
 
@@ -136,16 +135,14 @@ class Logs:
         self._first: deque[_Container] = deque()
         self._others: deque[_Container] = deque()
         self._workers: set[asyncio.Task[None]] = set()
-        self._folder: Path | None = None
+        self._spool = Spool()
         self._numbers = itertools.count()
         self._timers: set[asyncio.TimerHandle] = set()
         self.loop = asyncio.get_running_loop()
 
     def path(self) -> Path:
         """Return a place for a log."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="datatask-logs-"))
-        return self._folder / str(next(self._numbers))
+        return self._spool.path(str(next(self._numbers)))
 
     async def close(self) -> None:
         """End; logs that nobody took are removed."""
@@ -154,9 +151,7 @@ class Logs:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._spool.close()
 
     # --- turns ------------------------------------------------------------------------------------
 

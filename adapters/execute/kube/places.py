@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
-from pathlib import Path
 
 from datatask.adapters.execute.kube import names
 from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError, path_of
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Pod, decode_list
+from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError
 
 PART_BYTES = 1 << 20
@@ -28,8 +27,8 @@ class KubePlace:
         self._location, self._namespace = location, namespace
         self._app, self._identity = app, identity
         self._cluster: Cluster | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="datatask-log-"))
-        self._lines = Lines(self._folder / "log")
+        self._spool = Spool()
+        self._lines = Lines(self._spool.path("log"))
         self._pod = Pod()
 
     async def _open(self) -> Cluster:
@@ -94,6 +93,6 @@ class KubePlace:
     async def close(self) -> None:
         """Let go."""
         self._lines.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._spool.close()
         if self._cluster is not None:
             await self._cluster.detach()

@@ -12,9 +12,7 @@ import base64
 import hashlib
 import inspect
 import os
-import shutil
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -32,6 +30,7 @@ from datatask.adapters.execute.kube.messages import (
     as_text,
     read_inputs,
 )
+from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
@@ -51,9 +50,9 @@ def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> 
     """Call the task's function for the run of the environment; return the exit code, 1 when it raised."""
     identity = os.environ["DATATASK_RUN"]
     inputs = read_inputs(os.environ["DATATASK_INPUTS"])
-    folder = Path(tempfile.mkdtemp(prefix="datatask-run-"))
+    spool = Spool()
     try:
-        blobs = PodBlobs(folder)
+        blobs = PodBlobs(spool.folder)
         binding = PodBinding(inputs, os.environ["DATATASK_JOB"], blobs)
         for leaf, key in objects:
             leaf.bind(key, binding)
@@ -62,7 +61,7 @@ def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> 
         message = asyncio.run(_done(task, session, blobs))
         return _told(message, identity)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        spool.close()
 
 
 async def _done(task: Any, session: Session, blobs: PodBlobs) -> Message:

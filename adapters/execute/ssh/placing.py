@@ -12,8 +12,8 @@ from collections import OrderedDict
 from decimal import Decimal
 
 from datatask.adapters.execute.ssh.target import Target
-from datatask.adapters.execute.ssh.transfers import Spool
 from datatask.adapters.execute.targets import Recipe
+from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources
 

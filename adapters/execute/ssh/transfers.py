@@ -10,24 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncssh
 
-from datatask.adapters.execute import proctable
 from datatask.adapters.execute.ssh.link import Link
 from datatask.adapters.execute.ssh.target import LinkLostError, Target
+from datatask.adapters.spools import Spool
 from datatask.engine.repositories import BlobRepository
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import CallerError, TemporaryError
 
 INLINE_BYTES_MAX = 64 * 1024
 CHUNK_BYTES = 2 * 1024 * 1024
-_SPOOL = f"datatask-ssh-{os.getuid()}-"
 
 
 @contextlib.contextmanager
@@ -116,43 +113,13 @@ async def _is_full(sftp: asyncssh.SFTPClient, folder: str) -> bool:
     return status.bavail == 0 or status.favail == 0
 
 
-class Spool:
-    """A folder of this process for fetched outputs; those of processes that died are removed."""
-
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def path(self, identity: str, name: str) -> Path:
-        """Return where an output goes."""
-        if self._folder is None:
-            sweep_spools()
-            start = proctable.start_time(os.getpid()) or 0
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{_SPOOL}{os.getpid()}-{start}-"))
-        return self._folder / f"{identity}.{name}"
-
-    def close(self) -> None:
-        """Remove the folder."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-
-def sweep_spools() -> None:
-    """Remove what killed engines of this user have left in the temporary folder."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_SPOOL}*"):
-        parts = path.name.removeprefix(_SPOOL).split("-")
-        if len(parts) < 3 or not (parts[0].isdigit() and parts[1].isdigit()):
-            continue
-        if path.lstat().st_uid == os.getuid() and not proctable.is_alive(int(parts[0]), int(parts[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 async def download(target: Target, identity: str, name: str, spool: Spool) -> bytes | Path:
     """Return an output's bytes, or the local file that they are in when there are many.
 
     Over a new link a file that was begun is gone on with. Raises `OSError` when it cannot be kept here.
     """
-    kept = spool.path(identity, name) if spool_has(spool, identity, name) else None
+    local = f"{identity}.{name}"
+    kept = spool.path(local) if spool.has(local) else None
     async with target.downloads:
         link = await target.up()
         with _mapping(target, link, "the download"):
@@ -161,14 +128,9 @@ async def download(target: Target, identity: str, name: str, spool: Spool) -> by
                     data = _bytes(await source.read(INLINE_BYTES_MAX))
                     if len(data) < INLINE_BYTES_MAX:
                         return data
-                    kept = spool.path(identity, name)
+                    kept = spool.path(local)
                 await _copy(source, kept)
     return kept
-
-
-def spool_has(spool: Spool, identity: str, name: str) -> bool:
-    """Whether a download was begun."""
-    return spool._folder is not None and spool.path(identity, name).exists()
 
 
 async def _copy(source: asyncssh.SFTPClientFile, path: Path) -> None:
@@ -206,4 +168,4 @@ async def is_file(sftp: asyncssh.SFTPClient, path: str) -> bool:
     return False
 
 
-__all__ = ["CallerError", "LocalDiskError", "Spool", "download", "upload"]
+__all__ = ["CallerError", "LocalDiskError", "download", "upload"]
