@@ -14,8 +14,8 @@ import pytest
 
 from datatask.engine.ports import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
-from tests.integration.test_ssh_faults import left_behind, record_of, runs_of, ssh_task, until
 from tests.ssh_kit import Server, serving
+from tests.ssh_runs import left_behind, record_of, runs_of, ssh_task, until
 
 pytestmark = pytest.mark.server("sshd")
 

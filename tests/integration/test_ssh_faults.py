@@ -6,28 +6,28 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from datatask import (
-    InProcessBlobRepository,
-    InProcessMetadataRepository,
-    ProcessTask,
-    Resources,
-    SSHHost,
-    SSHLinuxManager,
-)
+from datatask import InProcessBlobRepository
 from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
-from tests.contract.test_runner import Facts, contents, opened, spec
-from tests.ssh_kit import Proxy, proxied, server
+from tests.contract.test_runner import contents, opened, spec
+from tests.ssh_kit import proxied, server
+from tests.ssh_runs import (
+    LOG,
+    SECOND,
+    effects,
+    left_behind,
+    record_of,
+    runs_of,
+    ssh_task,
+    through_proxy,
+    until,
+)
 
 pytestmark = pytest.mark.server("sshd")
-SECOND = 1_000_000_000
-LOG = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
@@ -35,52 +35,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_target, "PING_SECONDS", 0.5)
     monkeypatch.setattr(ssh_target, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(ssh_target, "RETRY_SECONDS_MAX", 0.3)
-
-
-def ssh_task(path: Path, template: str, host: SSHHost | None = None, **more: Any) -> ProcessTask:
-    """Return a task on the shared server, below a folder of its own."""
-    manager = SSHLinuxManager("app", host or server().host(), path / "remote")
-    out, err = InProcessBlobRepository(), InProcessBlobRepository()
-    out._id, err._id = "out", "err"
-    streams = {"stdout": out, "stderr": err} | more
-    task = ProcessTask("t", manager, None, Resources(), InProcessMetadataRepository(), template, **streams)
-    task.link("inp", InProcessMetadataRepository(), is_input=True)
-    return task
-
-
-def effects(path: Path) -> list[str]:
-    """Return the lines that the scripts appended."""
-    return (path / "effects").read_text().splitlines() if (path / "effects").exists() else []
-
-
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for something to come true."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-def runs_of(path: Path) -> Path:
-    """Return the folder of the log's runs on the target."""
-    return path / "remote/app/target" / LOG
-
-
-def record_of(path: Path, name: str) -> Path | None:
-    """Return the record of how a run ended, under the name that it has now; None until it is whole."""
-    for file in (runs_of(path) / name / name, runs_of(path) / "ended" / name):
-        with contextlib.suppress(FileNotFoundError):
-            if file.read_text().rstrip().endswith("\n."):
-                return file
-    return None
-
-
-@contextlib.asynccontextmanager
-async def through_proxy(path: Path, template: str) -> AsyncIterator[tuple[Proxy, Any, Facts]]:
-    """A runner that reaches the target through a proxy."""
-    async with proxied(server()) as proxy:
-        runner = ssh_task(path, template, server().host(port=proxy.port)).runner
-        async with opened(runner) as facts:
-            yield proxy, runner, facts
 
 
 # --- connections --------------------------------------------------------------------------------------
@@ -219,21 +173,6 @@ async def test_five_hundred_live_runs_need_three_sessions(tmp_path: Path) -> Non
 
 
 # --- later engines ------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def left_behind(path: Path, template: str, *jobs: str) -> AsyncIterator[list[RunSpec]]:
-    """Runs that an engine started and let go of, as a later engine knows them from its log."""
-    runner = ssh_task(path, template).runner
-    specs = []
-    async with opened(runner) as facts:
-        for run, job in enumerate(jobs, 1):
-            runner.start(spec(run, job))
-        for run, job in enumerate(jobs, 1):
-            fact = await facts.first(run, Started)
-            assert isinstance(fact, Started)
-            specs.append(spec(run, job)._replace(handle=fact.handle))
-    yield specs
 
 
 def rewrite_claim(path: Path, name: str, **changes: str) -> None:

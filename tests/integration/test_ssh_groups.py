@@ -14,8 +14,8 @@ from datatask.adapters.execute.local.cgroups import Groups, remove
 from datatask.adapters.execute.ssh import link as ssh_link
 from datatask.adapters.execute.ssh.leftovers import remove_runs
 from tests.contract.test_runner import spec
-from tests.integration.test_ssh_processes import ended, message, on_server
 from tests.ssh_kit import server
+from tests.ssh_runs import ended, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
 AGENT = Path(__file__).parents[2] / "adapters/execute/ssh/agent.sh"

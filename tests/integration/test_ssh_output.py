@@ -10,7 +10,7 @@ import pytest
 
 from datatask.engine.ports import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
-from tests.integration.test_ssh_processes import ended, make, message, on_server
+from tests.ssh_runs import ended, make, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
 MIB = 1 << 20

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +16,22 @@ from datatask import (
     STDOUT,
     CallerError,
     InProcessBlobRepository,
-    InProcessMetadataRepository,
-    ProcessTask,
-    Resources,
     SSHHost,
     SSHLinuxManager,
-    TemporaryError,
 )
-from datatask.engine.ports import Adopted, Ended, Started
-from tests.contract.test_runner import Facts, contents, opened, spec
+from datatask.engine.ports import Started
+from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, server, serving
+from tests.ssh_runs import (
+    SECOND,
+    ended,
+    make,
+    message,
+    on_server,
+    until,
+)
 
 pytestmark = pytest.mark.server("sshd")
-SECOND = 1_000_000_000
-
-
-def make(manager: SSHLinuxManager, template: str, **more: Any) -> ProcessTask:
-    """Return a task with both streams."""
-    out, err = InProcessBlobRepository(), InProcessBlobRepository()
-    out._id, err._id = "out", "err"
-    resources = more.pop("resources", Resources())
-    streams = {"stdout": out, "stderr": err} | more
-    task = ProcessTask("t", manager, None, resources, InProcessMetadataRepository(), template, **streams)
-    task.link("inp", InProcessMetadataRepository(), is_input=True)
-    return task
-
-
-def on_server(path: Path, at: Server | None = None) -> SSHLinuxManager:
-    """Return a manager on the shared server, or another one, below a folder of its own."""
-    return SSHLinuxManager("app", (at or server()).host(), path / "remote")
-
-
-async def ended(manager: SSHLinuxManager, template: str, **more: Any) -> Ended:
-    """Run a script to its end."""
-    runner = make(manager, template, **more).runner
-    async with opened(runner) as facts:
-        runner.start(spec(1))
-        end = await facts.end_of(1)
-        runner.forget(1)
-        return end
-
-
-def message(end: Ended) -> str:
-    """Return what the end says."""
-    return end.ending.error.message if end.ending.error else ""
 
 
 def called(*command: str) -> str:
@@ -258,13 +230,6 @@ def gone(pid: str) -> bool:
         return True
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something to hold."""
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
 async def test_what_a_script_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
     await ended(on_server(tmp_path), f"sleep 1234.5 & echo $! > {tmp_path}/left\n")
     pid = (tmp_path / "left").read_text().strip()
@@ -389,92 +354,6 @@ async def test_a_full_disk_loses_no_end(tmp_path: Path) -> None:
     assert second.ending.outcome in ("lost", "failed")
 
 
-# --- several hosts ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def crowd(tmp_path: Path) -> SSHLinuxManager:
-    """Two hosts, one with three times the room of the other."""
-    hosts = [
-        server().host("small", quota=Resources.parse(2, "2Gi")),
-        server().host("large", quota=Resources.parse(6, "6Gi")),
-    ]
-    return SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=hosts)
-
-
-def places(facts: Facts) -> list[str]:
-    """Return where runs were started."""
-    return [fact.where for fact in facts.all if isinstance(fact, Started)]
-
-
-async def test_runs_go_to_the_host_with_the_most_room_and_wait_for_room(
-    crowd: SSHLinuxManager, tmp_path: Path
-) -> None:
-    """Eight fit; the ninth waits for an end, and takes its place."""
-    assert crowd.quota == Resources.parse(8, "8Gi", 2 * 999_999_999)
-    one = Resources.parse(1, "1Gi")
-    runner = make(
-        crowd, f"while [ ! -e {tmp_path}/go-{{{{ job }}}} ]; do sleep 0.1; done\n", resources=one
-    ).runner
-    async with opened(runner) as facts:
-        for run in range(1, 10):
-            runner.start(spec(run, f"j{run}"))
-        for run in range(1, 9):
-            await facts.first(run, Started)
-        await asyncio.sleep(0.2)
-        assert sorted(places(facts)) == ["large"] * 6 + ["small"] * 2
-        assert facts.of(9) == []
-        (tmp_path / "go-j1").touch()
-        await facts.end_of(1)
-        nine = await facts.first(9, Started)
-        assert isinstance(nine, Started)
-        assert nine.where == next(fact.where for fact in facts.of(1) if isinstance(fact, Started))
-        for run in range(2, 10):
-            runner.stop(run, "cancelled", 0)
-        for run in range(2, 10):
-            await facts.end_of(run)
-
-
-async def test_what_no_host_can_ever_take_is_refused(crowd: SSHLinuxManager) -> None:
-    end = await ended(crowd, "true\n", resources=Resources.parse(7, "1Gi"))
-    assert end.ending.outcome == "refused"
-    assert "no host can ever take" in message(end)
-
-
-async def test_a_later_engine_finds_runs_on_whichever_host_they_are(crowd: SSHLinuxManager) -> None:
-    """Also when the log does not say where, for the engine died before it was told."""
-    runner = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
-    async with opened(runner) as facts:
-        for run in range(1, 5):
-            runner.start(spec(run))
-        for run in range(1, 5):
-            await facts.first(run, Started)
-        before = places(facts)
-    later = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
-    async with opened(later) as facts:
-        await later.recover([spec(run) for run in range(1, 6)])
-        found = sorted(fact.where for fact in facts.all if isinstance(fact, Adopted))
-        assert found == sorted(before) == ["large"] * 3 + ["small"]
-        assert [fact.run for fact in facts.all if isinstance(fact, Ended)] == [5]
-        for run in range(1, 5):
-            later.stop(run, "cancelled", 0)
-        for run in range(1, 5):
-            await facts.end_of(run)
-
-
-async def test_a_host_that_is_down_gets_no_runs(tmp_path: Path) -> None:
-    with serving(tmp_path / "gone") as gone:
-        host = gone.host("gone")
-    manager = SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=[host, server().host("here")])
-    runner = make(manager, "true\n").runner
-    async with opened(runner) as facts:
-        for run in range(1, 6):
-            runner.start(spec(run))
-        for run in range(1, 6):
-            await facts.end_of(run)
-        assert places(facts) == ["here"] * 5
-
-
 # --- the target's shell -------------------------------------------------------------------------------
 
 
@@ -527,54 +406,3 @@ async def test_any_posix_shell_will_do(
         assert (await facts.end_of(4)).ending.outcome == "lost"
         later.stop(3, "cancelled", SECOND // 4)
         assert (await facts.end_of(3)).ending.outcome == "cancelled"
-
-
-# --- by hand ------------------------------------------------------------------------------------------
-
-
-async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
-    """Files and processes, as a manager of a user's own has them."""
-    manager = on_server(tmp_path)
-    folder = tmp_path / "by hand/below"
-    await manager.mkdir(folder)
-    async with manager.open(folder / "file", "wb") as file:
-        await file.write(b"\xff\n")
-    async with manager.open(folder / "file", "rb") as file:
-        assert await file.read() == b"\xff\n"
-    with pytest.raises(FileNotFoundError):
-        async with manager.open(folder / "none", "r"):
-            pass
-    code, out = str(folder / "code"), str(folder / "out")
-    pid = await manager.spawn(
-        ["/bin/sh", "-c", "cat; echo $X; exit 5"],
-        {"X": "a b"},
-        str(folder),
-        code,
-        str(folder / "file"),
-        out,
-        STDOUT,
-    )
-    for _ in range(200):
-        if Path(code).exists():
-            break
-        await asyncio.sleep(0.02)
-    assert Path(code).read_text() == "5\n"
-    assert Path(out).read_bytes() == b"\xff\na b\n"
-    assert await manager.get_live_pids({pid}) == set()
-    pid = await manager.spawn(["/bin/sleep", "60"], None, str(folder), code, None, None, None)
-    assert await manager.get_live_pids({pid, "999999999"}) == {pid}
-    await manager.kill(pid)
-    for _ in range(200):
-        if not await manager.get_live_pids({pid}):
-            break
-        await asyncio.sleep(0.02)
-    assert await manager.get_live_pids({pid}) == set()
-    await manager.rmtree(folder)
-    assert not folder.exists()
-
-
-async def test_a_host_that_does_not_answer_is_a_temporary_trouble(tmp_path: Path) -> None:
-    with serving(tmp_path / "gone") as gone:
-        host = gone.host()
-    with pytest.raises(TemporaryError):
-        await host.connect()

@@ -13,8 +13,8 @@ import pytest
 
 from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager
 from tests.contract.test_runner import contents
-from tests.integration.test_ssh_processes import ended
 from tests.ssh_kit import Server, server, serving
+from tests.ssh_runs import ended
 
 pytestmark = pytest.mark.server("sshd")
 

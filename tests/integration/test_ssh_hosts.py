@@ -1,0 +1,150 @@
+"""Several hosts for one manager, a host that does not answer, and the manager's verbs by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from datatask import STDOUT, Resources, SSHLinuxManager, TemporaryError
+from datatask.engine.ports import Adopted, Ended, Started
+from tests.contract.test_runner import Facts, opened, spec
+from tests.ssh_kit import server, serving
+from tests.ssh_runs import ended, make, message, on_server
+
+pytestmark = pytest.mark.server("sshd")
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> SSHLinuxManager:
+    """Two hosts, one with three times the room of the other."""
+    hosts = [
+        server().host("small", quota=Resources.parse(2, "2Gi")),
+        server().host("large", quota=Resources.parse(6, "6Gi")),
+    ]
+    return SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=hosts)
+
+
+def places(facts: Facts) -> list[str]:
+    """Return where runs were started."""
+    return [fact.where for fact in facts.all if isinstance(fact, Started)]
+
+
+async def test_runs_go_to_the_host_with_the_most_room_and_wait_for_room(
+    crowd: SSHLinuxManager, tmp_path: Path
+) -> None:
+    """Eight fit; the ninth waits for an end, and takes its place."""
+    assert crowd.quota == Resources.parse(8, "8Gi", 2 * 999_999_999)
+    one = Resources.parse(1, "1Gi")
+    runner = make(
+        crowd, f"while [ ! -e {tmp_path}/go-{{{{ job }}}} ]; do sleep 0.1; done\n", resources=one
+    ).runner
+    async with opened(runner) as facts:
+        for run in range(1, 10):
+            runner.start(spec(run, f"j{run}"))
+        for run in range(1, 9):
+            await facts.first(run, Started)
+        await asyncio.sleep(0.2)
+        assert sorted(places(facts)) == ["large"] * 6 + ["small"] * 2
+        assert facts.of(9) == []
+        (tmp_path / "go-j1").touch()
+        await facts.end_of(1)
+        nine = await facts.first(9, Started)
+        assert isinstance(nine, Started)
+        assert nine.where == next(fact.where for fact in facts.of(1) if isinstance(fact, Started))
+        for run in range(2, 10):
+            runner.stop(run, "cancelled", 0)
+        for run in range(2, 10):
+            await facts.end_of(run)
+
+
+async def test_what_no_host_can_ever_take_is_refused(crowd: SSHLinuxManager) -> None:
+    end = await ended(crowd, "true\n", resources=Resources.parse(7, "1Gi"))
+    assert end.ending.outcome == "refused"
+    assert "no host can ever take" in message(end)
+
+
+async def test_a_later_engine_finds_runs_on_whichever_host_they_are(crowd: SSHLinuxManager) -> None:
+    """Also when the log does not say where, for the engine died before it was told."""
+    runner = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
+    async with opened(runner) as facts:
+        for run in range(1, 5):
+            runner.start(spec(run))
+        for run in range(1, 5):
+            await facts.first(run, Started)
+        before = places(facts)
+    later = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
+    async with opened(later) as facts:
+        await later.recover([spec(run) for run in range(1, 6)])
+        found = sorted(fact.where for fact in facts.all if isinstance(fact, Adopted))
+        assert found == sorted(before) == ["large"] * 3 + ["small"]
+        assert [fact.run for fact in facts.all if isinstance(fact, Ended)] == [5]
+        for run in range(1, 5):
+            later.stop(run, "cancelled", 0)
+        for run in range(1, 5):
+            await facts.end_of(run)
+
+
+async def test_a_host_that_is_down_gets_no_runs(tmp_path: Path) -> None:
+    with serving(tmp_path / "gone") as gone:
+        host = gone.host("gone")
+    manager = SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=[host, server().host("here")])
+    runner = make(manager, "true\n").runner
+    async with opened(runner) as facts:
+        for run in range(1, 6):
+            runner.start(spec(run))
+        for run in range(1, 6):
+            await facts.end_of(run)
+        assert places(facts) == ["here"] * 5
+
+
+async def test_a_host_that_does_not_answer_is_a_temporary_trouble(tmp_path: Path) -> None:
+    with serving(tmp_path / "gone") as gone:
+        host = gone.host()
+    with pytest.raises(TemporaryError):
+        await host.connect()
+
+
+# --- by hand ------------------------------------------------------------------------------------------
+
+
+async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
+    """Files and processes, as a manager of a user's own has them."""
+    manager = on_server(tmp_path)
+    folder = tmp_path / "by hand/below"
+    await manager.mkdir(folder)
+    async with manager.open(folder / "file", "wb") as file:
+        await file.write(b"\xff\n")
+    async with manager.open(folder / "file", "rb") as file:
+        assert await file.read() == b"\xff\n"
+    with pytest.raises(FileNotFoundError):
+        async with manager.open(folder / "none", "r"):
+            pass
+    code, out = str(folder / "code"), str(folder / "out")
+    pid = await manager.spawn(
+        ["/bin/sh", "-c", "cat; echo $X; exit 5"],
+        {"X": "a b"},
+        str(folder),
+        code,
+        str(folder / "file"),
+        out,
+        STDOUT,
+    )
+    for _ in range(200):
+        if Path(code).exists():
+            break
+        await asyncio.sleep(0.02)
+    assert Path(code).read_text() == "5\n"
+    assert Path(out).read_bytes() == b"\xff\na b\n"
+    assert await manager.get_live_pids({pid}) == set()
+    pid = await manager.spawn(["/bin/sleep", "60"], None, str(folder), code, None, None, None)
+    assert await manager.get_live_pids({pid, "999999999"}) == {pid}
+    await manager.kill(pid)
+    for _ in range(200):
+        if not await manager.get_live_pids({pid}):
+            break
+        await asyncio.sleep(0.02)
+    assert await manager.get_live_pids({pid}) == set()
+    await manager.rmtree(folder)
+    assert not folder.exists()
