@@ -191,10 +191,13 @@ async def test_a_stop_is_polite_then_not_and_takes_grandchildren_along(tmp_path:
     assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.parametrize("way", ["setsid", "setsid env -i"])
 @pytest.mark.parametrize("ending", ["exec sleep 1234.5", "trap 'exit 0' TERM; while :; do sleep 0.1; done"])
-async def test_a_stop_takes_along_what_made_a_session_of_its_own(tmp_path: Path, ending: str) -> None:
-    """Known by the run's variable, also when the script itself went at the TERM; a stranger's like name is let live."""
-    script = f"setsid sleep 1234.5 & echo $! $DATATASK_RUN > {tmp_path}/new\nmv {tmp_path}/new {tmp_path}/left\n{ending}\n"
+async def test_a_stop_takes_along_what_made_a_session_of_its_own(
+    tmp_path: Path, ending: str, way: str
+) -> None:
+    """By the run's variable or by descent, also when the script itself went at the TERM; a stranger's like name is let live."""
+    script = f"{way} sleep 1234.5 & echo $! $DATATASK_RUN > {tmp_path}/new\nmv {tmp_path}/new {tmp_path}/left\n{ending}\n"
     runner = make(on_server(tmp_path), script).runner
     async with opened(runner) as facts:
         runner.start(spec(1))
