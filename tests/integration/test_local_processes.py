@@ -273,6 +273,18 @@ async def test_ends_are_told_in_words(tmp_path: Path, script: str, outcome: str,
         assert ending.usage["rss_bytes_max"] > 0
 
 
+async def test_an_interpreter_that_is_no_program_of_this_machine_is_refused(tmp_path: Path) -> None:
+    """It is made for another processor, say; a shell in its place would take the script for its own."""
+    (tmp_path / "foreign").write_bytes(b"\x7fELF" + bytes(100))
+    (tmp_path / "foreign").chmod(0o755)
+    script = f"#!{tmp_path}/foreign\ntouch {tmp_path}/mark\n"
+    ending = (await run_all(task_of(tmp_path, script), spec(1)))[1].ending
+    assert ending.outcome == "refused"
+    assert ending.error is not None
+    assert f"Exec format error: the interpreter {tmp_path}/foreign" in ending.error.message
+    assert not (tmp_path / "mark").exists()
+
+
 async def test_streams_directory_and_environment(tmp_path: Path) -> None:
     """stdin is the repository's bytes, stderr joins stdout, the environment is what was given and the run's mark."""
     stdin = InProcessBlobRepository({"j1": b"given\n"})

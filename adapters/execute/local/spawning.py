@@ -17,10 +17,14 @@ UNDER_ULIMIT = 'ulimit -v "$1" 2>../unconfined || exit 125; exec "$0"'
 """What a run's first process does before it becomes the program, `$0`, in the run's `cwd`."""
 
 
+def _first_line(exe: str) -> bytes:
+    with open(exe, "rb") as file:
+        return file.readline(256)
+
+
 def check_program(exe: str) -> None:
     """Raise what executing a script would, for one that something else executes first: its interpreter is missing."""
-    with open(exe, "rb") as file:
-        first = file.readline(256)
+    first = _first_line(exe)
     if first.startswith(b"#!"):
         interpreter = (first[2:].split() or [b""])[0]
         if not os.access(interpreter, os.X_OK):
@@ -66,8 +70,8 @@ def spawn(
                 return os.posix_spawn(shell, [shell, option, script, exe, *arguments], env, **how)
             return os.posix_spawn(exe, [exe], env, **how)
         except OSError as error:
-            if error.errno != errno.ENOEXEC:
-                raise
+            if error.errno != errno.ENOEXEC or _first_line(exe).startswith(b"#!"):
+                raise  # an interpreter that is no program of this machine is not to be replaced by a shell
             return os.posix_spawn("/bin/sh", ["/bin/sh", exe], env, **how)
     finally:
         os.chdir("/")
@@ -78,8 +82,7 @@ def explained(error: OSError, folder: str) -> str:
     """Return the refusal in words; a missing interpreter looks to the kernel like a missing script."""
     exe = os.path.join(folder, "exe")
     try:
-        with open(exe, "rb") as file:
-            first = file.readline(256)
+        first = _first_line(exe)
     except OSError:
         return f"{error.strerror}: {error.filename or exe}"
     if first.startswith(b"#!") and error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
