@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import sqlite3
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -82,6 +85,29 @@ def test_output_is_printed_as_it_comes_until_the_run_is_over(running: Path) -> N
     assert told(running, "cat", "work.stdout", "one") == "first\nlast\n"
 
 
+def test_a_shell_has_the_terminal_where_there_is_one(running: Path) -> None:
+    """Its size too, and what was typed before it was there."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (33, 77))
+    command = datatask(running, "enter", "work", "one")
+    shell = subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        os.write(ours, b"stty size; cat mark; exit 3\n")
+        while select.select([ours], [], [], 30)[0]:
+            shown += os.read(ours, 1000)
+    except OSError:  # nobody has the other end any more
+        pass
+    finally:
+        os.close(ours)
+        shell.kill()
+    assert shell.wait() == 3
+    assert b"33 77\r\nmark\r\n" in shown
+
+
 def test_a_shell_opens_in_the_folder_of_the_run(running: Path) -> None:
     assert told(running, "enter", "work", "one", given="pwd; cat mark; exit 3\n", code=3).endswith(
         "/cwd\nmark\n"
@@ -117,6 +143,7 @@ def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> Non
     assert "nothing is left" in told(tmp_path, "doctor")
 
 
+@pytest.mark.server("sshd")
 def test_doctor_ends_what_ended_runs_have_left_on_a_target_and_nothing_else(tmp_path: Path) -> None:
     """In sessions of their own, with a folder or without; those of open runs, other logs and other folders stay."""
     (tmp_path / "work.py").write_text(

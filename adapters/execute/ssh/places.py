@@ -106,7 +106,7 @@ def _raw(terminal: bool) -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setraw(sys.stdin)
+        tty.setraw(sys.stdin, termios.TCSADRAIN)  # what is typed already is for the shell
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
