@@ -79,7 +79,7 @@ def refuse_enforcing(recipe: Recipe, manager: AbstractProcessManager) -> None:
         raise CallerError(
             f"enforce={recipe.enforce!r} is not possible with {type(manager).__name__}",
             where=recipe.task,
-            remedy="leave it out, or run the task with LocalLinuxManager",
+            remedy="leave it out, or run the task with LocalLinuxManager or SSHLinuxManager",
         )
 
 

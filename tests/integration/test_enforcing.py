@@ -268,7 +268,7 @@ def over_ssh(path: Path, script: str, memory: str, enforce: Any) -> ProcessTask:
     return task
 
 
-@pytest.mark.server
+@pytest.mark.server("sshd")
 async def test_a_ulimit_holds_over_ssh(tmp_path: Path) -> None:
     said = "#!/bin/sh\nulimit -v; env | grep -c ^HOME=\n"
     (write,) = (await run_all(over_ssh(tmp_path, said, "200Mi", "ulimit"), spec(1)))[1].writes

@@ -15,7 +15,7 @@ from datatask.adapters.execute.ssh import link as ssh_link
 from datatask.adapters.execute.ssh.leftovers import remove_runs
 from tests.contract.test_runner import spec
 from tests.ssh_kit import server
-from tests.ssh_runs import ended, message, on_server
+from tests.ssh_runs import SECOND, ended, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
 AGENT = Path(__file__).parents[2] / "adapters/execute/ssh/agent.sh"
@@ -46,6 +46,33 @@ async def test_memory_is_bounded_by_the_kernel_and_its_end_says_so(tmp_path: Pat
     assert (end.ending.outcome, end.ending.exit_code) == ("failed", 137)
     assert "out of memory: the kernel killed at the 67108864 bytes" in message(end)
     assert not left()
+
+
+@grouped
+async def test_cores_are_shared_out(tmp_path: Path) -> None:
+    """Three tenths of a second of work take a tenth of a core three seconds, less what it may begin with."""
+    busy = "#!/usr/bin/python3\nimport time\nwhile time.process_time() < 0.3: pass\n"
+    took = []
+    for cpu in ("0.1", "1"):
+        resources = Resources.parse(cpu, "1Gi")
+        end = (await ended(on_server(tmp_path / cpu), busy, enforce=True, resources=resources)).ending
+        assert end.outcome == "succeeded"
+        took.append((end.ended_at or 0) - (end.started_at or 0))
+    assert took[0] > 2 * took[1]
+    assert took[0] > 1.5 * SECOND
+
+
+@grouped
+async def test_memory_of_all_processes_of_a_run_counts(tmp_path: Path) -> None:
+    """Those in sessions of their own as well; a run within its limits is left alone."""
+    script = "#!/bin/sh\nsetsid python3 -c 'held = [bytearray(1 << 20) for _ in range(200)]'\n"
+    small, large = Resources.parse(1, "64Mi"), Resources.parse(1, "600Mi")
+    assert (await ended(on_server(tmp_path / "a"), script, enforce=True, resources=small)).ending.outcome == (
+        "failed"
+    )
+    assert (await ended(on_server(tmp_path / "b"), script, enforce=True, resources=large)).ending.outcome == (
+        "succeeded"
+    )
 
 
 @grouped
