@@ -54,7 +54,25 @@ class _AwaitingNames(jinja2.compiler.CodeGenerator):
         self.write("))" if reading else "")
 
 
+class _Environment(jinja2.Environment):
+    """Looks a name up in a document before it looks for a method of Python's: `{{ doc.items }}` is the field."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value; a method, which a name stands for that the document does not have, is an error like others."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise jinja2.UndefinedError(f"{name!r} is undefined: it is a method, no value")
+    return value
+
+
 def _quoted(value: object) -> str:
+    _plain(value)
     if isinstance(value, list | tuple):
         return shlex.join(str(item) for item in value)
     return shlex.quote(str(value))
@@ -62,17 +80,23 @@ def _quoted(value: object) -> str:
 
 def as_yaml(value: object) -> str:
     """Return a value in YAML's flow style, on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(_plain(value), default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
+    )
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        enable_async=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    environment = _Environment(
+        enable_async=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_plain,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     environment.code_generator_class = _AwaitingNames
     environment.filters |= {
         "sh": _quoted,
-        "json": lambda value: json.dumps(value, default=str),
+        "json": lambda value: json.dumps(_plain(value), default=str),
         "yaml": as_yaml,
     }
     return environment

@@ -177,6 +177,10 @@ async def test_what_is_not_quoted_is_the_scripts_own_text(tmp_path: Path) -> Non
     [
         ("echo {{ nothing }}", "'nothing' is undefined"),
         ("echo {{ doc.nothing | sh }}", "has no attribute 'nothing'"),
+        ("echo {{ doc.items }}", "'items' is undefined"),
+        ("echo {{ doc.items | sh }}", "'items' is undefined"),
+        ("echo {{ doc.items | json | sh }}", "'items' is undefined"),
+        ("echo {{ doc.items | yaml | sh }}", "'items' is undefined"),
         ("{% include '/etc/passwd' %}", "no loader"),
     ],
 )
@@ -192,6 +196,13 @@ async def test_a_missing_name_is_an_error_before_anything_starts(
     assert ending.error.message.startswith("t[j1]: ")
     assert what in ending.error.message
     assert not (tmp_path / "mark").exists()
+
+
+async def test_a_field_with_the_name_of_a_method_is_the_field(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "echo {{ doc.items | sh }} {{ doc.values }} {{ doc.keys() | list | sh }}")
+    document = {"items": ["a", "b c"], "values": 3}
+    task.link("doc", InProcessMetadataRepository({"j1": document}), is_input=True)
+    assert printed(await one(task)).read_text() == "a b c 3 items values\n"
 
 
 @pytest.mark.parametrize("job", ["a b", "a;b", "$(x)", "../x", "", "a\nb"])
