@@ -123,7 +123,7 @@ class PollingRunner:
 
         recipe, folder = self._recipe, self._folder(run.spec)
         stderr = None if recipe.stderr is None else str(folder / "stderr")
-        run.pid = str(
+        run.pid = _text(
             await self._manager.spawn(
                 ["/bin/sh", "-c", f'chmod +x "$1/exe"; {CLAIM}', "run", str(folder)],
                 None if recipe.environ is None else dict(recipe.environ),
@@ -262,7 +262,8 @@ class PollingRunner:
             return
         handle = run.spec.handle or {}
         run.pid = str(handle.get("pid") or pid)
-        if run.pid in {_text(one) for one in await self._manager.get_live_pids({run.pid})}:
+        over = await self._read(folder / "return_code")  # then its pid may be somebody else's
+        if not over and run.pid in {_text(one) for one in await self._manager.get_live_pids({run.pid})}:
             self._sink(Adopted(run.spec.run, {"pid": run.pid, "folder": str(folder)}, self._where))
         else:
             run.codeless = CODE_POLLS_MAX

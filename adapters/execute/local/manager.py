@@ -96,11 +96,12 @@ class LocalLinuxManager(AbstractProcessManager):
         places = [os.path.abspath(place or os.devnull) for place in given]
         for place, mode in zip(places, ("rb", "wb", "wb"), strict=True):
             open(place, mode).close()
-        # The shell that is waited for leaves at once; the one behind it belongs to nobody and is init's to reap.
+        # The shell that is waited for leaves at once; the one behind it belongs to nobody and is init's to reap. What a shell
+        # starts with & reads from /dev/null unless it is told otherwise right there.
         errors = "2>&1" if stderr is STDOUT else '2>"$err"'
         script = (
-            'code=$1 in=$2 out=$3 err=$4; shift 4; { "$@" & wait $!; echo $? > "$code.new" && mv "$code.new" "$code"; }'
-            f' <"$in" >"$out" {errors} & echo $!'
+            'code=$1 in=$2 out=$3 err=$4; shift 4; { "$@" <"$in" & wait $!; echo $? > "$code.new" && mv "$code.new" "$code"; }'
+            f' </dev/null >"$out" {errors} & echo $!'
         )
         process = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", script, "sh", return_code, *places, *args),

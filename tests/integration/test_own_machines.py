@@ -1,0 +1,107 @@
+"""A manager of a user's own, with pydatatask's verbs alone: a whole pipeline on it, and pids that are used again."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from datatask import (
+    AbstractProcessManager,
+    InProcessBlobRepository,
+    InProcessMetadataRepository,
+    LocalLinuxManager,
+    Pipeline,
+    ProcessTask,
+    ResourceManager,
+    Resources,
+    Session,
+)
+from datatask.engine.ports import Started
+from tests.contract.test_runner import opened, process_task, spec
+
+
+class Elsewhere(AbstractProcessManager):
+    """A machine that has the verbs and nothing else; its pids are bytes, as pydatatask's were."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._machine = LocalLinuxManager("unused", path)
+
+    @property
+    def basedir(self) -> Path:
+        return self._path / "elsewhere"
+
+    async def get_live_pids(self, hint: set[str]) -> set[str]:
+        return await self._machine.get_live_pids(hint)
+
+    async def spawn(self, *given: Any) -> str:
+        pid: Any = (await self._machine.spawn(*given)).encode()
+        return pid  # type: ignore[no-any-return]
+
+    async def kill(self, pid: str) -> None:
+        await self._machine.kill(pid)
+
+    def open(self, path: Path, mode: Literal["r", "rb", "w", "wb"]) -> AbstractAsyncContextManager[Any]:
+        return self._machine.open(path, mode)
+
+    async def mkdir(self, path: Path) -> None:
+        await self._machine.mkdir(path)
+
+    async def rmtree(self, path: Path) -> None:
+        await self._machine.rmtree(path)
+
+
+async def test_a_pipeline_runs_on_a_machine_of_ones_own(tmp_path: Path) -> None:
+    names = [f"j{number}" for number in range(6)]
+    given = InProcessBlobRepository({name: name.encode() for name in names})
+    out, err = InProcessBlobRepository(), InProcessBlobRepository()
+    done, pids = InProcessMetadataRepository(), InProcessMetadataRepository()
+    quota = ResourceManager(Resources.parse(2, "1Gi"))
+    task = ProcessTask(
+        "work",
+        lambda: Elsewhere(tmp_path),
+        quota,
+        Resources.parse(1, "1Mi"),
+        pids,
+        "cat; echo $WORD >&2; {% if job == 'j5' %}exit 3{% endif %}",
+        environ={"WORD": "said", "PATH": "/usr/bin:/bin"},
+        done=done,
+        stdin=given,
+        stdout=out,
+        stderr=err,
+    )
+    async with Pipeline([task], Session(), [quota], log="memory:") as pipeline:
+        await pipeline.run(timeout=60)
+    assert task.basedir == tmp_path / "elsewhere/work"
+    assert {job: entry["return_code"] for job, entry in done.data.items()} == {
+        name: 3 * (name == "j5") for name in names
+    }
+    assert out.data == {name: name.encode() for name in names}
+    assert err.data == dict.fromkeys(names, b"said\n")
+    assert pids.data == {}
+    assert list(task.basedir.iterdir()) == []
+
+
+async def test_a_run_that_is_over_is_not_taken_for_who_has_its_pid_now(tmp_path: Path) -> None:
+    """Its exit code is there; the stranger is neither adopted nor killed."""
+    manager = Elsewhere(tmp_path)
+    first = process_task(tmp_path, "echo done", manager).runner
+    async with opened(first) as facts:
+        first.start(spec(1))
+        await facts.first(1, Started)
+        await facts.end_of(1)
+    stranger = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    try:
+        later = process_task(tmp_path, "echo done", manager).runner
+        async with opened(later) as facts:
+            await later.recover([spec(1)._replace(handle={"pid": str(stranger.pid)})])
+            end = await facts.end_of(1)
+            later.stop(1, "cancelled", 0)
+            await asyncio.sleep(0.1)
+        assert end.ending.outcome == "succeeded"
+        assert stranger.returncode is None
+    finally:
+        stranger.kill()
+        await stranger.wait()
