@@ -93,12 +93,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, more: str = "", port: int = 0, *, first: str = "", shadow: Path | None = None
+    folder: Path, more: str = "", port: int = 0, *, first: str = "", over: tuple[Path, str] | None = None
 ) -> Iterator[Server]:
     """Run an sshd; a second one in the same folder has the same keys, home, and when given the same port.
 
-    `first` are lines of its configuration before all others; `shadow` is what it sees as /etc/shadow, as root alone can
-    arrange it.
+    `first` are lines of its configuration before all others; `over` is a file and the path
+    at which the server and what it starts see it, as root alone can arrange it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "home").mkdir(exist_ok=True)
@@ -110,9 +110,9 @@ def serving(
     port = port or free_port()
     (folder / "sshd_config").write_text(first + CONFIG.format(port=port, folder=folder, more=more))
     command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
-    if shadow is not None:
-        own = 'mount --bind "$0" /etc/shadow && exec "$@"'
-        command = ["unshare", "--mount", "sh", "-c", own, str(shadow), *command]
+    if over is not None:
+        own = 'mount --bind "$0" "$1" && shift && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", own, str(over[0]), over[1], *command]
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates privileges; Debian's unit makes it
     with (folder / "sshd.log").open("ab") as log:
         process = subprocess.Popen(command, stderr=log)

@@ -14,7 +14,7 @@ from datatask import InProcessBlobRepository
 from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
 from tests.contract.test_runner import contents, opened, spec
-from tests.ssh_kit import proxied, server
+from tests.ssh_kit import proxied, server, serving
 from tests.ssh_runs import (
     LOG,
     SECOND,
@@ -170,6 +170,40 @@ async def test_five_hundred_live_runs_need_three_sessions(tmp_path: Path) -> Non
             os.close(opener)
         await until(lambda: len([fact for fact in facts.all if isinstance(fact, Ended)]) == 500, 60)
     assert {fact.ending.outcome for fact in facts.all if isinstance(fact, Ended)} == {"succeeded"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a server another boot id")
+async def test_a_target_that_restarts_under_an_engine_has_lost_what_ran_and_takes_new_runs(
+    tmp_path: Path,
+) -> None:
+    """All of its processes are gone at once, whoever waits for a run before the run; then it is back with another boot id."""
+    (tmp_path / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    with serving(tmp_path / "server") as before:
+        host, port = before.host(), before.port
+        runner = ssh_task(
+            tmp_path, "{% if job == 'slow' %}sleep 60{% else %}echo done{% endif %}\n", host
+        ).runner
+        stack = contextlib.AsyncExitStack()
+        facts = await stack.enter_async_context(opened(runner))
+        runner.start(spec(1, "slow"))
+        await facts.first(1, Started)
+        pid, _, _, waiter = (runs_of(tmp_path) / "1.1/claim").read_text().split()
+    os.kill(int(waiter), signal.SIGKILL)
+    os.killpg(int(pid), signal.SIGKILL)
+    async with stack:
+        await facts.first(1, Unreachable)
+        with serving(tmp_path / "server", port=port, over=(tmp_path / "boot", boot_id)):
+            lost = (await facts.end_of(1)).ending
+            runner.start(spec(2, "quick"))
+            started = await facts.first(2, Started)
+            end = await facts.end_of(2)
+    assert lost.outcome == "lost"
+    assert lost.error is not None
+    assert lost.error.message == "the machine was restarted while it ran"
+    assert isinstance(started, Started)
+    assert started.handle["boot"] == (tmp_path / "boot").read_text().strip()
+    assert (end.ending.outcome, contents(end.writes[0])) == ("succeeded", b"done\n")
 
 
 # --- later engines ------------------------------------------------------------------------------------
