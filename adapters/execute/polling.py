@@ -32,6 +32,7 @@ logger = logging.getLogger("datatask.processes")
 
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
+REMOVAL_SECONDS = 5.0
 CODE_POLLS_MAX = 5
 CLAIM = (
     'mkdir "$1/claim" || exit 125; echo $$ > "$1/pid.new" && mv "$1/pid.new" "$1/pid"; '
@@ -61,6 +62,7 @@ class PollingRunner:
         self._poll_seconds = poll_seconds
         self._runs: dict[int, _Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
         self._where = type(manager).__name__
         self._spool = Spool()
 
@@ -275,7 +277,9 @@ class PollingRunner:
         if open_run is not None:
             for path in open_run.fetched:
                 path.unlink(missing_ok=True)
-            self._spawn(self._remove(open_run.spec))
+            removal = asyncio.create_task(self._remove(open_run.spec))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
 
     async def _remove(self, spec: RunSpec) -> None:
         try:
@@ -284,8 +288,10 @@ class PollingRunner:
             logger.warning("the folder of a run cannot be removed: %s", error)
 
     async def close(self, *, abandon: bool = False) -> None:
-        """Stop asking; what runs goes on."""
-        tasks = list(self._tasks)
+        """Stop asking; what runs goes on. Folders of runs that are over still go, in a bounded time."""
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=REMOVAL_SECONDS)
+        tasks = [*self._tasks, *self._removals]
         for task in tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
