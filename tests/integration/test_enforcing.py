@@ -20,7 +20,7 @@ from datatask import (
     SSHLinuxManager,
 )
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
-from datatask.adapters.execute.local import cgroups, leftovers
+from datatask.adapters.execute.local import cgroups, leftovers, spawning
 from datatask.adapters.execute.targets import AbstractProcessManager
 from datatask.engine.ports import Ended
 from datatask.schema.errors import CallerError
@@ -139,14 +139,43 @@ async def test_cores_are_shared_out(tmp_path: Path) -> None:
     assert took[0] > 1_500_000_000
 
 
-@grouped
-async def test_a_script_without_a_first_line_and_a_missing_interpreter(tmp_path: Path) -> None:
-    assert (await ended(tmp_path, "exit 7", 1, "1Gi")).ending.exit_code == 7
-    ending = (await ended(tmp_path / "b", "#!/no/such\n", 1, "1Gi")).ending
+held = pytest.mark.parametrize("enforce", [pytest.param(True, marks=grouped), "ulimit"])
+
+
+@held
+async def test_a_script_without_a_first_line_and_a_missing_interpreter(tmp_path: Path, enforce: Any) -> None:
+    assert (await ended(tmp_path, "exit 7", 1, "1Gi", enforce)).ending.exit_code == 7
+    ending = (await ended(tmp_path / "b", "#!/no/such\n", 1, "1Gi", enforce)).ending
     assert ending.outcome == "refused"
     assert ending.error is not None
     assert "the interpreter /no/such of the script's first line cannot be run" in ending.error.message
-    await until(lambda: groups_left() == [])
+    if enforce is True:
+        await until(lambda: groups_left() == [])
+
+
+@held
+async def test_a_shell_does_not_run_what_the_kernel_cannot(tmp_path: Path, enforce: Any) -> None:
+    """An interpreter for another processor, say."""
+    (tmp_path / "foreign").write_bytes(b"\x7fELF" + bytes(100))
+    (tmp_path / "foreign").chmod(0o755)
+    script = f"#!{tmp_path}/foreign\ntouch {tmp_path}/mark\n"
+    ending = (await ended(tmp_path, script, 1, "1Gi", enforce)).ending
+    assert ending.outcome == "refused"
+    assert ending.error is not None
+    assert f"Exec format error: the interpreter {tmp_path}/foreign" in ending.error.message
+    assert not (tmp_path / "mark").exists()
+
+
+async def test_what_cannot_be_entered_is_told_and_nothing_runs(tmp_path: Path) -> None:
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "exe").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
+    (tmp_path / "exe").chmod(0o700)
+    with pytest.raises(OSError, match="cannot be enforced") as raised:
+        spawning.spawn(str(tmp_path), {}, 0o077, False, True, "", spawning.Confinement([f"{tmp_path}/group"]))
+    assert spawning.explained(raised.value, str(tmp_path)) == (
+        f"its resources cannot be enforced: No such file or directory: {tmp_path}/group/cgroup.procs"
+    )
+    assert not (tmp_path / "mark").exists()
 
 
 @grouped

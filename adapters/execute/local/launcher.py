@@ -28,14 +28,7 @@ from datatask.adapters.execute.local import cgroups
 from datatask.adapters.execute.local.engines import Engine, Engines
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.local.owners import Owners
-from datatask.adapters.execute.local.spawning import (
-    IN_GROUPS,
-    UNCONFINED,
-    UNDER_ULIMIT,
-    check_program,
-    explained,
-    spawn,
-)
+from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
 
 LOCK = "launcher.lock"
 JOURNAL = "journal"
@@ -197,10 +190,8 @@ class Launcher:
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
-            before: list[str] = []
-            if limits is not None:
-                before = self._confined(facts, **limits)
-            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, stdout, stderr, before)
+            confinement = None if limits is None else self._confinement(facts, **limits)
+            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, stdout, stderr, confinement)
         except OSError as error:
             cgroups.remove(facts.pop("groups", []))
             temporary = error.errno in TEMPORARY
@@ -216,16 +207,15 @@ class Launcher:
         self.children[pid] = id
         engine.tell(self._started(facts))
 
-    def _confined(self, facts: Facts, how: str, cpu: float, memory: int) -> list[str]:
-        """Return the command before a run's own that has the kernel enforce its limits; `OSError` where it cannot."""
-        check_program(os.path.join(self._folder(facts["id"]), "exe"))
+    def _confinement(self, facts: Facts, how: str, cpu: float, memory: int) -> Confinement:
+        """Return what has the kernel enforce a run's limits; `OSError` where it cannot."""
         if how == "ulimit":
-            return ["/bin/sh", "-c", UNDER_ULIMIT, str(-(-memory // 1024))]
+            return Confinement(address_space=memory)
         name = f"{facts['id']}.{zlib.crc32(os.fsencode(self.directory)):08x}"
         groups = self.groups.make(name, cpu, memory)
         facts |= {"groups": groups, "memory": memory}
         self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
-        return ["/bin/sh", "-c", IN_GROUPS, *groups]
+        return Confinement(groups)
 
     def _refuse(self, engine: Engine, identity: str, temporary: bool, text: str) -> None:
         engine.tell({"refused": identity, "temporary": temporary, "message": text})
@@ -338,8 +328,6 @@ class Launcher:
             message["killed_for_memory"] = True  # in some group of the machine
         if facts.get("groups"):
             self._left(facts, message)
-        if code == UNCONFINED and (refused := self._unconfined(identity)):
-            message["why"] = f"its resources cannot be enforced: {refused}"
         facts["ended"] = self.untold[identity] = message
         self.journal.add({"id": identity, "ended": message})
 
@@ -355,14 +343,6 @@ class Launcher:
             )
         if not cgroups.remove(groups):
             heapq.heappush(self.alarms, (time.monotonic() + 0.05, "groups", "\n".join(groups)))
-
-    def _unconfined(self, identity: str) -> str:
-        """Return what kept a run from entering its groups, where something did."""
-        try:
-            with open(os.path.join(self._folder(identity), "unconfined"), "rb") as file:
-                return file.read(1000).decode(errors="replace").strip()
-        except OSError:
-            return ""
 
     def _sizes(self, identity: str) -> dict[str, int]:
         """Return how long the outputs are; after a power failure a shorter one is torn."""

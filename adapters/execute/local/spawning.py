@@ -1,34 +1,26 @@
 """How a run's program is executed: in its folder, in a session of its own, confined where that is asked.
 
-In: a folder with `exe` and `cwd`, an environment, which streams are kept. Out: a pid, or an `OSError` and its words.
-Imports the standard library only.
+In: a folder with `exe` and `cwd`, an environment, which streams are kept, what confines it. Out: a pid, or an `OSError`
+and its words. Imports the standard library only.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import resource
 import signal
-from typing import Any
-
-UNCONFINED = 125
-IN_GROUPS = 'for group; do echo 0 2>../unconfined >"$group/cgroup.procs" || exit 125; done; exec "$0"'
-UNDER_ULIMIT = 'ulimit -v "$1" 2>../unconfined || exit 125; exec "$0"'
-"""What a run's first process does before it becomes the program, `$0`, in the run's `cwd`."""
+import subprocess
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 
-def _first_line(exe: str) -> bytes:
-    with open(exe, "rb") as file:
-        return file.readline(256)
+class Confinement(NamedTuple):
+    """What holds a run: control groups that it enters, bytes of address space for each of its processes; 0 is no limit."""
 
-
-def check_program(exe: str) -> None:
-    """Raise what executing a script would, for one that something else executes first: its interpreter is missing."""
-    first = _first_line(exe)
-    if first.startswith(b"#!"):
-        interpreter = (first[2:].split() or [b""])[0]
-        if not os.access(interpreter, os.X_OK):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), exe)
+    groups: Sequence[str] = ()
+    address_space: int = 0
 
 
 def spawn(
@@ -38,48 +30,104 @@ def spawn(
     stdin: bool,
     stdout: bool,
     stderr: str,
-    before: list[str],
+    confinement: Confinement | None = None,
 ) -> int:
-    """Start the run's program in a session of its own and return its pid; OSError when it cannot be executed.
+    """Start the run's program in a session of its own and return its pid; `OSError` when it cannot be executed.
 
-    `before` is the command that executes it, where it is not executed at once.
-
-    `posix_spawn` takes half the time of `subprocess`. It gives the child our working directory and umask, so
-    those are set first; nothing else here depends on them.
+    It gets our working directory and umask, so those are set first; nothing else here depends on them.
     """
     exe = os.path.join(folder, "exe")
-    out = os.path.join(folder, "stdout") if stdout else os.devnull
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, out, flags, 0o666),
+    streams = [
+        (os.path.join(folder, "stdin") if stdin else os.devnull, os.O_RDONLY),
+        (os.path.join(folder, "stdout") if stdout else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
     ]
-    if stderr == "stdout":
-        actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
-    else:
-        err = os.path.join(folder, stderr) if stderr else os.devnull
-        actions.append((os.POSIX_SPAWN_OPEN, 2, err, flags, 0o666))
-    signals = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
-    how: dict[str, Any] = {"file_actions": actions, "setsid": True, "setsigmask": [], "setsigdef": signals}
+    if stderr != "stdout":
+        streams.append((os.path.join(folder, stderr) if stderr else os.devnull, streams[1][1]))
+    start = _start if confinement is None else functools.partial(_start_confined, confinement)
     ours = os.umask(umask)
     try:
         os.chdir(os.path.join(folder, "cwd"))
         try:
-            if before:
-                shell, option, script, *arguments = before
-                return os.posix_spawn(shell, [shell, option, script, exe, *arguments], env, **how)
-            return os.posix_spawn(exe, [exe], env, **how)
+            return start([exe], env, streams)
         except OSError as error:
             if error.errno != errno.ENOEXEC or _first_line(exe).startswith(b"#!"):
                 raise  # an interpreter that is no program of this machine is not to be replaced by a shell
-            return os.posix_spawn("/bin/sh", ["/bin/sh", exe], env, **how)
+            return start(["/bin/sh", exe], env, streams)
     finally:
         os.chdir("/")
         os.umask(ours)
 
 
+def _start(command: list[str], env: dict[str, str], streams: list[tuple[str, int]]) -> int:
+    """Start it; `posix_spawn` takes half the time of `subprocess`."""
+    actions: list[tuple[Any, ...]] = [
+        (os.POSIX_SPAWN_OPEN, number, path, flags, 0o666) for number, (path, flags) in enumerate(streams)
+    ]
+    if len(streams) == 2:
+        actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+    signals = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD]
+    return os.posix_spawn(
+        command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=signals
+    )
+
+
+def _start_confined(
+    confinement: Confinement, command: list[str], env: dict[str, str], streams: list[tuple[str, int]]
+) -> int:
+    """Start it in its confinement, which it enters by itself before it executes anything.
+
+    A shell that did so would itself interpret a program that the kernel cannot execute.
+    """
+    reading, telling = os.pipe()
+    files: list[int] = []
+
+    def enter() -> None:
+        where = "ulimit"
+        try:
+            for group in confinement.groups:
+                where = os.path.join(group, "cgroup.procs")
+                procs = os.open(where, os.O_WRONLY)
+                os.write(procs, b"0")
+                os.close(procs)
+            if confinement.address_space:
+                _, most = resource.getrlimit(resource.RLIMIT_AS)
+                least = min(confinement.address_space, most if most >= 0 else confinement.address_space)
+                resource.setrlimit(resource.RLIMIT_AS, (least, least))
+        except OSError as error:
+            os.write(telling, f"{error.strerror}: {where}".encode())
+            raise
+
+    try:
+        for path, flags in streams:
+            files.append(os.open(path, flags, 0o666))
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=files[0],
+            stdout=files[1],
+            stderr=files[-1],
+            start_new_session=True,
+            close_fds=False,  # none of ours is inherited, and the launcher's lock is held until it is a program
+            preexec_fn=enter,
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(f"its resources cannot be enforced: {os.read(reading, 4096).decode()}") from error
+    finally:
+        for file in (*files, reading, telling):
+            os.close(file)
+    process.returncode = 0  # the launcher waits for it: `subprocess` is not to
+    return process.pid
+
+
+def _first_line(exe: str) -> bytes:
+    with open(exe, "rb") as file:
+        return file.readline(256)
+
+
 def explained(error: OSError, folder: str) -> str:
     """Return the refusal in words; a missing interpreter looks to the kernel like a missing script."""
+    if error.errno is None:
+        return str(error)
     exe = os.path.join(folder, "exe")
     try:
         first = _first_line(exe)
