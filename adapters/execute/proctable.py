@@ -10,7 +10,9 @@ import fcntl
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _PIDFD_GET_INFO = 0xC040FF0B
 _PR_SET_CHILD_SUBREAPER = 36
@@ -43,6 +45,11 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def now() -> int:
+    """Return what the start time of a process is that begins now."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
 def is_alive(pid: int, start: int) -> bool:
     """Whether the process with this pid and start time exists and is no zombie."""
     fields = stat_fields(pid)
@@ -63,6 +70,24 @@ def pids_in_session(session: int) -> list[int]:
         fields = stat_fields(pid)
         if fields and int(fields[3]) == session and fields[0] not in "ZX":
             found.append(pid)
+    return found
+
+
+class Child(NamedTuple):
+    """A child of some process: whether it has ended and nobody has waited for it, whether a session is its own."""
+
+    start: int
+    is_zombie: bool
+    leads_session: bool
+
+
+def children(parent: int) -> dict[int, Child]:
+    """Return the children of a process by pid."""
+    found = {}
+    for pid in pids():
+        fields = stat_fields(pid)
+        if fields and int(fields[1]) == parent:
+            found[pid] = Child(int(fields[19]), fields[0] == "Z", int(fields[3]) == pid)
     return found
 
 

@@ -84,7 +84,14 @@ def ends(facts: list[Fact]) -> dict[int, Ended]:
 
 def launcher_pid(path: Path) -> int:
     """Return the pid of the folder's launcher."""
-    return int((path / "app" / "launcher.lock").read_text())
+    return int((path / "app" / "launcher.lock").read_text() or 0)
+
+
+async def kill_launcher(path: Path) -> None:
+    """Kill it and wait for the next one."""
+    killed = launcher_pid(path)
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: launcher_pid(path) != killed)
 
 
 async def run_all(task: ProcessTask, *specs: RunSpec) -> dict[int, Ended]:
@@ -128,15 +135,51 @@ async def test_runs_survive_a_killed_engine_and_happen_once(tmp_path: Path) -> N
     assert list((tmp_path / "app" / LOG).iterdir()) == []
 
 
-async def test_runs_survive_a_killed_launcher(tmp_path: Path) -> None:
-    """The next launcher watches what runs; its exit code is told by kernels from 6.15 on, else it is lost."""
+@pytest.mark.parametrize("times", [1, 3])
+async def test_runs_survive_a_killed_launcher(tmp_path: Path, times: int) -> None:
+    """The next launcher reads the exit code, whatever the kernel; again and again."""
+    task = task_of(tmp_path, "sleep 1.5; exit 5")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts)
+    for _ in range(times):
+        await kill_launcher(tmp_path)
+    await until(lambda: ends(facts))
+    ending = ends(facts)[1].ending
+    assert (ending.outcome, ending.exit_code) == ("failed", 5)
+    assert [type(fact) for fact in facts] == [Started, Ended]
+    await task.runner.close()
+
+
+async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(tmp_path: Path) -> None:
+    task = task_of(tmp_path, f"echo once >> {tmp_path}/effects; sleep 0.3; exit 5")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts)
+    assert isinstance(facts[0], Started)
+    keeper = int((proctable.stat_fields(launcher_pid(tmp_path)) or [])[1])
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(launcher_pid(tmp_path), signal.SIGKILL)
+    run = facts[0].handle["pid"]
+    await until(lambda: (child := proctable.children(keeper).get(run)) is not None and child.is_zombie)
+    os.kill(keeper, signal.SIGCONT)
+    await until(lambda: ends(facts))
+    assert ends(facts)[1].ending.exit_code == 5
+    await task.runner.close()
+
+
+async def test_runs_survive_a_launcher_and_its_keeper(tmp_path: Path) -> None:
+    """Both killed at once: the exit code is told by kernels from 6.15 on, else the run is lost."""
     task = task_of(tmp_path, "sleep 1; exit 5")
     facts: list[Fact] = []
     await task.runner.open(facts.append)
     task.runner.start(spec(1))
     await until(lambda: facts)
     first = launcher_pid(tmp_path)
-    os.kill(first, signal.SIGKILL)
+    for pid in (int((proctable.stat_fields(first) or [])[1]), first):
+        os.kill(pid, signal.SIGKILL)
     await until(lambda: ends(facts))
     assert launcher_pid(tmp_path) != first
     ending = ends(facts)[1].ending
@@ -145,9 +188,12 @@ async def test_runs_survive_a_killed_launcher(tmp_path: Path) -> None:
     await task.runner.close()
 
 
-async def test_a_start_that_the_dead_launcher_had_taken_is_not_repeated(tmp_path: Path) -> None:
-    """The launcher dies between the start and its answer: the run is found by its command line."""
-    task = task_of(tmp_path, f"echo once >> {tmp_path}/effects; sleep 1")
+@pytest.mark.parametrize("seconds", [0.2, 2])
+async def test_a_start_that_the_dead_launcher_had_taken_is_not_repeated(
+    tmp_path: Path, seconds: float
+) -> None:
+    """The launcher dies between the start and its answer: the run is found by its command line, or as a zombie."""
+    task = task_of(tmp_path, f"echo once >> {tmp_path}/effects; sleep {seconds}; exit 5")
     facts: list[Fact] = []
     await task.runner.open(facts.append)
     task.runner.start(spec(1))
@@ -158,8 +204,11 @@ async def test_a_start_that_the_dead_launcher_had_taken_is_not_repeated(tmp_path
     kept = [line for line in journal.read_text().splitlines(keepends=True) if '"pid"' not in line]
     journal.write_text("".join(kept))
     assert any('"intended"' in line for line in kept)
+    if seconds < 1:
+        await asyncio.sleep(1)
     os.kill(pid, signal.SIGKILL)
     await until(lambda: ends(facts))
+    assert ends(facts)[1].ending.exit_code == 5
     await task.runner.close()
     assert (tmp_path / "effects").read_text() == "once\n"
 

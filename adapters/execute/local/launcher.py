@@ -3,7 +3,7 @@
 In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep,
 forget. Out, to the engine whose log the run belongs to: started, refused, ended, absent. It is the parent of
 the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
-is killed itself the next one goes on watching what still runs. Starts are idempotent by identity. With no
+is killed itself the next one goes on watching what still runs, and its keeper has kept what ended. Starts are idempotent by identity. With no
 runs and no engine it ends by itself. Imports the standard library and its siblings only: it starts in
 a few hundredths of a second. The engine's side is `client`.
 """
@@ -24,22 +24,19 @@ import zlib
 from typing import Any
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import cgroups
+from datatask.adapters.execute.local import cgroups, keeper
 from datatask.adapters.execute.local.engines import Engine, Engines
+from datatask.adapters.execute.local.families import MARK, Families, signal_group
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.local.owners import Owners
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
+from datatask.adapters.execute.local.strangers import Strangers
 
 LOCK = "launcher.lock"
 JOURNAL = "journal"
 IDLE_SECONDS = 10.0
 OPERATIONS_PER_TURN = 16
-STATUS_WAIT_SECONDS = 3.0
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
-MARK = "DATATASK_RUN"
-"""The variable in a run's environment that has its folder: what is the run's is known by it wherever it goes."""
-
-FAMILY_ROUNDS_MAX = 20
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
@@ -55,15 +52,15 @@ class Launcher:
         self.journal = Journal(os.path.join(directory, JOURNAL), self.boot)
         self.runs: dict[str, Facts] = {}
         self.children: dict[int, str] = {}
-        self.strangers: dict[str, int] = {}
         self.alarms: list[tuple[float, str, str]] = []
         self.stopping: set[str] = set()
-        self.relatives: dict[str, dict[int, int]] = {}
+        self.families = Families()
         self.owners = Owners(directory)
         self.groups = cgroups.Groups()
         self.oom_kills = 0
         self.untold: dict[str, Facts] = {}
         self.selector = selectors.DefaultSelector()
+        self.strangers = Strangers(self.selector)
         self.engines = Engines(directory, self.selector)
         self.idle_since = time.monotonic()
 
@@ -113,7 +110,7 @@ class Launcher:
             if mask & selectors.EVENT_READ:
                 self.engines.receive(key.data)
         else:
-            self._stranger_ended(str(key.data), time.monotonic() + STATUS_WAIT_SECONDS)
+            self._stranger_ended(str(key.data))
 
     def _operate(self, engine: Engine) -> None:
         lines, engine.lines = (
@@ -184,7 +181,8 @@ class Launcher:
             self._tell_state(engine, id, facts)
             return
         facts = self.runs[id] = {"id": id, "task": task}
-        self.journal.add({"id": id, "task": task, "intended": True})
+        facts["intended"] = proctable.now()
+        self.journal.add(facts)
         folder = self._folder(id)
         variables, umask = engine.environments[env]
         try:
@@ -256,12 +254,9 @@ class Launcher:
         if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
             facts["stopped"] = reason
             self.journal.add({"id": id, "stopped": reason})
-            self.relatives.setdefault(id, {}).update(self._family(facts))
+            self.families.see(id, facts["pid"], self._folder(id))
             if grace > 0 and id not in self.stopping:
-                try:
-                    os.killpg(facts["pid"], signal.SIGTERM)
-                except (ProcessLookupError, PermissionError):
-                    pass
+                signal_group(facts["pid"], signal.SIGTERM)
             self.stopping.add(id)
             heapq.heappush(self.alarms, (time.monotonic() + grace, "kill", id))
 
@@ -295,22 +290,19 @@ class Launcher:
                 return
             if seen is None:
                 return
-            if seen.si_pid in self.children:  # still a zombie, so the pid is ours: clear its group, then reap
-                try:
-                    os.killpg(seen.si_pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
-            pid, status, usage = os.wait4(seen.si_pid, 0)
-            identity = self.children.pop(pid, None)
+            identity = self.children.pop(seen.si_pid, None)
             if identity is not None:
-                self._clear(identity)
+                signal_group(seen.si_pid, signal.SIGKILL)  # a zombie still, so the pid is its own
+            pid, status, usage = os.wait4(seen.si_pid, 0)
+            if identity is not None:
+                self.families.clear(identity, pid, self._folder(identity))
                 cpu = usage.ru_utime + usage.ru_stime
                 self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
 
     def _ended(self, identity: str, status: int | None, *, why: str = "", **usage: float) -> None:
         facts = self.runs[identity]
         self.stopping.discard(identity)
-        self.relatives.pop(identity, None)
+        self.families.forget(identity)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         message: Facts = {
             "ended": identity,
@@ -371,35 +363,11 @@ class Launcher:
                 continue
             facts = self.runs.get(identity, {"ended": True})
             if what == "status" and identity in self.strangers:
-                self._stranger_ended(identity, facts["status_until"])
+                self._stranger_ended(identity)
             elif what == "kill" and "ended" not in facts:
                 if proctable.start_time(facts["pid"]) == facts["start"]:
-                    self.relatives.setdefault(identity, {}).update(self._family(facts))
-                    self._clear(identity)
-
-    def _family(self, facts: Facts) -> dict[int, int]:
-        """Return what a run has begun that lives, as {pid: start time}."""
-        found = proctable.family(facts["pid"], mark(self._folder(facts["id"])))
-        return {pid: start for pid in found if (start := proctable.start_time(pid)) is not None}
-
-    def _clear(self, identity: str) -> None:
-        """Kill all that a stopped run has begun, what left its session included, until nothing is left of it."""
-        known = self.relatives.get(identity)
-        if known is None:
-            return
-        for _ in range(FAMILY_ROUNDS_MAX):
-            alive = [pid for pid, start in known.items() if proctable.is_alive(pid, start)]
-            for pid in alive:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
-            fresh = {
-                pid: start for pid, start in self._family(self.runs[identity]).items() if pid not in known
-            }
-            if not fresh:
-                return
-            known |= fresh
+                    self.families.see(identity, facts["pid"], self._folder(identity))
+                    self.families.clear(identity, facts["pid"], self._folder(identity))
 
     # --- runs of an earlier launcher ------------------------------------------------------------
 
@@ -414,49 +382,42 @@ class Launcher:
             elif self.journal.boot_before != self.boot:
                 self._ended(identity, None, why=REBOOTED)
             elif "pid" not in facts:
-                pid = proctable.find_by_argument(os.path.join(self._folder(identity), "exe"))
+                exe = os.path.join(self._folder(identity), "exe")
+                pid = proctable.find_by_argument(exe) or self._unnamed(facts.get("intended", 0))
                 if pid is None or not self._watch_found(facts, pid):
                     self._ended(identity, None, why=VANISHED)
-            elif not self._watch(facts):
+            elif not self.strangers.watch(identity, facts["pid"], facts["start"]):
                 self._ended(identity, None, why=VANISHED)
+
+    def _unnamed(self, since: int) -> int | None:
+        """Return what the launcher before us was starting as it was killed, if it has ended already.
+
+        A zombie has no arguments to know it by. But a launcher starts one run at a time, our keeper has become its
+        parent, and whatever else has begun since would be a child of that run.
+        """
+        known = {facts.get("pid") for facts in self.runs.values()}
+        zombies = {
+            child.start: pid
+            for pid, child in proctable.children(os.getppid()).items()
+            if child.is_zombie and child.leads_session and child.start >= since and pid not in known
+        }
+        return zombies[min(zombies)] if zombies else None
 
     def _watch_found(self, facts: Facts, pid: int) -> bool:
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
         self.journal.add(facts)
-        return self._watch(facts)
+        return self.strangers.watch(facts["id"], facts["pid"], facts["start"])
 
-    def _watch(self, facts: Facts) -> bool:
-        try:
-            pidfd = os.pidfd_open(facts["pid"])
-        except OSError:
-            return False
-        if proctable.start_time(facts["pid"]) != facts["start"]:
-            os.close(pidfd)
-            return False
-        self.strangers[facts["id"]] = pidfd
-        self.selector.register(pidfd, selectors.EVENT_READ, facts["id"])
-        return True
-
-    def _stranger_ended(self, identity: str, until: float) -> None:
-        facts, pidfd = self.runs[identity], self.strangers[identity]
-        status = proctable.status_of_stranger(facts["pid"], facts["start"], pidfd)
-        if status is None and time.monotonic() < until:
-            if "status_until" not in facts:
-                facts["status_until"] = until
-                self.selector.unregister(pidfd)
+    def _stranger_ended(self, identity: str) -> None:
+        known, status = self.strangers.status(identity)
+        if not known:
             heapq.heappush(self.alarms, (time.monotonic() + 0.05, "status", identity))
             return
-        if "status_until" not in facts:
-            self.selector.unregister(pidfd)
-        facts.pop("status_until", None)
-        os.close(self.strangers.pop(identity))
-        self._clear(identity)
+        facts = self.runs[identity]
+        if proctable.start_time(facts["pid"]) == facts["start"]:
+            signal_group(facts["pid"], signal.SIGKILL)
+        self.families.clear(identity, facts["pid"], self._folder(identity))
         self._ended(identity, status, why="" if status is not None else VANISHED)
-
-
-def mark(folder: str) -> str:
-    """Return what the environments of a run's processes hold; identities alone are those of a log's copies too."""
-    return f"{MARK}={folder}"
 
 
 def main(directory: str) -> int:
@@ -469,9 +430,13 @@ def main(directory: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
+    return keeper.keep(lambda: _serve(directory, lock))
+
+
+def _serve(directory: str, lock: int) -> int:
     proctable.adopt_orphans()  # so that they do not pile up as zombies where pid 1 reaps none
     os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
     Launcher(directory).serve()
     return 0
 

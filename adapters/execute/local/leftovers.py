@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import cgroups
-from datatask.adapters.execute.local.launcher import FAMILY_ROUNDS_MAX, MARK, mark
+from datatask.adapters.execute.local.families import MARK, ROUNDS_MAX, family, kill_all
 from datatask.adapters.execute.targets import Leftover
 
 
@@ -40,22 +39,18 @@ def remove_runs(basedir: Path, identities: list[str]) -> list[str]:
 
 def _removed(basedir: Path, identity: str) -> bool:
     folder = basedir / identity.partition(".")[0] / identity
-    for _ in range(FAMILY_ROUNDS_MAX):
-        alive = proctable.family(-1, mark(str(folder)))
-        for pid in alive:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+    for _ in range(ROUNDS_MAX):
+        alive = family(-1, str(folder))
+        kill_all(alive)
         if not alive:
             break
     shutil.rmtree(folder, ignore_errors=True)
     groups = cgroups.left().get(identity, [])
-    for _ in range(FAMILY_ROUNDS_MAX):
+    for _ in range(ROUNDS_MAX):
         if cgroups.remove(groups):
             break
         time.sleep(0.05)
-    return not folder.exists() and not proctable.family(-1, mark(str(folder)))
+    return not folder.exists() and not family(-1, str(folder))
 
 
 def _folders(path: Path) -> list[Path]:

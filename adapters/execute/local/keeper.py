@@ -1,0 +1,51 @@
+"""A launcher's parent: it has no work but to wait, so that a killed launcher's runs keep a parent, and their ends.
+
+In: what a launcher does, as a function. Out: the launcher in a child process, again where one was killed while runs were
+left. Those become the keeper's children, and once ended they stay zombies until the next launcher has read their exit
+codes from /proc: no kernel tells them to anyone else, and those before 6.15 forget them when pid 1 waits. It takes both
+to be killed at once to lose an end there. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from datatask.adapters.execute import proctable
+
+READ_SECONDS = 60.0
+"""A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is nobody's."""
+
+
+PAUSE_SECONDS = 0.1
+"""Between launchers: what kills one, for lack of memory say, may go on killing."""
+
+
+def keep(work: Callable[[], int]) -> int:
+    """Have a child do the work, and another one when it is killed and left children; return its exit code."""
+    proctable.adopt_orphans()
+    while True:
+        child = os.fork()
+        if child == 0:
+            return work()
+        status = _wait(child)
+        if not os.WIFSIGNALED(status) or not proctable.children(os.getpid()):
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _wait(child: int) -> int:
+    """Wait for the child, and on the way for what others left to us and nobody asks about any more."""
+    pidfd = os.pidfd_open(child)
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    seen: set[int] = set()
+    while not ended.poll(READ_SECONDS * 1000):
+        zombies = {pid for pid, child in proctable.children(os.getpid()).items() if child.is_zombie}
+        for pid in zombies & seen:
+            os.waitpid(pid, 0)
+        seen = zombies - seen
+    os.close(pidfd)
+    return os.waitpid(child, 0)[1]

@@ -1,0 +1,69 @@
+"""Runs that an earlier launcher started: not our children, so their ends are seen through a pidfd each.
+
+In: pids with start times, by run identity. Out: through a selector whose keys have the identity as data, that one
+ended; then its wait status, where the kernel tells it. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+
+from datatask.adapters.execute import proctable
+
+STATUS_WAIT_SECONDS = 3.0
+"""A process whose threads end one after the other is told as ended before it is a zombie with a status."""
+
+
+class _Stranger:
+    __slots__ = ("pid", "pidfd", "start", "until")
+
+    def __init__(self, pid: int, start: int, pidfd: int) -> None:
+        self.pid = pid
+        self.start = start
+        self.pidfd = pidfd
+        self.until: float | None = None
+
+
+class Strangers:
+    """Those that are watched."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._watched: dict[str, _Stranger] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._watched)
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._watched
+
+    def watch(self, identity: str, pid: int, start: int) -> bool:
+        """Watch the process until it ends; whether it is there, be it as a zombie."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        if proctable.start_time(pid) != start:
+            os.close(pidfd)
+            return False
+        self._watched[identity] = _Stranger(pid, start, pidfd)
+        self._selector.register(pidfd, selectors.EVENT_READ, identity)
+        return True
+
+    def status(self, identity: str) -> tuple[bool, int | None]:
+        """Return whether all is known of one that has ended, and its wait status; ask again in a moment otherwise.
+
+        The status is None where the kernel does not tell it. What is known is watched no more.
+        """
+        one = self._watched[identity]
+        status = proctable.status_of_stranger(one.pid, one.start, one.pidfd)
+        if one.until is None:
+            one.until = time.monotonic() + STATUS_WAIT_SECONDS
+            self._selector.unregister(one.pidfd)
+        if status is None and time.monotonic() < one.until:
+            return False, None
+        os.close(one.pidfd)
+        del self._watched[identity]
+        return True, status
