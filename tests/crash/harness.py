@@ -2,7 +2,8 @@
 
 In: a folder laid out for `shop`, a seed, how many kills. Out: what was wrong. Engines are forked from this process,
 which has loaded everything; each lives in a session of its own and dies by SIGKILL, with the workers of its pools,
-at a random moment. What runs as a local process goes on, as it does in life.
+at a random moment. What runs as a local process goes on, as it does in life; in four lives of five its launcher is
+killed too, if it is up, at a moment of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -54,17 +56,32 @@ async def _work(folder: Path, make: Callable[[Path], Pipeline]) -> None:
         await pipe.run(timeout=FINISH_SECONDS)
 
 
-def killed(child: int, after: float) -> bool:
-    """Kill the engine after so many seconds; False when it was through before."""
-    deadline = time.monotonic() + after
-    while time.monotonic() < deadline:
+def killed(child: int, after: float, also: Callable[[], None], when: float) -> bool:
+    """Kill the engine after so many seconds, and `also` something else; False when it was through before."""
+    began = time.monotonic()
+    while (lived := time.monotonic() - began) < after:
         ended, _ = os.waitpid(child, os.WNOHANG)
         if ended:
             return False
+        if lived > when:
+            also()
+            when = after
         time.sleep(0.002)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return True
+
+
+def kill_launchers(folder: Path) -> None:
+    """Kill the launchers that there are; each has a line in `launcher-kills`."""
+    for lock in folder.glob("*/*/launcher.lock"):
+        with suppress(ValueError, OSError):
+            pid = int(lock.read_text())
+            if os.fsencode(lock.parent) not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                continue  # it has died before
+            os.kill(pid, signal.SIGKILL)
+            with open(folder / "launcher-kills", "a") as file:
+                file.write(f"{lock}\n")
 
 
 def finish(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
@@ -84,7 +101,9 @@ def kill_often(
     random = Random(seed)
     found: list[str] = []
     for number in range(kills):
-        if not killed(engine(folder, make), random.uniform(*lives)):
+        after = random.uniform(*lives)
+        when = random.uniform(0, 1.25) * after
+        if not killed(engine(folder, make), after, partial(kill_launchers, folder), when):
             found.append(f"all was done after {number} kills: lay out more jobs")
             break
         if (folder / "log.db").exists() and number % VERIFY_EVERY == 0:

@@ -1,4 +1,4 @@
-"""Engines killed by the hundred leave what an undisturbed one leaves."""
+"""Engines and launchers killed by the hundred leave what undisturbed ones leave."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     told(f"try_again(Path({str(disturbed)!r}))")
     assert memberships(disturbed) == memberships(calm)
     assert told(f"verified(Path({str(disturbed)!r}))") == "[]"
+    assert len((disturbed / "launcher-kills").read_text().splitlines()) > kills / 3
     assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(jobs)}
 
 
