@@ -69,6 +69,14 @@ def _not_a_quantity(quantity: object) -> CallerError:
     )
 
 
+def _written(number: Decimal) -> str:
+    """Return the number with the largest binary suffix that divides it."""
+    for letter in "EPTGMK":
+        if number and number % _SUFFIX[f"{letter}i"] == 0:
+            return f"{number // _SUFFIX[f'{letter}i']:f}{letter}i"
+    return f"{number.normalize():f}"
+
+
 def to_nano(number: Decimal | int) -> int:
     """Return the number in billionths, rounded up (as Kubernetes rounds what is finer than it can hold)."""
     return int((Decimal(number) * _NANO).to_integral_value(rounding=ROUND_CEILING))
@@ -99,6 +107,11 @@ class Resources:
 
     def __hash__(self) -> int:
         return hash((self.cpu, self.mem, self.launches, tuple(self.custom.items())))
+
+    def __str__(self) -> str:
+        """Say the amounts as a person writes them: `cpu 1.5, mem 2Gi, gpu 1`."""
+        named = {"cpu": self.cpu, "mem": self.mem, **self.custom}
+        return ", ".join(f"{name} {_written(amount)}" for name, amount in named.items() if amount) or "nothing"
 
     @classmethod
     def parse(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask import STDOUT, Resources, SSHLinuxManager, TemporaryError
+from datatask import STDOUT, CallerError, Resources, SSHLinuxManager, TemporaryError
 from datatask.engine.ports import Adopted, Ended, Started
 from tests.contract.test_runner import Facts, opened, spec
 from tests.ssh_kit import server, serving
@@ -62,7 +62,7 @@ async def test_runs_go_to_the_host_with_the_most_room_and_wait_for_room(
 async def test_what_no_host_can_ever_take_is_refused(crowd: SSHLinuxManager) -> None:
     end = await ended(crowd, "true\n", resources=Resources.parse(7, "1Gi"))
     assert end.ending.outcome == "refused"
-    assert "no host can ever take" in message(end)
+    assert "no host can ever take cpu 7, mem 1Gi; raise a quota" in message(end)
 
 
 async def test_a_later_engine_finds_runs_on_whichever_host_they_are(crowd: SSHLinuxManager) -> None:
@@ -148,3 +148,39 @@ async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
     assert await manager.get_live_pids({pid}) == set()
     await manager.rmtree(folder)
     assert not folder.exists()
+
+
+async def test_two_managers_that_say_the_same_are_one(tmp_path: Path) -> None:
+    host = server().host(quota=Resources.parse(1, "1Gi"))
+    one, other = (SSHLinuxManager("app", host, tmp_path / "remote") for _ in range(2))
+    job = Resources.parse(1, "1Gi")
+    first, second = (make(manager, "sleep 0.3\n", resources=job).runner for manager in (one, other))
+    async with opened(first) as facts, opened(second) as others:
+        first.start(spec(1))
+        second.start(spec(2))
+        ends = [(await facts.end_of(1)).ending, (await others.end_of(2)).ending]
+    assert [ending.outcome for ending in ends] == ["succeeded"] * 2
+    times = sorted((ending.started_at or 0, ending.ended_at or 0) for ending in ends)
+    assert times[0][1] <= times[1][0]  # they share the host's quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "options", "what"),
+    [
+        (Resources.parse(2, "1Gi"), {}, "the quotas cpu 1, mem 1Gi and cpu 2, mem 1Gi"),
+        (Resources.parse(1, "1Gi"), {"compression_algs": None}, "different options: compression_algs"),
+    ],
+)
+async def test_two_managers_that_say_otherwise_are_told_apart(
+    tmp_path: Path, quota: Resources, options: dict[str, None], what: str
+) -> None:
+    """While one works, the other is refused; afterwards it may."""
+    at_first = server().host(quota=Resources.parse(1, "1Gi"))
+    one = SSHLinuxManager("app", at_first, tmp_path / "remote")
+    other = SSHLinuxManager("app", server().host(quota=quota, **options), tmp_path / "remote")
+    async with opened(make(one, "true\n").runner):
+        with pytest.raises(CallerError, match="two managers of the app 'app' use it at once") as raised:
+            async with opened(make(other, "true\n").runner):
+                pass
+        assert what in str(raised.value)
+    assert (await ended(other, "true\n")).ending.outcome == "succeeded"

@@ -160,3 +160,15 @@ def test_resources_add_subtract_multiply() -> None:
 def test_excess_names_the_first_dimension(request_: Resources, excess: ResourceType | None) -> None:
     """Strictly more than the limit."""
     assert request_.excess(Resources.parse(2, 2, 2)) is excess
+
+
+@pytest.mark.parametrize(
+    ("amounts", "text"),
+    [
+        (Resources.parse("1500m", "2Gi", gpu=1), "cpu 1.5, mem 2Gi, gpu 1"),
+        (Resources.parse(0, 1000, disk="3Ki"), "mem 1000, disk 3Ki"),
+        (Resources(), "nothing"),
+    ],
+)
+def test_amounts_are_told_as_they_are_written(amounts: Resources, text: str) -> None:
+    assert str(amounts) == text

@@ -80,6 +80,14 @@ class SSHHost:
         """Whether we make the connection, and so may end it."""
         return isinstance(self.address, str)
 
+    def differs(self, other: SSHHost) -> str:
+        """Say in what another description of the same host differs; options by name only, they may hold a password."""
+        if self.quota != other.quota:
+            return f"the quotas {other.quota or 'no limit'} and {self.quota or 'no limit'}"
+        names = {*self.options, *other.options}
+        unlike = sorted(name for name in names if self.options.get(name, ...) != other.options.get(name, ...))
+        return f"different options: {', '.join(unlike)}" if unlike else "other hosts beside it"
+
     async def connect(self) -> asyncssh.SSHClientConnection:
         """Return a connection; `CallerError` when only a person can help, `TemporaryError` when time may."""
         if not isinstance(self.address, str):

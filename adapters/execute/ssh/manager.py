@@ -75,8 +75,10 @@ class SSHLinuxManager(AbstractProcessManager):
         if not self.remote_path or set(self.remote_path) & set("\n\r\0"):
             raise CallerError(f"{self.remote_path!r} is no remote_path", where=app)
         key = (app, self.remote_path, *((host.address, host.label) for host in self.hosts))
-        self._shared = _hosts.get(key) or Hosts([Target(host, app, self.remote_path) for host in self.hosts])
-        _hosts[key] = self._shared  # two managers of one target are one to it
+        shared = _hosts.get(key)
+        if shared is None or shared.hosts != self.hosts:
+            shared = Hosts([Target(host, app, self.remote_path) for host in self.hosts])
+        self._shared = _hosts[key] = shared  # two managers that say the same are one to their targets
 
     def __repr__(self) -> str:
         return f"SSHLinuxManager({self.app!r}, {', '.join(host.label for host in self.hosts)}, {self.remote_path!r})"

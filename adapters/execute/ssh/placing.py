@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from decimal import Decimal
 
+from datatask.adapters.execute.ssh.connecting import SSHHost
 from datatask.adapters.execute.ssh.target import Target
 from datatask.adapters.execute.targets import Recipe
 from datatask.adapters.spools import Spool
@@ -30,6 +31,11 @@ class Hosts:
         self._waiting: OrderedDict[str, tuple[Resources, asyncio.Future[Target]]] = OrderedDict()
         self._users = 0
         self._keys: dict[str, str] = {}
+
+    @property
+    def hosts(self) -> tuple[SSHHost, ...]:
+        """The targets as their manager names them, with quotas and options."""
+        return tuple(target.host for target in self.targets)
 
     async def attach(self, recipe: Recipe) -> None:
         """One more user of all targets."""

@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import shlex
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from datatask.adapters.execute.ssh.link import (
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 logger = logging.getLogger("datatask.processes")
+_at_work: weakref.WeakValueDictionary[tuple[object, ...], Target] = weakref.WeakValueDictionary()
 
 OPEN_SECONDS = 15.0
 SILENT_SECONDS = 2.0
@@ -105,6 +107,8 @@ class Target:
 
     async def attach(self) -> None:
         """One more user. The first one connects: `CallerError` when only a person can help."""
+        if self._users == 0:
+            self._alone()
         self._users += 1
         if self._users > 1:
             return
@@ -122,6 +126,18 @@ class Target:
         except BaseException:
             self._users -= 1
             raise
+
+    def _alone(self) -> None:
+        """Refuse where another manager of this process is at work, which counts the host's runs on its own."""
+        key = self.host.address, self.label, self._app, self._path
+        other = _at_work.get(key)
+        if other is not None and other._users > 0:
+            raise CallerError(
+                f"two managers of the app {self._app!r} use it at once, with {self.host.differs(other.host)}",
+                where=self.label,
+                remedy="use one manager for both, or give one of them another app name",
+            )
+        _at_work[key] = self
 
     async def detach(self) -> None:
         """One user less; with the last one the connection ends, and what runs goes on."""
