@@ -131,12 +131,11 @@ async def test_memory_of_all_processes_of_a_run_counts(tmp_path: Path) -> None:
 
 @grouped
 async def test_cores_are_shared_out(tmp_path: Path) -> None:
-    """A tenth of a core leaves a busy loop of half a second's work about five seconds; one core does not."""
+    """Three tenths of a second of work take a tenth of a core three seconds, less what it may begin with."""
     busy = f"#!{sys.executable}\nimport time\nwhile time.process_time() < 0.3: pass\n"
-    slow, fast = [(await ended(tmp_path / cpu, busy, cpu, "1Gi")).ending for cpu in ("0.1", "1")]
-    took = [one.ended_at - one.started_at for one in (slow, fast) if one.ended_at and one.started_at]
-    assert took[0] > 2 * took[1]
-    assert took[0] > 1_500_000_000
+    ending = (await ended(tmp_path, busy, "0.1", "1Gi")).ending
+    assert ending.outcome == "succeeded"
+    assert (ending.ended_at or 0) - (ending.started_at or 0) > 1_500_000_000
 
 
 held = pytest.mark.parametrize("enforce", [pytest.param(True, marks=grouped), "ulimit"])

@@ -52,14 +52,10 @@ async def test_memory_is_bounded_by_the_kernel_and_its_end_says_so(tmp_path: Pat
 async def test_cores_are_shared_out(tmp_path: Path) -> None:
     """Three tenths of a second of work take a tenth of a core three seconds, less what it may begin with."""
     busy = "#!/usr/bin/python3\nimport time\nwhile time.process_time() < 0.3: pass\n"
-    took = []
-    for cpu in ("0.1", "1"):
-        resources = Resources.parse(cpu, "1Gi")
-        end = (await ended(on_server(tmp_path / cpu), busy, enforce=True, resources=resources)).ending
-        assert end.outcome == "succeeded"
-        took.append((end.ended_at or 0) - (end.started_at or 0))
-    assert took[0] > 2 * took[1]
-    assert took[0] > 1.5 * SECOND
+    resources = Resources.parse("0.1", "1Gi")
+    end = (await ended(on_server(tmp_path), busy, enforce=True, resources=resources)).ending
+    assert end.outcome == "succeeded"
+    assert (end.ended_at or 0) - (end.started_at or 0) > 1.5 * SECOND
 
 
 @grouped

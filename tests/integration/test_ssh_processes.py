@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from datatask import (
 from datatask.engine.ports import Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
-from tests.ssh_kit import Server, server, serving
+from tests.ssh_kit import server
 from tests.ssh_runs import (
     SECOND,
     ended,
@@ -372,57 +371,3 @@ async def test_a_full_disk_loses_no_end(tmp_path: Path) -> None:
     assert (first.ending.outcome, first.ending.exit_code) == ("failed", 1)
     assert second.ending.outcome == "lost"
     assert "disk is full" in message(second)
-
-
-# --- the target's shell -------------------------------------------------------------------------------
-
-
-@pytest.fixture(
-    params=["dash", pytest.param("busybox", marks=pytest.mark.server("busybox")), "bash", "no setsid"]
-)
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server whose targets have this shell as /bin/sh: seen so by what it runs."""
-    bare = tmp_path / "bin"
-    bare.mkdir()
-    tools = "mkdir mv rm mkfifo ls id sleep sed sort env cat chmod rmdir"
-    if request.param == "busybox":
-        for tool in (*tools.split(), "setsid"):
-            (bare / tool).symlink_to(shutil.which("busybox") or "")
-    else:
-        for tool in (*tools.split(), "perl") if request.param == "no setsid" else (*tools.split(), "setsid"):
-            (bare / tool).symlink_to(shutil.which(tool) or "")
-    name = {"busybox": "busybox sh", "bash": "bash --posix", "no setsid": "dash"}.get(
-        request.param, request.param
-    )
-    program, *rest = name.split()
-    wrapper = tmp_path / "sh"
-    wrapper.write_text(f'#!/bin/dash\nexec {shutil.which(program)} {" ".join(rest)} "$@"\n')
-    wrapper.chmod(0o755)
-    with serving(tmp_path / "server", f" PATH={bare} DATATASK_TEST_SHELL={wrapper}") as at:
-        yield at
-
-
-async def test_any_posix_shell_will_do(
-    shell: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Starts, ends, stops, recovery, with nothing but the usual utilities in the path."""
-    from datatask.adapters.execute.ssh import link as ssh_link
-
-    monkeypatch.setattr(ssh_link, "SHELL", str(tmp_path / "sh"))
-    script = "{% if job == 'slow' %}/bin/sleep 60{% elif job == 'bad' %}exit 3{% else %}echo $$; cut -d' ' -f1,5,6 /proc/$$/stat{% endif %}\n"
-    first = make(on_server(tmp_path, shell), script, environ={"PATH": os.environ["PATH"]}).runner
-    async with opened(first) as facts:
-        for run, job in enumerate(("good", "bad", "slow"), 1):
-            first.start(spec(run, job))
-        await facts.first(3, Started)
-        good, bad = await facts.end_of(1), await facts.end_of(2)
-    words = (contents(good.writes[0]) or b"").split()
-    assert len(words) == 4
-    assert len(set(words)) == 1, "process, group and session are one"
-    assert bad.ending.exit_code == 3
-    later = make(on_server(tmp_path, shell), script).runner
-    async with opened(later) as facts:
-        await later.recover([spec(3, "slow"), spec(4)])
-        assert (await facts.end_of(4)).ending.outcome == "lost"
-        later.stop(3, "cancelled", SECOND // 4)
-        assert (await facts.end_of(3)).ending.outcome == "cancelled"
