@@ -38,7 +38,7 @@ def look(settings: Settings, *, clean: bool) -> Iterator[Found]:
         try:
             runs = asyncio.run(manager.list_runs())
         except DatataskError as error:
-            yield "no", str(error), error.remedy
+            yield "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy
             continue
         with recorded(settings) as log:
             mine = log.state.log

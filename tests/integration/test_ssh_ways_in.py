@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager
-from tests.contract.test_runner import contents
+from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager, TemporaryError
+from datatask.adapters.execute.ssh import target
+from datatask.engine.ports import Unreachable
+from tests import ssh_kit
+from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, server, serving
-from tests.ssh_runs import ended
+from tests.ssh_runs import ended, make, on_server
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -206,3 +210,49 @@ async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_
         text = await refusal(address(at, username="root", password="hunter2"))
     assert "with no key and the password" in text
     assert "hunter2" not in text
+
+
+# --- servers that let us in and no further ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            f"MaxSessions 2\n{ssh_kit.CONFIG}",
+            "opens no more sessions: open failed; have its sshd_config allow three",
+        ),
+        (
+            ssh_kit.CONFIG.replace("Subsystem sftp internal-sftp\n", ""),
+            "offers no SFTP; have its sshd_config say: Subs",
+        ),
+    ],
+    ids=["sessions", "no SFTP"],
+)
+async def test_a_server_that_allows_too_little_is_told_once_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, config: str, says: str
+) -> None:
+    """By `doctor`, by the run that waits, and on stderr; it is tried again, for it may be mended meanwhile."""
+    allowing = ssh_kit.CONFIG
+    monkeypatch.setattr(ssh_kit, "CONFIG", config)
+    monkeypatch.setattr(target, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(target, "RETRY_SECONDS_MAX", 0.2)
+    folder = tmp_path / "server"
+    with serving(folder) as at:
+        manager = on_server(tmp_path, at)
+        with pytest.raises(TemporaryError, match=says):
+            await manager.list_runs()
+        runner = make(manager, "true\n").runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            told = await facts.first(1, Unreachable)
+            assert isinstance(told, Unreachable)
+            assert says in told.message
+            monkeypatch.setattr(ssh_kit, "CONFIG", allowing)
+            (folder / "sshd_config").write_text(allowing.format(port=at.port, folder=folder, more=""))
+            os.kill(at.pid, signal.SIGHUP)  # it reads its configuration anew, as the same process
+            assert (await facts.end_of(1)).ending.outcome == "succeeded"
+        said = [record.getMessage() for record in caplog.records if record.name == "datatask.processes"]
+        assert said == [f"target cannot be reached: {said[0].partition(': ')[2]}", "target answers again"]
+        assert says in said[0]
+        assert [run.state for run in await manager.list_runs()] == ["it has ended"]

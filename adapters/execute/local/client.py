@@ -85,6 +85,7 @@ class LauncherClient(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._flushing = False
         self._trash: list[Path] = []
+        self._is_mute = False
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
@@ -306,12 +307,18 @@ class LauncherClient(asyncio.Protocol):
             self._connect()
 
     def _silent(self, text: str) -> None:
+        if not self._is_mute:
+            self._is_mute = True
+            logger.warning("%s", text)
         for identity, asked in list(self._asked.items()):
             if not asked.silent:
                 asked.silent = True
                 asked.watcher.on_silence(identity, text)
 
     def _in_contact(self) -> None:
+        if self._is_mute:
+            self._is_mute = False
+            logger.warning("the launcher of %s answers again", self.directory)
         for identity, asked in list(self._asked.items()):
             if asked.silent:
                 asked.silent = False

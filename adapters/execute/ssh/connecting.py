@@ -247,7 +247,7 @@ def mapped(error: BaseException, where: str) -> DatataskError:
         return TemporaryError(
             f"the server opens no more sessions: {error.reason}",
             where=where,
-            remedy="three are enough (MaxSessions)",
+            remedy="have its sshd_config allow three at least (MaxSessions)",
         )
     if isinstance(error, TimeoutError):
         return TemporaryError("it does not answer", where=where)

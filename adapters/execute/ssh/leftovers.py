@@ -11,7 +11,7 @@ import shlex
 import asyncssh
 
 from datatask.adapters.execute.ssh.connecting import SSHHost, mapped
-from datatask.adapters.execute.ssh.link import SHELL, let_go, prepare
+from datatask.adapters.execute.ssh.link import SHELL, check_sessions, let_go, prepare
 from datatask.adapters.execute.targets import Leftover
 
 REMOVED_AT_ONCE = 100
@@ -25,7 +25,7 @@ _STATES = {
 
 
 async def list_runs(host: SSHHost, app: str, path: str) -> list[Leftover]:
-    """Return the runs of every log that have a folder on the host."""
+    """Return the runs of every log that have a folder on the host; an error where it does not let us do what runs need."""
     text = await _agent(host, app, path, "list", ())
     found = []
     for line in text.splitlines():
@@ -54,6 +54,8 @@ async def _agent(host: SSHHost, app: str, path: str, mode: str, names: list[str]
     connection = await host.connect()
     try:
         ground = await prepare(connection, path, app, host.label)
+        if mode == "list":
+            await check_sessions(connection, host.label)
         words = " ".join(map(shlex.quote, [ground.agent, mode, ground.folder, *names]))
         done = await connection.run(f"exec {SHELL} {words}", encoding="utf-8", errors="replace")
     except (OSError, asyncssh.Error) as error:

@@ -28,6 +28,7 @@ from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 SETUP_SECONDS = 20.0
 SHELL = "/bin/sh"
+SFTP_LINE = "Subsystem sftp internal-sftp"
 LINE_BYTES_MAX = 1 << 20
 LIVE_SECONDS = 60
 SECOND = 1_000_000_000
@@ -183,6 +184,33 @@ class _Lines(asyncssh.SSHClientSession[bytes]):
         self._lost()
 
 
+async def open_sftp(connection: asyncssh.SSHClientConnection, label: str) -> asyncssh.SFTPClient:
+    """Return an SFTP client; a server that opens a session but does not know the subsystem is told apart."""
+    try:
+        return await connection.start_sftp_client()
+    except asyncssh.ChannelOpenError as error:
+        if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+            raise TemporaryError(
+                "the server offers no SFTP", where=label, remedy=f"have its sshd_config say: {SFTP_LINE}"
+            ) from error
+        raise
+
+
+async def check_sessions(connection: asyncssh.SSHClientConnection, label: str) -> None:
+    """Open what runs need, all at once: SFTP and two shells; `TemporaryError` where the server does not let us."""
+    try:
+        async with asyncio.timeout(SETUP_SECONDS):
+            (await open_sftp(connection, label)).exit()
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(await open_sftp(connection, label))
+                for _ in range(2):
+                    await stack.enter_async_context(
+                        await connection.create_process(f"exec {SHELL} -c 'read line'")
+                    )
+    except (OSError, asyncssh.Error, TimeoutError) as error:
+        raise mapped(error, label) from error
+
+
 class Link:
     """An agent at work; `lost` is done when it can no longer be talked to."""
 
@@ -203,7 +231,7 @@ class Link:
         check_owner(ground.owner, mine, label)
         try:
             async with asyncio.timeout(SETUP_SECONDS):
-                self.sftp = await self.connection.start_sftp_client()
+                self.sftp = await open_sftp(self.connection, label)
                 token = f"{mine.token}.{secrets.token_hex(4)}"  # the agents of a link that was lost are not wanted
                 words = [ground.folder, mine.log, str(mine.epoch), token]
                 await self._start("control", [*words, quote("\0".join(mine.home), safe="")])

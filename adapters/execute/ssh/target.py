@@ -97,6 +97,7 @@ class Target:
         self._outgoing: list[str] = []
         self._link: Link | None = None
         self._answers = False
+        self._is_mute = False
         self._spare: tuple[asyncssh.SSHClientConnection, Ground] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -122,7 +123,7 @@ class Target:
                 self._spare = await self._connect()
         except (TemporaryError, TimeoutError) as error:
             self.trouble = str(error) or "it does not answer"
-            logger.warning("%s cannot be reached now: %s", self.label, self.trouble)
+            self._mute()
         except BaseException:
             self._users -= 1
             raise
@@ -389,15 +390,26 @@ class Target:
         self._silence = None
         if self._link is not None:
             return
-        text = f"{self.label} cannot be reached: {self.trouble or 'it does not answer'}"
+        text = self._mute()
         for identity, asked in list(self._asked.items()):
             if not asked.silent:
                 asked.silent = True
                 asked.watcher.on_silence(self, identity, text)
         self._silence = self._loop.call_later(SILENT_SECONDS, self._silent)
 
+    def _mute(self) -> str:
+        """Say once that it is silent, and why."""
+        text = f"{self.label} cannot be reached: {self.trouble.removeprefix(f'{self.label}: ') or 'it does not answer'}"
+        if not self._is_mute:
+            self._is_mute = True
+            logger.warning("%s", text)
+        return text
+
     def _in_contact(self) -> None:
         self.trouble = ""
+        if self._is_mute:
+            self._is_mute = False
+            logger.warning("%s answers again", self.label)
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
