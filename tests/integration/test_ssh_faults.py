@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datatask import InProcessBlobRepository
+from datatask.adapters.execute.ssh import manager as ssh_manager
 from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
 from tests.contract.test_runner import contents, opened, spec
@@ -318,9 +319,8 @@ async def test_an_engine_of_another_log_is_turned_away_while_the_first_one_lives
     async with opened(first) as facts:
         first.start(spec(1))
         await facts.end_of(1)
-        from datatask.adapters.execute.ssh import manager as ssh
-
-        monkey.setattr(ssh, "_hosts", {})  # as if it were another process
+        monkey.setattr(ssh_manager, "_hosts", {})  # as if it were another process
+        monkey.setattr(ssh_target, "_at_work", {})
         second = ssh_task(tmp_path, "true\n").runner
         async with opened(second) as others:
             second.start(other)
