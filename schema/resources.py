@@ -111,7 +111,9 @@ class Resources:
     def __str__(self) -> str:
         """Say the amounts as a person writes them: `cpu 1.5, mem 2Gi, gpu 1`."""
         named = {"cpu": self.cpu, "mem": self.mem, **self.custom}
-        return ", ".join(f"{name} {_written(amount)}" for name, amount in named.items() if amount) or "nothing"
+        return (
+            ", ".join(f"{name} {_written(amount)}" for name, amount in named.items() if amount) or "nothing"
+        )
 
     @classmethod
     def parse(

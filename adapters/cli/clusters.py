@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.cli.recorded import recorded
+from datatask.adapters.cli.leftovers import log_of, open_identities, others
 from datatask.adapters.cli.settings import Settings
 from datatask.schema.errors import DatataskError
 
@@ -39,13 +39,13 @@ def managers_of(settings: Settings) -> list[PodManager]:
     return list(found.values())
 
 
-def look(settings: Settings, *, clean: bool) -> Iterator[Found]:
-    """Yield (yes, no or note; what; remedy) for each cluster."""
+def look(settings: Settings, *, clean: bool, of: str = "") -> Iterator[Found]:
+    """Yield (yes, no or note; what; remedy) for each cluster; `of` is a log that is gone."""
     for manager in managers_of(settings):
         found = asyncio.run(_looked(manager))
         yield from found
         if not any(ok == "no" for ok, _, _ in found):
-            yield from _left(settings, manager, clean)
+            yield from _left(settings, manager, clean, of)
 
 
 async def _looked(manager: PodManager) -> list[Found]:
@@ -54,24 +54,22 @@ async def _looked(manager: PodManager) -> list[Found]:
     try:
         return [found async for found in health.look(manager)]
     except DatataskError as error:
-        return [("no", str(error), error.remedy)]
+        return [("no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy)]
 
 
-def _left(settings: Settings, manager: PodManager, clean: bool) -> Iterator[Found]:
+def _left(settings: Settings, manager: PodManager, clean: bool, of: str) -> Iterator[Found]:
     from datatask.adapters.execute.kube import health, names
 
     pods = asyncio.run(health.leftovers(manager))
-    with recorded(settings) as log:
-        mine = log.state.log
-        open_runs = {f"{mine}.{run.epoch}.{run.run}" for run in log.state.open_runs.values()}
-    ours = [pod for pod in pods if names.identity_of(pod).startswith(f"{mine}.")]
+    mine, open_runs = open_identities(settings)
+    ours = [pod for pod in pods if log_of(names.identity_of(pod)) in (mine, of)]
     orphans = [pod for pod in ours if names.identity_of(pod) not in open_runs]
     gone = asyncio.run(health.remove(manager, orphans)) if clean and orphans else set()
     for pod in orphans:
         yield _told(pod, pod.name in gone, settings)
-    if len(pods) > len(ours):
-        others = len(pods) - len(ours)
-        yield "note", f"{manager!r}: {others} pods are of other logs", "their own pipelines clean them up"
+    yield from others(
+        f"{manager!r}", "pods", [names.identity_of(pod) for pod in pods if pod not in ours], settings
+    )
     if not orphans:
         yield "yes", f"{manager!r}: nothing is left of runs that are over", ""
 

@@ -40,12 +40,16 @@ class Check(NamedTuple):
 
 @command(
     "doctor",
-    example="datatask doctor\ndatatask -p pipeline.py doctor --json\ndatatask -p pipeline.py doctor --clean",
+    example="datatask doctor\ndatatask -p pipeline.py doctor --json\ndatatask -p pipeline.py doctor --clean\n"
+    "datatask -p pipeline.py doctor --clean --of f024c0260e4b42f7a687eaccfd4307a4",
 )
 @click.option(
     "--clean", is_flag=True, help="Remove folders and processes of runs that are over, on their machines."
 )
-def doctor(settings: Settings, clean: bool) -> int:
+@click.option(
+    "--of", "of", metavar="LOG", default="", help="With --clean: also those of this log, which is gone."
+)
+def doctor(settings: Settings, clean: bool, of: str) -> int:
     """Check the surroundings: Python, SQLite, disk, the log and its engine, the pipeline with -p.
 
     With -p also what killed engines left on the machines where processes run; --clean removes it.
@@ -64,9 +68,11 @@ def doctor(settings: Settings, clean: bool) -> int:
             code = max(code, error.exit_code)
     if clean and not settings.names_pipeline:
         raise CallerError("--clean needs the pipeline, which knows the machines", remedy="name it with -p")
+    if of and not clean:
+        raise CallerError("--of says whose runs to remove", remedy="add --clean")
     if settings.names_pipeline:
-        checks += _machines(settings, clean)
-        checks += _clusters(settings, clean)
+        checks += _machines(settings, clean, of)
+        checks += _clusters(settings, clean, of)
     output = Output(settings)
     output.rows([check._asdict() for check in checks], Check._fields)
     return code or (2 if any(check.ok == "no" for check in checks) else 0)
@@ -209,22 +215,22 @@ def _pipeline(settings: Settings) -> Iterator[Check]:
     yield Check("pipeline", "yes", f"{pipeline.name}: {count} task{'s' * (count != 1)}")
 
 
-def _machines(settings: Settings, clean: bool) -> Iterator[Check]:
+def _machines(settings: Settings, clean: bool, of: str) -> Iterator[Check]:
     from datatask.adapters.cli.leftovers import look
 
     try:
-        for ok, what, remedy in look(settings, clean=clean):
+        for ok, what, remedy in look(settings, clean=clean, of=of):
             yield Check("machines", ok, what, remedy)
     except DatataskError as error:  # without a log nothing has run; other trouble with it has been told
         if clean:
             yield Check("machines", "no", str(error), error.remedy)
 
 
-def _clusters(settings: Settings, clean: bool) -> Iterator[Check]:
+def _clusters(settings: Settings, clean: bool, of: str) -> Iterator[Check]:
     from datatask.adapters.cli.clusters import look
 
     try:
-        for ok, what, remedy in look(settings, clean=clean):
+        for ok, what, remedy in look(settings, clean=clean, of=of):
             yield Check("cluster", ok, what, remedy)
     except DatataskError as error:  # as with machines
         if clean:

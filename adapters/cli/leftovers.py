@@ -8,6 +8,7 @@ then is over. Runs of other logs are told and left alone.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 from datatask.adapters.cli.recorded import recorded
@@ -32,32 +33,48 @@ def managers_of(settings: Settings) -> list[AbstractProcessManager]:
     return list(found.values())
 
 
-def look(settings: Settings, *, clean: bool) -> Iterator[Found]:
-    """Yield (yes, no or note; what; remedy) for what is left on the machines."""
+def look(settings: Settings, *, clean: bool, of: str = "") -> Iterator[Found]:
+    """Yield (yes, no or note; what; remedy) for what is left on the machines; `of` is a log that is gone."""
     for manager in managers_of(settings):
         try:
             runs = asyncio.run(manager.list_runs())
         except DatataskError as error:
             yield "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy
             continue
-        with recorded(settings) as log:
-            mine = log.state.log
-            open_runs = {f"{mine}.{run.epoch}.{run.run}" for run in log.state.open_runs.values()}
-        orphans = [
-            run for run in runs if run.identity.startswith(f"{mine}.") and run.identity not in open_runs
-        ]
-        others = len([run for run in runs if not run.identity.startswith(f"{mine}.")])
+        mine, open_runs = open_identities(settings)
+        ours = [run for run in runs if log_of(run.identity) in (mine, of)]
+        orphans = [run for run in ours if run.identity not in open_runs]
         gone = set(asyncio.run(manager.remove_runs(orphans))) if clean and orphans else set()
         for run in orphans:
             yield _told(run, run in gone, settings)
-        if others:
-            yield (
-                "note",
-                f"{manager!r}: {others} folders are of other logs",
-                "their own pipelines clean them up",
-            )
+        yield from others(f"{manager!r}", "runs", [run.identity for run in runs if run not in ours], settings)
         if not orphans:
             yield "yes", f"{manager!r}: nothing is left of runs that are over", ""
+
+
+def open_identities(settings: Settings) -> tuple[str, set[str]]:
+    """Return the log and the identities of its open runs; nothing of a log that is not there."""
+    if not settings.log_path().exists():
+        return "", set()
+    with recorded(settings) as log:
+        mine = log.state.log
+        return mine, {f"{mine}.{run.epoch}.{run.run}" for run in log.state.open_runs.values()}
+
+
+def log_of(identity: str) -> str:
+    """Return the log whose run this is."""
+    return identity.partition(".")[0]
+
+
+def others(where: str, kind: str, identities: list[str], settings: Settings) -> Iterator[Found]:
+    """Yield a note for each other log of which something is there."""
+    for log, count in Counter(map(log_of, identities)).items():
+        remedy = settings.command("doctor", "--clean", "--of", log)
+        yield (
+            "note",
+            f"{where}: {count} {kind} are of another log, {log}",
+            f"its own pipeline cleans up; if that log is gone, `{remedy}` does",
+        )
 
 
 def _told(run: Leftover, gone: bool, settings: Settings) -> Found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local.families import MARK
 from tests.ssh_kit import server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,8 +57,8 @@ def told(folder: Path, *arguments: str, given: str = "", code: int = 0) -> str:
 
 
 @pytest.fixture(params=["here", pytest.param("far", marks=pytest.mark.server("sshd"))])
-def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder with a pipeline whose one run goes on until `go` is there."""
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An engine of a pipeline whose one run goes on until `go` is there."""
     manager = LOCAL
     if request.param == "far":
         manager = REMOTE.format(port=server().port, keys=server().folder)
@@ -66,10 +70,18 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
             if list((tmp_path / "base").rglob("mark")):
                 break
             time.sleep(0.05)
-        yield tmp_path
+        yield engine
     finally:
         (tmp_path / "go").touch()
-        assert engine.wait(30) == 0
+        assert engine.wait(30) in (0, -signal.SIGKILL)
+
+
+@pytest.fixture
+def running(engine: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Path]:
+    """Its folder."""
+    yield tmp_path
+    (tmp_path / "go").touch()
+    assert engine.wait(30) == 0
 
 
 def test_output_is_printed_as_it_comes_until_the_run_is_over(running: Path) -> None:
@@ -108,6 +120,39 @@ def test_a_shell_has_the_terminal_where_there_is_one(running: Path) -> None:
     assert b"33 77\r\nmark\r\n" in shown
 
 
+def test_what_a_crash_has_left_is_its_log_s_until_that_is_gone(
+    engine: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """A killed engine's run is open: nobody removes it. With its log deleted, it goes when it is asked for by name."""
+
+    def alive() -> bool:
+        return any(folder.startswith(f"{tmp_path}/base/app/") for folder in proctable.marked(MARK))
+
+    engine.kill()
+    engine.wait()
+    assert "nothing is left of runs that are over" in told(tmp_path, "doctor", "--clean")
+    assert alive()
+    with closing(sqlite3.connect(tmp_path / "log.db")) as file:
+        ((log,),) = file.execute("SELECT value FROM meta WHERE key = 'uuid'")
+    for path in tmp_path.glob("log.db*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    stranger = {**os.environ, "DATATASK_RUN": f"{tmp_path}/base/other/{log}/{log}.1.9"}
+    with subprocess.Popen(["sleep", "300"], env=stranger, start_new_session=True) as other:
+        try:
+            shown = told(tmp_path, "doctor", "--clean")
+            assert f"1 runs are of another log, {log}" in shown
+            assert f"doctor --clean --of {log}` does" in shown
+            assert alive()
+            assert "add --clean" in told(tmp_path, "doctor", "--of", log, code=2)
+            assert "; removed" in told(tmp_path, "doctor", "--clean", "--of", log)
+            assert not alive()
+            assert not list((tmp_path / "base/app").rglob("mark"))
+            assert other.poll() is None
+            assert "another log" not in told(tmp_path, "doctor")
+        finally:
+            other.kill()
+
+
 def test_a_shell_opens_in_the_folder_of_the_run(running: Path) -> None:
     assert told(running, "enter", "work", "one", given="pwd; cat mark; exit 3\n", code=3).endswith(
         "/cwd\nmark\n"
@@ -136,7 +181,7 @@ def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> Non
     assert left.poll() is None
     shown = told(tmp_path, "doctor", "--clean")
     assert "removed" in shown
-    assert "1 folders are of other logs" in shown
+    assert "1 runs are of another log, fe" in shown
     assert left.wait(10) == -9
     assert not (log / "1.999").exists()
     assert (log.parent / "fedcba9876543210/1.999").exists()
@@ -173,7 +218,7 @@ def test_doctor_ends_what_ended_runs_have_left_on_a_target_and_nothing_else(tmp_
         shown = told(tmp_path, "doctor")
         for number in (998, 999):
             assert f"{log.name}.1.{number}, which no open run owns: it runs" in shown
-        assert "1 folders are of other logs" in shown
+        assert "1 runs are of another log, fe" in shown
         assert told(tmp_path, "doctor", "--clean").count("removed") == 2
         assert [alive[name].wait(10) for name in ours] == [-9, -9]
         assert {alive[name].poll() for name in alive if name not in ours} == {None}
@@ -212,7 +257,7 @@ def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> No
         shown = told(tmp_path, "doctor")
         assert f"{log}.1.998, which no open run owns: it runs (pid {alive['ours'].pid})" in shown
         assert f"{log}.1.999, which no open run owns: it runs (pid {alive['with a folder'].pid})" in shown
-        assert "1 folders are of other logs" in shown
+        assert "1 runs are of another log, fe" in shown
         shown = told(tmp_path, "doctor", "--clean")
         assert shown.count("removed") == 2
         assert {name: alive[name].wait(10) for name in ("ours", "with a folder")} == dict.fromkeys(

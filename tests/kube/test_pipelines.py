@@ -208,7 +208,7 @@ async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path
         )
         rows = await doctor(tmp_path, "--clean")
         assert any(row["what"].endswith("; removed") for row in rows)
-        assert any("1 pods are of other logs" in row["what"] for row in rows)
+        assert any("1 pods are of another log, " in row["what"] for row in rows)
         assert list(api.pods) == ["left-1"]
         api.server.users["admin"].denied = {"patch pods", "list events"}
         rows = await doctor(tmp_path)
