@@ -1,6 +1,7 @@
 """How the tests run: coroutine tests on an event loop of their own, within a time limit.
 
-A test that talks to a server says so with `@pytest.mark.server("program")`.
+A test that talks to a server says so with `@pytest.mark.server("program")`, one that needs more of the machine than
+a user may do with `@pytest.mark.machine("root")` (see `tests.machine`).
 """
 
 from __future__ import annotations
@@ -43,15 +44,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `server("sshd")` where that program is missing; under CI=true fail it: CI installs it."""
+    """Skip a test where what it is marked to need is missing; under CI=true fail it: CI has it all."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
     for marker in item.iter_markers("server"):
         for program in marker.args:
             if shutil.which(program, path=path) is None:
-                missing = f"needs {program}, which is not installed"
-                if os.environ.get("CI") == "true":
-                    pytest.fail(f"{missing}: add it to .ci/run", pytrace=False)
-                pytest.skip(missing)
+                _misses(f"{program}, which is not installed", "add it to .ci/run")
+    for marker in item.iter_markers("machine"):
+        from tests.machine import lacking
+
+        for what in marker.args:
+            if words := lacking(what):
+                _misses(words, "run .ci/run as root on a machine of its own")
+
+
+def _misses(what: str, remedy: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"needs {what}: {remedy}", pytrace=False)
+    pytest.skip(f"needs {what}")
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine import mount, mounted
+
 FAULTS = Path(__file__).with_name("faults.c")
 
 
@@ -18,17 +20,9 @@ class Disk:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def mount(self, *options: str) -> None:
-        """Mount it, or mount it otherwise."""
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", self.path],
-            check=True,
-            capture_output=True,
-        )
-
     def remount(self, *options: str) -> None:
         """Change size or mode."""
-        self.mount("remount", *options)
+        mount(self.path, "remount", *options)
 
     def fill(self, leaving: int) -> Path:
         """Take all room but so many bytes; return the file that has it."""
@@ -40,17 +34,10 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 4 MB."""
+    """A disk of 4 MB, for tests marked `machine("mounts")`."""
     made = Disk(tmp_path / "disk")
-    made.path.mkdir()
-    try:
-        made.mount("size=4m")
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"may not mount: {error}")
-    try:
+    with mounted(made.path, "size=4m"):
         yield made
-    finally:
-        subprocess.run(["umount", "--lazy", made.path], check=True)
 
 
 @pytest.fixture(scope="session")

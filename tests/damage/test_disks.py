@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +78,7 @@ def project(disk: Disk) -> Project:
     return project
 
 
+@pytest.mark.machine("mounts")
 def test_a_disk_that_fills_ends_the_engine_and_nothing_durable_is_lost(disk: Disk, project: Project) -> None:
     ended = spoken(project, "run")
     assert ended.returncode == 5
@@ -99,6 +99,7 @@ def test_a_disk_that_fills_ends_the_engine_and_nothing_durable_is_lost(disk: Dis
     assert with_each["rows"] == [[JOBS, JOBS]]
 
 
+@pytest.mark.machine("mounts")
 def test_looking_works_on_a_full_disk(disk: Disk, project: Project) -> None:
     assert spoken(project, "run").returncode == 5
     disk.fill(0)
@@ -115,6 +116,7 @@ def test_looking_works_on_a_full_disk(disk: Disk, project: Project) -> None:
         assert told.stderr == ""
 
 
+@pytest.mark.machine("mounts")
 def test_a_request_on_a_full_disk_is_refused_in_one_line(disk: Disk, project: Project) -> None:
     disk.fill(0)
     before = positions(project)
@@ -127,6 +129,7 @@ def test_a_request_on_a_full_disk_is_refused_in_one_line(disk: Disk, project: Pr
     assert "late" in project.ok("ls", "grow.numbers").out
 
 
+@pytest.mark.machine("mounts")
 def test_a_disk_that_turns_read_only_under_an_engine(disk: Disk, project: Project) -> None:
     """As a kernel does after an error of the disk: told in one line, read as before, gone on when it is whole."""
     disk.remount("size=60m")
@@ -150,7 +153,7 @@ def test_a_disk_that_turns_read_only_under_an_engine(disk: Disk, project: Projec
     assert positions(project) > head
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+@pytest.mark.server("setpriv")
 def test_a_folder_that_turns_read_only_under_an_engine(tmp_path: Path) -> None:
     """What is open goes on, and so does the next engine, in the files that are there; nothing is lost."""
     project = Project(tmp_path)
@@ -175,6 +178,7 @@ def test_a_folder_that_turns_read_only_under_an_engine(tmp_path: Path) -> None:
     assert project.ok("ls", "double.doubled").lines == ["a", "b"]
 
 
+@pytest.mark.machine("mounts")
 def test_processes_outlive_an_engine_whose_disk_is_full_and_are_adopted(disk: Disk, tmp_path: Path) -> None:
     told = tmp_path / "told"
     project = Project(disk.path, SLOW.format(base=tmp_path / "base", told=told))

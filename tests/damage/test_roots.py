@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 from integration.cli_kit import Project
 
 from tests.damage.conftest import Disk
+from tests.machine import mount
 
 PIPELINE = """
 import datatask
@@ -35,6 +37,7 @@ def members(project: Project) -> list[str]:
     return sorted(project.ok("ls", "look.inputs").out.split())
 
 
+@pytest.mark.machine("mounts")
 def test_an_unmounted_disk_is_held_however_few_its_members_were(disk: Disk, tmp_path: Path) -> None:
     project = Project(tmp_path, PIPELINE.format(inputs=disk.path))
     for name in ("a", "b", "c"):
@@ -51,7 +54,7 @@ def test_an_unmounted_disk_is_held_however_few_its_members_were(disk: Disk, tmp_
     assert "without 3 of 3 members" in event
     told = project.call("why", "look", "stray")
     assert "inputs" in told.out + told.err
-    disk.mount("size=4m")  # a new one, not yet filled
+    mount(disk.path, "size=4m")  # a new one, not yet filled
     project.call("run")
     assert members(project) == ["a", "b", "c"]
     for name in ("a", "b", "c", "d"):

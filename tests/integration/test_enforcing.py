@@ -30,15 +30,7 @@ from tests.ssh_kit import server
 GREEDY = f"#!{sys.executable}\nkept = bytearray(300 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\n"
 
 
-def _can_make_groups() -> bool:
-    try:
-        cgroups.remove(cgroups.Groups().make("tried", 1.0, 1 << 26))
-    except OSError:
-        return False
-    return True
-
-
-grouped = pytest.mark.skipif(not _can_make_groups(), reason="no control group is this user's to write")
+grouped = pytest.mark.machine("groups")
 
 
 def task_of(path: Path, script: str, resources: Resources, **more: Any) -> ProcessTask:

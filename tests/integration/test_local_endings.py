@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +13,9 @@ from datatask.adapters.execute.templates import TemplateError
 from datatask.engine.ports import Ended
 from datatask.schema.ids import is_job
 from tests.integration.test_local_processes import run_all, spec, task_of
+from tests.machine import mounted
 
 MIB = 1 << 20
-
-
-@contextlib.contextmanager
-def mounted(path: Path, options: str) -> Iterator[Path]:
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("only root can mount")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 async def one(task: ProcessTask, run: int = 1, job: str = "") -> Ended:
@@ -97,6 +81,7 @@ async def test_ten_gibibytes_of_output_cost_no_memory(tmp_path: Path) -> None:
 # --- disks --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.machine("mounts")
 async def test_a_disk_that_the_output_fills_fails_the_run_and_no_other(tmp_path: Path) -> None:
     """The script sees the full disk; what it does then is its end, and the next run has the room again."""
     with mounted(tmp_path / "small", "size=4m") as disk:
@@ -107,6 +92,7 @@ async def test_a_disk_that_the_output_fills_fails_the_run_and_no_other(tmp_path:
         await _launcher_gone(disk)
 
 
+@pytest.mark.machine("mounts")
 async def test_a_file_system_that_executes_nothing_refuses_the_run_by_name(tmp_path: Path) -> None:
     with mounted(tmp_path / "noexec", "size=4m,noexec") as disk:
         ending = (await one(task_of(disk, "echo there"))).ending

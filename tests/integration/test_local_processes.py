@@ -25,6 +25,7 @@ from datatask import (
 )
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local.client import LauncherClient
+from datatask.adapters.execute.local.families import MARK
 from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.targets import STDOUT
 from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started
@@ -168,6 +169,62 @@ async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(tmp_path
     await until(lambda: ends(facts))
     assert ends(facts)[1].ending.exit_code == 5
     await task.runner.close()
+
+
+RESTARTED = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from integration.test_local_processes import ends, spec, task_of, until
+async def main():
+    runner, facts = task_of({path!r}, {script!r}).runner, []
+    await runner.open(facts.append)
+    await runner.recover([spec(1), spec(2)])
+    runner.start(spec(3, epoch=2))
+    await until(lambda: len(ends(facts)) == 3)
+    for run, end in sorted(ends(facts).items()):
+        print(run, end.ending.outcome, end.ending.error and end.ending.error.message, [w.source.read_text() for w in end.writes])
+    await runner.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.machine("mounts")
+async def test_after_a_restart_of_the_machine_what_ran_is_lost_and_what_had_ended_is_not(
+    tmp_path: Path,
+) -> None:
+    """All processes die at once; the next engine and launcher see another boot id, from a /proc of their own."""
+    script = "{% if job == 'j1' %}sleep 60{% else %}echo out{% endif %}"
+    told = {"tests": str(Path(__file__).parent.parent), "path": str(tmp_path), "script": script}
+    engine = subprocess.Popen(  # noqa: ASYNC220 - starts in a moment
+        [sys.executable, "-c", ENGINE.format(**told, runs=2)], start_new_session=True
+    )
+    journal, signs = (
+        tmp_path / "app/journal",
+        (f'"id":"{LOG}.1.2","ended"', f'"id":"{LOG}.1.1","task":"t","intended":'),
+    )
+    await until(lambda: journal.exists() and all(sign in journal.read_text() for sign in signs))
+    await until(lambda: any(folder.startswith(str(tmp_path)) for folder in proctable.marked(MARK)))
+    (running,) = [folder for folder in proctable.marked(MARK) if folder.startswith(str(tmp_path))]
+    first = launcher_pid(tmp_path)
+    os.kill(engine.pid, signal.SIGKILL)
+    for pid in (int((proctable.stat_fields(first) or [])[1]), first, *proctable.marked(MARK)[running]):
+        os.kill(pid, signal.SIGKILL)
+    engine.wait()
+    (tmp_path / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
+    mount = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    after = [sys.executable, "-c", RESTARTED.format(**told)]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["unshare", "--mount", "sh", "-c", mount, str(tmp_path / "boot"), *after],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "1 lost the machine was restarted while it ran []",
+        "2 succeeded None ['out\\n']",
+        "3 succeeded None ['out\\n']",
+    ]
 
 
 async def test_runs_survive_a_launcher_and_its_keeper(tmp_path: Path) -> None:

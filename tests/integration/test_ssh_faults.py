@@ -173,7 +173,7 @@ async def test_five_hundred_live_runs_need_three_sessions(tmp_path: Path) -> Non
     assert {fact.ending.outcome for fact in facts.all if isinstance(fact, Ended)} == {"succeeded"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a server another boot id")
+@pytest.mark.machine("mounts")
 async def test_a_target_that_restarts_under_an_engine_has_lost_what_ran_and_takes_new_runs(
     tmp_path: Path,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from datatask import (
 from datatask.engine.ports import Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
+from tests.machine import mounted
 from tests.ssh_kit import server
 from tests.ssh_runs import (
     SECOND,
@@ -132,11 +132,10 @@ def test_a_manager_needs_hosts_with_different_names() -> None:
         SSHLinuxManager("app", "host", "a\nb")
 
 
+@pytest.mark.machine("root")
 async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "remote/app/target"
     folder.mkdir(parents=True)
-    if os.getuid():
-        pytest.skip("only root can give a folder away")
     os.chown(folder.parent, 12345, 12345)
     with pytest.raises(CallerError, match="does not belong to this user"):
         async with opened(make(on_server(tmp_path), "true\n").runner):
@@ -349,25 +348,16 @@ async def test_a_variable_that_no_shell_can_set_is_refused_by_name(tmp_path: Pat
             pass
 
 
+@pytest.mark.machine("mounts")
 async def test_a_full_disk_loses_no_end(tmp_path: Path) -> None:
     """The script fails by itself; runs that cannot be started are lost, not forgotten."""
-    if os.getuid() or shutil.which("mount") is None:
-        pytest.skip("needs a file system of its own")
-    small = tmp_path / "remote"
-    small.mkdir()
-    try:
-        called("mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small))
-    except subprocess.CalledProcessError:
-        pytest.skip("nothing can be mounted here")
-    try:
+    with mounted(tmp_path / "remote", "size=1m"):
         runner = make(on_server(tmp_path), "head -c 4000000 /dev/zero\n").runner
         async with opened(runner) as facts:
             runner.start(spec(1))
             first = await facts.end_of(1)
             runner.start(spec(2))
             second = await facts.end_of(2)
-    finally:
-        called("umount", "-l", str(small))
     assert (first.ending.outcome, first.ending.exit_code) == ("failed", 1)
     assert second.ending.outcome == "lost"
     assert "disk is full" in message(second)

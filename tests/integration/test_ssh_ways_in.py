@@ -197,7 +197,7 @@ WAYS = {
 }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give an sshd passwords of its own")
+@pytest.mark.machine("root")
 @pytest.mark.parametrize("way", WAYS)
 async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_path: Path, way: str) -> None:
     """By its own reading of shadow, and by PAM."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -271,7 +270,7 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
     return folder
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+@pytest.mark.server("setpriv")
 def test_permissions_that_are_withdrawn(tmp_path: Path) -> None:
     """Of the folder: nothing is believed gone, the line names the folder and the remedy."""
     folder = folder_of(tmp_path, "a", "b")

@@ -1,0 +1,67 @@
+"""What a test may need of the machine itself: `@pytest.mark.machine("root", "mounts", "groups")`.
+
+In: the name of it. Out: whether it is so; and a file system of a test's own, where file systems can be mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datatask.adapters.execute.local import cgroups
+
+
+def mount(path: Path, *options: str) -> None:
+    """Mount a file system in memory, or mount it otherwise."""
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def mounted(path: Path, *options: str) -> Iterator[Path]:
+    """Mount a file system in memory; unmounted also where something still has a file open."""
+    path.mkdir(parents=True, exist_ok=True)
+    mount(path, *options)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with mounted(Path(folder), "size=1m"):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
+def _can_make_groups() -> bool:
+    try:
+        return cgroups.remove(cgroups.Groups().make(f"tried-{os.getpid()}", 1.0, 1 << 26))
+    except OSError:
+        return False
+
+
+_MEANS: dict[str, tuple[str, Callable[[], bool]]] = {
+    "root": ("the rights of root", _is_root),
+    "mounts": ("file systems that can be mounted", _can_mount),
+    "groups": ("control groups that are this user's to write", _can_make_groups),
+}
+
+
+@functools.cache
+def lacking(what: str) -> str:
+    """Return what the machine lacks, in words; nothing where it has it."""
+    words, has = _MEANS[what]
+    return "" if has() else words
