@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from datatask import STDOUT, CallerError, Resources, SSHLinuxManager, TemporaryError
-from datatask.engine.ports import Adopted, Ended, Started
+from datatask.engine.ports import Adopted, Ended, Reachable, Started, Unreachable
 from tests.contract.test_runner import Facts, opened, spec
-from tests.ssh_kit import server, serving
-from tests.ssh_runs import ended, make, message, on_server
+from tests.ssh_kit import proxied, server, serving
+from tests.ssh_runs import ended, make, message, on_server, until
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -97,6 +97,41 @@ async def test_a_host_that_is_down_gets_no_runs(tmp_path: Path) -> None:
         for run in range(1, 6):
             await facts.end_of(run)
         assert places(facts) == ["here"] * 5
+
+
+async def test_the_quota_of_a_silent_host_is_held_and_others_go_on(tmp_path: Path) -> None:
+    """What waits goes where there is room; back in contact, the silent one has room only when its own run has ended."""
+    one = Resources.parse(1, "1Gi")
+    script = f"while [ ! -e {tmp_path}/go-{{{{ job }}}} ]; do sleep 0.05; done\n"
+    async with proxied(server()) as proxy:
+        hosts = [server().host("silent", port=proxy.port, quota=one), server().host("other", quota=one)]
+        manager = SSHLinuxManager("app", remote_path=tmp_path / "remote", hosts=hosts)
+        runner = make(manager, script, resources=one).runner
+        async with opened(runner) as facts:
+            for run in range(1, 5):
+                runner.start(spec(run, f"j{run}"))
+            await until(lambda: len(places(facts)) == 2)
+            where = {fact.where: fact.run for fact in facts.all if isinstance(fact, Started)}
+            held, free = where["silent"], where["other"]
+            proxy.refusing = True
+            proxy.cut()
+            await facts.first(held, Unreachable)
+            (tmp_path / f"go-j{free}").touch()
+            await until(lambda: len(places(facts)) == 3)
+            third = [fact for fact in facts.all if isinstance(fact, Started)][-1]
+            (fourth,) = {1, 2, 3, 4} - {held, free, third.run}
+            assert third.where == "other"
+            proxy.refusing = False
+            await facts.first(held, Reachable)
+            await asyncio.sleep(0.5)
+            assert facts.of(fourth) == []
+            (tmp_path / f"go-j{held}").touch()
+            started = await facts.first(fourth, Started)
+            assert isinstance(started, Started)
+            assert started.where == "silent"
+            for run in (third.run, fourth):
+                (tmp_path / f"go-j{run}").touch()
+                assert (await facts.end_of(run)).ending.outcome == "succeeded"
 
 
 async def test_a_host_that_does_not_answer_is_a_temporary_trouble(tmp_path: Path) -> None:

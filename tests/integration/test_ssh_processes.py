@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
 import subprocess
 from pathlib import Path
@@ -15,6 +16,11 @@ from datatask import (
     CallerError,
     InProcessBlobRepository,
     InProcessMetadataRepository,
+    Pipeline,
+    ProcessTask,
+    ResourceManager,
+    Resources,
+    Session,
     SSHHost,
     SSHLinuxManager,
 )
@@ -140,6 +146,37 @@ async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match="does not belong to this user"):
         async with opened(make(on_server(tmp_path), "true\n").runner):
             pass
+
+
+async def test_a_pipeline_writes_down_what_became_of_each_job(tmp_path: Path) -> None:
+    """The same as of processes here: code, times by our clock, outputs in their repositories, no pids, no folders."""
+    inp = InProcessBlobRepository({str(n): str(n).encode() for n in range(20)})
+    out, done, pids = InProcessBlobRepository(), InProcessMetadataRepository(), InProcessMetadataRepository()
+    quota = ResourceManager(Resources.parse("1", "1Gi"))
+    task = ProcessTask(
+        "process",
+        on_server(tmp_path),
+        quota,
+        Resources.parse("100m", "1Mi"),
+        pids,
+        "cat; echo; echo bye >&2; exit {{ job }}",
+        done=done,
+        stdin=inp,
+        stdout=out,
+        stderr=STDOUT,
+    )
+    began = dt.datetime.now(dt.UTC)
+    async with Pipeline([task], Session(), [quota], log="memory:") as pipeline:
+        await pipeline.run(timeout=60)
+    ended = dt.datetime.now(dt.UTC)
+    assert {job: entry["return_code"] for job, entry in done.data.items()} == {str(n): n for n in range(20)}
+    assert {job for job, entry in done.data.items() if entry["success"]} == {"0"}
+    slack = dt.timedelta(seconds=0.1)  # the target tells hundredths of a second since its start
+    for entry in done.data.values():
+        assert began - slack <= entry["start_time"] <= entry["end_time"] + slack <= ended + 2 * slack
+    assert out.data == {str(n): f"{n}\nbye\n".encode() for n in range(20)}
+    assert pids.data == {}
+    await until(lambda: not list((tmp_path / "remote/app/target").glob("*/[0-9]*")))
 
 
 # --- ends ---------------------------------------------------------------------------------------------
