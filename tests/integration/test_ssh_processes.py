@@ -1,4 +1,4 @@
-"""SSH runs as a user meets them: trust, ends, output, environments, several hosts, the shells of the target."""
+"""SSH runs as a user meets them: what they are made of, how they end, what they leave and what they are told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import datetime as dt
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,7 +27,6 @@ from datatask.engine.ports import Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
 from tests.machine import mounted
-from tests.ssh_kit import server
 from tests.ssh_runs import (
     SECOND,
     ended,
@@ -46,79 +44,7 @@ def called(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-# --- trust --------------------------------------------------------------------------------------------
-
-
-async def test_an_unknown_host_is_refused_and_how_to_trust_it_is_told(tmp_path: Path) -> None:
-    (tmp_path / "known").touch()
-    host = server().host()
-    options = {**host.options, "known_hosts": str(tmp_path / "known")}
-    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
-    with pytest.raises(CallerError) as refused:
-        async with opened(make(manager, "true\n").runner):
-            pass
-    text = str(refused.value)
-    fingerprint = called("ssh-keygen", "-lf", str(server().folder / "host_key.pub")).split()[1]
-    assert "the host is not known" in text
-    assert fingerprint in text
-    assert f"ssh-keyscan -p {server().port} 127.0.0.1 >> ~/.ssh/known_hosts" in text
-
-
-async def test_another_key_than_the_known_one_is_told_as_that(tmp_path: Path) -> None:
-    other = (server().folder / "user_key.pub").read_text()
-    (tmp_path / "known").write_text(f"[127.0.0.1]:{server().port} {other}")
-    host = server().host()
-    manager = SSHLinuxManager(
-        "app",
-        SSHHost(host.address, options={**host.options, "known_hosts": str(tmp_path / "known")}),
-        tmp_path,
-    )
-    with pytest.raises(CallerError, match=r"is not the one that is known.*ssh-keygen -R"):
-        async with opened(make(manager, "true\n").runner):
-            pass
-
-
-async def test_a_key_that_is_not_accepted_is_told(tmp_path: Path) -> None:
-    called("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key"))
-    host = server().host()
-    options = {**host.options, "client_keys": [str(tmp_path / "key")]}
-    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
-    with pytest.raises(CallerError, match="lets nobody in"):
-        async with opened(make(manager, "true\n").runner):
-            pass
-
-
-async def test_a_name_of_ssh_config_leads_through_a_jump_host(tmp_path: Path) -> None:
-    """Address, port, key and jump host come from the file."""
-    at = server()
-    (tmp_path / "config").write_text(
-        f"Host inner\n HostName 127.0.0.1\n ProxyJump jump\n"
-        f"Host jump\n HostName 127.0.0.1\n"
-        f"Host *\n Port {at.port}\n IdentityFile {at.folder}/user_key\n UserKnownHostsFile {at.folder}/known_hosts\n"
-    )
-    options = {"config": [str(tmp_path / "config")], "agent_path": None}
-    manager = SSHLinuxManager("app", SSHHost("inner", options=options), tmp_path / "remote")
-    assert (await ended(manager, "echo there\n")).ending.outcome == "succeeded"
-
-
-async def test_a_function_that_connects_is_asked_again(tmp_path: Path) -> None:
-    """As pydatatask's session resources are given; an async one makes a new connection when the old one is lost."""
-    made = []
-
-    async def connect() -> Any:
-        made.append(await server().host().connect())
-        return made[-1]
-
-    runner = make(SSHLinuxManager("app", connect, tmp_path / "remote"), "sleep 0.5\n").runner
-    async with opened(runner) as facts:
-        runner.start(spec(1))
-        await facts.first(1, Started)
-        made[0].abort()
-        assert (await facts.end_of(1)).ending.outcome == "succeeded"
-    assert len(made) >= 2
-    assert not made[-1].is_closed()
-    made[-1].close()
-    await made[-1].wait_closed()
+# --- what a manager is made of -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["", "a b", "host:port", "-oProxyCommand=x", "a@b@c", "x;y z"])

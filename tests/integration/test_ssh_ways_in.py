@@ -14,7 +14,7 @@ import pytest
 
 from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager, TemporaryError
 from datatask.adapters.execute.ssh import target
-from datatask.engine.ports import Unreachable
+from datatask.engine.ports import Started, Unreachable
 from tests import ssh_kit
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, server, serving
@@ -210,6 +210,81 @@ async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_
         text = await refusal(address(at, username="root", password="hunter2"))
     assert "with no key and the password" in text
     assert "hunter2" not in text
+
+
+# --- trust --------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_host_is_refused_and_how_to_trust_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "known").touch()
+    host = server().host()
+    options = {**host.options, "known_hosts": str(tmp_path / "known")}
+    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
+    with pytest.raises(CallerError) as refused:
+        async with opened(make(manager, "true\n").runner):
+            pass
+    text = str(refused.value)
+    fingerprint = called("ssh-keygen", "-lf", str(server().folder / "host_key.pub")).split()[1]
+    assert "the host is not known" in text
+    assert fingerprint in text
+    assert f"ssh-keyscan -p {server().port} 127.0.0.1 >> ~/.ssh/known_hosts" in text
+
+
+async def test_another_key_than_the_known_one_is_told_as_that(tmp_path: Path) -> None:
+    other = (server().folder / "user_key.pub").read_text()
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{server().port} {other}")
+    host = server().host()
+    manager = SSHLinuxManager(
+        "app",
+        SSHHost(host.address, options={**host.options, "known_hosts": str(tmp_path / "known")}),
+        tmp_path,
+    )
+    with pytest.raises(CallerError, match=r"is not the one that is known.*ssh-keygen -R"):
+        async with opened(make(manager, "true\n").runner):
+            pass
+
+
+async def test_a_key_that_is_not_accepted_is_told(tmp_path: Path) -> None:
+    called("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key"))
+    host = server().host()
+    options = {**host.options, "client_keys": [str(tmp_path / "key")]}
+    manager = SSHLinuxManager("app", SSHHost(host.address, options=options), tmp_path)
+    with pytest.raises(CallerError, match="lets nobody in"):
+        async with opened(make(manager, "true\n").runner):
+            pass
+
+
+async def test_a_name_of_ssh_config_leads_through_a_jump_host(tmp_path: Path) -> None:
+    """Address, port, key and jump host come from the file."""
+    at = server()
+    (tmp_path / "config").write_text(
+        f"Host inner\n HostName 127.0.0.1\n ProxyJump jump\n"
+        f"Host jump\n HostName 127.0.0.1\n"
+        f"Host *\n Port {at.port}\n IdentityFile {at.folder}/user_key\n UserKnownHostsFile {at.folder}/known_hosts\n"
+    )
+    options = {"config": [str(tmp_path / "config")], "agent_path": None}
+    manager = SSHLinuxManager("app", SSHHost("inner", options=options), tmp_path / "remote")
+    assert (await ended(manager, "echo there\n")).ending.outcome == "succeeded"
+
+
+async def test_a_function_that_connects_is_asked_again(tmp_path: Path) -> None:
+    """As pydatatask's session resources are given; an async one makes a new connection when the old one is lost."""
+    made = []
+
+    async def connect() -> Any:
+        made.append(await server().host().connect())
+        return made[-1]
+
+    runner = make(SSHLinuxManager("app", connect, tmp_path / "remote"), "sleep 0.5\n").runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        made[0].abort()
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
+    assert len(made) >= 2
+    assert not made[-1].is_closed()
+    made[-1].close()
+    await made[-1].wait_closed()
 
 
 # --- servers that let us in and no further ------------------------------------------------------------
