@@ -114,7 +114,15 @@ def found(tmp_path: Path, mounts: str, own: str) -> str:
     """Return what the agent says of these tables of the kernel."""
     (tmp_path / "mounts").write_text(mounts)
     (tmp_path / "own").write_text(own)
-    command = ["sh", str(AGENT), "groups", str(tmp_path), str(tmp_path / "mounts"), str(tmp_path / "own")]
+    (tmp_path / "agent").write_text(ssh_link.joined(AGENT))
+    command = [
+        "sh",
+        str(tmp_path / "agent"),
+        "groups",
+        str(tmp_path),
+        str(tmp_path / "mounts"),
+        str(tmp_path / "own"),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -11,6 +11,7 @@
 #   ID         how it ended, written over room that was taken at the start; whole with its last character
 #   ended/ID   beside the folders: the same, renamed by who tells it, many at once; on the disk before it is told
 # A process is known by pid, start time (in ticks since boot) and boot id; a pid alone is used again.
+# On the target this is one file, with those that are named by `joined here` in their places.
 set -u
 base=$2 log=${3-} epoch=${4-} token=${5-} home=${6-}
 dir=$base/$log
@@ -59,6 +60,8 @@ claim_of() {
     set -- $line
     claimed=$1 claimed_boot=${2-} claimed_start=${3-} waiter=${4-}
 }
+
+# joined here: programs.sh
 
 # --- starting and ending ----------------------------------------------------------------------------
 
@@ -135,43 +138,6 @@ count_kills() {
     { while read -r part number; do [ "$part" != oom_kill ] || kills=$number; done </proc/vmstat; } 2>/dev/null
 }
 
-# executable FILE: whether the kernel can execute it, as far as its first bytes tell; a shell that is asked to execute what the
-# kernel cannot would interpret it instead. What has passed is only looked for again.
-passed=' '
-executable() {
-    [ -f "$1" ] && [ -x "$1" ] || return 1
-    case $passed in *" $1 "*) return ;; esac
-    file=$1 scripts=0
-    while head=$(head_of "$file") && [ "${head#2321}" != "$head" ]; do # a script: what interprets that one counts
-        IFS= read -r part <"$file"
-        part=${part#'#!'}
-        part=${part#"${part%%[! 	]*}"}
-        file=${part%%[ 	]*} scripts=$((scripts + 1))
-        [ $scripts -lt 5 ] && [ -f "$file" ] && [ -x "$file" ] || return 1
-    done
-    ours=$(head_of "/proc/$$/exe")
-    case $head,$ours in
-    ,* | *,) ;; # it cannot be read
-    7f454c46*0300,*3e00 | 7f454c46*2800,*b700) ;; # 32 bits on 64
-    7f454c46*"${ours#"${ours%????}"},"*) ;;
-    *) others_handled || return 1 ;;
-    esac
-    passed="$passed$1 "
-}
-
-# head_of FILE: its first 20 bytes in hexadecimal; the last two of a program say which processor it is for.
-head_of() {
-    od -An -tx1 -N20 "$1" 2>/dev/null | tr -d ' \n'
-}
-
-# others_handled: whether the kernel was told of further kinds of programs, as those of other processors.
-others_handled() {
-    for file in /proc/sys/fs/binfmt_misc/*; do
-        case ${file##*/} in register | status | '*') ;; *) return 0 ;; esac
-    done
-    return 1
-}
-
 # start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
 # (stdout), e (stderr), m (stderr goes to stdout), c (control groups), n (the script has no newline at its end). After it come a line with the interpreter,
 # one with its argument, and the LINES of the script, if it is not in its folder already.
@@ -219,170 +185,8 @@ await_claim() {
     done
 }
 
-# stop ID GRACE REASON: TERM to the run's group; after the grace KILL to all of it, and to what descended from it until now, for
-# that loses its parents with the TERM. What has ended stays as it is.
-stop() {
-    await_claim "$1"
-    if claim_of "$1" && [ "$claimed_boot" = "$boot" ] && alive "$claimed" "$claimed_start"; then
-        echo "$3" >"$dir/$1/stop"
-        (
-            descend "$claimed"
-            [ "$2" = 0 ] || { kill -TERM "-$claimed"; pause "$2"; }
-            strike "$claimed" "$claimed_start" "$dir/$1"
-        ) </dev/null >/dev/null 2>&1 &
-    else
-        settle "$1"
-    fi
-}
-
-# descend PID: adds to family what descends from a process, as PID:START; kernels that do not list children add nothing.
-family=''
-descend() {
-    for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do
-        look_at "$child" && family="$family $child:$start" && descend "$child"
-    done
-}
-
-# strike PID START FOLDER: KILL to the process, its group, its session, its family, and to what has left all of them.
-strike() {
-    if alive "$1" "$2"; then
-        descend "$1"
-        kill -KILL "-$1" 2>/dev/null
-        strike_session "$1"
-    fi
-    for relative in $family; do
-        alive "${relative%:*}" "${relative#*:}" && descend "${relative%:*}"
-    done
-    for relative in $family; do
-        alive "${relative%:*}" "${relative#*:}" && kill -KILL "${relative%:*}" 2>/dev/null
-    done
-    rounds=0 # what is about to be killed may start another one
-    while [ $rounds -lt 10 ] && strike_marked "$3"; do rounds=$((rounds + 1)); done
-}
-
-strike_session() {
-    command -v pkill >/dev/null && { pkill -KILL -s "$1"; return; }
-    for process in /proc/[0-9]*; do
-        look_at "${process#/proc/}" && [ "$leader" = "$1" ] && [ "$state" != Z ] && kill -KILL "${process#/proc/}" 2>/dev/null
-    done
-}
-
-# strike_marked FOLDER: KILL to each process that was started with the run's own variable; fails where there is none.
-strike_marked() {
-    struck=1
-    for process in $(grep -lsF "DATATASK_RUN=$1" /proc/[0-9]*/environ 2>/dev/null); do
-        { tr '\n\000' '\001\n' <"$process" | grep -qxF "DATATASK_RUN=$1"; } 2>/dev/null || continue
-        process=${process#/proc/}
-        kill -KILL "${process%/environ}" 2>/dev/null && struck=0
-    done
-    return $struck
-}
-
-# --- control groups ---------------------------------------------------------------------------------
-
-# find_groups MOUNTINFO CGROUP: sets homes, the groups below which those of runs are made: one for version 2, one for cpu and one for
-# memory in version 1. Fails with lacking, what is missing here.
-homes=''
-find_groups() {
-    [ -z "$homes" ] || return 0
-    unified='' cpu_at='' memory_at=''
-    while read -r part part part part point rest; do
-        case $rest in
-        *' - cgroup2 '*) unified=$point ;;
-        *' - cgroup '*)
-            case ,${rest##* }, in *,cpu,*) cpu_at=$point ;; esac
-            case ,${rest##* }, in *,memory,*) memory_at=$point ;; esac
-            ;;
-        esac
-    done <"$1"
-    offered=
-    [ -z "$unified" ] || { read -r offered <"$unified/cgroup.controllers"; } 2>/dev/null
-    if has_both "$offered"; then
-        home_below "$unified" '' "$2" && homes=$home
-    elif [ "$cpu_at" ] && [ "$memory_at" ]; then
-        home_below "$cpu_at" cpu "$2" && cpu_home=$home && home_below "$memory_at" memory "$2" && homes="$cpu_home $home"
-    else
-        lacking="its kernel has no control groups for cpu and memory"
-    fi
-    [ "$homes" ]
-}
-
-has_both() {
-    case " $1 " in *' cpu '*) case " $1 " in *' memory '*) return 0 ;; esac ;; esac
-    return 1
-}
-
-# home_below ROOT CONTROLLER CGROUP: sets home, in the nearest group from our own upwards that is ours to write.
-home_below() {
-    above=$1
-    while IFS=: read -r number part own; do
-        case ,$part, in *",$2,"*) [ "$own" = / ] || above=$1$own ;; esac
-    done <"$3"
-    lacking="no control group in $above or above it is this user's to write"
-    while :; do
-        if [ -w "$above" ] && [ -w "$above/cgroup.procs" ]; then
-            handed='cpu memory'
-            [ "$2" ] || { read -r handed <"$above/cgroup.subtree_control"; } 2>/dev/null
-            home=$above/datatask
-            if ! has_both "$handed"; then
-                lacking="$above does not hand cpu and memory down to the groups in it"
-            elif mkdir -p "$home" && { [ "$2" ] || echo '+cpu +memory' >"$home/cgroup.subtree_control"; }; then
-                return 0
-            fi 2>/dev/null
-        fi
-        [ "$above" != "$1" ] || return 1
-        above=${above%/*}
-    done
-}
-
-# confine QUOTA MEMORY: puts this very process into groups of its run: so many microseconds in 100000, so many bytes; 0 is no bound.
-confine() {
-    for home in $homes; do
-        group=$home/$log.$id
-        mkdir -p "$group" || return
-        if [ -e "$group/cpu.max" ]; then
-            [ "$1" = 0 ] || echo "$1 100000" >"$group/cpu.max" || return
-        elif [ -e "$group/cpu.cfs_quota_us" ]; then
-            [ "$1" = 0 ] || { echo 100000 >"$group/cpu.cfs_period_us" && echo "$1" >"$group/cpu.cfs_quota_us"; } || return
-        fi
-        if [ "$2" != 0 ]; then
-            for file in memory.max memory.limit_in_bytes; do
-                [ ! -e "$group/$file" ] || echo "$2" >"$group/$file" || return
-            done
-            [ ! -e "$group/memory.swap.max" ] || echo 0 >"$group/memory.swap.max"
-            [ ! -e "$group/memory.oom.group" ] || echo 1 >"$group/memory.oom.group"
-            [ ! -e "$group/memory.memsw.limit_in_bytes" ] || echo "$2" >"$group/memory.memsw.limit_in_bytes"
-        fi
-        echo "$self" >"$group/cgroup.procs" || return
-    done 2>/dev/null
-}
-
-# unconfine: notes what the run's groups have used and whether the kernel killed in them, kills what is left there, and removes them.
-unconfine() {
-    for home in $homes; do
-        group=$home/$log.$id
-        for file in memory.peak memory.max_usage_in_bytes; do
-            [ -r "$group/$file" ] && read -r part <"$group/$file" && printed=${printed}peak=$part,
-        done
-        for file in memory.events memory.oom_control; do
-            [ -r "$group/$file" ] || continue
-            while read -r part number; do
-                [ "$part" = oom_kill ] && printed=${printed}oom=$number,
-            done <"$group/$file"
-        done
-        dissolve "$group"
-    done 2>/dev/null
-}
-
-# dissolve GROUP: kills what is left in a control group, and removes it.
-dissolve() {
-    tries=0
-    while [ -d "$1" ] && [ $tries -lt 20 ]; do
-        while read -r part; do kill -KILL "$part"; done <"$1/cgroup.procs"
-        rmdir "$1" || pause 0.05
-        tries=$((tries + 1))
-    done 2>/dev/null
-}
+# joined here: stopping.sh
+# joined here: groups.sh
 
 # --- telling ----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -75,10 +76,18 @@ class OccupiedError(CallerError):
     """Another engine works on this target."""
 
 
+def joined(script: Path) -> str:
+    """Return a script with those in its folder that it names in the place of their names."""
+    named = re.compile("^# joined here: (.+)$", re.MULTILINE)
+    return named.sub(
+        lambda line: (script.parent / line[1]).read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
+    )
+
+
 @functools.cache
 def _scripts() -> tuple[str, str]:
     folder = Path(__file__).parent
-    agent = (folder / "agent.sh").read_text(encoding="utf-8")
+    agent = joined(folder / "agent.sh")
     digest = hashlib.sha256(agent.encode()).hexdigest()[:12]
     setup = (folder / "setup.sh").read_text(encoding="utf-8")
     return setup.replace("\nAGENT\n", f"\n{agent.rstrip()}\n"), digest
