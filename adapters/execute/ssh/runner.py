@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from datatask.adapters.execute.endings import stopped_ending
+from datatask.adapters.execute.ssh import questions
+from datatask.adapters.execute.ssh.collecting import Contents, drop, fetch, kept, shrunk, writes
 from datatask.adapters.execute.ssh.placing import Hosts
 from datatask.adapters.execute.ssh.records import Record, parse
 from datatask.adapters.execute.ssh.target import LinkLostError, Target
-from datatask.adapters.execute.ssh.transfers import LocalDiskError, download, make_folder, upload
-from datatask.adapters.execute.targets import STDOUT, Recipe, _StderrIsStdout
+from datatask.adapters.execute.ssh.transfers import make_folder, upload
+from datatask.adapters.execute.targets import Recipe
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import (
@@ -30,16 +31,13 @@ from datatask.engine.ports import (
     Sink,
     Started,
     Unreachable,
-    Write,
 )
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SECOND = 1_000_000_000
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
-DISK_WAIT_SECONDS = 5.0
 WAIT_SECONDS = 1.0
-SCRIPT_BYTES_MAX = 4096
 _TORN = ErrorInfo(
     type="Lost", message="the machine went down while the end was written: the record is not whole"
 )
@@ -66,7 +64,7 @@ class _Open:
         self.silent = False
         self.ended = False
         self.told = False
-        self.outputs: dict[str, Any] = {}
+        self.outputs: Contents = {}
 
 
 class SSHRunner:
@@ -131,14 +129,16 @@ class SSHRunner:
         run.asked = True
         assert run.target is not None
         self._sweep([])
-        run.target.watch(spec.identity, self, self._question(spec, script, run.target))
+        variables = self._hosts.variables(self._recipe)
+        question = questions.start(self._recipe, run.target.name(spec.identity), variables, script)
+        run.target.watch(spec.identity, self, question)
 
     async def _deliver(self, run: _Open, script: bytes) -> None:
         """Find a host with room that answers, and upload what the start does not bring along.
 
         While the run has not been asked for, it may go to another host.
         """
-        identity, job, stdin = run.spec.identity, run.spec.job, self._recipe.stdin
+        identity, job = run.spec.identity, run.spec.job
         while True:
             if run.target is None or (not run.target.is_up and self._hosts.others_up(run.target)):
                 if run.target is not None:
@@ -149,44 +149,15 @@ class SSHRunner:
             try:
                 async with asyncio.timeout(WAIT_SECONDS):
                     await run.target.up()
-                if stdin is not None or not _travels(script):
-                    await upload(run.target, identity, script, stdin, job)
-                else:
+                if questions.travels(self._recipe, script):
                     await make_folder(run.target, identity)
+                else:
+                    await upload(run.target, identity, script, self._recipe.stdin, job)
                 return
             except TimeoutError:
                 continue  # another host may answer now
             except LinkLostError:
                 await asyncio.sleep(0.05)
-
-    def _question(self, spec: RunSpec, script: bytes, target: Target) -> str:
-        """Return the start: streams, interpreter with its argument as the kernel reads them, and a short script."""
-        recipe = self._recipe
-        first, _, _ = script.partition(b"\n")
-        interpreter = argument = ""
-        if first.startswith(b"#!"):
-            interpreter, _, argument = first[2:].decode(errors="replace").strip().partition(" ")
-        elif not script.startswith(b"\x7fELF"):
-            interpreter = "/bin/sh"
-        lines: list[str] = []
-        if recipe.stdin is None and _travels(script):
-            lines = script.decode().removesuffix("\n").split("\n")
-        cut = bool(lines) and not script.endswith(b"\n")
-        streams = "-" + "".join(
-            mark
-            for mark, there in (
-                ("i", recipe.stdin is not None),
-                ("o", recipe.stdout is not None),
-                ("e", recipe.stderr is not None and recipe.stderr is not STDOUT),
-                ("m", recipe.stderr is STDOUT),
-                ("c", recipe.enforce is True and recipe.resources is not None),
-                ("n", cut),
-            )
-            if there
-        )
-        name = target.name(spec.identity)
-        words = ["start", name, recipe.task, self._hosts.variables(recipe), streams, str(len(lines))]
-        return "\n".join([" ".join(words), interpreter, argument.strip(), *lines])
 
     def _where(self, run: _Open) -> str:
         return "" if run.target is None else run.target.label
@@ -333,60 +304,30 @@ class SSHRunner:
             reads=run.reads,
             where=target.label,
         )
-        wanted = [name for name in ("stdout", "stderr") if self._wants(name)]
+        wanted = kept(self._recipe)
         if not wanted or told.outcome == "lost":
             self._end(run, told)
             return
         full = {name: record.sizes[name] for name in wanted if name in record.sizes}
-        for name in wanted:
-            if name not in full:
-                run.outputs[name] = b""
+        run.outputs.update((name, b"") for name in wanted if name not in full)
         if full:
             run.work = self._loop.create_task(self._collect(run, target, told, full))
         else:
             self._end(run, told)
 
-    def _wants(self, name: str) -> bool:
-        repo = getattr(self._recipe, name)
-        return repo is not None and not isinstance(repo, _StderrIsStdout)
-
     async def _collect(self, run: _Open, target: Target, ending: Ending, sizes: dict[str, int]) -> None:
-        """Fetch the outputs, over as many links as it takes, and end the run with them.
+        """Fetch the outputs and end the run with them; one whose output is not whole any more is lost."""
 
-        One that has fewer bytes than when the run ended was not on the disk when the machine went down: the run is lost.
-        """
-        while missing := [name for name in sizes if name not in run.outputs]:
-            try:
-                run.outputs[missing[0]] = await download(
-                    target, run.spec.identity, missing[0], self._hosts.spool
-                )
-            except FileNotFoundError:
-                run.outputs[missing[0]] = None
-            except LinkLostError:
-                await asyncio.sleep(0.05)
-            except (LocalDiskError, TemporaryError) as error:
-                self._sink(Noticed(run.spec.run, "collecting", "output", str(error)[:1000]))
-                await asyncio.sleep(DISK_WAIT_SECONDS)
+        def notice(text: str) -> None:
+            self._sink(Noticed(run.spec.run, "collecting", "output", text[:1000]))
+
+        await fetch(target, run.spec.identity, sizes, run.outputs, self._hosts.spool, notice)
         run.work = None
-        for name, size in sizes.items():
-            if ending.outcome in ("succeeded", "failed") and (there := _size(run.outputs[name])) < size:
-                message = f"its {name} had {size} bytes when it ended and now has {there}"
-                ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message))
-                run.outputs.clear()
-                break
+        if ending.outcome in ("succeeded", "failed") and (told := shrunk(run.outputs, sizes)):
+            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=told))
+            drop(run.outputs)
+            run.outputs.clear()
         self._end(run, ending)
-
-    def _writes(self, run: _Open) -> tuple[Write, ...]:
-        writes = []
-        for name in ("stdout", "stderr"):
-            content = run.outputs.get(name)
-            if content is None:
-                continue
-            where: dict[str, Any] = {"source": content}
-            if isinstance(content, bytes):
-                where = {"data": content, "size": len(content)}
-            writes.append(Write(repository=getattr(self._recipe, name).id, job=run.spec.job, **where))
-        return tuple(writes)
 
     def _end(self, run: _Open, ending: Ending) -> None:
         if run.told:
@@ -406,7 +347,7 @@ class SSHRunner:
                 reads=run.reads,
                 where=self._where(run),
             )
-        self._sink(Ended(run.spec.run, ending, self._writes(run)))
+        self._sink(Ended(run.spec.run, ending, writes(self._recipe, run.spec.job, run.outputs)))
 
     # --- silence ----------------------------------------------------------------------------------
 
@@ -440,9 +381,7 @@ class SSHRunner:
         for target in {open_run.target, *open_run.searched} - {None}:
             assert target is not None
             target.forget(open_run.spec.identity)
-        for content in open_run.outputs.values():
-            if content is not None and not isinstance(content, bytes):
-                content.unlink(missing_ok=True)
+        drop(open_run.outputs)
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let go: what is not handed to a target yet is never started, what runs goes on."""
@@ -459,14 +398,3 @@ class SSHRunner:
 def _at(target: Target, uptime: float) -> int:
     """Return a time of the target, in seconds since it booted, by our clock."""
     return target.booted_at() + int(uptime * SECOND)
-
-
-def _size(content: bytes | Path | None) -> int:
-    if content is None:
-        return 0
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _travels(script: bytes) -> bool:
-    """Whether a script is short enough to be sent with its start, which a shell reads byte by byte."""
-    return len(script) <= SCRIPT_BYTES_MAX and b"\0" not in script
