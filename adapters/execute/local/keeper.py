@@ -1,6 +1,6 @@
 """A launcher's parent: it has no work but to wait, so that a killed launcher's runs keep a parent, and their ends.
 
-In: what a launcher does, as a function. Out: the launcher in a child process, again where one was killed while runs were
+In: what a launcher does, as a function. Out: the launcher in a child process, again where one has died while runs were
 left. Those become the keeper's children, and once ended they stay zombies until the next launcher has read their exit
 codes from /proc: no kernel tells them to anyone else, and those before 6.15 forget them when pid 1 waits. It takes both
 to be killed at once to lose an end there. Imports the standard library only.
@@ -19,21 +19,25 @@ READ_SECONDS = 60.0
 """A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is nobody's."""
 
 
-PAUSE_SECONDS = 0.1
-"""Between launchers: what kills one, for lack of memory say, may go on killing."""
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 10.0
+"""Between launchers: what ends one, for lack of memory or room say, may go on ending them."""
 
 
 def keep(work: Callable[[], int]) -> int:
-    """Have a child do the work, and another one when it is killed and left children; return its exit code."""
+    """Have a child do the work, and another one when it dies and leaves children; return its exit code."""
     proctable.adopt_orphans()
+    pause = PAUSE_SECONDS
     while True:
+        began = time.monotonic()
         child = os.fork()
         if child == 0:
             return work()
-        status = _wait(child)
-        if not os.WIFSIGNALED(status) or not proctable.children(os.getpid()):
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(PAUSE_SECONDS)
+        code = os.waitstatus_to_exitcode(_wait(child))
+        if code == 0 or not proctable.children(os.getpid()):
+            return code
+        time.sleep(pause)
+        lasted = time.monotonic() - began > 2 * PAUSE_SECONDS_MAX
+        pause = PAUSE_SECONDS if lasted else min(2 * pause, PAUSE_SECONDS_MAX)
 
 
 def _wait(child: int) -> int:
