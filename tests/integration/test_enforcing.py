@@ -157,6 +157,20 @@ async def test_a_shell_does_not_run_what_the_kernel_cannot(tmp_path: Path, enfor
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_confinement_that_says_nothing_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for its words."""
+    (tmp_path / "cwd").mkdir()
+
+    def fails(*_: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(spawning.resource, "setrlimit", fails)
+    with pytest.raises(OSError, match="its resources cannot be enforced: Exception occurred in preexec_fn"):
+        spawning.spawn(str(tmp_path), {}, 0o077, False, True, "", spawning.Confinement(address_space=1 << 30))
+
+
 async def test_what_cannot_be_entered_is_told_and_nothing_runs(tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     (tmp_path / "exe").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")

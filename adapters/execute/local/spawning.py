@@ -78,7 +78,7 @@ def _start_confined(
 
     A shell that did so would itself interpret a program that the kernel cannot execute.
     """
-    reading, telling = os.pipe()
+    reading, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     files: list[int] = []
 
     def enter() -> None:
@@ -111,12 +111,20 @@ def _start_confined(
             preexec_fn=enter,
         )
     except subprocess.SubprocessError as error:
-        raise OSError(f"its resources cannot be enforced: {os.read(reading, 4096).decode()}") from error
+        raise OSError(f"its resources cannot be enforced: {_told(reading) or error}") from error
     finally:
         for file in (*files, reading, telling):
             os.close(file)
     process.returncode = 0  # the launcher waits for it: `subprocess` is not to
     return process.pid
+
+
+def _told(pipe: int) -> str:
+    """Return what was written into a pipe so far; a child that lacks the memory for a word says none."""
+    try:
+        return os.read(pipe, 4096).decode()
+    except BlockingIOError:
+        return ""
 
 
 def _first_line(exe: str) -> bytes:
