@@ -161,6 +161,7 @@ def test_a_confinement_that_says_nothing_is_told_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for its words."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "cwd").mkdir()
 
     def fails(*_: int) -> None:
@@ -171,7 +172,10 @@ def test_a_confinement_that_says_nothing_is_told_all_the_same(
         spawning.spawn(str(tmp_path), {}, 0o077, False, True, "", spawning.Confinement(address_space=1 << 30))
 
 
-async def test_what_cannot_be_entered_is_told_and_nothing_runs(tmp_path: Path) -> None:
+def test_what_cannot_be_entered_is_told_and_nothing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and back: a launcher has no place of its own
     (tmp_path / "cwd").mkdir()
     (tmp_path / "exe").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
     (tmp_path / "exe").chmod(0o700)

@@ -20,7 +20,7 @@ READ_SECONDS = 60.0
 
 
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 10.0
-"""Between launchers: what ends one, for lack of memory or room say, may go on ending them."""
+"""Between launchers: what one fails of, for lack of room say, the next one fails of too; a killed one is replaced soon."""
 
 
 def keep(work: Callable[[], int]) -> int:
@@ -36,8 +36,8 @@ def keep(work: Callable[[], int]) -> int:
         if code == 0 or not proctable.children(os.getpid()):
             return code
         time.sleep(pause)
-        lasted = time.monotonic() - began > 2 * PAUSE_SECONDS_MAX
-        pause = PAUSE_SECONDS if lasted else min(2 * pause, PAUSE_SECONDS_MAX)
+        failed_at_once = code > 0 and time.monotonic() - began < 2 * PAUSE_SECONDS_MAX
+        pause = min(2 * pause, PAUSE_SECONDS_MAX) if failed_at_once else PAUSE_SECONDS
 
 
 def _wait(child: int) -> int:

@@ -37,6 +37,7 @@ JOURNAL = "journal"
 IDLE_SECONDS = 10.0
 OPERATIONS_PER_TURN = 16
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
+CORE_DUMPED = 0x80
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
@@ -293,6 +294,7 @@ class Launcher:
             identity = self.children.pop(seen.si_pid, None)
             if identity is not None:
                 signal_group(seen.si_pid, signal.SIGKILL)  # a zombie still, so the pid is its own
+                self.journal.add({"id": identity, "status": _wait_status(seen)})  # nobody else is told it
             pid, status, usage = os.wait4(seen.si_pid, 0)
             if identity is not None:
                 self.families.clear(identity, pid, self._folder(identity))
@@ -381,6 +383,8 @@ class Launcher:
                     self._ended(identity, None, why=TORN)
             elif self.journal.boot_before != self.boot:
                 self._ended(identity, None, why=REBOOTED)
+            elif "status" in facts:
+                self._ended(identity, facts["status"])
             elif "pid" not in facts:
                 exe = os.path.join(self._folder(identity), "exe")
                 pid = proctable.find_by_argument(exe) or self._unnamed(facts.get("intended", 0))
@@ -418,6 +422,13 @@ class Launcher:
             signal_group(facts["pid"], signal.SIGKILL)
         self.families.clear(identity, facts["pid"], self._folder(identity))
         self._ended(identity, status, why="" if status is not None else VANISHED)
+
+
+def _wait_status(seen: os.waitid_result) -> int:
+    """Return what `wait` is going to return for a zombie."""
+    if seen.si_code == os.CLD_EXITED:
+        return seen.si_status << 8
+    return seen.si_status | (CORE_DUMPED if seen.si_code == os.CLD_DUMPED else 0)
 
 
 def main(directory: str) -> int:

@@ -1,0 +1,63 @@
+"""A launcher that is killed again and again, while it starts and reaps as fast as it can, loses no run and doubles none."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+
+from datatask import (
+    InProcessMetadataRepository,
+    LocalLinuxManager,
+    LogBlobRepository,
+    LogMetadataRepository,
+    Pipeline,
+    ProcessTask,
+    ResourceManager,
+    Resources,
+    Session,
+)
+from datatask.adapters.history.history import History
+from tests.crash.harness import effects, kill_launchers
+
+JOBS = 2000
+KILLS_MIN = 10
+SCRIPT = "#!/bin/sh\necho x >> {effects}/{{{{ job }}}}\nexit 3\n"
+
+
+async def test_launchers_killed_at_full_speed_change_nothing(tmp_path: Path) -> None:
+    """Scripts end within milliseconds: before their pid is written down, before anybody waits, before their end is."""
+    (tmp_path / "effects").mkdir()
+    quota = ResourceManager(Resources.parse(16, "16Gi"))
+    task = ProcessTask(
+        "short",
+        LocalLinuxManager("app", tmp_path / "base"),
+        quota,
+        Resources.parse(1, "1Mi"),
+        LogMetadataRepository("pids"),
+        SCRIPT.format(effects=tmp_path / "effects"),
+        stdout=LogBlobRepository("out"),
+    )
+    jobs = {f"j{number}": {} for number in range(JOBS)}
+    task.link("given", InProcessMetadataRepository(jobs), is_input=True)
+    over, seeded = threading.Event(), random.Random(5)
+
+    def kill_often() -> None:
+        while not over.wait(seeded.uniform(0.05, 0.4)):
+            kill_launchers(tmp_path)
+
+    killer = threading.Thread(target=kill_often)
+    async with Pipeline([task], Session(), [quota], log=tmp_path / "log.db") as pipeline:
+        killer.start()
+        try:
+            await pipeline.run(timeout=100)
+        finally:
+            over.set()
+            killer.join()
+    assert len((tmp_path / "launcher-kills").read_text().splitlines()) >= KILLS_MIN
+    assert effects(tmp_path) == dict.fromkeys(jobs, 1)
+    with History(tmp_path / "log.db") as history:
+        ends = Counter((run["state"], run["exit_code"]) for run in history.runs())
+    assert ends["failed", 3] == JOBS
+    assert set(ends) <= {("failed", 3), ("lost", None)}, "what was not started yet is lost, and tried again"
