@@ -83,6 +83,20 @@ async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collec
     assert effects(tmp_path) == ["x", "x"]
 
 
+@pytest.mark.parametrize("after", range(4_000, 52_000, 4_000))
+async def test_a_connection_that_breaks_while_the_target_is_prepared_is_made_anew(
+    tmp_path: Path, after: int
+) -> None:
+    """After so many bytes: in the handshake, in what is sent first, between the sessions; half an answer is none."""
+    async with proxied(server()) as proxy:
+        proxy.cut_after = after
+        runner = ssh_task(tmp_path, "echo done\n", server().host(port=proxy.port)).runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            end = await facts.end_of(1)
+    assert contents(end.writes[0]) == b"done\n"
+
+
 async def test_a_stop_reaches_the_run_after_the_silence(tmp_path: Path) -> None:
     """Asked for while nobody could hear it."""
     async with through_proxy(tmp_path, "sleep 60\n") as (proxy, runner, facts):

@@ -29,6 +29,8 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
     ) from missing
 
 CONNECT_SECONDS = 10.0
+CLOSED = "SSH connection closed"
+"""Why asyncssh opens no channel over a connection that has broken meanwhile."""
 _ADDRESS = re.compile(
     r"(?:ssh://)?(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.%]+\]|[^@:\s/\[\]-][^@:\s/\[\]]*)(?::(\d+))?/?"
 )
@@ -243,7 +245,7 @@ def mapped(error: BaseException, where: str) -> DatataskError:
         )
     if isinstance(error, asyncssh.ConfigParseError):
         return CallerError(str(error), where=where, remedy="see the options and ~/.ssh/config")
-    if isinstance(error, asyncssh.ChannelOpenError):
+    if isinstance(error, asyncssh.ChannelOpenError) and error.reason != CLOSED:
         return TemporaryError(
             f"the server opens no more sessions: {error.reason}",
             where=where,

@@ -103,6 +103,8 @@ async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str,
             done = await connection.run(command, input=setup, encoding="utf-8", errors="replace")
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise mapped(error, label) from error
+    if done.exit_status is None and done.exit_signal is None:  # what it said may be half of it
+        raise TemporaryError("the connection was lost while it was prepared", where=label)
     _, found, text = str(done.stdout).partition("datatask\n")
     lines = [line.split(" ") for line in text.splitlines()]
     if not found or not lines or lines[0][0] not in ("ready", "failed"):
@@ -198,7 +200,7 @@ async def open_sftp(connection: asyncssh.SSHClientConnection, label: str) -> asy
     try:
         return await connection.start_sftp_client()
     except asyncssh.ChannelOpenError as error:
-        if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+        if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED and not connection.is_closed():
             raise TemporaryError(
                 "the server offers no SFTP", where=label, remedy=f"have its sshd_config say: {SFTP_LINE}"
             ) from error
