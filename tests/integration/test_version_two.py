@@ -15,10 +15,7 @@ from pathlib import Path
 import pytest
 
 KERNEL = shutil.which("linux.uml")
-pytestmark = [
-    pytest.mark.soak,
-    pytest.mark.skipif(KERNEL is None, reason="needs linux.uml (Debian's user-mode-linux)"),
-]
+pytestmark = pytest.mark.server("linux.uml")
 REPOSITORY = Path(__file__).parents[2]
 BOOT = """\
 #!/bin/sh
@@ -99,13 +96,21 @@ def booted(folder: Path, how: str, command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("files", ["test_enforcing.py", "test_ssh_groups.py"])
-def test_resources_are_enforced_by_version_two_as_by_version_one(tmp_path: Path, files: str) -> None:
-    said = booted(tmp_path, AS_ROOT, f"tests/integration/{files}")
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "test_enforcing.py -k 'too_much_memory or cores'",
+        pytest.param("test_enforcing.py", marks=pytest.mark.soak),
+        pytest.param("test_ssh_groups.py", marks=pytest.mark.soak),
+    ],
+)
+def test_resources_are_enforced_by_version_two_as_by_version_one(tmp_path: Path, tests: str) -> None:
+    said = booted(tmp_path, AS_ROOT, f"tests/integration/{tests}")
     assert "the tests ended with 0" in said, said
     assert "SKIPPED" not in said
 
 
+@pytest.mark.soak
 def test_a_user_to_whom_a_group_was_delegated_needs_no_root(tmp_path: Path) -> None:
     said = booted(tmp_path, AS_A_USER, "tests/integration/test_enforcing.py -m 'not server'")
     assert "the tests ended with 0" in said, said
