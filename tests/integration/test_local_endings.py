@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from datatask import FileRepository, InProcessMetadataRepository, LocalLinuxManager, ProcessTask, Resources
 from datatask.adapters.execute.templates import TemplateError
-from datatask.engine.ports import Ended
+from datatask.engine.ports import Ended, Fact
 from datatask.schema.ids import is_job
-from tests.integration.test_local_processes import run_all, spec, task_of
+from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of, until
 from tests.machine import mounted
 
 MIB = 1 << 20
@@ -89,6 +91,29 @@ async def test_a_disk_that_the_output_fills_fails_the_run_and_no_other(tmp_path:
         assert (end.ending.outcome, end.ending.exit_code) == ("failed", 1)
         (disk / "app" / "feedfacefeedface" / "feedfacefeedface.1.1" / "stdout").unlink()
         assert (await one(task_of(disk, "echo there"), run=2)).ending.outcome == "succeeded"
+        await _launcher_gone(disk)
+
+
+@pytest.mark.machine("mounts")
+async def test_a_launcher_that_dies_on_a_full_disk_is_replaced_when_there_is_room(tmp_path: Path) -> None:
+    """The next one cannot write its journal and fails; the keeper has the exit code until one can."""
+    with mounted(tmp_path / "small", "size=4m") as disk:
+        task = task_of(disk, "sleep 0.5; exit 5")
+        facts: list[Fact] = []
+        await task.runner.open(facts.append)
+        task.runner.start(spec(1))
+        await until(lambda: facts)
+        ballast = disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        os.kill(launcher_pid(disk), signal.SIGKILL)
+        await asyncio.sleep(1.5)
+        assert not ends(facts)
+        ballast.unlink()
+        await until(lambda: ends(facts))
+        assert ends(facts)[1].ending.exit_code == 5
+        await task.runner.close()
         await _launcher_gone(disk)
 
 
