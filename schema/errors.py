@@ -40,11 +40,13 @@ class DatataskError(Exception):
         self.where = where
         self.remedy = remedy
 
+    @property
+    def fact(self) -> str:
+        """Where and what, without the remedy."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.what}" if self.where else self.what]
-        if self.remedy:
-            parts.append(self.remedy)
-        return "; ".join(parts)
+        return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.remedy))

@@ -54,7 +54,7 @@ async def _looked(manager: PodManager) -> list[Found]:
     try:
         return [found async for found in health.look(manager)]
     except DatataskError as error:
-        return [("no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy)]
+        return [("no", error.fact, error.remedy)]
 
 
 def _left(settings: Settings, manager: PodManager, clean: bool, of: str) -> Iterator[Found]:

@@ -62,9 +62,7 @@ def doctor(settings: Settings, clean: bool, of: str) -> int:
         try:
             checks += look(settings)
         except DatataskError as error:
-            checks.append(
-                Check(name, "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy)
-            )
+            checks.append(Check(name, "no", error.fact, error.remedy))
             code = max(code, error.exit_code)
     if clean and not settings.names_pipeline:
         raise CallerError("--clean needs the pipeline, which knows the machines", remedy="name it with -p")
@@ -223,7 +221,7 @@ def _machines(settings: Settings, clean: bool, of: str) -> Iterator[Check]:
             yield Check("machines", ok, what, remedy)
     except DatataskError as error:  # without a log nothing has run; other trouble with it has been told
         if clean:
-            yield Check("machines", "no", str(error), error.remedy)
+            yield Check("machines", "no", error.fact, error.remedy)
 
 
 def _clusters(settings: Settings, clean: bool, of: str) -> Iterator[Check]:
@@ -234,7 +232,7 @@ def _clusters(settings: Settings, clean: bool, of: str) -> Iterator[Check]:
             yield Check("cluster", ok, what, remedy)
     except DatataskError as error:  # as with machines
         if clean:
-            yield Check("cluster", "no", str(error), error.remedy)
+            yield Check("cluster", "no", error.fact, error.remedy)
 
 
 _LOOKS: dict[str, Callable[[Settings], Iterator[Check]] | Any] = {

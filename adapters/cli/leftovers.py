@@ -39,9 +39,17 @@ def look(settings: Settings, *, clean: bool, of: str = "") -> Iterator[Found]:
         try:
             runs = asyncio.run(manager.list_runs())
         except DatataskError as error:
-            yield "no", f"{error.where}: {error.what}" if error.where else error.what, error.remedy
+            yield "no", error.fact, error.remedy
             continue
         mine, open_runs = open_identities(settings)
+        homes = {log_of(run.identity): run.home for run in runs}
+        if of != mine and homes.get(of):
+            yield (
+                "no",
+                f"{manager!r}: the log {of} is not gone, it is {homes[of]}",
+                "its own pipeline cleans up",
+            )
+            continue
         ours = [run for run in runs if log_of(run.identity) in (mine, of)]
         orphans = [run for run in ours if run.identity not in open_runs]
         gone = set(asyncio.run(manager.remove_runs(orphans))) if clean and orphans else set()

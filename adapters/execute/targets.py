@@ -53,11 +53,15 @@ class Recipe:
 
 
 class Leftover(NamedTuple):
-    """A run that has a folder, perhaps a process, on a machine: where, its identity, and what it is in a few words."""
+    """A run that has a folder, perhaps a process, on a machine: where, its identity, and what it is in a few words.
+
+    `home` is the file of its log, where that is known and still there.
+    """
 
     where: str
     identity: str
     state: str
+    home: str = ""
 
 
 class RunPlace(Protocol):

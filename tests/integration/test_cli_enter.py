@@ -134,6 +134,10 @@ def test_what_a_crash_has_left_is_its_log_s_until_that_is_gone(
     assert alive()
     with closing(sqlite3.connect(tmp_path / "log.db")) as file:
         ((log,),) = file.execute("SELECT value FROM meta WHERE key = 'uuid'")
+    other_log = ("--log", str(tmp_path / "other.db"))
+    shown = told(tmp_path, *other_log, "doctor", "--clean", "--of", log, code=2)
+    assert f"the log {log} is not gone, it is {tmp_path}/log.db" in shown
+    assert alive()
     for path in tmp_path.glob("log.db*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     stranger = {**os.environ, "DATATASK_RUN": f"{tmp_path}/base/other/{log}/{log}.1.9"}

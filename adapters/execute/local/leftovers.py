@@ -14,6 +14,7 @@ from pathlib import Path
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import cgroups
 from datatask.adapters.execute.local.families import MARK, ROUNDS_MAX, family, kill_all
+from datatask.adapters.execute.local.owners import Owners
 from datatask.adapters.execute.targets import Leftover
 
 
@@ -29,7 +30,11 @@ def list_runs(basedir: Path, where: str) -> list[Leftover]:
     names |= alive.keys()
     ours = {log.name for log in logs}
     names |= {name for name in cgroups.left() if name.partition(".")[0] in ours}
-    return [Leftover(where, name, _state(alive.get(name, []))) for name in sorted(names, key=_order)]
+    homes = {log: Owners(str(basedir)).home(log) for log in {name.partition(".")[0] for name in names}}
+    return [
+        Leftover(where, name, _state(alive.get(name, [])), homes[name.partition(".")[0]])
+        for name in sorted(names, key=_order)
+    ]
 
 
 def remove_runs(basedir: Path, identities: list[str]) -> list[str]:

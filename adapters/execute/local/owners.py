@@ -46,6 +46,13 @@ class Owners:
         self._sure[log] = claim
         return ""
 
+    def home(self, log: str) -> str:
+        """Return the file of a log, where it is still the one whose runs were started here."""
+        known = self._known(log)
+        if known is None or not _is_file(known["home"][0], known["home"][1:]):
+            return ""
+        return str(known["home"][0])
+
     def _known(self, log: str) -> Claim | None:
         try:
             with open(self.path(log), "rb") as file:

@@ -11,7 +11,7 @@ import shlex
 import asyncssh
 
 from datatask.adapters.execute.ssh.connecting import SSHHost, mapped
-from datatask.adapters.execute.ssh.link import SHELL, check_sessions, let_go, prepare
+from datatask.adapters.execute.ssh.link import SHELL, Ground, check_sessions, home_still, let_go, prepare
 from datatask.adapters.execute.targets import Leftover
 
 REMOVED_AT_ONCE = 100
@@ -26,13 +26,14 @@ _STATES = {
 
 async def list_runs(host: SSHHost, app: str, path: str) -> list[Leftover]:
     """Return the runs of every log that have a folder on the host; an error where it does not let us do what runs need."""
-    text = await _agent(host, app, path, "list", ())
+    ground, text = await _agent(host, app, path, "list", ())
     found = []
     for line in text.splitlines():
         log, _, rest = line.partition(" ")
         words = rest.split(" ")
         if len(words) >= 2 and words[0] in _STATES:
-            found.append(Leftover(host.label, f"{log}.{words[1]}", _STATES[words[0]]))
+            home = home_still(ground.owner, log)
+            found.append(Leftover(host.label, f"{log}.{words[1]}", _STATES[words[0]], home))
     return found
 
 
@@ -41,7 +42,7 @@ async def remove_runs(host: SSHHost, app: str, path: str, identities: list[str])
     removed = []
     for first in range(0, len(identities), REMOVED_AT_ONCE):
         names = [identity.replace(".", "/", 1) for identity in identities[first : first + REMOVED_AT_ONCE]]
-        text = await _agent(host, app, path, "clean", names)
+        _, text = await _agent(host, app, path, "clean", names)
         removed += [
             line.split(" ")[1].replace("/", ".", 1)
             for line in text.splitlines()
@@ -50,7 +51,9 @@ async def remove_runs(host: SSHHost, app: str, path: str, identities: list[str])
     return removed
 
 
-async def _agent(host: SSHHost, app: str, path: str, mode: str, names: list[str] | tuple[()]) -> str:
+async def _agent(
+    host: SSHHost, app: str, path: str, mode: str, names: list[str] | tuple[()]
+) -> tuple[Ground, str]:
     connection = await host.connect()
     try:
         ground = await prepare(connection, path, app, host.label)
@@ -62,4 +65,4 @@ async def _agent(host: SSHHost, app: str, path: str, mode: str, names: list[str]
         raise mapped(error, host.label) from error
     finally:
         await let_go(connection, ours=host.is_ours)
-    return str(done.stdout)
+    return ground, str(done.stdout)

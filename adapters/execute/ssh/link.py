@@ -145,6 +145,18 @@ def home_of(url: str) -> list[str]:
     return [socket.gethostname(), path, str(status.st_dev), str(status.st_ino)]
 
 
+def home_still(owner: Owner | None, log: str) -> str:
+    """Return the file of a log that works, or last worked, on a target, where that is on this machine and still there."""
+    if (
+        owner is None
+        or owner.log != log
+        or owner.home[0] != socket.gethostname()
+        or not _is_there(owner.home)
+    ):
+        return ""
+    return owner.home[1]
+
+
 def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
     """Raise `OccupiedError` where somebody else's runs would get in the way."""
     if owner is None or owner.token.partition(".")[0] == mine.token:
