@@ -47,7 +47,21 @@ def start_time(pid: int) -> int | None:
 
 def now() -> int:
     """Return what the start time of a process is that begins now."""
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    return ticks(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def ticks(seconds: float) -> int:
+    """Return seconds in the unit of start times."""
+    return int(seconds * os.sysconf("SC_CLK_TCK"))
+
+
+def name(pid: int) -> str:
+    """Return the name of a process, the first 15 bytes of its program's or script's; a zombie has it still."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def is_alive(pid: int, start: int) -> bool:

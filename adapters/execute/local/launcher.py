@@ -36,6 +36,7 @@ LOCK = "launcher.lock"
 JOURNAL = "journal"
 IDLE_SECONDS = 10.0
 OPERATIONS_PER_TURN = 16
+SPAWN_SECONDS_MAX = 1.0
 TEMPORARY = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT)
 CORE_DUMPED = 0x80
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -396,14 +397,19 @@ class Launcher:
     def _unnamed(self, since: int) -> int | None:
         """Return what the launcher before us was starting as it was killed, if it has ended already.
 
-        A zombie has no arguments to know it by. But a launcher starts one run at a time, our keeper has become its
-        parent, and whatever else has begun since would be a child of that run.
+        A zombie has no arguments to know it by. But a launcher starts one run at a time, at once after it has written
+        the intent down, and our keeper has become its parent.
         """
         known = {facts.get("pid") for facts in self.runs.values()}
+        until = since + proctable.ticks(SPAWN_SECONDS_MAX)
         zombies = {
             child.start: pid
             for pid, child in proctable.children(os.getppid()).items()
-            if child.is_zombie and child.leads_session and child.start >= since and pid not in known
+            if child.is_zombie
+            and child.leads_session
+            and since <= child.start <= until
+            and pid not in known
+            and proctable.name(pid) in ("exe", "sh")
         }
         return zombies[min(zombies)] if zombies else None
 
