@@ -3,8 +3,8 @@
 In: a task's recipe, the engine's runs, the launcher's answers. Out: facts. A run is the program `exe` in its own folder
 `{local_path}/{app}/{log}/{identity}/` with `cwd/`, `stdin`, `stdout`, `stderr`; it has a session of its own.
 What a run leaves in its process group is killed when its main process ends. If the launcher is killed, runs
-go on and the next launcher watches them; if its keeper is killed too, how one ended on a kernel before 6.15
-is not known, and it counts as lost.
+go on and the next launcher watches them; if its keeper is killed too, how one ended that ended unwatched, or
+on a kernel before 6.15, is not known, and it counts as lost.
 """
 
 from __future__ import annotations
