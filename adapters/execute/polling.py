@@ -1,9 +1,9 @@
 """Processes on any machine that `AbstractProcessManager`'s verbs reach: asked about once a second, in one call.
 
 In: a manager of the user's own, a task's recipe, runs. Out: facts. A run's folder is
-`{basedir}/{task}/{identity}/`. The process claims it (`claim/`) and writes its pid there before it becomes the
-user's program, so that a later engine finds it, and so that a claim by recovery keeps a delayed start from
-happening. Outputs are fetched into local files. These verbs can kill and not ask politely: a stop is a kill.
+`{basedir}/{task}/{identity}/`. The process claims it (`claim/`) and writes its pid and its parent's there, with start
+times and the boot id where there is a /proc, before it becomes the user's program, so that a later engine finds it, and so that a
+claim by recovery keeps a delayed start from happening. Outputs are fetched into local files. These verbs can kill and not ask politely: a stop is a kill.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ POLL_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
 REMOVAL_SECONDS = 5.0
 CODE_POLLS_MAX = 5
+POLLS_PER_LOOK = 10
+"""A live pid is looked at more closely every so many polls: it may be another process's by now."""
 CLAIM = (
-    'mkdir "$1/claim" || exit 125; echo $$ > "$1/pid.new" && mv "$1/pid.new" "$1/pid"; '
+    'mkdir "$1/claim" || exit 125; '
+    "{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null; "
+    "for pid in $$ $PPID; do stat=; { read -r stat </proc/$pid/stat; } 2>/dev/null; "
+    'set -- "$1" ${stat##*) }; echo "$pid ${21-} ${boot-}"; done > "$1/pid.new" && mv "$1/pid.new" "$1/pid"; '
     'if [ "$(head -c 2 "$1/exe")" = "#!" ]; then exec "$1/exe"; else exec /bin/sh "$1/exe"; fi'
 )
 
@@ -46,6 +51,7 @@ class _Open:
         self.pid = ""
         self.reason: StopReason | None = None
         self.codeless = 0
+        self.polls = 0
         self.silent = False
         self.told = False
         self.fetched: list[Path] = []
@@ -159,7 +165,8 @@ class PollingRunner:
 
     async def _kill(self, run: _Open) -> None:
         try:
-            await self._manager.kill(run.pid)
+            if await self._is_ours(run):
+                await self._manager.kill(run.pid)
         except Exception as error:
             logger.warning("%s[%s] cannot be killed: %s", run.spec.task, run.spec.job, error)
 
@@ -180,13 +187,32 @@ class PollingRunner:
                 if run.silent:
                     run.silent = False
                     self._sink(Reachable(run.spec.run, self._where))
+                run.polls += 1
                 if run.pid not in alive:
+                    await self._gone(run)
+                elif run.polls % POLLS_PER_LOOK == 0 and not await self._is_ours(run):
+                    run.codeless = CODE_POLLS_MAX
                     await self._gone(run)
         except Exception as error:
             for run in watched:
                 if not run.silent and not run.told:
                     run.silent = True
                     self._sink(Unreachable(run.spec.run, self._where, str(error)))
+
+    async def _is_ours(self, run: _Open) -> bool:
+        """Whether the process with the run's pid is the run's, as far as its machine's /proc can be read."""
+        claim = await self._read(self._folder(run.spec) / "pid") or ""
+        known = [
+            words for line in claim.splitlines() if len(words := line.split()) == 3 and words[0] == run.pid
+        ]
+        if not known:
+            return True
+        try:
+            stat = await self._read(PurePath(f"/proc/{run.pid}/stat"))
+            boot = await self._read(PurePath("/proc/sys/kernel/random/boot_id"))
+        except Exception:
+            return True
+        return stat is None or [stat.rpartition(")")[2].split()[19], boot] == known[0][1:]
 
     async def _gone(self, run: _Open) -> None:
         folder = self._folder(run.spec)
@@ -263,9 +289,10 @@ class PollingRunner:
             self._end(run, Ending(outcome="lost", error=error))
             return
         handle = run.spec.handle or {}
-        run.pid = str(handle.get("pid") or pid)
+        run.pid = str(handle.get("pid") or pid.split()[0])
         over = await self._read(folder / "return_code")  # then its pid may be somebody else's
-        if not over and run.pid in {_text(one) for one in await self._manager.get_live_pids({run.pid})}:
+        alive = {_text(one) for one in await self._manager.get_live_pids({run.pid})}
+        if not over and run.pid in alive and await self._is_ours(run):
             self._sink(Adopted(run.spec.run, {"pid": run.pid, "folder": str(folder)}, self._where))
         else:
             run.codeless = CODE_POLLS_MAX

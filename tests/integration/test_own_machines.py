@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
+
+import pytest
 
 from datatask import (
     AbstractProcessManager,
@@ -18,8 +22,10 @@ from datatask import (
     Resources,
     Session,
 )
+from datatask.adapters.execute import polling, proctable
 from datatask.engine.ports import Started
 from tests.contract.test_runner import opened, process_task, spec
+from tests.integration.test_local_processes import until
 
 
 class Elsewhere(AbstractProcessManager):
@@ -105,3 +111,38 @@ async def test_a_run_that_is_over_is_not_taken_for_who_has_its_pid_now(tmp_path:
     finally:
         stranger.kill()
         await stranger.wait()
+
+
+@pytest.mark.parametrize("meanwhile", ["it is asked about", "it is to stop", "an engine begins"])
+async def test_a_pid_that_is_another_process_by_now_is_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """It began at another time than the process that claimed the folder; it is not killed either."""
+    monkeypatch.setattr(polling, "POLLS_PER_LOOK", 1)
+    manager = Elsewhere(tmp_path)
+    runner = process_task(tmp_path, "sleep 60", manager).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        started = await facts.first(1, Started)
+        assert isinstance(started, Started)
+        pid = int(str(started.handle["pid"]))
+        claimed = Path(str(started.handle["folder"])) / "pid"
+        await until(lambda: claimed.exists())
+        assert f"{pid} {proctable.start_time(pid)} {proctable.boot_id()}\n" in claimed.read_text()
+        await asyncio.sleep(1.5 * polling.POLL_SECONDS)
+        assert len(facts.of(1)) == 1, "as long as it is the run, it runs"
+        claimed.write_text(f"{pid} 17 {proctable.boot_id()}\n")
+        if meanwhile == "it is to stop":
+            runner.stop(1, "cancelled", 0)
+        if meanwhile != "an engine begins":
+            end = await facts.end_of(1)
+    try:
+        if meanwhile == "an engine begins":
+            later = process_task(tmp_path, "sleep 60", manager).runner
+            async with opened(later) as facts:
+                await later.recover([spec(1)._replace(handle=started.handle)])
+                end = await facts.end_of(1)
+        assert end.ending.outcome == ("cancelled" if meanwhile == "it is to stop" else "lost")
+        assert proctable.start_time(pid) is not None
+    finally:
+        os.kill(pid, signal.SIGKILL)
