@@ -127,7 +127,9 @@ async def test_cores_are_shared_out(tmp_path: Path) -> None:
     busy = f"#!{sys.executable}\nimport time\nwhile time.process_time() < 0.3: pass\n"
     ending = (await ended(tmp_path, busy, "0.1", "1Gi")).ending
     assert ending.outcome == "succeeded"
-    assert (ending.ended_at or 0) - (ending.started_at or 0) > 1_500_000_000
+    assert (ending.ended_at or 0) - (
+        ending.started_at or 0
+    ) > 900_000_000  # unbounded it takes a third of that
 
 
 held = pytest.mark.parametrize("enforce", [pytest.param(True, marks=grouped), "ulimit"])

@@ -48,7 +48,7 @@ async def test_cores_are_shared_out(tmp_path: Path) -> None:
     resources = Resources.parse("0.1", "1Gi")
     end = (await ended(on_server(tmp_path), busy, enforce=True, resources=resources)).ending
     assert end.outcome == "succeeded"
-    assert (end.ended_at or 0) - (end.started_at or 0) > 1.5 * SECOND
+    assert (end.ended_at or 0) - (end.started_at or 0) > 0.9 * SECOND  # unbounded it takes a third of that
 
 
 @grouped
