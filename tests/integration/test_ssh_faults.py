@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datatask import InProcessBlobRepository
+from datatask.adapters.execute.ssh import link
 from datatask.adapters.execute.ssh import manager as ssh_manager
 from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
@@ -346,6 +347,16 @@ async def test_an_engine_of_another_log_is_turned_away_while_the_first_one_lives
         third.start(other)
         assert (await facts.end_of(1)).ending.outcome == "succeeded"
     monkey.undo()
+
+
+def test_the_agent_of_a_killed_engine_is_nobody_who_is_in_the_way() -> None:
+    """It may live on for a while, and the first run that is recovered has its engine's epoch."""
+    mine = link.Identity(LOG, 3, link.new_token(), ["host", "log.db", "1", "2"])
+    killed = link.Owner(LOG, 3, f"{mine.token.partition('-')[0]}-17-0123456789ab.0123abcd", True, mine.home)
+    link.check_owner(killed, mine, "target")
+    beside = link.Owner(LOG, 3, f"{link.new_token()}.0123abcd", True, mine.home)
+    with pytest.raises(link.OccupiedError, match="another manager of this pipeline"):
+        link.check_owner(beside, mine, "target")
 
 
 async def test_what_earlier_engines_left_is_removed(tmp_path: Path) -> None:

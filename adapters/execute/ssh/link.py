@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 
 import asyncssh
 
+from datatask.adapters.execute import proctable
 from datatask.adapters.execute.ssh.connecting import mapped
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
@@ -157,6 +158,16 @@ def home_still(owner: Owner | None, log: str) -> str:
     return owner.home[1]
 
 
+def new_token() -> str:
+    """Return what a manager is known by on its targets, and this process."""
+    pid = os.getpid()
+    return f"{pid}-{proctable.start_time(pid)}-{secrets.token_hex(6)}"
+
+
+def _process(token: str) -> str:
+    return token.rpartition("-")[0]
+
+
 def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
     """Raise `OccupiedError` where somebody else's runs would get in the way."""
     if owner is None or owner.token.partition(".")[0] == mine.token:
@@ -164,8 +175,8 @@ def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
     whose = ""
     if owner.log != mine.log:
         whose = f"another pipeline's log ({owner.log})" if owner.live else ""
-    elif owner.epoch == mine.epoch and owner.live:
-        whose = "another manager of this pipeline"
+    elif owner.epoch == mine.epoch and owner.live and _process(owner.token) == _process(mine.token):
+        whose = "another manager of this pipeline"  # of an engine that is gone the agent may still be there
     elif owner.home != mine.home and owner.home[0] == mine.home[0] and _is_there(owner.home):
         whose = f"the log {owner.home[1]}, of which this is a copy"
     elif owner.epoch > mine.epoch:

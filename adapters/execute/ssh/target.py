@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import re
-import secrets
 import shlex
 import weakref
 from collections.abc import Iterable, Mapping
@@ -29,6 +28,7 @@ from datatask.adapters.execute.ssh.link import (
     check_owner,
     home_of,
     let_go,
+    new_token,
     prepare,
 )
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
@@ -168,7 +168,7 @@ class Target:
         """Say by a run's identity, and its log's URL, whose runs these are; the first one begins to keep contact."""
         if self._mine is None:
             log, epoch, _ = identity.split(".")
-            self._mine = Identity(log, int(epoch), secrets.token_hex(6), home_of(url))
+            self._mine = Identity(log, int(epoch), new_token(), home_of(url))
         if self._keeping is None:
             self._keeping = self._loop.create_task(self._keep())
             self._expect()
