@@ -98,6 +98,22 @@ async def test_a_connection_that_breaks_while_the_target_is_prepared_is_made_ane
     assert contents(end.writes[0]) == b"done\n"
 
 
+async def test_a_shell_that_is_killed_while_it_prepares_the_target_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one here kills itself."""
+    (tmp_path / "sh").write_text(
+        f'#!/bin/sh\nmkdir {tmp_path}/once 2>/dev/null && kill -9 $$\nexec /bin/sh "$@"\n'
+    )
+    (tmp_path / "sh").chmod(0o755)
+    monkeypatch.setattr(link, "SHELL", str(tmp_path / "sh"))
+    runner = ssh_task(tmp_path, "echo done\n").runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        assert contents((await facts.end_of(1)).writes[0]) == b"done\n"
+    assert (tmp_path / "once").exists()
+
+
 async def test_a_stop_reaches_the_run_after_the_silence(tmp_path: Path) -> None:
     """Asked for while nobody could hear it."""
     async with through_proxy(tmp_path, "sleep 60\n") as (proxy, runner, facts):

@@ -104,8 +104,8 @@ async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str,
             done = await connection.run(command, input=setup, encoding="utf-8", errors="replace")
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise mapped(error, label) from error
-    if done.exit_status is None and done.exit_signal is None:  # what it said may be half of it
-        raise TemporaryError("the connection was lost while it was prepared", where=label)
+    if done.exit_status is None or done.exit_signal is not None:  # what it said may be half of it
+        raise TemporaryError("the connection was lost, or the shell killed, that prepared it", where=label)
     _, found, text = str(done.stdout).partition("datatask\n")
     lines = [line.split(" ") for line in text.splitlines()]
     if not found or not lines or lines[0][0] not in ("ready", "failed"):
