@@ -25,6 +25,7 @@ from datatask.adapters.execute.targets import AbstractProcessManager
 from datatask.engine.ports import Ended
 from datatask.schema.errors import CallerError
 from tests.integration.test_local_processes import run_all, spec, until
+from tests.machine import BUSY, throttled
 from tests.ssh_kit import server
 
 GREEDY = f"#!{sys.executable}\nkept = bytearray(300 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\n"
@@ -124,12 +125,21 @@ async def test_memory_of_all_processes_of_a_run_counts(tmp_path: Path) -> None:
 @grouped
 async def test_cores_are_shared_out(tmp_path: Path) -> None:
     """Three tenths of a second of work take a tenth of a core three seconds, less what it may begin with."""
-    busy = f"#!{sys.executable}\nimport time\nwhile time.process_time() < 0.3: pass\n"
-    ending = (await ended(tmp_path, busy, "0.1", "1Gi")).ending
+    ending = (await ended(tmp_path, BUSY, "0.1", "1Gi")).ending
     assert ending.outcome == "succeeded"
-    assert (ending.ended_at or 0) - (
-        ending.started_at or 0
-    ) > 900_000_000  # unbounded it takes a third of that
+    assert (ending.ended_at or 0) - (ending.started_at or 0) > 1_500_000_000
+
+
+@grouped
+async def test_a_tenth_of_a_core_waits_for_its_turn_and_a_whole_one_does_not(tmp_path: Path) -> None:
+    """By the kernel's own count, whatever else the machine does."""
+    waits = []
+    for cpu in ("0.1", "1"):
+        (write,) = (await ended(tmp_path / cpu, BUSY, cpu, "1Gi")).writes
+        assert write.source is not None
+        waits.append(throttled(write.source.read_bytes()))
+    assert waits[0] >= 10
+    assert waits[0] > 4 * waits[1]
 
 
 held = pytest.mark.parametrize("enforce", [pytest.param(True, marks=grouped), "ulimit"])

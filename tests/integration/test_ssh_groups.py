@@ -13,7 +13,8 @@ from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.local.cgroups import Groups, remove
 from datatask.adapters.execute.ssh import link as ssh_link
 from datatask.adapters.execute.ssh.leftovers import remove_runs
-from tests.contract.test_runner import spec
+from tests.contract.test_runner import contents, spec
+from tests.machine import BUSY, throttled
 from tests.ssh_kit import server
 from tests.ssh_runs import SECOND, ended, message, on_server
 
@@ -43,12 +44,17 @@ async def test_memory_is_bounded_by_the_kernel_and_its_end_says_so(tmp_path: Pat
 
 @grouped
 async def test_cores_are_shared_out(tmp_path: Path) -> None:
-    """Three tenths of a second of work take a tenth of a core three seconds, less what it may begin with."""
-    busy = "#!/usr/bin/python3\nimport time\nwhile time.process_time() < 0.3: pass\n"
-    resources = Resources.parse("0.1", "1Gi")
-    end = (await ended(on_server(tmp_path), busy, enforce=True, resources=resources)).ending
-    assert end.outcome == "succeeded"
-    assert (end.ended_at or 0) - (end.started_at or 0) > 0.9 * SECOND  # unbounded it takes a third of that
+    """A tenth of a core takes three tenths of a second of work three seconds, and waits for its turns; a whole one does not."""
+    waits, took = [], []
+    for cpu in ("0.1", "1"):
+        resources = Resources.parse(cpu, "1Gi")
+        end = await ended(on_server(tmp_path / cpu), BUSY, enforce=True, resources=resources)
+        assert end.ending.outcome == "succeeded"
+        waits.append(throttled(contents(end.writes[0])))
+        took.append((end.ending.ended_at or 0) - (end.ending.started_at or 0))
+    assert took[0] > 1.5 * SECOND
+    assert waits[0] >= 10
+    assert waits[0] > 4 * waits[1]
 
 
 @grouped

@@ -99,7 +99,7 @@ def booted(folder: Path, how: str, command: str) -> str:
 @pytest.mark.parametrize(
     "tests",
     [
-        "test_enforcing.py -k 'too_much_memory or cores'",
+        "test_enforcing.py -k 'too_much_memory or waits_for_its_turn'",
         pytest.param("test_enforcing.py", marks=pytest.mark.soak),
         pytest.param("test_ssh_groups.py", marks=pytest.mark.soak),
     ],
