@@ -201,3 +201,34 @@ def test_a_keeper_that_has_nothing_to_keep_ends_as_its_launcher(tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == 5
+
+
+DIES_BEFORE_IT_WAITS = """
+import os, time
+from datatask.adapters.execute import proctable
+from datatask.adapters.execute.local.launcher import Launcher
+launcher = Launcher(".")
+launcher.runs = launcher.journal.load()
+pid = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", {script!r}], {{}})
+launcher.runs["log.1.1"] = facts = {{"id": "log.1.1", "pid": pid, "start": proctable.start_time(pid), "began": 1}}
+launcher.journal.add(facts)
+launcher.children[pid] = "log.1.1"
+os.wait4 = lambda pid, options: os.waitpid(pid, 0) and os._exit(9)
+while True:
+    launcher._reap()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
+def test_an_end_is_known_to_the_next_launcher_once_the_last_one_has_waited(
+    tmp_path: Path, script: str, code: int
+) -> None:
+    """It is told once: whoever waited for it, and died of it, has written it down before."""
+    program = DIES_BEFORE_IT_WAITS.format(script=script)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
+    assert done.returncode == 9
+    later = Launcher(str(tmp_path))
+    later.runs = later.journal.load()
+    later._take_over()
+    assert later.runs["log.1.1"]["ended"]["code"] == code
