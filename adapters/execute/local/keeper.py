@@ -2,8 +2,8 @@
 
 In: what a launcher does, as a function. Out: the launcher in a child process, again where one has died while runs were
 left. Those become the keeper's children, and once ended they stay zombies until the next launcher has read their exit
-codes from /proc: no kernel tells them to anyone else, and those before 6.15 forget them when pid 1 waits. It takes both
-to be killed at once to lose an end there. Imports the standard library only.
+codes from /proc; with pid 1 for a parent they would be gone at once, and their codes with them. It takes both to be killed
+at once to lose an end. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from datatask.adapters.execute import proctable
 
 READ_SECONDS = 60.0
 """A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is nobody's."""
-
 
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 10.0
 """Between launchers: what one fails of, for lack of room say, the next one fails of too; a killed one is replaced soon."""
@@ -47,7 +46,7 @@ def _wait(child: int) -> int:
     ended.register(pidfd, select.POLLIN)
     seen: set[int] = set()
     while not ended.poll(READ_SECONDS * 1000):
-        zombies = {pid for pid, child in proctable.children(os.getpid()).items() if child.is_zombie}
+        zombies = {pid for pid, one in proctable.children(os.getpid()).items() if one.is_zombie}
         for pid in zombies & seen:
             os.waitpid(pid, 0)
         seen = zombies - seen
