@@ -71,19 +71,34 @@ def check_own(path: str | os.PathLike[str], kind: str = "folder", *, allowed: in
         fd = os.open(path, os.O_RDONLY | _OPEN)
         try:
             _check_kind(str(path), os.fstat(fd), kind)
-            os.fchmod(fd, status.st_mode & 0o7000 | status.st_mode & allowed)
+            with suppress(
+                OSError
+            ):  # what a file system without modes or for reading only makes of it is looked at below
+                os.fchmod(fd, status.st_mode & 0o7000 | status.st_mode & allowed)
+            narrowed = os.fstat(fd)
         finally:
             os.close(fd)
-        return True
-    if status.st_mode & 0o022:
-        raise UnsafePlaceError(
-            "other users may write this", where=str(path), remedy=f"let its owner `chmod go-w {path}`"
-        )
+        _refuse_written(str(path), narrowed)
+        return narrowed.st_mode != status.st_mode
+    _refuse_written(str(path), status)
     return False
 
 
-def open_own(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """Return a descriptor of a file that is ours, is no link and that nobody else may write; never waits for a pipe."""
+def check_found(path: str | os.PathLike[str], kind: str = "file", *, also: int | None = None) -> None:
+    """Raise `UnsafePlaceError` unless what is there is ours (or the user's `also`), no link, and nobody else may write it.
+
+    `FileNotFoundError` where there is nothing. Changes nothing: for who reads.
+    """
+    status = os.lstat(path)
+    _check_kind(str(path), status, kind, also)
+    _refuse_written(str(path), status)
+
+
+def open_own(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, also: int | None = None) -> int:
+    """Return a descriptor of a file that is ours (or the user's `also`), no link, and that nobody else may write.
+
+    Never waits for a pipe.
+    """
     try:
         fd = os.open(path, flags | _OPEN)
     except OSError:
@@ -91,21 +106,18 @@ def open_own(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
             _check_kind(str(path), os.lstat(path), "file")
         raise
     try:
-        check_opened(fd, path)
+        check_opened(fd, path, also=also)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def check_opened(fd: int, path: str | os.PathLike[str]) -> None:
+def check_opened(fd: int, path: str | os.PathLike[str], *, also: int | None = None) -> None:
     """Raise `UnsafePlaceError` unless an open file is a regular one of ours that nobody else may write."""
     status = os.fstat(fd)
-    _check_kind(str(path), status, "file")
-    if status.st_mode & 0o022 and not _trusts_all():
-        raise UnsafePlaceError(
-            "other users may write this file", where=str(path), remedy=f"see what is in it, then `chmod go-w {path}`"
-        )  # fmt: skip
+    _check_kind(str(path), status, "file", also)
+    _refuse_written(str(path), status)
 
 
 def make_private(folder: str | os.PathLike[str], *, above: int = 0o700) -> None:
@@ -269,16 +281,28 @@ def _is_private(gid: int) -> bool:
 # --- owners -----------------------------------------------------------------------------------------
 
 
-def _check_kind(path: str, status: os.stat_result, kind: str) -> None:
+def _check_kind(path: str, status: os.stat_result, kind: str, also: int | None = None) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise UnsafePlaceError("this is a link", where=path, remedy="remove it, or use another place")
     if not _KINDS[kind](status.st_mode):
         raise UnsafePlaceError(f"this is no {kind}", where=path, remedy="remove it, or use another place")
-    if not _is_trusted(status.st_uid):
+    if status.st_uid != also and not _is_trusted(status.st_uid):
         raise UnsafePlaceError(
             f"this belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}",
             where=path,
             remedy=f"run as that user, or `chown` it; where that is no other person: {TRUST}={status.st_uid}",
+        )
+
+
+def _refuse_written(path: str, status: os.stat_result) -> None:
+    who = "every user" if status.st_mode & stat.S_IWOTH else ""
+    if not who and status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid):
+        who = f"group {_group(status.st_gid)}"
+    if who and not _trusts_all():
+        raise UnsafePlaceError(
+            f"{who} may write this",
+            where=path,
+            remedy=f"see what is in it, then `chmod go-w {path}`; where there is no other person: {TRUST}={_ALL}",
         )
 
 

@@ -22,6 +22,7 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.pages import Query
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.trust import UnsafePlaceError
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
@@ -341,6 +342,8 @@ def _trouble(blobs: FileBlobs, digest: str, size: int | None) -> str:
             told = hashlib.file_digest(file, "sha256").hexdigest()
     except UnknownNameError:
         return "missing"
+    except UnsafePlaceError as error:
+        return error.what
     except OSError as error:
         return f"unreadable ({error.strerror})"
     if told != digest:

@@ -21,6 +21,7 @@ import msgspec
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import archives_path
 from datatask.adapters.log.pages import Stored
+from datatask.adapters.trust import make_private, private
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
 from datatask.schema.errors import CallerError, LogDamagedError
 
@@ -112,11 +113,11 @@ def write_archive(folder: Path, head: Head, rows: Iterable[Stored], *, check: bo
     With `check` not before the new one was read again.
     """
     with mapped(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(folder)
         path = folder / f"{head.first}-{head.last}{SUFFIX}"
         fresh = folder / "new"  # whoever writes here has the lease
         try:
-            with open(fresh, "wb", opener=_private) as raw:
+            with open(fresh, "wb", opener=private) as raw:
                 with gzip.GzipFile(
                     filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0
                 ) as file:
@@ -247,10 +248,6 @@ class _damage:
 
 def _damaged(path: Path, why: str) -> LogDamagedError:
     return LogDamagedError(f"the archive is damaged: {why}", where=str(path), remedy=_REMEDY)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _sync(folder: Path) -> None:

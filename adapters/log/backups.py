@@ -28,6 +28,7 @@ from datatask.adapters.log.opening import sync_folder
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.references import archives_of, named_by_events, named_by_files
 from datatask.adapters.log.verify import chain_faults
+from datatask.adapters.trust import make_private
 from datatask.schema.errors import CallerError, UnknownNameError
 
 _UNFINISHED = ".unfinished-"
@@ -168,7 +169,7 @@ class _Copying:
     def _take(self, file: Path, target: Path, *, optional: bool = False) -> bool:
         """Link or copy a file that never changes under its name; `optional` ones may be gone meanwhile."""
         for folder in (target.parent.parent, target.parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_private(folder)
         try:
             try:
                 os.link(file, target)

@@ -1,7 +1,8 @@
 """Blobs beside the log: bytes under the name of their SHA-256, in `<log>.blobs/ab/abcd…`.
 
 In: bytes, a file, or a file that a writer finished under a name from `new`. Out: digest and size, once the
-content is whole and durable, so that an event may name it. What has the digest already is not written again.
+content is whole and durable, so that an event may name it. What has the digest already is not written again. What is
+given back belongs to who owns the folder, or to us: another user's file is refused by name.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import hashlib
 import os
 import shutil
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from datatask.adapters.log.faults import mapped
+from datatask.adapters.trust import check_found, make_private, private
 from datatask.schema.errors import UnknownNameError
 
 _FRESH = "new"
@@ -33,7 +34,8 @@ class FileBlobs:
         if not self._has(digest, len(data)):
             fresh = self.new()
             with mapped(fresh):
-                fresh.write_bytes(data)
+                with open(fresh, "xb", opener=private) as file:
+                    file.write(data)
                 self._move_in(fresh, digest)
         return digest, len(data)
 
@@ -48,12 +50,13 @@ class FileBlobs:
         """Return a fresh path for a writer, to `adopt` or to unlink."""
         folder = self.root / _FRESH
         with mapped(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(folder)
         return folder / uuid.uuid4().hex
 
     def adopt(self, path: Path) -> tuple[str, int]:
         """Take a finished file from `new`; return (SHA-256 in hex, size)."""
         with mapped(path):
+            path.chmod(0o600)
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = os.fstat(file.fileno()).st_size
@@ -64,14 +67,18 @@ class FileBlobs:
         return digest, size
 
     def path(self, digest: str) -> Path:
-        """Return where the blob's bytes are; `UnknownNameError` if it is not there."""
+        """Return where the blob's bytes are; `UnknownNameError` if it is not there, `UnsafePlaceError` if it is another user's."""
         place = self._place(digest)
-        if not place.is_file():
+        try:
+            owner = os.stat(self.root).st_uid
+            check_found(place.parent, "folder", also=owner)
+            check_found(place, also=owner)
+        except FileNotFoundError:
             raise UnknownNameError(
                 f"there is no blob {digest!r:.80}",
                 where=str(self.root),
                 remedy="restore the folder from a backup",
-            )
+            ) from None
         return place
 
     def _place(self, digest: str) -> Path:
@@ -85,8 +92,8 @@ class FileBlobs:
         try:
             if place.stat().st_size != size:
                 return False
-            with suppress(PermissionError):  # another user's, in a folder that is shared
-                os.utime(place)
+            check_found(place)
+            os.utime(place)
         except FileNotFoundError:
             return False
         return True
@@ -94,8 +101,7 @@ class FileBlobs:
     def _move_in(self, fresh: Path, digest: str) -> None:
         place = self._place(digest)
         made = not place.parent.exists()
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        fresh.chmod(0o600)
+        make_private(place.parent)
         self._sync(fresh)
         os.rename(fresh, place)
         self._sync(place.parent)

@@ -1,27 +1,33 @@
 """Checkpoints beside the log: states as bytes, in `<log>.checkpoints/<position>-<fold version>`.
 
 A file is one line of JSON (what the state stands on, how the body is packed, and its checksum) and the body. It is
-a cache: whatever does not fit in any way is passed over in silence, and the state is folded from the log instead.
+a cache: whatever does not fit in any way is passed over in silence, and the state is folded from the log instead; one
+that another user could have put there is passed over too, and told.
 The engine keeps its newest few with `FileCheckpoints`; readers keep theirs with the functions below it
 (`datatask.adapters.history.ladder`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import logging
 import os
 import threading
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from datatask.adapters.log.faults import mapped
+from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.ports import Checkpoint
+
+logger = logging.getLogger("datatask.log")
 
 KEPT = 3
 _HEADER_MAX = 4096
@@ -102,10 +108,10 @@ def write_checkpoint(
     stored = zlib.compress(body, 1) if packed else body
     digest = hashlib.sha256(stored).hexdigest()
     header = _Header(uuid, position, chain.hex(), version, len(body), digest, "zlib" if packed else "")
-    _make_private(folder)
+    make_private(folder)
     fresh = folder / f"new-{os.getpid()}-{threading.get_ident()}-{next(_fresh_numbers)}"
     try:
-        with open(fresh, "wb", opener=_private) as file:
+        with open(fresh, "wb", opener=private) as file:
             file.write(msgspec.json.encode(header) + b"\n")
             file.write(stored)
             if durable:
@@ -123,7 +129,7 @@ def write_checkpoint(
 def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
     """Return the checkpoint in a file when it is whole and stands on this log's chain; the body comes last."""
     try:
-        with open(found.path, "rb") as file:
+        with _opened(found.path) as file:
             header = msgspec.json.decode(file.readline(_HEADER_MAX), type=_Header)
             if (header.uuid, header.position, header.fold_version) != (
                 uuid,
@@ -144,27 +150,40 @@ def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | N
         )
     except (OSError, ValueError, zlib.error):  # msgspec's errors are ValueErrors
         return None
+    except UnsafePlaceError as error:
+        _tell(error)
+        return None
     return Checkpoint(header.position, chain, header.fold_version, body) if len(body) == header.size else None
 
 
 def stands_on(found: Found, uuid: str) -> bytes | None:
     """Return the chain hash that a checkpoint of this log says it stands on, or None where it does not say."""
     try:
-        with open(found.path, "rb") as file:
+        with _opened(found.path) as file:
             header = msgspec.json.decode(file.readline(_HEADER_MAX), type=_Header)
         return (
             bytes.fromhex(header.chain) if (header.uuid, header.position) == (uuid, found.position) else None
         )
     except (OSError, ValueError):
         return None
+    except UnsafePlaceError as error:
+        _tell(error)
+        return None
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder and those above it, for the owner alone."""
-    if not folder.is_dir():
-        _make_private(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+def _opened(path: Path) -> BinaryIO:
+    """Open a checkpoint of ours, or of the user who has the folder: no link, and written by nobody else."""
+    return open(open_own(path, also=os.stat(path.parent).st_uid), "rb")
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+@functools.lru_cache(maxsize=16)
+def _told(folder: str) -> list[str]:
+    return []
+
+
+def _tell(error: UnsafePlaceError) -> None:
+    """Say why a checkpoint is not used, once a folder."""
+    told = _told(os.path.dirname(error.where))
+    if not told:
+        told.append(error.where)
+        logger.warning("not used, the log is folded instead: %s", error)

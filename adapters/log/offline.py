@@ -14,6 +14,7 @@ from typing import Any
 
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.frames import refuse_hidden
+from datatask.adapters.log.guarding import guard
 from datatask.adapters.log.header import check_may_write
 from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.locate import refuse_network
@@ -104,6 +105,8 @@ def caretaking(path: Path) -> Iterator[Caretaker]:
     refuse_network(path.parent)
     with LogReader(path):
         pass  # no log: told before anything is made beside it
+    with mapped(path):
+        guard(path)
     lease = take_lease(path)
     try:
         # The reader goes last where it is refused: whoever is the last to close clears the write-ahead log away.

@@ -28,6 +28,7 @@ from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.references import named_by_events, named_by_files
 from datatask.adapters.log.removals import ROW, event_of
+from datatask.adapters.trust import private
 from datatask.engine.core.redactions import left_of
 from datatask.engine.ports import Filters
 from datatask.schema.codec import encode, payload_digest
@@ -156,7 +157,7 @@ def note(path: Path, digests: set[str]) -> None:
         return
     with mapped(root):
         fresh = root / f"{_NOTE}.new"
-        with open(fresh, "w", opener=_private) as file:
+        with open(fresh, "w", opener=private) as file:
             file.writelines(f"{digest}\n" for digest in sorted(digests | noted(path)))
             file.flush()
             os.fsync(file.fileno())
@@ -233,7 +234,3 @@ def _remove_answers(inbox: Path, oldest: float) -> None:
         with suppress(FileNotFoundError):
             if file.stat().st_mtime <= oldest:
                 file.unlink()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -19,6 +19,7 @@ from datatask.adapters.log.archives import read_rows, unbroken
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.trust import make_private, private
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import CallerError, LogDamagedError, TemporaryError
 from datatask.schema.format import APPLICATION_ID
@@ -47,9 +48,9 @@ def restore(path: Path) -> Path:
     archives = unbroken(path, header.uuid, header.base, header.base_chain)
     folder = cache_folder(header.uuid)
     with mapped(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         whole = folder / f"{_WHOLE}{header.base_chain.hex()[:16]}.db"
-        with open(folder / "lock", "w", opener=_private) as lock:
+        with open(folder / "lock", "w", opener=private) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not follow(whole, path):
                 _remove(folder)
@@ -226,7 +227,3 @@ def _beside(whole: Path, path: Path) -> None:
         if not mine.is_symlink() or mine.readlink() != its.absolute():
             mine.unlink(missing_ok=True)
             mine.symlink_to(its.absolute())
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -24,6 +24,7 @@ from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import FileCheckpoints
 from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.guarding import guard
 from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.lease import Lease
@@ -314,7 +315,7 @@ def _open(
             "this is a directory, not a log", where=str(path), remedy=f"try --log {default_path(path)}"
         )
     with mapped(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        guard(path)
     lease = take_lease(path)
     try:
         if not path.exists():

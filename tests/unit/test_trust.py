@@ -165,7 +165,7 @@ def test_a_link_or_another_kind_is_refused(tmp_path: Path) -> None:
             os.close(open_own(tmp_path / name))
     os.close(open_own(tmp_path / "file"))
     (tmp_path / "file").chmod(0o666)
-    with pytest.raises(UnsafePlaceError, match="other users may write this file"):
+    with pytest.raises(UnsafePlaceError, match="every user may write this"):
         open_own(tmp_path / "file")
 
 
