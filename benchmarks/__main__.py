@@ -1,5 +1,7 @@
 """One table of all figures: `python -m benchmarks [NAME ...]`, each module in a process of its own.
 
+`python -m benchmarks compare COMMIT [NAME ...]` sets this checkout beside another commit.
+
 Beside a figure stands what is asked of it on two quiet cores, where something is. Timings swing with the machine's
 load: compare figures of one run with each other, and quote ratios. Results and causes: docs/performance.md.
 """
@@ -76,9 +78,15 @@ def line(name: str, figure: Any) -> str:
 
 
 def main() -> None:
-    """Run the named benchmarks, or all."""
+    """Run the named benchmarks, or all; `compare` takes the arguments behind it."""
     folder = Path(__file__).parent
-    names = sys.argv[1:] or sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    if sys.argv[1:2] == ["compare"]:
+        sys.exit(
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.compare", *sys.argv[2:]], cwd=folder.parent, check=False
+            ).returncode
+        )
+    names = sys.argv[1:] or sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "compare")
     for name in names:
         command = [sys.executable, "-m", f"benchmarks.{name}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=folder.parent, check=False)

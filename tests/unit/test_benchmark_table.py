@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import compare
 from benchmarks.__main__ import line, rows
 
 
@@ -29,3 +30,12 @@ def test_what_is_asked_stands_beside_what_was_measured(name: str, figure: object
 
 def test_figures_have_dotted_names() -> None:
     assert list(rows({"a": {"b": 1}, "c": 2}, "x")) == [("x.a.b", 1), ("x.c", 2)]
+
+
+def test_two_commits_are_compared_by_the_middle_of_their_rounds() -> None:
+    shown = compare.line("pipeline.rate", [300.0, 100.0, 200.0], [100.0, 100.0, 50.0])
+    assert shown.split() == ["pipeline.rate", "200", "100", "3.000", "(1.000", "to", "4.000)"]
+
+
+def test_a_figure_that_is_zero_there_has_no_ratio() -> None:
+    assert compare.line("pipeline.errors", [1.0], [0.0]).split() == ["pipeline.errors", "1", "0", "-"]
