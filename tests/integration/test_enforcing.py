@@ -181,7 +181,9 @@ def test_a_confinement_that_says_nothing_is_told_all_the_same(
 
     monkeypatch.setattr(spawning.resource, "setrlimit", fails)
     with pytest.raises(OSError, match="its resources cannot be enforced: Exception occurred in preexec_fn"):
-        spawning.spawn(str(tmp_path), {}, 0o077, False, True, "", spawning.Confinement(address_space=1 << 30))
+        spawning.spawn(
+            str(tmp_path), {}, 0o077, False, {}, False, spawning.Confinement(address_space=1 << 30)
+        )
 
 
 def test_what_cannot_be_entered_is_told_and_nothing_runs(
@@ -192,7 +194,9 @@ def test_what_cannot_be_entered_is_told_and_nothing_runs(
     (tmp_path / "exe").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
     (tmp_path / "exe").chmod(0o700)
     with pytest.raises(OSError, match="cannot be enforced") as raised:
-        spawning.spawn(str(tmp_path), {}, 0o077, False, True, "", spawning.Confinement([f"{tmp_path}/group"]))
+        spawning.spawn(
+            str(tmp_path), {}, 0o077, False, {}, False, spawning.Confinement([f"{tmp_path}/group"])
+        )
     assert spawning.explained(raised.value, str(tmp_path)) == (
         f"its resources cannot be enforced: No such file or directory: {tmp_path}/group/cgroup.procs"
     )

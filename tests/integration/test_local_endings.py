@@ -89,7 +89,7 @@ async def test_a_disk_that_the_output_fills_fails_the_run_and_no_other(tmp_path:
     with mounted(tmp_path / "small", "size=4m") as disk:
         end = await one(task_of(disk, "head -c 8000000 /dev/zero"))
         assert (end.ending.outcome, end.ending.exit_code) == ("failed", 1)
-        (disk / "app" / "feedfacefeedface" / "feedfacefeedface.1.1" / "stdout").unlink()
+        os.truncate(disk / "app" / "feedfacefeedface" / "feedfacefeedface.1.1" / "stdout", 0)
         assert (await one(task_of(disk, "echo there"), run=2)).ending.outcome == "succeeded"
         await _launcher_gone(disk)
 

@@ -86,6 +86,7 @@ class LauncherClient(asyncio.Protocol):
         self._flushing = False
         self._trash: list[Path] = []
         self._is_mute = False
+        self._place: os.stat_result | None = None
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
@@ -160,6 +161,13 @@ class LauncherClient(asyncio.Protocol):
         """Return the run's folder."""
         return self.directory / identity.partition(".")[0] / identity
 
+    def is_in_place(self) -> bool:
+        """Whether the directory is still the one that the launcher was reached in."""
+        try:
+            return self._place is None or os.path.samestat(os.stat(self.directory), self._place)
+        except OSError:
+            return False
+
     def remove(self, identity: str) -> None:
         """Remove the run's folder, in the background."""
         self._trash.append(self.folder(identity))
@@ -228,6 +236,7 @@ class LauncherClient(asyncio.Protocol):
             sock.setblocking(False)
             path = f"/proc/self/fd/{folder}/{SOCKET}"  # a socket's path may have 107 bytes at most
             await self._loop.sock_connect(sock, path)
+            self._place = os.fstat(folder)
         except BaseException:
             sock.close()
             raise

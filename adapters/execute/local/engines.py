@@ -6,6 +6,7 @@ them, and nobody waits for one that does not. What lines mean is `launcher`'s. I
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -69,7 +70,8 @@ class Engines:
 
     def leave(self) -> None:
         """Let nobody in any more."""
-        os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):  # removed with the directory
+            os.unlink(self._path)
 
     def accept(self) -> None:
         """Let one in."""

@@ -23,10 +23,12 @@ Facts = dict[str, Any]
 class Journal:
     """`intended`, `started`, `ended`, `barred` (never to be started) and `forgotten`, by run identity."""
 
-    def __init__(self, path: str, boot: str) -> None:
+    def __init__(self, path: str, boot: str, place: list[int] | None = None) -> None:
+        """`place` is the device and inode of the folder that the runs are in."""
         self.path = path
         self.boot = boot
         self.boot_before = boot
+        self.place = self.place_before = place or []
         self._size = 0
         self._waiting = b""
         self._fd = -1
@@ -52,13 +54,14 @@ class Journal:
             return
         if (boot := fact.get("boot")) is not None:
             self.boot_before = boot
+            self.place_before = fact.get("place", self.place)
         elif fact.get("forgotten"):
             runs.pop(fact["id"], None)
         else:
             runs.setdefault(fact["id"], {}).update(fact)
 
     def _rewrite(self, runs: dict[str, Facts]) -> None:
-        lines = [_line({"boot": self.boot}), *map(_line, runs.values())]
+        lines = [_line({"boot": self.boot, "place": self.place}), *map(_line, runs.values())]
         temporary = self.path + ".new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         data = b"".join(lines)
@@ -91,9 +94,9 @@ class Journal:
         """Return a descriptor of the present file, for the caller to close."""
         return os.dup(self._fd)
 
-    def compact(self, runs: dict[str, Facts]) -> None:
-        """Rewrite the file as just these runs when it has grown large."""
-        if self._size > COMPACT_BYTES and len(runs) * 1024 < self._size:
+    def compact(self, runs: dict[str, Facts], *, at_once: bool = False) -> None:
+        """Rewrite the file as just these runs when it has grown large, or at once."""
+        if at_once or (self._size > COMPACT_BYTES and len(runs) * 1024 < self._size):
             self._rewrite(runs)
 
 

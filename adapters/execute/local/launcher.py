@@ -24,10 +24,11 @@ import zlib
 from typing import Any
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import cgroups, keeper
+from datatask.adapters.execute.local import cgroups, keeper, outputs, owners
 from datatask.adapters.execute.local.engines import Engine, Engines
 from datatask.adapters.execute.local.families import MARK, Families, signal_group
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
+from datatask.adapters.execute.local.outputs import Files, Outputs
 from datatask.adapters.execute.local.owners import Owners
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
 from datatask.adapters.execute.local.strangers import Strangers
@@ -42,6 +43,7 @@ CORE_DUMPED = 0x80
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
+OF_THE_ORIGINAL = "it runs for the project of which this is a copy, and is left to that one"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
 
@@ -49,14 +51,19 @@ class Launcher:
     """All runs of one directory, `{directory}/{log}/{identity}/`, and the engines that are connected."""
 
     def __init__(self, directory: str) -> None:
-        self.directory = directory
+        self.place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.directory = directory = (
+            f"/proc/self/fd/{self.place}"  # the same one, however it is called by and by
+        )
         self.boot = proctable.boot_id()
-        self.journal = Journal(os.path.join(directory, JOURNAL), self.boot)
+        place = os.fstat(self.place)
+        self.journal = Journal(os.path.join(directory, JOURNAL), self.boot, [place.st_dev, place.st_ino])
         self.runs: dict[str, Facts] = {}
         self.children: dict[int, str] = {}
         self.alarms: list[tuple[float, str, str]] = []
         self.stopping: set[str] = set()
         self.families = Families()
+        self.outputs = Outputs()
         self.owners = Owners(directory)
         self.groups = cgroups.Groups()
         self.oom_kills = 0
@@ -132,6 +139,14 @@ class Launcher:
     def _folder(self, identity: str) -> str:
         return os.path.join(self.directory, identity.partition(".")[0], identity)
 
+    def _named(self, path: str) -> str:
+        """Return what a path below the directory is called now."""
+        return os.readlink(self.directory) + path.removeprefix(self.directory)
+
+    def _mark(self, identity: str) -> str:
+        """Return what a run's folder was called when it began, by which its processes are known."""
+        return str(self.runs[identity].get("folder") or self._named(self._folder(identity)))
+
     # --- what an engine asks --------------------------------------------------------------------
 
     def do_hello(self, engine: Engine, log: str, epoch: int, pid: int, start: int, home: list[Any]) -> None:
@@ -169,12 +184,12 @@ class Launcher:
         try:
             other = self.owners.other(log, claim)
         except OSError as error:
-            self._refuse(engine, id, True, explained(error, self.owners.path(log)))
+            self._refuse(engine, id, True, explained(error, self._named(self.owners.path(log))))
             return
         if other:
             text = (
-                f"{other} has used {self.directory}: go on with that one, give this pipeline's manager another app"
-                f" name, or remove {self.owners.path(log)} if nothing that it did matters any more"
+                f"{other} has used {self._named(self.directory)}: go on with that one, give this pipeline's manager another app"
+                f" name, or remove {self._named(self.owners.path(log))} if nothing that it did matters any more"
             )
             self._refuse(engine, id, False, text)
             return
@@ -184,15 +199,20 @@ class Launcher:
             return
         facts = self.runs[id] = {"id": id, "task": task}
         facts["intended"] = proctable.now()
+        folder = facts["folder"] = self._named(self._folder(id))
         self.journal.add(facts)
-        folder = self._folder(id)
         variables, umask = engine.environments[env]
+        merged = stderr == "stdout"
+        names = [*(["stdout"] if stdout else []), *(["stderr"] if stderr and not merged else [])]
+        files: dict[str, int] = {}
         try:
             if not self.journal.write_out():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.path)
             confinement = None if limits is None else self._confinement(facts, **limits)
-            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, stdout, stderr, confinement)
+            files = outputs.make(folder, names, umask)
+            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, files, merged, confinement)
         except OSError as error:
+            outputs.close(files)
             cgroups.remove(facts.pop("groups", []))
             temporary = error.errno in TEMPORARY
             refusal = {"refused": id, "temporary": temporary, "message": explained(error, folder)}
@@ -201,6 +221,8 @@ class Launcher:
             engine.tell(refusal)
             return
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
+        facts["files"] = outputs.identities(files)
+        self.outputs.keep(id, files)
         self.journal.add(facts)
         if not self.children:
             self.oom_kills = cgroups.oom_kills()
@@ -211,7 +233,7 @@ class Launcher:
         """Return what has the kernel enforce a run's limits; `OSError` where it cannot."""
         if how == "ulimit":
             return Confinement(address_space=memory)
-        name = f"{facts['id']}.{zlib.crc32(os.fsencode(self.directory)):08x}"
+        name = f"{facts['id']}.{zlib.crc32(os.fsencode(self._named(self.directory))):08x}"
         groups = self.groups.make(name, cpu, memory)
         facts |= {"groups": groups, "memory": memory}
         self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
@@ -233,17 +255,21 @@ class Launcher:
         if "refused" in facts:
             engine.tell(facts["refused"])
         elif "barred" in facts:
-            engine.tell({"absent": identity})
+            engine.tell({"absent": identity, "why": facts.get("why", "")})
         elif "ended" not in facts:
             engine.tell(self._started(facts))
         elif identity not in self.untold:  # else it is told as soon as the disk has it
-            engine.tell(facts["ended"])
+            engine.tell(self._end_of(identity, facts["ended"]))
+
+    def _end_of(self, identity: str, message: Facts) -> Facts:
+        """Return how a run ended, and where its outputs can be read if need be."""
+        return message | {"held": self.outputs.paths(identity)}
 
     def do_settle(self, engine: Engine, id: str) -> None:
         """Say what became of a run; one that nobody started is barred from ever starting, durably."""
         facts = self.runs.get(id)
         if facts is None:
-            pid = proctable.find_by_argument(os.path.join(self._folder(id), "exe"))
+            pid = proctable.find_by_argument(os.path.join(self._named(self._folder(id)), "exe"))
             facts = self.runs[id] = {"id": id}
             if pid is None or not self._watch_found(facts, pid):
                 facts["barred"] = True
@@ -256,7 +282,7 @@ class Launcher:
         if "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"]):
             facts["stopped"] = reason
             self.journal.add({"id": id, "stopped": reason})
-            self.families.see(id, facts["pid"], self._folder(id))
+            self.families.see(id, facts["pid"], self._mark(id))
             if grace > 0 and id not in self.stopping:
                 signal_group(facts["pid"], signal.SIGTERM)
             self.stopping.add(id)
@@ -278,6 +304,7 @@ class Launcher:
     def do_forget(self, engine: Engine, id: str) -> None:
         """The end is recorded in the log: nothing more will be asked about this run."""
         self.untold.pop(id, None)
+        self.outputs.forget(id)
         if self.runs.pop(id, None) is not None:
             self.journal.add({"id": id, "forgotten": True})
             self.journal.compact(self.runs)
@@ -298,7 +325,7 @@ class Launcher:
                 self.journal.add({"id": identity, "status": _wait_status(seen)})  # nobody else is told it
             pid, status, usage = os.wait4(seen.si_pid, 0)
             if identity is not None:
-                self.families.clear(identity, pid, self._folder(identity))
+                self.families.clear(identity, pid, self._mark(identity))
                 cpu = usage.ru_utime + usage.ru_stime
                 self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
 
@@ -318,7 +345,10 @@ class Launcher:
             "why": why,
         }
         if status is not None:
-            message["sizes"] = self._sizes(identity)
+            message["files"] = facts.get("files")
+            message["sizes"], message["wrong"] = self.outputs.end(
+                identity, self._folder(identity), facts.get("files")
+            )
         if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:
             message["killed_for_memory"] = True  # in some group of the machine
         if facts.get("groups"):
@@ -339,22 +369,12 @@ class Launcher:
         if not cgroups.remove(groups):
             heapq.heappush(self.alarms, (time.monotonic() + 0.05, "groups", "\n".join(groups)))
 
-    def _sizes(self, identity: str) -> dict[str, int]:
-        """Return how long the outputs are; after a power failure a shorter one is torn."""
-        sizes = {}
-        for name in ("stdout", "stderr"):
-            try:
-                sizes[name] = os.stat(os.path.join(self._folder(identity), name)).st_size
-            except OSError:
-                pass
-        return sizes
-
     def _tell_ends(self) -> None:
         """Tell the ends that the disk has, and have it take those that came meanwhile, as many as there are at once."""
         for identity in self.syncs.done():
             message = self.untold.pop(identity, None)
             if message is not None:
-                self.engines.tell(identity.partition(".")[0], message)
+                self.engines.tell(identity.partition(".")[0], self._end_of(identity, message))
         self.syncs.begin(self.untold)
 
     def _ring(self) -> None:
@@ -369,8 +389,8 @@ class Launcher:
                 self._stranger_ended(identity)
             elif what == "kill" and "ended" not in facts:
                 if proctable.start_time(facts["pid"]) == facts["start"]:
-                    self.families.see(identity, facts["pid"], self._folder(identity))
-                    self.families.clear(identity, facts["pid"], self._folder(identity))
+                    self.families.see(identity, facts["pid"], self._mark(identity))
+                    self.families.clear(identity, facts["pid"], self._mark(identity))
 
     # --- runs of an earlier launcher ------------------------------------------------------------
 
@@ -379,20 +399,53 @@ class Launcher:
             if {"refused", "barred"} & facts.keys():
                 continue
             if "ended" in facts:
-                ended = facts["ended"]
-                if self.journal.boot_before != self.boot and ended.get("sizes", {}) != self._sizes(identity):
-                    self._ended(identity, None, why=TORN)
+                self._still_ended(identity, facts)
             elif self.journal.boot_before != self.boot:
                 self._ended(identity, None, why=REBOOTED)
+            elif self.journal.place_before != self.journal.place and owners.is_elsewhere(
+                facts, self.journal.place_before
+            ):
+                self._leave_alone(facts)
             elif "status" in facts:
+                self._find_outputs(facts)
                 self._ended(identity, facts["status"])
             elif "pid" not in facts:
-                exe = os.path.join(self._folder(identity), "exe")
+                exe = os.path.join(self._named(self._folder(identity)), "exe")
                 pid = proctable.find_by_argument(exe) or self._unnamed(facts.get("intended", 0))
                 if pid is None or not self._watch_found(facts, pid):
                     self._ended(identity, None, why=VANISHED)
-            elif not self.strangers.watch(identity, facts["pid"], facts["start"]):
+            elif self.strangers.watch(identity, facts["pid"], facts["start"]):
+                self._find_outputs(facts)
+            else:
                 self._ended(identity, None, why=VANISHED)
+
+    def _still_ended(self, identity: str, facts: Facts) -> None:
+        """A run ended under an earlier launcher: of before a restart of the machine, its outputs have to be as they were."""
+        if self.journal.boot_before == self.boot:
+            self._find_outputs(facts)
+            return
+        ended, known = facts["ended"], facts.pop("files", {})
+        found = self._find_outputs(facts)  # a device may have another number now
+        sizes, _ = self.outputs.end(identity, self._folder(identity), found)
+        same = all(known.get(name, file)[1] == file[1] for name, file in found.items())
+        if ended.get("sizes", {}) == sizes and same:
+            facts["ended"] = {**ended, "files": found}
+            self.journal.add(facts)
+        else:
+            self._ended(identity, None, why=TORN)
+
+    def _find_outputs(self, facts: Facts) -> Files:
+        folder = self._folder(facts["id"])
+        files: Files = self.outputs.find(facts["id"], folder, facts.get("pid", 0), facts.get("files"))
+        facts["files"] = files
+        return files
+
+    def _leave_alone(self, facts: Facts) -> None:
+        """The run is that of the project of which this is a copy."""
+        identity, task = facts["id"], facts.get("task", "")
+        facts.clear()
+        facts |= {"id": identity, "task": task, "barred": True, "why": OF_THE_ORIGINAL}
+        self.journal.compact(self.runs, at_once=True)
 
     def _unnamed(self, since: int) -> int | None:
         """Return what the launcher before us was starting as it was killed, if it has ended already.
@@ -415,6 +468,7 @@ class Launcher:
 
     def _watch_found(self, facts: Facts, pid: int) -> bool:
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
+        self._find_outputs(facts)
         self.journal.add(facts)
         return self.strangers.watch(facts["id"], facts["pid"], facts["start"])
 
@@ -426,7 +480,7 @@ class Launcher:
         facts = self.runs[identity]
         if proctable.start_time(facts["pid"]) == facts["start"]:
             signal_group(facts["pid"], signal.SIGKILL)
-        self.families.clear(identity, facts["pid"], self._folder(identity))
+        self.families.clear(identity, facts["pid"], self._mark(identity))
         self._ended(identity, status, why="" if status is not None else VANISHED)
 
 
@@ -452,8 +506,9 @@ def main(directory: str) -> int:
 
 def _serve(directory: str, lock: int) -> int:
     proctable.adopt_orphans()  # so that they do not pile up as zombies where pid 1 reaps none
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    pid = str(os.getpid()).encode()
+    os.pwrite(lock, pid, 0)  # never empty: who reads it may be about to signal what it names
+    os.ftruncate(lock, len(pid))
     Launcher(directory).serve()
     return 0
 

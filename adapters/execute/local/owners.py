@@ -11,6 +11,8 @@ import json
 import os
 from typing import Any
 
+from datatask.adapters.execute import proctable
+
 Claim = dict[str, Any]
 
 
@@ -62,8 +64,32 @@ class Owners:
             return None
 
 
+def is_elsewhere(facts: dict[str, Any], place: list[int]) -> bool:
+    """Whether a run goes on in another directory than ours, whose journal this is a copy of: `place`, device and inode.
+
+    That of a copied project, however it is called by now, is told from one that was copied away and removed: of this
+    what its processes have open is deleted.
+    """
+    began = str(facts.get("folder", ""))
+    if _is_file(os.path.dirname(os.path.dirname(began)), place):
+        return True
+    pid = facts.get("pid")
+    if pid is None or proctable.start_time(pid) != facts.get("start"):
+        return False
+    opened = [_target(f"/proc/{pid}/{name}") for name in ("cwd", "fd/1", "fd/2", "fd/0")]
+    inside = [path for path in opened if f"/{facts['id']}/" in path]
+    return not any(path.endswith(" (deleted)") for path in inside)
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
 def _is_file(path: str, file: list[int]) -> bool:
-    """Whether the file with this device and inode is still at the path."""
+    """Whether the file or folder with this device and inode is still at the path."""
     try:
         status = os.stat(path)
     except OSError:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
-from datatask.adapters.execute.local import folders
+from datatask.adapters.execute.local import collecting, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message, prepare_directory
 from datatask.adapters.execute.targets import (
     STDOUT,
@@ -34,6 +35,7 @@ from datatask.engine.ports import (
     Unreachable,
     Write,
 )
+from datatask.engine.repositories import BlobRepository
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
@@ -45,11 +47,12 @@ SECOND = 1_000_000_000
 class _Open:
     """One run between start and forget."""
 
-    __slots__ = ("preparing", "reads", "spec", "started", "stop", "told")
+    __slots__ = ("collecting", "preparing", "reads", "spec", "started", "stop", "told")
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.preparing: asyncio.Task[None] | None = None
+        self.collecting: asyncio.Task[None] | None = None
         self.stop: Message | None = None
         self.reads: dict[str, int] | None = None
         self.started = False
@@ -147,7 +150,7 @@ class LocalRunner:
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """TERM to the run's process group, KILL to its session after the grace."""
         open_run = self._runs.get(run)
-        if open_run is None or open_run.told:
+        if open_run is None or open_run.told or open_run.collecting is not None:
             return
         if open_run.preparing is not None:
             open_run.preparing.cancel()
@@ -182,11 +185,16 @@ class LocalRunner:
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let go: what is not handed to the launcher yet is never started, what runs goes on."""
-        preparing = [run.preparing for run in self._runs.values() if run.preparing is not None]
-        for task in preparing:
+        working = [
+            task
+            for run in self._runs.values()
+            for task in (run.preparing, run.collecting)
+            if task is not None
+        ]
+        for task in working:
             task.cancel()
-        if preparing:
-            await asyncio.wait(preparing, timeout=5.0)
+        if working:
+            await asyncio.wait(working, timeout=5.0)
         self._runs.clear()
         self._by_identity.clear()
         await self._client.detach()
@@ -196,7 +204,7 @@ class LocalRunner:
     def on_message(self, identity: str, message: Message) -> None:
         """Turn the launcher's answer into a fact."""
         run = self._by_identity.get(identity)
-        if run is None or run.told:
+        if run is None or run.told or run.collecting is not None:
             return
         if "started" in message:
             self._started(run, message)
@@ -207,8 +215,8 @@ class LocalRunner:
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
             self._end(run, Ending(outcome=outcome, error=error, where=WHERE))
         elif "absent" in message:
-            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
-            self._end(run, Ending(outcome="lost", error=error, where=WHERE))
+            why = message.get("why") or "the engine stopped before this run was started"
+            self._end(run, Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why), where=WHERE))
 
     def _started(self, run: _Open, message: Message) -> None:
         handle = {key: message[key] for key in ("pid", "start", "boot")}
@@ -236,7 +244,7 @@ class LocalRunner:
         else:
             perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
             ending = exit_ending(code, message["why"] or perhaps)
-        ending = Ending(
+        told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
             error=ending.error,
@@ -246,21 +254,48 @@ class LocalRunner:
             reads=run.reads,
             where=WHERE,
         )
-        self._end(
-            run, ending, self._outputs(run.spec, message.get("sizes")) if ending.outcome != "lost" else ()
-        )
+        if told.outcome == "lost":
+            self._end(run, told)
+        else:
+            self._collect(run, told, message)
 
-    def _outputs(self, spec: RunSpec, kept: Message | None) -> tuple[Write, ...]:
-        """Return what there is of the outputs, by `kept` where the launcher has looked."""
-        folder = self._client.folder(spec.identity)
-        writes = []
-        for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
-            path = folder / name
-            if repo is None or isinstance(repo, _StderrIsStdout):
-                continue
-            if path.exists() if kept is None else name in kept:
-                writes.append(Write(repository=repo.id, job=spec.job, source=path))
-        return tuple(writes)
+    def _collect(self, run: _Open, ending: Ending, message: Message) -> None:
+        """End the run with its outputs, once they are proved to be those that its process wrote."""
+        identity, names = run.spec.identity, self._repositories()
+        outputs = collecting.outputs_of(message, self._client.folder(identity), names)
+        wrong = {name: words for name, words in (message.get("wrong") or {}).items() if name in names}
+        if all(output.is_there() for output in outputs.values()):
+            self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
+        elif not self._client.is_in_place():
+            self.on_silence(
+                identity, f"{self._client.directory} was moved or removed; the next `run` looks again"
+            )
+        else:
+            run.collecting = self._loop.create_task(self._rescue(run, ending, outputs, wrong))
+
+    async def _rescue(
+        self, run: _Open, ending: Ending, outputs: dict[str, collecting.Output], wrong: dict[str, str]
+    ) -> None:
+        found, missing = await asyncio.to_thread(collecting.collect, outputs)
+        self._collected(run, ending, found, wrong | missing)
+
+    def _collected(self, run: _Open, ending: Ending, found: dict[str, Path], wrong: dict[str, str]) -> None:
+        repositories = self._repositories()
+        ending = collecting.judged(ending, wrong, found)
+        writes = [
+            Write(repository=repositories[name].id, job=run.spec.job, source=path)
+            for name, path in found.items()
+        ]
+        self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
+
+    def _repositories(self) -> dict[str, BlobRepository]:
+        """Return what is kept of a run, by stream."""
+        streams = {"stdout": self._recipe.stdout, "stderr": self._recipe.stderr}
+        return {
+            name: repo
+            for name, repo in streams.items()
+            if repo is not None and not isinstance(repo, _StderrIsStdout)
+        }
 
     def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
         if run.told:

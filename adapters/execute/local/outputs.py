@@ -1,0 +1,160 @@
+"""What runs write into: files known by device and inode, and held open, whatever becomes of their names.
+
+In: a run's folder and its streams. Out: descriptors for its process; at its end, how long each file is, and what is wrong with
+one that was removed, exchanged or cut while it was written. A file that has lost its name is read by its descriptor, by
+`/proc/PID/fd/N` also from other processes, until the run is forgotten. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Iterable, Mapping
+
+STREAMS = {"stdout": 1, "stderr": 2}
+DESCRIPTORS_MAX = 100_000
+
+Files = dict[str, list[int]]
+"""The device and inode of each output."""
+
+
+def make(folder: str, names: Iterable[str], umask: int) -> dict[str, int]:
+    """Return descriptors to write these outputs of a run, made empty; `OSError` where that cannot be."""
+    made: dict[str, int] = {}
+    ours = os.umask(umask)
+    try:
+        for name in names:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            made[name] = os.open(os.path.join(folder, name), flags, 0o666)
+    except BaseException:
+        close(made)
+        raise
+    finally:
+        os.umask(ours)
+    return made
+
+
+def close(files: Mapping[str, int]) -> None:
+    """Close descriptors."""
+    for fd in files.values():
+        os.close(fd)
+
+
+def identities(files: Mapping[str, int]) -> Files:
+    """Return which files these descriptors are of."""
+    return {name: _identity(os.fstat(fd)) for name, fd in files.items()}
+
+
+class Outputs:
+    """The outputs of runs that are not forgotten. Of no more than half of the descriptors that we may have are they held."""
+
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = (soft if 0 <= soft <= DESCRIPTORS_MAX else DESCRIPTORS_MAX) // 2
+        self._held: dict[str, dict[str, int]] = {}
+
+    def keep(self, identity: str, files: Mapping[str, int]) -> None:
+        """Hold what a run's process has been given, or close it where there is no room for more."""
+        if not files:
+            return
+        if self._room < len(files):
+            close(files)
+            return
+        self._room -= len(files)
+        self._held[identity] = dict(files)
+
+    def find(self, identity: str, folder: str, pid: int, known: Files | None) -> Files:
+        """Hold what a run of an earlier launcher writes, or has written, and return which files these are.
+
+        Where `known` does not say that, it is what has their names.
+        """
+        found: dict[str, int] = {}
+        files: Files = {}
+        for name, number in STREAMS.items():
+            if known is not None and name not in known:
+                continue
+            path, wanted = os.path.join(folder, name), None if known is None else known[name]
+            fd = None if known is None else _opened(f"/proc/{pid}/fd/{number}", wanted, follow=True)
+            if fd is None:
+                fd = _opened(path, wanted, follow=False)
+            if fd is not None:
+                found[name] = fd
+                files[name] = _identity(os.fstat(fd))
+        self.keep(identity, found)
+        return files if known is None else known
+
+    def end(self, identity: str, folder: str, files: Files | None) -> tuple[dict[str, int], dict[str, str]]:
+        """Return how long a run's outputs are, and what is wrong with those of which not all is there.
+
+        One without a length is gone: it has no name, or that of another file, and nobody holds it.
+        """
+        sizes: dict[str, int] = {}
+        wrong: dict[str, str] = {}
+        held = self._held.get(identity, {})
+        for name, number in [] if files is None else files.items():
+            status = status_of(os.path.join(folder, name))
+            written = 0
+            if name in held:
+                written = os.lseek(held[name], 0, os.SEEK_CUR)  # shared with the process: it has got so far
+                held[name] = _for_reading(held[name])
+                status = os.fstat(held[name])
+            elif status is None or _identity(status) != number:
+                wrong[name] = f"its {name} was removed or exchanged while it ran, and nothing is left of it"
+                continue
+            sizes[name] = status.st_size
+            if written > status.st_size:
+                wrong[name] = (
+                    f"its {name} was cut while it ran: {written} bytes were written, {status.st_size} are there"
+                    " (somebody else did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
+                )
+        return sizes, wrong
+
+    def paths(self, identity: str) -> dict[str, str]:
+        """Return where other processes of this user can read the outputs that are held."""
+        pid = os.getpid()
+        return {name: f"/proc/{pid}/fd/{fd}" for name, fd in self._held.get(identity, {}).items()}
+
+    def forget(self, identity: str) -> None:
+        """Let go of a run's outputs."""
+        held = self._held.pop(identity, {})
+        self._room += len(held)
+        close(held)
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Return the status of a regular file; None where there is none by this name."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_dev, status.st_ino]
+
+
+def _opened(path: str, wanted: list[int] | None, *, follow: bool) -> int | None:
+    """Return a descriptor to read a regular file, the one wanted if any is; None where that is not there."""
+    try:
+        status = os.stat(path, follow_symlinks=follow)
+        if not stat.S_ISREG(status.st_mode) or wanted not in (None, _identity(status)):
+            return None
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if _identity(os.fstat(fd)) == _identity(status):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _for_reading(fd: int) -> int:
+    """Exchange a descriptor for one that only reads, so that the file can get a second name; else return it as it is."""
+    try:
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return fd
+    os.close(fd)
+    return reading

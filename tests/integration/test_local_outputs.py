@@ -1,0 +1,161 @@
+"""What is collected is what the process wrote, whatever somebody does to its file meanwhile; else the run is no success."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datatask.engine.ports import Ended, Fact
+from tests.integration.test_local_processes import (
+    LOG,
+    ends,
+    kill_launcher,
+    launcher_pid,
+    spec,
+    task_of,
+    until,
+)
+
+WAITS = "while [ ! -e {go} ]; do sleep 0.02; done"
+SCRIPT = f"echo one; {WAITS}; echo two"
+
+
+def folder_of(path: Path) -> Path:
+    return path / "base" / "app" / LOG / f"{LOG}.1.1"
+
+
+def is_held(path: Path) -> bool:
+    """Whether the launcher has an output open."""
+    held = Path(f"/proc/{launcher_pid(path / 'base')}/fd")
+    return any("/stdout" in os.readlink(fd) for fd in held.iterdir() if int(fd.name) > 2)
+
+
+async def disturbed(
+    path: Path, disturb: Callable[[Path], object], script: str = SCRIPT, deaths: str = ""
+) -> tuple[Ended, str]:
+    """Return how a run ends whose folder is disturbed after its first line, and what is collected of it."""
+    task = task_of(path / "base", script.format(go=path / "go"))
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    stdout = folder_of(path) / "stdout"
+    await until(lambda: facts and stdout.exists() and stdout.read_text() == "one\n")
+    if deaths == "before":
+        await kill_launcher(path / "base")
+        await until(lambda: is_held(path))
+    disturb(folder_of(path))
+    if deaths == "after":
+        await kill_launcher(path / "base")
+        await until(lambda: is_held(path))
+    (path / "go").touch()
+    await until(lambda: ends(facts))
+    end = ends(facts)[1]
+    text = "".join(write.source.read_text() for write in end.writes if write.source is not None)
+    await task.runner.close()
+    return end, text
+
+
+def removed(folder: Path) -> None:
+    (folder / "stdout").unlink()
+
+
+def exchanged(folder: Path) -> None:
+    (folder / "new").write_text("somebody else's\n")
+    os.replace(folder / "new", folder / "stdout")
+
+
+def linked(folder: Path) -> None:
+    removed(folder)
+    (folder / "other").write_text("somebody else's\n" * 9)
+    (folder / "stdout").symlink_to(folder / "other")
+
+
+def made_a_folder(folder: Path) -> None:
+    removed(folder)
+    (folder / "stdout").mkdir()
+
+
+def renamed(folder: Path) -> None:
+    (folder / "stdout").rename(folder / "elsewhere")
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "stdout", 0)
+
+
+@pytest.mark.parametrize("disturb", [removed, exchanged, linked, made_a_folder, renamed, shutil.rmtree])
+async def test_an_output_that_lost_its_name_is_collected_all_the_same(
+    tmp_path: Path, disturb: Callable[[Path], object]
+) -> None:
+    """The launcher has it open; `rmtree` takes the whole run's folder."""
+    end, text = await disturbed(tmp_path, disturb)
+    assert (end.ending.outcome, text) == ("succeeded", "one\ntwo\n")
+
+
+@pytest.mark.parametrize("deaths", ["before", "after"])
+async def test_the_next_launcher_has_it_from_the_process(tmp_path: Path, deaths: str) -> None:
+    """Whether the name was lost before the launcher died or after it."""
+    end, text = await disturbed(tmp_path, removed, deaths=deaths)
+    assert (end.ending.outcome, text) == ("succeeded", "one\ntwo\n")
+
+
+async def test_what_nobody_has_any_more_is_lost_by_name(tmp_path: Path) -> None:
+    """Removed while there was no launcher, and its process has closed it."""
+
+    def while_there_is_no_launcher(folder: Path) -> None:
+        os.kill(launcher_pid(tmp_path / "base"), signal.SIGKILL)
+        removed(folder)
+
+    script = f"echo one; exec >&-; {WAITS}"
+    end, _ = await disturbed(tmp_path, while_there_is_no_launcher, script)
+    assert end.ending.outcome == "lost"
+    assert end.ending.error is not None
+    assert (
+        end.ending.error.message
+        == "its stdout was removed or exchanged while it ran, and nothing is left of it"
+    )
+    assert end.writes == ()
+
+
+async def test_an_output_that_is_cut_fails_the_run_and_what_is_left_is_collected(tmp_path: Path) -> None:
+    end, text = await disturbed(tmp_path, cut, f"echo one; {WAITS}")
+    assert (end.ending.outcome, text) == ("failed", "")
+    assert end.ending.error is not None
+    assert "its stdout was cut while it ran: 4 bytes were written, 0 are there" in end.ending.error.message
+
+
+async def test_a_failure_keeps_its_own_code(tmp_path: Path) -> None:
+    """What is wrong with its output is told besides."""
+    end, _ = await disturbed(tmp_path, cut, f"echo one; {WAITS}; exit 3")
+    assert (end.ending.outcome, end.ending.exit_code) == ("failed", 3)
+    assert end.ending.error is not None
+    assert end.ending.error.message.startswith("exit code 3; its stdout was cut")
+
+
+async def test_a_moved_directory_is_served_by_the_same_launcher(tmp_path: Path) -> None:
+    """The engine has died, the folder is renamed, and the next engine finds all under the new name."""
+    task = task_of(tmp_path / "base", SCRIPT.format(go=tmp_path / "go"))
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts and (folder_of(tmp_path) / "stdout").read_text() == "one\n")
+    await task.runner.close()
+    launcher = launcher_pid(tmp_path / "base")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    moved = task_of(tmp_path / "moved", "echo {{ job }}")
+    found: list[Fact] = []
+    await moved.runner.open(found.append)
+    await moved.runner.recover([spec(1)])
+    moved.runner.start(spec(2, epoch=2))
+    (tmp_path / "go").touch()
+    await until(lambda: len(ends(found)) == 2)
+    assert launcher_pid(tmp_path / "moved") == launcher
+    printed = {run: end.writes[0].source for run, end in ends(found).items()}
+    assert {run: path.read_text() for run, path in printed.items() if path} == {1: "one\ntwo\n", 2: "j2\n"}
+    await moved.runner.close()
+    assert not (tmp_path / "base").exists()
