@@ -7,6 +7,7 @@ and changes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from datatask.engine.core.decide import constraint_on
@@ -20,13 +21,17 @@ from datatask.schema import errors
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
+from datatask.schema.errors import CallerError, DatataskError, InternalError, UnknownNameError
 from datatask.schema.ids import check_job
+
+logger = logging.getLogger("datatask.engine")
 
 
 async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
     """Carry out a request; the reply names the last position that it led to, or why it was refused."""
     state = runtime.state
+    if isinstance(request, r.Ping):
+        return r.Reply(id=request.id, position=runtime.log.head, services=runtime.services.health())
     if request.id in state.requests:
         await runtime.flushed()
         return r.Reply(id=request.id, position=state.requests[request.id])
@@ -34,7 +39,7 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
         if isinstance(request, r.Redact):
             ticket = await _redact(runtime, request)
         else:
-            ticket = _TURN_INTO[type(request)](runtime, request)
+            ticket = _carried_out(runtime, request)
         runtime.pump()
         position, count = await runtime.finished(ticket)
         if isinstance(request, r.Redact):
@@ -49,6 +54,23 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
         )
         return r.Reply(id=request.id, refusal=refusal)
     return r.Reply(id=request.id, position=position or None, count=count)
+
+
+def _carried_out(runtime: Runtime, request: r.AnyRequest) -> int:
+    """Turn a request into events; one that trips over our own code is refused, if nothing has come of it yet."""
+    before = runtime.state.position
+    try:
+        return _TURN_INTO[type(request)](runtime, request)
+    except DatataskError:
+        raise
+    except Exception as error:
+        logger.exception("the request %s cannot be carried out", request.id)
+        broken = InternalError(
+            f"the request {request.id} cannot be carried out: {type(error).__name__}: {error}"
+        )
+        if runtime.state.position != before:
+            runtime.fail(broken)  # half of it is in the state, and will not be in the log
+        raise broken from error
 
 
 def _put(runtime: Runtime, request: r.PutValues) -> int:

@@ -164,6 +164,9 @@ class Blobs(Protocol):
 class Inbox(Protocol):
     """Requests from other processes, durable until answered."""
 
+    blocking: bool
+    """Whether these wait for a disk: they are called in threads then, several at once."""
+
     def pending(self) -> list[AnyRequest]:
         """Return the unanswered requests, oldest first (at most 1,000); cheap when there are none."""
 

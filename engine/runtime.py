@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine import intact
+from datatask.engine import intact, services
 from datatask.engine.binding import ValueRef, with_content
 from datatask.engine.calls import error_info
 from datatask.engine.core.effects import (
@@ -72,6 +72,7 @@ class Runtime:
         self.mode: e.Mode = "run"
         self.launching = False
         self.failure: BaseException | None = None
+        self.services = services.Services(self.fail)
         self.listeners: list[Callable[[e.Batch], None]] = []
         self.accepted: dict[str, Who] = {}
         self.who = Who()
@@ -104,6 +105,7 @@ class Runtime:
         """Begin to listen to the log and the runners; the reactor has been opened by the caller."""
         self._loop = asyncio.get_running_loop()
         intact.guard(self._loop)
+        services.enter(self.services)
         self._unsubscribe = self.log.subscribe(self._durable, self.fail)
         for runner in self._distinct_runners():
             await runner.open(self.sink)

@@ -76,6 +76,10 @@ class Session:
         """Close all resources, the last opened first; every one is closed, the first error is raised."""
         await self._close_all(quiet=False)
 
+    def renew(self) -> None:
+        """Let a closed session be opened again: what it was opened for did not begin."""
+        self._used = False
+
     async def _close_all(self, *, quiet: bool) -> None:
         first: BaseException | None = None
         while self._opened:

@@ -22,6 +22,7 @@ __all__ = [
     "LogError",
     "NothingCanProgressError",
     "RunOpenError",
+    "ServiceFailedError",
     "TemporaryError",
     "TimeLimitError",
     "UnknownNameError",
@@ -141,6 +142,13 @@ class LeaseLostError(LogError):
 
     code = "lease_lost"
     exit_code = 4
+
+
+class ServiceFailedError(DatataskError):
+    """Part of an engine failed again and again; the engine has stopped rather than go on without it."""
+
+    code = "service"
+    exit_code = 70
 
 
 class InternalError(DatataskError):

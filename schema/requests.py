@@ -7,7 +7,7 @@ Content over 64 KiB is put among the log's blobs first and named by `digest`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -109,6 +109,10 @@ class Redact(Request, frozen=True, kw_only=True):
     positions: tuple[int, ...]
 
 
+class Ping(Request, frozen=True, kw_only=True):
+    """Give a sign of life, and tell how the engine's services are; nothing is recorded."""
+
+
 AnyRequest = (
     PutValues
     | DeleteValues
@@ -120,6 +124,7 @@ AnyRequest = (
     | ChangeQuota
     | AcceptLoss
     | Redact
+    | Ping
 )
 
 
@@ -133,10 +138,23 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit_code: int = 2
 
 
+class ServiceHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one of the engine's services is: `up` or `down`, how often it was started again, and why it failed last."""
+
+    name: str
+    state: Literal["up", "down"] = "up"
+    restarts: int = 0
+    why: str = ""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The engine's answer: the last position that the request led to (None: nothing to do), or a refusal."""
+    """The engine's answer: the last position that the request led to (None: nothing to do), or a refusal.
+
+    To a `Ping` it is the head, and how the services are.
+    """
 
     id: str
     position: int | None = None
     count: int = 0
     refusal: Refusal | None = None
+    services: tuple[ServiceHealth, ...] = ()

@@ -8,8 +8,10 @@ the pipeline is loaded and opened, launches nothing but what is asked for, and c
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,13 +23,16 @@ from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.wiring.actors import actor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
-from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, TemporaryError
+from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, LogError
 from datatask.schema.requests import AnyRequest, Refusal, Reply
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
 ANSWER_SECONDS = 120.0
+AGAIN_SECONDS = (0.02, 0.2)
+MADE_SECONDS = 5.0
+"""So long a log is looked at again that has nothing in it yet although an engine has it: it is being made."""
 
 
 class Change(NamedTuple):
@@ -74,24 +79,63 @@ def carry_out(
 ) -> Done:
     """Carry out what `plan` wishes; a dry run only asks it what that would be.
 
-    `afterwards` is awaited with the open pipeline when the log was opened here.
+    `afterwards` is awaited with the open pipeline when the log was opened here. Engines come and go meanwhile: what one has not
+    carried out goes, under the same id, to the next one, or is done here.
     """
+    from datatask.adapters.log.asking import NoEngineError, refuse_strangers
+
     path = locate(settings.log_url()).path
-    if path is not None and path.exists() and _holder(path):
+    if path is not None:
+        refuse_strangers(path)
+    errand = _Errand(plan)
+    until = time.monotonic() + ANSWER_SECONDS
+    while True:
         try:
-            return _through_inbox(path, plan, dry_run)
-        except _EngineGone:
-            pass  # it ended just now: open the log instead
-    try:
-        return asyncio.run(_opening(settings, plan, dry_run, afterwards))
-    except LeaseHeldError:
-        if path is None:
-            raise
-        return _through_inbox(path, plan, dry_run)  # one has started just now
+            if path is not None and path.exists() and _holder(path):
+                return _through_inbox(path, errand, dry_run)
+            return asyncio.run(_opening(settings, errand, dry_run, afterwards))
+        except (NoEngineError, LeaseHeldError):
+            # It ended just now, or one has started just now.
+            if path is None or time.monotonic() > until:
+                raise
+        time.sleep(random.uniform(*AGAIN_SECONDS))  # many that wait for each other must not keep in step
 
 
-class _EngineGone(Exception):
-    pass
+class _Errand:
+    """The wishes of one command, asked one after the other; one that was not carried out is asked again as it is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._left: Iterator[Wish] | None = None
+        self._asked: Wish | None = None
+        self.done = Done([], None, "none")
+
+    def foreseen(self, state: State, engine: str) -> Done:
+        """Return what would be done by this state."""
+        return Done([change for wish in self._plan(state, None) for change in wish.changes], None, engine)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a wish was asked, so that no other plan can be made."""
+        return self._left is not None
+
+    def wishes(self, state: State, blobs: Blobs) -> Iterator[Wish]:
+        """Yield what is left to do; by this state, unless it was begun by another one."""
+        if self._left is None:
+            self._left = iter(self._plan(state, blobs))
+        while True:
+            self._asked = self._asked or next(self._left, None)
+            if self._asked is None:
+                return
+            yield self._asked
+            self._asked = None
+
+    def taken(self, wish: Wish, reply: Reply, engine: str) -> None:
+        """Note what became of a wish; raises what it was refused with."""
+        if reply.refusal is not None:
+            raise refused(reply.refusal)
+        position = self.done.position if reply.position is None else reply.position
+        self.done = Done([*self.done.changes, *wish.changes], position, engine)
 
 
 def _holder(path: Path) -> bool:
@@ -101,55 +145,53 @@ def _holder(path: Path) -> bool:
 
 
 def _folded(path: Path) -> State:
+    """Return the recorded state; that of a log which an engine is making just now, when it is there."""
+    from datatask.adapters.log.asking import NoEngineError
     from datatask.adapters.log.reader import LogReader
 
-    with LogReader(path) as reader:
-        return fold(reader, reader.head)
+    until = time.monotonic() + MADE_SECONDS
+    while True:
+        try:
+            with LogReader(path) as reader:
+                state = fold(reader, reader.head)
+            if state.tasks or time.monotonic() > until:
+                return state
+        except LogError:
+            if time.monotonic() > until:
+                raise
+        if not _holder(path):
+            raise NoEngineError("the engine has ended", where=str(path), remedy="open the log instead")
+        time.sleep(AGAIN_SECONDS[0])
 
 
-def _wished(wishes: Iterable[Wish], engine: str) -> Done:
-    return Done([change for wish in wishes for change in wish.changes], None, engine)
-
-
-def _through_inbox(path: Path, plan: Plan, dry_run: bool) -> Done:
-    from datatask.adapters.log.inbox import ask
+def _through_inbox(path: Path, errand: _Errand, dry_run: bool) -> Done:
+    from datatask.adapters.log.asking import ask
 
     state = _folded(path)
     if dry_run:
-        return _wished(plan(state, None), "running")
-    done = Done([], None, "running")
-    for wish in plan(state, FileBlobs(blobs_path(path))):
-        try:
-            reply = ask(path, wish.request, timeout_seconds=ANSWER_SECONDS)
-        except TemporaryError:
-            if done.changes:
-                raise
-            raise _EngineGone from None
-        done = _taken(done, wish, reply)
-    return done
+        return errand.foreseen(state, "running")
+    errand.done = errand.done._replace(engine="running")
+    for wish in errand.wishes(state, FileBlobs(blobs_path(path))):
+        errand.taken(wish, ask(path, wish.request, timeout_seconds=ANSWER_SECONDS), "running")
+    return errand.done
 
 
-async def _opening(settings: Settings, plan: Plan, dry_run: bool, afterwards: Afterwards | None) -> Done:
+async def _opening(settings: Settings, errand: _Errand, dry_run: bool, afterwards: Afterwards | None) -> Done:
     """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
     pipeline = settings.load_pipeline()
-    wished = _wished(plan(recorded_state(pipeline)[0], None), "none")
-    if dry_run:
-        return wished
+    if not errand.begun:
+        foreseen = errand.foreseen(recorded_state(pipeline)[0], "none")
+        if dry_run:
+            return foreseen
     async with pipeline:
         assert pipeline.log is not None
-        done = Done([], None, "opened")
-        for wish in plan(pipeline.state, pipeline.log.blobs):
-            done = _taken(done, wish, await pipeline.request(wish.request))
+        errand.done = errand.done._replace(engine="opened")
+        for wish in errand.wishes(pipeline.state, pipeline.log.blobs):
+            errand.taken(wish, await pipeline.request(wish.request), "opened")
         if afterwards is not None:
             await afterwards(pipeline)
-    return done
-
-
-def _taken(done: Done, wish: Wish, reply: Reply) -> Done:
-    if reply.refusal is not None:
-        raise refused(reply.refusal)
-    changes = [*done.changes, *wish.changes]
-    return Done(changes, reply.position if reply.position is not None else done.position, done.engine)
+        await pipeline.settle()
+    return errand.done
 
 
 def refused(refusal: Refusal) -> DatataskError:

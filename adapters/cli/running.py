@@ -93,7 +93,7 @@ def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...], reason:
     if not repositories or path is None:
         return
     from datatask.adapters.cli.asking import refused
-    from datatask.adapters.log.inbox import ask
+    from datatask.adapters.log.asking import ask
 
     for repository in repositories:
         request = AcceptLoss(**who("run", reason), repository=repository)

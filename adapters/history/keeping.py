@@ -19,9 +19,9 @@ from datatask.adapters.history.states import beginning, fold
 from datatask.adapters.history.when import iso
 from datatask.adapters.log import redacting
 from datatask.adapters.log.anchors import compare, head_anchor
+from datatask.adapters.log.asking import ask
 from datatask.adapters.log.backups import Backup, copy_log
 from datatask.adapters.log.compacting import GRACE_SECONDS, Compacted, Keep, compact, garbage, told
-from datatask.adapters.log.inbox import ask
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.offline import caretaking

@@ -35,6 +35,8 @@ _PENDING_MAX = 1_000
 class MemoryInbox:
     """Requests as a list: `ask` adds one, `replies` are what was answered."""
 
+    blocking = False
+
     def __init__(self) -> None:
         self._requests: dict[str, AnyRequest] = {}
         self.replies: dict[str, Reply] = {}

@@ -28,6 +28,7 @@ from datatask.adapters.wiring import succession
 from datatask.adapters.wiring.actors import this_program
 from datatask.adapters.wiring.collector import collect_seldom
 from datatask.adapters.wiring.interrupts import Interrupts
+from datatask.adapters.wiring.serving import Serving
 from datatask.engine.asking import answer, error_of
 from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
@@ -45,14 +46,13 @@ from datatask.engine.session import Session
 from datatask.engine.tasks import Task
 from datatask.schema import events as e
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError, TimeLimitError, UnknownNameError
+from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError, UnknownNameError
 from datatask.schema.expected import FUNCTION, TEXT, expect, expect_one
 from datatask.schema.values import encode_value
 
 logger = logging.getLogger("datatask.pipeline")
 
 BUSY_SECONDS = 0.005
-INBOX_SECONDS = 0.1
 OPAQUE_SECONDS = 1.0
 ENDS_SECONDS = 60.0
 CHECKPOINT_EVERY = 50_000
@@ -125,7 +125,7 @@ class Pipeline:
         self._runtime: Runtime | None = None
         self._declared: Declared | None = None
         self._observer: Observer | None = None
-        self._inbox: asyncio.Task[None] | None = None
+        self._serving: Serving | None = None
         self._opaque: list[Task] = []
         self._checkpointed = 0
         self._used = False
@@ -195,7 +195,10 @@ class Pipeline:
         await self.close()
 
     async def open(self) -> None:
-        """Take the lease of the log, bring the state up to date, recover what an earlier engine left."""
+        """Take the lease of the log, bring the state up to date, recover what an earlier engine left.
+
+        After `LeaseHeldError` the pipeline can be opened again.
+        """
         if self._used:
             raise CallerError("Pipeline is already used", remedy="make a new Pipeline to open it again")
         self._used = True
@@ -210,6 +213,11 @@ class Pipeline:
             except BaseException:
                 await self._release()
                 raise
+        except LeaseHeldError:
+            await self.session.close()
+            self.session.renew()
+            self._used = False
+            raise
         except BaseException:
             await self.session.close()
             raise
@@ -282,7 +290,8 @@ class Pipeline:
         await self._observer.open()
         await runtime.recover()
         await runtime.flushed()
-        self._inbox = asyncio.create_task(self._serve_inbox(log))
+        self._serving = Serving(log.inbox, self.request, runtime.services)
+        self._serving.open()
 
     def _opened(self, state: State, log: EventLog) -> e.EngineOpened:
         return e.EngineOpened(
@@ -300,9 +309,8 @@ class Pipeline:
     async def close(self, *, reason: str = "") -> None:
         """End the engine: runners let go, the log says goodbye, the lease is free."""
         try:
-            if self._inbox is not None:
-                self._inbox.cancel()
-                await asyncio.gather(self._inbox, return_exceptions=True)
+            if self._serving is not None:
+                await self._serving.close(well=self._runtime is not None and self._runtime.failure is None)
             if self._observer is not None:
                 await self._observer.close()
             if self._runtime is not None:
@@ -552,6 +560,14 @@ class Pipeline:
             )
         return found
 
+    async def settle(self) -> None:
+        """Return when what was asked is answered, and the runs that would end with the engine have ended."""
+        while self.runtime.failure is None and (
+            (self._serving is not None and self._serving.busy)
+            or any(map(self._ends_with_us, self.state.open_runs.values()))
+        ):
+            await asyncio.sleep(BUSY_SECONDS)
+
     async def request(self, request: r.AnyRequest) -> r.Reply:
         """Carry out what a person asks; see `datatask.schema.requests`."""
         return await answer(self.runtime, request)
@@ -583,18 +599,6 @@ class Pipeline:
         reply = await self.request(request)
         if reply.refusal is not None:
             raise error_of(reply.refusal)
-
-    async def _serve_inbox(self, log: EventLog) -> None:
-        under_way: dict[str, asyncio.Task[None]] = {}
-        while True:
-            for request in log.inbox.pending():
-                if request.id not in under_way:
-                    task = under_way[request.id] = asyncio.create_task(self._answer(log, request))
-                    task.add_done_callback(lambda _, id=request.id: under_way.pop(id))  # type: ignore[misc]
-            await asyncio.sleep(INBOX_SECONDS)
-
-    async def _answer(self, log: EventLog, request: r.AnyRequest) -> None:
-        log.inbox.answer(await self.request(request))
 
     async def evaluate(self, evaluation: Evaluation) -> object:
         """Return the outcome of the user's code that a decision needs: a priority, a filter, a translation."""

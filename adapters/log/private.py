@@ -1,0 +1,204 @@
+"""A folder beside a log through which processes talk: only what its owner or root wrote is read from it.
+
+In: names and bytes. Out: files of the mode 0600 that appear whole, and the content of files that may be believed. Whatever the
+umask is, the folder has the mode 0700. A file is read only where it is a regular one with one name, of bounded size, written by
+its folder's owner or by root, and writable by no other user; nothing else is even opened: a pipe or a device would hold up its reader.
+Root gives what it writes to the folder's owner, who could not read it otherwise. Blocking.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datatask.schema.errors import CallerError, LogError
+
+FILE_BYTES_MAX = 32 * 1024 * 1024
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR})
+"""What the machine lacks for a moment says nothing about a file."""
+
+
+class OddFileError(Exception):
+    """A file that is not believed, and why."""
+
+
+class PrivateFolder:
+    """The folder, held open; `FileNotFoundError`, `NotADirectoryError`, or `LogError` where it is another user's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+            raise
+        try:
+            self._status = os.fstat(self._fd)
+            self._check()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def _check(self) -> None:
+        me = os.geteuid()
+        if me not in (0, self._status.st_uid):
+            raise LogError(
+                f"the folder belongs to {user_name(self._status.st_uid)}",
+                where=str(self.path),
+                remedy=f"give it to {user_name(me)}, or remove it",
+            )
+        if self._status.st_mode & 0o077:
+            os.fchmod(self._fd, 0o700)
+
+    def read(self, name: str, bytes_max: int = FILE_BYTES_MAX) -> bytes:
+        """Return a file's content. `OddFileError` says why it is not believed; `OSError`: the machine cannot, now."""
+        self._believe(os.stat(name, dir_fd=self._fd, follow_symlinks=False), bytes_max)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            file = os.open(name, flags, dir_fd=self._fd)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            raise OddFileError(f"it cannot be opened: {error.strerror}") from error
+        with open(file, "rb", buffering=0) as raw:
+            self._believe(os.fstat(file), bytes_max)
+            try:
+                data = raw.read(bytes_max + 1) or b""
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise
+                raise OddFileError(f"it cannot be read: {error.strerror}") from error
+        return data
+
+    def _believe(self, status: os.stat_result, bytes_max: int) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise OddFileError(f"it is {_kind(status.st_mode)}")
+        if status.st_nlink > 1:
+            raise OddFileError("it has a second name, a hard link")
+        if status.st_uid not in (0, os.geteuid(), self._status.st_uid):
+            raise OddFileError(f"{user_name(status.st_uid)} wrote it")
+        if status.st_mode & 0o022:
+            raise OddFileError(f"others may write it (mode {stat.S_IMODE(status.st_mode):o})")
+        if status.st_size > bytes_max:
+            raise OddFileError(f"it has {status.st_size:,} bytes, more than {bytes_max:,}")
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Have a file of this name and content appear, whole."""
+        fresh = f"{secrets.token_hex(8)}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(fresh, flags, 0o600, dir_fd=self._fd)
+        try:
+            with open(file, "wb") as stream:
+                os.fchmod(file, 0o600)
+                self._hand_over(file)
+                stream.write(data)
+                stream.flush()
+                if durable:
+                    os.fsync(file)
+            os.rename(fresh, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(fresh, dir_fd=self._fd)
+            raise
+        if durable:
+            os.fsync(self._fd)
+
+    def _hand_over(self, file: int) -> None:
+        owner = self._status.st_uid
+        if owner == os.geteuid():
+            return
+        try:
+            os.fchown(file, owner, self._status.st_gid)
+        except OSError as error:
+            raise CallerError(
+                f"{user_name(owner)} could not read what is written here: {error.strerror}",
+                where=str(self.path),
+                remedy=f"ask as {user_name(owner)}: sudo -u {user_name(owner)} datatask …",
+            ) from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is anything of this name."""
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
+
+    def names(self) -> list[tuple[int, str]]:
+        """Return what is there: when each was changed, and its name."""
+        found = []
+        for name in os.listdir(self._fd):
+            with suppress(FileNotFoundError):
+                found.append((os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime_ns, name))
+        return found
+
+    def set_aside(self, name: str, folder: str) -> str:
+        """Move anything that is there into a folder within; return its new name."""
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700, dir_fd=self._fd)
+        kept = os.fsdecode(os.fsencode(f"{secrets.token_hex(4)}-{name}")[:200])
+        os.rename(name, f"{folder}/{kept}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        return kept
+
+
+def make_private(path: Path) -> None:
+    """Make the folder, 0700 whatever the umask is; what stands in its place and is none is set aside under another name."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            return
+        os.rename(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside"))
+        os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+    hand_over(path, path.parent)
+
+
+def hand_over(path: Path | int, folder: Path) -> None:
+    """Give what root has made in another user's folder to that user, who could not read it otherwise."""
+    if os.geteuid() == 0:
+        owner = os.stat(folder)
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISLNK, "a link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    return next((word for test, word in kinds if test(mode)), "no file")

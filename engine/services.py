@@ -1,0 +1,154 @@
+"""Services: what goes on for as long as an engine is open, looked after in one place.
+
+In: coroutines that never return, callbacks of the loop, and tasks whose end nobody waits for. Out: a service that fails is started again
+after a growing pause, told in one line, and told again when it works. One that fails too often in a row stops the engine by name,
+and so does a task that fails where there is nothing to start again: an engine that is deaf on one ear must not seem well.
+`health` is what `doctor` and `status` tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any
+
+from datatask.engine.calls import error_info
+from datatask.schema.errors import DatataskError, InternalError, ServiceFailedError
+from datatask.schema.requests import ServiceHealth
+
+logger = logging.getLogger("datatask.engine")
+
+PAUSE_SECONDS = (0.1, 10.0)
+FAILURES_MAX = 20
+"""So many failures in a row stop the engine: two and a half minutes of trying."""
+WELL_SECONDS = 60.0
+"""A service that lasted so long begins to count its failures anew."""
+
+Work = Callable[["Service"], Coroutine[Any, Any, None]]
+
+
+class Service:
+    """One service: whether it works, how often it was started again, and why it failed last."""
+
+    def __init__(self, name: str, fail: Callable[[BaseException], None]) -> None:
+        self.name = name
+        self._fail = fail
+        self._restarts = self._failures = 0
+        self._up = True
+        self._why = ""
+        self._since = time.monotonic()
+
+    def failed(self, error: BaseException) -> float | None:
+        """Count and tell a failure; return after how many seconds to try again, None when the engine stops."""
+        if time.monotonic() - self._since > WELL_SECONDS:
+            self._failures = 0
+        self._failures += 1
+        self._restarts += 1
+        why = _words(error)
+        if self._failures > FAILURES_MAX:
+            self._up = False
+            self._fail(self._given_up(why))
+            return None
+        pause = min(PAUSE_SECONDS[0] * 2.0 ** (self._failures - 1), PAUSE_SECONDS[1])
+        if self._up or why != self._why:
+            logger.warning("%s failed: %s; it is started again in %g s", self.name, why, pause)
+            logger.debug("%s failed", self.name, exc_info=error)
+        self._up, self._why, self._since = False, why, time.monotonic()
+        return pause
+
+    def _given_up(self, why: str) -> ServiceFailedError:
+        return ServiceFailedError(
+            f"{self.name} failed {self._failures} times in a row: {why}",
+            remedy="mend what it says, then start the engine again; nothing that was recorded is lost",
+        )
+
+    def works(self) -> None:
+        """It does what it is there for (again)."""
+        if not self._up:
+            self._up = True
+            logger.warning("%s works again", self.name)
+
+    def health(self) -> ServiceHealth:
+        """Return how it is."""
+        return ServiceHealth(
+            name=self.name, state="up" if self._up else "down", restarts=self._restarts, why=self._why
+        )
+
+
+class Services:
+    """The services of one engine; `fail` stops it."""
+
+    def __init__(self, fail: Callable[[BaseException], None]) -> None:
+        self._fail = fail
+        self._all: dict[str, Service] = {}
+
+    def service(self, name: str) -> Service:
+        """Return the service of this name, for a callback that counts its own failures."""
+        if name not in self._all:
+            self._all[name] = Service(name, self._fail)
+        return self._all[name]
+
+    def keep(self, name: str, work: Work) -> asyncio.Task[None]:
+        """Keep `work` going until the returned task is cancelled; it is not meant to end by itself."""
+        return asyncio.get_running_loop().create_task(self._keep(self.service(name), work), name=name)
+
+    async def _keep(self, service: Service, work: Work) -> None:
+        while True:
+            try:
+                await work(service)
+                error: BaseException = RuntimeError("it ended by itself")
+            except (Exception, SystemExit) as caught:
+                error = caught
+            except asyncio.CancelledError as caught:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                error = caught
+            pause = service.failed(error)
+            if pause is None:
+                return
+            await asyncio.sleep(pause)
+
+    def mind(self, task: asyncio.Task[Any], what: str) -> None:
+        """Stop the engine should this task, whose end nobody waits for, fail."""
+
+        def ended(done: asyncio.Task[Any]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.broken(what, error)
+
+        task.add_done_callback(ended)
+
+    def broken(self, what: str, error: BaseException) -> None:
+        """Stop the engine: this failed, and cannot be started again."""
+        logger.error("the engine stops: %s failed", what, exc_info=error)
+        if not isinstance(error, DatataskError):
+            error = InternalError(f"{what} failed: {_words(error)}")
+        self._fail(error)
+
+    def health(self) -> tuple[ServiceHealth, ...]:
+        """Return how each service is."""
+        return tuple(service.health() for service in self._all.values())
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, DatataskError):
+        return str(error)
+    info = error_info(error)
+    return f"{info.type}: {info.message}" if info.message else info.type
+
+
+_current: ContextVar[Services] = ContextVar("datatask_services")
+
+
+def enter(services: Services) -> None:
+    """Make these the services of what is opened from here on."""
+    _current.set(services)
+
+
+def current() -> Services:
+    """Return the services of the engine that is being opened; outside one, such as only tell."""
+    found = _current.get(None)
+    return Services(lambda error: None) if found is None else found
