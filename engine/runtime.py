@@ -38,6 +38,7 @@ from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, StoreError
 from datatask.schema.requests import Who
+from datatask.schema.troubles import as_error
 from datatask.schema.values import INLINE_BYTES_MAX
 
 logger = logging.getLogger("datatask.engine")
@@ -204,12 +205,7 @@ class Runtime:
         try:
             self._turn()
         except Exception as error:
-            logger.exception("the engine stops: its own code failed")
-            self.fail(
-                error
-                if isinstance(error, DatataskError)
-                else InternalError(f"{type(error).__name__}: {error}")
-            )
+            self._stop(error)
 
     def _turn(self) -> None:
         reactor, facts = self.reactor, self._facts
@@ -269,8 +265,7 @@ class Runtime:
         try:
             self._perform_until(head)
         except Exception as error:
-            logger.exception("the engine stops: its own code failed")
-            self.fail(InternalError(f"{type(error).__name__}: {error}"))
+            self._stop(error)
         self._advanced.set()
         self._advanced.clear()
         self.wake()
@@ -340,8 +335,14 @@ class Runtime:
             info = e.ErrorInfo(type=type(error).__name__, message=str(error))
             self.sink(Ended(effect.spec.run, e.Ending(outcome="refused", error=info)))
             return
-        logger.error("the engine stops: its own code failed", exc_info=error)
-        self.fail(InternalError(f"{type(effect).__name__}: {type(error).__name__}: {error}"))
+        self._stop(error, type(effect).__name__)
+
+    def _stop(self, error: BaseException, where: str = "") -> None:
+        """Stop on what the machine refused, or on a mistake of ours, which is told with its traceback."""
+        told = as_error(error, where)
+        if isinstance(told, InternalError):
+            logger.error("the engine stops: its own code failed", exc_info=error)
+        self.fail(told)
 
     def _mirror(self, write: Write) -> None:
         """Let an in-process store follow at once: its `put` and `delete` never wait."""
@@ -440,9 +441,8 @@ class Runtime:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
-            logger.error("the engine stops: its own code failed", exc_info=error)
             assert error is not None
-            self.fail(error if isinstance(error, DatataskError) else InternalError(repr(error)))
+            self._stop(error)
         else:
             self.wake()
 

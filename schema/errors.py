@@ -23,6 +23,7 @@ __all__ = [
     "NothingCanProgressError",
     "RunOpenError",
     "ServiceFailedError",
+    "SystemTroubleError",
     "TemporaryError",
     "TimeLimitError",
     "UnknownNameError",
@@ -87,6 +88,13 @@ class TemporaryError(DatataskError):
     """It may work later; nothing was changed."""
 
     code = "temporary"
+    exit_code = 1
+
+
+class SystemTroubleError(DatataskError):
+    """The machine did not do what was asked of it: a disk, memory, a descriptor; what is in the log stays."""
+
+    code = "system"
     exit_code = 1
 
 

@@ -6,12 +6,13 @@ is a line here, a function decorated with `options.command`, and a section in do
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
+
+from datatask.adapters.cli.streams import drop_output, output_trouble
+from datatask.schema.troubles import as_error
 
 
 class Entry(NamedTuple):
@@ -106,12 +107,14 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; when whoever reads its output has seen enough, it is done."""
+        """Run the command; when the reader of its output has seen enough, it is done."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # Caught before click, which would exit with 1; what Python would flush at exit goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError as error:
+            # Caught before click, which would exit with 1.
+            if not isinstance(output_trouble(), BrokenPipeError):
+                raise as_error(error) from error
+            drop_output()
             return 0
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

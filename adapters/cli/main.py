@@ -1,7 +1,8 @@
 """The command line: `datatask …`, and the same for a script that ends in `datatask.main(pipeline)`.
 
 Arguments in, an exit code out. Every error leaves as one line on stderr (or one JSON object on stdout with
-`--json`) and the exit code of its class; a traceback is for our own mistakes only, and only with `--debug`.
+`--json`) and the exit code of its class; a traceback is for our own mistakes only, and only with `--debug`. What the
+machine refuses (a full disk, no memory, a closed stdout) is no mistake of ours: schema/troubles.py has its words.
 """
 
 from __future__ import annotations
@@ -15,10 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli.commands import LazyGroup
+from datatask.adapters.cli.commands import COMMANDS, LazyGroup
 from datatask.adapters.cli.options import shared_options
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.streams import (
+    INPUT,
+    drop_output,
+    input_is_closed,
+    install_hooks,
+    line_of,
+    output_error,
+    output_trouble,
+    prepare_streams,
+    say,
+)  # fmt: skip
 from datatask.schema.errors import CallerError, DatataskError, InternalError
+from datatask.schema.troubles import trouble
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -35,20 +48,30 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
     `instrument(subparsers)` may add verbs of its own as with pydatatask: argparse sub-parsers whose `func`
     default is called with the pipeline and the parsed arguments.
     """
+    debug = bool(os.environ.get("DATATASK_DEBUG"))
+    install_hooks(debug=debug)
     from datatask.adapters.cli.loading import is_loading
 
     if is_loading():
         return  # a pipeline file is being loaded by the command line: it is in charge already
-    program = Path(sys.argv[0])
-    settings = Settings(debug=bool(os.environ.get("DATATASK_DEBUG")))
-    if pipeline is not None:
-        settings.given = pipeline
-        settings.given_folder = (program.parent if program.is_file() else Path.cwd()).absolute()
-        settings.program = program.name
-    code = invoke(sys.argv[1:], settings, instrument)
+    try:
+        prepare_streams()
+        code = invoke(sys.argv[1:], _settings(pipeline, debug), instrument)
+    except BaseException as error:
+        code = _last_words(error, sys.argv[1:])
     if code == BROKEN:
         os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
     sys.exit(code)
+
+
+def _settings(pipeline: Pipeline | None, debug: bool) -> Settings:
+    settings = Settings(debug=debug)
+    if pipeline is not None:
+        program = Path(sys.argv[0])
+        settings.given = pipeline
+        settings.given_folder = (program.parent if program.is_file() else Path.cwd()).absolute()
+        settings.program = program.name
+    return settings
 
 
 def invoke(
@@ -57,37 +80,102 @@ def invoke(
     """Run one command and return its exit code."""
     settings = settings or Settings(debug=bool(os.environ.get("DATATASK_DEBUG")))
     try:
-        group = make_group(settings, instrument)
+        try:
+            code = _run(arguments, settings, instrument)
+            broken = output_trouble()
+            return code if broken is None else _without_output(broken, code)
+        except BaseException as error:
+            return _told(error, settings, arguments)
+    except BaseException as error:  # while the first one was told
+        return _last_words(error, arguments)
+
+
+def _run(arguments: Sequence[str], settings: Settings, instrument: Instrument | None) -> int:
+    group = make_group(settings, instrument)
+    try:
         result = group.main(
             list(arguments) or ["--help"], prog_name=settings.program, standalone_mode=False, obj=settings
         )
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        exec(
-            ""
-        )  # one that passed through an `exec` on its way, as of an import, CPython would die of at its end
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; what Python would flush at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except click.ClickException as error:
-        return _failed(_usage(error), settings, arguments)
-    except DatataskError as error:
-        return _failed(error, settings, arguments)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.EBADF:
-            click.echo(f"datatask: {CLOSED}", err=True)
-            return BROKEN
-        if settings.debug:
-            import traceback
+    return result if isinstance(result, int) else 0
 
-            traceback.print_exc()
-        return _failed(_internal(error), settings, arguments)
+
+def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) -> int:
+    """Tell an exception in one line, in the words of its kind; return the exit code."""
+    broken = output_trouble() if isinstance(error, OSError | ValueError | click.Abort) else None
+    if broken is not None:
+        return _without_output(broken, 0)
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        case KeyboardInterrupt() | click.Abort():
+            exec(
+                ""
+            )  # one that passed through an `exec` on its way, as of an import, CPython would die of at its end
+            say("interrupted")
+            return INTERRUPTED
+        case click.ClickException():
+            return _failed(_usage(error), settings, arguments)
+        case DatataskError():
+            return _failed(error, settings, arguments)
+        case OSError(errno=errno.EBADF) if input_is_closed():
+            return _failed(
+                CallerError("it is closed", where=INPUT, remedy="redirect it from a file, or from /dev/null"),
+                settings, arguments,
+            )  # fmt: skip
+        case OSError(errno=errno.EBADF):
+            say(f"datatask: {CLOSED}")
+            return BROKEN
+        case FileNotFoundError(filename=None) if _is_nowhere():
+            return _failed(
+                CallerError("the working directory is gone", where=os.environ.get("PWD", ""),
+                            remedy="change to a directory that is there"),
+                settings, arguments,
+            )  # fmt: skip
+    known = trouble(error, _command(arguments))
+    if known is None and settings.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    return _failed(_internal(error) if known is None else known, settings, arguments)
+
+
+def _without_output(broken: OSError, code: int) -> int:
+    """End without stdout: quietly where its reader has seen enough, else with one line."""
+    drop_output()
+    if isinstance(broken, BrokenPipeError):
+        return code
+    from datatask.adapters.cli.output import error_line
+
+    error = output_error(broken)
+    say(error_line(error))
+    return code or error.exit_code
+
+
+def _last_words(error: BaseException, arguments: Sequence[str]) -> int:
+    """Tell what came while something else was told, or before anything was: with as little as possible."""
+    drop_output()
+    if isinstance(error, KeyboardInterrupt):
+        say("interrupted")
+        return INTERRUPTED
+    say(f"datatask: {line_of(error)}")
+    known = trouble(error, _command(arguments))
+    return 1 if known is None else known.exit_code
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return which command this is, for errors that name no place of their own."""
+    named = next((one for one in arguments if one in COMMANDS), "")
+    return f"datatask {named}".strip()
 
 
 def make_group(settings: Settings, instrument: Instrument | None = None) -> click.Group:
@@ -121,7 +209,7 @@ def _usage(error: click.ClickException) -> CallerError:
     return CallerError(what[:1].lower() + what[1:], remedy=f"see `{path} --help`")
 
 
-def _internal(error: Exception) -> InternalError:
+def _internal(error: BaseException) -> InternalError:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return InternalError(
         f"internal error: {text[:500]}", remedy="please report it, with the traceback that --debug shows"
@@ -132,7 +220,9 @@ def _failed(error: DatataskError, settings: Settings, arguments: Sequence[str]) 
     from datatask.adapters.cli.output import encode, error_document, error_line
 
     if settings.json or "--json" in arguments:
-        click.echo(encode(error_document(error)))
+        sys.stdout.write(encode(error_document(error)) + "\n")
+        if (broken := output_trouble()) is not None:
+            return _without_output(broken, error.exit_code)
     else:
-        click.echo(error_line(error), err=True)
+        say(error_line(error))
     return error.exit_code

@@ -11,11 +11,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
 from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.troubles import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +31,8 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 def error_document(error: DatataskError) -> dict[str, Any]:
     """Return the documented JSON shape of an error."""
-    return {"error": {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}}
+    told = {"what": error.what, "where": error.where, "remedy": error.remedy}
+    return {"error": {"code": error.code, **{name: printable(text) for name, text in told.items()}}}
 
 
 def error_line(error: DatataskError) -> str:
@@ -38,8 +41,8 @@ def error_line(error: DatataskError) -> str:
 
 
 def shown(text: str) -> str:
-    """Return text from a log or a store without what would act on a terminal."""
-    return text.translate(_CONTROL) if not text.isprintable() else text
+    """Return text from a log or a store without what would act on a terminal, and that can be encoded."""
+    return text if text.isprintable() else printable(text.translate(_CONTROL))
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
@@ -76,6 +79,12 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print one line."""
         sys.stdout.write(text + "\n")
+
+    def progress(self, text: str) -> None:
+        """Print one line at once; a stdout that does not take it is told at the command's end, not in its midst."""
+        with suppress(OSError, ValueError):
+            self.line(text)
+            sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """Print one line to stderr: what is no part of the result."""
@@ -165,7 +174,21 @@ STYLES = {
 
 def encode(value: Any) -> str:
     """Return a value as one line of JSON."""
-    return _encoder.encode(value).decode()
+    try:
+        return _encoder.encode(value).decode()
+    except UnicodeEncodeError:  # a name that is not UTF-8 is in it
+        return _encoder.encode(_printable(value)).decode()
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str():
+            return printable(value)
+        case Mapping():
+            return {_printable(key): _printable(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_printable(inner) for inner in value]
+    return value
 
 
 def _quoted(value: Any) -> str:

@@ -7,7 +7,6 @@ failed, how many runs end per second, and how long the rest will take at that ra
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -197,5 +196,4 @@ def _live(output: Output, progress: Progress) -> Iterator[Callable[[], None]]:
 async def _tell(output: Output, progress: Progress) -> None:
     while True:
         await asyncio.sleep(LINE_SECONDS)
-        output.line(progress.line())
-        sys.stdout.flush()
+        output.progress(progress.line())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -162,8 +161,9 @@ class _Work:
             return
         waiting = sum(len(task.queue) + len(task.awaiting) for task in self._pipeline.state.tasks.values())
         count = len(self._pipeline.tasks)
-        self._output.line(f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}")
-        sys.stdout.flush()
+        self._output.progress(
+            f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}"
+        )
 
     def _place(self) -> str:
         path = locate(self._pipeline.log_location()).path
