@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from datatask.adapters import trust
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import folders
 from datatask.adapters.execute.local.engines import SOCKET
@@ -69,8 +70,10 @@ class _Asked:
 class LauncherClient(asyncio.Protocol):
     """A connection that survives; `attach` and `detach` count its users."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, earlier: Path | None = None) -> None:
+        """`earlier` is where an earlier version may have left runs that go on."""
         self.directory = directory
+        self._earlier = earlier
         self.log = ""
         self.epoch = 0
         self._home: list[str | int] = ["", 0, 0]
@@ -90,6 +93,10 @@ class LauncherClient(asyncio.Protocol):
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the directory; `CallerError` where it is not safe. Blocking."""
+        prepare_directory(self.directory, group=self._earlier is None)
 
     def attach(self) -> None:
         """One more user; the running loop is the client's from now on."""
@@ -123,6 +130,9 @@ class LauncherClient(asyncio.Protocol):
         if not self.log:
             self.log, self.epoch = log, int(epoch)
             self._home = _home(url)
+            if self._earlier is not None and (self._earlier / log / identity).is_dir():
+                prepare_directory(self._earlier)
+                self.directory = self._earlier  # as long as there are such runs
 
     def environment(self, key: str, env: Mapping[str, str] | None) -> None:
         """Keep the environment that starts name by `key`; None is the engine's own, as it is now."""
@@ -220,8 +230,9 @@ class LauncherClient(asyncio.Protocol):
             if self._loop.time() - launched > SILENT_SECONDS:
                 launched = self._loop.time()
                 try:
+                    await asyncio.to_thread(self.prepare)
                     await asyncio.to_thread(start_launcher, self.directory)
-                except OSError as error:
+                except (OSError, CallerError) as error:
                     trouble = f"the launcher cannot be started: {error}"
             if self._loop.time() - began > SILENT_SECONDS:
                 self._silent(f"the launcher of {self.directory} does not answer: {trouble}")
@@ -348,29 +359,33 @@ def _home(url: str) -> list[str | int]:
     return [path, status.st_dev, status.st_ino]
 
 
-def prepare_directory(directory: Path) -> None:
-    """Make the directory, for our user alone; `CallerError` when it is somebody else's."""
+def prepare_directory(directory: Path, *, group: bool = True) -> None:
+    """Make the directory, for our user alone; `CallerError` when others may write it, or one above it.
+
+    With `group` those who own the folders above, and groups that may write them, are trusted: the pipeline is theirs to
+    change, which names a place beside it.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
+        trust.check_above(directory, group=group)
+        try:
+            trust.check_found(directory, "folder")
+        except FileNotFoundError:
+            trust.make_private(directory)
+        trust.check_own(directory)
     except OSError as error:
         raise CallerError(
-            f"{directory} cannot be made: {error.strerror}", remedy="pass another local_path"
+            f"{directory} cannot be made: {error.strerror}",
+            remedy="pass another local_path, or set XDG_STATE_HOME",
         ) from error
-    if directory.is_symlink() or status.st_uid != os.getuid():
-        raise CallerError(f"{directory} does not belong to this user", remedy="pass another local_path")
-    if status.st_mode & 0o077:
-        directory.chmod(0o700)
 
 
 def start_launcher(directory: Path) -> None:
     """Start a launcher, detached; one that finds another at work ends at once. Blocks for a moment."""
-    prepare_directory(directory)
     import datatask
 
     root = Path(str(datatask.__file__)).parent.parent
     env = {key: os.environ[key] for key in PASSED if key in os.environ}
-    with open(directory / "launcher.log", "ab") as log:
+    with open(directory / "launcher.log", "ab", opener=trust.private) as log:
         pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever
             sys.executable,
             [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from datatask.adapters.execute.local import leftovers
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.local.places import LocalPlace
 from datatask.adapters.execute.local.runner import WHERE, LocalRunner
+from datatask.adapters.execute.local.state import default_path, path_of_earlier_versions
 from datatask.adapters.execute.targets import (
     STDOUT,
     AbstractProcessManager,
@@ -36,20 +36,19 @@ from datatask.schema.expected import PATH, TEXT, expect
 from datatask.schema.ids import check_name
 
 
-def default_path() -> Path:
-    """Return this user's own folder below the system's temporary one."""
-    return Path(tempfile.gettempdir()) / f"datatask-{os.getuid()}"
-
-
 class LocalLinuxManager(AbstractProcessManager):
-    """Runs processes here. `app` tells applications apart that share `local_path`: one pipeline at a time each."""
+    """Runs processes here. `app` tells applications apart that share `local_path`: one pipeline at a time each.
+
+    `local_path` is by default below the user's state folder: $XDG_STATE_HOME, else ~/.local/state.
+    """
 
     def __init__(self, app: str, local_path: str | os.PathLike[str] | None = None) -> None:
         expect(self, TEXT, app=app)
         expect(self, PATH, optional=True, local_path=local_path)
         self.app = check_name(app, "app")
         self.local_path = default_path() if local_path is None else Path(local_path).absolute()
-        self._client = LauncherClient(self.basedir)
+        earlier = path_of_earlier_versions() / self.app if local_path is None else None
+        self._client = LauncherClient(self.basedir, earlier)
 
     def __repr__(self) -> str:
         return f"LocalLinuxManager({self.app!r}, {str(self.local_path)!r})"

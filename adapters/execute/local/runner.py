@@ -17,7 +17,7 @@ from typing import Literal
 
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
 from datatask.adapters.execute.local import collecting, folders
-from datatask.adapters.execute.local.client import LauncherClient, Message, prepare_directory
+from datatask.adapters.execute.local.client import LauncherClient, Message
 from datatask.adapters.execute.targets import (
     STDOUT,
     Recipe,
@@ -75,7 +75,7 @@ class LocalRunner:
         """Make the directory; the launcher is started with the first run."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(prepare_directory, self._client.directory)
+        await asyncio.to_thread(self._client.prepare)
         self._client.attach()
         self._client.environment(self._recipe.task, self._recipe.environ)
 

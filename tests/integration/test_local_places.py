@@ -1,0 +1,96 @@
+"""Where runs are: a place of the user's own by default, refused by name where others may fill it, of the same modes whatever the umask."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from datatask import LocalLinuxManager
+from datatask.adapters.execute.local import state
+from datatask.adapters.trust import UnsafePlaceError
+from datatask.engine.ports import Fact
+from datatask.schema.errors import CallerError
+from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of, until
+
+
+def test_the_default_place_is_below_the_users_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative XDG_STATE_HOME is ignored, as its specification says; XDG_RUNTIME_DIR goes at logout."""
+    monkeypatch.setattr(state, "MACHINE_ID", tmp_path / "machine-id")
+    (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert LocalLinuxManager("app").basedir == tmp_path / "state/datatask/runs/0123456789ab/app"
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert LocalLinuxManager("app").basedir == tmp_path / "home/.local/state/datatask/runs/0123456789ab/app"
+
+
+def test_a_user_without_a_home_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 1_234_567)
+    with pytest.raises(CallerError, match=r"uid 1234567\) has no home folder") as raised:
+        LocalLinuxManager("app")
+    assert raised.value.remedy == "pass local_path=, or set XDG_STATE_HOME to a folder of this user's own"
+
+
+@pytest.mark.parametrize("wide", ["", "base", "base/app"])
+async def test_a_place_that_every_user_may_fill_is_refused_by_name(tmp_path: Path, wide: str) -> None:
+    """Before anything that lies there is read: a socket, a journal, another user's launcher."""
+    (tmp_path / "base" / "app").mkdir(mode=0o700, parents=True)
+    (tmp_path / wide).chmod(0o777)
+    with pytest.raises(UnsafePlaceError, match="every user may") as raised:
+        await task_of(tmp_path / "base", "true").runner.open(lambda fact: None)
+    assert f"chmod o-w {tmp_path / wide}" in raised.value.remedy or f"chmod go-w {tmp_path / wide}" in (
+        raised.value.remedy or ""
+    )
+
+
+async def test_a_link_in_place_of_a_launchers_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "app").symlink_to(tmp_path)
+    with pytest.raises(UnsafePlaceError, match="this is a link"):
+        await task_of(tmp_path, "true").runner.open(lambda fact: None)
+
+
+@pytest.mark.parametrize("umask", [0, 0o277])
+async def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
+    ours = os.umask(umask)
+    try:
+        end = (await run_all(task_of(tmp_path / "base", "pwd"), spec(1)))[1]
+    finally:
+        os.umask(ours)
+    assert end.ending.outcome == "succeeded"
+    app = tmp_path / "base" / "app"
+    run = app / LOG / f"{LOG}.1.1"
+    modes = {path.relative_to(app): path.stat().st_mode & 0o777 for path in (app, *app.rglob("*"))}
+    assert {modes[path.relative_to(app)] for path in (app, app / LOG, run, run / "cwd", run / "exe")} == {
+        0o700
+    }
+    assert {modes[Path(name)] for name in ("launcher.log", "journal", f"{LOG}.owner")} == {0o600}
+
+
+async def test_runs_that_an_earlier_version_left_are_gone_on_with_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(state.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    earlier = tmp_path / "tmp" / f"datatask-{os.getuid()}"
+    before = task_of(earlier, f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo there")
+    facts: list[Fact] = []
+    await before.runner.open(facts.append)
+    before.runner.start(spec(1))
+    await until(lambda: facts)
+    await before.runner.close()
+    after = task_of(None, "true")
+    await after.runner.open(facts.append)
+    await after.runner.recover([spec(1)])
+    (tmp_path / "go").touch()
+    await until(lambda: ends(facts))
+    (write,) = ends(facts)[1].writes
+    assert write.source is not None
+    assert write.source.read_text() == "there\n"
+    await after.runner.close()
