@@ -166,4 +166,4 @@ def with_content(write: Write, blobs: Blobs) -> Write:
     """Return a write that a foreign store can take: a blob's digest becomes the file that holds its bytes."""
     if write.op != "put" or write.digest is None or write.value or write.data is not None or write.source:
         return write
-    return msgspec.structs.replace(write, source=blobs.path(write.digest))
+    return msgspec.structs.replace(write, source=blobs.intact(write.digest))

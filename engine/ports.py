@@ -116,7 +116,10 @@ class EventLog(Protocol):
         """Yield durable events with after < position <= until that pass the filters."""
 
     async def fetch(self, positions: Sequence[int]) -> list[Event]:
-        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
+        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one.
+
+        They are checked against the chain: `LogDamagedError` where one is not what was written.
+        """
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, atomically; the newest few are kept."""
@@ -159,6 +162,9 @@ class Blobs(Protocol):
 
     def path(self, digest: str) -> Path:
         """Return where the blob's bytes are; `UnknownNameError` if it is not there."""
+
+    def intact(self, digest: str) -> Path:
+        """The same, once the bytes were compared with the digest; `ValueDamagedError` where they are others."""
 
 
 class Inbox(Protocol):

@@ -34,9 +34,18 @@ from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.following import Followers
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Started, Store, Write
+from datatask.engine.starting import Starter
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import DatataskError, InternalError, LeaseLostError, StoreError
+from datatask.schema.errors import (
+    DatataskError,
+    InternalError,
+    LeaseLostError,
+    LogDamagedError,
+    LogError,
+    StoreError,
+    ValueDamagedError,
+)
 from datatask.schema.requests import Who
 from datatask.schema.troubles import as_error
 from datatask.schema.values import INLINE_BYTES_MAX
@@ -74,6 +83,8 @@ class Runtime:
         self.launching = False
         self.failure: BaseException | None = None
         self.services = services.Services(self.fail)
+        self.damage: LogDamagedError | None = None
+        self.on_damage: Callable[[], None] = lambda: None
         self.listeners: list[Callable[[e.Batch], None]] = []
         self.accepted: dict[str, Who] = {}
         self.who = Who()
@@ -91,6 +102,15 @@ class Runtime:
         self._background: set[asyncio.Task[None]] = set()
         self._followers = Followers(
             self._spawn, self._change_store, self._written, lambda leaf, job: self.look_again(leaf, job)
+        )
+        self._starter = Starter(
+            log,
+            state,
+            runners,
+            values=self._values,
+            spawn=self._spawn,
+            perform=self._perform,
+            refuse=self._refuse,
         )
         self._turning = False
         self._call_off: Callable[[], None] | None = None
@@ -143,6 +163,7 @@ class Runtime:
     async def close(self, *, abandon: bool = False, reason: str = "", actor: str = e.ENGINE) -> None:
         """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
         self.launching = False
+        self._starter.closed = True
         for runner in self._distinct_runners():
             await runner.close(abandon=abandon)
         if self.failure is None:
@@ -280,6 +301,7 @@ class Runtime:
                     self._perform(effect)
                 except Exception as error:
                     self._failed(effect, error)
+        self._starter.flush()
         while self._batches and self._batches[0].last <= head:
             self._tell(self._batches.popleft())
 
@@ -311,7 +333,9 @@ class Runtime:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case StartRun(spec=spec):
-                self._runners[spec.task].start(spec)
+                self._starter.start(spec)
+            case StopRun(run=run) | ForgetRun(run=run) if self._starter.waits(run, effect):
+                pass
             case ForgetRun(task=task, run=run):
                 if task in self._runners:
                     self._runners[task].forget(run)
@@ -343,6 +367,27 @@ class Runtime:
         if isinstance(told, InternalError):
             logger.error("the engine stops: its own code failed", exc_info=error)
         self.fail(told)
+
+    def _refuse(self, spec: RunSpec, error: DatataskError) -> None:
+        """End a run whose input is not what was recorded; where it is the log that is damaged, launch no other."""
+        if isinstance(error, LogError) and not isinstance(error, LogDamagedError | ValueDamagedError):
+            self.fail(error)
+            return
+        info = e.ErrorInfo(type=type(error).__name__, message=str(error))
+        outcome: e.Outcome = "refused"
+        if isinstance(error, LogDamagedError):
+            outcome = "lost"  # by no fault of the job's: it is run when the log is sound again
+            self.damaged(error)
+        else:
+            logger.error("%s[%s] is not started: %s", spec.task, spec.job, error)
+        self.sink(Ended(spec.run, e.Ending(outcome=outcome, error=info)))
+
+    def damaged(self, error: LogDamagedError) -> None:
+        """The log is not what was written: launch nothing more; what runs may end, and `on_damage` says so."""
+        if self.damage is None:
+            self.damage = error
+            self.launching = False
+            self.on_damage()
 
     def _mirror(self, write: Write) -> None:
         """Let an in-process store follow at once: its `put` and `delete` never wait."""
@@ -538,7 +583,11 @@ class Runtime:
                 self.log.head < position and self.failure is None
             ):  # folded ahead of the disk, and evicted here
                 await asyncio.sleep(0.0005)
-            (event,) = await self.log.fetch([position])
+            try:
+                (event,) = await self.log.fetch([position])
+            except LogDamagedError as error:
+                self.damaged(error)
+                raise
             assert isinstance(event, e.ValuePut)
             put = self._values[position] = event
         return ValueRef(put.value, put.digest, put.size, position)

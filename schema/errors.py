@@ -27,6 +27,7 @@ __all__ = [
     "TemporaryError",
     "TimeLimitError",
     "UnknownNameError",
+    "ValueDamagedError",
 ]
 
 
@@ -130,6 +131,12 @@ class LogDamagedError(LogError):
     """The log does not say what it said when it was written: the position is named in `where`."""
 
     code = "log_damaged"
+
+
+class ValueDamagedError(LogError):
+    """The bytes of a value, beside the log, are not those that were recorded."""
+
+    code = "value_damaged"
 
 
 class FutureLogError(LogError):

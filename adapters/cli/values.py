@@ -142,7 +142,9 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
     definition = state.leaves[leaves[0]].definition
     if definition.derived is None:
         position = get_at(state.leaves[leaves[0]].positions, index)
-        (event,) = log.reader.fetch([position])
+        from datatask.adapters.log.checked import CheckedReader
+
+        (event,) = CheckedReader(log.reader).fetch([position])
         assert isinstance(event, ValuePut)
         if event.value:
             return Value(leaves[0], position, document=decode_value(event.value))
@@ -166,7 +168,7 @@ def _blob(log: Recorded, digest: str) -> Path | None:
     from datatask.adapters.log.locate import blobs_path
 
     try:
-        return FileBlobs(blobs_path(log.reader.path)).path(digest)
+        return FileBlobs(blobs_path(log.reader.path)).intact(digest)
     except UnknownNameError:
         return None
 

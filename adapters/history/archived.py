@@ -20,7 +20,7 @@ from datatask.adapters.log.archives import (
     leading,
     read_head,
 )
-from datatask.adapters.log.cutting import NAMED, base_digest, carried_digest
+from datatask.adapters.log.base import NAMED, UNFIT, base_digest, carried_digest
 from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import left_digest
@@ -28,7 +28,7 @@ from datatask.engine.core import checkpoints
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.ports import Filters
 from datatask.schema.codec import decode
-from datatask.schema.errors import DatataskError, LogDamagedError
+from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import ArchiveCut, EngineOpened, Event, PayloadRedacted
 
 _TOLD = ("ArchiveCut", "PayloadRedacted")
@@ -39,8 +39,6 @@ _UNUSED = (
 )
 _RESTORE = "restore the log from a backup"
 _AGAIN = "put it back from a backup"
-UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What values raise that nobody writes."""
 
 
 @dataclass
@@ -101,19 +99,6 @@ def look_at_base(reader: LogReader, looked: Looked) -> None:
     _base(reader, base, known, looked)
     _carried(reader, base, known, looked)
     _archives(reader, base, known, looked)
-
-
-def base_fits(reader: LogReader) -> bool:
-    """Whether the base and the rows carried with it are what the `ArchiveCut` says; also where there is none."""
-    base = reader.header.base
-    if not base:
-        return True
-    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]
-    states = {event.state for event in told if isinstance(event, ArchiveCut) and event.until == base}
-    try:
-        return states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
-    except (DatataskError, *UNFIT):
-        return False
 
 
 def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from time import perf_counter as clock
 from typing import Any
 
-from datatask.adapters.history.archived import UNFIT, base_fits, look_at_base
+from datatask.adapters.history.archived import look_at_base
 from datatask.adapters.history.integrity import Looked, look
 from datatask.adapters.history.replaying import Progress, Replayed, replayed_of
 from datatask.adapters.history.states import uncut
 from datatask.adapters.history.verifying import Verified, verified
 from datatask.adapters.log.anchors import Anchor, compare
+from datatask.adapters.log.base import UNFIT, base_fits
 from datatask.adapters.log.faults import damaged
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.verify import redactions

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.trust import check_found, make_private, private
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import UnknownNameError, ValueDamagedError
 
 _FRESH = "new"
 _HEX = frozenset("0123456789abcdef")
+_SEEN_MAX = 4096
+
+_Stamp = tuple[int, int, int, int, int]
 
 
 class FileBlobs:
@@ -27,6 +30,7 @@ class FileBlobs:
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self.root = root
         self._durable = durable
+        self._seen: dict[str, _Stamp] = {}
 
     def put_bytes(self, data: bytes) -> tuple[str, int]:
         """Store bytes; return (SHA-256 in hex, size)."""
@@ -81,6 +85,33 @@ class FileBlobs:
             ) from None
         return place
 
+    def intact(self, digest: str) -> Path:
+        """Return where the blob's bytes are, once they are known to be the ones that its name tells.
+
+        They are hashed, unless they were before and the file has not been touched since.
+        """
+        place = self.path(digest)
+        if (told := self._told(place, digest)) != digest:
+            raise ValueDamagedError(
+                f"the bytes are not the recorded ones: their SHA-256 is {told}",
+                where=str(place),
+                remedy="restore the file from a backup, or inject the value anew; then `datatask retry` its jobs",
+            )
+        return place
+
+    def _told(self, place: Path, digest: str) -> str:
+        """Return the digest of what is at a place; of what was seen there and is untouched, that of its name."""
+        with mapped(place), place.open("rb") as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            if self._seen.get(digest) == stamp:
+                return digest
+            told = hashlib.file_digest(file, "sha256").hexdigest()
+            if told == digest and stamp == _stamp(os.fstat(file.fileno())):
+                if len(self._seen) >= _SEEN_MAX:
+                    self._seen.clear()
+                self._seen[digest] = stamp
+        return told
+
     def _place(self, digest: str) -> Path:
         if len(digest) != 64 or not _HEX.issuperset(digest):
             raise UnknownNameError(f"{digest!r:.80} is not a SHA-256 in hex", where=str(self.root))
@@ -93,7 +124,10 @@ class FileBlobs:
             if place.stat().st_size != size:
                 return False
             check_found(place)
+            if self._told(place, digest) != digest:
+                return False  # what is damaged is written anew
             os.utime(place)
+            self._seen[digest] = _stamp(place.stat())
         except FileNotFoundError:
             return False
         return True
@@ -115,3 +149,8 @@ class FileBlobs:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    """Return what changes whenever somebody writes to a file, or puts another one in its place."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

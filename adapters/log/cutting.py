@@ -10,14 +10,11 @@ chain does: with digests of payloads, so that these can be redacted later.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from datatask.adapters.log.archives import (
     COLUMNS,
@@ -30,21 +27,16 @@ from datatask.adapters.log.archives import (
     read_head,
     write_archive,
 )
+from datatask.adapters.log.base import base_digest, carried_digest, named_rows
 from datatask.adapters.log.checkpoints import checkpoints_in
-from datatask.adapters.log.faults import damaged
 from datatask.adapters.log.locate import archives_path, checkpoints_path
 from datatask.adapters.log.offline import Caretaker, Execute, caretaking
-from datatask.adapters.log.pages import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Filters
-from datatask.schema.codec import payload_digest
 from datatask.schema.errors import CallerError, LogDamagedError, UnknownNameError
 from datatask.schema.events import ArchiveCut, PayloadRedacted
-
-NAMED = (2, 5, 7, 8, 9)
-"""Where names stand in a row."""
 
 _ABOUT_RUNS = """
 SELECT l.position FROM log d JOIN log l ON l.job = d.job AND l.position > d.position AND l.run = d.position
@@ -156,39 +148,6 @@ def _redactions_of(reader: LogReader, positions: set[int], until: int) -> list[i
         for by, event in reader.read(0, until, Filters(kinds=(PayloadRedacted.__name__,)))
         if isinstance(event, PayloadRedacted) and event.position in positions
     ]
-
-
-def base_digest(body: bytes, carried: bytes) -> str:
-    """Return what `ArchiveCut.state` says of a base: the SHA-256, in hex, of its state and of its carried rows."""
-    return hashlib.sha256(hashlib.sha256(body).digest() + carried).hexdigest()
-
-
-def carried_digest(reader: LogReader, until: int, positions: Sequence[int] | None = None) -> bytes:
-    """Return the SHA-256 of the carried rows: each a JSON array as in the preimage of the chain, its position first."""
-    digest = hashlib.sha256()
-    kept = None if positions is None else frozenset(positions)
-    for row in named_rows(reader, 0, until):
-        if kept is None or row[0] in kept:
-            *plain, payload, salt, hashed, _ = row
-            encoded = None if payload is None else payload.encode()
-            told = hashed.hex() if hashed else payload_digest(encoded, salt)
-            digest.update(msgspec.json.encode([*plain, told]))
-    return digest.digest()
-
-
-def named_rows(reader: LogReader, after: int, until: int) -> Iterator[Stored]:
-    """Yield the stored rows behind `after` with their names as text."""
-    while after < until and (rows := reader.stored(after, until)):
-        names = reader.decoder.names
-        for row in rows:
-            named = list(row)
-            try:
-                for column in NAMED:
-                    named[column] = names[row[column]]
-            except KeyError as error:
-                raise damaged(f"name {error} is missing", reader.path, row[0]) from None
-            yield tuple(named)
-        after = rows[-1][0]
 
 
 def _archived(reader: LogReader, plan: Cut, place: Path, who: Who, step: Callable[[str], None]) -> Path:

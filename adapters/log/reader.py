@@ -171,6 +171,10 @@ class LogReader:
         query = pages.page(after, until)
         return self._ask(query) if learned else self._page(query)
 
+    def stored_at(self, positions: Sequence[int]) -> list[pages.Stored]:
+        """Return the rows at these positions, as they are stored; `decoder` knows their names."""
+        return self._page(pages.fetch(positions))
+
     def learn_names(self, most: int) -> bool:
         """Learn all names at once, unless there are more; return whether they were."""
         with self._lock:

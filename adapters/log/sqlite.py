@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from datatask.adapters.log import pages
 from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.log.checked import CheckedReader
 from datatask.adapters.log.checkpoints import FileCheckpoints
 from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
@@ -72,6 +73,7 @@ class SqliteLog:
         self._inbox = FileInbox(inbox_path(path))
         self._checkpoints = FileCheckpoints(checkpoints_path(path), header.uuid)
         self._reader = LogReader(path)
+        self._checked = CheckedReader(self._reader)
         self._decoder = pages.Decoder(str(path))
         self._engine = create_async_engine(
             "sqlite+aiosqlite://",
@@ -229,13 +231,8 @@ class SqliteLog:
                 return
 
     async def fetch(self, positions: Sequence[int]) -> list[Event]:
-        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
-        return self._decoder.in_order(await self._page(pages.fetch(positions)), positions)
-
-    def fetch_now(self, position: int) -> Event:
-        """Return one durable event, blocking; safe from any thread."""
-        (event,) = self._reader.fetch([position])
-        return event
+        """Return the events at these positions, in the order asked, after checking them against the chain."""
+        return await asyncio.to_thread(self._checked.fetch, positions)
 
     def chain_at(self, position: int) -> bytes:
         """Return the chain hash at a durable batch boundary; `UnknownNameError` where there is none."""

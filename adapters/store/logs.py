@@ -43,8 +43,8 @@ class _Native(StoredRepository):
         self._engine()  # without a pipeline: says to open one
         raise CallerError(f"{self!r} has no store", remedy="its values are in the log; read them through it")
 
-    def _blob(self, digest: str) -> Path:
-        return self._engine().blobs.path(digest)
+    async def _blob(self, digest: str) -> Path:
+        return await asyncio.to_thread(self._engine().blobs.intact, digest)
 
 
 class LogMetadataRepository(_Native, MetadataRepository):
@@ -57,7 +57,7 @@ class LogMetadataRepository(_Native, MetadataRepository):
         if ref is None:
             return None
         if ref.digest is not None and not ref.value:
-            return decode_value(await asyncio.to_thread(self._blob(ref.digest).read_bytes))
+            return decode_value(await asyncio.to_thread((await self._blob(ref.digest)).read_bytes))
         return decode_value(ref.value) if ref.value else None
 
     @job_getter
@@ -80,14 +80,14 @@ class LogBlobRepository(_Native, StoredBlobRepository):
         """Return where the job's bytes are."""
         ref = await self._ref(job)
         _refuse_redacted(ref)
-        return None if ref is None or ref.digest is None else str(self._blob(ref.digest))
+        return None if ref is None or ref.digest is None else str(await self._blob(ref.digest))
 
     async def _reader(self, job: str) -> AReadStream:
         ref = await self._ref(job)
         _refuse_redacted(ref)
         if ref is None or ref.digest is None:
             raise UnknownNameError(f"there is no {job}", where=repr(self), remedy="ask contains() first")
-        return await FileReader.open(self._blob(ref.digest))
+        return await FileReader.open(await self._blob(ref.digest))
 
     async def _writer(self, job: str) -> AWriteStream:
         blobs = self._engine().blobs

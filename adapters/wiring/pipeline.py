@@ -275,6 +275,7 @@ class Pipeline:
             evaluate=self.evaluate,
         )
         runtime.who = r.Who(self.actor, self.reason)
+        runtime.on_damage = self._stop_for_damage
         runtime.accepted |= dict.fromkeys(self.accepted, runtime.who)
         opened = self._opened(state, log)
         runtime.reactor.open(opened, declared.definition, succession.renamed(state, declared, opened.at))
@@ -410,6 +411,7 @@ class Pipeline:
                     while self._observer.busy and not self._draining and runtime.failure is None:
                         await asyncio.sleep(BUSY_SECONDS)
                     if not live and runtime.state.position == before and runtime.is_quiet():
+                        self._refuse_damage()
                         return self.outcome()
                 else:
                     await self._next_event()
@@ -452,6 +454,7 @@ class Pipeline:
             self._launch_now(launch)
         await runtime.flushed()
         await asyncio.sleep(0)
+        self._refuse_damage()
         return live or bool(runtime.state.open_runs) or runtime.state.position != before
 
     def _launch_now(self, launch: bool) -> None:
@@ -493,6 +496,16 @@ class Pipeline:
     def interrupt(self, why: str) -> None:
         """Somebody ends this engine before its work is done: its goodbye, and what it stops, will say so."""
         self._closed_by = (self.actor, why)
+
+    def _stop_for_damage(self) -> None:
+        """Launch nothing on a log that is not what was written: what runs may end, then `run` raises the damage."""
+        logger.error("%s; nothing more is launched", self.runtime.damage)
+        self.interrupt("the log is damaged")
+        self.drain()
+
+    def _refuse_damage(self) -> None:
+        if (damage := self.runtime.damage) is not None:
+            raise type(damage)(damage.what, where=damage.where, remedy=damage.remedy)
 
     def drain(self) -> None:
         """Launch nothing more; `run` returns when what is running has ended."""

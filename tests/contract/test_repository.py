@@ -59,6 +59,8 @@ class FakeBlobs:
             raise UnknownNameError(f"no blob {digest}")
         return self._folder / digest
 
+    intact = path
+
     def stray(self) -> list[str]:
         return [path.name for path in self._folder.iterdir() if path.name.startswith("new")]
 

@@ -85,7 +85,8 @@ async def _input(leaf: Repository, job: str) -> Input:
     if ref is None:
         return Input(member=True)
     if ref.digest is not None and not ref.value:
-        data = await asyncio.to_thread(binding.blobs.path(ref.digest).read_bytes)
+        path = await asyncio.to_thread(binding.blobs.intact, ref.digest)
+        data = await asyncio.to_thread(path.read_bytes)
         return Input(data=data, position=ref.position, member=True)
     return Input(value=as_text(ref.value), position=ref.position, member=True)
 

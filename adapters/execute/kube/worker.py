@@ -151,6 +151,10 @@ class PodBlobs:
         """Return where the bytes are."""
         return self._folder / digest
 
+    def intact(self, digest: str) -> Path:
+        """Return where the bytes are, which came with the run or were written by it."""
+        return self.path(digest)
+
 
 class PodBinding:
     """What repositories ask of the engine, answered by what the run was given."""

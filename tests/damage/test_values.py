@@ -1,0 +1,128 @@
+"""Values that changed in the file or beside it after they were recorded: no run reads them, whichever way it gets its values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from integration.cli_kit import Project
+
+WAYS = {
+    "function": "task = InProcessSyncTask('t', done)",
+    "thread": "task = ExecutorTask('t', ThreadPoolExecutor(1), done)",
+    "pool": "task = ExecutorTask('t', lambda: ProcessPoolExecutor(1), done)",
+    "process": """
+task = ProcessTask("t", LocalLinuxManager("values", HERE / "base"), None, Resources(), LogMetadataRepository("pids"),
+    "#!/bin/sh\\necho {{ word.text }} >> %s\\ncat {{ blob }} >> %s\\n" % (HERE / "told", HERE / "told"), done=done)
+""",
+    "stdin": """
+task = ProcessTask("t", LocalLinuxManager("values", HERE / "base"), None, Resources(), LogMetadataRepository("pids"),
+    "#!/bin/sh\\ncat >> %s\\n" % (HERE / "told"), done=done, stdin=LogBlobRepository("input"))
+""",
+}
+PIPELINE = """
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from datatask import *
+
+HERE = Path(__file__).parent
+done = LogMetadataRepository("done")
+{way}
+task.link("word", LogMetadataRepository("word"), is_input=True)
+task.link("go", LogMetadataRepository("go"), is_input=True)
+task.link("blob", LogBlobRepository("blob"), is_input=True)
+
+def work(job, word):
+    with open(HERE / "told", "a") as told:
+        told.write(job)
+
+async def work_async(job, word):
+    work(job, word)
+
+if not isinstance(task, ProcessTask):
+    task(work_async if isinstance(task, InProcessSyncTask) else work)
+pipeline = Pipeline([task], Session(), [])
+"""
+BLOB = b"honest" * 20_000
+
+
+def waiting(folder: Path, way: str) -> Project:
+    """Two jobs wait for a run, their values written by an engine that has ended."""
+    project = Project(folder, PIPELINE.format(way=WAYS[way]))
+    words = "".join(f'{{"job": "j{n}", "text": "honest-{n}"}}\n' for n in (1, 2))
+    (folder / "words.jsonl").write_text(words)
+    project.ok("inject", "t.word", "--from", "words.jsonl")
+    for job in ("j1", "j2"):
+        project.ok("inject", "t.blob", job, stdin=BLOB + job.encode())
+        if way == "stdin":
+            project.ok("inject", "t.stdin", job, stdin=BLOB)
+        project.ok("inject", "t.go", job, stdin=b"{}")
+    return project
+
+
+def flip(path: Path, old: bytes, new: bytes) -> None:
+    """Change bytes of a file where they stand."""
+    content = path.read_bytes()
+    assert content.count(old) == 1, path
+    path.write_bytes(content.replace(old, new))
+
+
+def blob_of(project: Project, end: bytes) -> Path:
+    (path,) = (
+        one
+        for one in project.log.with_name("log.db.blobs").rglob("*")
+        if one.is_file() and one.read_bytes().endswith(end)
+    )
+    return path
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_value_that_was_changed_in_the_log_starts_no_run(tmp_path: Path, way: str) -> None:
+    project = waiting(tmp_path, way)
+    intact = project.log.read_bytes()
+    flip(project.log, b"honest-1", b"hOnest-1")
+    stopped = project.call("run")
+    assert stopped.code == 5, stopped
+    assert re.search(r"log\.db position \d+: the event is not the one that was written", stopped.err)
+    assert "restore the log from a backup" in stopped.err
+    assert not (tmp_path / "told").exists()
+    assert "LogDamagedError" in project.ok("runs", "--json").out
+    assert project.call("cat", "t.word", "j1").code == 5
+    project.log.write_bytes(intact)
+    project.ok("run")
+    assert (tmp_path / "told").exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_blob_that_was_replaced_starts_no_run_and_others_go_on(tmp_path: Path, way: str) -> None:
+    project = waiting(tmp_path, way)
+    blob = blob_of(project, b"j1")
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    assert project.call("cat", "t.blob", "j1").code == 5
+    ended = project.call("run")
+    assert ended.code == 1, ended
+    assert project.ok("ls", "t.succeeded").out.split() == ["j2"]
+    (refused,) = project.ok("runs", "--job", "j1", "--json").json
+    assert refused["state"] == "refused"
+    assert "the value of blob j1: the bytes are not the recorded ones" in refused["error"]
+    assert str(blob) in refused["error"]
+    assert "j1" not in (tmp_path / "told").read_text()
+    project.ok("inject", "t.blob", "j1", stdin=BLOB + b"j1")  # the same value: the file is written anew
+    assert blob.read_bytes() == BLOB + b"j1"
+    project.ok("retry", "t", "j1")
+    project.ok("run")
+    assert sorted(project.ok("ls", "t.succeeded").out.split()) == ["j1", "j2"]
+
+
+def test_a_value_carried_over_a_cut_is_checked_too(tmp_path: Path) -> None:
+    project = waiting(tmp_path, "function")
+    project.ok("rm", "t.go", "j1")
+    head = project.ok("status", "--json").json["log"]["head"]
+    project.ok("log-archive", "--before", str(head))
+    project.ok("inject", "t.go", "j1", stdin=b"{}")
+    flip(project.log, b"honest-1", b"hOnest-1")
+    stopped = project.call("run")
+    assert stopped.code == 5
+    assert "carried over the cut" in stopped.err
+    assert not (tmp_path / "told").exists() or "j1" not in (tmp_path / "told").read_text()
