@@ -1,11 +1,14 @@
-"""How a process ended, in the engine's words: from an exit code, or from the reason of a stop."""
+"""How a process ended, in the engine's words: from an exit code, from the reason of a stop, and from what is wrong with its outputs."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection, Mapping
+
+import msgspec
 
 from datatask.engine.calls import stopped_message, stopped_outcome
-from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 
 OUT_OF_MEMORY_PERHAPS = "the kernel has killed for lack of memory meanwhile, perhaps this process"
 
@@ -28,6 +31,30 @@ def stopped_ending(reason: StopReason, code: int | None = None) -> Ending:
     error = ErrorInfo(type="Stopped", message=stopped_message(reason) + how)
     exit_code = None if code is None else _shell_code(code)
     return Ending(outcome=stopped_outcome(reason), exit_code=exit_code, error=error)
+
+
+def cut(name: str, written: int, there: int) -> str:
+    """Say what is wrong with an output of which there is less than its process has written."""
+    return (
+        f"its {name} was cut while it ran: {written} bytes were written, {there} are there"
+        " (somebody else did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
+    )
+
+
+def judged(ending: Ending, wrong: Mapping[str, str], found: Collection[str]) -> Ending:
+    """Return the ending in the light of what is wrong with outputs, by their names; `found` are those that are collected.
+
+    A success without one of them is `lost`, one with a part of it `failed`.
+    """
+    if not wrong:
+        return ending
+    words = "; ".join(wrong.values())
+    if ending.outcome != "succeeded":
+        error = ending.error or ErrorInfo(type="Output", message="")
+        told = ErrorInfo(type=error.type, message=f"{error.message}; {words}".removeprefix("; "))
+        return msgspec.structs.replace(ending, error=told)
+    outcome: Outcome = "failed" if all(name in found for name in wrong) else "lost"
+    return msgspec.structs.replace(ending, outcome=outcome, error=ErrorInfo(type="Output", message=words))
 
 
 def _shell_code(code: int) -> int:

@@ -3,7 +3,8 @@
 In: a manager of the user's own, a task's recipe, runs. Out: facts. A run's folder is
 `{basedir}/{task}/{identity}/`. The process claims it (`claim/`) and writes its pid and its parent's there, with start
 times and the boot id where there is a /proc, before it becomes the user's program, so that a later engine finds it, and so that a
-claim by recovery keeps a delayed start from happening. Outputs are fetched into local files. These verbs can kill and not ask politely: a stop is a kill.
+claim by recovery keeps a delayed start from happening. It waits for that program, with the outputs open, and writes down how long they are (`sizes`);
+they are fetched into local files, and count if nothing of them is missing. These verbs can kill and not ask politely: a stop is a kill.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.execute.endings import exit_ending, stopped_ending
+from datatask.adapters.execute.endings import cut, exit_ending, judged, stopped_ending
 from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Sink, Started, Unreachable, Write
+from datatask.engine.repositories import BlobRepository
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
@@ -36,13 +38,31 @@ REMOVAL_SECONDS = 5.0
 CODE_POLLS_MAX = 5
 POLLS_PER_LOOK = 10
 """A live pid is looked at more closely every so many polls: it may be another process's by now."""
-CLAIM = (
-    'mkdir "$1/claim" || exit 125; '
-    "{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null; "
-    "for pid in $$ $PPID; do stat=; { read -r stat </proc/$pid/stat; } 2>/dev/null; "
-    'set -- "$1" ${stat##*) }; echo "$pid ${21-} ${boot-}"; done > "$1/pid.new" && mv "$1/pid.new" "$1/pid"; '
-    'if [ "$(head -c 2 "$1/exe")" = "#!" ]; then exec "$1/exe"; else exec /bin/sh "$1/exe"; fi'
-)
+CLAIM = """
+run=$1 kept=$2
+mkdir "$run/claim" || exit 125
+{ read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+for pid in $$ $PPID; do
+    stat=
+    { read -r stat </proc/$pid/stat; } 2>/dev/null
+    set -- ${stat##*) }
+    echo "$pid ${20-} ${boot-}"
+done >"$run/pid.new" && mv "$run/pid.new" "$run/pid"
+exec 5<&0 6>&1 7>&2
+if [ "$(head -c 2 "$run/exe")" = "#!" ]; then "$run/exe" <&5 5<&- 6>&- 7>&- & else /bin/sh "$run/exe" <&5 5<&- 6>&- 7>&- & fi
+echo $! >"$run/program"
+wait $!
+code=$?
+for name in $kept; do # one whose name leads elsewhere by now is copied from the descriptor
+    case $name in stdout) held=6 ;; *) held=7 ;; esac
+    [ -e "/proc/self/fd/$held" ] || continue
+    [ "$run/$name" -ef "/proc/self/fd/$held" ] || { rm -rf "$run/$name"; cat "/proc/self/fd/$held" >"$run/$name" || continue; }
+    while read -r key number; do [ "$key" != pos: ] || written=$number; done <"/proc/self/fdinfo/$held"
+    set -- $(ls -lnd "$run/$name")
+    echo "$name ${5:-0} $written"
+done >"$run/sizes.new" 2>/dev/null && mv "$run/sizes.new" "$run/sizes"
+exit $code
+"""
 
 
 class _Open:
@@ -133,7 +153,7 @@ class PollingRunner:
         stderr = None if recipe.stderr is None else str(folder / "stderr")
         run.pid = _text(
             await self._manager.spawn(
-                ["/bin/sh", "-c", f'chmod +x "$1/exe"; {CLAIM}', "run", str(folder)],
+                ["/bin/sh", "-c", f'chmod +x "$1/exe"; {CLAIM}', "run", str(folder), " ".join(self._kept())],
                 None if recipe.environ is None else dict(recipe.environ),
                 str(folder / "cwd"),
                 str(folder / "return_code"),
@@ -166,7 +186,10 @@ class PollingRunner:
     async def _kill(self, run: _Open) -> None:
         try:
             if await self._is_ours(run):
+                program = await self._read(self._folder(run.spec) / "program")
                 await self._manager.kill(run.pid)
+                if program and program in map(_text, await self._manager.get_live_pids({program})):
+                    await self._manager.kill(program)  # by verbs that kill no session
         except Exception as error:
             logger.warning("%s[%s] cannot be killed: %s", run.spec.task, run.spec.job, error)
 
@@ -227,23 +250,60 @@ class PollingRunner:
             ending = stopped_ending(run.reason, int(code))
         else:
             ending = exit_ending(int(code))
-        self._end(run, ending, await self._fetch(run) if ending.outcome != "lost" else ())
+        if ending.outcome == "lost":
+            self._end(run, ending)
+            return
+        found, wrong = await self._fetch(run)
+        ending = judged(ending, wrong, found)
+        writes = [
+            Write(repository=self._kept()[name].id, job=run.spec.job, source=path)
+            for name, path in found.items()
+        ]
+        self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
 
-    async def _fetch(self, run: _Open) -> tuple[Write, ...]:
+    def _kept(self) -> dict[str, BlobRepository]:
+        """Return what is kept of a run, by stream."""
         from datatask.adapters.execute.targets import _StderrIsStdout
 
-        writes = []
-        for name, repo in (("stdout", self._recipe.stdout), ("stderr", self._recipe.stderr)):
-            if repo is None or isinstance(repo, _StderrIsStdout):
-                continue
+        streams = {"stdout": self._recipe.stdout, "stderr": self._recipe.stderr}
+        return {
+            name: repo
+            for name, repo in streams.items()
+            if repo is not None and not isinstance(repo, _StderrIsStdout)
+        }
+
+    async def _fetch(self, run: _Open) -> tuple[dict[str, Path], dict[str, str]]:
+        """Return the outputs, and what is wrong with those of which not all is there."""
+        noted = await self._read(self._folder(run.spec) / "sizes") or ""
+        sizes = {
+            name: (int(size), int(written)) for name, size, written in map(str.split, noted.splitlines())
+        }
+        found: dict[str, Path] = {}
+        wrong: dict[str, str] = {}
+        for name in self._kept():
             target = self._spool.path(f"{run.spec.identity}.{name}")
             run.fetched.append(target)
-            async with self._manager.open(self._folder(run.spec) / name, "rb") as source:
-                with target.open("wb") as file:
-                    while data := await source.read(BLOCK_BYTES):
-                        file.write(data)
-            writes.append(Write(repository=repo.id, job=run.spec.job, source=target))
-        return tuple(writes)
+            size, written = sizes.get(name, (0, 0))
+            try:
+                there = await self._download(self._folder(run.spec) / name, target)
+            except FileNotFoundError:
+                wrong[name] = f"its {name} was removed, and nothing is left of it"
+                continue
+            if there < size:
+                wrong[name] = f"its {name} had {size} bytes when it ended and now has {there}"
+                continue
+            found[name] = target
+            if written > size:
+                wrong[name] = cut(name, written, size)
+        return found, wrong
+
+    async def _download(self, path: Path, target: Path) -> int:
+        """Fetch a file; return how long it is."""
+        async with self._manager.open(path, "rb") as source:
+            with target.open("wb") as file:
+                while data := await source.read(BLOCK_BYTES):
+                    file.write(data)
+                return file.tell()
 
     def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
         if not run.told:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from datatask import (
 )
 from datatask.adapters.execute import polling, proctable
 from datatask.engine.ports import Started
-from tests.contract.test_runner import opened, process_task, spec
+from tests.contract.test_runner import contents, opened, process_task, spec
 from tests.integration.test_local_processes import until
 
 
@@ -146,3 +148,91 @@ async def test_a_pid_that_is_another_process_by_now_is_not_the_run(
         assert proctable.start_time(pid) is not None
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def removed(folder: Path) -> None:
+    (folder / "stdout").unlink()
+
+
+def exchanged(folder: Path) -> None:
+    (folder / "new").write_text("somebody else's\n")
+    os.replace(folder / "new", folder / "stdout")
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "stdout", 0)
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("disturb", "more", "outcome", "words"),
+    [
+        (removed, "; echo two", "succeeded", ""),
+        (exchanged, "; echo two", "succeeded", ""),
+        (cut, "", "failed", "its stdout was cut while it ran: 4 bytes were written, 0 are there"),
+        (cut, "; exit 3", "failed", "exit code 3; its stdout was cut"),
+        (emptied, "; echo two", "succeeded", ""),
+    ],
+)
+async def test_what_is_collected_is_what_the_process_wrote(
+    tmp_path: Path, disturb: Callable[[Path], object], more: str, outcome: str, words: str
+) -> None:
+    """Its file is removed, exchanged or cut meanwhile, or all of its folder is gone."""
+    script = f"echo one; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done{more}"
+    runner = process_task(tmp_path, script, Elsewhere(tmp_path)).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        (folder,) = (tmp_path / "elsewhere").glob("*/*")
+        await until(lambda: (folder / "stdout").read_text() == "one\n")
+        disturb(folder)
+        (tmp_path / "go").touch()
+        end = await facts.end_of(1)
+        assert end.ending.outcome == outcome
+        assert words in (end.ending.error.message if end.ending.error else "")
+        (write,) = end.writes
+        assert contents(write) == {"succeeded": b"one\ntwo\n", "failed": b""}[outcome]
+
+
+async def test_an_output_that_is_gone_when_it_is_collected_is_no_success(tmp_path: Path) -> None:
+    """Between the end and the moment that anybody asks."""
+    runner = process_task(tmp_path, "echo one", Elsewhere(tmp_path)).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        (folder,) = (tmp_path / "elsewhere").glob("*/*")
+        await until((folder / "sizes").exists)
+        removed(folder)
+        end = await facts.end_of(1)
+    assert (end.ending.outcome, end.writes) == ("lost", ())
+    assert end.ending.error is not None
+    assert end.ending.error.message == "its stdout was removed, and nothing is left of it"
+
+
+class KillsOne(Elsewhere):
+    """Its `kill` reaches one process, as pydatatask's did."""
+
+    async def kill(self, pid: str) -> None:
+        os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_a_stop_reaches_the_program_by_verbs_that_kill_one_process(tmp_path: Path) -> None:
+    runner = process_task(tmp_path, "#!/bin/sleep 60", KillsOne(tmp_path)).runner
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        (folder,) = (tmp_path / "elsewhere").glob("*/*")
+        await until((folder / "program").exists)
+        program = int((folder / "program").read_text())
+        runner.stop(1, "cancelled", 0)
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
+        await until(
+            lambda: (
+                program not in proctable.pids()
+                or not proctable.is_alive(program, proctable.start_time(program) or 0)
+            )
+        )

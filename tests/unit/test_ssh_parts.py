@@ -107,7 +107,14 @@ WHOLE = "71 990 b00t 12.50 137 - -stdout=9,peak=5,oom=0,peak=7,oom=1, 0m1.5s 1m0
 def test_a_record_is_read_or_told_to_be_torn() -> None:
     """Each cut of a record is torn, but for those of its last number, which the agent's closing dot covers."""
     record = parse(WHOLE.split(" "))
-    assert record == ("71", "990", "b00t", 12.5, -9, None, {"stdout": 9}, 7, True, 61.75)
+    assert record == ("71", "990", "b00t", 12.5, -9, None, {"stdout": 9}, 7, True, 61.75, {})
+    gone = parse(WHOLE.replace("stdout=9", "stdout=9,stdout_gone=1,stderr_written=5").split(" "))
+    assert gone is not None
+    assert gone.sizes == {"stderr": 0}
+    assert {name: words.partition(" while ")[0] for name, words in gone.wrong.items()} == {
+        "stdout": "its stdout was removed or exchanged",
+        "stderr": "its stderr was cut",
+    }
     assert [cut for cut in range(len(WHOLE)) if parse(WHOLE[:cut].split(" "))] == []
     assert parse([*WHOLE.split(" "), "more"]) is None
 

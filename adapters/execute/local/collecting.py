@@ -1,22 +1,20 @@
 """What a run on this machine has written: proved to be what its process wrote, before its end is believed.
 
-In: how a run ended, as the launcher tells it, and the run's folder. Out: the files to collect, and the ending, which is no
-success where an output is not whole. One that lost its name is copied from the launcher's descriptor. Blocking.
+In: how a run ended, as the launcher tells it, and the run's folder. Out: the files to collect, and what is wrong with those
+that are not to be had. One that lost its name is copied from the launcher's descriptor. Blocking.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
+from datatask.adapters.execute.endings import cut
 from datatask.adapters.execute.local import folders
 from datatask.adapters.execute.local.outputs import status_of
-from datatask.schema.events import Ending, ErrorInfo, Outcome
 
 KEPT = ".kept"
 
@@ -60,6 +58,17 @@ def outputs_of(message: Mapping[str, Any], folder: Path, names: Iterable[str]) -
     }
 
 
+def wrong_of(message: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
+    """Say what became of outputs of these names while the run went on."""
+    sizes, written = message.get("sizes") or {}, message.get("written") or {}
+    gone = {
+        name: f"its {name} was removed or exchanged while it ran, and nothing is left of it"
+        for name in message.get("files") or {}
+        if name in names and name not in sizes
+    }
+    return gone | {name: cut(name, count, sizes[name]) for name, count in written.items() if name in names}
+
+
 def collect(outputs: Mapping[str, Output]) -> tuple[dict[str, Path], dict[str, str]]:
     """Return the files to collect, and what is wrong with those that are not to be had."""
     found: dict[str, Path] = {}
@@ -70,16 +79,3 @@ def collect(outputs: Mapping[str, Output]) -> tuple[dict[str, Path], dict[str, s
         except OSError as error:
             wrong[name] = f"its {name} cannot be collected: {error}" if error.errno else str(error)
     return found, wrong
-
-
-def judged(ending: Ending, wrong: Mapping[str, str], found: Iterable[str]) -> Ending:
-    """Return the ending in the light of what is wrong with outputs: a success is `lost` without one, `failed` with a part of it."""
-    if not wrong:
-        return ending
-    words = "; ".join(wrong.values())
-    if ending.outcome != "succeeded":
-        error = ending.error or ErrorInfo(type="Output", message="")
-        told = ErrorInfo(type=error.type, message=f"{error.message}; {words}".removeprefix("; "))
-        return msgspec.structs.replace(ending, error=told)
-    outcome: Outcome = "failed" if wrong.keys() <= set(found) else "lost"
-    return msgspec.structs.replace(ending, outcome=outcome, error=ErrorInfo(type="Output", message=words))

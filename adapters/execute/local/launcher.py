@@ -346,7 +346,7 @@ class Launcher:
         }
         if status is not None:
             message["files"] = facts.get("files")
-            message["sizes"], message["wrong"] = self.outputs.end(
+            message["sizes"], message["written"] = self.outputs.end(
                 identity, self._folder(identity), facts.get("files")
             )
         if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:

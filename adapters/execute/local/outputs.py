@@ -1,7 +1,7 @@
 """What runs write into: files known by device and inode, and held open, whatever becomes of their names.
 
-In: a run's folder and its streams. Out: descriptors for its process; at its end, how long each file is, and what is wrong with
-one that was removed, exchanged or cut while it was written. A file that has lost its name is read by its descriptor, by
+In: a run's folder and its streams. Out: descriptors for its process; at its end, how long each file is, and how much was
+written to one that was cut meanwhile. A file that has lost its name is read by its descriptor, by
 `/proc/PID/fd/N` also from other processes, until the run is forgotten. Imports the standard library only.
 """
 
@@ -84,31 +84,26 @@ class Outputs:
         self.keep(identity, found)
         return files if known is None else known
 
-    def end(self, identity: str, folder: str, files: Files | None) -> tuple[dict[str, int], dict[str, str]]:
-        """Return how long a run's outputs are, and what is wrong with those of which not all is there.
+    def end(self, identity: str, folder: str, files: Files | None) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how long a run's outputs are, and how much was written to those of which less is there.
 
         One without a length is gone: it has no name, or that of another file, and nobody holds it.
         """
         sizes: dict[str, int] = {}
-        wrong: dict[str, str] = {}
+        written: dict[str, int] = {}
         held = self._held.get(identity, {})
-        for name, number in [] if files is None else files.items():
+        for name, file in (files or {}).items():
             status = status_of(os.path.join(folder, name))
-            written = 0
             if name in held:
-                written = os.lseek(held[name], 0, os.SEEK_CUR)  # shared with the process: it has got so far
+                offset = os.lseek(held[name], 0, os.SEEK_CUR)  # shared with the process: it has got so far
                 held[name] = _for_reading(held[name])
                 status = os.fstat(held[name])
-            elif status is None or _identity(status) != number:
-                wrong[name] = f"its {name} was removed or exchanged while it ran, and nothing is left of it"
+                if offset > status.st_size:
+                    written[name] = offset
+            elif status is None or _identity(status) != file:
                 continue
             sizes[name] = status.st_size
-            if written > status.st_size:
-                wrong[name] = (
-                    f"its {name} was cut while it ran: {written} bytes were written, {status.st_size} are there"
-                    " (somebody else did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
-                )
-        return sizes, wrong
+        return sizes, written
 
     def paths(self, identity: str) -> dict[str, str]:
         """Return where other processes of this user can read the outputs that are held."""

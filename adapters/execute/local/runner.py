@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, judged, stopped_ending
 from datatask.adapters.execute.local import collecting, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
 from datatask.adapters.execute.targets import (
@@ -263,7 +263,7 @@ class LocalRunner:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
         identity, names = run.spec.identity, self._repositories()
         outputs = collecting.outputs_of(message, self._client.folder(identity), names)
-        wrong = {name: words for name, words in (message.get("wrong") or {}).items() if name in names}
+        wrong = collecting.wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
             self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
         elif not self._client.is_in_place():
@@ -281,7 +281,7 @@ class LocalRunner:
 
     def _collected(self, run: _Open, ending: Ending, found: dict[str, Path], wrong: dict[str, str]) -> None:
         repositories = self._repositories()
-        ending = collecting.judged(ending, wrong, found)
+        ending = judged(ending, wrong, found)
         writes = [
             Write(repository=repositories[name].id, job=run.spec.job, source=path)
             for name, path in found.items()

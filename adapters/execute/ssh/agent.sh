@@ -80,11 +80,13 @@ launch() {
         */python3) set -- "$session" -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])' "$@" ;;
         *) set -- "$session" "$@" ;;
         esac
+        true >"$out" && true >"$err" && exec 6>"$out" 7>"$err" # held until the end, whatever becomes of their names
         case $merged in
-        *m*) (become "$@") 3>&1 <"$in" >"$out" 2>&1 & ;;
-        *) (become "$@") 3>&1 <"$in" >"$out" 2>"$err" & ;;
+        *m*) (become "$@") 3>&1 <"$in" >&6 2>&6 6>&- 7>&- & ;;
+        *) (become "$@") 3>&1 <"$in" >&6 2>&7 6>&- 7>&- & ;;
         esac
         pid=$!
+        cd "$run" && run=. dir=.. # the same, should a folder above be renamed
         trap '' HUP INT TERM PIPE
         exec >/dev/null
         wait "$pid"
@@ -117,19 +119,32 @@ become() {
 record() {
     reason=- printed=-
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
-    for name in stdout stderr; do
-        [ -s "$run/$name" ] || continue
-        set -- $(ls -lnd "$run/$name")
-        printed=$printed$name=${5:-0},
-    done
+    case $merged in *o*) note stdout 6 ;; esac
+    case $merged in *e*) note stderr 7 ;; esac
     case $merged in *c*) unconfine ;; esac
     case $code in 137) killed_before=$kills && count_kills && [ "$kills" -gt "$killed_before" ] && printed=${printed}killed=1, ;; esac
     [ ! -e "$run/unconfined" ] || code=unstarted
     until { echo "$pid $claimed_start $boot $now $code $reason $printed" && times && echo .; } 1<>"$run/$id"; do
-        [ -d "$run" ] || return # nobody wants to know
+        [ -e "$run/asked" ] || return # nobody wants to know
         pause 1
     done
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
+}
+
+# note NAME DESCRIPTOR: adds to printed how long an output is, and what is wrong with it: how much was written to one that was
+# cut. One whose name leads to something else by now is copied from the descriptor, which the process shared; or it is gone.
+note() {
+    if ! [ "$run/$1" -ef "/proc/self/fd/$2" ]; then
+        rm -rf "$run/$1"
+        cat "/proc/self/fd/$2" >"$run/$1" || printed=${printed}$1_gone=1,
+    fi
+    name=$1 size=0 written=0
+    while read -r key number; do [ "$key" != pos: ] || written=$number; done <"/proc/self/fdinfo/$2"
+    if [ -s "$run/$1" ]; then
+        set -- $(ls -lnd "$run/$1")
+        size=${5:-0} printed=$printed$name=${5:-0},
+    fi
+    [ "$size" -ge "$written" ] || printed=${printed}${name}_written=$written,
 }
 
 # count_kills: sets kills, how many processes the kernel has killed for lack of memory since it started, in any group.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
-from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, stopped_ending
+from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, cut, exit_ending, stopped_ending
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SIGNALS_MAX = 64
@@ -21,7 +21,8 @@ _WORDS = re.compile(
     r" -(?P<noted>\S*) (?P<user>\d+m\d+([.,]\d+)?s) (?P<system>\d+m\d+([.,]\d+)?s)",
     re.ASCII,
 )
-_NOTED = re.compile(r"(stdout|stderr|peak|oom|killed)=(\d+),", re.ASCII)
+_NOTED = re.compile(r"((?:stdout|stderr)(?:_written|_gone)?|peak|oom|killed)=(\d+),", re.ASCII)
+_STREAMS = ("stdout", "stderr")
 
 
 class Record(NamedTuple):
@@ -29,7 +30,7 @@ class Record(NamedTuple):
 
     `pid`, `start` (ticks since boot) and `boot` are the process; `at` is when it ended, in seconds since boot. `code`
     is an exit code, minus a signal's number, or None for one that never became the user's program. `reason` is that
-    of a stop, if there was one. `sizes` has the bytes of each output that is not empty. `peak` is the memory used at
+    of a stop, if there was one. `sizes` has the bytes of each output that is not empty or was cut, `wrong` what is wrong with one. `peak` is the memory used at
     most, in bytes, and `oom` whether the kernel killed in the run's own groups (True), perhaps it (None), or not.
     """
 
@@ -43,6 +44,7 @@ class Record(NamedTuple):
     peak: int | None
     oom: bool | None
     cpu_seconds: float
+    wrong: dict[str, str] = {}
 
     def ending(self, stop: StopReason | None, memory: int) -> Ending:
         """Return the ending, of a run that was to be stopped for `stop` or was not, with `memory` bytes of resources."""
@@ -75,11 +77,27 @@ def parse(words: Sequence[str]) -> Record | None:
         at=float(found["at"]),
         code=None if code == UNSTARTED else plain(code),
         reason=None if reason == "-" else cast(StopReason, reason),
-        sizes={name: most[name] for name in ("stdout", "stderr") if name in most},
+        sizes=_sizes(most),
         peak=most.get("peak"),
         oom=True if most.get("oom") else None if most.get("killed") else False,
         cpu_seconds=round(seconds(found["user"]) + seconds(found["system"]), 6),
+        wrong=_wrong(most),
     )
+
+
+def _sizes(noted: Mapping[str, int]) -> dict[str, int]:
+    there = {name for name in _STREAMS if name in noted or f"{name}_written" in noted}
+    return {name: noted.get(name, 0) for name in _STREAMS if name in there and f"{name}_gone" not in noted}
+
+
+def _wrong(noted: Mapping[str, int]) -> dict[str, str]:
+    wrong = {}
+    for name in _STREAMS:
+        if f"{name}_gone" in noted:
+            wrong[name] = f"its {name} was removed or exchanged while it ran, and cannot be written anew"
+        elif (written := noted.get(f"{name}_written")) is not None:
+            wrong[name] = cut(name, written, noted.get(name, 0))
+    return wrong
 
 
 def plain(code: str) -> int:

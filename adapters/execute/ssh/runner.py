@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
-from datatask.adapters.execute.endings import stopped_ending
+from datatask.adapters.execute.endings import judged, stopped_ending
 from datatask.adapters.execute.ssh import questions
 from datatask.adapters.execute.ssh.collecting import Contents, drop, fetch, kept, shrunk, writes
 from datatask.adapters.execute.ssh.placing import Hosts
@@ -309,7 +309,12 @@ class SSHRunner:
             self._end(run, told)
             return
         full = {name: record.sizes[name] for name in wanted if name in record.sizes}
-        run.outputs.update((name, b"") for name in wanted if name not in full)
+        wrong = {name: words for name, words in record.wrong.items() if name in wanted}
+        told = judged(told, wrong, full)
+        if told.outcome == "lost":
+            self._end(run, told)
+            return
+        run.outputs.update((name, b"") for name in wanted if name not in full and name not in wrong)
         if full:
             run.work = self._loop.create_task(self._collect(run, target, told, full))
         else:
