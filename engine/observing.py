@@ -1,11 +1,11 @@
 """What the engine finds in stores rather than causes: listings at opening, changes afterwards.
 
 In come the stores of mirrored and foreign leaves; out go `listed` and `observed` to the reactor, with as much of
-each new value as its repository records. A store that can
-be watched tells its changes; a quiet one then costs nothing. One that cannot is listed again, at an interval
-that follows how long its listing takes. A listing that fails or is cut short tells nothing: what it would
-have deleted is not deleted. It is tried again, its reason is recorded (`RepositoryUnreachable`) and told once.
-One that is slow or never ends holds up the tasks that read its store, and nothing else.
+each new value as its repository records. A store that can be watched tells its changes, and is compared with the
+state now and then (`comparing`). One that cannot is listed again, at an interval that follows how long its listing
+takes. Who has a doubt is answered by a listing that began later. A listing that fails or is cut short tells nothing:
+what it would have deleted is not deleted. It is tried again, its reason is recorded (`RepositoryUnreachable`) and told
+once. One that is slow or never ends holds up the tasks that read its store, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from datatask.engine.calls import LISTING, error_info, leave_behind
+from datatask.engine.comparing import Comparer, identity
 from datatask.engine.core.observations import NOBODY
 from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
 from datatask.engine.repositories import Repository
@@ -28,6 +29,8 @@ logger = logging.getLogger("datatask.observing")
 POLL_SECONDS = 1.0
 POLL_SHARE = 0.05
 LISTINGS_AT_ONCE = 4
+AGAIN_SECONDS = 0.05
+"""The least rest between two listings of a store that was in doubt again meanwhile; else as long as a listing takes."""
 RETRY_SECONDS_MAX = 30.0
 PATIENCE_SECONDS = 3.0
 """How long between two tries of a listing before `run` no longer waits for it; and how long one may take before others
@@ -47,6 +50,37 @@ CLOSE_SECONDS = 5.0
 CALL_OFF_SECONDS = 1.0
 
 
+class _Look:
+    """A store that is being listed: how often that was asked for, and how far it is answered."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = 0
+        self.answered = 0
+        self.listed = 0
+        self.lost = 0
+        self.failed = False
+        self.told: set[str] = set()
+        self.task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    def begin(self) -> None:
+        """A listing begins: it answers what was asked so far, and is older than what is told from now on."""
+        self.begun = self.asked
+        self.told = set()
+
+    def answer(self, number: int) -> None:
+        """So many have been answered: listed, failed, or not to be waited for."""
+        self.answered = max(self.answered, number)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, number: int) -> None:
+        """Return when so many have been answered, at once while it waits for another try."""
+        while self.answered < number and not self.failed:
+            await self._changed.wait()
+
+
 class Observer:
     """Keeps the log's view of stores true."""
 
@@ -59,10 +93,8 @@ class Observer:
         self._runtime = runtime
         self._stores = stores
         self._repositories = repositories
-        self._unwatch: list[Callable[[], None]] = []
-        self._watched: set[str] = set()
-        self._relisting: dict[str, asyncio.Task[None]] = {}
-        self._tried: dict[str, asyncio.Event] = {}
+        self._unwatch: dict[str, Callable[[], None]] = {}
+        self._relisting: dict[str, _Look] = {}
         self._failing: set[str] = set()
         self._known: set[str] = set()
         self._failed: set[str] = set()
@@ -70,41 +102,61 @@ class Observer:
         self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._poller: asyncio.Task[None] | None = None
         self._cost: dict[str, float] = {}
+        self._comparer = Comparer(
+            runtime, stores, self._unwatch, settled=self._is_settled, tell=self._tell, replaced=self._replaced
+        )
 
     @property
     def busy(self) -> bool:
-        """Whether a listing is under way that may still tell something; not one that keeps failing."""
-        return any(leaf not in self._failing for leaf in self._relisting)
+        """Whether stores have told what has not been heard, or are being listed; not one that keeps failing."""
+        return any(leaf not in self._failing for leaf in self._relisting) or self._is_behind()
+
+    def _is_behind(self) -> bool:
+        return any(getattr(self._stores[leaf], "behind", False) for leaf in self._unwatch)
 
     async def open(self) -> None:
         """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
         self._runtime.look_again = self._look_again
-        for leaf, store in self._stores.items():
-            stop = store.watch(partial(self._tell, leaf))
-            if stop is not None:
-                self._unwatch.append(stop)
-                self._watched.add(leaf)
+        for leaf in self._stores:
+            self._watch(leaf)
         self._runtime.relist = self.relist
         await self.sync(self._stores)
-        polled = [leaf for leaf in self._stores if leaf not in self._watched and not self._mirrored(leaf)]
-        if polled:
-            self._poller = asyncio.create_task(self._poll(polled))
+        if not all(map(self._mirrored, self._stores)):
+            self._poller = asyncio.create_task(self._poll())
+        self._comparer.open()
+
+    def _watch(self, leaf: str) -> None:
+        if (stop := self._stores[leaf].watch(partial(self._tell, leaf))) is not None:
+            self._unwatch[leaf] = stop
 
     def _mirrored(self, leaf: str) -> bool:
         return self._runtime.state.leaves[leaf].definition.medium == "mirror"
+
+    def _is_settled(self, leaf: str) -> bool:
+        """Whether the state is what the store has told: it has been listed, and no doubt or notice is left."""
+        known = leaf in self._known and leaf not in self._relisting
+        state = self._runtime.state.leaves[leaf]
+        return known and not (state.held or state.trouble or getattr(self._stores[leaf], "behind", False))
+
+    def _replaced(self, leaf: str) -> None:
+        """Another root has taken the place of the one that is watched, as when a disk is mounted over it."""
+        if (stop := self._unwatch.pop(leaf, None)) is not None:
+            stop()
+        self._watch(leaf)
+        self._tell(leaf, Doubtful(leaf, "another folder has taken its place", lost=True))
 
     async def sync(self, leaves: Mapping[str, Store] | list[str]) -> None:
         """List these stores now; one that fails or is slow is not waited for, and goes on in the background."""
         for leaf in leaves:
             self.relist(leaf)
-        for leaf in leaves:
-            if leaf in self._relisting:
-                await self._tried[leaf].wait()
+        asked = [(look, look.asked) for leaf in leaves if (look := self._relisting.get(leaf)) is not None]
+        for look, number in asked:
+            await look.until(number)
 
     def awaited(self) -> list[asyncio.Task[None]]:
         """Return the first listings of stores that are slow: under way, and have not failed."""
         unknown = self._relisting.keys() - self._known - self._failed
-        return [self._relisting[leaf] for leaf in unknown]
+        return [task for leaf in unknown if (task := self._relisting[leaf].task) is not None]
 
     async def known(self) -> None:
         """Return when each store has been listed once or has failed to be."""
@@ -113,33 +165,48 @@ class Observer:
 
     def unwatched(self) -> list[str]:
         """Return the leaves whose changes are only seen by listing."""
-        return [leaf for leaf in self._stores if leaf not in self._watched]
+        return [leaf for leaf in self._stores if not self._is_watched(leaf)]
 
-    def relist(self, leaf: str) -> None:
-        """Begin to list a store, unless that is under way."""
-        if leaf not in self._relisting:
-            self._tried[leaf] = asyncio.Event()
-            task = asyncio.create_task(self._list_until_known(leaf))
-            self._relisting[leaf] = task
-            task.add_done_callback(lambda done: self._listed(leaf, done))
+    def _is_watched(self, leaf: str) -> bool:
+        stop = self._unwatch.get(leaf)
+        return stop is not None and not getattr(stop, "deaf", False)
 
-    def _listed(self, leaf: str, task: asyncio.Task[None]) -> None:
-        self._relisting.pop(leaf, None)
+    def relist(self, leaf: str) -> _Look:
+        """Have a store listed, by a listing that begins after this."""
+        look = self._relisting.get(leaf)
+        if look is None:
+            look = self._relisting[leaf] = _Look()
+            look.task = asyncio.create_task(self._list_until_known(leaf, look))
+            look.task.add_done_callback(partial(self._listed, leaf, look))
+        look.asked += 1
+        return look
+
+    def _listed(self, leaf: str, look: _Look, task: asyncio.Task[None]) -> None:
+        if self._relisting.get(leaf) is look:
+            del self._relisting[leaf]
         self._failing.discard(leaf)
-        self._tried[leaf].set()
+        look.answer(look.asked)
         if not task.cancelled() and task.exception() is not None:
             self._runtime.fail(task.exception() or RuntimeError(leaf))
         else:
             self._runtime.wake()
 
-    async def _list_until_known(self, leaf: str) -> None:
+    async def _list_until_known(self, leaf: str, look: _Look) -> None:
         wait = 0.2
         while True:
-            error = await self._list_in_turn(leaf)
+            error = await self._list_in_turn(leaf, look)
             if error is None:
+                look.listed = look.begun
+                look.answer(look.begun)
                 self._known.add(leaf)
                 self._failed.discard(leaf)
-                return
+                self._failing.discard(leaf)
+                if look.begun == look.asked:
+                    del self._relisting[leaf]  # who asks from now on is answered by another listing
+                    return
+                wait = 0.2
+                await asyncio.sleep(min(max(AGAIN_SECONDS, self._cost.get(leaf, 0.0)), RETRY_SECONDS_MAX))
+                continue
             info = error_info(error)
             self._troubled(
                 leaf, str(error) if isinstance(error, DatataskError) else f"{info.type}: {info.message}"
@@ -147,12 +214,14 @@ class Observer:
             if wait > PATIENCE_SECONDS:
                 self._failing.add(leaf)
             self._failed.add(leaf)
-            self._tried[leaf].set()
             self._runtime.wake()
+            look.failed = True
+            look.answer(look.begun)
             await asyncio.sleep(wait)
+            look.failed = False
             wait = min(wait * 2, RETRY_SECONDS_MAX)
 
-    async def _list_in_turn(self, leaf: str) -> BaseException | None:
+    async def _list_in_turn(self, leaf: str, look: _Look) -> BaseException | None:
         """List a store when there is a place, which one that is slow gives away; return what went wrong."""
         slow = False
 
@@ -160,7 +229,7 @@ class Observer:
             nonlocal slow
             slow = True
             self._listings.release()
-            self._tried[leaf].set()
+            look.answer(look.asked)
 
         late = max(LATE_SECONDS, LATER * self._cost.get(leaf, 0.0))
         await self._listings.acquire()
@@ -170,7 +239,7 @@ class Observer:
             loop.call_later(PATIENCE_SECONDS, go_on),
             loop.call_later(late, self._troubled, leaf, said),
         )
-        listing = loop.create_task(self._tried_to_list(leaf), name=LISTING + leaf)
+        listing = loop.create_task(self._tried_to_list(leaf, look), name=LISTING + leaf)
         try:
             await asyncio.wait([listing], timeout=LISTING_SECONDS_MAX)
         except asyncio.CancelledError:
@@ -188,9 +257,9 @@ class Observer:
             f"its listing did not end within {LISTING_SECONDS_MAX:g} s", remedy="it is tried again"
         )
 
-    async def _tried_to_list(self, leaf: str) -> BaseException | None:
+    async def _tried_to_list(self, leaf: str, look: _Look) -> BaseException | None:
         try:
-            await self._list(leaf)
+            await self._list(leaf, look)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a listing that calls sys.exit() is a listing that fails
@@ -212,11 +281,12 @@ class Observer:
         runtime.pump()
         runtime.wake()
 
-    async def _list(self, leaf: str) -> None:
+    async def _list(self, leaf: str, look: _Look) -> None:
         runtime, store = self._runtime, self._stores[leaf]
         clock = asyncio.get_running_loop().time
+        look.begin()
         began, listed_at, start = runtime.state.position, runtime.now(), clock()
-        identity = await _identity(store)
+        root = await identity(store)
         members: list[Write] = []
         async for member in store.list():
             members.append(Write(repository=leaf, job=member.job, version=member.version))
@@ -228,14 +298,22 @@ class Observer:
                 )
         if _is_called_off():  # who hears nothing of it is heard no more either
             raise asyncio.CancelledError
-        if await _identity(store) != identity:
+        if await identity(store) != root:
             raise TemporaryError("the root changed during the listing", remedy="it is listed again")
         self._cost[leaf] = clock() - start
         listing = await self._recorded(leaf, members)
         who = runtime.accepted.get(leaf)
         now, believe = runtime.now(), who is not None
         if runtime.reactor.listed(
-            leaf, listing, listed_at, began, now, root=identity, believe=believe, who=who or NOBODY
+            leaf,
+            listing,
+            listed_at,
+            began,
+            now,
+            root=root,
+            told=look.told,
+            believe=believe,
+            who=who or NOBODY,
         ):
             runtime.accepted.pop(leaf, None)
             self._said.pop(leaf, None)
@@ -278,29 +356,40 @@ class Observer:
         runtime = self._runtime
         if runtime.failure is not None:
             return
+        look = self._relisting.get(leaf)
+        if not isinstance(change, Doubtful):
+            if runtime.state.leaves[leaf].held or (look is not None and look.lost > look.listed):
+                self.relist(leaf)  # it may be another folder's: what is there is believed or not as a whole
+                return
+            if look is not None:
+                look.told.add(change.job)
         match change:
             case Appeared(job=job, version=version):
                 write = self._repositories[leaf].observed(job, version)
                 runtime.reactor.observed(leaf, job, write, runtime.now())
             case Vanished(job=job):
                 runtime.reactor.observed(leaf, job, None, runtime.now())
-            case Doubtful(why=why):
+            case Doubtful(why=why, lost=lost):
                 logger.info("%s is listed again: %s", leaf, why)
-                self.relist(leaf)
+                look = self.relist(leaf)
+                look.lost = look.asked if lost else look.lost
         runtime.pump()
         runtime.wake()
 
-    async def _poll(self, leaves: list[str]) -> None:
+    async def _poll(self) -> None:
         while True:
-            cost = sum(self._cost.get(leaf, 0.0) for leaf in leaves)
+            polled = [leaf for leaf in self.unwatched() if not self._mirrored(leaf)]
+            cost = sum(self._cost.get(leaf, 0.0) for leaf in polled)
             await asyncio.sleep(max(POLL_SECONDS, cost / POLL_SHARE))
-            await self.sync(leaves)
+            await self.sync(polled)
 
     async def close(self) -> None:
-        """Stop watching and listing."""
-        for stop in self._unwatch:
+        """Stop watching, comparing and listing."""
+        for stop in self._unwatch.values():
             stop()
-        tasks = [*self._relisting.values(), *([self._poller] if self._poller else [])]
+        await self._comparer.close()
+        tasks = [look.task for look in self._relisting.values() if look.task is not None]
+        tasks += [self._poller] if self._poller else []
         for task in tasks:
             task.cancel()
         if tasks:
@@ -319,10 +408,3 @@ async def _call_off(listing: asyncio.Task[BaseException | None]) -> None:
 def _is_called_off() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-async def _identity(store: Store) -> str:
-    """Ask where a store's root is; a disk that is gone may never answer."""
-    if getattr(store, "blocking", False):
-        return await in_own_thread(store.identity, f"the root of {store!r:.80}")
-    return store.identity()

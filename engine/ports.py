@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -326,13 +326,29 @@ class Vanished(NamedTuple):
 
 
 class Doubtful(NamedTuple):
-    """The change feed has a gap (overflow, reconnect): the store must be listed again."""
+    """The change feed has a gap (overflow, reconnect): the store must be listed again.
+
+    `lost`: perhaps in another place than before; what is told of it then waits for the listing.
+    """
 
     repository: str
     why: str
+    lost: bool = False
 
 
 Change = Appeared | Vanished | Doubtful
+
+
+class Found(NamedTuple):
+    """A close look at one job of a store: its version, None where it is no member.
+
+    `finished`: it is not being written at present. `told`: the store tells such changes when it is watched.
+    """
+
+    job: str
+    version: str | None
+    finished: bool
+    told: bool
 
 
 class Store(Protocol):
@@ -355,3 +371,20 @@ class Store(Protocol):
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Tell changes as they happen until the returned function is called; None: this store cannot."""
+
+
+@runtime_checkable
+class Comparable(Store, Protocol):
+    """A store that can be looked through a slice at a time, while it changes; all its methods here may wait for a disk."""
+
+    tells_versions: bool
+    """That a member's change is told when it is watched, not only that it is one."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all entries that may be members'."""
+
+    def versions(self, names: Sequence[str]) -> Sequence[Listed]:
+        """Return the members among these."""
+
+    def inspect(self, job: str) -> Found:
+        """Look closely at one job."""

@@ -88,7 +88,7 @@ class Runtime:
         self.listeners: list[Callable[[e.Batch], None]] = []
         self.accepted: dict[str, Who] = {}
         self.who = Who()
-        self.relist: Callable[[str], None] = lambda leaf: None
+        self.relist: Callable[[str], object] = lambda leaf: None
         self.look_again: Callable[[str, str], Coroutine[Any, Any, None]] = _nobody_looks
         self._runners = runners
         self._stores = stores

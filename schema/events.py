@@ -229,6 +229,15 @@ class RepositoryUnreachable(Event, frozen=True, kw_only=True):
     why: str
 
 
+class ChangesMissed(Event, frozen=True, kw_only=True):
+    """A comparison of all of a store found changes that it had not told, and that are recorded before this."""
+
+    ESSENTIAL = False
+    repository: str
+    missed: int
+    sample: tuple[str, ...] = ()
+
+
 class ValuePut(Event, frozen=True, kw_only=True):
     """A job entered a repository, or its value changed.
 
@@ -507,6 +516,7 @@ AnyEvent = (
     | RepositoryReset
     | ObservationHeld
     | RepositoryUnreachable
+    | ChangesMissed
     | ValuePut
     | ValueDeleted
     | StoreWriteIntended

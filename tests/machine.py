@@ -18,7 +18,7 @@ from datatask.adapters.execute.local import cgroups
 
 def mount(path: Path, *options: str) -> None:
     """Mount a file system in memory, or mount it otherwise."""
-    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options) or "rw", "tmpfs", str(path)]
     subprocess.run(command, check=True, capture_output=True)
 
 

@@ -93,14 +93,24 @@ def lines(counts: dict[str, Any]) -> list[str]:
 
 
 def troubles(state: State) -> dict[str, str]:
-    """Return for each repository whose contents are not believed, or cannot be had, why."""
+    """Return for each repository whose contents are not believed, cannot be had, or were not told, why."""
     found = {}
     for leaf in state.leaves.values():
         if leaf.held:
             found[leaf.id] = f"is held: {leaf.held}; if that is true: datatask run --accept-loss {leaf.id}"
         elif leaf.trouble:
             found[leaf.id] = f"cannot be listed: {leaf.trouble}"
+        elif leaf.missed:
+            found[leaf.id] = missed(leaf.missed)
     return found
+
+
+def missed(count: int) -> str:
+    """Return what is said of a repository whose changes were not all told."""
+    changes = "1 change was" if count == 1 else f"{count} changes were"
+    return (
+        f"{changes} not told by the file system since the engine opened; a comparison found and mended that"
+    )
 
 
 def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> None:

@@ -197,8 +197,11 @@ def _stores(path: Path) -> Iterator[Check]:
     with LogReader(path) as reader:
         state = fold(reader, reader.head)
     for name, trouble in troubles(state).items():
-        held = state.leaves[name].held
-        remedy = "see where its members are" if held else "see to the store; `datatask run` looks again"
+        leaf = state.leaves[name]
+        if not (leaf.held or leaf.trouble):
+            yield Check("store", "note", f"{name} {trouble}", "see `datatask log --kind ChangesMissed`")
+            continue
+        remedy = "see where its members are" if leaf.held else "see to the store; `datatask run` looks again"
         yield Check("store", "no", f"{name} {trouble}", remedy)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from datatask.adapters.store.files import FileRepositoryBase
 from datatask.adapters.store.filestore import FolderStore, is_folder, version_of
@@ -28,6 +29,8 @@ class DirectoryStore(FolderStore):
     """The store port on a folder of folders; a put without content makes one."""
 
     discard_empty: bool = False
+    tells_versions: ClassVar[bool] = False
+    """What is changed within a folder is its own affair, and that of the run that fills it."""
 
     def member(self, path: Path) -> str | None:
         """Return the version of a folder, links followed; with `discard_empty` of a filled one."""

@@ -23,9 +23,10 @@ from typing import ClassVar
 import msgspec
 
 from datatask.adapters.store.finished import linked, sync_folder
+from datatask.adapters.store.inspecting import is_finished, is_told, is_written
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
 from datatask.adapters.store.staged import create, is_staged, staged_path, sweep
-from datatask.engine.ports import Change, Listed, Write
+from datatask.engine.ports import Change, Found, Listed, Write
 from datatask.engine.repositories import told_invalid
 from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError
@@ -42,6 +43,7 @@ class FolderStore(ABC):
     repository: str = ""
     blocking: ClassVar[bool] = True
     """That `identity` may wait for the disk."""
+    tells_versions: ClassVar[bool] = True
 
     @abstractmethod
     def member(self, path: Path) -> str | None:
@@ -99,6 +101,36 @@ class FolderStore(ABC):
                     found[job] = Listed(job, version)
         return tuple(found.values())
 
+    def names(self) -> Sequence[str]:
+        """Return the names of all entries that may be members'; the folder is not held open meanwhile."""
+        with os_errors(str(self.basedir)):
+            return os.listdir(self.basedir)
+
+    def versions(self, names: Sequence[str]) -> Sequence[Listed]:
+        """Return the members among entries, in one spelling each."""
+        found: dict[str, Listed] = {}
+        for name in names:
+            job = self.job_of(name)
+            if job is None or (job in found and name != job + self.extension):
+                continue
+            with os_errors(str(self.basedir)):
+                if (version := self.member(self.basedir / name)) is not None:
+                    found[job] = Listed(job, version)
+        return tuple(found.values())
+
+    def inspect(self, job: str) -> Found:
+        """Look closely at a job's entry."""
+        path = self.existing(job) or self.path(job)
+        finished = is_finished(path)
+        return Found(job, self.version_now(job), finished, is_told(path))
+
+    @property
+    def behind(self) -> bool:
+        """Whether the kernel has notices for this loop that have not been handed on."""
+        from datatask.adapters.store.inotify import is_behind  # late: Linux only
+
+        return is_behind()
+
     async def version(self, job: str) -> str | None:
         """Return the version of a member now, or None."""
         return await asyncio.to_thread(self.version_now, job)
@@ -154,6 +186,10 @@ class FolderStore(ABC):
         """Whether an entry that was just created is still being written: its closing will be told."""
         return False
 
+    def touched(self, path: Path) -> bool:
+        """Whether an entry whose times or rights were changed is to be looked at: not while it is written."""
+        return False
+
     async def prepare(self) -> None:
         """Make the folder, check that it can be written, and remove what dead writers left staged."""
         await asyncio.to_thread(self._prepare)
@@ -188,6 +224,10 @@ class FileStore(FolderStore):
         return (
             stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_ctime_ns == status.st_mtime_ns
         )
+
+    def touched(self, path: Path) -> bool:
+        """Whether it is a file that nobody writes any more, such as one whose times are set after it was copied."""
+        return is_written(path) is False
 
     def _put(self, write: Write) -> str:
         target = self.path(write.job)

@@ -7,13 +7,13 @@ power failure. Blocking; called from threads.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import signal
 import stat
 import threading
 import time
 from pathlib import Path
+
+from datatask.adapters.store.inspecting import lease
 
 _COPY_INSTEAD = frozenset(
     (
@@ -41,10 +41,7 @@ def linked(source: Path, target: Path) -> os.stat_result | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return None
-        # Who opens it for writing at this moment is told by a signal; this one is ignored by default, SIGIO kills.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        lease(fd)
         mode = 0o666 & ~_umask()
         if stat.S_IMODE(status.st_mode) != mode:
             os.fchmod(fd, mode)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
+import termios
 import time
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +25,7 @@ from inotify_simple import Event, INotify, flags
 ENTERED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE
 LEFT = flags.DELETE | flags.MOVED_FROM
 LOST = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
-MASK = ENTERED | LEFT | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
+MASK = ENTERED | LEFT | flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
 # one mask for all, because a second watch on the same folder replaces the first one's
 
 REMOTE = frozenset(
@@ -49,6 +52,19 @@ def is_remote(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
         if inside and len(point) >= len(best):  # the later mount on one point is the one that is seen
             best, kind = point, after.split(" ")[0]
     return kind in REMOTE or kind.startswith("fuse")
+
+
+def is_behind() -> bool:
+    """Whether there are notices for the running loop that have not been handed on."""
+    watcher = _watchers.get(asyncio.get_running_loop())
+    return watcher is not None and watcher.behind
+
+
+def _unread(fd: int) -> int:
+    """Return how many bytes the kernel has to be read."""
+    count = array("i", (0,))
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
 
 
 class Listener(Protocol):
@@ -110,6 +126,11 @@ class Watcher:
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EBADF):
                     raise
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are notices that have not been handed on, here or in the kernel's queue."""
+        return bool(self._notices) or bool(_unread(self._source.fileno()))
 
     def _ready(self) -> None:
         """Take what the kernel has, and nothing more until that is handed on: beyond its own bound it drops notices."""

@@ -43,7 +43,7 @@ def watch_folder(store: FolderStore, tell: Callable[[Change], None]) -> Callable
             watch.cancel()
         _warn_once(f"Changes in {store.basedir} are found by listing it, not told: {error}{_remedy(error)}")
         return None
-    return watch.cancel
+    return watch
 
 
 def _warn_once(text: str) -> None:
@@ -78,6 +78,15 @@ class FolderWatch:
         if self._within:
             self._watch_all_within()
 
+    @property
+    def deaf(self) -> bool:
+        """Whether the folder was lost and is not watched again yet: until then it has to be listed."""
+        return self._root is None
+
+    def __call__(self) -> None:
+        """End; twice is fine."""
+        self.cancel()
+
     def cancel(self) -> None:
         """End; twice is fine."""
         for timer in self._timers.values():
@@ -88,10 +97,21 @@ class FolderWatch:
         self._watcher.leave(self)
 
     def overflowed(self) -> None:
-        """The kernel dropped notices: say so, and watch the subfolders that were missed."""
+        """The kernel dropped notices, perhaps that of another folder in this one's place: watch what is there now."""
+        if self._root is not None:
+            try:
+                self._renew(self._root)
+            except (OSError, RuntimeError):
+                self._lost()
         self._doubt("the notification queue overflowed")
-        if self._within and self._root is not None:
-            self._try(self._watch_all_within)
+
+    def _renew(self, root: int) -> None:
+        self._root = self._watcher.add(self._store.basedir, self._on_event)
+        self._watcher.remove(root, self._on_event)
+        if self._root != root:
+            self._doubt("another folder has taken its place", lost=True)
+        if self._within:
+            self._watch_all_within()
 
     # --- the folder itself ----------------------------------------------------------------------------
 
@@ -99,10 +119,13 @@ class FolderWatch:
         if event.mask & LOST:
             self._lost()
             return
-        if (job := self._store.job_of(event.name)) is None:
+        if not event.name or (job := self._store.job_of(event.name)) is None:
             return
         if event.mask & LEFT:
             self._left(event.name, job)
+        elif event.mask & flags.ATTRIB:
+            if self._store.touched(self._store.basedir / event.name):
+                self._look(job)
         elif not (event.mask & flags.CREATE and self._store.unfinished(self._store.basedir / event.name)):
             if self._within:
                 self._try(lambda: self._watch_within(event.name))
@@ -132,8 +155,8 @@ class FolderWatch:
             self._filled.discard(job)
             self._tell(Vanished(self._store.repository, job))
 
-    def _doubt(self, why: str) -> None:
-        self._tell(Doubtful(self._store.repository, why))
+    def _doubt(self, why: str, *, lost: bool = False) -> None:
+        self._tell(Doubtful(self._store.repository, why, lost))
 
     def _lost(self) -> None:
         if self._root is None:
@@ -141,8 +164,8 @@ class FolderWatch:
         self._drop_root()
         for name in list(self._inner):
             self._leave(name)
-        self._doubt("the folder was removed, renamed or unmounted")
-        self._later("return", RETRY_SECONDS, self._return)
+        self._doubt("the folder was removed, renamed or unmounted", lost=True)
+        self._return()
 
     def _drop_root(self) -> None:
         if self._root is not None:
@@ -151,12 +174,18 @@ class FolderWatch:
 
     def _return(self) -> None:
         try:
+            if is_remote(self._store.basedir):
+                raise RuntimeError("it is on a file system that other machines change")
             self.start()
-        except (OSError, RuntimeError):
+        except FileNotFoundError:
             self._drop_root()
             self._later("return", RETRY_SECONDS, self._return)
+        except (OSError, RuntimeError) as error:
+            self._drop_root()
+            self._doubt(f"the folder cannot be watched: {error}")
+            self._later("return", DEGRADED_SECONDS, self._return)
         else:
-            self._doubt("the folder is there again")
+            self._doubt("the folder is there again", lost=True)
 
     def _later(self, what: str, seconds: float, action: Callable[[], None]) -> None:
         self._timers[what] = self._loop.call_later(seconds, action)
@@ -166,7 +195,9 @@ class FolderWatch:
     def _watch_all_within(self) -> None:
         self._filled.clear()
         with os.scandir(self._store.basedir) as entries:
-            names = [entry.name for entry in entries]
+            names = {entry.name for entry in entries}
+        for name in self._inner.keys() - names:
+            self._leave(name)
         for name in names:
             if (job := self._store.job_of(name)) is not None:
                 self._watch_within(name)
@@ -175,9 +206,9 @@ class FolderWatch:
 
     def _watch_within(self, name: str) -> None:
         path, job = self._store.basedir / name, self._store.job_of(name)
-        if name in self._inner or job is None or not path.is_dir():
+        if job is None or not path.is_dir():
             return
-        if len(self._inner) >= SUBFOLDERS_MAX:
+        if name not in self._inner and len(self._inner) >= SUBFOLDERS_MAX:
             raise RuntimeError(f"more than {SUBFOLDERS_MAX} subfolders")
 
         def on_event(event: Event) -> None:
@@ -185,7 +216,12 @@ class FolderWatch:
                 self._leave(name)
             self._look(job)
 
-        self._inner[name] = (self._watcher.add(path, on_event), on_event)
+        fresh = (
+            self._watcher.add(path, on_event),
+            on_event,
+        )  # before the old one is left: mostly it is the same
+        self._leave(name)
+        self._inner[name] = fresh
 
     def _leave(self, name: str) -> None:
         if (inner := self._inner.pop(name, None)) is not None:

@@ -53,6 +53,7 @@ NARROW = frozenset(
         e.RepositorySynced,
         e.ObservationHeld,
         e.RepositoryUnreachable,
+        e.ChangesMissed,
         e.EngineClosed,
         e.StoreWriteIntended,
         e.Evaluated,

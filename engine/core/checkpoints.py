@@ -231,7 +231,7 @@ def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
         _int_bytes(leaf.bit),
         leaf.synced,
         leaf.incarnation,
-        f"{leaf.held}\0{leaf.trouble}" if leaf.trouble else leaf.held,  # as ever where there is none
+        _state_words(leaf),
         _array_bytes(leaf.positions),
         _array_bytes(leaf.versions),
         members.serialize(),
@@ -242,6 +242,12 @@ def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
         ),
         leaf.root,
     )
+
+
+def _state_words(leaf: LeafState) -> str:
+    """Return why a leaf is held, its trouble and what it missed; as ever where there is none of these."""
+    words = [leaf.held, leaf.trouble, str(leaf.missed or "")]
+    return "\0".join(words).rstrip("\0")
 
 
 def _task_image(task: TaskState, definition: PipelineDef) -> TaskImage:
@@ -310,7 +316,8 @@ def _leaf(image: LeafImage, index: int) -> LeafState:
     definition = msgspec.json.decode(image.definition, type=RepositoryDef)
     leaf = LeafState(definition, index, int.from_bytes(image.bit, "little"))
     leaf.synced, leaf.incarnation, leaf.root = image.synced, image.incarnation, image.root
-    leaf.held, _, leaf.trouble = image.held.partition("\0")
+    leaf.held, leaf.trouble, missed, *_ = *image.held.split("\0"), "", ""
+    leaf.missed = int(missed or 0)
     leaf.positions, leaf.versions = _array("q", image.positions), _array("Q", image.versions)
     leaf.load(BitMap.deserialize(image.members))
     if image.derived:

@@ -25,6 +25,7 @@ _ON_REPOSITORY = (
     e.RepositoryReset,
     e.ObservationHeld,
     e.RepositoryUnreachable,
+    e.ChangesMissed,
     e.ValuePut,
     e.ValueDeleted,
     e.StoreWriteIntended,

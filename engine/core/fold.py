@@ -84,6 +84,7 @@ def _engine_opened(state: State, position: int, event: e.EngineOpened) -> None:
     state.engine, state.closed = event, False
     for leaf in state.leaves.values():
         leaf.synced = leaf.definition.medium in ("native", "derived", "view")
+        leaf.missed = 0
 
 
 def _engine_closed(state: State, position: int, event: e.EngineClosed) -> None:
@@ -160,6 +161,10 @@ def _observation_held(state: State, position: int, event: e.ObservationHeld) -> 
 
 def _repository_unreachable(state: State, position: int, event: e.RepositoryUnreachable) -> None:
     state.leaves[event.repository].trouble = event.why or "it cannot be listed"
+
+
+def _changes_missed(state: State, position: int, event: e.ChangesMissed) -> None:
+    state.leaves[event.repository].missed += event.missed
 
 
 def _value_put(state: State, position: int, event: e.ValuePut) -> None:
@@ -426,6 +431,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.RepositoryReset: _repository_reset,
     e.ObservationHeld: _observation_held,
     e.RepositoryUnreachable: _repository_unreachable,
+    e.ChangesMissed: _changes_missed,
     e.ValuePut: _value_put,
     e.ValueDeleted: _value_deleted,
     e.StoreWriteIntended: _store_write_intended,

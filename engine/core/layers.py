@@ -237,7 +237,7 @@ class Layer:
             container.reset()
         for leaf, made in self._leaves:
             made.count, made.synced, made.held = leaf.count, leaf.synced, leaf.held
-            made.trouble = leaf.trouble
+            made.trouble, made.missed = leaf.trouble, leaf.missed
             made.changed.clear()
         for task, mine in self._tasks:
             mine.definition, mine.condition = task.definition, task.condition
@@ -262,7 +262,7 @@ class Layer:
 
     def _leaf(self, leaf: LeafState) -> LeafState:
         made = LeafState(leaf.definition, leaf.index, leaf.bit, leaf.count, leaf.synced, leaf.incarnation)
-        made.held, made.trouble = leaf.held, leaf.trouble
+        made.held, made.trouble, made.missed = leaf.held, leaf.trouble, leaf.missed
         made.positions = self._kept(LayeredCells(leaf.positions))
         made.versions = self._kept(LayeredCells(leaf.versions))
         made._members = cast(BitMap, None)  # there is none: asking for members of a layer is a mistake

@@ -59,6 +59,8 @@ class LeafState:
     held: str = ""
     root: str = ""
     trouble: str = ""
+    missed: int = 0
+    """Changes since the engine opened that the store had not told and a comparison found."""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
     watchers: list[TaskState] = field(default_factory=list)

@@ -8,7 +8,7 @@ run's end; a loss too large to believe is held until a person says that it is tr
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -60,12 +60,14 @@ class Observations(Changes):
         now: int,
         *,
         root: str = "",
+        told: Set[str] = frozenset(),
         believe: bool = False,
         who: Who = NOBODY,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
-        `began` is the state's position when the listing began: what changed since is left alone. Returns False
+        `began` is the state's position when the listing began: what changed since is left alone, and so is what the
+        store has `told` since, which may be that nothing is there any more. Returns False
         when so much vanished that a person (`who`) must say that it is true (`believe`); where another `root` is
         looked at than before, as after an unmount, that is anything at all; so it is while the leaf is held.
         """
@@ -77,6 +79,7 @@ class Observations(Changes):
             if state.jobs[job] not in seen
             and get_at(leaf.positions, job) <= began
             and (leaf_id, state.jobs[job]) not in self._under_way
+            and state.jobs[job] not in told
         ]
         moved = bool(root and leaf.root and root != leaf.root)
         credible = 0 if moved or leaf.held else max(LOSS_LEAST, leaf.count // LOSS_SHARE)
@@ -105,6 +108,8 @@ class Observations(Changes):
                 self._disputed.setdefault(run, set()).update(missing)
         for write in listing:
             if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
+                continue
+            if write.job in told:
                 continue
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
@@ -151,11 +156,34 @@ class Observations(Changes):
         """Return what of a listing the log does not know yet: the rest need not be looked at more closely."""
         return [write for write in listing if self._is_news(leaf_id, write)]
 
-    def _is_news(self, leaf_id: str, write: Write) -> bool:
+    def unknown(self, leaf_id: str, listing: Sequence[Write], *, by_version: bool) -> list[str]:
+        """Return the jobs of a listing that the state does not know so, and no open run or write will settle."""
+        return [
+            write.job
+            for write in listing
+            if self._is_news(leaf_id, write, by_version=by_version)
+            and not self._is_unsettled(leaf_id, write.job)
+        ]
+
+    def is_surely_member(self, leaf_id: str, job: str) -> bool:
+        """Whether a job is a member, and no open run or write will settle whether it stays one."""
+        state, index = self.state, self.state.job_index.get(job)
+        present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
+        return present and not self._is_unsettled(leaf_id, job)
+
+    def _is_unsettled(self, leaf_id: str, job: str) -> bool:
+        return (leaf_id, job) in self._under_way or self._writing_run(leaf_id, job) != 0
+
+    def missed(self, leaf_id: str, jobs: Sequence[str], now: int) -> None:
+        """Changes were found that the store had not told; they have been `observed`."""
+        sample = tuple(jobs[:5])
+        self._emit([e.ChangesMissed(at=now, repository=leaf_id, missed=len(jobs), sample=sample)])
+
+    def _is_news(self, leaf_id: str, write: Write, *, by_version: bool = True) -> bool:
         leaf, job = self.state.leaves[leaf_id], self.state.job_index.get(write.job)
         if job is None or not self.state.masks[job] & leaf.bit:
             return True
-        return leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
+        return by_version and leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
 
     def _stashed(self, leaf_id: str, job: str, write: Write | None) -> bool:
         """Keep an observation in an output or status repository of an open run for that run's end."""

@@ -150,6 +150,7 @@ _STRIPPED: dict[type[e.Event], Callable[[Any, int], e.Event]] = {
     e.Evaluated: _evaluated,
     e.ObservationHeld: _words(sample=(), why=""),
     e.RepositoryUnreachable: _words(why=""),
+    e.ChangesMissed: _words(sample=()),
     e.RunObserved: _words(message=""),
     e.RunUnreachable: _words(message=""),
     e.LateFact: _words(detail={}),

@@ -95,6 +95,7 @@ SAMPLES: tuple[e.Event, ...] = (
         **OURS, repository="images", vanished=500, members=1000, sample=("a", "b"), why="unmounted?"
     ),
     e.RepositoryUnreachable(**OURS, repository="images", why="OSError: the share is gone"),
+    e.ChangesMissed(**OURS, repository="images", missed=3, sample=("a", "b")),
     e.ValuePut(
         **VALUE,
         value=msgspec.Raw(b'{"a":[1,2.5,null],"b":"\xc3\xa9"}'),

@@ -1,0 +1,233 @@
+"""What no notice tells: a comparison of everything finds it, says so where it should have been told, and is silent elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inotify_simple import Event
+
+from datatask import (
+    DirectoryRepository,
+    FileRepository,
+    InProcessSyncTask,
+    LogMetadataRepository,
+    Pipeline,
+    Repository,
+    Session,
+    YamlMetadataFileRepository,
+)
+from datatask.adapters.cli.counts import troubles
+from datatask.adapters.store import inotify, inspecting
+from datatask.engine import comparing
+from datatask.testing import memory_log, recording
+from tests.machine import mount, mounted
+
+ALARM = "the file system did not tell"
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(comparing, "REST", 1)
+    monkeypatch.setattr(inspecting, "AGE_SECONDS", 0.0)
+
+
+def deafen(monkeypatch: pytest.MonkeyPatch, to: Callable[[Event], bool] = lambda event: True) -> None:
+    """Have notices get lost, as if the kernel had never sent them."""
+    heard = inotify.Watcher.dispatch
+
+    def some(self: inotify.Watcher, events: Iterable[Event]) -> None:
+        heard(self, [event for event in events if not to(event)])
+
+    monkeypatch.setattr(inotify.Watcher, "dispatch", some)
+
+
+async def body(job: str) -> None:
+    """Do nothing."""
+
+
+def over(*sources: Repository) -> Pipeline:
+    task = InProcessSyncTask("task", LogMetadataRepository("done"), func=body)
+    for number, source in enumerate(sources):
+        task.link(f"source{number}", source, is_input=True)
+    pipeline = Pipeline([task], Session(), log=memory_log())
+    recording(pipeline, "succeeded")
+    return pipeline
+
+
+def folder(path: Path) -> Path:
+    (path / "in").mkdir()
+    return path / "in"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def compared(pipeline: Pipeline) -> None:
+    """Return when everything has been compared, from the beginning, after this call."""
+    observer = pipeline._observer
+    assert observer is not None
+    count, real = 0, observer._comparer._suspects
+
+    async def counted(*arguments: Any) -> list[str]:
+        nonlocal count
+        count += 1
+        return await real(*arguments)
+
+    observer._comparer._suspects = counted  # type: ignore[method-assign]
+    await until(lambda: count >= 3)
+
+
+async def test_what_no_notice_told_is_found_and_an_alarm_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path)
+    for name in ("goes", "changes"):
+        (path / name).write_text("1")
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        deafen(monkeypatch)
+        (path / "comes").write_text("1")
+        (path / "goes").unlink()
+        (path / "changes").write_text("22")
+        version = pipeline.state.leaves["in"].versions[pipeline.state.job_index["changes"]]
+        await until(lambda: pipeline.state.leaves["in"].missed == 3)
+        assert sorted(pipeline.state.members("in")) == ["changes", "comes"]
+        assert pipeline.state.leaves["in"].versions[pipeline.state.job_index["changes"]] != version
+        assert "3 changes were not told" in troubles(pipeline.state)["in"]
+        (line,) = [record.getMessage() for record in caplog.records if ALARM in record.getMessage()]
+        assert line.startswith("in: 3 changes")
+        await compared(pipeline)
+        assert pipeline.state.leaves["in"].missed == 3, "it is mended"
+
+
+async def test_documents_and_folders_that_no_notice_told_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("documents", "folders", "filled"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "filled" / "a").mkdir()
+    pipeline = over(
+        YamlMetadataFileRepository(tmp_path / "documents", name="documents"),
+        DirectoryRepository(tmp_path / "folders", name="folders"),
+        DirectoryRepository(tmp_path / "filled", name="filled", discard_empty=True),
+    )
+    async with pipeline:
+        deafen(monkeypatch)
+        (tmp_path / "documents" / "a.yaml").write_text("n: 1")
+        (tmp_path / "folders" / "a").mkdir()
+        (tmp_path / "filled" / "a" / "file").touch()
+        leaves = [pipeline.state.leaves[name] for name in ("documents", "folders", "filled")]
+        await until(lambda: all(leaf.missed for leaf in leaves))
+        (tmp_path / "folders" / "a" / "within").touch()
+        await compared(pipeline)
+        assert [(leaf.count, leaf.missed) for leaf in leaves] == [(1, 1)] * 3, "what is within is none of it"
+
+
+async def test_nothing_is_alarming_about_links(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their targets come, change and go in silence, also those of hard links."""
+    path = folder(tmp_path)
+    target, other = tmp_path / "target", tmp_path / "other"
+    other.write_text("1")
+    (path / "soft").symlink_to(target)
+    os.link(other, path / "hard")
+    pipeline = over(FileRepository(path, name="in"))
+
+    def version(job: str) -> int:
+        return pipeline.state.leaves["in"].versions[pipeline.state.job_index[job]]
+
+    async with pipeline:
+        assert pipeline.state.members("in") == ["hard"]
+        target.write_text("1")
+        await until(lambda: sorted(pipeline.state.members("in")) == ["hard", "soft"])
+        before = version("soft"), version("hard")
+        target.write_text("22")
+        other.write_text("22")
+        await until(lambda: version("soft") != before[0] and version("hard") != before[1])
+        target.unlink()
+        await until(lambda: pipeline.state.members("in") == ["hard"])
+        assert pipeline.state.leaves["in"].missed == 0
+    assert ALARM not in caplog.text
+
+
+async def test_what_is_written_meanwhile_is_no_member_yet_and_no_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path)
+    (path / "member").write_text("1")
+    (path / "link").symlink_to(tmp_path / "target")
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        with (
+            open(path / "fresh", "w") as fresh,
+            open(path / "member", "a") as member,
+            open(tmp_path / "target", "w"),
+        ):
+            for _ in range(3):
+                print("more", file=fresh, flush=True)
+                print("more", file=member, flush=True)
+                await compared(pipeline)
+            assert pipeline.state.members("in") == ["member"]
+        await until(lambda: sorted(pipeline.state.members("in")) == ["fresh", "link", "member"])
+        shutil.copy2(path / "member", path / "copy")
+        os.utime(path / "fresh", (1, 1))
+        await compared(pipeline)
+        assert pipeline.state.leaves["in"].missed == 0
+    assert ALARM not in caplog.text
+
+
+async def test_a_folder_that_another_takes_the_place_of_unseen_is_listed_and_watched(tmp_path: Path) -> None:
+    """As when a folder above is renamed: nothing tells of that."""
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    pipeline = over(FileRepository(tmp_path / "data" / "in", name="in"))
+    async with pipeline:
+        (tmp_path / "data").rename(tmp_path / "before")
+        (tmp_path / "data" / "in").mkdir(parents=True)
+        (tmp_path / "data" / "in" / "a").touch()
+        await until(lambda: pipeline.state.members("in") == ["a"])
+        assert pipeline.state.leaves["in"].missed == 0
+        (tmp_path / "data" / "in" / "b").touch()
+        await until(lambda: sorted(pipeline.state.members("in")) == ["a", "b"])
+        (tmp_path / "before" / "in" / "c").touch()
+        await compared(pipeline)
+        assert sorted(pipeline.state.members("in")) == ["a", "b"]
+
+
+@pytest.mark.machine("mounts")
+async def test_a_disk_that_is_mounted_late_is_seen(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        with mounted(path, "size=1m"):
+            (path / "a").touch()
+            await until(lambda: pipeline.state.members("in") == ["a"])
+            (path / "b").touch()
+            await until(lambda: sorted(pipeline.state.members("in")) == ["a", "b"])
+            await asyncio.to_thread(subprocess.run, ["umount", path], check=True)  # no comparison holds it
+            await until(lambda: pipeline.state.leaves["in"].held)
+            await asyncio.to_thread(mount, path)
+
+
+async def test_many_that_are_gone_await_a_persons_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder(tmp_path)
+    for number in range(150):
+        (path / f"j{number}").touch()
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        deafen(monkeypatch)
+        for number in range(120):
+            (path / f"j{number}").unlink()
+        await until(lambda: pipeline.state.leaves["in"].held)
+        assert pipeline.state.leaves["in"].count == 150
