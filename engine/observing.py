@@ -122,7 +122,9 @@ class Observer:
         self._runtime.relist = self.relist
         await self.sync(self._stores)
         if not all(map(self._mirrored, self._stores)):
-            self._poller = asyncio.create_task(self._poll())
+            self._poller = self._runtime.services.keep(
+                "the listing of folders and stores", lambda service: self._poll()
+            )
         self._comparer.open()
 
     def _watch(self, leaf: str) -> None:
@@ -353,6 +355,13 @@ class Observer:
         self._tell(leaf, Vanished(leaf, job) if version is None else Appeared(leaf, job, version))
 
     def _tell(self, leaf: str, change: Change) -> None:
+        """Hand a change on; a store that is called back here cannot know what to do should that fail."""
+        try:
+            self._taken(leaf, change)
+        except Exception as error:
+            self._runtime.services.broken(f"what {leaf} told of a change", error)
+
+    def _taken(self, leaf: str, change: Change) -> None:
         runtime = self._runtime
         if runtime.failure is not None:
             return

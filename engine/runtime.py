@@ -119,6 +119,7 @@ class Runtime:
         self._quiet = asyncio.Event()
         self._advanced = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
+        self._let_go: Callable[[], None] | None = None
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         intact.guard(self._loop)
         services.enter(self.services)
+        self._let_go = services.hear(self._loop, self.services)
         self._unsubscribe = self.log.subscribe(self._durable, self.fail)
         for runner in self._distinct_runners():
             await runner.open(self.sink)
@@ -164,6 +166,8 @@ class Runtime:
         """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
         self.launching = False
         self._starter.closed = True
+        if self._let_go is not None:
+            self._let_go()
         for runner in self._distinct_runners():
             await runner.close(abandon=abandon)
         if self.failure is None:

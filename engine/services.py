@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
@@ -65,6 +67,18 @@ class Service:
             remedy="mend what it says, then start the engine again; nothing that was recorded is lost",
         )
 
+    def told_from_thread(self, loop: asyncio.AbstractEventLoop, error: BaseException) -> float | None:
+        """The same as `failed`, from a thread that is not the loop's; None also where the loop has ended."""
+        answer: Future[float | None] = Future()
+        try:
+            loop.call_soon_threadsafe(lambda: answer.set_result(self.failed(error)))
+        except RuntimeError:
+            return None
+        try:
+            return answer.result(PAUSE_SECONDS[1])
+        except TimeoutError:
+            return PAUSE_SECONDS[1]
+
     def works(self) -> None:
         """It does what it is there for (again)."""
         if not self._up:
@@ -91,14 +105,18 @@ class Services:
             self._all[name] = Service(name, self._fail)
         return self._all[name]
 
-    def keep(self, name: str, work: Work) -> asyncio.Task[None]:
-        """Keep `work` going until the returned task is cancelled; it is not meant to end by itself."""
-        return asyncio.get_running_loop().create_task(self._keep(self.service(name), work), name=name)
+    def keep(self, name: str, work: Work, *, ends: bool = False) -> asyncio.Task[None]:
+        """Keep `work` going until the returned task is cancelled; only with `ends` it may end by itself."""
+        keeping = self._keep(self.service(name), work, ends)
+        return asyncio.get_running_loop().create_task(keeping, name=name)
 
-    async def _keep(self, service: Service, work: Work) -> None:
+    async def _keep(self, service: Service, work: Work, ends: bool) -> None:
         while True:
             try:
                 await work(service)
+                if ends:
+                    service.works()
+                    return
                 error: BaseException = RuntimeError("it ended by itself")
             except (Exception, SystemExit) as caught:
                 error = caught
@@ -111,6 +129,23 @@ class Services:
             if pause is None:
                 return
             await asyncio.sleep(pause)
+
+    def keep_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Keep `work` going in a thread of its own until it returns."""
+        service, loop = self.service(name), asyncio.get_running_loop()
+
+        def run() -> None:
+            while True:
+                try:
+                    work()
+                    return
+                except Exception as error:
+                    pause = service.told_from_thread(loop, error)
+                if pause is None:
+                    return
+                time.sleep(pause)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def mind(self, task: asyncio.Task[Any], what: str) -> None:
         """Stop the engine should this task, whose end nobody waits for, fail."""
@@ -152,3 +187,38 @@ def current() -> Services:
     """Return the services of the engine that is being opened; outside one, such as only tell."""
     found = _current.get(None)
     return Services(lambda error: None) if found is None else found
+
+
+def hear(loop: asyncio.AbstractEventLoop, services: Services) -> Callable[[], None]:
+    """Stop the engine when a callback or task of ours fails unheard on this loop; return the function that ends that.
+
+    What programs do on the same loop is told as before.
+    """
+    before = loop.get_exception_handler()
+
+    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception) and _is_ours(error):
+            services.broken("a part of the engine", error)
+        elif before is not None:
+            before(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    def let_go() -> None:
+        if loop.get_exception_handler() is handler:
+            loop.set_exception_handler(before)
+
+    loop.set_exception_handler(handler)
+    return let_go
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was our code that the loop called, by the first frame that is not asyncio's own."""
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith(("asyncio", "concurrent.")):
+            return bool(module.startswith("datatask."))
+        trace = trace.tb_next
+    return False

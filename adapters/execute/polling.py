@@ -23,6 +23,7 @@ from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Sink, Started, Unreachable, Write
 from datatask.engine.repositories import BlobRepository
+from datatask.engine.services import Service, current
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
@@ -95,12 +96,14 @@ class PollingRunner:
     async def open(self, sink: Sink) -> None:
         """Begin to ask."""
         self._sink = sink
-        self._spawn(self._poll_for_ever())
+        self._services = current()
+        self._tasks.add(self._services.keep(f"the asking of {self._where}", self._poll_for_ever))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._services.mind(task, f"what is done with a run by {self._where}")
 
     def _folder(self, spec: RunSpec) -> Path:
         return self._manager.basedir / self._recipe.task / spec.identity
@@ -195,10 +198,11 @@ class PollingRunner:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def _poll_for_ever(self) -> None:
+    async def _poll_for_ever(self, service: Service) -> None:
         while True:
             await asyncio.sleep(self._poll_seconds)
             await self._poll()
+            service.works()
 
     async def _poll(self) -> None:
         watched = [run for run in self._runs.values() if run.pid and not run.told]

@@ -1,7 +1,7 @@
 """What lies beside a log, and the log itself: nobody but its owner may have put it there.
 
 In: a log's path, before whoever will write it reads anything back. Out: nothing, or `UnsafePlaceError` with the folder
-or file and the remedy. Modes that older versions left wider than docs/log.md promises are narrowed, and that is told.
+or file and the remedy; the inbox looks after itself. Modes that older versions left wider than docs/log.md promises are narrowed, and that is told.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from datatask.adapters.log.locate import (
     archives_path,
     blobs_path,
     checkpoints_path,
-    inbox_path,
     lease_path,
 )
 from datatask.adapters.trust import check_above, check_found, check_own, make_private
@@ -40,7 +39,7 @@ def guard(path: Path) -> None:
         lease_path(path),
     ):
         narrowed += _narrowed(file, "file", _READABLE)
-    for sidecar in (blobs_path(path), inbox_path(path), archives_path(path), checkpoints_path(path)):
+    for sidecar in (blobs_path(path), archives_path(path), checkpoints_path(path)):
         narrowed += _narrowed(sidecar, "folder", 0o700)
     if narrowed:
         names = ", ".join(one.name for one in narrowed)

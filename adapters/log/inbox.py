@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.private import OddFileError, PrivateFolder, make_private
+from datatask.adapters.log.private import OddFileError, PrivateFolder, make_folder
+from datatask.adapters.trust import check_above
 from datatask.schema.errors import CallerError
 from datatask.schema.requests import AnyRequest, Refusal, Reply
 
@@ -51,8 +52,11 @@ class FileInbox:
         self._stuck: dict[str, int] = {}
         self._cleaned = 0.0
         self._lock = threading.Lock()
-        with mapped(root), self._folder() as folder:
-            self._clean(folder)
+        with mapped(root):
+            if not os.path.lexists(root):
+                make_folder(root)
+            with self._folder() as folder:
+                self._clean(folder)
 
     def pending(self) -> list[AnyRequest]:
         """Return the unanswered requests, oldest first (at most 1,000); what cannot be believed is set aside here."""
@@ -85,11 +89,16 @@ class FileInbox:
         return status.st_ino, status.st_mode, status.st_uid, status.st_mtime_ns
 
     def _folder(self) -> PrivateFolder:
-        """Open the folder, which is made again where it has vanished or something else stands in its place."""
+        """Open the folder, which is made again where it has vanished or something else stands in its place.
+
+        `UnsafePlaceError` where others may put another folder in its place.
+        """
+        check_above(self.root, group=True)
         try:
             return PrivateFolder(self.root)
-        except (FileNotFoundError, NotADirectoryError):
-            make_private(self.root)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            make_folder(self.root)
+            logger.warning("%s was made anew: %s", self.root, error.strerror)
             return PrivateFolder(self.root)
 
     def _list(self, folder: PrivateFolder) -> list[AnyRequest]:

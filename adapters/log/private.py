@@ -164,7 +164,7 @@ class PrivateFolder:
         return kept
 
 
-def make_private(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make the folder, 0700 whatever the umask is; what stands in its place and is none is set aside under another name."""
     try:
         os.mkdir(path, 0o700)

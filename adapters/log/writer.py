@@ -111,15 +111,17 @@ class Writer:
         disconnect(self._connection)
 
     def _work(self) -> None:
-        while group := self._next_group():
-            try:
+        """Write until the end; whatever fails here, nothing may be written after it, and the loop has to hear of it."""
+        first: int | None = None
+        try:
+            while group := self._next_group():
+                first = group[0].first
                 self._write(group)
-            except Exception as error:  # whatever it was, nothing may be written after it
-                self._roll_back()
-                self._failed(translate(error, self._path, group[0].first))
-                return
-            self._written = group[-1].last
-            self._durable(group[-1].last, group[-1].chain)
+                self._written = group[-1].last
+                self._durable(group[-1].last, group[-1].chain)
+        except BaseException as error:
+            self._roll_back()
+            self._failed(translate(error, self._path, first))
 
     def _next_group(self) -> list[Prepared]:
         """Wait for a batch, and return it with all that waits behind it up to the cap; empty at the end."""

@@ -66,6 +66,7 @@ class Interrupts:
             self._pipeline.interrupt("abandoned")
             self._pipeline.abandon()
             self._abandoning = asyncio.create_task(self._give_up())
+            self._pipeline.runtime.services.mind(self._abandoning, "the end of what was abandoned")
         elif self._work is not None:
             self._work.cancel()
 

@@ -27,6 +27,7 @@ import cloudpickle
 from datatask.adapters.execute.functions import remote
 from datatask.adapters.spools import Spool
 from datatask.engine.repositories import Repository
+from datatask.engine.services import current
 from datatask.schema.errors import CallerError, DatataskError
 
 logger = logging.getLogger("datatask.workers")
@@ -54,7 +55,7 @@ class EngineGateway:
         self._listener = Listener(
             str(Path(folder) / "socket"), "AF_UNIX", backlog=64, authkey=self.address.key
         )
-        threading.Thread(target=self._accept, name="datatask-gateway", daemon=True).start()
+        current().keep_thread("the gateway of worker processes", self._accept)
 
     def add(self, leaf: Repository) -> str:
         """Make a repository reachable; return its key."""
@@ -89,14 +90,14 @@ class EngineGateway:
             try:
                 connection = self._listener.accept()
                 role, pid = connection.recv()
-            except (AuthenticationError, EOFError):
+            except (AuthenticationError, EOFError, ConnectionError):
                 if not self._open:
                     return
                 logger.warning("a process without the key knocked at %s", self.address.folder)
                 continue
-            except OSError:
+            except Exception:
                 if self._open:
-                    continue
+                    raise
                 return
             if role == "life":
                 self._lives[pid] = connection

@@ -20,6 +20,7 @@ from datatask.adapters.execute.kube.connecting import Cluster, RefusedError, pat
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import ContainerStatus, Pod
 from datatask.adapters.spools import Spool
+from datatask.engine.services import current
 
 logger = logging.getLogger("datatask.kube")
 
@@ -139,6 +140,7 @@ class Logs:
         self._numbers = itertools.count()
         self._timers: set[asyncio.TimerHandle] = set()
         self.loop = asyncio.get_running_loop()
+        self._services = current()
 
     def path(self) -> Path:
         """Return a place for a log."""
@@ -163,7 +165,7 @@ class Logs:
             container.queued = True
             (self._first if first else self._others).append(container)
         if len(self._workers) < STREAMS:
-            worker = self.loop.create_task(self._work())
+            worker = self._services.keep("the reading of pods' logs", lambda _: self._work(), ends=True)
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 

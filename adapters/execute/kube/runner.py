@@ -41,6 +41,7 @@ from datatask.engine.ports import (
     Started,
     Unreachable,
 )
+from datatask.engine.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import ErrorInfo, StopReason
 
@@ -64,6 +65,7 @@ class KubeRunner(Collecting):
         """Connect; a server that does not answer now is waited for, one that turns us away is an error."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._services = current()
         self._accounted = asyncio.Event()
         self._swept = False
         await self.shared.attach()
@@ -86,6 +88,7 @@ class KubeRunner(Collecting):
         self._sweep(spec, ())
         run = self._take(spec)
         run.work = self._loop.create_task(self._start(run))
+        self._services.mind(run.work, "the start of a pod")
 
     async def _start(self, run: Run) -> None:
         context = RunContext(run.spec.run, run.spec.task, run.spec.job)
@@ -141,6 +144,7 @@ class KubeRunner(Collecting):
     def _stop_pod(self, run: Run) -> None:
         if run.stopping is None:
             run.stopping = self._loop.create_task(self._delete(run))
+            self._services.mind(run.stopping, "the stop of a pod")
 
     async def _delete(self, run: Run) -> None:
         """Let the user's code see a pod that is out of time, then delete it, for as often as it takes."""
@@ -186,6 +190,7 @@ class KubeRunner(Collecting):
             run.recovering = True
             run.uid = str((spec.handle or {}).get("uid", ""))
             run.work = self._loop.create_task(self._recover(run))
+            self._services.mind(run.work, "the recovery of a pod")
         while any(run.recovering and not run.silent for run in self.runs.values()):
             self._accounted.clear()
             if self.shared.watch.is_silent:
@@ -239,6 +244,7 @@ class KubeRunner(Collecting):
         self._kept = frozenset(keep)
         self._log = spec.identity.partition(".")[0]
         task = self._loop.create_task(self._swept_later())
+        self._services.mind(task, "the sweep of pods")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

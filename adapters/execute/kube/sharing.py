@@ -24,6 +24,7 @@ from datatask.adapters.execute.kube.manifests import Manifest
 from datatask.adapters.execute.kube.pods import Metadata, Pod, decode_pod
 from datatask.adapters.execute.kube.refusals import Refusal
 from datatask.adapters.execute.kube.watching import Watch
+from datatask.engine.services import current
 
 logger = logging.getLogger("datatask.kube")
 
@@ -79,6 +80,7 @@ class Shared:
         """Get ready to ask, on the running loop."""
         self._most = float(IN_FLIGHT)
         self._in_flight = 0
+        self._services = current()
         self._turns: deque[asyncio.Future[None]] = deque()
         self._freed = asyncio.Event()
 
@@ -221,7 +223,7 @@ class Shared:
         """Delete a pod that is over, in the background, and let go of it."""
         self._dirty.append((pod, 0))
         if len(self._cleaners) < CLEANERS:
-            cleaner = asyncio.get_running_loop().create_task(self._clean())
+            cleaner = self._services.keep("the removal of pods", lambda _: self._clean(), ends=True)
             self._cleaners.add(cleaner)
             cleaner.add_done_callback(self._cleaners.discard)
 

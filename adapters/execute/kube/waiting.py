@@ -76,6 +76,7 @@ class Waiting:
         self._background: set[asyncio.Task[None]] = set()
         self._sink: Sink
         self._loop: asyncio.AbstractEventLoop
+        self._services: Services
 
     def wait_for_start(self, run: Run, pod: Pod) -> None:
         """Tell what keeps a pod from starting, and end its run when that lasts for longer than the user allows."""
@@ -115,6 +116,7 @@ class Waiting:
 
     def _due(self, run: Run) -> None:
         task = self._loop.create_task(self._overdue(run))
+        self._services.mind(task, "what is done with a pod that does not start")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

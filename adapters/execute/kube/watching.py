@@ -21,6 +21,7 @@ from datatask.adapters.execute.kube import names
 from datatask.adapters.execute.kube.connecting import Cluster, RefusedError, path_of
 from datatask.adapters.execute.kube.pods import Pod, decode_event, decode_list, decode_pod, decode_status
 from datatask.adapters.execute.kube.refusals import Refusal
+from datatask.engine.services import current
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.kube")
@@ -83,6 +84,8 @@ class Watch:
     async def open(self) -> None:
         """Begin; the first list is awaited only so far as to hear that we are turned away."""
         loop = asyncio.get_running_loop()
+        self._services = current()
+        self._service = self._services.service(f"the watch on {self._label}")
         self._opening = True
         self._work = loop.create_task(self._run())
         first = loop.create_task(self.listed.wait())
@@ -91,6 +94,7 @@ class Watch:
         first.cancel()
         if self._work.done():
             await self._work
+        self._services.mind(self._work, self._service.name)
 
     async def close(self) -> None:
         """End."""
@@ -142,8 +146,8 @@ class Watch:
                 after = refusal.after_seconds
             except CallerError:
                 raise
-            except Exception:  # ours: nobody would be told of any pod any more if this ended here
-                logger.exception("%s: a change could not be applied; everything is listed anew", self._label)
+            except Exception as error:  # ours: nobody would be told of any pod any more if this ended here
+                after = self._service.failed(error)
                 self._version = ""
             if self._version != version or time.monotonic() - began > BACKOFF[1]:
                 delay = BACKOFF[0]  # it brought something, or lasted
@@ -178,6 +182,7 @@ class Watch:
 
     def _contact(self) -> None:
         self._last_contact = time.monotonic()
+        self._service.works()
         if self._silent:
             self._silent = False
             self.message = ""

@@ -24,6 +24,7 @@ from datatask.adapters import trust
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import folders
 from datatask.adapters.execute.local.engines import SOCKET
+from datatask.engine.services import current
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.processes")
@@ -87,6 +88,8 @@ class LauncherClient(asyncio.Protocol):
         self._incoming = b""
         self._outgoing: list[bytes] = []
         self._flushing = False
+        self._service = f"the connection to the launcher of {directory}"
+        self._pause: float | None = None
         self._trash: list[Path] = []
         self._is_mute = False
         self._place: os.stat_result | None = None
@@ -102,6 +105,7 @@ class LauncherClient(asyncio.Protocol):
         """One more user; the running loop is the client's from now on."""
         if self._users == 0:
             self._loop = asyncio.get_running_loop()
+            self._services = current()
         self._users += 1
 
     async def detach(self) -> None:
@@ -216,7 +220,9 @@ class LauncherClient(asyncio.Protocol):
 
     def _connect(self) -> None:
         if self._connecting is None:
-            self._connecting = self._loop.create_task(self._keep_connecting())
+            self._connecting = self._services.keep(
+                self._service, lambda service: self._keep_connecting(), ends=True
+            )
 
     async def _keep_connecting(self) -> None:
         wait, began, launched = RETRY_SECONDS, self._loop.time(), 0.0
@@ -282,7 +288,15 @@ class LauncherClient(asyncio.Protocol):
                 self._outgoing.append(line)
 
     def data_received(self, data: bytes) -> None:
-        """Hand each answer to its watcher."""
+        """Hand each answer to its watcher; should that fail, everything open is asked again over a new connection."""
+        try:
+            self._answered(data)
+        except Exception as error:
+            self._pause = self._services.service(self._service).failed(error)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _answered(self, data: bytes) -> None:
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         for line in lines:
             message: Message = json.loads(line)
@@ -302,7 +316,10 @@ class LauncherClient(asyncio.Protocol):
             self._disconnected.set_result(None)
         if self._transport is not None:
             self._transport = None
-            if self._users and (self._asked or self._outgoing):
+            pause, self._pause = self._pause, None
+            if pause is not None:
+                self._loop.call_later(pause, self._reconnect)
+            elif self._users and (self._asked or self._outgoing):
                 self._connect()
 
     def _turned_away(self, message: Message) -> None:

@@ -36,6 +36,7 @@ from datatask.engine.ports import (
     Write,
 )
 from datatask.engine.repositories import BlobRepository
+from datatask.engine.services import current
 from datatask.engine.streams import BLOCK_BYTES
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
@@ -75,6 +76,7 @@ class LocalRunner:
         """Make the directory; the launcher is started with the first run."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._services = current()
         await asyncio.to_thread(self._client.prepare)
         self._client.attach()
         self._client.environment(self._recipe.task, self._recipe.environ)
@@ -95,6 +97,7 @@ class LocalRunner:
         if spec.run not in self._runs:
             run = self._take(spec)
             run.preparing = self._loop.create_task(self._prepare(run))
+            self._services.mind(run.preparing, "the start of a local run")
 
     async def _prepare(self, run: _Open) -> None:
         spec, recipe = run.spec, self._recipe
@@ -272,6 +275,7 @@ class LocalRunner:
             )
         else:
             run.collecting = self._loop.create_task(self._rescue(run, ending, outputs, wrong))
+            self._services.mind(run.collecting, "the collecting of a local run's output")
 
     async def _rescue(
         self, run: _Open, ending: Ending, outputs: dict[str, collecting.Output], wrong: dict[str, str]

@@ -32,6 +32,7 @@ from datatask.engine.ports import (
     Started,
     Unreachable,
 )
+from datatask.engine.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
@@ -82,6 +83,7 @@ class SSHRunner:
         """Connect; a target that does not answer now is waited for, one that turns us away is an error."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._services = current()
         await self._hosts.attach(self._recipe)
 
     def _take(self, spec: RunSpec) -> _Open:
@@ -103,6 +105,7 @@ class SSHRunner:
         if spec.run not in self._runs:
             run = self._take(spec)
             run.work = self._loop.create_task(self._prepare(run))
+            self._services.mind(run.work, "the start of a run over SSH")
 
     async def _prepare(self, run: _Open) -> None:
         spec = run.spec
@@ -317,6 +320,7 @@ class SSHRunner:
         run.outputs.update((name, b"") for name in wanted if name not in full and name not in wrong)
         if full:
             run.work = self._loop.create_task(self._collect(run, target, told, full))
+            self._services.mind(run.work, "the collecting of a run's output over SSH")
         else:
             self._end(run, told)
 

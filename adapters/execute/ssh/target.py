@@ -31,6 +31,7 @@ from datatask.adapters.execute.ssh.link import (
     new_token,
     prepare,
 )
+from datatask.engine.services import Service, current
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 logger = logging.getLogger("datatask.processes")
@@ -114,6 +115,7 @@ class Target:
         if self._users > 1:
             return
         self._loop = asyncio.get_running_loop()
+        self._services = current()
         self._up = asyncio.Event()
         self.uploads = asyncio.Semaphore(UPLOADS_MAX)
         self.downloads = asyncio.Semaphore(DOWNLOADS_MAX)
@@ -170,7 +172,7 @@ class Target:
             log, epoch, _ = identity.split(".")
             self._mine = Identity(log, int(epoch), new_token(), home_of(url))
         if self._keeping is None:
-            self._keeping = self._loop.create_task(self._keep())
+            self._keeping = self._services.keep(f"the link to {self.label}", self._keep)
             self._expect()
 
     @property
@@ -303,7 +305,7 @@ class Target:
         self._answers = True
         return connection, ground
 
-    async def _keep(self) -> None:
+    async def _keep(self, service: Service) -> None:
         wait = RETRY_SECONDS
         while True:
             try:
@@ -317,6 +319,7 @@ class Target:
                 logger.exception("the link to %s cannot be made", self.label)
             else:
                 wait = RETRY_SECONDS
+                service.works()
                 try:
                     await self._serve(link)
                 finally:
