@@ -61,7 +61,9 @@ class Comparer:
     def open(self) -> None:
         """Begin, where there is something to compare."""
         if any(isinstance(store, Comparable) for store in self._stores.values()):
-            self._task = asyncio.create_task(self._go_on())
+            self._task = self._runtime.services.keep(
+                "the comparison of watched stores", lambda service: self._go_on(), ends=True
+            )
 
     async def close(self) -> None:
         """End."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -68,16 +69,17 @@ def _watch(output: Output, log: Seen, all_links: bool) -> None:
 def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> None:
     """Print the status once."""
     counts = shapes.status(log.state, all_links)
+    found = troubles(log.state) | ({} if log.past or log.reader is None else _engine(log.reader.path))
     if output.json:
         chosen = output.chosen(("log", "tasks", "quotas", "troubles"))
-        document = {"log": log.about, **counts, "troubles": troubles(log.state)}
+        document = {"log": log.about, **counts, "troubles": found}
         output.document({name: document[name] for name in chosen})
     elif output.draws or output.colored:
-        _draw(output, log, counts, again)
+        _draw(output, log, counts, found, again)
     else:
         for line in lines(counts):
             output.line(line)
-        for name, trouble in troubles(log.state).items():
+        for name, trouble in found.items():
             output.say(f"{name} {trouble}")
     sys.stdout.flush()
 
@@ -113,7 +115,14 @@ def missed(count: int) -> str:
     )
 
 
-def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> None:
+def _engine(path: Path) -> dict[str, str]:
+    """Return what is wrong with the engine on the log, by its own word."""
+    from datatask.adapters.cli.pulse import STATUS_SECONDS, take_pulse
+
+    return take_pulse(path, STATUS_SECONDS).troubles()
+
+
+def _draw(output: Output, log: Seen, counts: dict[str, Any], found: dict[str, str], again: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -140,7 +149,7 @@ def _draw(output: Output, log: Seen, counts: dict[str, Any], again: bool) -> Non
             f"{what} {quota['used'].get(what, 0):g} of {limit:g}" for what, limit in quota["limit"].items()
         )
         console.print(Text(f"quota {name}: {used}"))
-    for name, trouble in troubles(log.state).items():
+    for name, trouble in found.items():
         console.print(Text(shown(f"{name} {trouble}"), "yellow"))
     about = (
         f"as of position {log.about['head']}, {log.about['at']}" if log.reader else "no log yet: as found now"

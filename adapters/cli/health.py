@@ -184,8 +184,30 @@ def _content(path: Path) -> Iterator[Check]:
         yield Check("mode", "yes" if private else "note", f"{mode:o}", "" if private else f"chmod 600 {path}")
     holder = lease_holder(path)
     yield from _stores(path)
-    running = "no engine runs" if holder is None else f"an engine runs: pid {holder[1]} {holder[0]}".rstrip()
-    yield Check("engine", "yes", running)
+    if holder is None:
+        yield Check("engine", "yes", "no engine runs")
+    else:
+        yield from _engine(path, holder[1], holder[0])
+
+
+def _engine(path: Path, pid: int, host: str) -> Iterator[Check]:
+    """Ask the engine itself: that it holds the lease says only that its process is there."""
+    from datatask.adapters.cli.pulse import DOCTOR_SECONDS, take_pulse
+
+    pulse = take_pulse(path, DOCTOR_SECONDS)
+    named = f"pid {pid} {host}".rstrip()
+    if pulse.answers:
+        yield Check("engine", "yes", f"an engine runs and answers: {named}")
+    elif pulse.answers is None:
+        yield Check("engine", "note", f"an engine runs: {named}; {pulse.why}")
+    else:
+        yield Check("engine", "no", f"the engine {pulse.why}: {named}",
+                    f"see what it says where it was started; if it does not come back: kill {pid}, and start it again")  # fmt: skip
+    for service in pulse.services:
+        if (trouble := pulse.troubles().get(service.name)) is not None:
+            down = service.state == "down"
+            yield Check("service", "no" if down else "note", f"{service.name} {trouble}",
+                        "mend what it says: it is tried again, until at last the engine stops" if down else "")  # fmt: skip
 
 
 def _stores(path: Path) -> Iterator[Check]:

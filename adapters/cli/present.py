@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 
 class Seen(NamedTuple):
-    """A state, the `log` part of documented shapes, and the log, or None where there is none yet."""
+    """A state, the `log` part of documented shapes, the log, or None where there is none yet, and whether it is of the past."""
 
     state: State
     about: dict[str, Any]
     reader: LogReader | None
+    past: bool = False
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
     path = locate(settings.log_url()).path
     if not settings.names_pipeline or (path is not None and path.exists()):
         with recorded(settings, when) as log:
-            yield Seen(log.state, log.about(), log.reader)
+            yield Seen(log.state, log.about(), log.reader, when is not None)
         return
     if when is not None:
         raise CallerError(

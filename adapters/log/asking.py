@@ -23,7 +23,7 @@ from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateF
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError, LogError, TemporaryError, TimeLimitError
-from datatask.schema.requests import AnyRequest, Reply
+from datatask.schema.requests import AnyRequest, Ping, Reply
 
 _LOOK_SECONDS = (0.005, 0.1)
 _PROBE_SECONDS = 0.25
@@ -74,6 +74,16 @@ def ask(
             )
         sleep(pause)
         pause = min(pause * 1.5, longest)
+
+
+def ask_to_ping(log: Path, request: Ping, *, timeout_seconds: float) -> Reply:
+    """The same as `ask`; but what was not answered in time is withdrawn."""
+    refuse_strangers(log)
+    try:
+        return ask(log, request, timeout_seconds=timeout_seconds)
+    except TimeLimitError:
+        _Question(inbox_path(log), request).withdraw()
+        raise
 
 
 def refuse_strangers(log: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Protocol
 
 from inotify_simple import Event, INotify, flags
 
+from datatask.engine.services import current
+
 ENTERED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE
 LEFT = flags.DELETE | flags.MOVED_FROM
 LOST = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
@@ -83,6 +85,8 @@ class Watcher:
         self._notices: deque[Event] = deque()
         self._handlers: dict[int, list[Handler]] = {}
         self._listeners: list[Listener] = []
+        self._service = current().service("the kernel's notices of changes in folders")
+        self._resuming: asyncio.TimerHandle | None = None
         loop.add_reader(source.fileno(), self._ready)
 
     @classmethod
@@ -137,8 +141,12 @@ class Watcher:
         loop = self._loop()
         if loop is not None:
             loop.remove_reader(self._source.fileno())
-            self._notices.extend(self._source.read(timeout=0))
-            self._hand_on(loop)
+            try:
+                self._notices.extend(self._source.read(timeout=0))
+            except Exception as error:
+                self._failed(error)
+            else:
+                self._hand_on(loop)
 
     def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hand on what was taken, for a moment: who changes a folder without pause must not have the loop for itself."""
@@ -154,13 +162,39 @@ class Watcher:
                     loop.add_reader(self._source.fileno(), self._ready)
 
     def dispatch(self, events: Iterable[Event]) -> None:
-        """Hand the kernel's notices to whoever asked for them."""
+        """Hand the kernel's notices to whoever asked for them; after one that cannot be handed on everything is in doubt."""
         for event in events:
             if event.mask & flags.Q_OVERFLOW:
-                for listener in list(self._listeners):
-                    listener.overflowed()
+                self._doubt()
             handlers = list(self._handlers.get(event.wd, ()))
             if event.mask & flags.IGNORED:
                 self._handlers.pop(event.wd, None)
             for handler in handlers:
-                handler(event)
+                try:
+                    handler(event)
+                except Exception as error:
+                    self._failed(error)
+
+    def _doubt(self) -> bool:
+        """Have every listener find out for itself; return whether all of them could be told."""
+        for listener in list(self._listeners):
+            try:
+                listener.overflowed()
+            except Exception as error:
+                self._failed(error)
+                return False
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        """Notices may be lost: go on after a pause, in which more of them may fail, and have everything looked at."""
+        pause, loop = self._service.failed(error), self._loop()
+        if pause is not None and loop is not None and self._resuming is None:
+            self._resuming = loop.call_later(pause, self._resume)
+
+    def _resume(self) -> None:
+        loop, self._resuming = self._loop(), None
+        if loop is not None and _watchers.get(loop) is self:
+            if not self._notices:
+                loop.add_reader(self._source.fileno(), self._ready)
+            if self._doubt():
+                self._service.works()

@@ -17,6 +17,7 @@ from datatask.adapters.execute.kube.recipes import SECOND, Recipe
 from datatask.adapters.execute.kube.sharing import Shared
 from datatask.adapters.execute.kube.verdicts import Verdict, is_running, trouble
 from datatask.engine.ports import Noticed, RunSpec, Sink
+from datatask.engine.services import Services
 from datatask.schema.events import StopReason
 
 FORCED_SECONDS = 30.0
