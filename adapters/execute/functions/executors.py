@@ -28,6 +28,7 @@ from datatask.engine.binding import RunContext
 from datatask.engine.calls import error_info, stopped_message, stopped_outcome
 from datatask.engine.ports import Ended, Runner, RunSpec, Sink, Started, Write
 from datatask.engine.repositories import MetadataRepository, Repository
+from datatask.engine.services import current
 from datatask.engine.tasks import Retry
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
@@ -137,6 +138,7 @@ class ExecutorRunner:
         """Take part in the pool."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._services = current()
         self._pool = Pool.of(self._task.executor)
         self._pool.attach()
         self._open = True
@@ -168,7 +170,7 @@ class ExecutorRunner:
             return executor.submit(run.call.make, func, given)
         self.where = "executor"
         if self._gateway is None:
-            self._gateway = EngineGateway(self._begun)
+            self._gateway = EngineGateway(self._begun, self._services)
         if self._packed is None:
             arguments = {name: self._task.links[name].repo for name in names}
             self._packed = pack(func, arguments, self._gateway)

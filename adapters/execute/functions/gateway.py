@@ -27,7 +27,7 @@ import cloudpickle
 from datatask.adapters.execute.functions import remote
 from datatask.adapters.spools import Spool
 from datatask.engine.repositories import Repository
-from datatask.engine.services import current
+from datatask.engine.services import Services
 from datatask.schema.errors import CallerError, DatataskError
 
 logger = logging.getLogger("datatask.workers")
@@ -41,7 +41,7 @@ Begun = Callable[[int, int], None]
 class EngineGateway:
     """Serves the worker processes of one executor; `begun(run, pid)` is called on the loop."""
 
-    def __init__(self, begun: Begun) -> None:
+    def __init__(self, begun: Begun, services: Services) -> None:
         self._begun = begun
         self._loop = asyncio.get_running_loop()
         long = len(tempfile.gettempdir()) > DIRECTORY_MAX  # a socket's path may have 107 bytes at most
@@ -55,7 +55,7 @@ class EngineGateway:
         self._listener = Listener(
             str(Path(folder) / "socket"), "AF_UNIX", backlog=64, authkey=self.address.key
         )
-        current().keep_thread("the gateway of worker processes", self._accept)
+        services.keep_thread("the gateway of worker processes", self._accept)
 
     def add(self, leaf: Repository) -> str:
         """Make a repository reachable; return its key."""

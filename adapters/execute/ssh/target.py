@@ -322,6 +322,9 @@ class Target:
                 service.works()
                 try:
                     await self._serve(link)
+                except Exception:
+                    link.lose()  # what is open is asked again over the next one
+                    raise
                 finally:
                     self._up.clear()
                     if self._link is link and link.lost.done():
