@@ -16,10 +16,18 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from datatask.engine.ports import Blobs, Write
-from datatask.schema.errors import CallerError
+from datatask.schema.definition import Conflicts
+from datatask.schema.errors import CallerError, ConflictError
 
 READS_MAX = 1_000
 """So many reads of a run are remembered for lineage, the first ones; a run may scan a whole repository."""
+SEEN_MAX = 10_000
+"""So many keys that a run has read are remembered one by one; of more, only in which repositories they are."""
+RUN_AGAIN = (
+    'nothing: the run ends here and is run again; conflicts="allow" of its task lets the last write win'
+)
+ABSENT_VERSION = ""
+"""Stands for the version of a key that is not there."""
 
 VersionOf = Callable[[str], Awaitable[str | None]]
 
@@ -51,26 +59,61 @@ class Binding(Protocol):
     async def value(self, repository_id: str, job: str) -> ValueRef | None:
         """Return the member's value, or None when it is not one."""
 
+    def position(self, repository_id: str) -> int:
+        """Return up to which position of the log a read that begins now sees what was written, at least."""
+
     @property
     def blobs(self) -> Blobs:
         """The blobs beside the log."""
+
+
+class Seen(NamedTuple):
+    """What a run knew of a key: the log's position when it first read it, and the store's version then.
+
+    The version is "" where the key was not there, None where it is not known or there is no store.
+    """
+
+    position: int
+    version: str | None = None
 
 
 class RunContext:
     """One run while its function executes: what it wrote, what it read, and whether it may still write.
 
     Thread-safe: a function in an executor writes from its own thread while the engine may fence it.
-    `reads` maps a repository id (`id/job` for other jobs than the run's) to the position of the value read.
+    `reads` maps a repository id (`id/job` for other jobs than the run's) to the position of the value read. What was
+    read also goes with the writes (`Write.over`), unless `conflicts` are allowed: so a write over what another has
+    changed meanwhile is found out. A key that was read is written at the run's end, whatever its store is, unless
+    the run has asked for its path: who knows the path looks there.
     """
 
-    __slots__ = ("_fenced", "_lock", "_unsettled", "_writes", "job", "reads", "run", "task")
+    __slots__ = (
+        "_fenced",
+        "_listed",
+        "_lock",
+        "_paths",
+        "_refused",
+        "_seen",
+        "_unsettled",
+        "_writes",
+        "guarded",
+        "job",
+        "reads",
+        "run",
+        "task",
+    )
 
-    def __init__(self, run: int, task: str, job: str) -> None:
+    def __init__(self, run: int, task: str, job: str, conflicts: Conflicts = "rerun") -> None:
         self.run = run
         self.task = task
         self.job = job
+        self.guarded = conflicts == "rerun"
         self.reads: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], Seen] = {}
+        self._listed: dict[str, int] = {}
+        self._paths: set[tuple[str, str]] = set()
         self._fenced = False
+        self._refused = ""
         self._writes: dict[tuple[str, str], Write] = {}
         self._unsettled: dict[tuple[str, str], VersionOf] = {}
         self._lock = threading.Lock()
@@ -91,6 +134,8 @@ class RunContext:
 
     def check_open(self) -> None:
         """Raise `CallerError` when the run has ended; called before a foreign store is touched."""
+        if self._refused:
+            raise ConflictError(self._refused, where=f"{self.task}[{self.job}]", remedy=RUN_AGAIN)
         if self._fenced:
             raise CallerError(
                 f"run {self.run} has ended; its later writes are fenced off",
@@ -113,8 +158,61 @@ class RunContext:
         """Add a deletion; with a `version` (any text) the store has carried it out already."""
         self._enter(Write(repository=repository_id, job=job, op="delete", version=version), None)
 
+    # --- what it has read -------------------------------------------------------------------------
+
+    def note_seen(self, repository_id: str, job: str, position: int, version: str | None = None) -> None:
+        """Remember what the run knows of a key, whether it found a value or none; the first read of each counts."""
+        if len(self._seen) < SEEN_MAX:
+            self._seen.setdefault((repository_id, job), Seen(position, version))
+        elif (repository_id, job) not in self._seen:
+            self.note_listed(repository_id, position)
+
+    def note_listed(self, repository_id: str, position: int) -> None:
+        """Remember that the run has seen which keys there are, and which are not."""
+        self._listed.setdefault(repository_id, position)
+
+    def note_stored(self, repository_id: str, job: str, position: int, version: str | None) -> None:
+        """Remember that a store has a write of this run: it knows the key as it is now."""
+        self._seen[repository_id, job] = Seen(position, version)
+
+    def note_path(self, repository_id: str, job: str) -> None:
+        """Remember that the run knows where a key's file is."""
+        self._paths.add((repository_id, job))
+
+    def knows_path(self, repository_id: str, job: str) -> bool:
+        """Whether the run has asked where a key's file is."""
+        return (repository_id, job) in self._paths
+
+    def seen(self, repository_id: str, job: str) -> Seen | None:
+        """Return what the run knows of a key that it has read, None where it has not."""
+        found = self._seen.get((repository_id, job))
+        if found is None and repository_id in self._listed:
+            found = Seen(self._listed[repository_id])
+        return found
+
+    def refuse(self, write: Write, why: str) -> None:
+        """Take a conflict that a store has found: the run is over, whatever its function makes of it."""
+        with self._lock:
+            key = write.repository, write.job
+            self._unsettled.pop(key, None)
+            self._writes[key] = Write(
+                repository=write.repository,
+                job=write.job,
+                op=write.op,
+                over=write.over or 0,
+                over_version=write.over_version,
+                conflict=why,
+            )
+            self._fenced, self._refused = True, why
+
+    # --- what it has written ----------------------------------------------------------------------
+
     def _enter(self, write: Write, version_of: VersionOf | None) -> None:
         key = write.repository, write.job
+        if (self._seen or self._listed) and write.version is None and version_of is None:
+            seen = self.seen(*key)
+            if seen is not None:
+                write = msgspec.structs.replace(write, over=seen.position, over_version=seen.version)
         with self._lock:
             self.check_open()
             self._writes.pop(key, None)  # so that the order is that of the last writes

@@ -128,7 +128,7 @@ class CallRunner:
     def start(self, spec: RunSpec) -> None:
         """Make the run's asyncio task, unless there is one."""
         if spec.run not in self._runs:
-            run = self._runs[spec.run] = _Open(RunContext(spec.run, spec.task, spec.job))
+            run = self._runs[spec.run] = _Open(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
             run.task = self._loop.create_task(self._run(spec, run))
 
     async def _run(self, spec: RunSpec, run: _Open) -> None:

@@ -205,6 +205,7 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         done=_leaf_id(task, task.done_link, names) if task.metadata else None,
         done_shape=task.done_shape,
         pids=_leaf_id(task, task.pids_link, names),
+        conflicts=task.conflicts,
     )
 
 

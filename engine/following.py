@@ -16,7 +16,7 @@ from typing import Any
 
 from datatask.engine.core.effects import LookAgain, WriteStore
 from datatask.engine.ports import Write
-from datatask.schema.errors import TemporaryError
+from datatask.schema.errors import ConflictError, TemporaryError
 
 logger = logging.getLogger("datatask.engine")
 
@@ -27,8 +27,8 @@ RETRY_SECONDS_MAX = 30.0
 Change = Callable[[Write], Awaitable[str | None]]
 """Changes a store and returns the version that it has now; None for a deletion."""
 
-Written = Callable[[WriteStore, str | None, str], None]
-"""Hears of a write that is done: the effect, the store's version, and why it failed or ""."""
+Written = Callable[[WriteStore, str | None, str, bool], None]
+"""Hears of a write that is done: the effect, the store's version, why it failed or "", and whether as a conflict."""
 
 Look = Callable[[str, str], Coroutine[Any, Any, None]]
 """Looks at a job in a repository again, and reports what is there now."""
@@ -82,7 +82,7 @@ class Followers:
             await self._look(work.repository, work.job)
             return
         write, wait = work.write, RETRY_SECONDS
-        version, error = None, ""
+        version, error, conflict = None, "", False
         while True:
             try:
                 version = await self._change(write)
@@ -91,6 +91,9 @@ class Followers:
                 logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_SECONDS_MAX)
+            except ConflictError as trouble:
+                error, conflict = trouble.what, True
+                break
             except (Exception, SystemExit, asyncio.CancelledError) as trouble:  # of the store's own making
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -98,7 +101,7 @@ class Followers:
                 error = str(trouble) or type(trouble).__name__
                 logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
                 break
-        self._written(work, version, error)
+        self._written(work, version, error, conflict)
 
 
 class _Lane:

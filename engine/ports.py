@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from datatask.schema.definition import Conflicts
 from datatask.schema.events import ABSENT, Batch, Ending, Event, Recorded, StopReason
 from datatask.schema.requests import AnyRequest, Reply
 
@@ -200,6 +201,7 @@ class RunSpec(NamedTuple):
     meta: bool = True
     handle: Mapping[str, str | int] | None = None
     log: str = ""
+    conflicts: Conflicts = "rerun"
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -207,6 +209,10 @@ class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     The content is one of: `value` (document JSON), `data` (bytes), `source` (a file that stays until the run
     is forgotten), `digest` with `size` (already a blob). `version` is set when the store has it already.
+
+    Where the run has read what it writes over, `over` is the log's position at that read, and `over_version` the
+    version that the store had then ("": the job was not there; None: not known, or there is no store). `conflict`
+    says why the store did not take it: it had another version by then.
     """
 
     repository: str
@@ -218,6 +224,9 @@ class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     digest: str | None = None
     size: int | None = None
     version: str | None = None
+    over: int | None = None
+    over_version: str | None = None
+    conflict: str = ""
 
 
 class Started(NamedTuple):

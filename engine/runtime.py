@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from datatask.engine import intact, services
-from datatask.engine.binding import ValueRef, with_content
+from datatask.engine.binding import ABSENT_VERSION, ValueRef, with_content
 from datatask.engine.calls import error_info
 from datatask.engine.core.effects import (
     Effect,
@@ -38,6 +38,7 @@ from datatask.engine.starting import Starter
 from datatask.schema import events as e
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import (
+    ConflictError,
     DatataskError,
     InternalError,
     LeaseLostError,
@@ -78,6 +79,7 @@ class Runtime:
         self.state = state
         self.reactor = Reactor(state, chance)
         self.reactor.log = log.url
+        self.reactor.recall = self._recalled
         self.clock = clock
         self.mode: e.Mode = "run"
         self.launching = False
@@ -99,7 +101,9 @@ class Runtime:
         self._tickets: dict[int, asyncio.Future[Finished]] = {}
         self._done_tickets: dict[int, Finished] = {}
         self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
+        self._changed: OrderedDict[int, e.Event] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
+        self._performed = state.position
         self._followers = Followers(
             self._spawn, self._change_store, self._written, lambda leaf, job: self.look_again(leaf, job)
         )
@@ -270,8 +274,11 @@ class Runtime:
         for step in self.reactor.take():
             if step.events:
                 for position, event in enumerate(step.events, step.first):
-                    if type(event) is e.ValuePut and (event.value or event.digest is not None):
-                        self._values[position] = event
+                    kind = type(event)
+                    if kind is e.ValuePut or kind is e.ValueDeleted:
+                        self._changed[position] = event
+                        if kind is e.ValuePut and (event.value or event.digest is not None):  # type: ignore[attr-defined]
+                            self._values[position] = event  # type: ignore[assignment]
                 positions = self.log.enqueue(step.events)
                 if positions.start != step.first:
                     raise InternalError(f"the log gave position {positions.start} to a batch of {step.first}")
@@ -282,6 +289,8 @@ class Runtime:
                 self._effects.append((last, step.effects))
         while len(self._values) > VALUES_MAX:
             self._values.popitem(last=False)
+        while len(self._changed) > VALUES_MAX:
+            self._changed.popitem(last=False)
         if self._effects and self._effects[0][0] <= self.log.head:
             self._loop.call_soon(self._durable, self.log.head)
 
@@ -300,11 +309,14 @@ class Runtime:
         if effects and effects[0][0] <= head and not self.log.holds_lease:
             self.fail(LeaseLostError("another engine has taken the log", where=self.log.url))
         while effects and effects[0][0] <= head:
-            for effect in effects.popleft()[1]:
+            last, due = effects.popleft()
+            for effect in due:
                 try:
                     self._perform(effect)
                 except Exception as error:
                     self._failed(effect, error)
+            self._performed = last
+        self._performed = max(self._performed, head)
         self._starter.flush()
         while self._batches and self._batches[0].last <= head:
             self._tell(self._batches.popleft())
@@ -425,9 +437,15 @@ class Runtime:
             raise StoreError(f"not written: {done.failed}", remedy="mend the store and put it again")
         return done.position, done.changes
 
-    def _written(self, effect: WriteStore, version: str | None, error: str) -> None:
+    def _written(self, effect: WriteStore, version: str | None, error: str, conflict: bool) -> None:
         self.reactor.written(
-            effect.write, effect.run, effect.ticket, self.now(), version=version, error=error
+            effect.write,
+            effect.run,
+            effect.ticket,
+            self.now(),
+            version=version,
+            error=error,
+            conflict=conflict,
         )
         self.pump()
         self.wake()
@@ -435,6 +453,12 @@ class Runtime:
     async def _change_store(self, write: Write) -> str | None:
         store = self._stores[write.repository]
         if write.op == "delete":
+            if write.over_version is not None:
+                now = await store.version(write.job) or ABSENT_VERSION
+                if now not in (write.over_version, ABSENT_VERSION):
+                    raise ConflictError(
+                        f"key {write.job} of {write.repository} has been changed by another after this run had read it"
+                    )
             await store.delete(write.job)
             return None
         return await store.put(with_content(write, self.log.blobs))
@@ -444,6 +468,8 @@ class Runtime:
         medium = self.state.leaves[write.repository].definition.medium
         if medium == "native":
             return write.source is not None or write.data is not None
+        if medium == "foreign" and write.over is not None:
+            return write.data is not None  # so that the intent names it, and recovery can do it again
         return medium == "mirror" and write.source is not None
 
     async def _store_contents(self, fact: Ended) -> None:
@@ -457,12 +483,12 @@ class Runtime:
         if self.state.leaves[write.repository].definition.medium == "mirror":
             assert write.source is not None, "only files are taken into this process"
             data = await asyncio.to_thread(write.source.read_bytes)
-            return Write(repository=write.repository, job=write.job, data=data, size=len(data))
+            return msgspec.structs.replace(write, source=None, data=data, size=len(data))
         if write.source is not None:
             digest, size = await asyncio.to_thread(blobs.put_file, write.source)
         else:
             digest, size = await asyncio.to_thread(blobs.put_bytes, write.data or b"")
-        return Write(repository=write.repository, job=write.job, digest=digest, size=size)
+        return msgspec.structs.replace(write, source=None, data=None, digest=digest, size=size)
 
     async def _evaluate_all(self, evaluations: Sequence[Evaluation]) -> None:
         results = await asyncio.gather(*(self._evaluate_one(evaluation) for evaluation in evaluations))
@@ -571,6 +597,12 @@ class Runtime:
     def contains(self, repository_id: str, job: str) -> bool:
         return self.state.contains(repository_id, job)
 
+    def position(self, repository_id: str) -> int:
+        """Return up to which position a read sees what was written: a dict follows when the log is durable."""
+        if self.state.leaves[repository_id].definition.medium == "mirror":
+            return self._performed
+        return self.state.position
+
     def members(self, repository_id: str) -> list[str]:
         return self.state.members(repository_id)
 
@@ -596,10 +628,15 @@ class Runtime:
             put = self._values[position] = event
         return ValueRef(put.value, put.digest, put.size, position)
 
+    def _recalled(self, position: int) -> e.Event | None:
+        """Return one of the last changes; what is told of a conflict is better with it."""
+        return self._changed.get(position)
+
     def forget_values(self, positions: Iterable[int]) -> None:
         """Read these values from the log again when they are asked for."""
         for position in positions:
             self._values.pop(position, None)
+            self._changed.pop(position, None)
 
     @property
     def blobs(self) -> Blobs:

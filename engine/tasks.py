@@ -26,7 +26,18 @@ from datatask.engine.repositories import (
     RelatedItemRepository,
     Repository,
 )
-from datatask.schema.definition import VIEW_NAMES, DoneShape, Medium, RetryDef, ViewName, view_id
+from datatask.schema.definition import (
+    INFRASTRUCTURE_ATTEMPTS,
+    PROGRESS,
+    SECOND,
+    VIEW_NAMES,
+    Conflicts,
+    DoneShape,
+    Medium,
+    RetryDef,
+    ViewName,
+    view_id,
+)
 from datatask.schema.errors import CallerError
 from datatask.schema.expected import FLAG, TEXT, expect
 from datatask.schema.ids import check_job, check_name
@@ -61,13 +72,16 @@ class Retry:
 
     `backoff` is seconds, or (first, factor, longest); `on` lists the outcomes that are tried again: failed,
     timed_out, cancelled, refused. `jitter` spreads each wait by that fraction. Runs that were lost to the
-    infrastructure have a budget of their own.
+    infrastructure have a budget of their own: `infrastructure_attempts` of them in a row are run again. One that had been
+    up for `progress_after` (seconds or a timedelta; None: never) made progress: those before it count no more.
     """
 
     attempts: int = 1
     backoff: float | tuple[float, float, float] = 1.0
     on: tuple[str, ...] = ("failed", "timed_out")
     jitter: float = 0.1
+    infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
+    progress_after: float | dt.timedelta | None = PROGRESS / SECOND
 
     def __post_init__(self) -> None:
         unknown = [outcome for outcome in self.on if outcome not in RETRIED]
@@ -75,6 +89,12 @@ class Retry:
             raise CallerError(f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}")
         if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
             raise CallerError(f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1")
+        lost = self.infrastructure_attempts
+        if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
+            raise CallerError(
+                f"infrastructure_attempts={lost!r} is no number of runs",
+                remedy="use 0 or more: so many lost runs in a row are run again",
+            )
         self.to_def()
 
     def to_def(self) -> RetryDef:
@@ -92,6 +112,10 @@ class Retry:
             longest=longest,
             jitter=self.jitter,
             on=self.on,
+            infrastructure_attempts=self.infrastructure_attempts,
+            progress=(
+                None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
+            ),
         )
 
 
@@ -173,7 +197,9 @@ class Task(ABC):
     `outlives` says whether its runs go on without the engine.
 
     `timeout` and `grace` are seconds or timedeltas; `concurrency` limits the open runs of the task;
-    `repeat` launches a job again as soon as it is ready again; `was` is the task's former name.
+    `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
+    `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
+    again, whatever `retry` says; with "allow" it overwrites what it has not seen.
     """
 
     done_link: str | None = None
@@ -181,6 +207,7 @@ class Task(ABC):
     done_shape: DoneShape = "none"
     outlives: bool = False
     synchronous: bool = False
+    conflicts: Conflicts = "rerun"
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
@@ -197,6 +224,7 @@ class Task(ABC):
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
+        conflicts: Conflicts = "rerun",
     ) -> None:
         expect(self, TEXT, name=name)
         expect(self, TEXT, optional=True, was=was)
@@ -212,12 +240,17 @@ class Task(ABC):
         self.concurrency = concurrency
         self.repeat = repeat
         self.was = was
+        self.conflicts = conflicts
         self._ready = ready
         self._engine: TaskEngine | None = None
         self._views = {view: ViewRepository(self, view) for view in VIEW_NAMES}
         for duration, what in ((timeout, "timeout"), (grace, "grace")):
             if duration is not None:
                 nanoseconds(duration, f"{what} of task {name}")
+        if conflicts not in ("rerun", "allow"):
+            raise CallerError(
+                f"conflicts={conflicts!r} of task {name} is no choice", remedy="use 'rerun' or 'allow'"
+            )
         if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
             raise CallerError(f"concurrency={concurrency!r} of task {name}", remedy="use 1 or more, or None")
 

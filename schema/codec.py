@@ -37,6 +37,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("RepositorySynced", 2): unchanged,  # `root`
     ("ArchiveCut", 1): unchanged,  # `reason`
     ("BlobsCollected", 1): unchanged,  # `kept`, `reason`
+    ("RetryScheduled", 1): unchanged,  # `spent`
     ("PayloadRedacted", 1): unchanged,  # `left`, `request`
 }
 """(kind, version) -> the step that turns its payload into that of version + 1."""

@@ -16,6 +16,7 @@ import msgspec
 SECOND = 1_000_000_000
 CONCURRENCY_IN_PROCESS = 15
 INFRASTRUCTURE_ATTEMPTS = 5
+PROGRESS = 60 * SECOND
 
 Record = Literal["value", "digest", "version"]
 Medium = Literal["native", "mirror", "foreign", "derived", "view"]
@@ -118,7 +119,11 @@ class LinkDef(Value, frozen=True, kw_only=True):
 
 
 class RetryDef(Value, frozen=True, kw_only=True):
-    """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds)."""
+    """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds).
+
+    `infrastructure_attempts` lost runs in a row are run again; one that had been up for `progress` (None: none ever)
+    is the first of a new row.
+    """
 
     attempts: int = 1
     first: int = SECOND
@@ -127,7 +132,11 @@ class RetryDef(Value, frozen=True, kw_only=True):
     jitter: float = 0.1
     on: tuple[str, ...] = ("failed", "timed_out")
     infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
+    progress: int | None = PROGRESS
 
+
+Conflicts = Literal["rerun", "allow"]
+"""What becomes of a run that has read a key, writes it, and finds it overwritten by another meanwhile."""
 
 DoneShape = Literal["function", "process", "pod", "none"]
 
@@ -157,6 +166,7 @@ class TaskDef(Value, frozen=True, kw_only=True):
     done: str | None = None
     done_shape: DoneShape = "function"
     pids: str | None = None
+    conflicts: Conflicts = "rerun"
 
 
 class QuotaDef(Value, frozen=True, kw_only=True):

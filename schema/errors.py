@@ -106,6 +106,12 @@ class StoreError(DatataskError):
     exit_code = 1
 
 
+class ConflictError(StoreError):
+    """Another has changed a key since this run read it: the run's writes would undo that, and it is run again."""
+
+    code = "conflict"
+
+
 class TimeLimitError(DatataskError, TimeoutError):
     """The time that the caller allowed has passed; the work so far is in the log."""
 

@@ -15,7 +15,11 @@ import msgspec
 from datatask.schema.definition import PipelineDef
 from datatask.schema.values import storable
 
-Outcome = Literal["succeeded", "failed", "timed_out", "cancelled", "lost", "refused", "handed_over"]
+Outcome = Literal[
+    "succeeded", "failed", "timed_out", "cancelled", "lost", "refused", "handed_over", "conflicted"
+]
+Budget = Literal["user", "infrastructure", "conflict"]
+"""What an attempt is paid from: the user's attempts, those for lost runs, those for runs that were in conflict."""
 ValueOrigin = Literal["written", "observed", "injected", "derived"]
 LaunchOrigin = Literal["derived", "forced", "direct"]
 StopReason = Literal["timeout", "cancelled", "deleted", "shutdown"]
@@ -342,14 +346,20 @@ class StopDecided(Event, frozen=True, kw_only=True):
 
 
 class RetryScheduled(Event, frozen=True, kw_only=True):
-    """The episode goes on with another attempt, not before `not_before`."""
+    """The episode goes on with another attempt, not before `not_before`.
 
+    `spent` tells how much of the budget is used up with it: lost runs since the last that made progress, or all
+    conflicts of the episode; 0 for the user's attempts, which are counted by `attempt`.
+    """
+
+    VERSION = 2
     task: str
     job: str
     run: int
     not_before: int
     attempt: int
-    budget: Literal["user", "infrastructure"] = "user"
+    budget: Budget = "user"
+    spent: int = 0
 
 
 class RetriesExhausted(Event, frozen=True, kw_only=True):
@@ -359,7 +369,7 @@ class RetriesExhausted(Event, frozen=True, kw_only=True):
     job: str
     run: int
     attempts: int
-    budget: Literal["user", "infrastructure"] = "user"
+    budget: Budget = "user"
 
 
 # --- runs -------------------------------------------------------------------------------------------

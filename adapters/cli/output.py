@@ -166,6 +166,7 @@ STYLES = {
     "timed_out": "red",
     "refused": "red",
     "lost": "yellow",
+    "conflicted": "yellow",
     "cancelled": "yellow",
     "ok": "green",
     "paused": "yellow",

@@ -26,7 +26,7 @@ from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.quotas import ResourceManager, nanoseconds
 from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.tasks import EngineTask, Retry
-from datatask.schema.definition import DoneShape
+from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import CallerError
 from datatask.schema.expected import FUNCTION, PATH, expect
 from datatask.schema.resources import Resources
@@ -72,6 +72,7 @@ class ProcessTask(EngineTask):
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
+        conflicts: Conflicts = "rerun",
         enforce: Enforce = False,
     ) -> None:
         super().__init__(
@@ -84,6 +85,7 @@ class ProcessTask(EngineTask):
             concurrency=concurrency,
             repeat=repeat,
             was=was,
+            conflicts=conflicts,
         )
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
         expect(self, Resources, "pass Resources.parse('1', '1Gi')", job_resources=job_resources)

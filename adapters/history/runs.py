@@ -53,6 +53,7 @@ STATES = (
     "lost",
     "refused",
     "handed_over",
+    "conflicted",
 )
 TIMES = ("decided_at", "started_at", "ended_at")
 SORTS = {

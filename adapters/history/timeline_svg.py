@@ -108,7 +108,7 @@ def _span(axis: _Axis, top: int, span: Span, until: int) -> Iterator[str]:
 
 
 def _class(span: Span) -> str:
-    if span.outcome in ("failed", "timed_out", "lost", "refused"):
+    if span.outcome in ("failed", "timed_out", "lost", "refused", "conflicted"):
         return "bad"
     return span.outcome or span.phase
 

@@ -82,7 +82,7 @@ class Lane:
         self.duration = profile.duration
         self.usual = self.timeout is None and not profile.durations and own == (None,) * len(own)
         """Whether nothing but the duration of a run is open."""
-        self.end_keys: dict[tuple[int, int, int, int], int] = {}
+        self.end_keys: dict[tuple[int, int, int, tuple[int, int]], int] = {}
         self.first_key = self.retry_key = self.usual_key = 0
 
     def _infeasible(self) -> str:

@@ -48,6 +48,7 @@ class SimRun(msgspec.Struct, gc=False):
     over: bool = False
     stopping: bool = False
     where: str = ""
+    forgiven: int = 0
 
 
 class Fate(msgspec.Struct, frozen=True):

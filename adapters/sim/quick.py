@@ -89,7 +89,7 @@ class Quick:
             name = lane.name
             lane.first_key = self._key(partial(self.moves.launch, task=name, attempt=1))
             lane.retry_key = self._key(partial(self.moves.launch, task=name, attempt=2))
-            lane.usual_key = self._end_key(lane, 0, 0, 1, 0)
+            lane.usual_key = self._end_key(lane, 0, 0, 1, (0, 0))
 
     def _key(self, work_out: Callable[[Place], Move | None]) -> int:
         self._keys.append(work_out)
@@ -102,7 +102,7 @@ class Quick:
             key = self._arrival_keys[entries] = self._key(lambda place: self.moves.arrive(place, writes))
         return key
 
-    def _end_key(self, lane: Lane, fate: int, fill: int, attempt: int, lost: int) -> int:
+    def _end_key(self, lane: Lane, fate: int, fill: int, attempt: int, lost: tuple[int, int]) -> int:
         """Return the key of an ending; a success asks for no retry, whatever the attempt was."""
         about = (fate, fill, attempt, lost)
         key = lane.end_keys.get(about)
@@ -113,7 +113,7 @@ class Quick:
                 for repository in lane.profile.fills[fill]:
                     writes.append(output(repository, JOB, self._media[repository]))
             key = lane.end_keys[about] = self._key(
-                lambda place: self.moves.end(place, lane.name, ending, writes, (attempt, lost))
+                lambda place: self.moves.end(place, lane.name, ending, writes, (attempt, *lost))
             )
         return key
 
@@ -278,7 +278,7 @@ class Quick:
         if run.fate == 0 and run.fill == 0 and run.attempt == 1:
             key = lane.usual_key
         else:
-            key = self._end_key(lane, run.fate, run.fill, run.attempt, run.lost)
+            key = self._end_key(lane, run.fate, run.fill, run.attempt, self._lost_before(lane, run))
         move = self._batch(run.job, key)
         chance = 0.5
         if move[6]:
@@ -296,9 +296,17 @@ class Quick:
             run.over = True
             self.world.ended(run)
 
+    def _lost_before(self, lane: Lane, run: SimRun) -> tuple[int, int]:
+        """Return how many runs before were lost, and how many of them count no more now that this one is over."""
+        outcome, since = lane.profile.fates[run.fate].outcome, lane.retry.progress
+        if outcome != "lost" or since is None or not run.started_at or self.now - run.started_at < since:
+            return run.lost, run.forgiven
+        return run.lost, run.lost
+
     def _retry(self, lane: Lane, run: SimRun, chance: float) -> None:
         """The policy tries again: the job waits for its time."""
-        episode = Episode(run.ready, 0.0, run.attempt, run.lost)
+        lost, forgiven = self._lost_before(lane, run)
+        episode = Episode(run.ready, 0.0, run.attempt, lost, forgiven=forgiven)
         outcome = lane.profile.fates[run.fate].outcome
         again = after_ending(lane.retry, episode, outcome, self.now, chance)
         assert isinstance(again, Again)
@@ -357,6 +365,7 @@ class Quick:
                 episode = lane.between.pop(job)
                 attempt, since = episode.attempt + 1, episode.not_before or 0
                 run = SimRun(number, task, job, attempt, episode.infrastructure, since, now, ready)
+                run.forgiven = episode.forgiven
                 self._batch(job, lane.retry_key)
             self.open[number] = run
             runs.append(run)

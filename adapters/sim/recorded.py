@@ -129,8 +129,8 @@ def _ended(
     sizes: dict[int, int],
 ) -> None:
     record = recording.tasks.setdefault(run.task, TaskRecord())
-    if started_at is None:
-        return  # it never began: its length tells nothing
+    if started_at is None or event.outcome == "conflicted":
+        return  # it never began, or who ran beside it decided how it ended: it tells nothing of runs to come
     seconds = max(0, event.at - started_at) / 1e9
     record.seconds.setdefault(event.outcome, []).append(seconds)
     record.exit_codes.setdefault(event.outcome, event.exit_code)

@@ -38,7 +38,7 @@ def settle(quick: Quick) -> State:
     for number, run in sorted(quick.open.items()):
         task = quick.lanes[run.task].task
         assert places[run.job].marks[run.task] == RUNNING
-        task.episodes[run.job] = Episode(run.ready, 0.0, run.attempt, run.lost, number)
+        task.episodes[run.job] = Episode(run.ready, 0.0, run.attempt, run.lost, number, forgiven=run.forgiven)
         state.open_runs[number] = OpenRun(
             number,
             task.name,

@@ -76,6 +76,8 @@ class DirectoryRepository(FileRepositoryBase):
     The values are trees, so `open`, `cat` and `inject` do not apply: make the folder, then fill it.
     """
 
+    _guards = False  # making a folder that is there leaves it as it is
+
     def __init__(
         self,
         basedir: str | os.PathLike[str],

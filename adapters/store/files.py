@@ -18,12 +18,14 @@ import msgspec
 from datatask.adapters.store.filestore import FileStore, FolderStore, version_of
 from datatask.adapters.store.filestreams import FileReader, FileWriter
 from datatask.adapters.store.oserrors import MissingFileError, os_errors
+from datatask.engine.binding import ABSENT_VERSION, RunContext, current_run
 from datatask.engine.ports import Write
 from datatask.engine.repositories import StoredBlobRepository, StoredRepository, job_getter
-from datatask.engine.streams import AReadStream, AWriteStream
+from datatask.engine.streams import AReadStream, AWriteStream, BytesReader
 from datatask.schema.definition import Record
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, ConflictError
 from datatask.schema.expected import FLAG, PATH, TEXT, expect
+from datatask.schema.values import INLINE_BYTES_MAX
 
 
 class FileRepositoryBase(StoredRepository):
@@ -94,6 +96,38 @@ class FileRepositoryBase(StoredRepository):
 class FileRepository(FileRepositoryBase, StoredBlobRepository):
     """A folder with a file per job, written whole or not at all."""
 
+    def fullpath(self, job: str) -> Path:
+        """Return where the job's entry is written, whether or not it exists.
+
+        In a run: what the run has written to it by then, and writes from here on, is there at once.
+        """
+        path = super().fullpath(job)
+        run = current_run.get()
+        if run is not None and self._binding is not None:
+            run.note_path(self.id, job)
+            if (write := self._overlaid(job)) is not None:
+                self._carry_out(run, write)
+        return path
+
+    def _carry_out(self, run: RunContext, write: Write) -> None:
+        """Let the folder have what was to come with the run's end; blocking, and small."""
+        store = self._own_store()
+        version: str | None = ABSENT_VERSION
+        with os_errors(str(store.path(write.job))):
+            try:
+                if write.op == "put":
+                    version = store.put_now(write)
+                else:
+                    store.delete_now(write)
+            except ConflictError as error:
+                run.refuse(write, error.what)
+                raise
+        done = Write(repository=write.repository, job=write.job, op=write.op, version=version)
+        if write.op == "put" and self.record == "value":
+            done = msgspec.structs.replace(done, value=write.value)
+        run.put(done)
+        run.note_stored(self.id, write.job, write.over or 0, version)
+
     def _observed(self, write: Write) -> Write:
         file, path = self._opened_file(write.job)
         with file, os_errors(path):
@@ -103,21 +137,47 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
             return msgspec.structs.replace(write, digest=digest, size=file.tell())
 
     async def _reader(self, job: str) -> AReadStream:
-        file, path = await asyncio.to_thread(self._opened_file, job)
+        if (write := self._overlaid(job)) is not None:
+            if write.op == "delete":
+                raise self._missing(job)
+            return BytesReader(self._own_store().content(write))
+        position = self._position()
+        file, path, version = await asyncio.to_thread(self._opened_version, job, position is not None)
+        self._note_seen(job, position, version)
+        if file is None:
+            raise self._missing(job)
         return FileReader(file, path)
+
+    def _opened_version(self, job: str, versioned: bool) -> tuple[BufferedReader | None, str, str]:
+        """Open the file, with the version that is read then; no file where there is none, which a run has seen too."""
+        try:
+            file, path = self._opened_file(job)
+        except MissingFileError:
+            return None, "", ABSENT_VERSION
+        return file, path, version_of(os.fstat(file.fileno())) if versioned else ABSENT_VERSION
+
+    def _missing(self, job: str) -> MissingFileError:
+        return MissingFileError(
+            f"there is no {job}", where=repr(self), remedy="write it first, or ask contains()"
+        )
+
+    def _own_store(self) -> FileStore:
+        return FileStore(self.basedir, self.extension, self.case_insensitive, self._id or "")
 
     def _opened_file(self, job: str) -> tuple[BufferedReader, str]:
         path = self._own_store().existing(job)
         if path is None:
-            raise MissingFileError(
-                f"there is no {job}", where=repr(self), remedy="write it first, or ask contains()"
-            )
+            raise self._missing(job)
         with os_errors(str(path)):
             return open(path, "rb", opener=_opened_at_once), str(path)
 
     async def _writer(self, job: str) -> AWriteStream:
         async def commit(path: Path) -> None:
-            await self._put(job, source=path, size=path.stat().st_size)
+            size, run = path.stat().st_size, current_run.get()
+            if run is not None and self._is_deferred(run, job) and size <= INLINE_BYTES_MAX:
+                await self._put(job, data=path.read_bytes(), size=size)
+            else:
+                await self._put(job, source=path, size=size)
 
         return await FileWriter.open(self._own_store().stage(), commit)
 

@@ -25,11 +25,12 @@ import msgspec
 from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.inspecting import is_finished, is_told, is_written
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
-from datatask.adapters.store.staged import create, is_staged, staged_path, sweep
+from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep
+from datatask.engine.binding import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.ports import Change, Found, Listed, Write
 from datatask.engine.repositories import told_invalid
 from datatask.engine.threads import in_own_thread
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, ConflictError
 from datatask.schema.ids import check_job, is_job
 
 
@@ -246,9 +247,39 @@ class FileStore(FolderStore):
                         staged, stat.S_IMODE(before.st_mode)
                     )  # replacing must not change who can read it
             version = version_of(os.stat(staged))
-            os.replace(staged, target)
+            with one_at_a_time(self.basedir):
+                self._compare(write)
+                os.replace(staged, target)
         sync_folder(self.basedir)
         return version
+
+    def put_now(self, write: Write) -> str:
+        """Write the value as `put` does, blocking."""
+        return self._put(write)
+
+    def delete_now(self, write: Write) -> None:
+        """Remove the job's entry, unless it is another one than the run has seen; blocking."""
+        with one_at_a_time(self.basedir):
+            self._compare(write)
+            self._delete(write.job)
+
+    def content(self, write: Write) -> bytes:
+        """Return the bytes of the file that a write makes."""
+        return self._bytes(write)
+
+    def _compare(self, write: Write) -> None:
+        """Refuse to write over what the run has not seen; nothing of ours comes between this and the change."""
+        if write.over_version is None:
+            return
+        now = self.version_now(write.job) or ABSENT_VERSION
+        if now != write.over_version:
+            was = "was not there" if write.over_version == ABSENT_VERSION else "was another one"
+            raise ConflictError(
+                f"key {write.job} of {self.repository} has been {'changed' if now else 'deleted'} by another:"
+                f" its file {was} when this run read it",
+                where=str(self.path(write.job)),
+                remedy=RUN_AGAIN,
+            )
 
     @contextmanager
     def _staged(self, write: Write) -> Iterator[Path]:

@@ -164,8 +164,10 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
     async def info(self, job: str) -> Any:
         """Return the job's document, or None."""
         check_job(job, where=self)
+        position = self._position()
         write = await self._elsewhere(job)
         if write is None:
+            self._note_seen(job, position)
             return self.data.get(job)
         return self._content(write) if write.op == "put" else None
 
@@ -207,8 +209,10 @@ class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
         check_job(job, where=self)
 
     async def _reader(self, job: str) -> AReadStream:
+        position = self._position()
         write = await self._elsewhere(job)
         if write is None:
+            self._note_seen(job, position)
             return BytesReader(self.data.get(job, b""))
         return BytesReader(self._content(write) if write.op == "put" else b"")
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ STAGED = ".datatask-tmp"
 STAGED_SECONDS_MAX = 24 * 3600
 """Where locks do not tell, staged entries that were not touched for so long belong to nobody."""
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+PATIENCE_SECONDS = 5.0
+_turns: dict[str, threading.Lock] = {}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 def staged_path(folder: Path) -> Path:
@@ -78,6 +81,28 @@ def claimed(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let names in a folder change one after another: within this process, and between those that hold its lock.
+
+    A process that is stopped while it holds the lock is not waited for longer than `PATIENCE_SECONDS`; where a folder
+    cannot be locked, only this process is kept in order.
+    """
+    with _turns.setdefault(os.fspath(folder), threading.Lock()):
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield  # what follows will say what is the matter with it
+            return
+        try:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while _lock(fd, wait=False) is False and time.monotonic() < until:
+                time.sleep(0.002)
+            yield
+        finally:
+            os.close(fd)
 
 
 def sweep(folder: Path) -> None:

@@ -8,7 +8,7 @@ its last event is durable (`Finished`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -31,6 +31,8 @@ class Changes(Outbox):
         self._next_ticket = 1
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._unheard: dict[tuple[str, str], str | None] = {}
+        self._promised: dict[tuple[str, str], int] = {}
+        self.recall: Callable[[int], e.Event | None] = _nothing
 
     def change(
         self,
@@ -135,6 +137,11 @@ class Changes(Outbox):
             ticket.position = self._emit([_led_by(change_event(gone, now, ticket=ticket), led)])
         if not ticket.outstanding:
             self._finish(number)
+
+
+def _nothing(position: int) -> e.Event | None:
+    """Stand in for what the engine remembers of the log, which makes what is told better and decides nothing."""
+    return None
 
 
 def _led_by(event: e.Event, cause: int | None) -> e.Event:

@@ -11,7 +11,6 @@ fold version, and whoever loads a large one switches the garbage collector off m
 from __future__ import annotations
 
 import hashlib
-import heapq
 import sys
 from array import array
 from collections import OrderedDict, deque
@@ -23,7 +22,7 @@ from datatask.engine.core.conditions import compile_condition
 from datatask.engine.core.members import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
-from datatask.engine.core.tasks import Episode, Intent, OpenRun, TaskState
+from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
 from datatask.engine.core.wiring import NEVER, wire
 from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, TaskDef
 from datatask.schema.errors import LogDamagedError
@@ -58,7 +57,7 @@ class TaskImage(msgspec.Struct, array_like=True):
     views: tuple[str, str, str]
     queue: list[tuple[float, int, int]]
     awaiting: list[tuple[int, int]]
-    episodes: list[tuple[int, int, float, int, int, int, int | None]]
+    episodes: list[tuple[int | float | None, ...]]
     last_run: bytes
     episode_count: bytes
     paused: int
@@ -260,6 +259,9 @@ def _task_image(task: TaskState, definition: PipelineDef) -> TaskImage:
         list(task.awaiting.items()),
         [
             (job, own.position, own.priority, own.attempt, own.infrastructure, own.run, own.not_before)
+            + (
+                (own.conflicts, own.forgiven) if own.conflicts or own.forgiven else ()
+            )  # as ever where there are none
             for job, own in sorted(task.episodes.items())
         ],
         _array_bytes(task.last_run),
@@ -337,13 +339,12 @@ def _task(state: State, image: TaskImage, index: int, definition: TaskDef | None
     for order, position, job in image.queue:
         task.queue.push(job, -order, position)
     task.awaiting = dict(image.awaiting)
-    task.episodes = {own[0]: Episode(*own[1:]) for own in image.episodes}
-    task.retries = [
-        (own.not_before, job)
-        for job, own in task.episodes.items()
-        if not own.run and own.not_before is not None
-    ]
-    heapq.heapify(task.retries)
+    task.episodes = {own[0]: Episode(*own[1:]) for own in image.episodes}  # type: ignore[misc,arg-type]
+    for job, own in task.episodes.items():
+        if own.run:
+            task.contending += own.conflicts >= CONTENDING
+        elif own.not_before is not None:
+            task.schedule(job, own)
     task.last_run, task.episode_count = _array("q", image.last_run), _array("I", image.episode_count)
     task.paused, task.constraint = image.paused, image.constraint
     return task

@@ -27,6 +27,7 @@ _RESULTS: dict[Outcome, str] = {
     "cancelled": "cancelled",
     "lost": "lost",
     "refused": "refused",
+    "conflicted": "conflicted",
 }
 _REASONS: dict[Outcome, str] = {"succeeded": "Succeeded", "handed_over": "Succeeded", "timed_out": "Timeout"}
 
@@ -91,6 +92,12 @@ def _repr(error: ErrorInfo) -> str:
 def _trouble(ending: Ending) -> dict[str, Any]:
     """Return `timeout` for a timed-out run, and `error` where the exit code does not tell everything."""
     trouble: dict[str, Any] = {"timeout": True} if ending.outcome == "timed_out" else {}
-    if ending.error is not None and ending.outcome in ("lost", "refused", "cancelled", "timed_out"):
+    if ending.error is not None and ending.outcome in (
+        "lost",
+        "refused",
+        "cancelled",
+        "timed_out",
+        "conflicted",
+    ):
         trouble["error"] = ending.error.message
     return trouble

@@ -8,7 +8,6 @@ damaged, and `apply` says so by position.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 
 from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at, version_hash
 from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
-from datatask.engine.core.tasks import Episode, Intent, OpenRun, TaskState
+from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
 from datatask.engine.core.wiring import define
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
@@ -274,6 +273,8 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
         state.dequeue(task, job)
         task.episodes[job] = episode
     episode.run, episode.attempt, episode.not_before = position, event.attempt, None
+    if episode.conflicts >= CONTENDING:
+        task.contending += 1
     if opens:
         state.clear_outcomes(task, job, position)
     put_at(task.last_run, job, position)
@@ -309,6 +310,7 @@ def _run_adopted(state: State, position: int, event: e.RunAdopted) -> None:
     run = state.open_runs[event.run]
     run.handle, run.where = event.handle or run.handle, event.where or run.where
     run.started_at = run.started_at or event.at
+    run.adopted = state.engine.epoch if state.engine is not None else 0
     run.unreachable = False
 
 
@@ -337,6 +339,8 @@ def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
         state.quotas[run.quota].free(run.resources)
     episode = task.episodes[job]
     episode.run = 0
+    if episode.conflicts >= CONTENDING:
+        task.contending -= 1
     state.flip(task.live, job, False, position)
     if not event.final:
         return
@@ -354,6 +358,7 @@ _VIEW_OF = {
     "timed_out": "failed",
     "lost": "failed",
     "refused": "failed",
+    "conflicted": "failed",
 }
 
 
@@ -375,7 +380,11 @@ def _retry_scheduled(state: State, position: int, event: e.RetryScheduled) -> No
     episode.not_before = event.not_before
     if event.budget == "infrastructure":
         episode.infrastructure += 1
-    heapq.heappush(task.retries, (event.not_before, job))
+        if event.spent:
+            episode.forgiven = episode.infrastructure - event.spent
+    elif event.budget == "conflict":
+        episode.conflicts += 1
+    task.schedule(job, episode)
     if not task.condition.test(state.masks[job]):
         state.release(task, job)
 

@@ -15,7 +15,7 @@ from pyroaring import BitMap
 from datatask.engine.core.members import get_at
 from datatask.engine.core.situations import RUNNING, Situation
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.tasks import CONTENDING, Episode, OpenRun, TaskState
 
 GROUPS_MAX = 1024
 """With more different masks than this, members are worked out leaf by leaf."""
@@ -45,6 +45,8 @@ class Later:
         if run is None or run.task != task.name or run.job != job or episode is None or episode.run != number:
             return False
         if run.stopping is not None or run.settling is not None or run.intents:
+            return False
+        if episode.conflicts >= CONTENDING:
             return False
         del self.state.open_runs[number]
         del task.episodes[job]

@@ -242,7 +242,8 @@ class Layer:
         for task, mine in self._tasks:
             mine.definition, mine.condition = task.definition, task.condition
             mine.open_runs, mine.paused = task.open_runs, task.paused
-            mine.retries = list(task.retries)
+            mine.retries, mine.contenders = list(task.retries), list(task.contenders)
+            mine.contending = task.contending
         self._scalars()
 
     def _scalars(self) -> None:
@@ -275,7 +276,8 @@ class Layer:
         made.queue = self._kept(LayeredQueue(task.queue))
         made.awaiting = self._kept(LayeredDict(task.awaiting))
         made.episodes = self._kept(LayeredDict(task.episodes, copy.copy))
-        made.retries = list(task.retries)
+        made.retries, made.contenders = list(task.retries), list(task.contenders)
+        made.contending = task.contending
         made.last_run = self._kept(LayeredCells(task.last_run))
         made.episode_count = self._kept(LayeredCells(task.episode_count))
         made.open_runs, made.paused, made.constraint = task.open_runs, task.paused, task.constraint

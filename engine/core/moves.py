@@ -101,9 +101,12 @@ class Moves:
         return move._replace(ops=tuple(op for op in move.ops if op[:2] != (DISCARD, own)))
 
     def end(
-        self, place: Place, task: str, ending: e.Ending, writes: Sequence[Write], tried: tuple[int, int]
+        self, place: Place, task: str, ending: e.Ending, writes: Sequence[Write], tried: tuple[int, int, int]
     ) -> Move | None:
-        """Return what it does when the open run of a task, which is attempt `tried[0]` with `tried[1]` lost before, ends."""
+        """Return what it does when the open run of a task ends, which is attempt `tried[0]`.
+
+        `tried[1]` were lost before, of which `tried[2]` count no more.
+        """
         index = next(index for index, (twin, _) in enumerate(self._tasks) if twin.name == task)
         fact = Ended(RUN + index, ending, tuple(writes))
         return self._move(place, lambda: self._reactor.fact(fact, 0), task, tried)
@@ -125,7 +128,7 @@ class Moves:
         apply_all(self._twin, AFTER, (event,))
 
     def _move(
-        self, place: Place, do: Callable[[], None], task: str = "", tried: tuple[int, int] = (1, 0)
+        self, place: Place, do: Callable[[], None], task: str = "", tried: tuple[int, int, int] = (1, 0, 0)
     ) -> Move | None:
         twin, reactor = self._twin, self._reactor
         self._set(place, task, tried)
@@ -142,7 +145,7 @@ class Moves:
             return None
         return self._read(place)
 
-    def _set(self, place: Place, acting: str, tried: tuple[int, int]) -> None:
+    def _set(self, place: Place, acting: str, tried: tuple[int, int, int]) -> None:
         twin = self._twin
         twin.position = AFTER - 1
         twin.jobs, twin.job_index, twin.masks = [JOB], {JOB: 0}, [place.mask]
@@ -157,15 +160,16 @@ class Moves:
             quota.recent.clear()
         for index, ((task, _), mark) in enumerate(zip(self._tasks, place.marks, strict=True)):
             task.queue, task.awaiting, task.episodes, task.retries = task.new_queue(), {}, {}, []
+            task.contenders, task.contending = [], 0
             task.last_run, task.episode_count, task.open_runs = array("q"), array("I"), 0
-            attempt, infrastructure = tried if task.name == acting else (1, 0)
+            attempt, infrastructure, forgiven = tried if task.name == acting else (1, 0, 0)
             if mark == QUEUED:
                 task.queue.push(0, 0.0, READY)
             elif mark == BETWEEN:
                 task.episodes[0] = Episode(READY, 0.0, 1, not_before=0)
             elif mark == RUNNING:
                 run, epoch = RUN + index, 0 if twin.engine is None else twin.engine.epoch
-                task.episodes[0] = Episode(READY, 0.0, attempt, infrastructure, run)
+                task.episodes[0] = Episode(READY, 0.0, attempt, infrastructure, run, forgiven=forgiven)
                 task.open_runs = 1
                 twin.open_runs[run] = OpenRun(
                     run, task.name, 0, 1, attempt, 0, "derived", {}, None, {}, epoch=epoch

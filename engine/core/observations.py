@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 
 import msgspec
 
-from datatask.engine.core.changes import Changes
+from datatask.engine.core.conflicts import Conflicts
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.members import LeafState, get_at, version_hash
 from datatask.engine.core.records import put_event
@@ -29,7 +29,7 @@ LOSS_SHARE = 10
 NOBODY = Who()
 
 
-class Observations(Changes):
+class Observations(Conflicts):
     """Knows which task writes which leaf, what is stashed for open runs, and what is being evaluated."""
 
     def __init__(self, state: State) -> None:

@@ -148,6 +148,7 @@ class Reactor(Runs):
             run.meta,
             run.handle,
             self.log,
+            self.state.tasks[run.task].definition.conflicts,
         )
 
     def close(self, now: int, reason: str = "", actor: str = e.ENGINE) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 
+from datatask.engine.core.conflicts import in_conflict, noted
 from datatask.engine.core.done import done_value
 from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, StopRun, WriteStore
 from datatask.engine.core.observations import Observations
 from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import change_event, intent_event, put_event
-from datatask.engine.core.settle import Again, Over, after_ending
+from datatask.engine.core.settle import Again, Over, after_ending, made_progress
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
@@ -37,6 +38,7 @@ class Collecting:
     writes: list[Write]
     outstanding: set[tuple[str, str]]
     refused: e.ErrorInfo | None = None
+    conflict: str = ""
 
 
 class Runs(Observations):
@@ -129,7 +131,28 @@ class Runs(Observations):
                 writes[key] = write
             elif key in writes and writes[key].version != write.version:
                 self._disputed.setdefault(run.run, set()).add(key)
-        self._close(run, fact.ending, writes, now)
+        ending, why = fact.ending, self.conflict(run, fact.ending, fact.writes)
+        if why:
+            ending, writes = self._without_conflicts(run, ending, writes, why)
+        self._close(run, ending, writes, now)
+
+    def _without_conflicts(
+        self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], why: str
+    ) -> tuple[e.Ending, dict[tuple[str, str], Write]]:
+        """Return the ending of a run that was in conflict, and what of its writes stands.
+
+        Where its own end would have counted it is run again, and what has not reached a store is dropped. A run that
+        was stopped, lost or refused ends as that, without what it would have written over.
+        """
+        if ending.outcome in ("succeeded", "failed"):
+            ended = in_conflict(ending, why)
+            if run.stopping in _UNWANTED:
+                ended = msgspec.structs.replace(ended, outcome="cancelled")
+            return ended, {key: write for key, write in writes.items() if write.version is not None}
+        kept = {
+            key: write for key, write in writes.items() if not write.conflict and not self.stale(run, write)
+        }
+        return noted(ending, why), kept
 
     def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
         """Add what the engine itself writes at a run's end, and begin to record it."""
@@ -152,11 +175,12 @@ class Runs(Observations):
 
     def _verdict(self, run: OpenRun, outcome: str, now: int) -> Again | Over:
         task = self.state.tasks[run.task]
-        stopped = run.stopping in ("cancelled", "deleted", "shutdown")
-        episode = task.episodes[run.job]
+        stopped = run.stopping in _UNWANTED
+        episode, retry = task.episodes[run.job], task.definition.retry
         if run.origin == "forced" and not task.condition.test(self.state.masks[run.job]):
             return Over()  # nothing but force would launch it again
-        return after_ending(task.definition.retry, episode, outcome, now, self._chance(), stopped=stopped)
+        progress = outcome == "lost" and made_progress(retry, run, self.state.engine, now)
+        return after_ending(retry, episode, outcome, now, self._chance(), stopped=stopped, progress=progress)
 
     def _collect(
         self,
@@ -177,6 +201,11 @@ class Runs(Observations):
         ]
         outstanding = {(write.repository, write.job) for write in foreign}
         self._under_way.update(outstanding)
+        self._promised.update(
+            ((write.repository, write.job), run.run)
+            for write in writes
+            if write.over is not None and self._medium(write) != "foreign"
+        )
         self.collecting[run.run] = Collecting(ending, writes, outstanding)
         self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])
 
@@ -190,6 +219,8 @@ class Runs(Observations):
     ) -> None:
         """The one batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
         task, job = run.task, self.state.jobs[run.job]
+        if self._promised:
+            writes = self._redeemed(run, writes)
         disputed = self._disputed.pop(run.run, None) or set()
         late = self._stash.pop(run.run, None)
         if late:
@@ -238,6 +269,7 @@ class Runs(Observations):
                     not_before=again.not_before,
                     attempt=again.attempt,
                     budget=again.budget,
+                    spent=again.spent,
                 )
             )
         elif isinstance(verdict, Over) and verdict.exhausted:
@@ -257,6 +289,21 @@ class Runs(Observations):
             del events[:BATCH_MAX]
         self._emit(events, [*effects, ForgetRun(task, run.run)])
 
+    def _redeemed(self, run: OpenRun, writes: Sequence[Write]) -> list[Write]:
+        """Return the writes without those of promised keys that others have overwritten unseen in the meantime.
+
+        They came later and read nothing: it is as if this run had written before them, and they over it.
+        """
+        mine = [key for key, number in self._promised.items() if number == run.run]
+        kept = [
+            write
+            for write in writes
+            if (write.repository, write.job) not in mine or not self.stale(run, write)
+        ]
+        for key in mine:
+            del self._promised[key]
+        return kept
+
     def written(
         self,
         write: Write,
@@ -266,10 +313,13 @@ class Runs(Observations):
         *,
         version: str | None,
         error: str = "",
+        conflict: bool = False,
     ) -> None:
-        """A foreign store has followed an intent; or, with `error`, never will."""
+        """A foreign store has followed an intent; or, with `error`, never will, with `conflict` because of another's write."""
         key = (write.repository, write.job)
         if run is not None:
+            if conflict:
+                self.collecting[run].conflict = self.collecting[run].conflict or error
             self._run_written(run, key, version, error, now)
         elif ticket is not None:
             self._ticket_written(ticket, write, version, error, now)
@@ -296,10 +346,22 @@ class Runs(Observations):
     def _collected(self, run: OpenRun, collecting: Collecting, now: int) -> None:
         """All stores have followed, or refused: a success whose outputs were refused is a failure after all."""
         ending, writes = collecting.ending, collecting.writes
+        if collecting.conflict and ending.outcome in ("succeeded", "failed"):
+            self._undone(run, in_conflict(ending, collecting.conflict), writes, now)
+            return
         if collecting.refused is None or ending.outcome != "succeeded":
             self._settle(run, ending, writes, now)
             return
-        ending = msgspec.structs.replace(ending, outcome="failed", error=collecting.refused)
+        self._undone(
+            run, msgspec.structs.replace(ending, outcome="failed", error=collecting.refused), writes, now
+        )
+
+    def _undone(self, run: OpenRun, ending: e.Ending, writes: list[Write], now: int) -> None:
+        """End a run in another way than its outputs say that are in their stores already."""
+        if ending.outcome == "conflicted":
+            writes = [write for write in writes if write.version is not None]
+            for key in [key for key, number in self._promised.items() if number == run.run]:
+                del self._promised[key]
         task = self.state.tasks[run.task].definition
         inhibitors = [*self._own_inhibitors(run.task), *([task.done] if task.done else [])]
         own = {(leaf, self.state.jobs[run.job]) for leaf in inhibitors}
@@ -336,6 +398,10 @@ class Runs(Observations):
         while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+
+_UNWANTED = ("cancelled", "deleted", "shutdown")
+"""Who was stopped for one of these is not run again."""
 
 
 def _keys(writes: Sequence[Write]) -> set[tuple[str, str]]:

@@ -1,53 +1,87 @@
 """What follows from an ending: is the job tried again, when, and is the episode over?
 
 Pure. `chance` is a number in [0, 1) drawn outside; the resulting `not_before` is recorded, so replay needs no
-chance. Trouble of the infrastructure (`lost`) has a budget of its own and does not use up the user's.
+chance. Trouble of the infrastructure (`lost`) and conflicts between runs (`conflicted`) have budgets of their own and
+do not use up the user's.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from datatask.engine.core.tasks import Episode
+from datatask.engine.core.tasks import Episode, OpenRun
 from datatask.schema.definition import SECOND, RetryDef
+from datatask.schema.events import Budget, EngineOpened
 
 INFRASTRUCTURE_FIRST = SECOND // 10
 INFRASTRUCTURE_LONGEST = 300 * SECOND
+CONFLICT_FIRST = SECOND // 100
+CONFLICT_LONGEST = 30 * SECOND
+CONFLICTS_MAX = 200
+"""A job that was in conflict so often in one episode is given up: its runs are in conflict with themselves, by another way."""
 THROTTLED = "throttled"
 
 
 class Again(NamedTuple):
-    """Try again, not before this engine time, as this attempt, out of this budget."""
+    """Try again, not before this engine time, as this attempt, out of this budget, of which so much is spent then."""
 
     not_before: int
     attempt: int
-    budget: Literal["user", "infrastructure"]
+    budget: Budget
+    spent: int = 0
 
 
 class Over(NamedTuple):
     """The episode is over; `exhausted` names the budget that ran out, if one did."""
 
-    exhausted: Literal["", "user", "infrastructure"] = ""
+    exhausted: Literal["", "user", "infrastructure", "conflict"] = ""
     attempts: int = 0
 
 
 def after_ending(
-    retry: RetryDef, episode: Episode, outcome: str, now: int, chance: float, *, stopped: bool = False
+    retry: RetryDef,
+    episode: Episode,
+    outcome: str,
+    now: int,
+    chance: float,
+    *,
+    stopped: bool = False,
+    progress: bool = False,
 ) -> Again | Over:
-    """Return what follows when the episode's current run ended with `outcome`."""
+    """Return what follows when the episode's current run ended with `outcome`; `progress` says that it made some."""
     attempt = episode.attempt
     if outcome == "lost":
-        if stopped or episode.infrastructure >= retry.infrastructure_attempts:
+        lost = 0 if progress else episode.lost_in_a_row
+        if stopped or lost >= retry.infrastructure_attempts:
             return Over("" if stopped else "infrastructure", attempt)
-        wait = backoff(INFRASTRUCTURE_FIRST, 3.0, INFRASTRUCTURE_LONGEST, episode.infrastructure, 0.1, chance)
-        return Again(now + wait, attempt + 1, "infrastructure")
+        wait = backoff(INFRASTRUCTURE_FIRST, 3.0, INFRASTRUCTURE_LONGEST, lost, 0.1, chance)
+        return Again(now + wait, attempt + 1, "infrastructure", lost + 1)
+    if outcome == "conflicted":
+        if stopped or episode.conflicts >= CONFLICTS_MAX:
+            return Over("" if stopped else "conflict", attempt)
+        wait = backoff(CONFLICT_FIRST, 2.0, CONFLICT_LONGEST, episode.conflicts, 1.0, chance)
+        return Again(now + wait, attempt + 1, "conflict", episode.conflicts + 1)
     if outcome not in retry.on:
         return Over()
-    spent = attempt - episode.infrastructure
+    spent = attempt - episode.infrastructure - episode.conflicts
     if spent >= retry.attempts:
         return Over("user" if retry.attempts > 1 else "", attempt)
     wait = backoff(retry.first, retry.factor, retry.longest, spent - 1, retry.jitter, chance)
     return Again(now + wait, attempt + 1, "user")
+
+
+def made_progress(retry: RetryDef, run: OpenRun, engine: EngineOpened | None, now: int) -> bool:
+    """Whether a run had been up for long enough before it was lost, by what the log tells of its time.
+
+    What happened to it while no engine was there is not known: a run of an earlier engine that was not found alive
+    again counts until that engine's last sign of life.
+    """
+    if retry.progress is None or run.started_at is None:
+        return False
+    until = now
+    if engine is not None and engine.epoch not in (run.epoch, run.adopted):
+        until = engine.last_sign or 0
+    return until - run.started_at >= retry.progress
 
 
 def backoff(first: int, factor: float, longest: int, failures: int, jitter: float, chance: float) -> int:

@@ -140,6 +140,7 @@ class Situations:
             leaf.positions, leaf.versions = array("q"), array("Q")
         for index, ((task, _), mark) in enumerate(zip(self._tasks, situation.marks, strict=True)):
             task.queue, task.awaiting, task.episodes, task.retries = task.new_queue(), {}, {}, []
+            task.contenders, task.contending = [], 0
             task.last_run, task.episode_count, task.open_runs = array("q"), array("I"), 0
             if mark == QUEUED:
                 task.queue.push(0, 0.0, READY)
@@ -186,7 +187,12 @@ def _mark(episode: Episode | None) -> str:
 def _changed(task: TaskState, real: TaskState, was: str, ops: list[Op], *, launched: bool) -> str | None:
     """Add to `ops` what became of the job in one task, and return its new mark, None where that is not simple."""
     episode, queued = task.episodes.get(0), 0 in task.queue
-    if task.awaiting or task.retries or (queued and (episode is not None or task.definition.priority)):
+    if (
+        task.awaiting
+        or task.retries
+        or task.contenders
+        or (queued and (episode is not None or task.definition.priority))
+    ):
         return None
     now = QUEUED if queued else _mark(episode)
     since = task.queue.position(0) if queued else 0

@@ -50,10 +50,20 @@ class OpenRun(msgspec.Struct, gc=False):
     stopping: StopReason | None = None
     settling: Ending | None = None
     intents: dict[tuple[str, int], Intent] = {}
+    adopted: int = 0
+    """The epoch of the engine that has found it alive; of no use to another engine, hence not in checkpoints."""
+
+
+CONTENDING = 3
+"""A job that was in conflict so often is launched again only while no other such job of its task runs."""
 
 
 class Episode(msgspec.Struct, gc=False):
-    """An episode that has had a launch: between attempts `run` is 0 and `not_before` may be set."""
+    """An episode that has had a launch: between attempts `run` is 0 and `not_before` may be set.
+
+    `infrastructure` and `conflicts` are the attempts that were lost or in conflict; `forgiven` of the lost ones count
+    no more, because a run after them made progress.
+    """
 
     position: int
     priority: float
@@ -61,6 +71,13 @@ class Episode(msgspec.Struct, gc=False):
     infrastructure: int = 0
     run: int = 0
     not_before: int | None = None
+    conflicts: int = 0
+    forgiven: int = 0
+
+    @property
+    def lost_in_a_row(self) -> int:
+        """How many lost runs count against the budget."""
+        return self.infrastructure - self.forgiven
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +96,8 @@ class TaskState:
     awaiting: dict[int, int] = field(default_factory=dict)
     episodes: dict[int, Episode] = field(default_factory=dict)
     retries: list[tuple[int, int]] = field(default_factory=list)
+    contenders: list[tuple[int, int]] = field(default_factory=list)
+    contending: int = 0
     last_run: array[int] = field(default_factory=lambda: array("q"))
     episode_count: array[int] = field(default_factory=lambda: array("I"))
     open_runs: int = 0
@@ -106,27 +125,48 @@ class TaskState:
         return PriorityQueue() if self.definition.priority else FifoQueue()
 
     def due(self, now: int, most: int) -> list[tuple[float, int, int]]:
-        """Return the jobs whose retry is due, as queue entries; stale heap entries are dropped on the way."""
-        heap = self.retries
-        found: list[tuple[float, int, int]] = []
-        held: list[tuple[int, int]] = []
-        while heap and heap[0][0] <= now and len(found) < most:
-            not_before, job = heapq.heappop(heap)
-            episode = self.episodes.get(job)
-            if episode is not None and episode.run == 0 and episode.not_before == not_before:
-                if (not_before, job) not in held:
-                    held.append((not_before, job))
-                    found.append((-episode.priority, episode.position, job))
-        for entry in held:
-            heapq.heappush(heap, entry)
+        """Return the jobs whose retry is due, as queue entries; stale heap entries are dropped on the way.
+
+        Of those that were in conflict again and again there is one at most: while it runs it meets only newcomers.
+        """
+        found = _due(self, self.retries, now, most)
+        if self.contenders and not self.contending:
+            found += _due(self, self.contenders, now, 1)
         return sorted(found)
+
+    def schedule(self, job: int, episode: Episode) -> None:
+        """Let a job wait for the time of its next attempt."""
+        heap = self.contenders if episode.conflicts >= CONTENDING else self.retries
+        heapq.heappush(heap, (episode.not_before or 0, job))
 
     def next_retry(self) -> int | None:
         """Return when the next retry is due (engine time), or None."""
-        while self.retries:
-            not_before, job = self.retries[0]
-            episode = self.episodes.get(job)
-            if episode is not None and episode.run == 0 and episode.not_before == not_before:
-                return not_before
-            heapq.heappop(self.retries)
-        return None
+        times = [_next(self, self.retries)]
+        if self.contenders and not self.contending:
+            times.append(_next(self, self.contenders))
+        return min((at for at in times if at is not None), default=None)
+
+
+def _due(task: TaskState, heap: list[tuple[int, int]], now: int, most: int) -> list[tuple[float, int, int]]:
+    found: list[tuple[float, int, int]] = []
+    held: list[tuple[int, int]] = []
+    while heap and heap[0][0] <= now and len(found) < most:
+        not_before, job = heapq.heappop(heap)
+        episode = task.episodes.get(job)
+        if episode is not None and episode.run == 0 and episode.not_before == not_before:
+            if (not_before, job) not in held:
+                held.append((not_before, job))
+                found.append((-episode.priority, episode.position, job))
+    for entry in held:
+        heapq.heappush(heap, entry)
+    return found
+
+
+def _next(task: TaskState, heap: list[tuple[int, int]]) -> int | None:
+    while heap:
+        not_before, job = heap[0]
+        episode = task.episodes.get(job)
+        if episode is not None and episode.run == 0 and episode.not_before == not_before:
+            return not_before
+        heapq.heappop(heap)
+    return None

@@ -18,7 +18,7 @@ from datatask.engine.core.explanations import Change
 from datatask.engine.core.fold import apply
 from datatask.engine.core.layers import Layer
 from datatask.engine.core.members import LeafState
-from datatask.engine.core.settle import Again, after_ending
+from datatask.engine.core.settle import Again, after_ending, made_progress
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.schema import events as e
@@ -142,8 +142,10 @@ class Trial:
             self._fold(e.ValueDeleted(**where) if intent.op == "delete" else e.ValuePut(**where))
         stopped = run.stopping in ("cancelled", "deleted", "shutdown")
         episode = task.episodes[run.job]
+        retry = task.definition.retry
+        progress = made_progress(retry, run, self.state.engine, self.now)
         again = after_ending(
-            task.definition.retry, episode, ending.outcome, self.now, LATEST, stopped=stopped
+            retry, episode, ending.outcome, self.now, LATEST, stopped=stopped, progress=progress
         )
         self._fold(e.RunEnded(**about, outcome=ending.outcome, final=not isinstance(again, Again)))
         if isinstance(again, Again):

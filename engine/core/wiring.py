@@ -229,7 +229,7 @@ def _redefine(state: State, kept: TaskState, task: TaskDef) -> None:
 
 def _retire(gone: TaskState) -> None:
     """A removed task with open runs stays until they have ended, and starts nothing more."""
-    gone.queue, gone.awaiting, gone.retries = gone.new_queue(), {}, []
+    gone.queue, gone.awaiting, gone.retries, gone.contenders = gone.new_queue(), {}, [], []
     gone.episodes = {job: episode for job, episode in gone.episodes.items() if episode.run}
 
 

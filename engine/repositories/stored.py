@@ -4,7 +4,11 @@
 |---|---|---|---|
 | native (the log) | refused | `binding.put`; reads from the engine | the run's overlay, then the engine |
 | mirror (process) | the store | `binding.put`; reads from the store | the run's overlay, then the store |
-| foreign (files, …) | the store | `binding.put`; reads from the store | the store, noted in the overlay |
+| foreign (files, …) | the store | `binding.put`; reads from the store | the store, noted in the overlay; what the run has read before is written with its end |
+
+What a run reads is noted with the log's position (and, of foreign stores, the version), so that a write over what another has
+changed in the meantime is found out: values, `contains`, listings, and that a key was not there. The position is taken before
+the read: a change between the two is then taken for unseen, which costs a run at most.
 
 Adapters subclass `StoredRepository` and say where their store is and how their values are read.
 """
@@ -16,11 +20,11 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
-from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
+from datatask.engine.binding import ABSENT_VERSION, Binding, RunContext, ValueRef, current_run
 from datatask.engine.ports import Store, Write
 from datatask.engine.repositories.opaque import ListedStore
 from datatask.engine.repositories.repository import BlobRepository, Repository, told_unrecorded
@@ -33,9 +37,10 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, ConflictError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job
+from datatask.schema.values import INLINE_BYTES_MAX
 
 
 class StoredRepository(Repository):
@@ -63,14 +68,20 @@ class StoredRepository(Repository):
         check_job(item, where=self)
         if (write := self._overlaid(item)) is not None:
             return write.op == "put"
+        position = self._position()
         if self._is_asked():
-            return self._engine().contains(self.id, item)
-        return await self._own_store().version(item) is not None
+            found, version = self._engine().contains(self.id, item), None
+        else:
+            version = await self._own_store().version(item)
+            found, version = version is not None, version or ABSENT_VERSION
+        self._note_seen(item, position, version)
+        return found
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
         """Yield all members, as the run that asks sees them."""
-        run = self._overlay()
-        written = {} if run is None else run.written_in(self.id)
+        written = self._overlay()
+        if (position := self._position()) is not None:
+            self._run().note_listed(self.id, position)
         if self._is_asked():
             for job in self._engine().members(self.id):
                 if job not in written:
@@ -93,9 +104,13 @@ class StoredRepository(Repository):
             await self._binding.delete(self.id, job)
         else:
             run.check_open()
-            if self.medium == "foreign":
-                await self._own_store().delete(job)
-            run.delete(self.id, job, version="" if self.medium == "foreign" else None)
+            if self.medium != "foreign" or self._is_deferred(run, job):
+                run.delete(self.id, job)
+                return
+            await self._own_store().delete(job)
+            run.delete(self.id, job, version="")
+            if self._guards:
+                run.note_stored(self.id, job, 0, ABSENT_VERSION)
 
     # --- for subclasses -------------------------------------------------------------------------------
 
@@ -107,12 +122,26 @@ class StoredRepository(Repository):
             await self._own_store().put(write)
         elif run is None:
             await self._binding.put(self.id, write)
-        elif self.medium == "foreign":
+        elif self.medium == "foreign" and not self._is_deferred(run, job, write):
             run.check_open()
-            noted = await self._noted(write)
-            run.put(msgspec.structs.replace(noted, version=await self._own_store().put(write)))
+            await self._put_now(run, write)
         else:
             run.put(write)
+
+    async def _put_now(self, run: RunContext, write: Write) -> None:
+        """Let the store have a write of a run at once, unless it has another version than the run has read."""
+        seen = run.seen(self.id, write.job)
+        if seen is not None:
+            write = msgspec.structs.replace(write, over=seen.position, over_version=seen.version)
+        noted = await self._noted(write)
+        try:
+            version = await self._own_store().put(write)
+        except ConflictError as error:
+            run.refuse(write, error.what)
+            raise
+        run.put(msgspec.structs.replace(noted, version=version))
+        if seen is not None:
+            run.note_stored(self.id, write.job, seen.position, version)
 
     def observed(self, job: str, version: str | None) -> Write:
         """Return what the log is to know of a member that was found in the store; blocking."""
@@ -139,6 +168,34 @@ class StoredRepository(Repository):
         value = write.value if self.record == "value" else ABSENT
         return Write(repository=write.repository, job=write.job, value=value, digest=digest, size=size)
 
+    # --- what a run has read ----------------------------------------------------------------------
+
+    _guards: ClassVar[bool] = True
+    """Whether what a run reads here is compared when it writes; not where a write leaves what is there as it is."""
+
+    def _position(self) -> int | None:
+        """Return how far the log has come for a read that begins now; None where nothing is to be noted."""
+        run = current_run.get()
+        if run is None or not run.guarded or self._binding is None or not self._guards:
+            return None
+        return self._binding.position(self.id)
+
+    def _note_seen(self, job: str, position: int | None, version: str | None = None) -> None:
+        """Note that the run knows of a key, at the position that was taken before it looked."""
+        if position is not None:
+            self._run().note_seen(self.id, job, position, version if self.medium == "foreign" else None)
+
+    def _run(self) -> RunContext:
+        run = current_run.get()
+        assert run is not None, "asked within a run only"
+        return run
+
+    def _is_deferred(self, run: RunContext, job: str, write: Write | None = None) -> bool:
+        """Whether a foreign store is to follow when the run has ended: it writes over what it has read, and that is small."""
+        if run.seen(self.id, job) is None or run.knows_path(self.id, job):
+            return False
+        return write is None or _is_small(write)
+
     def _is_asked(self) -> bool:
         """Whether the engine is asked for members and values, because there is no store here."""
         return self.medium == "native"
@@ -149,9 +206,12 @@ class StoredRepository(Repository):
         engine, run = self._engine(), current_run.get()
         if (write := self._overlaid(job)) is not None:
             return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
+        position = self._position()
         ref = await engine.value(self.id, job)
-        if ref is not None and run is not None:
-            run.note_read(self.id, job, ref.position)
+        if run is not None:
+            self._note_seen(job, position)
+            if ref is not None:
+                run.note_read(self.id, job, ref.position)
         return ref
 
     def _engine(self) -> Binding:
@@ -162,13 +222,35 @@ class StoredRepository(Repository):
             )
         return self._binding
 
-    def _overlay(self) -> RunContext | None:
-        """Return the run whose overlay must be looked at first; foreign stores hold its writes already."""
-        return current_run.get() if self._binding is not None and self.medium != "foreign" else None
+    def _overlay(self) -> dict[str, Write]:
+        """Return what the run has done that only it can see; foreign stores hold most of its writes already."""
+        run = current_run.get() if self._binding is not None else None
+        written = {} if run is None else run.written_in(self.id)
+        if self.medium == "foreign":
+            return {job: write for job, write in written.items() if _is_to_come(write)}
+        return written
 
     def _overlaid(self, job: str) -> Write | None:
-        run = self._overlay()
-        return None if run is None else run.written(self.id, job)
+        """Return what the run has done to a job that only it can see."""
+        run = current_run.get() if self._binding is not None else None
+        write = None if run is None else run.written(self.id, job)
+        if write is None or self.medium != "foreign" or _is_to_come(write):
+            return write
+        return None
+
+
+def _is_to_come(write: Write) -> bool:
+    """Whether a write to a foreign store waits for the run's end."""
+    return write.version is None and write.over is not None
+
+
+def _is_small(write: Write) -> bool:
+    size = write.size or 0
+    if write.data is not None:
+        size = len(write.data)
+    elif write.value:
+        size = len(bytes(write.value))
+    return size <= INLINE_BYTES_MAX
 
 
 def _digest(write: Write) -> tuple[str | None, int | None]:

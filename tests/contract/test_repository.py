@@ -96,6 +96,9 @@ class FakeEngine:
     def contains(self, repository_id: str, job: str) -> bool:
         return (repository_id, job) in self.values
 
+    def position(self, repository_id: str) -> int:
+        return len(self.asked)
+
     def members(self, repository_id: str) -> list[str]:
         return [job for id, job in self.values if id == repository_id]
 

@@ -150,7 +150,7 @@ SAMPLES: tuple[e.Event, ...] = (
         **ASKED,
     ),
     e.StopDecided(**RUN, reason="timeout", grace=10_000_000_000, why="over 60 s", request=ASKED["request"]),
-    e.RetryScheduled(**RUN, not_before=AT + 100, attempt=2, budget="infrastructure"),
+    e.RetryScheduled(**RUN, not_before=AT + 100, attempt=2, budget="infrastructure", spent=2),
     e.RetriesExhausted(**RUN, attempts=3, budget="infrastructure"),
     e.RunStarted(**RUN, handle={"pid": 99, "boot": "b00t"}, where="node-1", started_at=AT + 1),
     e.RunAdopted(**RUN, handle={"pid": 99}, where="node-1"),

@@ -24,7 +24,16 @@ def test_a_golden_log_answers_as_it_did(log: Path, tmp_path: Path, monkeypatch: 
     given = {name: plain(answer) for name, answer in questions(folder)}
     assert expected.keys() <= given.keys()
     for name, answer in expected.items():
-        assert without_places(given[name]) == without_places(answer), name
+        told = without_later_fields(given[name], answer) if name == "log" else given[name]
+        assert without_places(told) == without_places(answer), name
+
+
+def without_later_fields(events: list[dict[str, Any]], then: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the fields that a kind of event has got since: they have their defaults in a log of then."""
+    return [
+        event | {"data": {key: value for key, value in event["data"].items() if key in old["data"]}}
+        for event, old in zip(events, then, strict=True)
+    ]
 
 
 def without_places(answer: Any) -> Any:

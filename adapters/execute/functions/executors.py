@@ -30,6 +30,7 @@ from datatask.engine.ports import Ended, Runner, RunSpec, Sink, Started, Write
 from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.engine.services import current
 from datatask.engine.tasks import Retry
+from datatask.schema.definition import Conflicts
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.expected import expect
@@ -63,6 +64,7 @@ class ExecutorTask(FunctionTask):
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
+        conflicts: Conflicts = "rerun",
     ) -> None:
         pool = Pool.of(executor)
         if concurrency is None:
@@ -79,6 +81,7 @@ class ExecutorTask(FunctionTask):
             concurrency=concurrency,
             repeat=repeat,
             was=was,
+            conflicts=conflicts,
         )
         expect(self, Repository, done=done)
         self.executor = executor
@@ -165,7 +168,7 @@ class ExecutorRunner:
             if self._arguments is None:
                 links = self._task.links
                 self._arguments = {name: workers.for_thread(links[name].repo, self._loop) for name in names}
-            run.call = workers.Call(RunContext(spec.run, spec.task, spec.job))
+            run.call = workers.Call(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
             given = {"job": spec.job, **self._arguments} if wants_job else self._arguments
             return executor.submit(run.call.make, func, given)
         self.where = "executor"
@@ -175,7 +178,9 @@ class ExecutorRunner:
             arguments = {name: self._task.links[name].repo for name in names}
             self._packed = pack(func, arguments, self._gateway)
         data, digest = self._packed
-        parcel = workers.Parcel(data, digest, wants_job, spec.run, spec.task, spec.job, self._gateway.address)
+        parcel = workers.Parcel(
+            data, digest, wants_job, spec.run, spec.task, spec.job, self._gateway.address, spec.conflicts
+        )
         return executor.submit(workers.work, parcel)
 
     def _begun(self, run_id: int, pid: int) -> None:

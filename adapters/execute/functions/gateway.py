@@ -126,18 +126,24 @@ class EngineGateway:
             return None
         key, *rest = arguments
         leaf: Any = self._leaves[key]
+        if verb in ("contains", "info", "read", "members"):
+            position = 0 if leaf.binding is None else leaf.binding.position(leaf.id)
+            return position, await self._read(leaf, verb, *rest)
+        if verb == "write":
+            async with leaf.open(rest[0], "wb") as stream:
+                await stream.write(rest[1])
+            return None
+        if verb in ("delete", "dump"):
+            return await getattr(leaf, verb)(*rest)
+        raise CallerError(f"{verb!r} is not understood")
+
+    async def _read(self, leaf: Any, verb: str, *rest: Any) -> Any:
         if verb == "members":
             return [job async for job in leaf]
         if verb == "read":
             async with leaf.open(rest[0], "rb") as stream:
                 return await stream.read()
-        if verb == "write":
-            async with leaf.open(rest[0], "wb") as stream:
-                await stream.write(rest[1])
-            return None
-        if verb in ("contains", "info", "delete", "dump"):
-            return await getattr(leaf, verb)(*rest)
-        raise CallerError(f"{verb!r} is not understood")
+        return await getattr(leaf, verb)(*rest)
 
 
 def _sendable(error: Exception) -> Exception:

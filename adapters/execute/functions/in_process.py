@@ -16,7 +16,7 @@ from datatask.engine.calls import CallRunner
 from datatask.engine.ports import Runner, RunSpec
 from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.engine.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
-from datatask.schema.definition import CONCURRENCY_IN_PROCESS, DoneShape
+from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape
 from datatask.schema.errors import CallerError
 from datatask.schema.expected import FUNCTION, expect
 
@@ -107,6 +107,7 @@ class InProcessSyncTask(FunctionTask):
         concurrency: int | None = CONCURRENCY_IN_PROCESS,
         repeat: bool = False,
         was: str | None = None,
+        conflicts: Conflicts = "rerun",
     ) -> None:
         super().__init__(
             name,
@@ -119,6 +120,7 @@ class InProcessSyncTask(FunctionTask):
             concurrency=concurrency,
             repeat=repeat,
             was=was,
+            conflicts=conflicts,
         )
         expect(self, Repository, done=done)
         self.done = done

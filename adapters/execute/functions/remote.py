@@ -140,18 +140,29 @@ class RemoteRepository(Repository):
         run = self._run()
         return None if run is None else run.written(self.id, job)
 
+    def _ask(self, verb: str, job: str) -> Any:
+        """Return the engine's answer about a job; the run has seen the key then, whatever was there."""
+        position, answer = _gateway().ask(verb, self.id, job)
+        run = self._run()
+        if run is not None and run.guarded:
+            run.note_seen(self.id, job, position)
+        return answer
+
     async def contains(self, item: str) -> bool:
         """As the run sees it."""
         check_job(item, where=self)
         if (write := self._overlaid(item)) is not None:
             return write.op == "put"
-        return bool(_gateway().ask("contains", self.id, item))
+        return bool(self._ask("contains", item))
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
         """Yield the members, as the run sees them."""
         run = self._run()
         written = {} if run is None else run.written_in(self.id)
-        for job in _gateway().ask("members", self.id):
+        position, members = _gateway().ask("members", self.id)
+        if run is not None and run.guarded:
+            run.note_listed(self.id, position)
+        for job in members:
             if job not in written:
                 yield job
         for job, write in written.items():
@@ -164,7 +175,7 @@ class RemoteRepository(Repository):
         write = self._overlaid(job)
         if write is not None:
             return decode_value(write.value) if write.op == "put" and write.value else None
-        return _gateway().ask("info", self.id, job)
+        return self._ask("info", job)
 
     async def delete(self, job: str) -> None:
         """Note the deletion in the run's overlay."""
@@ -213,7 +224,7 @@ class RemoteBlob(RemoteRepository, BlobRepository):
     def _read(self, job: str) -> bytes:
         write = self._overlaid(job)
         if write is None:
-            return bytes(_gateway().ask("read", self.id, job))
+            return bytes(self._ask("read", job))
         if write.data is not None:
             return write.data
         if write.source is None:
@@ -252,15 +263,20 @@ class WorkerBinding:
 
     def contains(self, repository_id: str, job: str) -> bool:
         """Ask the engine."""
-        return bool(_gateway().ask("contains", repository_id, job))
+        return bool(_gateway().ask("contains", repository_id, job)[1])
 
     def members(self, repository_id: str) -> list[str]:
         """Ask the engine."""
-        return list(_gateway().ask("members", repository_id))
+        return list(_gateway().ask("members", repository_id)[1])
 
     async def value(self, repository_id: str, job: str) -> ValueRef | None:
         """A worker reads such values from their store."""
         raise CallerError("a worker reads this repository from its store", where=repository_id)
+
+    def position(self, repository_id: str) -> int:
+        """Return the position at which the run was decided: of a store, its versions tell the rest."""
+        run = current_run.get()
+        return 0 if run is None else run.run
 
     @property
     def blobs(self) -> Blobs:

@@ -28,6 +28,7 @@ from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
 from datatask.engine.repositories import Repository
+from datatask.schema.definition import Conflicts
 from datatask.schema.errors import CallerError
 from datatask.schema.events import ErrorInfo
 
@@ -167,6 +168,10 @@ class ThreadBinding:
         value: ValueRef | None = await self._elsewhere(self._binding.value(repository_id, job))
         return value
 
+    def position(self, repository_id: str) -> int:
+        """As the engine's: a number that only grows, and is taken before what it is about is read."""
+        return self._binding.position(repository_id)
+
     @property
     def blobs(self) -> Blobs:
         """As the engine's: files, which any thread can use."""
@@ -217,6 +222,7 @@ class Parcel(NamedTuple):
     task: str
     job: str
     gateway: remote.Address
+    conflicts: Conflicts = "rerun"
 
 
 _functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
@@ -262,7 +268,7 @@ def work(parcel: Parcel) -> Outcome:
             "the executor runs functions on the engine's event loop", remedy="use InProcessSyncTask"
         )
     gateway = remote.connect(parcel.gateway, _cancel)
-    call = Call(RunContext(parcel.run, parcel.task, parcel.job))
+    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts))
     _calls[parcel.gateway, parcel.run] = call
     try:
         gateway.begin(parcel.run)

@@ -29,12 +29,13 @@ _FOUND = re.compile(rb"\n?#datatask-result (\S+) ([0-9a-f]{64}) (\d+)\n([A-Za-z0
 
 
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job's value in a repository of the engine's; neither of both: the job is not there."""
+    """A job's value in a repository of the engine's; neither of both: the job is not there. `seen` is the log's position then."""
 
     value: str | None = None
     data: bytes | None = None
     position: int = 0
     member: bool = False
+    seen: int = 0
 
 
 class Written(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,6 +47,9 @@ class Written(msgspec.Struct, frozen=True, omit_defaults=True):
     value: str | None = None
     data: bytes | None = None
     version: str | None = None
+    over: int | None = None
+    over_version: str | None = None
+    conflict: str = ""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,16 +83,17 @@ async def inputs_of(repositories: Mapping[str, Repository], job: str, where: str
 async def _input(leaf: Repository, job: str) -> Input:
     binding, key = leaf.binding, leaf.id
     assert binding is not None
+    seen = binding.position(key)
     if not binding.contains(key, job):
-        return Input()
+        return Input(seen=seen)
     ref = None if leaf.medium == "view" else await binding.value(key, job)
     if ref is None:
-        return Input(member=True)
+        return Input(member=True, seen=seen)
     if ref.digest is not None and not ref.value:
         path = await asyncio.to_thread(binding.blobs.intact, ref.digest)
         data = await asyncio.to_thread(path.read_bytes)
-        return Input(data=data, position=ref.position, member=True)
-    return Input(value=as_text(ref.value), position=ref.position, member=True)
+        return Input(data=data, position=ref.position, member=True, seen=seen)
+    return Input(value=as_text(ref.value), position=ref.position, member=True, seen=seen)
 
 
 def find_result(log_end: bytes, identity: str) -> tuple[Message, int] | None:
@@ -116,6 +121,9 @@ def writes_of(message: Message) -> tuple[Write, ...]:
             data=one.data,
             size=None if one.data is None else len(one.data),
             version=one.version,
+            over=one.over,
+            over_version=one.over_version,
+            conflict=one.conflict,
         )
         for one in message.writes
     )

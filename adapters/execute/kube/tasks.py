@@ -30,7 +30,7 @@ from datatask.engine.ports import Runner, RunSpec, Sink
 from datatask.engine.quotas import ResourceManager, nanoseconds
 from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.tasks import EngineTask, Retry, ViewRepository
-from datatask.schema.definition import DoneShape
+from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources
 
@@ -82,6 +82,7 @@ class KubeTask(EngineTask):
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
+        conflicts: Conflicts = "rerun",
         job_resources: Resources | None = None,
         start_within: Duration | None = 300.0,
         schedule_within: Duration | None = 3600.0,
@@ -96,6 +97,7 @@ class KubeTask(EngineTask):
             concurrency=concurrency,
             repeat=repeat,
             was=was,
+            conflicts=conflicts,
         )
         self.template = template
         self.resources = self.resource_manager = resources

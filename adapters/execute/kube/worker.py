@@ -66,7 +66,7 @@ def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> 
 
 async def _done(task: Any, session: Session, blobs: PodBlobs) -> Message:
     job, run = os.environ["DATATASK_JOB"], int(os.environ["DATATASK_RUN"].rpartition(".")[2])
-    context = RunContext(run, task.name, job)
+    context = RunContext(run, task.name, job, task.conflicts)
     began = time.time_ns()  # noqa: TID251 - the runner's clock
     error: ErrorInfo | None = None
     detail: dict[str, str] | None = None
@@ -112,10 +112,17 @@ def _told(message: Message, identity: str) -> int:
 
 def _travelling(write: Write, blobs: PodBlobs) -> Written:
     data = write.data
-    if write.version is None and data is None and not write.value and write.op == "put":
+    if (
+        write.version is None
+        and data is None
+        and not write.value
+        and write.op == "put"
+        and not write.conflict
+    ):
         source = write.source or (None if write.digest is None else blobs.path(write.digest))
         data = None if source is None else source.read_bytes()
-    return Written(write.repository, write.job, write.op, as_text(write.value), data, write.version)
+    seen = (write.over, write.over_version, write.conflict)
+    return Written(write.repository, write.job, write.op, as_text(write.value), data, write.version, *seen)
 
 
 class PodBlobs:
@@ -200,6 +207,12 @@ class PodBinding:
         return ValueRef(
             ABSENT if found.value is None else msgspec.Raw(found.value.encode()), None, None, found.position
         )
+
+    def position(self, repository_id: str) -> int:
+        """Return how far the log had come when the run's inputs were taken, or its launch was decided."""
+        found = self._inputs.get(repository_id)
+        run = current_run.get()
+        return found.seen if found is not None else 0 if run is None else run.run
 
     @property
     def blobs(self) -> Any:

@@ -49,6 +49,7 @@ EVENT_TYPES = {
     "failed": "FAIL",
     "timed_out": "FAIL",
     "lost": "FAIL",
+    "conflicted": "FAIL",
     "refused": "FAIL",
 }
 """Outcome -> how OpenLineage says that a run has ended."""
