@@ -39,6 +39,7 @@ _COLUMNS = {
     "duration": "(e.at - s.at) / 1e9",
     "episode": "d.payload ->> '$.episode'",
     "error_type": "e.payload ->> '$.error.type'",
+    "again": "e.payload ->> '$.detail.again'",
 }
 """A run's fields -> what they are, by the rows of its decision `d`, its start `s` and its end `e`."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from datatask.engine.core.explanations import Condition, Hold
 from datatask.engine.core.members import get_at
 from datatask.engine.core.state import PendingKey, State
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.tasks import TaskState, contenders
 from datatask.engine.core.trees import since, tree
 from datatask.engine.core.wiring import start_condition
 from datatask.engine.core.wording import in_words, iso, link_of, needs, parts_of, pending_in_words, subject
@@ -87,6 +87,21 @@ class Obstacles:
         told = f"run {run.run} (attempt {run.attempt}, position {run.run}) is {state}{where}"
         self._hold("live", told, run.run)
 
+    def _spent(self) -> str:
+        """Return what the job's attempts have been paid from, but for the user's."""
+        episode, retry = self.episode, self.task.definition.retry
+        assert episode is not None, "asked between two attempts only"
+        told = []
+        if episode.lost_in_a_row:
+            told.append(
+                f"{episode.lost_in_a_row} of {retry.infrastructure_attempts} lost runs in a row are run again"
+            )
+        if episode.conflicts:
+            told.append(
+                f"{episode.conflicts} runs were in conflict, which uses up none of the {retry.attempts} attempts"
+            )
+        return f" ({'; '.join(told)})" if told else ""
+
     def _past(self) -> None:
         """Tell of an occasion that has been, of none that ever was, and of a wait between two attempts."""
         if not self.satisfied or self.run is not None:
@@ -98,7 +113,11 @@ class Obstacles:
                 self._hold("retry", f"run {last} has ended, another attempt is to be scheduled", last)
             elif until > self.now:
                 told = f"attempt {self.episode.attempt + 1} follows run {last}, not before {iso(until)}"
-                self._hold("retry", told, last, until=iso(until))
+                self._hold("retry", told + self._spent(), last, until=iso(until))
+            elif task.contends(self.episode):
+                runs = contenders(self.state.open_runs.values(), task)
+                told = f"attempt {self.episode.attempt + 1} waits for run {runs[0]}, which was in conflict as often"
+                self._hold("retry", told + self._spent(), last)
             return
         if job in task.queue or job in task.awaiting:
             return

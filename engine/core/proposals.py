@@ -24,7 +24,7 @@ from datatask.engine.core.explanations import Change
 from datatask.engine.core.remedies import Atom, Step, Way, changed, ways, writer_of
 from datatask.engine.core.room import Room
 from datatask.engine.core.state import PendingKey, State
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.tasks import TaskState, contenders
 from datatask.engine.core.trials import Trial, run_over
 from datatask.engine.core.wiring import start_condition
 from datatask.engine.core.wording import iso
@@ -144,6 +144,10 @@ class Search:
         again = Change(op="retry", task=self.name, job=self.job_name)
         episode = task.episodes.get(job)
         if episode is not None and not episode.run and episode.not_before is not None:
+            if task.contends(episode):
+                return [
+                    [run_over(trial.state, run)] for run in contenders(trial.state.open_runs.values(), task)
+                ] + [[again]]
             return [[wait(episode.not_before)], [again]]
         return [[again]]
 

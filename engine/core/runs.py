@@ -21,12 +21,12 @@ from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, S
 from datatask.engine.core.observations import Observations
 from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import change_event, intent_event, put_event
-from datatask.engine.core.settle import Again, Over, after_ending, made_progress
+from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending, made_progress
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND
+from datatask.schema.definition import SECOND, RetryDef
 from datatask.schema.values import encode_value
 
 
@@ -254,7 +254,7 @@ class Runs(Observations):
             usage=ending.usage,
             reads=ending.reads,
             where=ending.where or run.where,
-            detail=ending.detail,
+            detail=_with_budget(ending.detail, again, self.state.tasks[task].definition.retry),
             final=again is None,
         )
         events.append(ended)
@@ -398,6 +398,16 @@ class Runs(Observations):
         while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+
+def _with_budget(
+    detail: dict[str, str] | None, again: Again | None, retry: RetryDef
+) -> dict[str, str] | None:
+    """Add what a run is run again on, where that is not the user's attempts."""
+    if again is None or again.budget == "user":
+        return detail
+    most = retry.infrastructure_attempts if again.budget == "infrastructure" else CONFLICTS_MAX
+    return {**(detail or {}), "again": f"{again.budget} {again.spent} of {most}"}
 
 
 _UNWANTED = ("cancelled", "deleted", "shutdown")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -134,6 +135,10 @@ class TaskState:
             found += _due(self, self.contenders, now, 1)
         return sorted(found)
 
+    def contends(self, episode: Episode) -> bool:
+        """Whether a job waits for another one's run, since both were in conflict again and again."""
+        return self.contending > 0 and episode.conflicts >= CONTENDING
+
     def schedule(self, job: int, episode: Episode) -> None:
         """Let a job wait for the time of its next attempt."""
         heap = self.contenders if episode.conflicts >= CONTENDING else self.retries
@@ -170,3 +175,10 @@ def _next(task: TaskState, heap: list[tuple[int, int]]) -> int | None:
             return not_before
         heapq.heappop(heap)
     return None
+
+
+def contenders(runs: Iterable[OpenRun], task: TaskState) -> list[int]:
+    """Return the open runs of jobs of a task that were in conflict again and again: one, unless more were forced."""
+    return [
+        run.run for run in runs if run.task == task.name and task.episodes[run.job].conflicts >= CONTENDING
+    ]

@@ -58,7 +58,9 @@ class Trial:
         if job in task.queue:
             return True
         episode = task.episodes.get(job)
-        return episode is not None and not episode.run and (episode.not_before or self.now + 1) <= self.now
+        if episode is None or episode.run or task.contends(episode):
+            return False
+        return (episode.not_before or self.now + 1) <= self.now
 
     def settle(self, name: str, job: int) -> None:
         """The engine asks for the priority of an episode that the changes have opened; it is taken to be 0."""

@@ -76,18 +76,29 @@ def pipeline(
 class Desk:
     """A reactor, the log it has led to, and its effects so far; time is `now`, chance is always in the middle."""
 
-    def __init__(self, definition: PipelineDef, events: list[e.Event] | None = None) -> None:
+    def __init__(
+        self, definition: PipelineDef, events: list[e.Event] | None = None, *, later: int = 0
+    ) -> None:
         self.definition = definition
         self.events: list[e.Event] = list(events or [e.LogCreated(at=T0, log="u", pipeline="p")])
         self.batches: list[tuple[e.Event, ...]] = []
         self.effects: list[Effect] = []
-        self.now = max(T0, self.events[-1].at)
+        self.now = max(T0, self.events[-1].at) + later
         self.state = State()
         apply_all(self.state, 1, self.events)
         epoch = self.state.engine.epoch + 1 if self.state.engine is not None else 1
         self.reactor = Reactor(self.state, lambda: 0.5)
         self.reactor.open(
-            e.EngineOpened(at=self.now, version="1", host="h", pid=1, boot="b", epoch=epoch), definition
+            e.EngineOpened(
+                at=self.now,
+                version="1",
+                host="h",
+                pid=1,
+                boot="b",
+                epoch=epoch,
+                last_sign=self.state.at if events else None,
+            ),
+            definition,
         )
         self.take()
 
@@ -146,9 +157,19 @@ class Desk:
         self.effects = [effect for effect in self.effects if not isinstance(effect, WriteStore)]
         return found
 
-    def wrote(self, effect: WriteStore, version: str | None = "v1", error: str = "") -> list[e.Event]:
+    def wrote(
+        self, effect: WriteStore, version: str | None = "v1", error: str = "", *, conflict: bool = False
+    ) -> list[e.Event]:
         """The store has followed, or refused."""
-        self.reactor.written(effect.write, effect.run, effect.ticket, self.now, version=version, error=error)
+        self.reactor.written(
+            effect.write,
+            effect.run,
+            effect.ticket,
+            self.now,
+            version=version,
+            error=error,
+            conflict=conflict,
+        )
         return self.take()
 
     def sync(self, name: str, *listing: tuple[str, str]) -> list[e.Event]:
@@ -157,9 +178,9 @@ class Desk:
         self.reactor.listed(name, writes, self.now, self.state.position, self.now)
         return self.take()
 
-    def crashed(self, durable: int | None = None) -> Desk:
-        """Return a new engine on the first `durable` events (all of them when not said)."""
-        return Desk(self.definition, self.events[:durable])
+    def crashed(self, durable: int | None = None, *, later: int = 0) -> Desk:
+        """Return a new engine, so much later, on the first `durable` events (all of them when not said)."""
+        return Desk(self.definition, self.events[:durable], later=later)
 
 
 def kinds(events: list[e.Event]) -> list[str]:

@@ -29,6 +29,9 @@ class Values:
         self._values = values
         self.blobs = worker.PodBlobs(folder)
 
+    def position(self, repository_id: str) -> int:
+        return 7
+
     def contains(self, repository_id: str, job: str) -> bool:
         return job == "j" and repository_id in self._values
 
