@@ -21,13 +21,14 @@ from datatask.adapters.cli.options import shared_options
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.streams import (
     INPUT,
+    catch_outside,
     drop_output,
     input_is_closed,
-    install_hooks,
     line_of,
     output_error,
     output_trouble,
     prepare_streams,
+    quiet_threads,
     say,
 )  # fmt: skip
 from datatask.schema.errors import CallerError, DatataskError, InternalError
@@ -48,20 +49,30 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
     `instrument(subparsers)` may add verbs of its own as with pydatatask: argparse sub-parsers whose `func`
     default is called with the pipeline and the parsed arguments.
     """
-    debug = bool(os.environ.get("DATATASK_DEBUG"))
-    install_hooks(debug=debug)
-    from datatask.adapters.cli.loading import is_loading
-
-    if is_loading():
-        return  # a pipeline file is being loaded by the command line: it is in charge already
     try:
-        prepare_streams()
-        code = invoke(sys.argv[1:], _settings(pipeline, debug), instrument)
+        code = _main(pipeline, instrument)
     except BaseException as error:
         code = _last_words(error, sys.argv[1:])
+    if code is None:
+        return  # a pipeline file is being loaded by the command line: it is in charge already
     if code == BROKEN:
         os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
     sys.exit(code)
+
+
+catch_outside(main)
+
+
+def _main(pipeline: Pipeline | None, instrument: Instrument | None) -> int | None:
+    from datatask.adapters.cli.loading import is_loading
+
+    if is_loading():
+        return None
+    debug = bool(os.environ.get("DATATASK_DEBUG"))
+    if not debug:
+        quiet_threads()
+    prepare_streams()
+    return invoke(sys.argv[1:], _settings(pipeline, debug), instrument)
 
 
 def _settings(pipeline: Pipeline | None, debug: bool) -> Settings:

@@ -12,7 +12,9 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from datatask.schema.errors import CallerError, DatataskError, SystemTroubleError
@@ -74,15 +76,26 @@ def _over(stream: Any, raw: io.FileIO) -> io.TextIOWrapper:
     )
 
 
-def install_hooks(*, debug: bool) -> None:
-    """Have exceptions that nobody caught told in one line, and in full with `debug`."""
-    if debug:
-        return
-    sys.excepthook = lambda kind, error, trace: _last(error)
+def catch_outside(function: Callable[..., Any]) -> None:
+    """Have what escapes from `function` told in one line: of its own first and last lines nobody else could catch it."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        at = trace
+        while at is not None and at.tb_frame.f_code is not function.__code__:
+            at = at.tb_next
+        if at is None:
+            usual(kind, error, trace)
+        else:
+            _last(error)
+
+    sys.excepthook = hook
+
+
+def quiet_threads() -> None:
+    """Have what nobody catches in a thread told in one line; of finalizers nothing: what they clean up ends with the process."""
     threading.excepthook = lambda arguments: _last(arguments.exc_value, thread=True)
-    sys.unraisablehook = lambda arguments: (
-        None
-    )  # of finalizers: what they were to clean up ends with the process
+    sys.unraisablehook = lambda arguments: None
 
 
 def _last(error: BaseException | None, *, thread: bool = False) -> None:

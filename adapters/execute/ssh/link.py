@@ -219,15 +219,30 @@ class _Lines(asyncssh.SSHClientSession[bytes]):
 
 
 async def open_sftp(connection: asyncssh.SSHClientConnection, label: str) -> asyncssh.SFTPClient:
-    """Return an SFTP client; a server that opens a session but does not know the subsystem is told apart."""
+    """Return an SFTP client; a server that opens a session but has no SFTP behind it is told apart."""
     try:
-        return await connection.start_sftp_client()
+        async with asyncio.timeout(SETUP_SECONDS):
+            return await connection.start_sftp_client()
+    except (EOFError, asyncssh.SFTPError, TimeoutError) as error:
+        if connection.is_closed():
+            raise
+        # What the Subsystem line names is not there (sshd says yes and ends), or a shell's start files print something.
+        what = "is silent" if isinstance(error, TimeoutError) else f"ends at once ({_reason(error)})"
+        raise TemporaryError(
+            f"the server's SFTP {what}",
+            where=label,
+            remedy=f"have its sshd_config say: {SFTP_LINE}; let start files as ~/.bashrc print nothing",
+        ) from error
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED and not connection.is_closed():
             raise TemporaryError(
                 "the server offers no SFTP", where=label, remedy=f"have its sshd_config say: {SFTP_LINE}"
             ) from error
         raise
+
+
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, asyncssh.SFTPError) else "nothing came"
 
 
 async def check_sessions(connection: asyncssh.SSHClientConnection, label: str) -> None:

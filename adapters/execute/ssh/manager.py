@@ -21,7 +21,7 @@ import asyncssh
 
 from datatask.adapters.execute.ssh.connecting import Connect, SSHHost, mapped
 from datatask.adapters.execute.ssh.leftovers import list_runs, remove_runs
-from datatask.adapters.execute.ssh.link import let_go
+from datatask.adapters.execute.ssh.link import let_go, open_sftp
 from datatask.adapters.execute.ssh.places import SSHPlace
 from datatask.adapters.execute.ssh.placing import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
@@ -186,7 +186,7 @@ class SSHLinuxManager(AbstractProcessManager):
 
     @contextlib.asynccontextmanager
     async def _opened(self, path: Path, mode: str) -> AsyncIterator[Any]:
-        async with self.connected() as connection, connection.start_sftp_client() as sftp:
+        async with self.connected() as connection, await open_sftp(connection, self.hosts[0].label) as sftp:
             try:
                 file = await sftp.open(os.fspath(path), mode)
             except asyncssh.SFTPNoSuchFile as error:

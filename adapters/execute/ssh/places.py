@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import asyncssh
 
 from datatask.adapters.execute.ssh.connecting import SSHHost, mapped
-from datatask.adapters.execute.ssh.link import let_go, prepare
+from datatask.adapters.execute.ssh.link import let_go, open_sftp, prepare
 
 CHUNK_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ class SSHPlace:
         """Return what `stdout` or `stderr` has from an offset on, at most 1 MiB; nothing where it is not there (yet)."""
         connection = await self._connected()
         try:
-            self._sftp = self._sftp or await connection.start_sftp_client()
+            self._sftp = self._sftp or await open_sftp(connection, self._host.label)
             async with self._sftp.open(f"{self._folder}/{name}", "rb") as file:
                 data = await file.read(CHUNK_BYTES, offset)
         except asyncssh.SFTPNoSuchFile:
