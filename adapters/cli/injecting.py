@@ -138,11 +138,11 @@ def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tu
 def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
     with source.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
-        if reader.fieldnames is None or "job" not in reader.fieldnames:
-            raise CallerError(
-                "the first line has no column job", where=str(source), remedy="name one column job"
-            )
         try:
+            if reader.fieldnames is None or "job" not in reader.fieldnames:
+                raise CallerError(
+                    "the first line has no column job", where=str(source), remedy="name one column job"
+                )
             for row in reader:
                 where = f"{source}:{reader.line_num}"
                 if None in row or None in row.values():
@@ -153,8 +153,26 @@ def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
                     job,
                     row["value"] if list(row) == ["value"] else {k: _scalar(v) for k, v in row.items()},
                 )
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise CallerError(f"not CSV: {error}", where=f"{source}:{reader.line_num}") from error
+        except UnicodeDecodeError as error:
+            raise _not_utf8(source) or error from error
+
+
+def _not_utf8(source: Path) -> CallerError | None:
+    """Return the error for a file in another encoding, with the line: text is read ahead, so its reader does not know."""
+    with source.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                wide = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
+                return CallerError(
+                    f"this is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1})",
+                    where=f"{source}:{number}",
+                    remedy=f"convert it: iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8",
+                )
+    return None
 
 
 def _scalar(text: str) -> Any:
@@ -171,6 +189,14 @@ def _scalar(text: str) -> Any:
     return text
 
 
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _lines(source: Path) -> Iterator[tuple[str, str, Any]]:
     with source.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX), b""), 1):
@@ -180,7 +206,7 @@ def _lines(source: Path) -> Iterator[tuple[str, str, Any]]:
             try:
                 value = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise CallerError(
+                raise (None if _is_text(line) else _not_utf8(source)) or CallerError(
                     f"not JSON: {error}", where=where, remedy="write one object a line"
                 ) from error
             if not isinstance(value, dict) or not isinstance(value.get("job"), str):

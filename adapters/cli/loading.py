@@ -103,6 +103,10 @@ def check_file(file: Path) -> None:
         raise CallerError(
             "there is no such pipeline file", where=str(file), remedy="check -p, or run `datatask init`"
         )
+    if not file.is_file():
+        raise CallerError(
+            "this is no file that can be read twice", where=str(file), remedy="name a plain file with -p"
+        )
     if file.suffix in (".yaml", ".yml"):
         raise CallerError(
             "pipelines in YAML are not there yet",

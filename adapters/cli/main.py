@@ -138,7 +138,7 @@ def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) ->
         case OSError(errno=errno.EBADF):
             say(f"datatask: {CLOSED}")
             return BROKEN
-        case FileNotFoundError(filename=None) if _is_nowhere():
+        case FileNotFoundError() if not os.path.isabs(error.filename or "") and _is_nowhere():
             return _failed(
                 CallerError("the working directory is gone", where=os.environ.get("PWD", ""),
                             remedy="change to a directory that is there"),
