@@ -7,7 +7,7 @@ import sys
 
 from datatask.adapters.cli.output import shown
 
-_LOGGER = "datatask"
+_LOGGER, _LOOP = "datatask", "asyncio"
 
 
 class Lines(logging.Handler):
@@ -19,7 +19,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        text = f"{record.levelname.lower()}: {_said(record)}"
         if record.exc_info is not None and record.exc_info[1] is not None:
             error = record.exc_info[1]
             text += f" ({type(error).__name__}: {error})"
@@ -32,12 +32,18 @@ class Lines(logging.Handler):
             self.handleError(record)
 
 
+def _said(record: logging.LogRecord) -> str:
+    """Return a record's message; of asyncio's, which tell of objects and where they were made, that something failed."""
+    return record.getMessage() if record.name != _LOOP else "something in the background failed"
+
+
 def listen(*, debug: bool) -> None:
     """Print what our loggers say, unless the program has arranged for that itself."""
-    logger = logging.getLogger(_LOGGER)
-    if logging.getLogger().handlers or any(not isinstance(known, Lines) for known in logger.handlers):
-        return
-    for known in list(logger.handlers):
-        logger.removeHandler(known)
-    logger.addHandler(Lines(debug=debug))
-    logger.propagate = False
+    for name in (_LOGGER, _LOOP):
+        logger = logging.getLogger(name)
+        if logging.getLogger().handlers or any(not isinstance(known, Lines) for known in logger.handlers):
+            continue
+        for known in list(logger.handlers):
+            logger.removeHandler(known)
+        logger.addHandler(Lines(debug=debug))
+        logger.propagate = False

@@ -31,7 +31,7 @@ from datatask.adapters.cli.streams import (
     quiet_threads,
     say,
 )  # fmt: skip
-from datatask.schema.errors import CallerError, DatataskError, InternalError
+from datatask.schema.errors import CallerError, DatataskError, InternalError, LogError
 from datatask.schema.troubles import trouble
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) ->
         case click.ClickException():
             return _failed(_usage(error), settings, arguments)
         case DatataskError():
-            return _failed(error, settings, arguments)
+            odd = _damage(settings) if isinstance(error, InternalError) else None
+            return _failed(odd or error, settings, arguments)
         case OSError(errno=errno.EBADF) if input_is_closed():
             return _failed(
                 CallerError("it is closed", where=INPUT, remedy="redirect it from a file, or from /dev/null"),
@@ -144,7 +145,7 @@ def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) ->
                             remedy="change to a directory that is there"),
                 settings, arguments,
             )  # fmt: skip
-    known = trouble(error, _command(arguments))
+    known = trouble(error, _command(arguments)) or _damage(settings)
     if known is None and settings.debug:
         import traceback
 
@@ -173,6 +174,18 @@ def _last_words(error: BaseException, arguments: Sequence[str]) -> int:
     say(f"datatask: {line_of(error)}")
     known = trouble(error, _command(arguments))
     return 1 if known is None else known.exit_code
+
+
+def _damage(settings: Settings) -> DatataskError | None:
+    """Return what is wrong with the rows of this call's log: code of ours may fail on what no log should hold."""
+    from datatask.adapters.log.types import wrong_row
+
+    try:
+        return wrong_row(settings.log_path())
+    except LogError as error:
+        return error
+    except Exception:
+        return None  # there is no log, or no time: then it is told as what it was
 
 
 def _is_nowhere() -> bool:
