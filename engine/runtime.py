@@ -362,11 +362,15 @@ class Runtime:
             case StopRun(task=task, run=run, reason=reason, grace=grace):
                 self._runners[task].stop(run, reason, grace)
             case Finished():
-                future = self._tickets.pop(effect.ticket, None)
+                future = self._tickets.get(
+                    effect.ticket
+                )  # it stays until it is told: `fail` tells those that stay
                 if future is None:
                     self._done_tickets[effect.ticket] = effect
-                elif not future.done():
+                    return
+                if not future.done():
                     future.set_result(effect)
+                del self._tickets[effect.ticket]
 
     def _failed(self, effect: Effect, error: Exception) -> None:
         """A run that its runner would not take is refused; any other effect that raises is our bug."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from datatask.adapters.log.locate import at_home
 from datatask.schema.errors import CallerError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def parse_reference(text: str) -> Reference:
     if path.endswith((".py", ".yaml", ".yml")) or os.sep in path or Path(text).exists():
         whole = Path(text)
         file = whole if whole.exists() and not path.endswith(".py") else Path(path)
-        return Reference(text, file=file.expanduser().absolute(), attribute=attribute)
+        return Reference(text, file=at_home(str(file)).absolute(), attribute=attribute)
     if not all(part.isidentifier() for part in path.split(".")) or (separator and not attribute):
         raise CallerError(
             f"{text!r:.200} names no pipeline", remedy="use file.py, file.py:attribute or module:attribute"

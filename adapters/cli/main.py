@@ -21,6 +21,7 @@ from datatask.adapters.cli.options import shared_options
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.streams import (
     INPUT,
+    bound_end,
     catch_outside,
     drop_output,
     input_is_closed,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN = 70
+END_SECONDS = 10.0
+"""After an error Python waits so long for threads that the error may have left without anyone to end them."""
+
 CLOSED = "a function closed files that are not its own: the engine cannot go on; start it again"
 Instrument = Callable[[Any], None]
 
@@ -57,6 +61,8 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
         return  # a pipeline file is being loaded by the command line: it is in charge already
     if code == BROKEN:
         os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
+    if code:
+        bound_end(code, END_SECONDS)
     sys.exit(code)
 
 

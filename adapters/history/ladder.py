@@ -12,6 +12,7 @@ thinned out evenly: at most `RUNGS_MAX`, at most as many bytes as the log has.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint, write_checkpoint
-from datatask.adapters.log.locate import checkpoints_path
+from datatask.adapters.log.locate import checkpoints_path, user_cache
+from datatask.adapters.trust import UnsafePlaceError, check_above
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint, Filters
@@ -30,6 +32,8 @@ from datatask.schema.events import PayloadRedacted
 
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
+
+logger = logging.getLogger("datatask.log")
 
 RUNGS_MAX = 128
 BYTES_MIN = 64 << 20
@@ -191,14 +195,15 @@ def _ours(path: Path) -> bool:
 
 
 def _user_cache() -> Path | None:
-    """Return the user's cache folder for this program, or None where there is no home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):
-        return Path(given) / "datatask"
+    """Return where rungs may lie apart from their log: nowhere where there is no home, or others may fill that place."""
+    root = user_cache()
     try:
-        return Path.home() / ".cache" / "datatask"
-    except RuntimeError:
+        if root is not None:
+            check_above(root)
+    except UnsafePlaceError as error:
+        logger.warning("no states are kept there: %s", error)
         return None
+    return root
 
 
 def _keep_few(folder: Path) -> None:

@@ -7,6 +7,7 @@ SQLite's write-ahead log and our lease rest on.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -72,8 +73,29 @@ def locate(text: str | Path) -> Place:
             f"{given!r:.200} is not the place of a log",
             remedy="use sqlite:///PATH, a path, or memory:",
         )
-    path = Path(unquote(rest.removeprefix("/")) if separator else given).expanduser().absolute()
+    path = at_home(unquote(rest.removeprefix("/")) if separator else given).absolute()
     return Place(f"sqlite:///{path}", path)
+
+
+def at_home(text: str) -> Path:
+    """Return a path with `~` in its place; `CallerError` where nobody knows that home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise CallerError(
+            "this home is not known", where=text, remedy="set HOME, or write the whole path"
+        ) from error
+
+
+def user_cache() -> Path | None:
+    """Return the user's cache folder for this program, or None where there is no home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):
+        return Path(given) / "datatask"
+    try:
+        return Path.home() / ".cache" / "datatask"
+    except RuntimeError:
+        return None
 
 
 def default_path(beside: Path) -> Path:

@@ -17,9 +17,9 @@ from typing import NamedTuple, TypeVar
 
 from datatask.adapters.log.archives import read_rows, unbroken
 from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.locate import blobs_path, locate
+from datatask.adapters.log.locate import blobs_path, locate, user_cache
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.trust import make_private, private
+from datatask.adapters.trust import check_above, make_private, private
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import CallerError, LogDamagedError, TemporaryError
 from datatask.schema.format import APPLICATION_ID
@@ -34,9 +34,15 @@ _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def cache_folder(uuid: str) -> Path:
-    """Return where copies of a log are kept for this user."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "datatask" / uuid
+    """Return where copies of a log are kept for this user; `CallerError` where there is no such place, or others may fill it."""
+    root = user_cache()
+    if root is None:
+        raise CallerError(
+            "there is no place for a copy of the log: no home is known", where="--with-archives",
+            remedy="set HOME or XDG_CACHE_HOME",
+        )  # fmt: skip
+    check_above(root / uuid)
+    return root / uuid
 
 
 def restore(path: Path) -> Path:
