@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pyroaring import BitMap
 
+from datatask.engine.closing import call_off
 from datatask.engine.core.members import get_at
 from datatask.engine.core.observations import LOSS_LEAST
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Found, Store, Vanished, Write
@@ -68,8 +69,7 @@ class Comparer:
     async def close(self) -> None:
         """End."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await call_off(self._task)
 
     async def _go_on(self) -> None:
         while self._runtime.failure is None:

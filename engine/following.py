@@ -61,6 +61,10 @@ class Followers:
             lane.hands += 1
             self._spawn(self._work(repository, lane))
 
+    def under_way(self) -> list[str]:
+        """Return the stores that are being written to, each with how much waits for it and its last trouble."""
+        return [lane.words(repository) for repository, lane in self._lanes.items()]
+
     async def _work(self, repository: str, lane: _Lane) -> None:
         """Take from a lane until it is empty; what concerns a job that another hand is at goes to that hand."""
         while lane.waiting:
@@ -70,14 +74,14 @@ class Followers:
                 continue
             lane.at[job] = behind = deque([work])
             while behind:
-                await self._do(behind[0])
+                await self._do(behind[0], lane)
                 behind.popleft()
             del lane.at[job]
         lane.hands -= 1
         if not lane.hands:
             self._lanes.pop(repository)
 
-    async def _do(self, work: WriteStore | LookAgain) -> None:
+    async def _do(self, work: WriteStore | LookAgain, lane: _Lane) -> None:
         if isinstance(work, LookAgain):
             await self._look(work.repository, work.job)
             return
@@ -88,6 +92,7 @@ class Followers:
                 version = await self._change(write)
                 break
             except TemporaryError as trouble:
+                lane.trouble = str(trouble)
                 logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_SECONDS_MAX)
@@ -107,12 +112,19 @@ class Followers:
 class _Lane:
     """What waits for one store, how many hands are at it, and the jobs that they are at with what follows there."""
 
-    __slots__ = ("at", "hands", "waiting")
+    __slots__ = ("at", "hands", "trouble", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[str, WriteStore | LookAgain]] = deque()
         self.hands = 0
         self.at: dict[str, deque[WriteStore | LookAgain]] = {}
+        self.trouble = ""
+
+    def words(self, repository: str) -> str:
+        """Return what is under way here, for people."""
+        count = len(self.waiting) + sum(map(len, self.at.values()))
+        why = f" ({self.trouble})" if self.trouble else ""
+        return f"the store of {repository}: {count} write{'s' * (count != 1)}{why}"
 
 
 def _place(work: WriteStore | LookAgain) -> tuple[str, str]:

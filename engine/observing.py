@@ -15,7 +15,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from datatask.engine.calls import LISTING, error_info, leave_behind
+from datatask.engine.calls import LISTING, error_info
+from datatask.engine.closing import CALL_OFF_SECONDS, call_off
 from datatask.engine.comparing import Comparer, identity
 from datatask.engine.core.observations import NOBODY
 from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
@@ -46,8 +47,6 @@ FAIR = 10_000
 SAID_SECONDS = 60.0
 """How long between two different reasons of one store's trouble that are told."""
 WHY_MAX = 1024
-CLOSE_SECONDS = 5.0
-CALL_OFF_SECONDS = 1.0
 
 
 class _Look:
@@ -396,22 +395,16 @@ class Observer:
         """Stop watching, comparing and listing."""
         for stop in self._unwatch.values():
             stop()
-        await self._comparer.close()
         tasks = [look.task for look in self._relisting.values() if look.task is not None]
         tasks += [self._poller] if self._poller else []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        await call_off(*tasks, seconds=2 * CALL_OFF_SECONDS)
+        await self._comparer.close()
 
 
 async def _call_off(listing: asyncio.Task[BaseException | None]) -> None:
     """Cancel a listing; one that goes on all the same is left behind."""
-    listing.cancel()
-    await asyncio.wait([listing], timeout=CALL_OFF_SECONDS)
-    if not listing.done():
+    if not await call_off(listing):
         logger.warning("%s does not let itself be called off; it is left behind", listing.get_name())
-        leave_behind(listing)
 
 
 def _is_called_off() -> bool:

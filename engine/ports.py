@@ -309,6 +309,19 @@ class Runner(Protocol):
         """Let go; with `abandon` without waiting for what runs (what can outlive the engine does)."""
 
 
+@runtime_checkable
+class HoldsBack(Protocol):
+    """A runner that queues: what it was to start may not have begun."""
+
+    def hold_back(self) -> Iterable[int]:
+        """Begin nothing more, and return the runs that have not begun; each is then stopped."""
+
+
+def hold_back(runner: object) -> Iterable[int]:
+    """Have a runner hold back what has not begun; one that does not queue has nothing of that kind."""
+    return runner.hold_back() if isinstance(runner, HoldsBack) else ()
+
+
 # --- values -----------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import msgspec
 from datatask.engine import intact, services
 from datatask.engine.binding import ABSENT_VERSION, ValueRef, with_content
 from datatask.engine.calls import error_info
+from datatask.engine.closing import Closing, call_off
 from datatask.engine.core.effects import (
     Effect,
     Evaluation,
@@ -57,6 +58,7 @@ EVALUATIONS_MAX = 64
 VALUES_MAX = 4096
 TURN_FACTS_MAX = 2000
 BOUND = 1000
+FOLLOWING = "stores"
 
 Evaluate = Callable[[Evaluation], Awaitable[object]]
 
@@ -104,6 +106,8 @@ class Runtime:
         self._changed: OrderedDict[int, e.Event] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
         self._performed = state.position
+        self._recoveries: dict[int, list[asyncio.Task[None]]] = {}
+        self.written_count = 0
         self._followers = Followers(
             self._spawn, self._change_store, self._written, lambda leaf, job: self.look_again(leaf, job)
         )
@@ -134,7 +138,7 @@ class Runtime:
         services.enter(self.services)
         self._let_go = services.hear(self._loop, self.services)
         self._unsubscribe = self.log.subscribe(self._durable, self.fail)
-        for runner in self._distinct_runners():
+        for runner in self._distinct():
             await runner.open(self.sink)
         self.pump()
 
@@ -154,7 +158,8 @@ class Runtime:
         for runner, tasks in by_runner.values():
             mine = [spec for task in tasks for spec in specs.get(task, ())]
             if mine:
-                self._spawn(self._recover(runner, tasks, mine))
+                recovery = self._spawn(self._recover(runner, tasks, mine), "runs of before")
+                self._recoveries.setdefault(id(runner), []).append(recovery)
             else:
                 self.reactor.unavailable.difference_update(tasks)
         self.wake()
@@ -166,30 +171,52 @@ class Runtime:
         self.pump()
         self.wake()
 
-    async def close(self, *, abandon: bool = False, reason: str = "", actor: str = e.ENGINE) -> None:
+    async def close(
+        self, closing: Closing, *, abandon: bool = False, reason: str = "", actor: str = e.ENGINE
+    ) -> None:
         """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
         self.launching = False
         self._starter.closed = True
         if self._let_go is not None:
             self._let_go()
-        for runner in self._distinct_runners():
-            await runner.close(abandon=abandon)
+        await asyncio.gather(
+            *(self._close_runner(*named, closing, abandon) for named in self._distinct().items())
+        )
         if self.failure is None:
             self.turn()
-            await self.settled()
+            await self._settle(closing)
             self.reactor.close(self.now(), reason, actor)
             self.pump()
-            await self.flushed()
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+            await closing.step("the log", self.flushed())
+        await call_off(*self._background)
         if self._call_off is not None:
             self._call_off()
         if self._unsubscribe is not None:
             self._unsubscribe()
 
-    def _distinct_runners(self) -> list[Runner]:
-        return list({id(runner): runner for runner in self._runners.values()}.values())
+    async def _close_runner(self, runner: Runner, tasks: str, closing: Closing, abandon: bool) -> None:
+        try:
+            await closing.step(f"what runs {tasks}", runner.close(abandon=abandon))
+        finally:
+            for recovery in self._recoveries.pop(id(runner), ()):
+                recovery.cancel()  # nobody answers it any more
+
+    async def _settle(self, closing: Closing) -> None:
+        """Let what is under way end; what is written to stores and does not end is told by store."""
+        if not await closing.step("", self.settled()):
+            closing.unfinished[-1:] = self.under_way()
+
+    def under_way(self) -> list[str]:
+        """Return what goes on beside the turns: stores that are written to, code of the pipeline, and the like."""
+        others = {task.get_name() for task in self._background} - {FOLLOWING}
+        return [*self._followers.under_way(), *sorted(others)]
+
+    def _distinct(self) -> dict[Runner, str]:
+        """Return the runners, and the names of the tasks that each runs."""
+        names: dict[int, tuple[Runner, list[str]]] = {}
+        for task, runner in self._runners.items():
+            names.setdefault(id(runner), (runner, []))[1].append(task)
+        return {runner: ", ".join(tasks) for runner, tasks in names.values()}
 
     def fail(self, error: BaseException) -> None:
         """Stop for good: nothing that was folded ahead of the disk is believed any more."""
@@ -215,7 +242,7 @@ class Runtime:
         if isinstance(fact, Ended):
             for write in fact.writes:
                 if (write.source is not None or write.data is not None) and self._is_unstored(write):
-                    self._spawn(self._store_contents(fact))
+                    self._spawn(self._store_contents(fact), f"what run {fact.run} brought")
                     return
         self._facts.append(fact)
         self.wake()
@@ -256,7 +283,7 @@ class Runtime:
         reactor.stop_overdue(now)
         evaluations = reactor.evaluations(now, EVALUATIONS_MAX)
         if evaluations:
-            self._spawn(self._evaluate_all(evaluations))
+            self._spawn(self._evaluate_all(evaluations), "filters, translations and priorities")
         launched, wake_at = (
             reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at())
         )
@@ -442,6 +469,7 @@ class Runtime:
         return done.position, done.changes
 
     def _written(self, effect: WriteStore, version: str | None, error: str, conflict: bool) -> None:
+        self.written_count += 1
         self.reactor.written(
             effect.write,
             effect.run,
@@ -510,8 +538,8 @@ class Runtime:
             info = error_info(error)
             return evaluation, None, f"{info.type}: {info.message}"[:1024]
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None], doing: str = FOLLOWING) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=doing)
         self._background.add(task)
         task.add_done_callback(self._reaped)
         return task

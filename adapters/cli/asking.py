@@ -7,7 +7,6 @@ the pipeline is loaded and opened, launches nothing but what is asked for, and c
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 import uuid
@@ -15,12 +14,16 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from datatask.adapters.cli.interrupts import note_interrupts
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.present import recorded_state
+from datatask.adapters.cli.recorded import changed, recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history.states import fold
+from datatask.adapters.history.states import fold, follow
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.wiring.actors import actor
+from datatask.adapters.wiring.looping import run_in_loop
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, LogError
@@ -58,11 +61,14 @@ class Wish(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What was done (or would be): `position` is the last one that it led to, None for nothing."""
+    """What was done (or would be): `position` is the last one that it led to, None for nothing; `left` is what the
+    next engine will do, in words.
+    """
 
     changes: list[Change]
     position: int | None
     engine: str
+    left: tuple[str, ...] = ()
 
 
 Plan = Callable[[State, Blobs | None], Iterable[Wish]]
@@ -75,25 +81,42 @@ def who(verb: str, reason: str) -> dict[str, str]:
 
 
 def carry_out(
-    settings: Settings, plan: Plan, *, dry_run: bool = False, afterwards: Afterwards | None = None
+    settings: Settings,
+    plan: Plan,
+    *,
+    dry_run: bool = False,
+    wait: bool = False,
+    afterwards: Afterwards | None = None,
 ) -> Done:
     """Carry out what `plan` wishes; a dry run only asks it what that would be.
 
     `afterwards` is awaited with the open pipeline when the log was opened here. Engines come and go meanwhile: what one has not
-    carried out goes, under the same id, to the next one, or is done here.
+    carried out goes, under the same id, to the next one, or is done here. What cannot be done here in some seconds is left to
+    the next engine, and told; with `wait` it is waited for.
     """
+    done = _carried_out(settings, plan, dry_run, wait, afterwards)
+    for text in done.left:
+        Output(settings).say(f"note: {text}; the next `{settings.command('run')}` goes on with it")
+    if wait and done.engine == "running" and not dry_run:
+        _await_stops(settings)
+    return done
+
+
+def _carried_out(
+    settings: Settings, plan: Plan, dry_run: bool, wait: bool, afterwards: Afterwards | None
+) -> Done:
     from datatask.adapters.log.asking import NoEngineError, refuse_strangers
 
     path = locate(settings.log_url()).path
     if path is not None:
         refuse_strangers(path)
-    errand = _Errand(plan)
+    errand = Errand(plan)
     until = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
             if path is not None and path.exists() and _holder(path):
                 return _through_inbox(path, errand, dry_run)
-            return asyncio.run(_opening(settings, errand, dry_run, afterwards))
+            return run_in_loop(_opening(settings, errand, dry_run, wait, afterwards))
         except (NoEngineError, LeaseHeldError):
             # It ended just now, or one has started just now.
             if path is None or time.monotonic() > until:
@@ -101,7 +124,7 @@ def carry_out(
         time.sleep(random.uniform(*AGAIN_SECONDS))  # many that wait for each other must not keep in step
 
 
-class _Errand:
+class Errand:
     """The wishes of one command, asked one after the other; one that was not carried out is asked again as it is."""
 
     def __init__(self, plan: Plan) -> None:
@@ -135,7 +158,13 @@ class _Errand:
         if reply.refusal is not None:
             raise refused(reply.refusal)
         position = self.done.position if reply.position is None else reply.position
-        self.done = Done([*self.done.changes, *wish.changes], position, engine)
+        self.done = self.done._replace(
+            changes=[*self.done.changes, *wish.changes], position=position, engine=engine
+        )
+
+    def leaves(self, *left: str) -> None:
+        """Note what is left to the next engine, in words."""
+        self.done = self.done._replace(left=(*self.done.left, *left))
 
 
 def _holder(path: Path) -> bool:
@@ -164,7 +193,7 @@ def _folded(path: Path) -> State:
         time.sleep(AGAIN_SECONDS[0])
 
 
-def _through_inbox(path: Path, errand: _Errand, dry_run: bool) -> Done:
+def _through_inbox(path: Path, errand: Errand, dry_run: bool) -> Done:
     from datatask.adapters.log.asking import ask
 
     state = _folded(path)
@@ -176,22 +205,32 @@ def _through_inbox(path: Path, errand: _Errand, dry_run: bool) -> Done:
     return errand.done
 
 
-async def _opening(settings: Settings, errand: _Errand, dry_run: bool, afterwards: Afterwards | None) -> Done:
+async def _opening(
+    settings: Settings, errand: Errand, dry_run: bool, wait: bool, afterwards: Afterwards | None
+) -> Done:
     """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
+    from datatask.adapters.cli.alone import carry_out_alone
+
     pipeline = settings.load_pipeline()
+    state = recorded_state(pipeline)[0]
     if not errand.begun:
-        foreseen = errand.foreseen(recorded_state(pipeline)[0], "none")
+        foreseen = errand.foreseen(state, "none")
         if dry_run:
             return foreseen
-    async with pipeline:
-        assert pipeline.log is not None
-        errand.done = errand.done._replace(engine="opened")
-        for wish in errand.wishes(pipeline.state, pipeline.log.blobs):
-            errand.taken(wish, await pipeline.request(wish.request), "opened")
-        if afterwards is not None:
-            await afterwards(pipeline)
-        await pipeline.settle()
+    began = None if wait else settings.began
+    await carry_out_alone(pipeline, errand, state, began=began, afterwards=afterwards)
     return errand.done
+
+
+def _await_stops(settings: Settings) -> None:
+    """Wait, by the log alone, until the runs have ended that were asked to stop."""
+    note_interrupts()
+    with recorded(settings) as log:
+        state = log.state
+        runs = {run.run for run in state.open_runs.values() if run.stopping is not None}
+        while runs & state.open_runs.keys():
+            changed(log.reader, state.position, 1.0)
+            follow(log.reader, state)
 
 
 def refused(refusal: Refusal) -> DatataskError:
@@ -213,7 +252,7 @@ def shape(done: Done, verb: str, dry_run: bool) -> dict[str, Any]:
         "position": done.position,
         "count": len(done.changes),
         "changes": [change.shape() for change in done.changes],
-    }
+    } | ({"left": list(done.left)} if done.left else {})
 
 
 def exit_code(done: Done, dry_run: bool, wanted: bool) -> int:

@@ -12,7 +12,7 @@ import click
 from datatask.adapters.cli.asking import Change, Wish, carry_out, sliced, who
 from datatask.adapters.cli.downstream import reached
 from datatask.adapters.cli.injecting import Content, Spooled, document_of, portions, read_many
-from datatask.adapters.cli.options import JOB, changing, command
+from datatask.adapters.cli.options import JOB, changing, command, waits
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.people import told
 from datatask.adapters.cli.settings import Settings
@@ -141,10 +141,11 @@ def _neither(definition: d.RepositoryDef) -> CallerError:
 @click.argument("target", metavar="TASK|TASK.LINK")
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...|__all__")
 @click.option("-r", "--recursive", is_flag=True, help="Also from everything downstream.")
+@waits
 @changing
 def rm(
-    settings: Settings, target: str, jobs: tuple[str, ...], recursive: bool, dry_run: bool, reason: str,
-    exit_code: bool,
+    settings: Settings, target: str, jobs: tuple[str, ...], recursive: bool, wait: bool, dry_run: bool,
+    reason: str, exit_code: bool,
 ) -> int:  # fmt: skip
     """Delete jobs from a repository, or from all that a task fills (stopping its runs).
 
@@ -170,7 +171,7 @@ def rm(
                 request = r.DeleteValues(**who("rm", reason), repository=leaf, jobs=part)
                 yield Wish(request, tuple(Change("delete", repository=leaf, job=job) for job in part))
 
-    done = carry_out(settings, plan, dry_run=dry_run)
+    done = carry_out(settings, plan, dry_run=dry_run, wait=wait)
     output = Output(settings)
     if output.json or dry_run:
         return told(output, done, "rm", dry_run, exit_code)

@@ -21,7 +21,6 @@ from datatask.adapters.cli.options import shared_options
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.streams import (
     INPUT,
-    bound_end,
     catch_outside,
     drop_output,
     input_is_closed,
@@ -32,6 +31,7 @@ from datatask.adapters.cli.streams import (
     quiet_threads,
     say,
 )  # fmt: skip
+from datatask.adapters.wiring.guarding import guard
 from datatask.schema.errors import CallerError, DatataskError, InternalError, LogError
 from datatask.schema.troubles import trouble
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN = 70
-END_SECONDS = 10.0
-"""After an error Python waits so long for threads that the error may have left without anyone to end them."""
+END_SECONDS = 3.0
+"""Python waits so long for threads that an error, or a pipeline's end, has left without anyone to end them."""
 
 CLOSED = "a function closed files that are not its own: the engine cannot go on; start it again"
 Instrument = Callable[[Any], None]
@@ -61,8 +61,7 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
         return  # a pipeline file is being loaded by the command line: it is in charge already
     if code == BROKEN:
         os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
-    if code:
-        bound_end(code, END_SECONDS)
+    guard.within(END_SECONDS, code, "a thread that does not end was left behind")
     sys.exit(code)
 
 

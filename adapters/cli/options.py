@@ -118,6 +118,10 @@ def changing(function: F) -> F:
     return function
 
 
+waits = click.option("--wait", is_flag=True, help="Wait until it is done, however long that takes.")
+"""The option of commands that else leave to the next engine what takes long."""
+
+
 def WHEN(text: str) -> When:
     """A position, an ISO time, or an age."""
     from datatask.adapters.clock import SystemClock

@@ -12,7 +12,7 @@ import click
 
 from datatask.adapters.cli.asking import Change, Done, Wish, carry_out, exit_code, shape, sliced, who
 from datatask.adapters.cli.interrupts import note_interrupts
-from datatask.adapters.cli.options import JOB, changing, command
+from datatask.adapters.cli.options import JOB, changing, command, waits
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.recorded import changed, recorded
 from datatask.adapters.cli.settings import Settings
@@ -123,9 +123,16 @@ def _ended(settings: Settings, task: str, job: str) -> int:
 @command("cancel", example="datatask cancel resize cat dog --reason 'wrong input'")
 @click.argument("task")
 @click.argument("jobs", nargs=-1, required=True, type=JOB, metavar="JOB...")
+@waits
 @changing
 def cancel(
-    settings: Settings, task: str, jobs: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool
+    settings: Settings,
+    task: str,
+    jobs: tuple[str, ...],
+    wait: bool,
+    dry_run: bool,
+    reason: str,
+    exit_code: bool,
 ) -> int:
     """Cancel jobs of a task: stop those that run, take out of the queue those that wait."""
 
@@ -136,7 +143,8 @@ def cancel(
             request = r.CancelJobs(**who("cancel", reason), task=task, jobs=part)
             yield Wish(request, tuple(Change("cancel", task=task, job=job) for job in part))
 
-    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), "cancel", dry_run, exit_code)
+    done = carry_out(settings, plan, dry_run=dry_run, wait=wait)
+    return told(Output(settings), done, "cancel", dry_run, exit_code)
 
 
 def _is_pending(state: State, task: TaskState, job: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,14 +17,16 @@ from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
 from datatask.adapters.history.when import words
 from datatask.adapters.log.locate import locate
-from datatask.adapters.wiring.interrupts import Interrupts
+from datatask.adapters.wiring.guarding import guard
+from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
+from datatask.adapters.wiring.looping import run_in_loop
 from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
 from datatask.schema.requests import AcceptLoss
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Outcome, Pipeline
 
-INTERRUPTED, TIMED_OUT = 130, 7
+TIMED_OUT = 7
 ROUND_MAX = 1000
 TOLD_MAX = 5
 
@@ -36,16 +40,18 @@ TOLD_MAX = 5
 @click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
               help="Stop after this many seconds (exit code 7).")  # fmt: skip
+@click.option("--grace", type=click.FloatRange(min=0), metavar="S",
+              help="Once it is to end, wait for what runs, and for what is slow, so many seconds at most (10).")  # fmt: skip
 @click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
 @click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")
 @changing
 def run(
-    settings: Settings, forever: bool, launch_once: bool, timeout: float | None, failures_ok: bool,
-    accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool,
+    settings: Settings, forever: bool, launch_once: bool, timeout: float | None, grace: float | None,
+    failures_ok: bool, accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool,
 ) -> int:  # fmt: skip
     """Work until all is quiet.
 
-    A first Ctrl-C launches nothing more and waits for what runs, a second one abandons it. Exit codes: 0 done,
+    A first Ctrl-C launches nothing more and waits for what runs as long as --grace says, a second one abandons it. Exit codes: 0 done,
     1 jobs failed, 6 jobs wait for what cannot come, 7 time-out, 130 interrupted.
     """
     if forever and launch_once:
@@ -54,9 +60,11 @@ def run(
     if dry_run:
         return _foretell(settings, pipeline, "run", exit_code)
     pipeline.accepted |= set(accept_loss)
+    if grace is not None:
+        pipeline.grace_seconds = grace
     work = _Work(settings, pipeline, failures_ok)
     try:
-        return asyncio.run(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
+        return run_in_loop(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
     except LeaseHeldError:
         _accept_elsewhere(pipeline, accept_loss, reason)
         raise
@@ -70,7 +78,7 @@ def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, ex
     if dry_run:
         return _foretell(settings, settings.load_pipeline(), "update", exit_code)
     work = _Work(settings, settings.load_pipeline(), failures_ok)
-    return asyncio.run(work.update())
+    return run_in_loop(work.update())
 
 
 def _foretell(settings: Settings, pipeline: Pipeline, verb: str, wanted: bool) -> int:
@@ -110,41 +118,87 @@ class _Work:
         self._failures_ok = failures_ok
         self._output = Output(settings)
 
-    async def run(self, **options: Any) -> int:
-        """Open, work, tell, close."""
-        async with self._pipeline as pipeline:
-            progress = Progress(pipeline)
-            self._start()
-            outcome: Outcome | None = None
-            timed_out = False
-            with Interrupts(pipeline, self._output.say) as interrupts:
+    async def run(self, *, timeout: float | None, **options: Any) -> int:
+        """Open, work, tell, close. The time-out is for the work; opening may take half of the grace from the closing."""
+        grace = self._pipeline.grace_seconds
+        began = time.monotonic()
+        if timeout is not None:
+            seconds = timeout + grace
+            guard.within(
+                seconds + SPARE_SECONDS, TIMED_OUT, f"not ended {seconds:g} s after its start: {BLOCKED}"
+            )
+
+        async def work(interrupts: Interrupts) -> int:
+            if timeout is None:
+                return await self._run(interrupts, options)
+            late = time.monotonic() - began
+            code = await self._run(
+                interrupts, {**options, "timeout": min(timeout, timeout + grace / 2 - late)}, timeout
+            )
+            self._pipeline.hurry(began + timeout + grace - time.monotonic())
+            return code
+
+        return await self._open(work, None if timeout is None else timeout + grace / 2)
+
+    async def _open(self, work: Callable[[Interrupts], Awaitable[int]], seconds: float | None = None) -> int:
+        """Open the pipeline, do the work, close it again; a signal ends each of these."""
+        pipeline = self._pipeline
+        with Interrupts(pipeline, self._output.say, guard=guard) as interrupts:
+            try:
                 try:
-                    async with showing.shown(self._output, progress):
-                        outcome = await pipeline.run(**options)
-                except TimeLimitError as limit:
-                    timed_out = True
-                    self._output.say(f"datatask: {limit}")
-                except asyncio.CancelledError:
-                    if interrupts.count < 2:
+                    async with asyncio.timeout(seconds) as limit:
+                        await pipeline.open()
+                except TimeoutError:
+                    if not limit.expired():
                         raise
-                    asyncio.current_task().uncancel()  # type: ignore[union-attr]  # within a task, always
-            progress.close()
-            outcome = outcome or pipeline.outcome()
-            code = self._code(outcome, interrupted=interrupts.count > 0, timed_out=timed_out)
-            self._tell(outcome, progress, code)
+                    raise TimeLimitError(
+                        f"not open after {seconds:g} s", remedy="see `datatask doctor`"
+                    ) from None
+                try:
+                    return await work(interrupts)
+                finally:
+                    await pipeline.close()
+            except asyncio.CancelledError:
+                interrupts.swallow()
+                return INTERRUPTED
+
+    async def _run(
+        self, interrupts: Interrupts, options: dict[str, Any], timeout: float | None = None
+    ) -> int:
+        pipeline, progress = self._pipeline, Progress(self._pipeline)
+        self._start()
+        outcome: Outcome | None = None
+        timed_out = False
+        try:
+            async with showing.shown(self._output, progress):
+                outcome = await pipeline.run(**options)
+        except TimeLimitError as limit:
+            timed_out = True
+            self._output.say(f"datatask: not quiet after {timeout:g} s; {limit.remedy}")
+        except asyncio.CancelledError:
+            interrupts.swallow()
+        progress.close()
+        outcome = outcome or pipeline.outcome()
+        code = self._code(outcome, interrupted=interrupts.count > 0, timed_out=timed_out)
+        self._tell(outcome, progress, code)
         return code
 
     async def update(self) -> int:
         """Open, work one round, wait for what would end with us, close."""
-        async with self._pipeline as pipeline:
-            with Interrupts(pipeline, self._output.say) as interrupts:
-                await pipeline.update()
-                while any(not pipeline.tasks[run.task].outlives for run in pipeline.state.open_runs.values()):
-                    await asyncio.sleep(0.01)
-            failed = any(task.failed.count for task in pipeline.state.tasks.values())
-            live = len(pipeline.state.open_runs)
-            if self._output.json:
-                self._output.document({"failed": failed, "live": live})
+        return await self._open(self._update)
+
+    async def _update(self, interrupts: Interrupts) -> int:
+        pipeline = self._pipeline
+        try:
+            await pipeline.update()
+            while pipeline.is_ending:
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            interrupts.swallow()
+        failed = any(task.failed.count for task in pipeline.state.tasks.values())
+        live = len(pipeline.state.open_runs)
+        if self._output.json:
+            self._output.document({"failed": failed, "live": live})
         return INTERRUPTED if interrupts.count else 1 if failed and not self._failures_ok else 0
 
     def _code(self, outcome: Outcome, *, interrupted: bool, timed_out: bool) -> int:

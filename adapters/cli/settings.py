@@ -11,7 +11,8 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Settings:
     debug: bool = False
     given: Pipeline | None = None
     given_folder: Path | None = None
+    began: float = field(default_factory=time.monotonic)
     _loaded: Loaded | None = None
 
     @property

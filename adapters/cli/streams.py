@@ -12,7 +12,6 @@ import io
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -97,18 +96,6 @@ def quiet_threads() -> None:
     """Have what nobody catches in a thread told in one line; of finalizers nothing: what they clean up ends with the process."""
     threading.excepthook = lambda arguments: _last(arguments.exc_value, thread=True)
     sys.unraisablehook = lambda arguments: None
-
-
-def bound_end(code: int, seconds: float) -> None:
-    """End this process by force after some seconds, where a thread does not let it end by itself."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        drop_output()
-        os._exit(code)
-
-    with suppress(RuntimeError):  # no thread to be had: then it is the machine that is in need
-        threading.Thread(target=end, name="datatask-end", daemon=True).start()
 
 
 def _last(error: BaseException | None, *, thread: bool = False) -> None:

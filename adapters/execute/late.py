@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from datatask.engine.ports import Runner, RunSpec, Sink
+from datatask.engine.ports import Runner, RunSpec, Sink, hold_back
 from datatask.schema.events import StopReason
 
 
@@ -29,6 +29,10 @@ class LateRunner:
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """Have it stop a run."""
         self._runner.stop(run, reason, grace)
+
+    def hold_back(self) -> Iterable[int]:
+        """Have it begin nothing more."""
+        return hold_back(self._runner)
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
         """Have it account for the runs of an earlier engine."""

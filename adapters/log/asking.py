@@ -21,6 +21,7 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder, user_name
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.trust import make_private
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError, LogError, TemporaryError, TimeLimitError
 from datatask.schema.requests import AnyRequest, Ping, Reply
@@ -84,6 +85,14 @@ def ask_to_ping(log: Path, request: Ping, *, timeout_seconds: float) -> Reply:
     except TimeLimitError:
         _Question(inbox_path(log), request).withdraw()
         raise
+
+
+def leave(log: Path, request: AnyRequest) -> None:
+    """Leave a request to the next engine that opens `log`, which carries it out; no answer is waited for."""
+    root = inbox_path(log)
+    with mapped(root):
+        make_private(root)
+    _Question(root, request).answered()
 
 
 def refuse_strangers(log: Path) -> None:

@@ -44,6 +44,7 @@ from datatask.adapters.log.waiting import Durable, Failed, Waiters
 from datatask.adapters.log.writer import Writer
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
+from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
 
@@ -293,7 +294,7 @@ class SqliteLog:
         self._closed = True
         await self._engine.dispose()
         # The writer's connection goes last: the last one to close folds the write-ahead log into the file.
-        await asyncio.to_thread(self._close)
+        await in_own_thread(self._close, "closing the log")  # the pool may be full of what hangs
 
     def _close(self) -> None:
         try:

@@ -7,7 +7,6 @@ never members. All file work happens in threads; the blocking functions are also
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -134,7 +133,7 @@ class FolderStore(ABC):
 
     async def version(self, job: str) -> str | None:
         """Return the version of a member now, or None."""
-        return await asyncio.to_thread(self.version_now, job)
+        return await in_own_thread(lambda: self.version_now(job), f"a look at {self.path(job)}")
 
     def version_now(self, job: str) -> str | None:
         """Return the version of a member now, or None; blocking."""
@@ -148,14 +147,16 @@ class FolderStore(ABC):
 
     async def put(self, write: Write) -> str | None:
         """Write the value whole or not at all, durably; return its version."""
-        return await asyncio.to_thread(os_errors(str(self.path(write.job)))(self._put), write)
+        put, path = self._put, str(self.path(write.job))
+        return await in_own_thread(lambda: os_errors(path)(put)(write), f"writing {path}")
 
     @abstractmethod
     def _put(self, write: Write) -> str | None: ...
 
     async def delete(self, job: str) -> None:
         """Remove the job's entry, durably; absent is fine."""
-        await asyncio.to_thread(os_errors(str(self.path(job)))(self._delete), job)
+        delete, path = self._delete, str(self.path(job))
+        await in_own_thread(lambda: os_errors(path)(delete)(job), f"deleting {path}")
 
     def _delete(self, job: str) -> None:
         removed = [self._removed(path) for path in self._spellings(job)]  # each once: somebody may write anew
@@ -193,7 +194,7 @@ class FolderStore(ABC):
 
     async def prepare(self) -> None:
         """Make the folder, check that it can be written, and remove what dead writers left staged."""
-        await asyncio.to_thread(self._prepare)
+        await in_own_thread(self._prepare, f"a look at {self.basedir}")
 
     def _prepare(self) -> None:
         with os_errors(str(self.basedir)):

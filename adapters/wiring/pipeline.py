@@ -8,6 +8,7 @@ objects, out comes an open engine behind a handful of verbs; `verbs` and the com
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -15,7 +16,7 @@ import random
 import socket
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -28,8 +29,10 @@ from datatask.adapters.wiring import succession
 from datatask.adapters.wiring.actors import this_program
 from datatask.adapters.wiring.collector import collect_seldom
 from datatask.adapters.wiring.interrupts import Interrupts
+from datatask.adapters.wiring.looping import run_in_loop
 from datatask.adapters.wiring.serving import Serving
 from datatask.engine.asking import answer, error_of
+from datatask.engine.closing import GRACE_SECONDS, Closing, within
 from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.state import FOLD_VERSION, State
@@ -38,7 +41,7 @@ from datatask.engine.declare import Declared, declare
 from datatask.engine.graph import dependants, graph_of
 from datatask.engine.loading import load_state
 from datatask.engine.observing import Observer
-from datatask.engine.ports import Checkpoint, Clock, EventLog, Write
+from datatask.engine.ports import Checkpoint, Clock, EventLog, Write, hold_back
 from datatask.engine.quotas import ResourceManager
 from datatask.engine.repositories import DerivedLeaf, Repository
 from datatask.engine.runtime import Runtime
@@ -46,7 +49,13 @@ from datatask.engine.session import Session
 from datatask.engine.tasks import Task
 from datatask.schema import events as e
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError, UnknownNameError
+from datatask.schema.errors import (
+    CallerError,
+    DatataskError,
+    LeaseHeldError,
+    TimeLimitError,
+    UnknownNameError,
+)
 from datatask.schema.expected import FUNCTION, TEXT, expect, expect_one
 from datatask.schema.values import encode_value
 
@@ -54,7 +63,6 @@ logger = logging.getLogger("datatask.pipeline")
 
 BUSY_SECONDS = 0.005
 OPAQUE_SECONDS = 1.0
-ENDS_SECONDS = 60.0
 CHECKPOINT_EVERY = 50_000
 CHECKPOINT_LEAST = 2_000
 
@@ -117,6 +125,7 @@ class Pipeline:
         self.accepted: set[str] = set()
         self.actor = ""
         self.reason = ""
+        self.grace_seconds = GRACE_SECONDS
         self.log: EventLog | None = None
         self._listed = listed
         self.location = log
@@ -133,6 +142,7 @@ class Pipeline:
         self._draining = False
         self._abandoned = False
         self._closed_by = (e.ENGINE, "")
+        self._closing: Closing | None = None
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, tasks={list(self.tasks)})"
@@ -194,32 +204,33 @@ class Pipeline:
     ) -> None:
         await self.close()
 
-    async def open(self) -> None:
+    async def open(self, *, patience: Callable[[], float | None] = lambda: None) -> None:
         """Take the lease of the log, bring the state up to date, recover what an earlier engine left.
 
-        After `LeaseHeldError` the pipeline can be opened again.
+        After `LeaseHeldError` the pipeline can be opened again. `patience` says how many seconds (None: without end) what
+        is asked of the world may take, first resources and repositories, then, with the log open, runners and stores;
+        `TimeLimitError` when it takes longer. The log itself takes as long as it takes.
         """
         if self._used:
             raise CallerError("Pipeline is already used", remedy="make a new Pipeline to open it again")
         self._used = True
         self.actor = self.actor or this_program()
         declared = self.declare()
-        await self.session.open()
         try:
-            await self._validate(declared)
+            async with _limited(patience(), "the session or a repository"):
+                await self.session.open()
+                await self._validate(declared)
             self.log = await self._open_log()
-            try:
-                await self._start(declared, self.log)
-            except BaseException:
-                await self._release()
-                raise
+            state = await self._load(declared, self.log)
+            async with _limited(patience(), "what runs, or a store,"):
+                await self._start(declared, self.log, state)
         except LeaseHeldError:
             await self.session.close()
             self.session.renew()
             self._used = False
             raise
         except BaseException:
-            await self.session.close()
+            await self._let_go(self.hurry(self.grace_seconds))
             raise
 
     async def _validate(self, declared: Declared) -> None:
@@ -248,7 +259,7 @@ class Pipeline:
             pid=os.getpid(),
         )
 
-    async def _start(self, declared: Declared, log: EventLog) -> None:
+    async def _load(self, declared: Declared, log: EventLog) -> State:
         self._collect_again = collect_seldom()
         state = await load_state(log)
         self._checkpointed = state.position
@@ -260,6 +271,9 @@ class Pipeline:
             )
         self.accepted = succession.accepted(self.accepted, state, declared)
         succession.check(state, declared, self.accepted, where=log.url)
+        return state
+
+    async def _start(self, declared: Declared, log: EventLog, state: State) -> None:
         stores = {
             id: leaf.store
             for id, leaf in declared.repositories.items()
@@ -308,35 +322,74 @@ class Pipeline:
         )
 
     async def close(self, *, reason: str = "") -> None:
-        """End the engine: runners let go, the log says goodbye, the lease is free."""
+        """End the engine within `grace_seconds`: runners let go, the log says goodbye, the lease is free.
+
+        What does not end in that time is told by name and left behind: the log has it open, and the next engine goes on.
+        """
+        closing = self.hurry(self.grace_seconds)
         try:
             if self._serving is not None:
-                await self._serving.close(well=self._runtime is not None and self._runtime.failure is None)
+                well = self._runtime is not None and self._runtime.failure is None
+                await closing.step("the inbox", self._serving.close(well=well))
             if self._observer is not None:
-                await self._observer.close()
+                await closing.step("the listing of stores", self._observer.close())
             if self._runtime is not None:
-                await self._end_runs(self._runtime)
+                await self._end_runs(self._runtime, closing)
                 actor, why = self._closed_by
-                await self._runtime.close(abandon=self._abandoned, reason=reason or why, actor=actor)
+                await self._runtime.close(closing, abandon=self._abandoned, reason=reason or why, actor=actor)
                 if self._runtime.failure is None:
-                    await self._checkpoint(CHECKPOINT_LEAST)
+                    await closing.step("a checkpoint", self._checkpoint(CHECKPOINT_LEAST))
         finally:
-            await self._release()
-            await self.session.close()
+            await self._let_go(closing)
 
-    async def _end_runs(self, runtime: Runtime) -> None:
+    def hurry(self, seconds: float) -> Closing:
+        """Begin the time in which the engine is to let go; the one that began first holds."""
+        self._closing = self._closing or Closing(seconds)
+        return self._closing
+
+    @property
+    def closing(self) -> Closing | None:
+        """The time in which it lets go, once that has begun."""
+        return self._closing
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened, wholly, and is not being closed."""
+        return self._serving is not None and not self._serving.ended
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a request of others is being carried out."""
+        return self.runtime.failure is None and self._serving is not None and self._serving.busy
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether runs are open that cannot outlive the engine."""
+        return self.runtime.failure is None and any(map(self._ends_with_us, self.state.open_runs.values()))
+
+    async def _let_go(self, closing: Closing) -> None:
+        """Close the log and the session, whatever was opened."""
+        try:
+            await closing.step(f"the log {self.log.url}" if self.log is not None else "", self._release())
+        finally:
+            try:
+                await closing.last_step("resources of the session", self.session.close())
+            finally:
+                if closing.unfinished:
+                    logger.warning("%s", closing)
+
+    async def _end_runs(self, runtime: Runtime, closing: Closing) -> None:
         """Stop the runs that cannot outlive the engine, and wait for their ends."""
         if runtime.failure is not None:
             return
         self.abandon()
-        try:
-            async with asyncio.timeout(ENDS_SECONDS):
-                while runtime.failure is None and any(
-                    map(self._ends_with_us, runtime.state.open_runs.values())
-                ):
-                    await runtime.advanced()
-        except TimeoutError:
-            logger.warning("some runs did not end within %g s; the next engine finds them open", ENDS_SECONDS)
+        if not await closing.step("", self._ended(runtime)):
+            going = sum(map(self._ends_with_us, runtime.state.open_runs.values()))
+            closing.unfinished[-1] = f"{going} run{'s' * (going != 1)} of this process"
+
+    async def _ended(self, runtime: Runtime) -> None:
+        while self.is_ending:
+            await runtime.advanced()
 
     def _ends_with_us(self, run: OpenRun) -> bool:
         task = self.tasks.get(run.task)
@@ -378,13 +431,14 @@ class Pipeline:
         if timeout is None:
             return await work
         try:
-            async with asyncio.timeout(timeout):
-                return await work
+            return await within(timeout, work)
         except TimeoutError as error:
+            if isinstance(error, DatataskError):
+                raise
             self.runtime.launching = False
             raise TimeLimitError(
                 f"not quiet after {timeout:g} s", remedy="run again: it goes on where it was"
-            ) from error
+            ) from None
 
     async def _run(self, forever: bool, launch_once: bool) -> Outcome:
         runtime = self.runtime
@@ -486,12 +540,16 @@ class Pipeline:
                 "run_sync was called while an event loop is running (a notebook has one)",
                 remedy="write `async with pipeline: await pipeline.run()`",
             )
-        return asyncio.run(self._run_sync(options))
+        return run_in_loop(self._run_sync(options))
 
     async def _run_sync(self, options: dict[str, Any]) -> Outcome:
-        async with self:
-            with Interrupts(self, logger.warning):
-                return await self.run(**options)
+        with Interrupts(self, logger.warning) as interrupts:
+            async with self:
+                try:
+                    return await self.run(**options)
+                except asyncio.CancelledError:
+                    interrupts.swallow()
+                    return self.outcome()
 
     def interrupt(self, why: str) -> None:
         """Somebody ends this engine before its work is done: its goodbye, and what it stops, will say so."""
@@ -507,26 +565,35 @@ class Pipeline:
         if (damage := self.runtime.damage) is not None:
             raise type(damage)(damage.what, where=damage.where, remedy=damage.remedy)
 
-    def drain(self) -> None:
-        """Launch nothing more; `run` returns when what is running has ended."""
+    def drain(self) -> int:
+        """Launch nothing more; `run` returns when what is running has ended.
+
+        What an executor or a host has only queued is handed back, to be begun by the next engine; returns how many.
+        """
         self._draining = True
         runtime = self.runtime
         runtime.launching = False
         runtime.mode = "drain"
+        held = {run for task in self._listed for run in hold_back(task.runner)}
+        self._shut_down(run for run in runtime.state.open_runs.values() if run.run in held)
+        return len(held)
+
+    def _shut_down(self, runs: Iterable[OpenRun]) -> None:
+        """Stop runs that their jobs are not to pay for: they are opened anew next time."""
+        runtime = self.runtime
+        actor, why = self._closed_by
+        for run in list(runs):
+            if run.stopping is None:
+                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now(), actor=actor, why=why)
+                runtime.reactor.ask([event], [effect])
+        runtime.pump()
         runtime.wake()
 
     def abandon(self) -> None:
         """Stop what cannot outlive the engine; its runs are opened anew next time."""
         self.drain()
         self._abandoned = True
-        runtime = self.runtime
-        actor, why = self._closed_by
-        for run in list(runtime.state.open_runs.values()):
-            if run.stopping is None and self._ends_with_us(run):
-                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now(), actor=actor, why=why)
-                runtime.reactor.ask([event], [effect])
-        runtime.pump()
-        runtime.wake()
+        self._shut_down(run for run in self.state.open_runs.values() if self._ends_with_us(run))
 
     def outcome(self) -> Outcome:
         """Return how things stand: failed jobs, and ready jobs that nothing can start, by reason."""
@@ -573,14 +640,6 @@ class Pipeline:
             )
         return found
 
-    async def settle(self) -> None:
-        """Return when what was asked is answered, and the runs that would end with the engine have ended."""
-        while self.runtime.failure is None and (
-            (self._serving is not None and self._serving.busy)
-            or any(map(self._ends_with_us, self.state.open_runs.values()))
-        ):
-            await asyncio.sleep(BUSY_SECONDS)
-
     async def request(self, request: r.AnyRequest) -> r.Reply:
         """Carry out what a person asks; see `datatask.schema.requests`."""
         return await answer(self.runtime, request)
@@ -626,6 +685,18 @@ class Pipeline:
         leaf = self.declare().repositories[evaluation.owner]
         assert isinstance(leaf, DerivedLeaf)
         return await leaf.evaluate(evaluation.job)
+
+
+@contextlib.asynccontextmanager
+async def _limited(seconds: float | None, what: str) -> AsyncIterator[None]:
+    """Raise `TimeLimitError` about `what` when the body takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeLimitError(f"{what} did not answer in time", remedy="see `datatask doctor`") from None
 
 
 def program() -> Path:

@@ -51,6 +51,11 @@ class Serving:
         """Whether a request is being carried out or answered."""
         return bool(self._hands)
 
+    @property
+    def ended(self) -> bool:
+        """Whether closing has begun."""
+        return self._ended.is_set()
+
     async def close(self, *, well: bool) -> None:
         """End; an engine that is well answers what waits first, but for launches: their runs would end with it."""
         self._ended.set()

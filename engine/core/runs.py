@@ -156,6 +156,8 @@ class Runs(Observations):
 
     def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
         """Add what the engine itself writes at a run's end, and begin to record it."""
+        if ending.outcome == "lost" and run.stopping in _UNWANTED:
+            ending = msgspec.structs.replace(ending, outcome="cancelled")  # it was to end, and has
         again = self._verdict(run, ending.outcome, now)
         task = self.state.tasks[run.task].definition
         job = self.state.jobs[run.job]

@@ -107,6 +107,7 @@ class _Run:
         self.timer: asyncio.TimerHandle | None = None
         self.told = False
         self.given_up = False
+        self.held = False
 
     def submit(self, executor: Executor) -> Future[Any]:
         """Submit the call, in the form that the executor's workers need."""
@@ -260,13 +261,19 @@ class ExecutorRunner:
             )
         self.tell(Ended(run.spec.run, ending, writes))
 
+    def hold_back(self) -> list[int]:
+        """Begin nothing more; what the executor has only queued is taken out of it."""
+        for run in self._runs.values():
+            run.held = not run.told and not run.pid and self._pool.hold(run)
+        return [id for id, run in self._runs.items() if run.held]
+
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """Withdraw, or cancel, and when the grace is over kill the worker process or leave the thread behind."""
         open_run = self._runs.get(run)
         if open_run is None or open_run.reason is not None:
             return
         open_run.reason = reason
-        if not open_run.pid and self._pool.withdraw(open_run):
+        if open_run.held or (not open_run.pid and self._pool.withdraw(open_run)):
             self._end(open_run, self._stopped(open_run, reason))
             return
         if open_run.call is not None:

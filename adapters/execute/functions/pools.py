@@ -55,7 +55,7 @@ class Pool:
         self._waiting: deque[Item] = deque()
         self._inside: dict[Item, Future[Any]] = {}
         self._suspects: set[tuple[str, str]] = set()
-        self._alone = False
+        self._alone = self._closed = False
         self._breaking: set[Item] = set()
 
     @classmethod
@@ -116,7 +116,7 @@ class Pool:
         self._waiting.clear()
         self._inside.clear()
         self._suspects.clear()
-        self._alone = False
+        self._alone = self._closed = False
         if self._ours and self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor, self._ours, self._tied = None, False, False
@@ -139,6 +139,12 @@ class Pool:
             self._leave(item)
             return True
         return False
+
+    def hold(self, item: Item) -> bool:
+        """Let nobody in any more, and take out an item that has not begun; whether that was so."""
+        self._closed = True
+        future = self._inside.get(item)
+        return (future is None or not future.running()) and self.withdraw(item)
 
     def others(self, item: Item) -> int:
         """Return how many items are inside besides this one."""
@@ -165,7 +171,7 @@ class Pool:
             executor._max_workers += by  # it starts a thread for a submission while it has fewer than these
 
     def _pump(self) -> None:
-        while self._waiting:
+        while self._waiting and not self._closed:
             suspect = self._waiting[0].key in self._suspects
             if self._alone or (suspect and self._inside):
                 return

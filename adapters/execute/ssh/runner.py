@@ -178,6 +178,12 @@ class SSHRunner:
                 open_run.work.cancel()
             self._end(open_run, stopped_ending(reason))
 
+    def hold_back(self) -> Iterable[int]:
+        """Return the runs that no target has been asked to start: they wait for room, or for one that answers."""
+        return [
+            id for id, run in self._runs.items() if not (run.asked or run.recovering or run.told or run.ended)
+        ]
+
     # --- recovering -------------------------------------------------------------------------------
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:

@@ -1,0 +1,42 @@
+"""An event loop for one piece of work, which ends with it: nothing that was left behind holds it up.
+
+In: the coroutine that opens a pipeline, uses it and closes it. Out: what it returns. `asyncio.run` waits for every task
+that it has cancelled and for every thread of its pool, for ever where one hangs; here they get a moment. The process's
+`guard`, where one was set, is put off in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from datatask.adapters.wiring.guarding import guard
+from datatask.engine.closing import call_off
+
+T = TypeVar("T")
+
+THREADS_MAX = 64
+"""Made as they are needed; more than the cores, since most of them wait, and some for what is silent."""
+
+
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run the work in a loop of its own."""
+    pool = ThreadPoolExecutor(THREADS_MAX, "asyncio")
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(pool)
+        try:
+            return runner.run(work)
+        finally:
+            runner.run(_leave())
+            pool.shutdown(wait=False, cancel_futures=True)
+            guard.put_off()
+
+
+async def _leave() -> None:
+    """Call off what still goes on; the loop then waits for a pool of threads that has none."""
+    loop = asyncio.get_running_loop()
+    await call_off(*(asyncio.all_tasks(loop) - {asyncio.current_task()}))
+    await call_off(asyncio.ensure_future(loop.shutdown_asyncgens()))
+    loop.set_default_executor(ThreadPoolExecutor(1))
