@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.execute.endings import cut, exit_ending, judged, stopped_ending
+from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
 from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
@@ -75,6 +76,7 @@ class _Open:
         self.polls = 0
         self.silent = False
         self.told = False
+        self.started_at = 0
         self.fetched: list[Path] = []
 
 
@@ -133,6 +135,7 @@ class PollingRunner:
             told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
             self._end(run, Ending(outcome="refused", error=told))
             return
+        run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
         self._sink(Started(spec.run, {"pid": run.pid, "folder": str(self._folder(spec))}, self._where))
         if run.reason is not None:
             await self._kill(run)
@@ -252,6 +255,9 @@ class PollingRunner:
             ending = Ending(outcome="lost", error=lost) if run.reason is None else stopped_ending(run.reason)
         elif run.reason is not None:
             ending = stopped_ending(run.reason, int(code))
+        elif hit_us_too(int(code), run.started_at, time.time_ns()):  # noqa: TID251 - the runner's clock
+            lost = ErrorInfo(type="Lost", message=stopped_from_outside(int(code)))
+            ending = Ending(outcome="lost", error=lost)
         else:
             ending = exit_ending(int(code))
         if ending.outcome == "lost":

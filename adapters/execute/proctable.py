@@ -88,11 +88,11 @@ def pids_in_session(session: int) -> list[int]:
 
 
 class Child(NamedTuple):
-    """A child of some process: whether it has ended and nobody has waited for it, whether a session is its own."""
+    """A child of some process: whether it has ended and nobody has waited for it, which session it is in."""
 
     start: int
     is_zombie: bool
-    leads_session: bool
+    session: int
 
 
 def children(parent: int) -> dict[int, Child]:
@@ -101,19 +101,24 @@ def children(parent: int) -> dict[int, Child]:
     for pid in pids():
         fields = stat_fields(pid)
         if fields and int(fields[1]) == parent:
-            found[pid] = Child(int(fields[19]), fields[0] == "Z", int(fields[3]) == pid)
+            found[pid] = Child(int(fields[19]), fields[0] == "Z", int(fields[3]))
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """Return the arguments of a process, each with a zero byte behind it; a zombie has none."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def find_by_argument(path: str) -> int | None:
     """Return the pid of the session leader that has `path` among its arguments: a run whose record is missing."""
     wanted = os.fsencode(path)
     for pid in pids():
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                arguments = file.read().split(b"\0")
-        except OSError:
-            continue
+        arguments = command_line(pid).split(b"\0")
         fields = stat_fields(pid) if wanted in arguments else None
         if fields and int(fields[3]) == pid:
             return pid

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 from datatask.adapters.wiring.guarding import Guard
 from datatask.engine.closing import SHARE
 
+from datatask.adapters.execute import outside
+
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
@@ -63,6 +65,7 @@ class Interrupts:
         self._loop.call_soon_threadsafe(self._terminate if number == signal.SIGTERM else self._interrupt)
 
     def _terminate(self) -> None:
+        outside.told_to_end()
         if not self.count:
             self._interrupt()
 

@@ -88,6 +88,15 @@ def launcher_pid(path: Path) -> int:
     return int((path / "app" / "launcher.lock").read_text() or 0)
 
 
+def keepers(path: Path) -> list[int]:
+    """Return the pids of the launcher's keepers, its parent first."""
+    found, pid = [], launcher_pid(path)
+    line = proctable.command_line(pid)
+    while line and proctable.command_line(pid := int((proctable.stat_fields(pid) or ["", "0"])[1])) == line:
+        found.append(pid)
+    return found
+
+
 async def kill_launcher(path: Path) -> None:
     """Kill it and wait for the next one."""
     killed = launcher_pid(path)
@@ -153,22 +162,39 @@ async def test_runs_survive_a_killed_launcher(tmp_path: Path, times: int) -> Non
     await task.runner.close()
 
 
-async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(tmp_path: Path) -> None:
-    task = task_of(tmp_path, f"echo once >> {tmp_path}/effects; sleep 0.3; exit 5")
+async def kill_keeper(path: Path, number: int) -> None:
+    """Kill the parent (0) or the top one (-1), and wait until the launcher has two again."""
+    pid = keepers(path)[number]
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: len(found := keepers(path)) == 2 and pid not in found)
+
+
+@pytest.mark.parametrize("before", [[], [0], [-1], [0, 0], [-1, -1], [0, -1], [-1, 0], [0, "L", 0]])
+async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(
+    tmp_path: Path, before: list[int | str]
+) -> None:
+    """Whichever of its keepers have been killed before, one after the other: each has been replaced."""
+    script = f"echo once >> {tmp_path}/effects; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 5"
+    task = task_of(tmp_path, script)
     facts: list[Fact] = []
     await task.runner.open(facts.append)
     task.runner.start(spec(1))
     await until(lambda: facts)
     assert isinstance(facts[0], Started)
-    keeper = int((proctable.stat_fields(launcher_pid(tmp_path)) or [])[1])
+    for one in before:
+        await (kill_launcher(tmp_path) if isinstance(one, str) else kill_keeper(tmp_path, one))
+    keeper = keepers(tmp_path)[0]
     os.kill(keeper, signal.SIGSTOP)
     os.kill(launcher_pid(tmp_path), signal.SIGKILL)
-    run = facts[0].handle["pid"]
-    await until(lambda: (child := proctable.children(keeper).get(run)) is not None and child.is_zombie)
+    run = int(facts[0].handle["pid"])
+    (tmp_path / "go").touch()
+    await until(lambda: not proctable.is_alive(run, int(facts[0].handle["start"])))
+    assert (proctable.stat_fields(run) or [""])[0] == "Z", "somebody keeps it"
     os.kill(keeper, signal.SIGCONT)
     await until(lambda: ends(facts))
     assert ends(facts)[1].ending.exit_code == 5
     await task.runner.close()
+    assert (tmp_path / "effects").read_text() == "once\n"
 
 
 RESTARTED = """
@@ -207,7 +233,7 @@ async def test_after_a_restart_of_the_machine_what_ran_is_lost_and_what_had_ende
     (running,) = [folder for folder in proctable.marked(MARK) if folder.startswith(str(tmp_path))]
     first = launcher_pid(tmp_path)
     os.kill(engine.pid, signal.SIGKILL)
-    for pid in (int((proctable.stat_fields(first) or [])[1]), first, *proctable.marked(MARK)[running]):
+    for pid in (*reversed(keepers(tmp_path)), first, *proctable.marked(MARK)[running]):
         os.kill(pid, signal.SIGKILL)
     engine.wait()
     (tmp_path / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
@@ -227,15 +253,15 @@ async def test_after_a_restart_of_the_machine_what_ran_is_lost_and_what_had_ende
     ]
 
 
-async def test_runs_survive_a_launcher_and_its_keeper(tmp_path: Path) -> None:
-    """Both killed at once: the exit code is told by kernels from 6.15 on, else the run is lost."""
+async def test_runs_survive_a_launcher_and_its_keepers(tmp_path: Path) -> None:
+    """All killed at once: the exit code is told by kernels from 6.15 on, else the run is lost."""
     task = task_of(tmp_path, "sleep 1; exit 5")
     facts: list[Fact] = []
     await task.runner.open(facts.append)
     task.runner.start(spec(1))
     await until(lambda: facts)
     first = launcher_pid(tmp_path)
-    for pid in (int((proctable.stat_fields(first) or [])[1]), first):
+    for pid in (*reversed(keepers(tmp_path)), first):
         os.kill(pid, signal.SIGKILL)
     await until(lambda: ends(facts))
     assert launcher_pid(tmp_path) != first

@@ -171,10 +171,11 @@ KEPT = """
 import os, sys, time
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import keeper
-def work():
+def work(above):
     if not os.path.exists("first"):
         open("first", "w").close()
         if os.fork() == 0:
+            os.setsid()
             time.sleep(0.3)
             os._exit(7)
         os._exit(3) if {how!r} == "fails" else os.kill(os.getpid(), 9)
@@ -196,9 +197,7 @@ def test_a_keeper_has_the_exit_codes_of_what_a_launcher_leaves(tmp_path: Path, h
 
 
 def test_a_keeper_that_has_nothing_to_keep_ends_as_its_launcher(tmp_path: Path) -> None:
-    program = (
-        "import sys; from datatask.adapters.execute.local import keeper; sys.exit(keeper.keep(lambda: 5))"
-    )
+    program = "import sys; from datatask.adapters.execute.local import keeper; sys.exit(keeper.keep(lambda above: 5))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == 5
 
@@ -220,15 +219,29 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("exit 7", 7),
+        ("kill -SEGV $$", -11),
+        ("kill -9 $$", None),
+        ("kill -TERM $$", None),
+        ("exit 143", None),
+    ],
+)
 def test_an_end_is_known_to_the_next_launcher_once_the_last_one_has_waited(
-    tmp_path: Path, script: str, code: int
+    tmp_path: Path, script: str, code: int | None
 ) -> None:
-    """It is told once: whoever waited for it, and died of it, has written it down before."""
+    """It is told once: whoever waited for it, and died of it, has written it down before.
+
+    By a signal that ends all there is, the launcher too, no script has ended by itself.
+    """
     program = DIES_BEFORE_IT_WAITS.format(script=script)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == 9
     later = Launcher(str(tmp_path))
     later.runs = later.journal.load()
     later._take_over()
-    assert later.runs["log.1.1"]["ended"]["code"] == code
+    ended = later.runs["log.1.1"]["ended"]
+    assert ended["code"] == code
+    assert ("was being stopped" in ended["why"]) is (code is None)

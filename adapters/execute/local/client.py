@@ -22,9 +22,10 @@ from typing import Any, Protocol
 
 from datatask.adapters import trust
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import folders
+from datatask.adapters.execute.local import folders, situation
 from datatask.adapters.execute.local.engines import SOCKET
 from datatask.engine.services import current
+from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.processes")
@@ -33,6 +34,8 @@ SILENT_SECONDS = 2.0
 RETRY_SECONDS = 0.01
 RETRY_SECONDS_MAX = 1.0
 START_SECONDS_MAX = 30.0
+REPLACEMENTS_MAX = 3
+"""So many launchers of other situations than ours are replaced; then it is ours that does not hold still."""
 _START = (
     "import os, sys; os.closerange(3, 65536); os.chdir('/'); sys.path.append(sys.argv[1]); "
     "from datatask.adapters.execute.local.launcher import main; sys.exit(main(sys.argv[2]))"
@@ -93,6 +96,8 @@ class LauncherClient(asyncio.Protocol):
         self._trash: list[Path] = []
         self._is_mute = False
         self._place: os.stat_result | None = None
+        self._replaced = 0
+        self._retiring = False
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
@@ -113,6 +118,8 @@ class LauncherClient(asyncio.Protocol):
         self._users -= 1
         if self._users > 0:
             return
+        if self._transport is not None:
+            self._put({"op": "bye"})
         self._flush()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -237,9 +244,12 @@ class LauncherClient(asyncio.Protocol):
                 launched = self._loop.time()
                 try:
                     await asyncio.to_thread(self.prepare)
-                    await asyncio.to_thread(start_launcher, self.directory)
-                except (OSError, CallerError) as error:
+                    # A new thread has our priority and our cores, those of a pool what ours were once.
+                    await in_own_thread(lambda: start_launcher(self.directory), "launcher-start")
+                except (OSError, CallerError, RuntimeError) as error:  # RuntimeError: no thread can be started
                     trouble = f"the launcher cannot be started: {error}"
+                else:
+                    wait = RETRY_SECONDS  # it is there in a moment
             if self._loop.time() - began > SILENT_SECONDS:
                 self._silent(f"the launcher of {self.directory} does not answer: {trouble}")
             await asyncio.sleep(wait)
@@ -266,6 +276,7 @@ class LauncherClient(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._incoming = b""
+        self._retiring = False
         self._sent_environments.clear()
         waiting, self._outgoing = self._outgoing, []
         pid = os.getpid()
@@ -278,6 +289,7 @@ class LauncherClient(asyncio.Protocol):
                 "pid": pid,
                 "start": start,
                 "home": self._home,
+                "wanted": situation.present(),
             }
         )
         asked = {_line(one.question) for one in self._asked.values()}
@@ -307,6 +319,8 @@ class LauncherClient(asyncio.Protocol):
                 self._in_contact()
             elif kind == "swept":
                 self.remove(identity)
+            elif kind == "unfit":
+                self._unfit(identity, message["message"])
             elif (asked := self._asked.get(identity)) is not None:
                 asked.watcher.on_message(identity, message)
 
@@ -338,6 +352,22 @@ class LauncherClient(asyncio.Protocol):
             transport.close()
         if self._asked:
             self._loop.call_later(RETRY_SECONDS_MAX, self._reconnect)
+
+    def _unfit(self, identity: str, differences: str) -> None:
+        """Have a launcher leave that cannot start runs as we would; the next one is ours. It keeps what it has started."""
+        asked = self._asked.get(identity)
+        if self._retiring or asked is None:
+            return
+        if self._replaced < REPLACEMENTS_MAX:
+            self._replaced += 1
+            self._retiring = True
+            self._put({"op": "retire"})
+            return
+        text = (
+            f"the launcher of {self.directory} is not in the situation of this engine ({differences}), and neither is"
+            " one that was started for it; leave the engine's limits, priority, cores and groups as they are while it runs"
+        )
+        asked.watcher.on_message(identity, {"refused": identity, "temporary": False, "message": text})
 
     def _reconnect(self) -> None:
         if self._users and self._transport is None:

@@ -31,6 +31,8 @@ class Engine:
         self.pid = 0
         self.start = 0
         self.home: list[Any] = ["", 0, 0]
+        self.unfit = ""
+        self.leaves = False
         self.environments: dict[str, tuple[dict[str, str], int]] = {}
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -70,6 +72,8 @@ class Engines:
 
     def leave(self) -> None:
         """Let nobody in any more."""
+        self._selector.unregister(self._listener)
+        self._listener.close()
         with contextlib.suppress(FileNotFoundError):  # removed with the directory
             os.unlink(self._path)
 
@@ -81,19 +85,20 @@ class Engines:
         self._connected.add(engine)
         self._selector.register(sock, selectors.EVENT_READ, engine)
 
-    def receive(self, engine: Engine) -> None:
-        """Take what there is; one that has closed its end is gone."""
+    def receive(self, engine: Engine) -> bool:
+        """Take what there is; whether the engine is there: one that has closed its end is gone."""
         try:
             data = engine.socket.recv(RECEIVED_BYTES_MAX)
         except BlockingIOError:
-            return
+            return True
         except OSError:
             data = b""
         if not data:
             self.hang_up(engine)
-            return
+            return False
         *lines, engine.incoming = (engine.incoming + data).split(b"\n")
         engine.lines += lines
+        return True
 
     def send(self, engine: Engine) -> None:
         """Give one what it takes of what it is to be told."""

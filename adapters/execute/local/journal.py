@@ -94,6 +94,11 @@ class Journal:
         """Return a descriptor of the present file, for the caller to close."""
         return os.dup(self._fd)
 
+    def close(self) -> None:
+        """Have nothing more to do with the file: another launcher goes on with it."""
+        os.close(self._fd)
+        self._fd = -1
+
     def compact(self, runs: dict[str, Facts], *, at_once: bool = False) -> None:
         """Rewrite the file as just these runs when it has grown large, or at once."""
         if at_once or (self._size > COMPACT_BYTES and len(runs) * 1024 < self._size):
@@ -107,11 +112,12 @@ class Syncs:
         """`wake` is called, in the thread, when a sync is over."""
         self._journal = journal
         self._wake = wake
-        self._asked: queue.SimpleQueue[tuple[int, list[str]]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[int, list[str]] | None] = queue.SimpleQueue()
         self._covered: list[str] = []
         self._busy = False
         self._over = threading.Event()
-        threading.Thread(target=self._work, name="journal-sync", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="journal-sync", daemon=True)
+        self._thread.start()
 
     def begin(self, identities: Iterable[str]) -> None:
         """Begin a sync that covers what these runs' facts say, unless one is under way or there is nothing."""
@@ -128,9 +134,14 @@ class Syncs:
         covered, self._covered, self._busy = self._covered, [], False
         return covered
 
+    def end(self, seconds: float) -> None:
+        """End the thread, or leave it behind where the disk does not answer."""
+        self._asked.put(None)
+        self._thread.join(seconds)
+
     def _work(self) -> None:
-        while True:
-            file, covered = self._asked.get()
+        while asked := self._asked.get():
+            file, covered = asked
             try:
                 os.fdatasync(file)
             except OSError:

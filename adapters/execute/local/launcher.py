@@ -1,7 +1,7 @@
 """The launcher: a small process that starts runs, outlives the engine, and knows how each run ended.
 
 In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep,
-forget. Out, to the engine whose log the run belongs to: started, refused, ended, absent. It is the parent of
+forget, retire, bye. Out, to the engine whose log the run belongs to: started, refused, unfit, ended, absent. It is the parent of
 the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
 is killed itself the next one goes on watching what still runs, and its keeper has kept what ended. Starts are idempotent by identity. With no
 runs and no engine it ends by itself. Imports the standard library and its siblings only: it starts in
@@ -21,10 +21,12 @@ import socket
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import cgroups, keeper, outputs, owners
+from datatask.adapters.execute.local import cgroups, keeper, outputs, owners, situation
+from datatask.adapters.execute.local.doubts import Doubts
 from datatask.adapters.execute.local.engines import Engine, Engines
 from datatask.adapters.execute.local.families import MARK, Families, signal_group
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
@@ -32,6 +34,7 @@ from datatask.adapters.execute.local.outputs import Files, Outputs
 from datatask.adapters.execute.local.owners import Owners
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
 from datatask.adapters.execute.local.strangers import Strangers
+from datatask.adapters.execute.outside import of_a_signal, stopped_from_outside
 
 LOCK = "launcher.lock"
 JOURNAL = "journal"
@@ -44,17 +47,24 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 OF_THE_ORIGINAL = "it runs for the project of which this is a copy, and is left to that one"
+SYNC_SECONDS_MAX = 5.0
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
 
 class Launcher:
     """All runs of one directory, `{directory}/{log}/{identity}/`, and the engines that are connected."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, keepers: Sequence[keeper.Keeper] = ()) -> None:
         self.place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.directory = directory = (
             f"/proc/self/fd/{self.place}"  # the same one, however it is called by and by
         )
+        self.keepers = keepers
+        self.situation = situation.present()
+        self.goes_on = True
+        self.doubts = Doubts()
+        self.held: dict[str, Facts] = {}
+        self.unseen: set[str] = set()
         self.boot = proctable.boot_id()
         place = os.fstat(self.place)
         self.journal = Journal(os.path.join(directory, JOURNAL), self.boot, [place.st_dev, place.st_ino])
@@ -75,19 +85,25 @@ class Launcher:
 
     # --- the loop -------------------------------------------------------------------------------
 
-    def serve(self) -> None:
-        """Take over what an earlier launcher left, then serve until idle."""
+    def serve(self) -> bool:
+        """Take over what an earlier launcher left, then serve until idle; whether another launcher is to go on."""
         wake, signalled = socket.socketpair()
         wake.setblocking(False)
         signalled.setblocking(False)
         self.syncs = Syncs(self.journal, lambda: signalled.send(b"."))
         signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in keeper.GOODBYES:
+            signal.signal(number, lambda *_: self.doubts.told_to_end())
         self.selector.register(wake, selectors.EVENT_READ, "child")
         self.engines.listen()
         self.runs = self.journal.load()
         self._take_over()
+        self._watch_keepers()
         while not self._is_idle():
+            if not self.goes_on and not self.held and self.journal.write_out():
+                self._let_go()
+                return True
             pending = any(engine.lines for engine in self.engines)
             for key, mask in self.selector.select(0 if pending else self._patience()):
                 self._handle(key, mask)
@@ -99,11 +115,41 @@ class Launcher:
             for engine in self.engines:
                 self.engines.send(engine)
         self.engines.leave()
+        return False
+
+    def _watch_keepers(self) -> None:
+        """Notice when a keeper dies: the next launcher is to have us for one."""
+        for one in self.keepers:
+            try:
+                self.selector.register(os.pidfd_open(one.pid), selectors.EVENT_READ, "keeper")
+            except OSError:
+                self.goes_on = False
+            self.goes_on = self.goes_on and one.is_alive()
+
+    def _let_go(self) -> None:
+        """Have nothing open that the next launcher opens; the runs stay our children, what we know is in the journal."""
+        for engine in self.engines:
+            self.engines.send(engine)
+        self.engines.leave()
+        self.strangers.leave()
+        signal.set_wakeup_fd(-1)
+        self.syncs.end(SYNC_SECONDS_MAX)
+        self.journal.close()
+
+    def hang_up(self) -> None:
+        """Have the engines look for the next launcher."""
+        for engine in self.engines:
+            self.engines.hang_up(engine)
+        self.selector.close()
 
     def _is_idle(self) -> bool:
-        if self.engines or self.children or self.strangers or self.untold:
+        if self.children or self.strangers or self.untold or self.held:
             self.idle_since = time.monotonic()
             return False
+        if self.doubts.is_leaving:
+            return True
+        if self.engines:
+            self.idle_since = time.monotonic()
         return time.monotonic() - self.idle_since > IDLE_SECONDS
 
     def _patience(self) -> float:
@@ -117,9 +163,17 @@ class Launcher:
             key.fileobj.recv(4096)  # type: ignore[union-attr]
         elif isinstance(key.data, Engine):
             if mask & selectors.EVENT_READ:
-                self.engines.receive(key.data)
+                self._receive(key.data)
+        elif key.data == "keeper":
+            self.selector.unregister(key.fd)
+            self.goes_on = False
         else:
             self._stranger_ended(str(key.data))
+
+    def _receive(self, engine: Engine) -> None:
+        if not self.engines.receive(engine) and engine.log:
+            if not engine.leaves and not any(b'"bye"' in line for line in engine.lines):
+                self.doubts.engine_died(engine.log)
 
     def _operate(self, engine: Engine) -> None:
         lines, engine.lines = (
@@ -149,7 +203,16 @@ class Launcher:
 
     # --- what an engine asks --------------------------------------------------------------------
 
-    def do_hello(self, engine: Engine, log: str, epoch: int, pid: int, start: int, home: list[Any]) -> None:
+    def do_hello(
+        self,
+        engine: Engine,
+        log: str,
+        epoch: int,
+        pid: int,
+        start: int,
+        home: list[Any],
+        wanted: situation.Situation | None = None,
+    ) -> None:
         """An engine says whose runs it is about; a live engine of another log, or of a copy, keeps the directory."""
         for other in self.engines:
             copied = other.log == log and other.pid != pid and proctable.is_alive(other.pid, other.start)
@@ -161,7 +224,17 @@ class Launcher:
                 self.engines.hang_up(other)
         engine.log, engine.epoch, engine.home = log, epoch, home
         engine.pid, engine.start = pid, start
+        engine.unfit = situation.differences(wanted, self.situation) if wanted else ""
         engine.tell({"hello": os.getpid(), "boot": self.boot})
+
+    def do_bye(self, engine: Engine) -> None:
+        """An engine is going to close its connection, and does not die."""
+        engine.leaves = True
+
+    def do_retire(self, engine: Engine) -> None:
+        """Leave the directory to a launcher in the engine's situation; what runs stays ours until it has ended."""
+        self.goes_on = False
+        self.keepers = ()
 
     def do_env(self, engine: Engine, key: str, env: dict[str, str], umask: int) -> None:
         """An environment that starts refer to by key; it is never written down."""
@@ -196,6 +269,9 @@ class Launcher:
         facts = self.runs.get(id)
         if facts is not None:
             self._tell_state(engine, id, facts)
+            return
+        if engine.unfit:
+            engine.tell({"unfit": id, "message": engine.unfit})
             return
         facts = self.runs[id] = {"id": id, "task": task}
         facts["intended"] = proctable.now()
@@ -353,7 +429,30 @@ class Launcher:
             message["killed_for_memory"] = True  # in some group of the machine
         if facts.get("groups"):
             self._left(facts, message)
-        facts["ended"] = self.untold[identity] = message
+        if seconds := self._doubtful(message):
+            self.held[identity] = message
+            heapq.heappush(self.alarms, (time.monotonic() + seconds, "doubt", identity))
+        else:
+            self._record(identity, message)
+
+    def _doubtful(self, message: Facts) -> float:
+        """Return for how long an end is held, since it may be the doing of whoever stops the machine or the service."""
+        if message["stopped"] or message["why"]:
+            return 0.0
+        return self.doubts.held_seconds(message["code"])
+
+    def _decide(self, identity: str) -> None:
+        """Record an end that was held, as the script's or as nobody's."""
+        message = self.held.pop(identity, None)
+        if message is None:
+            return
+        code, log = message["code"], identity.partition(".")[0]
+        if self.doubts.is_from_outside(log, code, message["began"], message["at"]):
+            message |= {"code": None, "why": stopped_from_outside(code)}
+        self._record(identity, message)
+
+    def _record(self, identity: str, message: Facts) -> None:
+        self.runs[identity]["ended"] = self.untold[identity] = message
         self.journal.add({"id": identity, "ended": message})
 
     def _left(self, facts: Facts, message: Facts) -> None:
@@ -384,6 +483,9 @@ class Launcher:
                 if not cgroups.remove(identity.split("\n")):
                     heapq.heappush(self.alarms, (time.monotonic() + 0.2, what, identity))
                 continue
+            if what == "doubt":
+                self._decide(identity)
+                continue
             facts = self.runs.get(identity, {"ended": True})
             if what == "status" and identity in self.strangers:
                 self._stranger_ended(identity)
@@ -408,7 +510,7 @@ class Launcher:
                 self._leave_alone(facts)
             elif "status" in facts:
                 self._find_outputs(facts)
-                self._ended(identity, facts["status"])
+                self._ended_unseen(identity, facts["status"])
             elif "pid" not in facts:
                 exe = os.path.join(self._named(self._folder(identity)), "exe")
                 pid = proctable.find_by_argument(exe) or self._unnamed(facts.get("intended", 0))
@@ -416,8 +518,19 @@ class Launcher:
                     self._ended(identity, None, why=VANISHED)
             elif self.strangers.watch(identity, facts["pid"], facts["start"]):
                 self._find_outputs(facts)
+                if not proctable.is_alive(facts["pid"], facts["start"]):
+                    self.unseen.add(identity)
             else:
                 self._ended(identity, None, why=VANISHED)
+
+    def _ended_unseen(self, identity: str, status: int) -> None:
+        """Take an end that came with that of the launcher before us: by the same signal, as far as anybody knows."""
+        code = os.waitstatus_to_exitcode(status)
+        if of_a_signal(code) is not None and "stopped" not in self.runs[identity]:
+            self._ended(identity, None, why=stopped_from_outside(code))
+        else:
+            self._ended(identity, status)
+            self._decide(identity)
 
     def _still_ended(self, identity: str, facts: Facts) -> None:
         """A run ended under an earlier launcher: of before a restart of the machine, its outputs have to be as they were."""
@@ -457,9 +570,10 @@ class Launcher:
         until = since + proctable.ticks(SPAWN_SECONDS_MAX)
         zombies = {
             child.start: pid
-            for pid, child in proctable.children(os.getppid()).items()
+            for one in self.keepers or (keeper.Keeper(os.getppid(), 0),)
+            for pid, child in proctable.children(one.pid).items()
             if child.is_zombie
-            and child.leads_session
+            and child.session == pid
             and since <= child.start <= until
             and pid not in known
             and proctable.name(pid) in ("exe", "sh")
@@ -481,7 +595,10 @@ class Launcher:
         if proctable.start_time(facts["pid"]) == facts["start"]:
             signal_group(facts["pid"], signal.SIGKILL)
         self.families.clear(identity, facts["pid"], self._mark(identity))
-        self._ended(identity, status, why="" if status is not None else VANISHED)
+        if status is not None and identity in self.unseen:
+            self._ended_unseen(identity, status)
+        else:
+            self._ended(identity, status, why="" if status is not None else VANISHED)
 
 
 def _wait_status(seen: os.waitid_result) -> int:
@@ -501,15 +618,29 @@ def main(directory: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
-    return keeper.keep(lambda: _serve(directory, lock))
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return keeper.keep(lambda keepers: _serve(f"/proc/self/fd/{place}", lock, keepers))
 
 
-def _serve(directory: str, lock: int) -> int:
+def _serve(directory: str, lock: int, keepers: Sequence[keeper.Keeper]) -> int:
+    """Serve; where that is over before the runs are, be what keeps them: of the next launcher, or beside it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return keeper.RETIRED  # the launcher before us has left the directory to another one
     proctable.adopt_orphans()  # so that they do not pile up as zombies where pid 1 reaps none
     pid = str(os.getpid()).encode()
     os.pwrite(lock, pid, 0)  # never empty: who reads it may be about to signal what it names
     os.ftruncate(lock, len(pid))
-    Launcher(directory).serve()
+    launcher = Launcher(directory, keepers)
+    if not launcher.serve():
+        return 0
+    if launcher.keepers:
+        launcher.hang_up()
+        return keeper.keep(lambda above: _serve(directory, lock, above), launcher.keepers)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    launcher.hang_up()
+    keeper.linger()
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, judged, stopped_ending
 from datatask.adapters.execute.local import collecting, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
+from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.targets import (
     STDOUT,
     Recipe,
@@ -242,8 +243,9 @@ class LocalRunner:
         began, usage = message["began"], message["usage"] or None
         if reason is not None:
             ending = stopped_ending(reason, code)
-        elif code is None:
-            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
+        elif code is None or hit_us_too(code, began, message["at"]):
+            why = message["why"] if code is None else stopped_from_outside(code)
+            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why))
         else:
             perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
             ending = exit_ending(code, message["why"] or perhaps)

@@ -52,6 +52,12 @@ class Strangers:
         self._selector.register(pidfd, selectors.EVENT_READ, identity)
         return True
 
+    def leave(self) -> None:
+        """Watch none of them any more."""
+        for one in self._watched.values():
+            os.close(one.pidfd)
+        self._watched.clear()
+
     def status(self, identity: str) -> tuple[bool, int | None]:
         """Return whether all is known of one that has ended, and its wait status; ask again in a moment otherwise.
 
