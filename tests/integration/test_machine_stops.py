@@ -133,7 +133,7 @@ def test_the_launcher_is_of_another_session(service: Service) -> None:
 @contextlib.asynccontextmanager
 async def running(path: Path, script: str) -> AsyncIterator[tuple[int, list[Fact]]]:
     """A script that runs: its process and what is told of it."""
-    task = task_of(path, f"touch {path}/there; {script}")
+    task = task_of(path, script.replace("HERE", f"touch {path}/there"))
     facts: list[Fact] = []
     await task.runner.open(facts.append)
     task.runner.start(spec(1))
@@ -156,11 +156,11 @@ async def outcome(facts: list[Fact]) -> tuple[str, int | None]:
 @pytest.mark.parametrize(
     ("script", "how"),
     [
-        ("exec sleep 60", ("lost", None)),
-        ("set -e; sleep 60; true", ("lost", None)),
-        ("trap 'exit 1' TERM; sleep 60 & wait", ("lost", None)),
-        ("trap 'exit 0' TERM; sleep 60 & wait", ("succeeded", 0)),
-        ("trap '' TERM; sleep 0.5; exit 3", ("lost", None)),
+        ("HERE; exec sleep 60", ("lost", None)),
+        ("HERE; set -e; sleep 60; true", ("lost", None)),
+        ("trap 'exit 1' TERM; HERE; sleep 60 & wait", ("lost", None)),
+        ("trap 'exit 0' TERM; HERE; sleep 60 & wait", ("succeeded", 0)),
+        ("trap '' TERM; HERE; sleep 0.5; exit 3", ("lost", None)),
     ],
 )
 @pytest.mark.parametrize("script_first", [True, False])
@@ -176,7 +176,7 @@ async def test_an_exit_code_of_zero_is_the_scripts_own_word_while_all_is_stopped
 @pytest.mark.parametrize("pause", [0.0, 0.2])
 async def test_a_script_is_killed_with_its_launcher(tmp_path: Path, pause: float) -> None:
     """The launcher sees the end of the one before its own; nobody is told of it."""
-    async with running(tmp_path, "exec sleep 60") as (pid, facts):
+    async with running(tmp_path, "HERE; exec sleep 60") as (pid, facts):
         launchers = [launcher_pid(tmp_path), *keepers(tmp_path)]
         os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(pause)
@@ -188,13 +188,13 @@ async def test_a_script_is_killed_with_its_launcher(tmp_path: Path, pause: float
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 async def test_a_signal_to_one_script_alone_is_its_end(tmp_path: Path, number: signal.Signals) -> None:
-    async with running(tmp_path, "exec sleep 60") as (pid, facts):
+    async with running(tmp_path, "HERE; exec sleep 60") as (pid, facts):
         os.kill(pid, number)
         assert await outcome(facts) == ("failed", 128 + number)
 
 
 async def test_a_launcher_that_alone_is_told_to_end_waits_for_its_scripts(tmp_path: Path) -> None:
-    async with running(tmp_path, "sleep 0.5") as (_, facts):
+    async with running(tmp_path, "HERE; sleep 0.5") as (_, facts):
         launcher, *above = launcher_pid(tmp_path), *keepers(tmp_path)
         send(signal.SIGTERM, launcher, *above)
         assert await outcome(facts) == ("succeeded", 0)

@@ -246,7 +246,11 @@ class LauncherClient(asyncio.Protocol):
                     await asyncio.to_thread(self.prepare)
                     # A new thread has our priority and our cores, those of a pool what ours were once.
                     await in_own_thread(lambda: start_launcher(self.directory), "launcher-start")
-                except (OSError, CallerError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                except (
+                    OSError,
+                    CallerError,
+                    RuntimeError,
+                ) as error:  # RuntimeError: no thread can be started
                     trouble = f"the launcher cannot be started: {error}"
                 else:
                     wait = RETRY_SECONDS  # it is there in a moment
