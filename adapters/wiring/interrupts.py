@@ -13,10 +13,9 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
+from datatask.adapters.execute import outside
 from datatask.adapters.wiring.guarding import Guard
 from datatask.engine.closing import SHARE
-
-from datatask.adapters.execute import outside
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
