@@ -20,6 +20,7 @@ __all__ = [
     "LeaseLostError",
     "LogDamagedError",
     "LogError",
+    "LogGoneError",
     "NothingCanProgressError",
     "RunOpenError",
     "ServiceFailedError",
@@ -137,6 +138,12 @@ class LogDamagedError(LogError):
     """The log does not say what it said when it was written: the position is named in `where`."""
 
     code = "log_damaged"
+
+
+class LogGoneError(LogError):
+    """The log's file was removed, moved, replaced or emptied while it was open."""
+
+    code = "log_gone"
 
 
 class ValueDamagedError(LogError):

@@ -4,6 +4,9 @@ It is a POSIX record lock on a file beside the log. The kernel gives it back whe
 dies, and forked children do not inherit it; time never takes it. Two things POSIX locks do not do are done
 here: they do not conflict inside one process, hence the registry; and closing *any* descriptor of the file
 gives the lock up, hence nobody in the holding process may open the file again, `probe` included.
+
+That file has the log's name. A log that is reached by another name, which leads past it, is met by its own lock
+(possession.py), which is part of the lease once the log exists.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from datatask.adapters.log.locate import lease_path
+from datatask.adapters.log.possession import Possession, key
 from datatask.schema.errors import LeaseHeldError, LogError
 
 _DARWIN = sys.platform == "darwin"
@@ -38,14 +42,35 @@ class Lease:
             self._descriptor, self._key = self._take(log)
             # Between our opening and locking it, somebody may have deleted the file: then it guards nothing.
             with suppress(FileNotFoundError):
-                if _key(os.stat(self.path)) == self._key:
+                if key(os.stat(self.path)) == self._key:
                     break
             os.close(self._descriptor)
         _held[self._key] = self._descriptor
+        self._possession: Possession | None = None
+        try:
+            self.possess(log)
+        except BaseException:
+            self.release()
+            raise
+
+    def possess(self, log: Path) -> None:
+        """Lock the log itself too, if it exists by now; `LeaseHeldError` where an engine has it under another name."""
+        try:
+            self._possession = Possession(log)
+        except (FileNotFoundError, IsADirectoryError):
+            return
+        except BlockingIOError as error:
+            raise held(log, "", 0) from error
+        except OSError as error:
+            raise LogError(
+                f"the log cannot be locked: {error.strerror}",
+                where=str(log),
+                remedy="check the file's permissions",
+            ) from error
 
     def _take(self, log: Path) -> tuple[int, tuple[int, int]]:
         with suppress(FileNotFoundError):
-            if _key(os.stat(self.path)) in _held:
+            if key(os.stat(self.path)) in _held:
                 raise held(log, "", os.getpid())
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -61,7 +86,7 @@ class Lease:
             pid = _locked_by(descriptor)
             os.close(descriptor)
             raise held(log, "", pid or 0) from error
-        return descriptor, _key(os.fstat(descriptor))
+        return descriptor, key(os.fstat(descriptor))
 
     @property
     def held(self) -> bool:
@@ -69,7 +94,7 @@ class Lease:
         if _held.get(self._key) != self._descriptor:
             return False
         try:
-            return _key(os.stat(self.path)) == self._key
+            return key(os.stat(self.path)) == self._key
         except FileNotFoundError:
             return False
 
@@ -78,13 +103,16 @@ class Lease:
         if _held.get(self._key) == self._descriptor:
             del _held[self._key]
             os.close(self._descriptor)
+            if self._possession is not None:
+                self._possession.release()
 
 
 def held(log: Path, host: str, pid: int) -> LeaseHeldError:
     """Return the error that names the engine which holds the log."""
     place = f" on {host}" if host else ""
+    who = f"pid {pid}{place}" if pid else "under another name of its file"
     return LeaseHeldError(
-        f"another engine holds the log: pid {pid}{place}",
+        f"another engine holds the log: {who}",
         where=str(log),
         remedy="use the running engine's inbox, or stop it first",
     )
@@ -94,7 +122,7 @@ def probe(log: Path) -> int | None:
     """Return the pid that holds the log's lease, or None when it is free; never takes it, not for an instant."""
     path = lease_path(log)
     try:
-        if _key(os.stat(path)) in _held:
+        if key(os.stat(path)) in _held:
             return os.getpid()
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -113,7 +141,3 @@ def _locked_by(descriptor: int) -> int | None:
     )
     kind, pid = (answer[3], answer[2]) if _DARWIN else (answer[0], answer[4])
     return None if kind == fcntl.F_UNLCK else int(pid)
-
-
-def _key(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

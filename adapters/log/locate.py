@@ -7,6 +7,7 @@ SQLite's write-ahead log and our lease rest on.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from datatask.schema.errors import CallerError
 MEMORY = "memory:"
 DEFAULT = Path(".datatask") / "log.db"
 
+_HOME = "user.datatask.home"
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = frozenset(
     [
@@ -73,7 +75,7 @@ def locate(text: str | Path) -> Place:
             f"{given!r:.200} is not the place of a log",
             remedy="use sqlite:///PATH, a path, or memory:",
         )
-    path = at_home(unquote(rest.removeprefix("/")) if separator else given).absolute()
+    path = home(at_home(unquote(rest.removeprefix("/")) if separator else given))
     return Place(f"sqlite:///{path}", path)
 
 
@@ -96,6 +98,49 @@ def user_cache() -> Path | None:
         return Path.home() / ".cache" / "datatask"
     except RuntimeError:
         return None
+
+
+def home(path: Path) -> Path:
+    """Return the one name of a log's file by which its sidecars are found, whatever name leads to it.
+
+    Symbolic links are followed. A hard link or a bind mount cannot be told from the name that the log was made under: that is
+    kept in an extended attribute of the file, and counts for as long as it still leads to the file.
+    """
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CallerError(
+            f"the path cannot be followed: {error}", where=str(path), remedy="see its links"
+        ) from error
+    try:
+        named = Path(os.fsdecode(os.getxattr(real, _HOME)))
+        return named if named != real and os.path.samefile(named, real) else real
+    except (OSError, AttributeError):  # no file yet, none with attributes, or a system without
+        return real
+
+
+def remember_home(path: Path) -> None:
+    """Note in the log's file that this is its name; `CallerError` where it has several and they cannot be told apart."""
+    try:
+        noted = os.fsencode(path)
+        if _attribute(path) != noted:
+            os.setxattr(path, _HOME, noted)
+    except (OSError, AttributeError) as error:
+        if os.stat(path).st_nlink > 1:
+            raise CallerError(
+                "the log's file has several names, and this file system cannot note which is its own",
+                where=str(path),
+                remedy="keep one of the hard links, and make the others symbolic ones (`ln -s`)",
+            ) from error
+
+
+def _attribute(path: Path) -> bytes | None:
+    try:
+        return os.getxattr(path, _HOME)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
 
 
 def default_path(beside: Path) -> Path:

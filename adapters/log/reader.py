@@ -25,6 +25,7 @@ from datatask.adapters.log import pages
 from datatask.adapters.log.faults import archived, damaged, mapped
 from datatask.adapters.log.header import Header, parse_header
 from datatask.adapters.log.locate import locate
+from datatask.adapters.log.presence import gone
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import CHAIN_START, Row
@@ -58,7 +59,7 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 _UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 """What SQLite answers where it cannot make the shared memory of a write-ahead log."""
 
-Stamp = tuple[tuple[int, int, int], tuple[int, int, int] | None]
+Stamp = tuple[tuple[int, int, int, int], tuple[int, int, int, int] | None]
 
 
 class Answer(NamedTuple):
@@ -79,7 +80,7 @@ class LogReader:
             raise CallerError(
                 "a log in memory is read in its own process only", remedy="name a file with --log"
             )
-        self.url, self.path = located.url, located.path
+        self.url, self.path, self.uuid = located.url, located.path, ""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._stamped: Stamp | None = None
@@ -356,16 +357,26 @@ class LogReader:
         if self._connection is None:
             self._stamped = self._stamp()
             self._connection = self._open(self._stamped)
+            self._refuse_another(self._connection)
         return self._connection
+
+    def _refuse_another(self, connection: sqlite3.Connection) -> None:
+        """Raise `LogGoneError` where the file that has the name by now is of another log."""
+        if self.uuid:
+            found = connection.execute("SELECT value FROM meta WHERE key = 'uuid'").fetchone()
+            if found != (self.uuid,):
+                raise gone("another log was put in this one's place", self.path)
 
     def _steady(self) -> bool:
         """Whether what the connection saw is what SQLite promises: all but an immutable file that changed."""
-        if self._stamped is None or not (_unwritten(self._stamped) or self._unshared):
+        if self._stamped is None:
             return True
+        if not (_unwritten(self._stamped) or self._unshared):
+            return self._stamp()[0][:2] == self._stamped[0][:2]
         return self._stamp() == self._stamped
 
     def _open(self, stamp: Stamp) -> sqlite3.Connection:
-        if stamp[0][2] == 0:
+        if stamp[0][-1] == 0:
             raise damaged(
                 "the file is empty", self.path, remedy="restore it from a backup, or delete it to start anew"
             )
@@ -396,6 +407,8 @@ class LogReader:
             try:
                 main = _status(self.path)
             except (FileNotFoundError, NotADirectoryError):
+                if self.uuid:
+                    raise gone("the log was removed or moved while it was read", self.path) from None
                 raise CallerError(
                     "there is no log here",
                     where=str(self.path),
@@ -466,12 +479,12 @@ def _unlocked(path: Path) -> sqlite3.Connection:
 
 def _unwritten(stamp: Stamp) -> bool:
     """Whether the write-ahead log holds nothing, so that the file alone is the whole log."""
-    return stamp[1] is None or stamp[1][2] == 0
+    return stamp[1] is None or stamp[1][-1] == 0
 
 
-def _status(path: Path) -> tuple[int, int, int]:
+def _status(path: Path) -> tuple[int, int, int, int]:
     status = os.stat(path)
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _authorize(action: int, first: str | None) -> int:

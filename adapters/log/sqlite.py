@@ -36,8 +36,10 @@ from datatask.adapters.log.locate import (
     inbox_path,
     locate,
     refuse_network,
+    remember_home,
 )
 from datatask.adapters.log.opening import Durability, Opened, Opener, create_log, disconnect, open_log
+from datatask.adapters.log.presence import Presence
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import Tail, system_salts
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
@@ -91,6 +93,7 @@ class SqliteLog:
             durable=self._on_thread_durable,
             failed=self._on_thread_failed,
         )
+        self._presence = Presence(path, self._on_thread_failed)
 
     @classmethod
     async def open(
@@ -298,8 +301,12 @@ class SqliteLog:
 
     def _close(self) -> None:
         try:
+            self._presence.stop()
             self._reader.close()
-            self._writer.close()
+            try:
+                self._presence.check()  # what is written from here on goes into the file that has the name, or nowhere
+            finally:
+                self._writer.close()
         finally:
             self._lease.release()
 
@@ -318,6 +325,8 @@ def _open(
     try:
         if not path.exists():
             create_log(path, opener, uuid, salts)
+            lease.possess(path)
+        remember_home(path)
         return lease, open_log(path, opener, durability)
     except BaseException:
         lease.release()
