@@ -138,7 +138,7 @@ def test_an_engine_whose_log_is_taken_away_stops_by_name(project: Project, told:
 def test_a_log_that_goes_in_the_last_moment_is_told_too(project: Project) -> None:
     """No look comes between the deletion and the end: it is looked once more when the log is closed."""
     text = (project.folder / "pipeline.py").read_text()
-    removal = "value = await numbers.info(job)\n    __import__('os').unlink(%r)" % str(project.log)
+    removal = f"value = await numbers.info(job)\n    __import__('os').unlink({str(project.log)!r})"
     (project.folder / "pipeline.py").write_text(text.replace("value = await numbers.info(job)", removal))
     ended = project.call("run")
     assert (ended.code, "removed or moved under this engine" in ended.err) == (5, True), ended
