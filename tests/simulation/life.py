@@ -13,7 +13,7 @@ import msgspec
 from datatask.adapters.sim.clock import BEGINNING
 from datatask.adapters.store.inprocess import InProcessMetadataRepository
 from datatask.adapters.store.logs import LogMetadataRepository
-from datatask.adapters.wiring import pipeline as wiring
+from datatask.adapters.wiring import serving
 from datatask.adapters.wiring.pipeline import Pipeline
 from datatask.engine.ports import Runner
 from datatask.engine.quotas import ResourceManager
@@ -262,7 +262,7 @@ def wrong(plan: Plan) -> list[str]:
     """Live a plan; return what was wrong, or what broke."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(wiring, "INBOX_SECONDS", NEWS_SECONDS):  # nobody writes into it here
+        with mock.patch.object(serving, "INBOX_SECONDS", NEWS_SECONDS):  # nobody writes into it here
             return Life(plan).run()
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
