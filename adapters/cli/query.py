@@ -1,4 +1,4 @@
-"""`query`: one SELECT over the documented views, with a time limit; never a write."""
+"""`query`: one SELECT over the documented views, within limits of time and memory; never a write."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ import click
 import msgspec
 
 from datatask.adapters.cli.options import command
-from datatask.adapters.cli.output import Output
+from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.log.bounded import Answered, Limits, ask
 from datatask.schema.errors import CallerError
+from datatask.schema.resources import parse_quantity
+
+MEMORY_MIN = 16 << 20
+
+
+def AMOUNT(text: str) -> int:
+    """Bytes: a number, or with K, M, G, Ki, Mi, Gi; 16 MiB at least."""
+    most = int(parse_quantity(text))
+    if most < MEMORY_MIN:
+        raise CallerError(f"{text} is too little", where="--memory", remedy="16Mi is the least")
+    return most
 
 
 @command(
@@ -25,12 +37,14 @@ from datatask.schema.errors import CallerError
 @click.option("--csv", is_flag=True, help="Print CSV, a header first.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, show_default=True, metavar="S",
               help="Give up after this many seconds (exit code 7).")  # fmt: skip
+@click.option("--memory", type=AMOUNT, default="1Gi", show_default=True, metavar="BYTES",
+              help="Give up when it needs more memory than this.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many rows.")
 @click.option("--param", multiple=True, metavar="NAME=VALUE",
               help="What :NAME in the SQL stands for: a number, null, true, false, else text.")  # fmt: skip
 def query(
-    settings: Settings, sql: str, param: tuple[str, ...], limit: int | None, timeout: float, csv: bool
-) -> None:
+    settings: Settings, sql: str, param: tuple[str, ...], limit: int | None, memory: int, timeout: float, csv: bool
+) -> None:  # fmt: skip
     """Ask the log one SELECT, given here or, with -, on stdin.
 
     The views are events, runs, values_now and lineage; docs/log.md lists their columns. With --json:
@@ -43,10 +57,10 @@ def query(
     if not sql.strip():
         raise CallerError("there is no SQL", remedy="give a SELECT, or - and the SELECT on stdin")
     with opened(settings, events=True) as reader:
-        answer = reader.query(sql, parameters, timeout_seconds=timeout, rows_max=limit)
+        path = reader.path
+    answer = ask(path, sql, parameters, Limits(timeout, memory, limit))
     if output.json:
-        rows = [[_plain(value) for value in row] for row in answer.rows]
-        output.document({"columns": answer.columns, "rows": rows, "more": answer.more})
+        _document(answer)
         return
     columns = [
         name if name not in answer.columns[:i] else f"{name}:{i + 1}" for i, name in enumerate(answer.columns)
@@ -54,6 +68,17 @@ def query(
     output.rows((dict(zip(columns, row, strict=True)) for row in answer.rows), columns)
     if answer.more:
         output.say(f"more rows than --limit {limit}")
+
+
+def _document(answer: Answered) -> None:
+    """Print the JSON document, row by row."""
+    write = sys.stdout.write
+    write(f'{{"columns":{encode(answer.columns)},"rows":[')
+    between = ""
+    for row in answer.rows:
+        write(between + encode([_plain(value) for value in row]))
+        between = ","
+    write(f'],"more":{encode(answer.more)}}}\n')
 
 
 def _parameter(text: str) -> tuple[str, Any]:

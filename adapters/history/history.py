@@ -258,7 +258,8 @@ class History:
     def query(self, sql: str, parameters: Parameters = (), *, timeout_seconds: float = 60.0) -> Table:
         """Answer one SELECT over the views `events`, `runs`, `values_now` and `lineage`.
 
-        `parameters` are a sequence for `?` or a mapping for `:name`; `TimeLimitError` when it takes too long.
+        `parameters` are a sequence for `?` or a mapping for `:name`; `TimeLimitError` when it takes too long. It works in this
+        process: bounded are the time between two steps of SQLite, one value (64 MiB) and the answer (1 GiB), not memory.
         """
         answer = self.reader.query(sql, parameters, timeout_seconds=timeout_seconds)
         return Table(answer.columns, answer.rows)

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -47,13 +47,19 @@ _ACTIONS = {
     for action in (
         "INSERT", "UPDATE", "DELETE", "ATTACH", "DETACH", "PRAGMA", "TRANSACTION", "SAVEPOINT", "REINDEX", "ANALYZE",
         "CREATE_TABLE", "CREATE_TEMP_TABLE", "CREATE_VIEW", "CREATE_TEMP_VIEW", "CREATE_INDEX", "CREATE_TRIGGER",
-        "CREATE_VTABLE", "DROP_TABLE", "DROP_VIEW", "DROP_INDEX", "DROP_TRIGGER", "ALTER_TABLE",
+        "CREATE_VTABLE", "FUNCTION", "DROP_TABLE", "DROP_VIEW", "DROP_INDEX", "DROP_TRIGGER", "ALTER_TABLE",
     )
 }  # fmt: skip
 _VIRTUAL = "SELECT 0 FROM json_each('[]'), json_tree('[]')"
 """Makes SQLite set up its own virtual tables, which it does by what looks like a write to whoever authorizes."""
 
 _PRAGMAS = {"table_info", "table_xinfo", "index_list", "index_info", "table_list", "database_list"}
+
+_OUTSIDE = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
+"""Functions that reach beyond the log, where a build of SQLite has them."""
+
+VALUE_BYTES_MAX = 64 << 20
+ANSWER_BYTES_MAX = 1 << 30
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 _UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
@@ -287,19 +293,59 @@ class LogReader:
     ) -> Answer:
         """Answer one SELECT over the log's tables and views; `TimeLimitError` when it takes too long.
 
-        Parameters are a sequence for `?`, or a mapping for `:name`.
+        Parameters are a sequence for `?`, or a mapping for `:name`. In this process only the time between two steps
+        of SQLite's machine is bounded, one value (`VALUE_BYTES_MAX`), and the answer (`ANSWER_BYTES_MAX`).
+        """
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+
+        def take(row: tuple[Any, ...]) -> None:
+            nonlocal size
+            size += 64 + sum(8 if not isinstance(value, str | bytes) else len(value) for value in row)
+            if size > ANSWER_BYTES_MAX:
+                raise CallerError(
+                    f"the answer has more than {ANSWER_BYTES_MAX >> 20:,} MiB",
+                    where="SQL",
+                    remedy="ask for less, or write it with `datatask query --csv`, which holds no rows in memory",
+                )
+            rows.append(row)
+
+        def begin() -> None:
+            nonlocal size
+            rows.clear()
+            size = 0
+
+        columns, more = self.stream(
+            sql, parameters, begin=begin, take=take, timeout_seconds=timeout_seconds, rows_max=rows_max
+        )
+        return Answer(columns, rows, more)
+
+    def stream(
+        self,
+        sql: str,
+        parameters: Parameters = (),
+        *,
+        begin: Callable[[], None],
+        take: Callable[[tuple[Any, ...]], None],
+        timeout_seconds: float,
+        rows_max: int | None = None,
+    ) -> tuple[tuple[str, ...], bool]:
+        """`query` with each row handed to `take`; return the columns, and whether rows were left off.
+
+        `begin` is called before the first row, and once more where what was taken is void, as the log changed.
         """
         for _ in range(_ATTEMPTS):
             stamp = self._stamp()
             connection = self._open(stamp)
+            begin()
             try:
-                answer = self._answer(
-                    connection, sql, parameters, time.monotonic() + timeout_seconds, rows_max
+                told = self._answer(
+                    connection, sql, parameters, time.monotonic() + timeout_seconds, rows_max, take
                 )
             finally:
                 connection.close()
             if not (_unwritten(stamp) or self._unshared) or self._stamp() == stamp:
-                return answer
+                return told
         raise self._unsteady()
 
     def close(self) -> None:
@@ -426,12 +472,14 @@ class LogReader:
         parameters: Parameters,
         deadline: float,
         rows_max: int | None,
-    ) -> Answer:
+        take: Callable[[tuple[Any, ...]], None],
+    ) -> tuple[tuple[str, ...], bool]:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)
         connection.execute(_VIRTUAL)
         refused: list[str] = []
 
-        def authorize(action: int, first: str | None, *_: str | None) -> int:
-            verdict = _authorize(action, first)
+        def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+            verdict = _authorize(action, first, second)
             if verdict != sqlite3.SQLITE_OK:
                 refused.append(_ACTIONS.get(action, "this"))
             return verdict
@@ -440,7 +488,14 @@ class LogReader:
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_PER_LOOK)
         try:
             cursor = connection.execute(sql, parameters)
-            rows = cursor.fetchall() if rows_max is None else cursor.fetchmany(rows_max + 1)
+            if cursor.description is None:
+                raise CallerError("this statement answers nothing", where="SQL", remedy="use a SELECT")
+            columns = tuple(column[0] for column in cursor.description)
+            for number, row in enumerate(cursor):
+                if number == rows_max:
+                    return columns, True
+                take(row)
+            return columns, False
         except (sqlite3.Error, sqlite3.Warning) as error:
             if refused:
                 raise CallerError(
@@ -455,13 +510,16 @@ class LogReader:
                 raise CallerError(
                     f"{error}", where="SQL", remedy="one SELECT; see docs/log.md for the views"
                 ) from error
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG or isinstance(
+                error, sqlite3.DataError
+            ):
+                raise CallerError(
+                    f"one value has more than {VALUE_BYTES_MAX >> 20:,} MiB",
+                    where="SQL",
+                    remedy="ask for less",
+                ) from error
             with mapped(self.path):
                 raise
-        if cursor.description is None:
-            raise CallerError("this statement answers nothing", where="SQL", remedy="use a SELECT")
-        columns = tuple(column[0] for column in cursor.description)
-        more = rows_max is not None and len(rows) > rows_max
-        return Answer(columns, rows[:rows_max], more)
 
     def _unsteady(self) -> TemporaryError:
         return TemporaryError(
@@ -487,7 +545,9 @@ def _status(path: Path) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _authorize(action: int, first: str | None) -> int:
+def _authorize(action: int, first: str | None, second: str | None) -> int:
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _OUTSIDE:
+        return sqlite3.SQLITE_DENY
     if action in _READING or (action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY

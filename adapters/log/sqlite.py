@@ -49,6 +49,7 @@ from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.engine.threads import in_own_thread
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
+from datatask.schema.troubles import as_error
 
 _READERS = 2
 
@@ -192,7 +193,10 @@ class SqliteLog:
 
     def _on_durable(self, last: int, chain: bytes) -> None:
         self._head, self._head_chain = last, chain
-        self._waiters.durable(last)
+        try:
+            self._waiters.durable(last)
+        except Exception as error:  # whoever was not told would wait for ever
+            self._on_failed(as_error(error, self.url))
 
     def _on_failed(self, error: DatataskError) -> None:
         self._failure = error

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from integration.cli_kit import Project
 
+from datatask import History
+from datatask.schema.errors import CallerError, TimeLimitError
 from tests.unmeasured import plain_environment
 
 
@@ -153,3 +155,55 @@ def test_a_row_of_a_wrong_type_is_damage_with_its_position(
         assert result.code == 5, result
         assert f"log.db position 6: {says}" in result.err
         assert result.err.count("\n") == 1, result.err
+
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)"
+SOME = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 400)"
+
+
+@pytest.mark.parametrize(
+    ("sql", "code", "says"),
+    [
+        (f"{ENDLESS} SELECT count(*) FROM c", 7, "the query took too long"),
+        (f"{ENDLESS} SELECT x FROM c ORDER BY random()", 7, "the query took too long"),
+        (f"{ENDLESS} SELECT x FROM c", 7, "the query took too long"),
+        ("SELECT zeroblob(1000000000)", 2, "one value has more than 64 MiB"),
+        ("SELECT hex(randomblob(60000000))", 2, "more than 32 MiB of memory"),
+        ("SELECT replace(hex(zeroblob(999999)), '0', hex(zeroblob(16)))", 2, "more than 32 MiB of memory"),
+        (f"{SOME} SELECT json_group_array(hex(zeroblob(80000))) FROM c", 2, "more than 32 MiB of memory"),
+        ("ATTACH 'x.db' AS x", 2, "ATTACH is refused"),
+        ("VACUUM INTO 'x.db'", 2, "ATTACH is refused"),
+        ("PRAGMA writable_schema = 1", 2, "PRAGMA is refused"),
+        ("SELECT load_extension('x')", 2, "FUNCTION is refused"),
+        ("CREATE TEMP TABLE t (a)", 2, " is refused: a log is only read"),
+    ],
+)
+def test_a_query_is_held_to_its_limits_and_says_which_was_reached(
+    project: Project, sql: str, code: int, says: str
+) -> None:
+    """By the kernel, in a process of its own: one step of SQLite may take any time and memory."""
+    before = project.log.read_bytes()
+    result = project.call("query", "--timeout", "2", "--memory", "32Mi", sql)
+    assert (result.code, result.out) == (code, ""), result
+    assert says in result.err
+    assert result.err.count("\n") == 1
+    assert project.log.read_bytes() == before
+    assert not (project.folder / "x.db").exists()
+
+
+def test_rows_of_a_query_are_not_held_in_memory(project: Project) -> None:
+    """The answer is far larger than what the query's process may have."""
+    sql = f"{SOME} SELECT x, hex(zeroblob(100000)) FROM c"
+    result = project.call("query", "--memory", "32Mi", "--json", sql)
+    assert result.code == 0, result.err
+    assert [row[0] for row in result.json["rows"]] == list(range(1, 401))
+    assert len(result.out) > 80_000_000
+
+
+def test_a_query_of_the_library_has_limits_too(project: Project) -> None:
+    """In the caller's process: the length of one value, and the time."""
+    history = History(project.log)
+    with pytest.raises(CallerError, match="one value has more than 64 MiB"):
+        history.query("SELECT zeroblob(100000000)")
+    with pytest.raises(TimeLimitError):
+        history.query(f"{ENDLESS} SELECT count(*) FROM c", timeout_seconds=0.1)
