@@ -8,6 +8,7 @@ then is over. Runs of other logs are told and left alone.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -50,7 +51,11 @@ def look(settings: Settings, *, clean: bool, of: str = "") -> Iterator[Found]:
                 "its own pipeline cleans up",
             )
             continue
-        ours = [run for run in runs if log_of(run.identity) in (mine, of)]
+        ours = [
+            run
+            for run in runs
+            if log_of(run.identity) in (mine, of) and not is_of_another(run.home, settings)
+        ]
         orphans = [run for run in ours if run.identity not in open_runs]
         gone = set(asyncio.run(manager.remove_runs(orphans))) if clean and orphans else set()
         for run in orphans:
@@ -58,6 +63,12 @@ def look(settings: Settings, *, clean: bool, of: str = "") -> Iterator[Found]:
         yield from others(f"{manager!r}", "runs", [run.identity for run in runs if run not in ours], settings)
         if not orphans:
             yield "yes", f"{manager!r}: nothing is left of runs that are over", ""
+
+
+def is_of_another(home: str, settings: Settings) -> bool:
+    """Whether a run belongs to the log at `home`, of which ours is a copy."""
+    log = settings.log_path()
+    return bool(home) and log.exists() and os.path.exists(home) and not os.path.samefile(home, log)
 
 
 def open_identities(settings: Settings) -> tuple[str, set[str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datatask.engine.ports import Ended, Fact
+from datatask.adapters.execute import proctable
+from datatask.engine.ports import Adopted, Ended, Fact
 from tests.integration.test_local_processes import (
     LOG,
     ends,
@@ -159,3 +161,45 @@ async def test_a_moved_directory_is_served_by_the_same_launcher(tmp_path: Path) 
     assert {run: path.read_text() for run, path in printed.items() if path} == {1: "one\ntwo\n", 2: "j2\n"}
     await moved.runner.close()
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("original", ["stays", "is renamed", "is removed"])
+async def test_a_copied_directory_takes_what_runs_only_where_its_original_is_gone(
+    tmp_path: Path, original: str
+) -> None:
+    """As after `cp -a` while a script goes on; `mv` to another file system copies and removes."""
+    task = task_of(tmp_path / "base", SCRIPT.format(go=tmp_path / "go"))
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts and (folder_of(tmp_path) / "stdout").read_text() == "one\n")
+    await task.runner.close()
+    first = launcher_pid(tmp_path / "base")
+    subprocess.run(["cp", "-a", tmp_path / "base", tmp_path / "copy"], check=True)  # noqa: ASYNC221 - in a moment
+    (tmp_path / "copy/app" / f"{LOG}.owner").unlink()  # as if its home were gone
+    if original == "is renamed":
+        (tmp_path / "base").rename(tmp_path / "elsewhere")
+    elif original == "is removed":
+        shutil.rmtree(tmp_path / "base")
+    copy = task_of(tmp_path / "copy", "true")
+    found: list[Fact] = []
+    await copy.runner.open(found.append)
+    await copy.runner.recover([spec(1)])
+    if original == "is removed":
+        assert isinstance(found[0], Adopted)
+        (tmp_path / "go").touch()
+        await until(lambda: ends(found))
+        end = ends(found)[1]
+        assert end.ending.outcome in ("succeeded", "lost"), "how it ended is told by kernels from 6.15 on"
+        if end.ending.outcome == "succeeded":
+            assert end.writes[0].source is not None
+            assert end.writes[0].source.read_text() == "one\ntwo\n"
+    else:
+        ending = ends(found)[1].ending
+        assert ending.outcome == "lost"
+        assert ending.error is not None
+        assert ending.error.message.startswith("it runs for the project of which this is a copy")
+        assert proctable.children(first), "the original's goes on"
+        (tmp_path / "go").touch()
+        await until(lambda: not proctable.children(first))
+    await copy.runner.close()

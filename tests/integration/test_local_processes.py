@@ -28,7 +28,7 @@ from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.local.families import MARK
 from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.targets import STDOUT
-from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started
+from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started, Unreachable
 from datatask.schema.errors import CallerError
 
 SECOND = 1_000_000_000
@@ -441,23 +441,54 @@ async def test_an_environment_that_cannot_be_is_named_without_its_values(tmp_pat
     assert "secret-value" not in str(caught.value)
 
 
-async def test_the_directory_of_a_live_foreign_log_is_refused(tmp_path: Path) -> None:
-    """The owner is named, and the way out."""
+async def test_a_live_foreign_log_keeps_its_directory_and_another_gets_one_beside_it(tmp_path: Path) -> None:
     owner = task_of(tmp_path, "sleep 5")
     facts: list[Fact] = []
     await owner.runner.open(facts.append)
     owner.runner.start(spec(1))
     await until(lambda: facts)
-    intruder = task_of(tmp_path, "true")
     other = spec(1)._replace(identity="0000beef.1.1")
-    ending = (await run_all(intruder, other))[1].ending
-    assert ending.outcome == "refused"
-    assert ending.error is not None
-    assert f"another pipeline's log ({LOG}" in ending.error.message
-    assert "another app name" in ending.error.message
+    end = (await run_all(task_of(tmp_path, "echo there"), other))[1]
+    assert (end.ending.outcome, end.writes[0].source) == (
+        "succeeded",
+        tmp_path / "app~2/0000beef/0000beef.1.1/stdout",
+    )
+    assert not (tmp_path / "app" / "0000beef").exists() or not list((tmp_path / "app/0000beef").iterdir())
     owner.runner.stop(1, "cancelled", 0)
     await until(lambda: ends(facts))
     await owner.runner.close()
+
+
+async def test_a_log_that_has_runs_in_anothers_directory_waits_for_them(tmp_path: Path) -> None:
+    """They are not told as absent, nor begun again elsewhere, while the other's engine works there."""
+    first = task_of(tmp_path, "sleep 60")
+    facts: list[Fact] = []
+    await first.runner.open(facts.append)
+    first.runner.start(spec(1))
+    await until(lambda: facts)
+    await first.runner.close()
+    beef = tmp_path / "app" / "0000beef.owner"
+    beef.write_text('{"epoch":0,"home":["",0,0],"engine":[]}')  # as it was when both shared a directory
+    owner = task_of(tmp_path, "sleep 60")
+    found: list[Fact] = []
+    await owner.runner.open(found.append)
+    owner.runner.start(spec(2)._replace(identity="0000beef.1.2"))
+    await until(lambda: found)
+    later = task_of(tmp_path, "true")
+    told: list[Fact] = []
+    await later.runner.open(told.append)
+    recovery = asyncio.create_task(later.runner.recover([spec(1)]))
+    await until(lambda: told)
+    assert isinstance(told[0], Unreachable)
+    assert "has runs of this one" in told[0].message
+    owner.runner.stop(2, "cancelled", 0)
+    await until(lambda: ends(found))
+    await owner.runner.close()
+    await until(lambda: [fact for fact in told if isinstance(fact, Adopted | Started)])
+    await recovery
+    later.runner.stop(1, "cancelled", 0)
+    await until(lambda: ends(told))
+    await later.runner.close()
 
 
 async def test_what_earlier_engines_left_is_swept(tmp_path: Path) -> None:

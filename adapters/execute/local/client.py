@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from datatask.adapters import trust
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import folders, situation
+from datatask.adapters.execute.local import folders, owners, situation
 from datatask.adapters.execute.local.engines import SOCKET
 from datatask.engine.services import current
 from datatask.engine.threads import in_own_thread
@@ -76,8 +76,9 @@ class LauncherClient(asyncio.Protocol):
 
     def __init__(self, directory: Path, earlier: Path | None = None) -> None:
         """`earlier` is where an earlier version may have left runs that go on."""
-        self.directory = directory
+        self.directory = self._first = directory
         self._earlier = earlier
+        self._avoided: set[str] = set()
         self.log = ""
         self.epoch = 0
         self._home: list[str | int] = ["", 0, 0]
@@ -134,6 +135,8 @@ class LauncherClient(asyncio.Protocol):
         if self._sweeper is not None:
             await self._sweeper
         self.log = ""
+        self.directory = self._first
+        self._avoided.clear()
 
     def own(self, identity: str, url: str) -> None:
         """Say by a run's identity, and its log's URL, whose runs these are; the first one decides."""
@@ -144,6 +147,15 @@ class LauncherClient(asyncio.Protocol):
             if self._earlier is not None and (self._earlier / log / identity).is_dir():
                 prepare_directory(self._earlier)
                 self.directory = self._earlier  # as long as there are such runs
+            else:
+                self._choose()
+
+    def _choose(self) -> None:
+        """Use the directory that has this log's runs: another log, or a copy, has one beside it."""
+        place = Path(owners.place_for(str(self._first), self.log, self._home, self._avoided))
+        if place != self.directory:
+            prepare_directory(place, group=self._earlier is None)
+            self.directory = place
 
     def environment(self, key: str, env: Mapping[str, str] | None) -> None:
         """Keep the environment that starts name by `key`; None is the engine's own, as it is now."""
@@ -181,6 +193,18 @@ class LauncherClient(asyncio.Protocol):
     def folder(self, identity: str) -> Path:
         """Return the run's folder."""
         return self.directory / identity.partition(".")[0] / identity
+
+    def find(self, identity: str) -> Path:
+        """Return the run's folder wherever it is, be it that of a copy or of an earlier version."""
+        log = identity.partition(".")[0]
+        here = [*owners.places(str(self._first)), *([str(self._earlier)] if self._earlier else [])]
+        found = [Path(place) / log / identity for place in here]
+        return next((folder for folder in found if folder.is_dir()), self.folder(identity))
+
+    @property
+    def is_of_a_copy(self) -> bool:
+        """Whether the log is a copy, whose original has the directory that the manager names."""
+        return self.directory not in (self._first, self._earlier)
 
     def is_in_place(self) -> bool:
         """Whether the directory is still the one that the launcher was reached in."""
@@ -341,21 +365,35 @@ class LauncherClient(asyncio.Protocol):
                 self._connect()
 
     def _turned_away(self, message: Message) -> None:
-        whose = "a copy of this log" if message["copied"] else "another pipeline's log"
-        text = (
-            f"{self.directory} is in use by {whose} ({message['owned']}, pid {message['pid']}); "
-            "give this pipeline's manager another app name"
-        )
-        for identity, asked in list(self._asked.items()):
-            if asked.question["op"] == "start":
-                refusal = {"refused": identity, "temporary": False, "message": text}
-                asked.watcher.on_message(identity, refusal)
-        self._silent(text)
+        """Another log's engine works here: use a directory beside this one, unless runs of ours are in this one."""
+        place = str(self.directory)
+        if not message["copied"] and owners.Owners(place).known(self.log) is not None:
+            self._silent(
+                f"{place} is in use by another pipeline's log ({message['owned']}, pid {message['pid']}), and has runs of"
+                " this one: they are seen to when that engine ends; give one of the two managers another app name"
+            )
+        else:
+            self._avoided.add(place)
+            self._move(leave=not message["copied"])
         if self._transport is not None:
             transport, self._transport = self._transport, None
             transport.close()
         if self._asked:
-            self._loop.call_later(RETRY_SECONDS_MAX, self._reconnect)
+            self._loop.call_later(0.0 if self._avoided else RETRY_SECONDS_MAX, self._reconnect)
+
+    def _move(self, *, leave: bool) -> None:
+        """Use another directory, and have what is to start there prepared anew; with `leave` not left in this one either."""
+        starts = {name: asked for name, asked in self._asked.items() if asked.question["op"] == "start"}
+        for identity in starts if leave else ():
+            self.remove(identity)
+        try:
+            self._choose()
+        except CallerError as error:
+            self._silent(str(error))
+            return
+        for identity, asked in starts.items():
+            del self._asked[identity]
+            asked.watcher.on_message(identity, {"moved": identity})
 
     def _unfit(self, identity: str, differences: str) -> None:
         """Have a launcher leave that cannot start runs as we would; the next one is ours. It keeps what it has started."""

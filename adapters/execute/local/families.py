@@ -62,7 +62,10 @@ class Families:
         if known is None:
             return
         for _ in range(ROUNDS_MAX):
-            kill_all(pid for pid, start in known.items() if proctable.is_alive(pid, start))
+            alive = [pid for pid, start in known.items() if proctable.is_alive(pid, start)]
+            kill_all(
+                sorted(alive, key=lambda pid: pid != leader)
+            )  # it first: it may wait for the others, and go on
             fresh = {pid: start for pid, start in family(leader, folder).items() if pid not in known}
             if not fresh:
                 return

@@ -10,6 +10,7 @@ a few hundredths of a second. The engine's side is `client`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import heapq
@@ -222,6 +223,12 @@ class Launcher:
                 return
             if other.log == log and other is not engine and other.epoch < epoch:
                 self.engines.hang_up(other)
+        if original := self.owners.original(log, home):
+            engine.tell({"owned": original, "pid": 0, "copied": True})
+            engine.lines.clear()
+            return
+        with contextlib.suppress(OSError):  # a full disk; what is started is written down for certain
+            self.owners.move(log, home)
         engine.log, engine.epoch, engine.home = log, epoch, home
         engine.pid, engine.start = pid, start
         engine.unfit = situation.differences(wanted, self.situation) if wanted else ""

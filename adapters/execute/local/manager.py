@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import leftovers
+from datatask.adapters.execute.local import leftovers, owners
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.local.places import LocalPlace
 from datatask.adapters.execute.local.runner import WHERE, LocalRunner
@@ -64,17 +64,32 @@ class LocalLinuxManager(AbstractProcessManager):
 
     def place(self, identity: str, where: str) -> RunPlace:
         """Return the folder of a run."""
-        return LocalPlace(self._client.folder(identity))
+        return LocalPlace(self._client.find(identity))
 
     async def list_runs(self) -> list[Leftover]:
-        """Return what is left of runs of every log below `basedir`."""
-        return await asyncio.to_thread(leftovers.list_runs, self.basedir, WHERE)
+        """Return what is left of runs of every log below `basedir`, and of copies beside it."""
+        found = []
+        for where, place in self._places().items():
+            found += await asyncio.to_thread(leftovers.list_runs, place, where)
+        return found
 
     async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
         """Kill and remove these; return those that are gone now."""
-        names = [run.identity for run in runs]
-        gone = set(await asyncio.to_thread(leftovers.remove_runs, self.basedir, names))
-        return [run for run in runs if run.identity in gone]
+        removed = []
+        for where, place in self._places().items():
+            names = [run.identity for run in runs if run.where == where]
+            gone = await asyncio.to_thread(leftovers.remove_runs, place, names)
+            removed += [run for run in runs if run.where == where and run.identity in gone]
+        return removed
+
+    def _places(self) -> dict[str, Path]:
+        """Return the folders of the application, by what they are called in messages."""
+        found = {WHERE: self.basedir}
+        return found | {
+            f"{WHERE} ({os.path.basename(place)})": Path(place)
+            for place in owners.places(str(self.basedir))
+            if place != str(self.basedir)
+        }
 
     async def get_live_pids(self, hint: set[str]) -> set[str]:
         """Return the pids of `hint` that are alive."""

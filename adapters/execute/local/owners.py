@@ -1,7 +1,8 @@
 """Who starts runs in a launcher's directory: one file a log, so that a copy of a log is told from the log itself.
 
-In: an engine's log, epoch and the place of its file. Out: which other copy starts runs here, none being the usual.
-Copies have the same uuid and count their epochs alike, so that runs of both would have the same identities. Imports the
+In: an engine's log, epoch and the place of its file. Out: which other copy starts runs here, none being the usual; and the
+directory for the runs of a copy, or of another log, beside it. Copies have the same uuid and count their epochs alike, so that
+runs of both would have the same identities. A log that was renamed is known by its file's device and inode. Imports the
 standard library only.
 """
 
@@ -9,11 +10,56 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Container
 from typing import Any
 
 from datatask.adapters.execute import proctable
 
 Claim = dict[str, Any]
+Home = list[Any]
+"""Where a log is: the path, device and inode of its file."""
+
+PLACES_MAX = 1000
+OWNER = ".owner"
+
+
+def places(directory: str) -> list[str]:
+    """Return the directories of an application that are there: the one named, and those of copies."""
+    parent, name = os.path.split(directory)
+    try:
+        names = [one for one in os.listdir(parent or ".") if _number(one, name)]
+    except FileNotFoundError:
+        return []
+    return [os.path.join(parent, one) for one in sorted(names, key=lambda one: _number(one, name))]
+
+
+def place_for(directory: str, log: str, home: Home, avoid: Container[str] = ()) -> str:
+    """Return the directory for a log's runs: that which has them already, else the first that no other log has.
+
+    What a log had that is gone from where it was goes to the copy that asks first: it is that log, moved.
+    """
+    for place in places(directory):
+        known = Owners(place).known(log)
+        if known is not None and is_same(known["home"], home) and place not in avoid:
+            return place
+    for number in range(1, PLACES_MAX):
+        place = directory if number == 1 else f"{directory}~{number}"
+        if place not in avoid and not Owners(place).others(log, home):
+            return place
+    return directory
+
+
+def is_same(known: Home, home: Home) -> bool:
+    """Whether two homes are of one log: the same file, whatever it is called; or of one name, as when a log is compacted."""
+    return known[1:] == home[1:] != [0, 0] or known[0] == home[0]
+
+
+def _number(name: str, application: str) -> int:
+    """Return which of an application's directories this is, 1 being its first; 0 for another name."""
+    first, mark, number = name.rpartition("~")
+    if name == application:
+        return 1
+    return int(number) if mark and first == application and number.isdecimal() else 0
 
 
 class Owners:
@@ -25,7 +71,7 @@ class Owners:
 
     def path(self, log: str) -> str:
         """Return where it is written down; a person may remove the file."""
-        return os.path.join(self._directory, f"{log}.owner")
+        return os.path.join(self._directory, f"{log}{OWNER}")
 
     def other(self, log: str, claim: Claim) -> str:
         """Return which other copy of the log starts runs here, else remember this one; `OSError` from the disk.
@@ -35,27 +81,54 @@ class Owners:
         """
         if self._sure.get(log) == claim:
             return ""
-        known = self._known(log)
+        known = self.known(log)
         if known is not None and known != claim:
-            path, *file_of = known["home"]
-            if path != claim["home"][0] and _is_file(path, file_of):
-                return f"the log {path}, of which this is a copy,"
+            if original := self.original(log, claim["home"]):
+                return f"the log {original}, of which this is a copy,"
             if claim["epoch"] <= known["epoch"]:
                 return "a later state of this log"
-        with open(self.path(log) + ".new", "w") as file:
-            json.dump(claim, file)
-        os.rename(self.path(log) + ".new", self.path(log))
+        self._write(log, claim)
         self._sure[log] = claim
         return ""
 
+    def others(self, log: str, home: Home) -> bool:
+        """Whether there is another log, or another copy of this one, whose runs are here, and that is still there."""
+        try:
+            logs = [name[: -len(OWNER)] for name in os.listdir(self._directory) if name.endswith(OWNER)]
+        except FileNotFoundError:
+            return False
+        homes = [known["home"] for one in logs if (known := self.known(one)) is not None]
+        return any(not is_same(known, home) and _is_file(known[0], known[1:]) for known in homes)
+
+    def original(self, log: str, home: Home) -> str:
+        """Return the file of the log whose runs are here, if it is there and `home` is that of a copy."""
+        known = self.known(log)
+        if known is None or is_same(known["home"], home) or not _is_file(known["home"][0], known["home"][1:]):
+            return ""
+        return str(known["home"][0])
+
+    def move(self, log: str, home: Home) -> None:
+        """Note where a log is by now; nothing was started since."""
+        known = self.known(log)
+        if known is None:
+            self._write(log, {"epoch": 0, "home": home, "engine": []})
+        elif known["home"] != home:
+            self._write(log, {**known, "home": home})
+
+    def _write(self, log: str, claim: Claim) -> None:
+        with open(self.path(log) + ".new", "w") as file:
+            json.dump(claim, file)
+        os.rename(self.path(log) + ".new", self.path(log))
+
     def home(self, log: str) -> str:
         """Return the file of a log, where it is still the one whose runs were started here."""
-        known = self._known(log)
+        known = self.known(log)
         if known is None or not _is_file(known["home"][0], known["home"][1:]):
             return ""
         return str(known["home"][0])
 
-    def _known(self, log: str) -> Claim | None:
+    def known(self, log: str) -> Claim | None:
+        """Return the claim of the engine that started runs last; None where there was none."""
         try:
             with open(self.path(log), "rb") as file:
                 known: Claim = json.load(file)

@@ -44,6 +44,8 @@ from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 WHERE = "local"
 SECOND = 1_000_000_000
+UNSTARTED = "the engine stopped before this run was started"
+OF_THE_ORIGINAL = "if it was started, it was for the log of which this is a copy"
 
 
 class _Open:
@@ -218,8 +220,10 @@ class LocalRunner:
             outcome: Literal["lost", "refused"] = "lost" if message["temporary"] else "refused"
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
             self._end(run, Ending(outcome=outcome, error=error, where=WHERE))
+        elif "moved" in message:
+            run.preparing = self._loop.create_task(self._prepare(run))
         elif "absent" in message:
-            why = message.get("why") or "the engine stopped before this run was started"
+            why = message.get("why") or (OF_THE_ORIGINAL if self._client.is_of_a_copy else UNSTARTED)
             self._end(run, Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why), where=WHERE))
 
     def _started(self, run: _Open, message: Message) -> None:
