@@ -31,6 +31,8 @@ class Declared:
     objects: list[tuple[Repository, str]] = field(default_factory=list)
     links: dict[tuple[str, str], Repository] = field(default_factory=dict)
     renamed: list[tuple[str, str, str]] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """What only comes from outside, by leaf id: tasks read it and none fills it. With the `task.link` that reads it."""
 
     def ephemeral_only(self) -> bool:
         """Whether nothing in the pipeline outlives the process: then neither need the log."""
@@ -58,7 +60,22 @@ def declare(tasks: Sequence[Task], *, name: str = "pipeline", priority: object =
     links = {(task.name, link_name): link.repo for task in tasks for link_name, link in task.links.items()}
     renamed = [("task", task.was, task.name) for task in tasks if task.was]
     renamed += [("repository", leaf.was, id) for id, leaf in names.leaves.items() if leaf.was]
-    return Declared(definition, names.leaves, names.objects(), links, renamed)
+    return Declared(definition, names.leaves, names.objects(), links, renamed, _inputs(tasks, names))
+
+
+def _inputs(tasks: Sequence[Task], names: _Names) -> dict[str, str]:
+    read: dict[str, str] = {}
+    filled: set[str] = set()
+    for task in tasks:
+        for name, link in task.links.items():
+            leaves = [names.resolve(leaf) for leaf in all_leaves(link.repo)]
+            if link.is_input or link.required_for_start:
+                read |= {leaf: read.get(leaf, f"{task.name}.{name}") for leaf in leaves}
+            elif not link.inhibits_start:
+                filled.update(leaves)  # its status or output, or for its code to use as it likes
+            if link.is_output or link.is_status:
+                filled.update(leaves)
+    return {leaf: link for leaf, link in read.items() if leaf not in filled}
 
 
 def _check_names(tasks: Sequence[Task]) -> None:

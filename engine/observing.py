@@ -389,6 +389,9 @@ class Observer:
             polled = [leaf for leaf in self.unwatched() if not self._mirrored(leaf)]
             cost = sum(self._cost.get(leaf, 0.0) for leaf in polled)
             await asyncio.sleep(max(POLL_SECONDS, cost / POLL_SHARE))
+            for leaf in polled:
+                if leaf not in self._unwatch:  # its folder may have been made, or the limit raised
+                    self._watch(leaf)
             await self.sync(polled)
 
     async def close(self) -> None:

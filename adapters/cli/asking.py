@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,15 +86,16 @@ def carry_out(
     *,
     dry_run: bool = False,
     wait: bool = False,
+    needed: Collection[str] = (),
     afterwards: Afterwards | None = None,
 ) -> Done:
-    """Carry out what `plan` wishes; a dry run only asks it what that would be.
+    """Carry out what `plan` wishes; a dry run only asks it what that would be. `needed` are the inputs that have to be there.
 
     `afterwards` is awaited with the open pipeline when the log was opened here. Engines come and go meanwhile: what one has not
     carried out goes, under the same id, to the next one, or is done here. What cannot be done here in some seconds is left to
     the next engine, and told; with `wait` it is waited for.
     """
-    done = _carried_out(settings, plan, dry_run, wait, afterwards)
+    done = _carried_out(settings, plan, dry_run, wait, needed, afterwards)
     for text in done.left:
         Output(settings).say(f"note: {text}; the next `{settings.command('run')}` goes on with it")
     if wait and done.engine == "running" and not dry_run:
@@ -103,7 +104,12 @@ def carry_out(
 
 
 def _carried_out(
-    settings: Settings, plan: Plan, dry_run: bool, wait: bool, afterwards: Afterwards | None
+    settings: Settings,
+    plan: Plan,
+    dry_run: bool,
+    wait: bool,
+    needed: Collection[str],
+    afterwards: Afterwards | None,
 ) -> Done:
     from datatask.adapters.log.asking import NoEngineError, refuse_strangers
 
@@ -116,7 +122,7 @@ def _carried_out(
         try:
             if path is not None and path.exists() and _holder(path):
                 return _through_inbox(path, errand, dry_run)
-            return run_in_loop(_opening(settings, errand, dry_run, wait, afterwards))
+            return run_in_loop(_opening(settings, errand, dry_run, wait, needed, afterwards))
         except (NoEngineError, LeaseHeldError):
             # It ended just now, or one has started just now.
             if path is None or time.monotonic() > until:
@@ -206,16 +212,23 @@ def _through_inbox(path: Path, errand: Errand, dry_run: bool) -> Done:
 
 
 async def _opening(
-    settings: Settings, errand: Errand, dry_run: bool, wait: bool, afterwards: Afterwards | None
+    settings: Settings,
+    errand: Errand,
+    dry_run: bool,
+    wait: bool,
+    needed: Collection[str],
+    afterwards: Afterwards | None,
 ) -> Done:
     """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
     from datatask.adapters.cli.alone import carry_out_alone
 
     pipeline = settings.load_pipeline()
     state = recorded_state(pipeline)[0]
+    pipeline.needed = needed
     if not errand.begun:
         foreseen = errand.foreseen(state, "none")
         if dry_run:
+            await pipeline.check_inputs()
             return foreseen
     began = None if wait else settings.began
     await carry_out_alone(pipeline, errand, state, began=began, afterwards=afterwards)

@@ -88,7 +88,8 @@ def inject(
             for items in portions(pairs(), documents, blobs)
         )
 
-    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), "inject", dry_run, exit_code)
+    done = carry_out(settings, plan, dry_run=dry_run, needed=(repository,))
+    return told(Output(settings), done, "inject", dry_run, exit_code)
 
 
 def _target(state: State, name: str) -> d.RepositoryDef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -234,6 +235,7 @@ def _pipeline(settings: Settings) -> Iterator[Check]:
         yield Check("pipeline", "note", found, "name it with -p to check that it loads")
         return
     pipeline = settings.load_pipeline()
+    asyncio.run(pipeline.check_inputs())
     count = len(pipeline.declare().definition.tasks)
     yield Check("pipeline", "yes", f"{pipeline.name}: {count} task{'s' * (count != 1)}")
 

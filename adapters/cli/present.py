@@ -91,7 +91,8 @@ def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
 
 
 async def look(pipeline: Pipeline, state: State, now: int) -> None:
-    """Let the copy learn what the stores hold, and what user code says of it."""
+    """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused."""
+    await pipeline.check_inputs()
     await pipeline.session.open()
     try:
         for leaf in state.definition.repositories:

@@ -92,6 +92,12 @@ class FileRepositoryBase(StoredRepository):
         """Make the folder; `PermissionError` when it cannot be written."""
         await self._own_store().prepare()
 
+    async def check_input(self, whose: str) -> None:
+        """Raise when the folder is not there or cannot be read; it is not made."""
+        await self._own_store().check(whose)
+        if type(self).validate is not FileRepositoryBase.validate:
+            await self.validate()
+
 
 class FileRepository(FileRepositoryBase, StoredBlobRepository):
     """A folder with a file per job, written whole or not at all."""

@@ -22,6 +22,7 @@ from typing import ClassVar
 import msgspec
 
 from datatask.adapters.store.finished import linked, sync_folder
+from datatask.adapters.store.inputs import check_folder
 from datatask.adapters.store.inspecting import is_finished, is_told, is_written
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
 from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep
@@ -195,6 +196,16 @@ class FolderStore(ABC):
     async def prepare(self) -> None:
         """Make the folder, check that it can be written, and remove what dead writers left staged."""
         await in_own_thread(self._prepare, f"a look at {self.basedir}")
+
+    async def check(self, whose: str) -> None:
+        """Check that the folder is there and can be read, and remove what dead writers left staged where we may."""
+        await in_own_thread(lambda: self._check(whose), f"a look at {self.basedir}")
+
+    def _check(self, whose: str) -> None:
+        check_folder(self.basedir, whose)
+        if os.access(self.basedir, os.W_OK):
+            with os_errors(str(self.basedir)):
+                sweep(self.basedir)
 
     def _prepare(self) -> None:
         with os_errors(str(self.basedir)):

@@ -41,7 +41,10 @@ def watch_folder(store: FolderStore, tell: Callable[[Change], None]) -> Callable
     except (OSError, RuntimeError) as error:  # RuntimeError: no loop runs, or too many subfolders
         if watch is not None:
             watch.cancel()
-        _warn_once(f"Changes in {store.basedir} are found by listing it, not told: {error}{_remedy(error)}")
+        if not isinstance(error, FileNotFoundError):  # else its listing says so
+            _warn_once(
+                f"Changes in {store.basedir} are found by listing it, not told: {error}{_remedy(error)}"
+            )
         return None
     return watch
 

@@ -16,7 +16,7 @@ import random
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -43,7 +43,7 @@ from datatask.engine.loading import load_state
 from datatask.engine.observing import Observer
 from datatask.engine.ports import Checkpoint, Clock, EventLog, Write, hold_back
 from datatask.engine.quotas import ResourceManager
-from datatask.engine.repositories import DerivedLeaf, Repository
+from datatask.engine.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.runtime import Runtime
 from datatask.engine.session import Session
 from datatask.engine.tasks import Task
@@ -123,6 +123,7 @@ class Pipeline:
         self.durability = durability
         self.default_log: Path | None = None
         self.accepted: set[str] = set()
+        self.needed: Collection[Repository | str] | None = None
         self.actor = ""
         self.reason = ""
         self.grace_seconds = GRACE_SECONDS
@@ -236,8 +237,24 @@ class Pipeline:
     async def _validate(self, declared: Declared) -> None:
         for task in self._listed:
             await task.validate()
-        for repository in declared.repositories.values():
-            await repository.validate()
+        for leaf, repository in declared.repositories.items():
+            if leaf not in declared.inputs:
+                await repository.validate()
+        await self.check_inputs()
+
+    async def check_inputs(self) -> None:
+        """Raise `CallerError` where a repository that nothing in the pipeline fills is not there; only look.
+
+        `needed` restricts this to some of them: who only asks for something to be changed does not need all.
+        """
+        declared = self.declare()
+        needed: Collection[str] = declared.inputs
+        if self.needed is not None:
+            ids = {id(leaf): name for leaf, name in declared.objects}
+            needed = {ids[id(leaf)] for name in self.needed for leaf in all_leaves(self.find(name))}
+        for leaf, link in declared.inputs.items():
+            if leaf in needed:
+                await declared.repositories[leaf].check_input(link)
 
     async def _open_log(self) -> EventLog:
         if self.location is not None and not isinstance(self.location, str | Path):

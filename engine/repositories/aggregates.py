@@ -29,6 +29,11 @@ class _Combination(Repository):
         for part in self.parts():
             await part.validate()
 
+    async def check_input(self, whose: str) -> None:
+        """Check all parts."""
+        for part in self.parts():
+            await part.check_input(whose)
+
 
 class _Aggregate(_Combination):
     def __init__(self, **children: Repository) -> None:

@@ -94,6 +94,10 @@ class MapRepository(DerivedLeaf):
         """Validate the base."""
         await self.base.validate()
 
+    async def check_input(self, whose: str) -> None:
+        """Check the base."""
+        await self.base.check_input(whose)
+
     def parts(self) -> list[Repository]:
         """Return the base."""
         return [self.base]

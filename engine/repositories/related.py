@@ -140,6 +140,11 @@ class RelatedItemRepository(DerivedLeaf):
         for part in self.parts():
             await part.validate()
 
+    async def check_input(self, whose: str) -> None:
+        """Check base and translator."""
+        for part in self.parts():
+            await part.check_input(whose)
+
     # --- for the engine -------------------------------------------------------------------------------
 
     def parts(self) -> list[Repository]:

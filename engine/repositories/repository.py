@@ -176,6 +176,13 @@ class Repository(ABC):
         """Raise when the repository cannot work as declared; called when the pipeline opens."""
         return
 
+    async def check_input(self, whose: str) -> None:
+        """Raise when it cannot be read; called instead of `validate` where nothing in the pipeline fills it.
+
+        `whose` names the link by which it is read, for the message.
+        """
+        await self.validate()
+
     def map(
         self,
         func: Mapping,

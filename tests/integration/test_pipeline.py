@@ -331,6 +331,7 @@ async def test_what_can_never_fit_is_told_as_stuck(log: str) -> None:
 
 
 async def test_files_that_are_dropped_while_it_runs_forever_are_taken(log: str, tmp_path: Path) -> None:
+    (tmp_path / "drop").mkdir()
     folder, target = FileRepository(tmp_path / "drop", ".txt"), documents("out")
     reading = task("reading", folder, target)
 

@@ -32,6 +32,7 @@ async def test_a_deletion_decided_after_a_put_is_done_after_it(tmp_path: Path) -
     async def body(job: str) -> None:
         """Do nothing."""
 
+    (tmp_path / "slow").mkdir()
     slow = FileRepository(tmp_path / "slow", name="slow")
     task = InProcessSyncTask("task", LogMetadataRepository("done"), func=body)
     task.link("slow", slow, is_input=True)
