@@ -192,8 +192,6 @@ class _Work:
         try:
             await pipeline.update()
             while pipeline.is_ending:
-                if (failure := pipeline.runtime.failure) is not None:
-                    raise failure
                 await asyncio.sleep(0.01)
         except asyncio.CancelledError:
             interrupts.swallow()

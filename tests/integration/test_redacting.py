@@ -213,6 +213,28 @@ def test_a_blob_stays_while_another_event_names_it(project: Project) -> None:
     assert not list(blobs_path(project.log).glob("??/*"))
 
 
+def test_the_reason_of_a_definition_and_of_a_redaction_can_go(tmp_path: Path) -> None:
+    """Also of a task that goes on under another name, and of what keeps a log in order."""
+    project = Project(tmp_path, PIPELINE)
+    inject(project, good={"word": "plain"})
+    project.call("run")
+    (tmp_path / "pipeline.py").write_text(
+        PIPELINE.replace('("copy", done)', '("duplicate", done, was="copy")')
+    )
+    why = ("--reason", f"for {SECRET}")
+    project.ok("run", *why)
+    project.ok("redact", str(next(e["position"] for e in events(project) if e["kind"] == "ValuePut")), *why)
+    positions = guilty(project)
+    kinds = {event["kind"] for event in events(project) if event["position"] in positions}
+    assert {"PipelineDefined", "Renamed", "PayloadRedacted"} <= kinds
+    states = members(project)
+    project.ok("redact", *map(str, positions))
+    assert found_in(project.log.parent) == []
+    assert members(project) == states
+    assert datatask.verify(project.log).ok, datatask.verify(project.log)
+    project.ok("run")
+
+
 def test_what_may_not_go_is_refused_in_one_line_and_nothing_is_changed(project: Project) -> None:
     (good,) = (event["position"] for event in events(project) if event["kind"] == "TaskPaused")
     decided = next(event["position"] for event in events(project) if event["kind"] == "DecisionRound")
