@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from datatask.adapters.history.when import When, iso
 
 if TYPE_CHECKING:
     from datatask.engine.core.why import Group
+
+TOLD_OF_MAX = 200
+"""So many runs of a job are looked at for what to tell of its past."""
 
 
 @command(
@@ -66,7 +71,7 @@ def _tell_groups(output: Output, log: Recorded, task: str, groups: list[Group]) 
 def _last_run(log: Recorded, task: str, job: str) -> list[str]:
     sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
     rows = log.reader.query(
-        f"{sql} AND run <= ? ORDER BY run DESC LIMIT 1", (job, task, log.state.position)
+        f"{sql} AND run <= ? ORDER BY run DESC LIMIT {TOLD_OF_MAX}", (job, task, log.state.position)
     ).rows
     if not rows:
         archived = _last_launch(log, task, job)
@@ -77,7 +82,18 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
     detail = f", exit code {exit_code}" if exit_code is not None else ""
     detail += f": {kind}: {error}" if error is not None else ""
     when = f" at {iso(ended_at)}" if ended_at else ""
-    return [f"last run {run}: {state}{when}{detail}"]
+    return [f"last run {run}: {state}{when}{detail}", *_conflicts(rows[1:])]
+
+
+def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Tell of the runs right before the last one that were in conflict; `before` begins with the latest."""
+    found = [
+        row for row in takewhile(lambda row: row[1] in ("conflicted", "lost"), before) if row[1] != "lost"
+    ]
+    if not found:
+        return []
+    run, *_, error, _ = found[0]
+    return [f"{len(found)} of its runs before were in conflict, the latest is run {run}: {error}"]
 
 
 def _last_launch(log: Recorded, task: str, job: str) -> int:

@@ -8,9 +8,12 @@ import pytest
 from datatask.engine.core.checkpoints import dump, fingerprint, load
 from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending
 from datatask.engine.core.tasks import CONTENDING, Episode
+from datatask.engine.core.why import explain
 from datatask.engine.ports import Adopted, Ended, Write
+from datatask.engine.tasks import Retry
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, In, LinkDef, PipelineDef, RetryDef, TaskDef
+from datatask.schema.errors import CallerError
 from tests.unit.core_kit import VALUE, Desk, kinds, pipeline, task
 
 KEY = "k"
@@ -250,6 +253,42 @@ def test_time_without_an_engine_is_no_progress() -> None:
             desk.take()
         (scheduled,) = [one for one in lost(desk, run, 1) if isinstance(one, e.RetryScheduled)]
         assert scheduled.spent == (1 if adopted else 2)
+
+
+def test_why_tells_what_the_attempts_are_paid_from() -> None:
+    """While a job waits for its next attempt: conflicts, lost runs, and whose run it waits for."""
+    desk = Desk(pipeline(task("t", "a", "b", concurrency=15)))
+    runs = running(desk, "x", "y")
+    for _ in range(CONTENDING):
+        seen = desk.state.position
+        desk.put("b", KEY)
+        batches = [desk.ended(run, "succeeded", adds(desk, over=seen)) for run in runs]
+        found = explain(desk.state, "t", "x", desk.now, engine_alive=True)
+        assert "were in conflict, which uses up none of the 1 attempts" in found.held_by[0].explain
+        desk.now += 60 * SECOND
+        desk.decide()
+        runs = sorted(desk.state.open_runs)
+    assert batches
+    (run,) = runs
+    waits = "y" if desk.state.jobs[desk.state.open_runs[run].job] == "x" else "x"
+    found = explain(desk.state, "t", waits, desk.now, engine_alive=True)
+    assert f"waits for run {run}, which was in conflict as often" in found.held_by[0].explain
+    assert [one.op for one in found.changes] in (["end_run"], ["retry"])
+    desk.ended(run, "lost")
+    desk.decide()
+    found = explain(desk.state, "t", "y" if waits == "x" else "x", desk.now, engine_alive=True)
+    assert "1 of 5 lost runs in a row are run again; 3 runs were in conflict" in found.held_by[0].explain
+
+
+def test_a_budget_that_is_none_is_refused() -> None:
+    """`Retry` takes a number of runs and a time."""
+    assert Retry(infrastructure_attempts=0, progress_after=None).to_def().progress is None
+    assert Retry(attempts=3).to_def() == RetryDef(attempts=3, first=SECOND, factor=1.0, longest=SECOND)
+    for wrong in (-1, True, "3", 1.5):
+        with pytest.raises(CallerError, match="infrastructure_attempts"):
+            Retry(infrastructure_attempts=wrong)  # type: ignore[arg-type]
+    with pytest.raises(CallerError, match="progress_after"):
+        Retry(progress_after=-1)
 
 
 def test_a_definition_without_the_later_fields_is_the_same_one() -> None:
