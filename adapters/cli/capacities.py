@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from datatask.adapters.cli.efforts import SPENT
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.effort import effort
 from datatask.adapters.history.when import iso, parse_span, parse_when, words
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity
@@ -103,17 +105,25 @@ def tell(
         axes=asked.axes,
         prices=asked.prices,
     )
+    code = SPENT if effort.is_spent else NOTHING_MAKES_IT if found.why else 0
     if output.json and not settings.fields:
         output.document(found.to_json())
-        return 0 if not found.why else NOTHING_MAKES_IT
+        return code
     output.rows(found.table(), COLUMNS)
+    if code == SPENT and found.why:
+        output.say(f"{found.why}: {found.simulations} scenarios were tried; give it more by --budget")
+        return code
     if found.why:
         output.say(f"nothing makes it in {words(asked.by)}: {found.why}")
-        return NOTHING_MAKES_IT
+        return code
     limits = ", ".join(f"{name} {level:g}" for name, level in found.limits.items()) or "what there is now"
     output.say(
         f"in time with {limits}: {words(found.seconds)} in {asked.confidence:.0%} of the replications; "
         f"then {found.binds} binds; {found.simulations} scenarios were tried"
         + ("" if found.proven else ", and a cheaper one may be among those that were not")
     )
-    return 0
+    if code == SPENT:
+        output.say(
+            f"the time was over in {settings.budget:g} s: this is the best so far; give it more by --budget"
+        )
+    return code

@@ -50,6 +50,8 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                      help="Print only these fields."),
         _option("color", ["--color"], hidden, "Use colour; by default on a terminal, unless NO_COLOR is set.",
                 type=click.Choice(COLORS)),
+        _option("budget", ["--budget"], hidden, "Work no longer than this: then what was found so far is told, exit code 7.",
+                type=click.FloatRange(min=0, min_open=True), metavar="S"),
         _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
     ]  # fmt: skip
 
@@ -97,7 +99,10 @@ def command(
                     where="--with-archives",
                     remedy="leave it out here: it is for commands that read",
                 )
-            return function(settings, *args, **kwargs)
+            from datatask.adapters.cli.efforts import told
+
+            with told(settings, name):
+                return function(settings, *args, **kwargs)
 
         more = {"ignore_unknown_options": True} if ignore_unknown else {}
         return click.command(name, cls=Command, example=example, context_settings=more)(call)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
+from datatask.adapters.effort import effort
 from datatask.schema.errors import CallerError, DatataskError
 from datatask.schema.troubles import printable
 
@@ -120,6 +122,7 @@ class Output:
         """Print a JSON list, row by row."""
         between = "["
         for row in rows:
+            effort.said = time.monotonic()
             sys.stdout.write(between + encode({name: row[name] for name in columns}))
             between = ","
         self.line("]" if between == "," else "[]")

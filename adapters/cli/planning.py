@@ -6,7 +6,6 @@ stores hold now, evaluates what decisions need, and decides. Nothing of it is ke
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.present import look, recorded_state
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
+from datatask.adapters.wiring.looping import run_in_loop
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
@@ -58,7 +58,7 @@ def foresee(pipeline: Pipeline, limit: int) -> tuple[State, deciding.Round, list
     state, recorded = recorded_state(pipeline)
     differences = list(_differences(recorded, pipeline.declare().definition))
     now = max(SystemClock().now(), state.at)
-    asyncio.run(look(pipeline, state, now))
+    run_in_loop(look(pipeline, state, now))
     return state, deciding.decide(state, now, bound=limit), differences
 
 

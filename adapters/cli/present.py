@@ -7,7 +7,6 @@ the stores finds and what user code says of it. `plan` decides on that; commands
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ from datatask.adapters.history.states import fold
 from datatask.adapters.history.when import When
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.wiring.looping import run_in_loop
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
@@ -57,7 +57,7 @@ def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
         )
     pipeline = settings.load_pipeline()
     state = declared_state(pipeline)
-    asyncio.run(look(pipeline, state, SystemClock().now()))
+    run_in_loop(look(pipeline, state, SystemClock().now()))
     yield Seen(state, {"url": settings.log_url(), "head": 0, "at": None}, None)
 
 

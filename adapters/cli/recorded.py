@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from datatask.adapters.cli.interrupts import raise_if_interrupted
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.effort import effort
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.when import When, iso, position_of
 from datatask.adapters.log.reader import LogReader
@@ -58,11 +59,12 @@ def recorded(settings: Settings, when: When | None = None, *, events: bool = Fal
 def changed(reader: LogReader, head: int, seconds: float) -> bool:
     """Wait until the head has moved or the time is over; return whether it has moved."""
     deadline = time.monotonic() + seconds
-    while _head(reader) == head:
-        raise_if_interrupted()
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(min(0.1, seconds))
+    with effort.idle():
+        while _head(reader) == head:
+            raise_if_interrupted()
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(min(0.1, seconds))
     return True
 
 

@@ -38,6 +38,7 @@ class Settings:
     color: str = "auto"
     fields: tuple[str, ...] = ()
     debug: bool = False
+    budget: float | None = None
     given: Pipeline | None = None
     given_folder: Path | None = None
     began: float = field(default_factory=time.monotonic)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from datatask.adapters.cli.efforts import SPENT
 from datatask.adapters.cli.loading import load, parse_reference
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
+from datatask.adapters.effort import effort
 from datatask.adapters.history.when import parse_span, words
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import CallerError
@@ -149,6 +151,11 @@ def simulate(
         )
     results: list[Result] = []
     for scenario in tried:
+        if effort.is_spent:
+            output.say(
+                f"the time was over in {settings.budget:g} s: {len(results)} of {len(tried)} scenarios"
+            )
+            break
         results.append(run(scenario, write_log=write_log))
         for note in results[-1].notes if len(results) == 1 else ():
             output.say(f"note: {note}")
@@ -164,6 +171,8 @@ def simulate(
         output.document(found)
     else:
         _tables(output, settings, found["scenarios"], SCENARIOS if present is None else LEFT)
+    if effort.is_spent:
+        return SPENT
     return NOTHING_CAN_PROGRESS if any(result.stuck for result in results) else 0
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.output import Output, is_terminal
+from datatask.adapters.effort import effort
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -20,10 +21,10 @@ Tell = Callable[[int, int], None]
 
 
 @contextmanager
-def progress_bar(output: Output, what: str, total: int) -> Iterator[Tell | None]:
-    """Give the function to call with (done, in all); None where nobody would see it."""
+def progress_bar(output: Output, what: str, total: int) -> Iterator[Tell]:
+    """Give the function to call with (done, in all)."""
     if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
-        yield None
+        yield lambda done, in_all: effort.at(f"{what} events", done, in_all)
         return
     began, bar = time.monotonic(), None
     task = None
@@ -35,8 +36,10 @@ def progress_bar(output: Output, what: str, total: int) -> Iterator[Tell | None]
         if bar is None:
             bar = _bar(output)
             bar.start()
+            effort.is_drawn = True
             task = bar.add_task(what, total=in_all)
         assert task is not None
+        effort.at(f"{what} events", done, in_all)
         bar.update(task, completed=done, total=in_all)
 
     try:
@@ -44,6 +47,7 @@ def progress_bar(output: Output, what: str, total: int) -> Iterator[Tell | None]
     finally:
         if bar is not None:
             bar.stop()
+            effort.is_drawn = False
 
 
 def _bar(output: Output) -> Progress:

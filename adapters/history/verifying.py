@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from datatask.adapters.effort import effort
 from datatask.adapters.history.halves import Half, OtherHalf
 from datatask.adapters.history.states import beginning, collector_off, refold
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint
@@ -138,6 +139,7 @@ class _Pass:
 
     def run(self) -> Verified:
         """Go to the end; what cannot be read or folded is told, and ends the folding."""
+        effort.so_far = self._so_far
         reader, found, until = self._reader, self.found, self.found.until
         chain = begun(reader, self._start)
         assembler = Assembler(reader.decoder, str(reader.path), self._start)
@@ -157,6 +159,14 @@ class _Pass:
         if self._future is not None and not found.chain:
             raise self._future
         return found
+
+    def _so_far(self) -> list[str]:
+        found = self.found
+        told = [str(one) for one in found.divergences]
+        return [
+            *told,
+            f"verified up to position {found.state.position} of {found.until}, {len(told)} divergences so far",
+        ]
 
     def _fold(self, batches: Iterator[e.Batch], assembler: Assembler, *, sound: bool) -> None:
         try:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from datatask.adapters.effort import effort
 from datatask.adapters.log import pages
 from datatask.engine.core.bulk import Bulk
 from datatask.engine.core.columns import COLUMNAR, Meaning, Page
@@ -154,6 +155,7 @@ class Follower:
         state = bulk.state
         coming: deque[Coming] = deque()
         while state.position < last:
+            effort.at("folding events", state.position, last)
             behind = coming[-1][1] if coming else state.position
             while len(coming) < DEPTH and behind < last:
                 until = min(behind + self._rows, last)

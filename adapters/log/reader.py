@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from datatask.adapters.effort import effort
 from datatask.adapters.log import pages
 from datatask.adapters.log.faults import archived, damaged, mapped
 from datatask.adapters.log.header import Header, parse_header
@@ -133,6 +134,7 @@ class LogReader:
             if len(rows) < pages.PAGE_ROWS:
                 return
             after = rows[-1][0]
+            effort.at("reading events", after, last)
 
     def read_back(
         self,

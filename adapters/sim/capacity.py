@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import log2
 from typing import TYPE_CHECKING, Any
 
+from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.table import Table
 from datatask.adapters.sim.critical import critical_path, in_sum
 from datatask.adapters.sim.limits import is_whole, least_of, limits_of, with_limit
@@ -126,12 +127,15 @@ def finish_by(
         if not price >= 0:
             raise CallerError(f"the price of {name} is {price:g}", remedy="give 0 or more")
     search = _Search(definition, scenario, run, by, confidence, prices or {}, simulations_max, knee)
-    if axes:
-        for name, levels in axes.items():
-            search.add(name, levels)
-    else:
-        search.add_what_binds()
-    return search.answer()
+    try:
+        if axes:
+            for name, levels in axes.items():
+                search.add(name, levels)
+        else:
+            search.add_what_binds()
+        return search.answer()
+    except SpentError:
+        return search.so_far()
 
 
 class _Search:
@@ -160,6 +164,7 @@ class _Search:
         self.tried: dict[Values, tuple[float, str]] = {}
         self.too_little: list[Values] = []
         self.refines = False
+        self.cheapest: tuple[float, dict[str, float], float, str] | None = None
 
     # --- what varies --------------------------------------------------------------------------------
 
@@ -208,6 +213,12 @@ class _Search:
 
     def simulated(self, point: Point) -> Result:
         """Simulate with the limits of a point."""
+        best = (
+            ""
+            if self.cheapest is None
+            else f", the best so far is in time at a cost of {self.cheapest[0]:.3g}"
+        )
+        effort.name = f"simulate, {len(self.tried)} scenarios tried{best}"
         scenario = self.scenario
         for axis, index in enumerate(point):
             scenario = with_limit(self.definition, scenario, self.names[axis], self.levels[axis][index])
@@ -219,13 +230,32 @@ class _Search:
         found = self.tried.get(values)
         if found is None:
             result = self.simulated(point)
+            if effort.is_spent:
+                raise SpentError  # it has not all its replications
             spans = sorted(each.makespan for each in result.summaries)
             stuck = any(each.stuck for each in result.summaries)
             seconds = float("inf") if stuck else quantile(spans, self.confidence)
             found = self.tried[values] = seconds, result.bottleneck
             if seconds > self.by:
                 self.too_little.append(values)
+            else:
+                self._keep(point, seconds, result.bottleneck)
         return found
+
+    def _keep(self, point: Point, seconds: float, binds: str) -> None:
+        """Note what is in time, in case there is no time to find a cheaper one."""
+        cost = self.cost(point)
+        if self.cheapest is None or cost < self.cheapest[0]:
+            self.cheapest = cost, dict(zip(self.names, self.values(point), strict=True)), seconds, binds
+
+    def so_far(self) -> Capacity:
+        """Return the cheapest that was found before the time was over."""
+        cost, limits, seconds, binds = self.cheapest or (0.0, {}, float("inf"), "")
+        why = "" if self.cheapest else "the time was over before anything was found"
+        tried = len(self.tried)
+        return Capacity(
+            self.by, self.confidence, limits, seconds, cost, binds, simulations=tried, proven=False, why=why
+        )
 
     def is_enough(self, point: Point) -> bool:
         """Whether it is in time at a point; told without simulating where a point above is too little."""

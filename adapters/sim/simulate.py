@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.history import History
 from datatask.adapters.log.columns import collector_off
 from datatask.adapters.log.reader import LogReader
@@ -132,6 +133,7 @@ def _replicated(given: Given, write_log: str | Path | None, processes: int | Non
     definition = changed(definition, scenario)
     given = given._replace(definition=definition)
     begun = perf_counter()
+    effort.at(f"the first replication of {scenario.name}")
     first = simulated(given, 0, place)
     took = perf_counter() - begun
     result = Result(scenario, definition, given.begin, [first.summary], notes=_notes(recording, scenario))
@@ -139,11 +141,20 @@ def _replicated(given: Given, write_log: str | Path | None, processes: int | Non
         result.records, result.names = first.records, first.names
     rest = range(1, scenario.replications)
     workers = min(processes if processes is not None else cpu_count() or 1, len(rest))
-    if workers <= 1 or (processes is None and took * len(rest) < WORTH_SECONDS):
-        for replication in rest:
-            result.summaries.append(simulated(given, replication).summary)
-        return result
-    result.summaries += spread(given, rest, workers)
+    effort.at(f"replications of {scenario.name}", 1, scenario.replications)
+    try:
+        if workers > 1 and (processes is not None or took * len(rest) >= WORTH_SECONDS):
+            result.summaries += spread(given, rest, workers)
+        else:
+            for replication in rest:
+                result.summaries.append(simulated(given, replication).summary)
+                effort.at(effort.stage, replication + 1, scenario.replications)
+    except SpentError:
+        pass
+    if len(result.summaries) < scenario.replications:
+        result.notes.append(
+            f"{len(result.summaries)} of {scenario.replications} replications: the time was over"
+        )
     return result
 
 

@@ -7,6 +7,7 @@ again. What a process does not manage, for whatever reason, is done here, where 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -14,47 +15,64 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.sim.replicating import Given, simulated
 from datatask.adapters.sim.summary import Summary
 
 
 def spread(given: Given, replications: Sequence[int], workers: int) -> list[Summary]:
-    """Return the summaries of these replications, in order, made by so many processes."""
+    """Return the summaries of these replications, in order, made by so many processes; when the time is over, of those
+    that are done.
+    """
     shares = [replications[worker::workers] for worker in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
-        answers = list(pool.map(lambda share: _asked(given, share), shares))
     found: dict[int, Summary] = {}
-    for share, answer in zip(shares, answers, strict=True):
-        summaries = answer or [simulated(given, replication).summary for replication in share]
-        found.update(zip(share, summaries, strict=True))
-    return [found[replication] for replication in replications]
+    processes: list[subprocess.Popen[bytes]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            list(pool.map(lambda share: _ask(given, share, processes, found), shares))
+            for replication in replications:
+                if replication not in found:
+                    found[replication] = simulated(given, replication).summary
+        except SpentError:
+            pass
+        finally:
+            for process in processes:
+                process.kill()
+    return [found[replication] for replication in replications if replication in found]
 
 
-def _asked(given: Given, share: Sequence[int]) -> list[Summary] | None:
-    """Return what a process says to a share, None where it fails."""
+def _ask(
+    given: Given, share: Sequence[int], processes: list[subprocess.Popen[bytes]], found: dict[int, Summary]
+) -> None:
+    """Have a process do a share, and note what it finds as it comes."""
     try:
         asked = pickle.dumps((given, list(share)))
     except (pickle.PicklingError, AttributeError, TypeError):
-        return None  # a distribution of the caller's own, say
-    done = subprocess.run(
+        return  # a distribution of the caller's own, say
+    process = subprocess.Popen(
         [sys.executable, "-m", __name__],
-        input=asked,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        check=False,
     )
-    if done.returncode:
-        return None
-    summaries: list[Summary] = pickle.loads(done.stdout)
-    return summaries
+    processes.append(process)
+    with process, contextlib.suppress(BrokenPipeError, EOFError, pickle.UnpicklingError):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(asked)
+        process.stdin.close()
+        for replication in share:
+            found[replication] = pickle.load(process.stdout)
+            effort.at(effort.stage, len(found) + 1, effort.total)
 
 
 def main() -> None:
     """Do a share that is told on stdin."""
     given, share = pickle.load(sys.stdin.buffer)
-    summaries = [simulated(given, replication).summary for replication in share]
-    sys.stdout.buffer.write(pickle.dumps(summaries))
+    for replication in share:
+        sys.stdout.buffer.write(pickle.dumps(simulated(given, replication).summary))
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ that it has cancelled and for every thread of its pool, for ever where one hangs
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.wiring.guarding import guard
 from datatask.engine.closing import call_off
 
@@ -22,16 +24,27 @@ THREADS_MAX = 64
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run the work in a loop of its own."""
+    """Run the work in a loop of its own; `SpentError` when the process's effort has no time left for it."""
     pool = ThreadPoolExecutor(THREADS_MAX, "asyncio")
     with asyncio.Runner() as runner:
         runner.get_loop().set_default_executor(pool)
         try:
-            return runner.run(work)
+            return runner.run(_in_time(work))
         finally:
             runner.run(_leave())
             pool.shutdown(wait=False, cancel_futures=True)
             guard.put_off()
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    left = None if effort.ends is None else effort.ends - time.monotonic()
+    try:
+        async with asyncio.timeout(left) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    raise SpentError
 
 
 async def _leave() -> None:

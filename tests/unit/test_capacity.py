@@ -18,6 +18,7 @@ from datatask import (
     Session,
     UnknownNameError,
 )
+from datatask.adapters.effort import SpentError
 from datatask.adapters.sim.capacity import Capacity, finish_by
 from datatask.adapters.sim.limits import limits_of, with_limit
 from datatask.adapters.sim.summary import quantile
@@ -195,3 +196,26 @@ def test_the_knee_is_where_one_says_that_more_is_not_worth_it() -> None:
     axes = {CRUNCH: [1, 2, 4, 8, 16, 32, 64]}
     assert finish_by(DEFINITION, scenario, run, 300, axes=axes, knee=0.05).knees[CRUNCH] == 64
     assert finish_by(DEFINITION, scenario, run, 300, axes=axes, knee=0.6).knees[CRUNCH] == 1
+
+
+@pytest.mark.parametrize("simulations", [0, 1, 3])
+def test_when_the_time_is_over_the_cheapest_so_far_is_told(simulations: int) -> None:
+    scenario = Scenario(
+        jobs=60, tasks={"fetch": TaskScenario(duration=1), "crunch": TaskScenario(duration=3)}
+    )
+    tried = []
+
+    def until_then(scenario: Scenario) -> Result:
+        if len(tried) == simulations:
+            raise SpentError
+        tried.append(scenario)
+        return run(scenario)
+
+    found = finish_by(
+        DEFINITION, scenario, until_then, 90.0, axes={FETCH: [1, 2, 4, 8], CRUNCH: [1, 2, 4, 8]}
+    )
+    assert (found.simulations, found.proven) == (simulations, False)
+    assert bool(found.why) is not bool(found.limits)
+    if simulations:
+        assert found.seconds <= 90.0
+        assert run(with_limit(DEFINITION, with_limit(DEFINITION, scenario, FETCH, found.limits[FETCH]), CRUNCH, found.limits[CRUNCH])).makespan <= 90.0  # fmt: skip
