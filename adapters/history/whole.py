@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datatask.adapters.store.belonging import take_over
 from datatask.schema.errors import CallerError
 
 
@@ -21,6 +22,7 @@ def write_whole(path: Path, text: str, *, mark: str, what: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")
+        take_over(fresh, path)
         fresh.replace(path)
     except OSError as error:
         raise CallerError(f"{error.strerror}", where=str(path), remedy="name another file") from error

@@ -7,7 +7,6 @@ never members. All file work happens in threads; the blocking functions are also
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import ClassVar
 
 import msgspec
 
+from datatask.adapters.store.belonging import take_over
 from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.inputs import check_folder
 from datatask.adapters.store.inspecting import is_finished, is_told, is_written
@@ -253,11 +253,7 @@ class FileStore(FolderStore):
                 sync_folder(self.basedir)
                 return version_of(status)
         with self._staged(write) as staged:
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISREG((before := os.lstat(target)).st_mode):
-                    os.chmod(
-                        staged, stat.S_IMODE(before.st_mode)
-                    )  # replacing must not change who can read it
+            take_over(staged, target)
             version = version_of(os.stat(staged))
             with one_at_a_time(self.basedir):
                 self._compare(write)

@@ -10,9 +10,9 @@ import errno
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
+from datatask.adapters.store.belonging import give, of_new_files
 from datatask.adapters.store.inspecting import lease
 
 _COPY_INSTEAD = frozenset(
@@ -21,15 +21,13 @@ _COPY_INSTEAD = frozenset(
         *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ELOOP, errno.ENOLCK),
     )
 )
-UMASK_SECONDS = 1.0
-_asked = 0o077, 0.0  # the umask, and until when it is taken as known
 
 
 def linked(source: Path, target: Path) -> os.stat_result | None:
-    """Give a file that nobody writes any more a second name, with the permissions of a new file; return what it was.
+    """Give a file that nobody writes any more a second name, with group and rights of a new file; return what it was.
 
-    None where the bytes have to be copied: another file system, something else than a file, a target that is there,
-    or a process that still has the file open for writing (the kernel grants a read lease only where none has).
+    None where the bytes have to be copied: another file system, something else than a file, a target that is there, a
+    group or rights that we may not give, or a process that still has the file open for writing.
     """
     try:
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -42,9 +40,7 @@ def linked(source: Path, target: Path) -> os.stat_result | None:
         if not stat.S_ISREG(status.st_mode):
             return None
         lease(fd)
-        mode = 0o666 & ~_umask()
-        if stat.S_IMODE(status.st_mode) != mode:
-            os.fchmod(fd, mode)
+        give(fd, of_new_files(target.parent))
         if status.st_size:
             os.fsync(fd)
         try:
@@ -59,21 +55,6 @@ def linked(source: Path, target: Path) -> os.stat_result | None:
         raise
     finally:
         os.close(fd)
-
-
-def _umask() -> int:
-    """Return this process's umask, at most a second old; `os.umask` would set it for all threads for a moment."""
-    global _asked
-    umask, until = _asked
-    if time.monotonic() > until:
-        umask = 0o077
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Umask:"):
-                    umask = int(line.split()[1], 8)
-                    break
-        _asked = umask, time.monotonic() + UMASK_SECONDS
-    return umask
 
 
 class _Syncs:

@@ -19,6 +19,7 @@ import msgspec
 
 from datatask.adapters.history.exporting.tables import Row, Type
 from datatask.adapters.history.when import iso
+from datatask.adapters.store.belonging import take_over
 from datatask.schema.errors import CallerError
 
 GROUP_ROWS = 50_000
@@ -191,6 +192,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        take_over(fresh, path)
         fresh.replace(path)
     except OSError as error:
         raise CallerError(
