@@ -87,6 +87,18 @@ def pids_in_session(session: int) -> list[int]:
     return found
 
 
+def threads_of(user: int) -> int:
+    """Return how many threads the processes of a user have."""
+    count = 0
+    for pid in pids():
+        try:
+            if os.stat(f"/proc/{pid}").st_uid == user:
+                count += int((stat_fields(pid) or ["0"] * 18)[17])
+        except OSError:
+            continue
+    return count
+
+
 class Child(NamedTuple):
     """A child of some process: whether it has ended and nobody has waited for it, which session it is in."""
 

@@ -97,6 +97,13 @@ def keepers(path: Path) -> list[int]:
     return found
 
 
+def kill_at_once(*pids: int) -> None:
+    """Kill these, none of which sees another one die."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+
+
 async def kill_launcher(path: Path) -> None:
     """Kill it and wait for the next one."""
     killed = launcher_pid(path)
@@ -233,8 +240,7 @@ async def test_after_a_restart_of_the_machine_what_ran_is_lost_and_what_had_ende
     (running,) = [folder for folder in proctable.marked(MARK) if folder.startswith(str(tmp_path))]
     first = launcher_pid(tmp_path)
     os.kill(engine.pid, signal.SIGKILL)
-    for pid in (*reversed(keepers(tmp_path)), first, *proctable.marked(MARK)[running]):
-        os.kill(pid, signal.SIGKILL)
+    kill_at_once(*keepers(tmp_path), first, *proctable.marked(MARK)[running])
     engine.wait()
     (tmp_path / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
     mount = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
@@ -261,8 +267,7 @@ async def test_runs_survive_a_launcher_and_its_keepers(tmp_path: Path) -> None:
     task.runner.start(spec(1))
     await until(lambda: facts)
     first = launcher_pid(tmp_path)
-    for pid in (*reversed(keepers(tmp_path)), first):
-        os.kill(pid, signal.SIGKILL)
+    kill_at_once(*keepers(tmp_path), first)
     await until(lambda: ends(facts))
     assert launcher_pid(tmp_path) != first
     ending = ends(facts)[1].ending

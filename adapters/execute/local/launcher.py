@@ -30,6 +30,7 @@ from datatask.adapters.execute.local import cgroups, keeper, outputs, owners, si
 from datatask.adapters.execute.local.doubts import Doubts
 from datatask.adapters.execute.local.engines import Engine, Engines
 from datatask.adapters.execute.local.families import MARK, Families, signal_group
+from datatask.adapters.execute.local.headroom import Headroom
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.local.outputs import Files, Outputs
 from datatask.adapters.execute.local.owners import Owners
@@ -49,6 +50,7 @@ REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 OF_THE_ORIGINAL = "it runs for the project of which this is a copy, and is left to that one"
 SYNC_SECONDS_MAX = 5.0
+NO_PROCESSES = "exit code {}, and a limit (pids.max) kept something here from starting a process meanwhile, perhaps this script"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
 
@@ -66,6 +68,8 @@ class Launcher:
         self.doubts = Doubts()
         self.held: dict[str, Facts] = {}
         self.unseen: set[str] = set()
+        self.headroom = Headroom()
+        self.refusals: dict[str, int] = {}
         self.boot = proctable.boot_id()
         place = os.fstat(self.place)
         self.journal = Journal(os.path.join(directory, JOURNAL), self.boot, [place.st_dev, place.st_ino])
@@ -274,11 +278,16 @@ class Launcher:
             self._refuse(engine, id, False, text)
             return
         facts = self.runs.get(id)
-        if facts is not None:
+        if facts is not None and not facts.get("refused", {}).get(
+            "temporary"
+        ):  # as earlier versions wrote it down
             self._tell_state(engine, id, facts)
             return
         if engine.unfit:
             engine.tell({"unfit": id, "message": engine.unfit})
+            return
+        if (self.children or self.strangers) and (short := self.headroom.short()):
+            self._refuse(engine, id, True, short)
             return
         facts = self.runs[id] = {"id": id, "task": task}
         facts["intended"] = proctable.now()
@@ -297,10 +306,14 @@ class Launcher:
         except OSError as error:
             outputs.close(files)
             cgroups.remove(facts.pop("groups", []))
-            temporary = error.errno in TEMPORARY
-            refusal = {"refused": id, "temporary": temporary, "message": explained(error, folder)}
-            facts["refused"] = refusal
-            self.journal.add({"id": id, "refused": refusal})
+            refusal = {"refused": id, "temporary": False, "message": explained(error, folder)}
+            if error.errno in TEMPORARY:  # it may be asked for again
+                refusal["temporary"] = True
+                del self.runs[id]
+                self.journal.add({"id": id, "forgotten": True})
+            else:
+                facts["refused"] = refusal
+                self.journal.add({"id": id, "refused": refusal})
             engine.tell(refusal)
             return
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
@@ -310,6 +323,7 @@ class Launcher:
         if not self.children:
             self.oom_kills = cgroups.oom_kills()
         self.children[pid] = id
+        self.refusals[id] = self.headroom.started()
         engine.tell(self._started(facts))
 
     def _confinement(self, facts: Facts, how: str, cpu: float, memory: int) -> Confinement:
@@ -434,6 +448,14 @@ class Launcher:
             )
         if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:
             message["killed_for_memory"] = True  # in some group of the machine
+        before = self.refusals.pop(identity, None)
+        if (
+            before is not None
+            and (code or 0) > 0
+            and not message["stopped"]
+            and self.headroom.refusals() > before
+        ):
+            message |= {"code": None, "why": NO_PROCESSES.format(code)}
         if facts.get("groups"):
             self._left(facts, message)
         if seconds := self._doubtful(message):

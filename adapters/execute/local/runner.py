@@ -13,12 +13,12 @@ import asyncio
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, judged, stopped_ending
 from datatask.adapters.execute.local import collecting, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
 from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
+from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.execute.targets import (
     STDOUT,
     Recipe,
@@ -83,6 +83,7 @@ class LocalRunner:
         await asyncio.to_thread(self._client.prepare)
         self._client.attach()
         self._client.environment(self._recipe.task, self._recipe.environ)
+        self._pressure = Pressure(self._recipe.task, sink)
 
     def _take(self, spec: RunSpec) -> _Open:
         self._client.own(spec.identity, spec.log)
@@ -99,8 +100,23 @@ class LocalRunner:
         """Render, make the folder, and ask the launcher to start it; once per identity."""
         if spec.run not in self._runs:
             run = self._take(spec)
-            run.preparing = self._loop.create_task(self._prepare(run))
-            self._services.mind(run.preparing, "the start of a local run")
+            self._pressure.admit(spec.run, lambda: self._begin(run))
+
+    def _begin(self, run: _Open) -> None:
+        run.preparing = self._loop.create_task(self._prepare(run))
+        self._services.mind(run.preparing, "the start of a local run")
+
+    def _refused_for_now(self, run: _Open, why: str) -> None:
+        """Nothing was begun: it is begun again when there may be room."""
+        self._client.done(run.spec.identity)
+        if run.stop is not None:
+            self._end(run, stopped_ending(run.stop["reason"]))
+        else:
+            self._pressure.refused(run.spec.run, lambda: self._begin(run), why)
+
+    def hold_back(self) -> Iterable[int]:
+        """Return the runs that the machine has no room for."""
+        return self._pressure.waiting()
 
     async def _prepare(self, run: _Open) -> None:
         spec, recipe = run.spec, self._recipe
@@ -119,13 +135,17 @@ class LocalRunner:
                             file.write(data)
         except asyncio.CancelledError:
             return
-        except (TemporaryError, OSError) as error:
-            self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
+        except (TemporaryError, OSError, MemoryError, RuntimeError) as error:
+            if is_momentary(error):
+                run.preparing = None
+                self._refused_for_now(run, error_info(error).message)
+            elif isinstance(error, TemporaryError | OSError):
+                self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
+            else:
+                self._refused(run, error)
             return
         except Exception as error:
-            info = error_info(error)
-            refused = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
-            self._end(run, Ending(outcome="refused", error=refused, where=WHERE))
+            self._refused(run, error)
             return
         finally:
             run.preparing = None
@@ -134,6 +154,11 @@ class LocalRunner:
         run.reads = context.reads or None
         self._sweep([])
         self._client.ask(spec.identity, self._question(spec), self)
+
+    def _refused(self, run: _Open, error: BaseException) -> None:
+        info = error_info(error)
+        told = ErrorInfo(type=info.type, message=f"{run.spec.task}[{run.spec.job}]: {info.message}")
+        self._end(run, Ending(outcome="refused", error=told, where=WHERE))
 
     def _question(self, spec: RunSpec) -> Message:
         recipe = self._recipe
@@ -158,8 +183,9 @@ class LocalRunner:
         open_run = self._runs.get(run)
         if open_run is None or open_run.told or open_run.collecting is not None:
             return
-        if open_run.preparing is not None:
-            open_run.preparing.cancel()
+        if self._pressure.withdraw(run) or open_run.preparing is not None:
+            if open_run.preparing is not None:
+                open_run.preparing.cancel()
             self._end(open_run, stopped_ending(reason))
             return
         open_run.stop = {
@@ -197,6 +223,7 @@ class LocalRunner:
             for task in (run.preparing, run.collecting)
             if task is not None
         ]
+        self._pressure.close()
         for task in working:
             task.cancel()
         if working:
@@ -216,12 +243,13 @@ class LocalRunner:
             self._started(run, message)
         elif "ended" in message:
             self._ended(run, message)
+        elif "refused" in message and message["temporary"]:
+            self._refused_for_now(run, message["message"])
         elif "refused" in message:
-            outcome: Literal["lost", "refused"] = "lost" if message["temporary"] else "refused"
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
-            self._end(run, Ending(outcome=outcome, error=error, where=WHERE))
+            self._end(run, Ending(outcome="refused", error=error, where=WHERE))
         elif "moved" in message:
-            run.preparing = self._loop.create_task(self._prepare(run))
+            self._begin(run)
         elif "absent" in message:
             why = message.get("why") or (OF_THE_ORIGINAL if self._client.is_of_a_copy else UNSTARTED)
             self._end(run, Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why), where=WHERE))
@@ -232,6 +260,7 @@ class LocalRunner:
         if run.stop is not None:  # it may have been lost with a launcher
             self._client.tell(run.stop)
         known, run.started = run.started, True
+        self._pressure.accepted(run.spec.run)
         if run.spec.identity in self._recovering:
             self._recovered(run)
             self._sink(Adopted(run.spec.run, handle, WHERE))
@@ -311,6 +340,8 @@ class LocalRunner:
         if run.told:
             return
         run.told = True
+        self._pressure.accepted(run.spec.run)
+        self._pressure.freed()
         self._recovered(run)
         self._client.done(run.spec.identity)
         if ending.ended_at is None:

@@ -1,0 +1,215 @@
+"""What a machine refuses for the moment is tried again until there is room, uses up no attempt, and is told once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from datatask.adapters.execute import pressure
+from datatask.adapters.execute.local.headroom import Headroom
+from datatask.adapters.execute.pressure import Pressure, is_momentary
+from datatask.adapters.history.history import History
+from datatask.engine.ports import Fact, Noticed
+from tests.integration.test_local_processes import ends, run_all, spec, task_of, until
+from tests.machine import mounted
+
+# --- who waits for whom -------------------------------------------------------------------------------
+
+
+class Machine:
+    """A machine with room for some starts, and the starts that it was asked for."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.asked: list[int] = []
+        self.facts: list[Fact] = []
+        self.pressure = Pressure("t", self.facts.append)
+
+    def admit(self, run: int) -> None:
+        self.pressure.admit(run, lambda: self.start(run))
+
+    def start(self, run: int) -> None:
+        self.asked.append(run)
+        if self.room:
+            self.room -= 1
+            self.pressure.accepted(run)
+        else:
+            self.pressure.refused(run, lambda: self.start(run), "no room")
+
+    def told(self) -> list[int]:
+        return [fact.run for fact in self.facts if isinstance(fact, Noticed)]
+
+
+async def test_one_start_at_a_time_is_tried_again_and_all_get_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each that waits is told of once, and the first of them is the next."""
+    monkeypatch.setattr(pressure, "PAUSE_SECONDS", (0.01, 0.05))
+    machine = Machine(2)
+    for run in range(1, 7):
+        machine.admit(run)
+    assert machine.asked == [1, 2, 3]
+    await until(lambda: len(machine.asked) >= 6)
+    assert set(machine.asked[3:]) == {3}
+    machine.room = 10
+    machine.pressure.freed()
+    await until(lambda: machine.asked[-1] == 6)
+    assert machine.asked[-4:] == [3, 4, 5, 6]
+    assert machine.told() == [3, 4, 5, 6]
+    machine.admit(7)
+    assert machine.asked[-1] == 7, "nothing waits any more"
+
+
+async def test_what_is_withdrawn_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "PAUSE_SECONDS", (0.01, 0.05))
+    machine = Machine(0)
+    for run in (1, 2, 3):
+        machine.admit(run)
+    assert machine.pressure.withdraw(2)
+    assert not machine.pressure.withdraw(2)
+    assert machine.pressure.waiting() == [1, 3]
+    machine.room = 10
+    await until(lambda: machine.asked[-1] == 3)
+    assert 2 not in machine.asked
+    machine.pressure.close()
+
+
+def test_what_is_momentary() -> None:
+    assert is_momentary(OSError(errno.EAGAIN, "x"))
+    assert is_momentary(OSError(errno.ENOSPC, "x"))
+    assert is_momentary(MemoryError())
+    assert is_momentary(RuntimeError("can't start new thread"))
+    assert not is_momentary(OSError(errno.EACCES, "x"))
+    assert not is_momentary(RuntimeError("cannot schedule new futures after shutdown"))
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+PIPELINE = """
+from pathlib import Path
+from datatask import *
+
+HERE = Path(__file__).parent
+task = ProcessTask(
+    "t", LocalLinuxManager("app", HERE / "base"), None, Resources.parse(1, "1Mi"), LogMetadataRepository("pids"),
+    "sleep 0.4; echo x", stdout=LogBlobRepository("out"), done=LogMetadataRepository("done"), concurrency=30,
+)
+task.link("given", InProcessMetadataRepository({f"j{n}": {} for n in range(30)}), is_input=True)
+pipeline = Pipeline([task], Session())
+"""
+
+
+@contextlib.contextmanager
+def processes_bounded(most: int) -> Iterator[Path]:
+    """A control group that holds so many processes; skipped where there is none to be had."""
+    for top in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        group = top / f"bounded-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / "pids.max").write_text(str(most))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        yield group
+        return
+    pytest.skip("no control group for processes is ours to make")
+
+
+@pytest.mark.machine("root")
+def test_jobs_wait_for_places_of_processes(tmp_path: Path) -> None:
+    """All of them are done, each at its first attempt, and why one waits is in the log."""
+    (tmp_path / "pipeline.py").write_text(PIPELINE)
+    with processes_bounded(24) as group:
+        enter = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -m datatask run"
+        done = subprocess.run(
+            ["sh", "-c", enter], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        )
+        (group / "pids.max").write_text("max")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("starts no more runs for the moment") >= 1
+    with History(tmp_path / ".datatask" / "log.db") as history:
+        runs = list(history.runs())
+        told = [event.event for event in history.events() if type(event.event).__name__ == "RunObserved"]
+    assert [(run["state"], run["attempt"]) for run in runs] == [("succeeded", 1)] * 30
+    assert told
+    assert len({event.run for event in told}) == len(told)  # type: ignore[attr-defined]
+
+
+def test_the_last_processes_are_not_given_away(tmp_path: Path) -> None:
+    """Of a control group that is nearly full, whatever it is mounted as; a script may need some more."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "mounts").write_text(f"1 1 0:1 / {tmp_path} rw - cgroup2 x rw\n")
+    (tmp_path / "group").write_text("0::/own\n")
+    for name, value in (("pids.max", "20"), ("pids.current", "10"), ("pids.events", "max 3")):
+        (tmp_path / "own" / name).write_text(value)
+    room = Headroom(str(tmp_path / "mounts"), str(tmp_path / "group"))
+    assert room.short() == ""
+    assert room.started() == 3
+    assert room.short() == ""
+    room.started()
+    room.started()
+    assert "10 of 20 processes are there" in room.short()
+    (tmp_path / "own" / "pids.max").write_text("max")
+    assert room.short() == ""
+    assert room.refusals() == 3
+
+
+# --- disks and descriptors ----------------------------------------------------------------------------
+
+
+@pytest.mark.machine("mounts")
+async def test_a_full_disk_delays_the_start(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=1m") as disk:
+        (disk / "app").mkdir(mode=0o700)
+        ballast = disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        await _delayed(disk, ballast.unlink)
+
+
+async def test_too_few_descriptors_delay_the_start(tmp_path: Path) -> None:
+    """Of the engine; those of other processes are its launcher's affair."""
+    await run_all(task_of(tmp_path, "true"), spec(1))  # the launcher has more
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    task = task_of(tmp_path, "echo there")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    await task.render("j2")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        task.runner.start(spec(2))
+        await until(lambda: facts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert isinstance(facts[0], Noticed)
+    await until(lambda: ends(facts))
+    assert ends(facts)[2].ending.outcome == "succeeded"
+    await task.runner.close()
+
+
+async def _delayed(path: Path, make_room: Callable[[], None]) -> None:
+    task = task_of(path, "echo there")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    task.runner.start(spec(2))
+    await until(lambda: len(facts) == 2)
+    await asyncio.sleep(0.5)
+    assert [type(fact) for fact in facts] == [Noticed, Noticed], "told once"
+    task.runner.stop(2, "cancelled", 0)
+    assert ends(facts)[2].ending.outcome == "cancelled"
+    make_room()
+    await until(lambda: len(ends(facts)) == 2)
+    assert ends(facts)[1].ending.outcome == "succeeded"
+    await task.runner.close()
