@@ -84,3 +84,36 @@ async def test_a_folder_above_that_is_renamed_changes_nothing(tmp_path: Path) ->
             end = await facts.end_of(1)
             assert (end.ending.outcome, contents(end.writes[0])) == ("succeeded", b"one\ntwo\n")
     assert not (tmp_path / "remote").exists()
+
+
+async def test_a_copied_log_has_a_folder_of_its_own_there(tmp_path: Path) -> None:
+    """It neither takes nor ends what runs for the original; each finds its own again, the original renamed meanwhile."""
+    script = f"echo one; {WAITS}; echo two\n".format(go=tmp_path / "go")
+    for name in ("log.db", "copy.db"):
+        (tmp_path / name).touch()
+    original, copy = (f"sqlite:///{tmp_path}/{name}" for name in ("log.db", "copy.db"))
+    first = ssh_task(tmp_path, script).runner
+    async with opened(first) as facts:
+        first.start(spec(1)._replace(log=original))
+        started = await facts.first(1, Started)
+        assert isinstance(started, Started)
+    known = spec(1)._replace(log=copy, handle=started.handle)
+    second = ssh_task(tmp_path, "echo there\n").runner
+    async with opened(second) as facts:
+        await second.recover([known])
+        assert (await facts.end_of(1)).ending.outcome == "lost"
+        second.start(spec(2)._replace(log=copy))
+        assert (await facts.end_of(2)).ending.outcome == "succeeded"
+    assert sorted(path.name for path in (tmp_path / "remote").iterdir()) == ["app", "app~2"]
+    (tmp_path / "log.db").rename(tmp_path / "moved.db")
+    third = ssh_task(tmp_path, script).runner
+    async with opened(third) as facts:
+        await third.recover([known._replace(log=f"sqlite:///{tmp_path}/moved.db")])
+        (tmp_path / "go").touch()
+        end = await facts.end_of(1)
+        assert (end.ending.outcome, contents(end.writes[0])) == ("succeeded", b"one\ntwo\n")
+    fourth = ssh_task(tmp_path, "echo there\n").runner
+    async with opened(fourth) as facts:
+        fourth.start(spec(3)._replace(log=copy))
+        await facts.end_of(3)
+    assert len(list((tmp_path / "remote/app~2/target").glob("*/*.3"))) == 1

@@ -33,6 +33,7 @@ SHELL = "/bin/sh"
 SFTP_LINE = "Subsystem sftp internal-sftp"
 LINE_BYTES_MAX = 1 << 20
 LIVE_SECONDS = 60
+PLACES_MAX = 100
 SECOND = 1_000_000_000
 
 _FAILURES = {
@@ -62,6 +63,8 @@ class Ground(NamedTuple):
     folder: str
     agent: str
     owner: Owner | None
+    beside: bool = False
+    has_runs: bool = False
 
 
 class Identity(NamedTuple):
@@ -74,7 +77,15 @@ class Identity(NamedTuple):
 
 
 class OccupiedError(CallerError):
-    """Another engine works on this target."""
+    """Another engine works on this target, or has runs there."""
+
+
+class OthersFolderError(OccupiedError):
+    """It is another log's folder: there is room beside it."""
+
+
+class OriginalsFolderError(OthersFolderError):
+    """It is the folder of the log of which ours is a copy."""
 
 
 def joined(script: Path) -> str:
@@ -94,10 +105,13 @@ def _scripts() -> tuple[str, str]:
     return setup.replace("\nAGENT\n", f"\n{agent.rstrip()}\n"), digest
 
 
-async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str, label: str) -> Ground:
-    """Prepare the target and return what it is."""
+async def prepare(
+    connection: asyncssh.SSHClientConnection, path: str, app: str, label: str, log: str = ""
+) -> Ground:
+    """Prepare the target and return what it is, and whether it has runs of a log."""
     setup, digest = _scripts()
-    command = f"exec {SHELL} -s -- {' '.join(shlex.quote(word) for word in (path, app, label, digest))}"
+    words = (path, app, label, digest, log)
+    command = f"exec {SHELL} -s -- {' '.join(map(shlex.quote, words))}"
     asked_at = time.time_ns()  # noqa: TID251 - the runner's clock
     try:
         async with asyncio.timeout(SETUP_SECONDS):
@@ -119,7 +133,37 @@ async def prepare(connection: asyncssh.SSHClientConnection, path: str, app: str,
         raise error_type(what.format(" ".join(lines[0][2:])), where=label, remedy=remedy)
     _, boot, uptime, *paths = lines[0]
     folder, _, agent = " ".join(paths).rpartition(" ")
-    return Ground(boot, _booted_at(asked_at, uptime), folder, agent, _owner(lines[1:]))
+    said = {line[0]: line for line in lines[1:]}
+    owner = _owner([said["owner"]] if "owner" in said else [])
+    return Ground(boot, _booted_at(asked_at, uptime), folder, agent, owner, "beside" in said, "runs" in said)
+
+
+async def find_ground(
+    connection: asyncssh.SSHClientConnection, path: str, app: str, label: str, mine: Identity
+) -> Ground:
+    """Prepare the target for the runs of a log: in the folder that has them already, else in the first that no other log has.
+
+    Raises `OccupiedError` where another engine of this log, or a later state of it, has it.
+    """
+    free: Ground | None = None
+    for number in range(1, PLACES_MAX):
+        name = app if number == 1 else f"{app}~{number}"
+        ground = await prepare(connection, path, name, label, mine.log)
+        if is_ours(ground.owner, mine):
+            return ground
+        try:
+            check_owner(ground.owner, mine, label)
+            free = free or ground
+        except OriginalsFolderError:
+            pass
+        except OthersFolderError:
+            if ground.has_runs:
+                raise  # what is ours there is seen to when the other is gone
+        if free is not None and (ground.owner is None or not ground.beside):
+            break
+    if free is None:
+        raise OccupiedError("too many logs have folders there", where=label, remedy="use another app name")
+    return free
 
 
 def _booted_at(asked_at: int, uptime: str) -> int:
@@ -168,23 +212,30 @@ def _process(token: str) -> str:
     return token.rpartition("-")[0]
 
 
+def is_ours(owner: Owner | None, mine: Identity) -> bool:
+    """Whether a folder has been this log's, however the log is called by now: by its host and file."""
+    if owner is None or owner.log != mine.log or owner.home[0] != mine.home[0]:
+        return False
+    same_file = owner.home[2:] == mine.home[2:] != ["0", "0"]
+    return same_file or owner.home[1] == mine.home[1]
+
+
 def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
     """Raise `OccupiedError` where somebody else's runs would get in the way."""
     if owner is None or owner.token.partition(".")[0] == mine.token:
         return
     whose = ""
+    error: type[OccupiedError] = OccupiedError
     if owner.log != mine.log:
-        whose = f"another pipeline's log ({owner.log})" if owner.live else ""
+        whose, error = f"another pipeline's log ({owner.log})" if owner.live else "", OthersFolderError
     elif owner.epoch == mine.epoch and owner.live and _process(owner.token) == _process(mine.token):
         whose = "another manager of this pipeline"  # of an engine that is gone the agent may still be there
-    elif owner.home != mine.home and owner.home[0] == mine.home[0] and _is_there(owner.home):
-        whose = f"the log {owner.home[1]}, of which this is a copy"
+    elif not is_ours(owner, mine) and owner.home[0] == mine.home[0] and _is_there(owner.home):
+        whose, error = f"the log {owner.home[1]}, of which this is a copy", OriginalsFolderError
     elif owner.epoch > mine.epoch:
         whose = "a later state of this log"
     if whose:
-        raise OccupiedError(
-            f"it is in use by {whose}", where=where, remedy="give the manager another app name"
-        )
+        raise error(f"it is in use by {whose}", where=where, remedy="give the manager another app name")
 
 
 def _is_there(home: list[str]) -> bool:

@@ -1,14 +1,16 @@
 # Prepares an SSH target: makes the private folder PATH/APP/HOST, puts the agent there, and says what it found.
-# Arguments: PATH, APP, HOST, DIGEST of the agent. The agent's text takes the place of AGENT below.
-# Answers after the line `datatask`: `failed WHAT FOLDER`; or `ready BOOT UPTIME FOLDER AGENT` and, where an engine
-# works here or has worked here, `owner LOG EPOCH TOKEN LIVE SECONDS HOME` (SECONDS since its last sign of life).
+# Arguments: PATH, APP, HOST, DIGEST of the agent, LOG. The agent's text takes the place of AGENT below.
+# Answers after the line `datatask`: `failed WHAT FOLDER`; or `ready BOOT UPTIME FOLDER AGENT`, `beside` where there is
+# the next folder for another log, PATH/APP~2, `runs` where there are some of LOG, and, where an engine works here or has worked here, `owner LOG EPOCH TOKEN LIVE SECONDS
+# HOME` (SECONDS since its last sign of life).
 echo datatask
 umask 077
 fail() {
     echo "failed $*"
     exit 0
 }
-place=$2/$3 digest=$4
+place=$2/$3 digest=$4 mine=${5-}
+case $2 in *~[1-9]*) next=${2%~*}~$((${2##*~} + 1)) ;; *) next=$2~2 ;; esac
 mkdir -p "$1/$place" 2>/dev/null
 cd "$1/$2" 2>/dev/null || fail folder "$1/$2"
 base=$(pwd -P)
@@ -32,6 +34,8 @@ fi
 { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=unknown
 read -r now rest </proc/uptime
 echo "ready $boot $now $host $agent"
+[ ! -d "${base%/*}/$next" ] || echo beside
+for run in "$host/$mine"/[0-9]*; do [ ! -d "$run" ] || { echo runs && break; }; done
 [ -f "$host/owner" ] || exit 0
 { read -r log epoch token pid start then_boot && read -r home; } <"$host/owner"
 live=no sign=0 stat=

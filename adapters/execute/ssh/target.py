@@ -26,7 +26,9 @@ from datatask.adapters.execute.ssh.link import (
     Link,
     OccupiedError,
     check_owner,
+    find_ground,
     home_of,
+    is_ours,
     let_go,
     new_token,
     prepare,
@@ -297,7 +299,10 @@ class Target:
     async def _connect(self) -> tuple[asyncssh.SSHClientConnection, Ground]:
         connection = await self.host.connect()
         try:
-            ground = await prepare(connection, self._path, self._app, self.label)
+            if self._mine is None:
+                ground = await prepare(connection, self._path, self._app, self.label)
+            else:
+                ground = await find_ground(connection, self._path, self._app, self.label, self._mine)
         except BaseException:
             await let_go(connection, ours=self.host.is_ours)
             raise
@@ -337,7 +342,11 @@ class Target:
 
     async def _make_link(self) -> Link:
         assert self._mine is not None
-        (connection, ground), self._spare = self._spare or await self._connect(), None
+        (connection, ground), spare = self._spare or await self._connect(), self._spare is not None
+        self._spare = None
+        others = ground.beside if ground.owner is None else not is_ours(ground.owner, self._mine)
+        if spare and others:  # it was prepared before it was known for whom
+            ground = self._ground = await self._own_ground(connection)
         link = Link(connection, ground, self._answered)
         try:
             check_owner(ground.owner, self._mine, self.label)
@@ -346,6 +355,14 @@ class Target:
             await link.close(ours=self.host.is_ours, politely=False)
             raise
         return link
+
+    async def _own_ground(self, connection: asyncssh.SSHClientConnection) -> Ground:
+        assert self._mine is not None
+        try:
+            return await find_ground(connection, self._path, self._app, self.label, self._mine)
+        except BaseException:
+            await let_go(connection, ours=self.host.is_ours)
+            raise
 
     async def _serve(self, link: Link) -> None:
         """Ask everything that is open, then ping until the link is lost."""
