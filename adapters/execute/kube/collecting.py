@@ -1,7 +1,7 @@
 """How a run ends: from its pod's verdict and its logs to the one fact that tells of it.
 
 In: a pod that is over. Out: `Ended`, with times, node and image, the logs of all containers, and what a function in the pod
-brought back. The logs are read to their end first. What was stopped by us ends by the reason of the stop, unless it had
+brought back. The logs are read to their end first; a pod whose log is to be kept, and is not whole, is no success but `lost`. What was stopped by us ends by the reason of the stop, unless it had
 ended before.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from datatask.adapters.execute.endings import stopped_ending
+from datatask.adapters.execute.endings import judged, stopped_ending
 from datatask.adapters.execute.kube.logs import PodLogs
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.recipes import Result
@@ -91,12 +91,15 @@ class Collecting(Starting):
             return
         writes: list[Write] = []
         logs = run.logs
+        wrong: dict[str, str] = {}
         if logs is not None and logs.missing:
             self.notice(run, "collecting", "logs", logs.missing)
+            wrong = {"logs": logs.missing} if self.recipe.logs is not None else {}
         try:
             if self.recipe.result is not None and logs is not None:
                 ending, brought = self._result(run, ending, logs)
                 writes += brought
+            ending = judged(ending, wrong, ())
             kept = self.recipe.logs is not None and ending.outcome != "cancelled"
             if kept and self.recipe.logs is not None and logs is not None:
                 content = logs.content()

@@ -72,6 +72,8 @@ class PodLogs:
     def give_up(self) -> None:
         """The pod is gone: what is here is all there is."""
         for container in self.containers.values():
+            if not container.complete and not self.missing:
+                self.missing = f"the pod was removed before the log of {container.name} was read to its end"
             container.complete = True
             container.lines.cut()
 
