@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from datatask.engine.tasks import Task as Task
     from datatask.engine.tasks import ViewRepository as ViewRepository
     from datatask.schema.errors import CallerError as CallerError
+    from datatask.schema.errors import ConflictError as ConflictError
     from datatask.schema.errors import DatataskError as DatataskError
     from datatask.schema.errors import FutureLogError as FutureLogError
     from datatask.schema.errors import InternalError as InternalError
@@ -120,6 +121,7 @@ _HOME: dict[str, str] = {
     "AggregateOrRepository": "datatask.engine.repositories",
     "AReadStream": "datatask.engine.streams",
     "AReadText": "datatask.engine.streams",
+    "ConflictError": "datatask.schema.errors",
     "History": "datatask.adapters.history.history",
     "async_copyfile": "datatask.engine.streams",
     "async_copyfile_str": "datatask.engine.streams",

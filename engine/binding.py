@@ -84,7 +84,8 @@ class RunContext:
     `reads` maps a repository id (`id/job` for other jobs than the run's) to the position of the value read. What was
     read also goes with the writes (`Write.over`), unless `conflicts` are allowed: so a write over what another has
     changed meanwhile is found out. A key that was read is written at the run's end, whatever its store is, unless
-    the run has asked for its path: who knows the path looks there.
+    the run has asked for its path: who knows the path looks there. Where stores are not seen as the engine sees them (in a
+    pod) nothing is put off (`defers`).
     """
 
     __slots__ = (
@@ -96,6 +97,7 @@ class RunContext:
         "_seen",
         "_unsettled",
         "_writes",
+        "defers",
         "guarded",
         "job",
         "reads",
@@ -108,6 +110,7 @@ class RunContext:
         self.task = task
         self.job = job
         self.guarded = conflicts == "rerun"
+        self.defers = True
         self.reads: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._listed: dict[str, int] = {}

@@ -82,6 +82,7 @@ class Runtime:
         self.reactor = Reactor(state, chance)
         self.reactor.log = log.url
         self.reactor.recall = self._recalled
+        self.reactor.tells_progress = True
         self.clock = clock
         self.mode: e.Mode = "run"
         self.launching = False

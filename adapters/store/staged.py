@@ -23,9 +23,9 @@ STAGED = ".datatask-tmp"
 STAGED_SECONDS_MAX = 24 * 3600
 """Where locks do not tell, staged entries that were not touched for so long belong to nobody."""
 
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 1.0
 _turns: dict[str, threading.Lock] = {}
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def staged_path(folder: Path) -> Path:
@@ -98,8 +98,9 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             return
         try:
             until = time.monotonic() + PATIENCE_SECONDS
-            while _lock(fd, wait=False) is False and time.monotonic() < until:
-                time.sleep(0.002)
+            with contextlib.suppress(OSError):
+                while _lock(fd, wait=False) is False and time.monotonic() < until:
+                    time.sleep(0.002)
             yield
         finally:
             os.close(fd)

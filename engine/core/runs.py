@@ -29,6 +29,10 @@ from datatask.schema import events as e
 from datatask.schema.definition import SECOND, RetryDef
 from datatask.schema.values import encode_value
 
+PROGRESSED = (
+    "it has been up for as long as counts as progress: the runs that were lost before it count no more"
+)
+
 
 @dataclass(slots=True)
 class Collecting:
@@ -49,6 +53,9 @@ class Runs(Observations):
         self.collecting: dict[int, Collecting] = {}
         self._chance = chance
         self._deadlines: list[tuple[int, int]] = []
+        self._milestones: list[tuple[int, int]] = []
+        self.tells_progress = False
+        """Whether a run that makes progress after others were lost is told in the log, for an engine that comes after this one."""
 
     def fact(self, fact: Fact, now: int) -> None:
         """Take what a runner tells."""
@@ -120,6 +127,10 @@ class Runs(Observations):
         timeout = self.state.tasks[run.task].definition.timeout
         if timeout is not None and run.started_at is not None:
             heapq.heappush(self._deadlines, (run.started_at + timeout, run.run))
+        progress = self.state.tasks[run.task].definition.retry.progress
+        if self.tells_progress and progress is not None and run.started_at is not None:
+            if self.state.tasks[run.task].episodes[run.job].lost_in_a_row:
+                heapq.heappush(self._milestones, (run.started_at + progress, run.run))
 
     def _ended(self, run: OpenRun, fact: Ended, now: int) -> None:
         if run.run in self.collecting:
@@ -394,12 +405,20 @@ class Runs(Observations):
             if run is not None and run.stopping is None and number not in self.collecting:
                 event, effect = self.stop(run, "timeout", now)
                 self._emit([event], [effect])
+        while self._milestones and self._milestones[0][0] <= now:
+            _, number = heapq.heappop(self._milestones)
+            run = self.state.open_runs.get(number)
+            if run is not None and number not in self.collecting:
+                self._emit([self._about(run, e.RunObserved, now, phase="progress", message=PROGRESSED)])
 
     def wake_at(self) -> int | None:
-        """Return when the next timeout is due, or None."""
-        while self._deadlines and self._deadlines[0][1] not in self.state.open_runs:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        """Return when the next timeout is due, or a run has come so far that those lost before count no more; or None."""
+        due = []
+        for times in (self._deadlines, self._milestones):
+            while times and times[0][1] not in self.state.open_runs:
+                heapq.heappop(times)
+            due += times[:1]
+        return min(due)[0] if due else None
 
 
 def _with_budget(

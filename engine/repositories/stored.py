@@ -192,7 +192,7 @@ class StoredRepository(Repository):
 
     def _is_deferred(self, run: RunContext, job: str, write: Write | None = None) -> bool:
         """Whether a foreign store is to follow when the run has ended: it writes over what it has read, and that is small."""
-        if run.seen(self.id, job) is None or run.knows_path(self.id, job):
+        if not run.defers or run.seen(self.id, job) is None or run.knows_path(self.id, job):
             return False
         return write is None or _is_small(write)
 

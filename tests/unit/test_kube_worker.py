@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from datatask import CallerError, LogBlobRepository, LogMetadataRepository
+from datatask import CallerError, FileRepository, LogBlobRepository, LogMetadataRepository
 from datatask.adapters.execute.kube import messages, worker
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Metadata, Pod, as_pod
-from datatask.engine.binding import ValueRef
+from datatask.engine.binding import RunContext, ValueRef, current_run
 from datatask.engine.ports import Write
 from datatask.schema.events import ErrorInfo
 
@@ -83,6 +83,40 @@ async def test_inputs_travel_and_are_what_they_were(tmp_path: Path) -> None:
     for change in (there.put("d", Write(repository="d", job="j")), there.delete("d", "j")):
         with pytest.raises(CallerError, match="within its run only"):
             await change
+
+
+async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path) -> None:
+    """The engine learns how far the log was; files are compared in the pod, which may see them otherwise."""
+    document, absent = LogMetadataRepository("d"), LogMetadataRepository("n")
+    files = FileRepository(tmp_path / "files")
+    await files.validate()
+    (tmp_path / "files" / "j").write_text("before")
+    engine: Any = Values({"d": ValueRef(msgspec.Raw(b'{"a":1}'), None, None, 3)}, tmp_path)
+    for leaf in (document, absent):
+        leaf.bind(leaf.name or "", engine)
+    inputs = messages.read_inputs(await messages.inputs_of({"x": document, "z": absent}, "j", "t[j]"))
+    there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
+    for leaf, name in ((document, "d"), (absent, "n"), (files, "f")):
+        leaf.unbind()
+        leaf.bind(name, there)
+    context = RunContext(9, "t", "j")
+    context.defers = False
+    token = current_run.set(context)
+    try:
+        await document.dump("j", {"a": (await document.info("j"))["a"] + 1})
+        assert not await absent.contains("j")
+        await absent.dump("j", {})
+        async with files.open("j", "r") as stream:
+            old = await stream.read()
+        async with files.open("j", "w") as stream:
+            await stream.write(old + "after")
+    finally:
+        current_run.reset(token)
+    assert (tmp_path / "files" / "j").read_text() == "beforeafter"
+    message = messages.Message(writes=tuple(worker._travelling(one, there.blobs) for one in context.writes()))
+    written = {one.repository: one for one in messages.writes_of(message)}
+    assert (written["d"].over, written["n"].over) == (7, 7)
+    assert written["f"].version is not None
 
 
 async def test_inputs_that_are_too_large_are_refused(tmp_path: Path) -> None:

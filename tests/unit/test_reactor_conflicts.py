@@ -291,6 +291,25 @@ def test_a_budget_that_is_none_is_refused() -> None:
         Retry(progress_after=-1)
 
 
+def test_an_engine_leaves_a_sign_of_progress_for_the_next_one() -> None:
+    """Else nothing in the log would tell how long a run had been up when its engine died."""
+    desk = Desk(pipeline(task("t", "a", retry=RetryDef(progress=60 * SECOND))))
+    desk.reactor.tells_progress = True
+    (run,) = running(desk, "x")
+    assert desk.reactor.wake_at() is None, "no run was lost before"
+    run = again(desk, lost(desk, run, 1))
+    desk.started(run)
+    assert desk.reactor.wake_at() == desk.now + 60 * SECOND
+    desk.now += 60 * SECOND
+    desk.reactor.stop_overdue(desk.now)
+    (sign,) = desk.take()
+    assert isinstance(sign, e.RunObserved)
+    assert (sign.phase, desk.reactor.wake_at()) == ("progress", None)
+    desk = desk.crashed(later=3600 * SECOND)
+    (scheduled,) = [one for one in lost(desk, run, 0) if isinstance(one, e.RetryScheduled)]
+    assert scheduled.spent == 1
+
+
 def test_a_definition_without_the_later_fields_is_the_same_one() -> None:
     """What an old log says of a pipeline is equal to what is declared today, digest and all."""
     old = b'{"name":"p","tasks":[{"name":"t","kind":"T","ready":{"op":"in","leaf":"a"},"retry":{"attempts":3}}]}'

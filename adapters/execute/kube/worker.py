@@ -67,6 +67,7 @@ def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> 
 async def _done(task: Any, session: Session, blobs: PodBlobs) -> Message:
     job, run = os.environ["DATATASK_JOB"], int(os.environ["DATATASK_RUN"].rpartition(".")[2])
     context = RunContext(run, task.name, job, task.conflicts)
+    context.defers = False  # the engine may see other inodes of a shared folder, or another mount
     began = time.time_ns()  # noqa: TID251 - the runner's clock
     error: ErrorInfo | None = None
     detail: dict[str, str] | None = None
