@@ -135,7 +135,10 @@ def _make(path: str, above: int, mode: int = 0o700) -> None:
         if os.path.dirname(path) in ("", path):
             raise
         _make(os.path.dirname(path), above, above)
-        os.mkdir(path, mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            return  # another was faster
     except FileExistsError:
         return
     os.chmod(path, mode, follow_symlinks=os.chmod not in os.supports_follow_symlinks)

@@ -132,7 +132,7 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
         if write.op == "put" and self.record == "value":
             done = msgspec.structs.replace(done, value=write.value)
         run.put(done)
-        run.note_stored(self.id, write.job, write.over or 0, version)
+        self._note_stored(run, run.seen(self.id, write.job), write.job, version)
 
     def _observed(self, write: Write) -> Write:
         file, path = self._opened_file(write.job)

@@ -24,8 +24,8 @@ from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import intended_write
 from datatask.engine.core.runs import Runs
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import OpenRun
-from datatask.engine.ports import RunSpec
+from datatask.engine.core.tasks import Intent, OpenRun
+from datatask.engine.ports import RunSpec, Write
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
@@ -120,13 +120,20 @@ class Reactor(Runs):
         for run in list(self.state.open_runs.values()):
             if self._redoable(run):
                 assert run.settling is not None
-                writes = [intended_write(intent.event) for intent in run.intents.values()]
+                writes = [self._intended(run, intent) for intent in run.intents.values()]
                 self._collect(run, run.settling, writes, now)
         for _, intent in sorted(self.state.intents.values(), key=lambda intent: intent.position):
             if intent.run is None:
                 origin: e.ValueOrigin = "written" if intent.request is None else "injected"
                 ticket = self._ticket(origin, intent.actor, intent.reason, intent.request)
                 self._foreign([intended_write(intent)], ticket, now)
+
+    def _intended(self, run: OpenRun, intent: Intent) -> Write:
+        """Return what a run was about to write: by then it had been compared, what others write later stands."""
+        write, task = intended_write(intent.event), self.state.tasks[run.task].definition
+        if self._medium(write) == "foreign" or write.repository in (task.done, task.pids):
+            return write
+        return msgspec.structs.replace(write, over=intent.position)
 
     def _redoable(self, run: OpenRun) -> bool:
         if run.settling is None or not run.intents:

@@ -215,9 +215,7 @@ class Runs(Observations):
         outstanding = {(write.repository, write.job) for write in foreign}
         self._under_way.update(outstanding)
         self._promised.update(
-            ((write.repository, write.job), run.run)
-            for write in writes
-            if write.over is not None and self._medium(write) != "foreign"
+            ((write.repository, write.job), run.run) for write in writes if self._medium(write) != "foreign"
         )
         self.collecting[run.run] = Collecting(ending, writes, outstanding)
         self._emit(intents, [WriteStore(write, run.run, None) for write in foreign])

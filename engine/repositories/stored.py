@@ -24,7 +24,15 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from datatask.engine.binding import ABSENT_VERSION, Binding, RunContext, ValueRef, current_run
+from datatask.engine.binding import (
+    ABSENT_VERSION,
+    RUN_AGAIN,
+    Binding,
+    RunContext,
+    Seen,
+    ValueRef,
+    current_run,
+)
 from datatask.engine.ports import Store, Write
 from datatask.engine.repositories.opaque import ListedStore
 from datatask.engine.repositories.repository import BlobRepository, Repository, told_unrecorded
@@ -107,10 +115,7 @@ class StoredRepository(Repository):
             if self.medium != "foreign" or self._is_deferred(run, job):
                 run.delete(self.id, job)
                 return
-            await self._own_store().delete(job)
-            run.delete(self.id, job, version="")
-            if self._guards:
-                run.note_stored(self.id, job, 0, ABSENT_VERSION)
+            await self._delete_now(run, job)
 
     # --- for subclasses -------------------------------------------------------------------------------
 
@@ -128,6 +133,24 @@ class StoredRepository(Repository):
         else:
             run.put(write)
 
+    async def _delete_now(self, run: RunContext, job: str) -> None:
+        """Let the store delete a job at once, unless it has another version than the run has read."""
+        store, seen = self._own_store(), run.seen(self.id, job)
+        if seen is not None and seen.version is not None:
+            now = await store.version(job) or ABSENT_VERSION
+            if now not in (seen.version, ABSENT_VERSION):
+                why = f"key {job} of {self.id} has been changed by another after this run had read it"
+                run.refuse(Write(repository=self.id, job=job, op="delete", over=seen.position), why)
+                raise ConflictError(why, where=repr(self), remedy=RUN_AGAIN)
+        await store.delete(job)
+        run.delete(self.id, job, version="")
+        self._note_stored(run, seen, job, ABSENT_VERSION)
+
+    def _note_stored(self, run: RunContext, seen: Seen | None, job: str, version: str | None) -> None:
+        """Note that the run knows a key as it is now; one that it never read it still does not look at."""
+        if seen is not None:
+            run.note_stored(self.id, job, self._engine().position(self.id), version)
+
     async def _put_now(self, run: RunContext, write: Write) -> None:
         """Let the store have a write of a run at once, unless it has another version than the run has read."""
         seen = run.seen(self.id, write.job)
@@ -140,8 +163,7 @@ class StoredRepository(Repository):
             run.refuse(write, error.what)
             raise
         run.put(msgspec.structs.replace(noted, version=version))
-        if seen is not None:
-            run.note_stored(self.id, write.job, seen.position, version)
+        self._note_stored(run, seen, write.job, version)
 
     def observed(self, job: str, version: str | None) -> Write:
         """Return what the log is to know of a member that was found in the store; blocking."""

@@ -75,6 +75,15 @@ async def append(
         await stream.write(f"{text}{line}{' ' * more}\n")
 
 
+async def write(repository: Any, key: str, line: str) -> None:
+    """Write a key unread."""
+    if repository.is_metadata():
+        await repository.dump(key, {"lines": [line]})
+        return
+    async with repository.open(key, "w") as stream:
+        await stream.write(f"{line}\n")
+
+
 async def lines_of(repository: Any, key: str) -> list[str]:
     """Return what was added."""
     if repository.is_metadata():
@@ -313,6 +322,41 @@ async def test_who_knows_the_path_finds_the_file_there(tmp_path: Path) -> None:
     async with pipeline:
         await ran(pipeline, jobs, ["job"])
     assert found == ["one\n", "one\ntwo\n"]
+    assert ends(tmp_path) == {"succeeded": 1}
+
+
+@pytest.mark.parametrize("store", list(STORES))
+async def test_a_run_is_not_in_conflict_with_itself(store: str, tmp_path: Path) -> None:
+    """Whatever it does to a key, one after another: unread, read, deleted, at once and with its end."""
+
+    async def busy(job: str, shared: Any) -> None:
+        for key in (job, "k"):
+            await shared.delete(key)
+            await write(shared, key, "blind")
+            await append(shared, key, "read")
+            await asyncio.sleep(0.05)  # what a folder tells of it comes in between
+            await append(shared, key, "again")
+            await shared.delete(key)
+            assert not await shared.contains(key)
+            await append(shared, key, "anew")
+            assert {name async for name in shared} >= {key}
+            if hasattr(shared, "fullpath"):
+                assert shared.fullpath(key).exists()
+            await append(shared, key, "more")
+            await append(shared, key, "large", more=0 if shared.is_metadata() else 70_000)
+            if hasattr(shared, "fullpath"):
+                await shared.delete(key)
+                assert not shared.fullpath(key).exists()
+                await append(shared, key, "anew")
+                await append(shared, key, "more")
+                await append(shared, key, "large")
+
+    shared = STORES[store](tmp_path)
+    pipeline, jobs = made(tmp_path, busy, shared=shared)
+    async with pipeline:
+        await append(shared, "k", "before")
+        await ran(pipeline, jobs, ["job"])
+        assert await lines_of(shared, "k") == await lines_of(shared, "job") == ["anew", "more", "large"]
     assert ends(tmp_path) == {"succeeded": 1}
 
 

@@ -201,6 +201,30 @@ def test_who_overwrites_unread_what_is_on_its_way_comes_last() -> None:
     assert desk.state.leaves["b"].positions[desk.state.job_index[KEY]] == position
 
 
+def test_what_was_on_its_way_when_the_engine_died_is_on_its_way_again() -> None:
+    """A new engine's runs are in conflict with it until it is recorded; what others wrote after it was compared stands."""
+    for overwritten in (False, True):
+        desk = two_stores()
+        one, two = running(desk, "x", "y")
+        seen = desk.state.position
+        file = adds(desk, over=seen, repository="f", over_version="1")
+        desk.ended(one, "succeeded", adds(desk, over=seen), file)
+        if overwritten:
+            desk.put("b", KEY)
+        desk = desk.crashed()
+        seen = desk.state.position
+        desk.reactor.redo(desk.now)
+        desk.take()
+        if not overwritten:
+            ended = end_of(desk.ended(two, "succeeded", adds(desk, over=seen)))
+            assert ended.error is not None
+            assert f"being overwritten by run {one}" in ended.error.message
+        (work,) = desk.store_writes()
+        batch = desk.wrote(work, "2")
+        assert end_of(batch).outcome == "succeeded"
+        assert ("b" in [put.repository for put in batch if isinstance(put, e.ValuePut)]) is not overwritten
+
+
 def test_a_store_that_has_another_version_by_then_undoes_the_success() -> None:
     """Its refusal as a conflict ends the run so; nothing goes into the log."""
     desk = two_stores()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,25 @@ def test_what_belongs_to_another_user_is_refused_by_name(tmp_path: Path) -> None
         open_own(file)
     with pytest.raises(UnsafePlaceError, match=f"DATATASK_TRUST={STRANGER}"):
         check_own(file, "file")
+
+
+def test_several_make_one_folder_at_once(tmp_path: Path) -> None:
+    """Who comes second finds it made, also when the folder above was missing for both."""
+    refused: list[OSError] = []
+
+    def make(folder: Path, together: threading.Barrier) -> None:
+        together.wait(10)
+        try:
+            make_private(folder)
+        except OSError as error:
+            refused.append(error)
+
+    for number in range(30):
+        together = threading.Barrier(8)
+        folder = tmp_path / str(number) / "below"
+        makers = [threading.Thread(target=make, args=(folder, together)) for _ in range(8)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join(10)
+    assert refused == []
