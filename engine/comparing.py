@@ -20,6 +20,7 @@ from datatask.engine.core.observations import LOSS_LEAST
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Found, Store, Vanished, Write
 from datatask.engine.runtime import Runtime
 from datatask.engine.threads import in_own_thread
+from datatask.schema.errors import DatataskError
 
 logger = logging.getLogger("datatask.observing")
 
@@ -79,7 +80,7 @@ class Comparer:
                 if isinstance(store, Comparable) and self._settled(leaf):
                     try:
                         await self._compare(leaf, store)
-                    except Exception as error:
+                    except (OSError, DatataskError) as error:
                         self._tell(leaf, Doubtful(leaf, f"it cannot be compared: {error}"))
 
     async def _compare(self, leaf: str, store: Comparable) -> None:
@@ -126,14 +127,17 @@ class Comparer:
             if not await self._is_settled(leaf):
                 break
             different = [one for one in found if self._differs(leaf, one, store.tells_versions)]
-            told = [one.job for one in different if one.told]
-            missed += told
+            missed += [one.job for one in different if self._should_be_known(leaf, one)]
             if sum(one.version is None for one in different) > LOSS_LEAST:
                 self._tell(leaf, Doubtful(leaf, "many members are gone"))  # a listing knows what is credible
                 break
             await self._take_up(leaf, different)
         if missed:
             self._alarm(leaf, missed)
+
+    def _should_be_known(self, leaf: str, found: Found) -> bool:
+        changed = found.version is not None and self._runtime.reactor.is_surely_member(leaf, found.job)
+        return found.told and (found.known or not changed)
 
     async def _is_settled(self, leaf: str) -> bool:
         clock = asyncio.get_running_loop().time

@@ -364,13 +364,15 @@ Change = Appeared | Vanished | Doubtful
 class Found(NamedTuple):
     """A close look at one job of a store: its version, None where it is no member.
 
-    `finished`: it is not being written at present. `told`: the store tells such changes when it is watched.
+    `finished`: it is not being written at present. `told`: the store tells its changes when it is watched, all of them or (`known`
+    is false, where it is not known who writes it) only that it comes and goes.
     """
 
     job: str
     version: str | None
     finished: bool
     told: bool
+    known: bool = True
 
 
 class Store(Protocol):

@@ -122,8 +122,8 @@ class FolderStore(ABC):
     def inspect(self, job: str) -> Found:
         """Look closely at a job's entry."""
         path = self.existing(job) or self.path(job)
-        finished = is_finished(path)
-        return Found(job, self.version_now(job), finished, is_told(path))
+        finished, known = is_finished(path)
+        return Found(job, self.version_now(job), finished, is_told(path), known)
 
     @property
     def behind(self) -> bool:

@@ -47,15 +47,17 @@ def is_written(path: Path) -> bool | None:
     return False
 
 
-def is_finished(path: Path) -> bool:
-    """Whether an entry will stay as it is for now; what is gone will."""
+def is_finished(path: Path) -> tuple[bool, bool]:
+    """Whether an entry will stay as it is for now, and whether the kernel says so; what is gone will."""
     try:
         status = os.stat(path)
     except OSError:
-        return True
+        return True, True
     written = is_written(path) if stat.S_ISREG(status.st_mode) else False
     age = time.time() - max(status.st_ctime, status.st_mtime)  # file times are the wall clock's
-    return not written and abs(age) >= (QUIET_SECONDS if written is None else AGE_SECONDS)
+    return not written and abs(age) >= (
+        QUIET_SECONDS if written is None else AGE_SECONDS
+    ), written is not None
 
 
 def is_told(path: Path) -> bool:

@@ -24,7 +24,7 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.cli.counts import troubles
-from datatask.adapters.store import inotify, inspecting
+from datatask.adapters.store import filestore, inotify, inspecting
 from datatask.engine import comparing
 from datatask.testing import memory_log, recording
 from tests.machine import mount, mounted
@@ -183,6 +183,27 @@ async def test_what_is_written_meanwhile_is_no_member_yet_and_no_alarm(
         os.utime(path / "fresh", (1, 1))
         await compared(pipeline)
         assert pipeline.state.leaves["in"].missed == 0
+    assert ALARM not in caplog.text
+
+
+async def test_files_of_which_the_kernel_does_not_say_who_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of other users: what has been quiet for a while is taken as it is, and its times may be set in silence."""
+    monkeypatch.setattr(inspecting, "is_written", lambda path: None)
+    monkeypatch.setattr(filestore, "is_written", lambda path: None)
+    path = folder(tmp_path)
+    (path / "a").touch()
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        leaf = pipeline.state.leaves["in"]
+        before = leaf.versions[0]
+        os.utime(path / "a", (1, 1))
+        await compared(pipeline)
+        assert leaf.versions[0] == before
+        monkeypatch.setattr(inspecting, "QUIET_SECONDS", 0.0)
+        await until(lambda: leaf.versions[0] != before)
+        assert (leaf.count, leaf.missed) == (1, 0)
     assert ALARM not in caplog.text
 
 
