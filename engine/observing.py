@@ -19,7 +19,7 @@ from datatask.engine.calls import LISTING, error_info
 from datatask.engine.closing import CALL_OFF_SECONDS, call_off
 from datatask.engine.comparing import Comparer, identity
 from datatask.engine.core.observations import NOBODY
-from datatask.engine.ports import Appeared, Change, Doubtful, Store, Vanished, Write
+from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Store, Vanished, Write
 from datatask.engine.repositories import Repository
 from datatask.engine.runtime import Runtime
 from datatask.engine.threads import in_own_thread
@@ -302,7 +302,7 @@ class Observer:
         if await identity(store) != root:
             raise TemporaryError("the root changed during the listing", remedy="it is listed again")
         self._cost[leaf] = clock() - start
-        listing = await self._recorded(leaf, members)
+        listing = await self._recorded(leaf, await self._finished(leaf, members))
         who = runtime.accepted.get(leaf)
         now, believe = runtime.now(), who is not None
         if runtime.reactor.listed(
@@ -329,6 +329,17 @@ class Observer:
         if self._said.get(leaf, ("", 0.0))[0] != why:
             self._said[leaf] = why, asyncio.get_running_loop().time()
             logger.warning("%s is held: %s; if that is true, run with --accept-loss %s", leaf, why, leaf)
+
+    async def _finished(self, leaf: str, members: list[Write]) -> list[Write]:
+        """Return the members without new ones that are still being written: they count when that has ended."""
+        store, state = self._stores[leaf], self._runtime.state
+        if not isinstance(store, Comparable):
+            return members
+        fresh = [write.job for write in members if not state.contains(leaf, write.job)]
+        if not fresh:
+            return members
+        written = await in_own_thread(lambda: store.being_written(fresh), f"the new files in {leaf}")
+        return [write for write in members if write.job not in written] if written else members
 
     async def _recorded(self, leaf: str, members: list[Write]) -> list[Write]:
         """Return the members, those that are news with as much of their values as the log records."""

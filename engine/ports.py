@@ -412,3 +412,6 @@ class Comparable(Store, Protocol):
 
     def inspect(self, job: str) -> Found:
         """Look closely at one job."""
+
+    def being_written(self, jobs: Sequence[str]) -> set[str]:
+        """Return those of these jobs that are still being written: when that ends they have changed."""

@@ -23,7 +23,7 @@ import msgspec
 from datatask.adapters.store.belonging import take_over
 from datatask.adapters.store.finished import linked, sync_folder
 from datatask.adapters.store.inputs import check_folder
-from datatask.adapters.store.inspecting import is_finished, is_told, is_written
+from datatask.adapters.store.inspecting import is_finished, is_fresh, is_told, is_written
 from datatask.adapters.store.oserrors import NotPermittedError, os_errors
 from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep
 from datatask.engine.binding import ABSENT_VERSION, RUN_AGAIN
@@ -124,6 +124,10 @@ class FolderStore(ABC):
         path = self.existing(job) or self.path(job)
         finished, known = is_finished(path)
         return Found(job, self.version_now(job), finished, is_told(path), known)
+
+    def being_written(self, jobs: Sequence[str]) -> set[str]:
+        """Return those jobs whose entries somebody is writing in place."""
+        return set()
 
     @property
     def behind(self) -> bool:
@@ -237,6 +241,12 @@ class FileStore(FolderStore):
         return (
             stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_ctime_ns == status.st_mtime_ns
         )
+
+    def being_written(self, jobs: Sequence[str]) -> set[str]:
+        """Return those jobs whose files somebody has open for writing, of the last day."""
+        spelled = {self.job_of(name): name for name in self.names()} if self.case_insensitive else {}
+        paths = {job: self.basedir / spelled.get(job, job + self.extension) for job in jobs}
+        return {job for job, path in paths.items() if is_fresh(path) and is_written(path)}
 
     def touched(self, path: Path) -> bool:
         """Whether it is a file that nobody writes any more, such as one whose times are set after it was copied."""

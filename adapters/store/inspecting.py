@@ -15,6 +15,7 @@ from pathlib import Path
 
 AGE_SECONDS = 1.0
 """An entry that was changed more lately is looked at again later: its notice may not be there yet."""
+FRESH_SECONDS = 24 * 3600.0
 QUIET_SECONDS = 60.0
 """The same where the kernel does not say whether somebody writes it."""
 
@@ -45,6 +46,14 @@ def is_written(path: Path) -> bool | None:
     finally:
         os.close(fd)
     return False
+
+
+def is_fresh(path: Path) -> bool:
+    """Whether a file was changed within a day, links followed: others are not asked for who writes them."""
+    try:
+        return time.time() - os.stat(path).st_mtime < FRESH_SECONDS
+    except OSError:
+        return False
 
 
 def is_finished(path: Path) -> tuple[bool, bool]:

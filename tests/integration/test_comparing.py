@@ -24,7 +24,7 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.cli.counts import troubles
-from datatask.adapters.store import filestore, inotify, inspecting
+from datatask.adapters.store import filestore, inotify, inspecting, watching
 from datatask.engine import comparing
 from datatask.testing import memory_log, recording
 from tests.machine import mount, mounted
@@ -184,6 +184,29 @@ async def test_what_is_written_meanwhile_is_no_member_yet_and_no_alarm(
         await compared(pipeline)
         assert pipeline.state.leaves["in"].missed == 0
     assert ALARM not in caplog.text
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("any_case", [True, False])
+async def test_what_is_written_while_it_is_listed_counts_when_it_is_closed(
+    watched: bool, any_case: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At opening, after a doubt, and where a folder can only be listed: nobody begins with half a file."""
+    if not watched:
+        monkeypatch.setattr(watching, "is_remote", lambda path: True)
+    path = folder(tmp_path)
+    (path / "whole.txt").touch()
+    pipeline = over(FileRepository(path, ".txt", any_case, name="in"))
+    with open(path / f"half.{'TXT' if any_case else 'txt'}", "w"):
+        await pipeline.open()
+        assert pipeline.state.members("in") == ["whole"]
+        with open(path / "whole.txt", "a"):
+            assert pipeline._observer is not None
+            await pipeline._observer.sync(["in"])
+            assert pipeline.state.members("in") == ["whole"], "a member stays one"
+    await until(lambda: sorted(pipeline.state.members("in")) == ["half", "whole"])
+    assert pipeline.state.leaves["in"].missed == 0
+    await pipeline.close()
 
 
 async def test_files_of_which_the_kernel_does_not_say_who_writes_them(
