@@ -203,3 +203,30 @@ async def test_a_copied_directory_takes_what_runs_only_where_its_original_is_gon
         (tmp_path / "go").touch()
         await until(lambda: not proctable.children(first))
     await copy.runner.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "moved away"])
+async def test_a_directory_that_goes_while_an_engine_works_uses_up_no_job(tmp_path: Path, how: str) -> None:
+    """The next launcher is that of the folder made anew; what ran is found by its process, with what it has written."""
+    task = task_of(tmp_path / "base", SCRIPT.format(go=tmp_path / "{{ job }}"))
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts and (folder_of(tmp_path) / "stdout").read_text() == "one\n")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "base")
+    else:
+        (tmp_path / "base").rename(tmp_path / "elsewhere")
+    (tmp_path / "j2").touch()
+    task.runner.start(spec(2))
+    await until(lambda: 2 in ends(facts))
+    (tmp_path / "j1").touch()
+    await until(lambda: len(ends(facts)) == 2)
+    first, second = (ends(facts)[run] for run in (1, 2))
+    assert second.ending.outcome == "succeeded"
+    assert first.ending.outcome in ("succeeded", "lost"), "how it ended is told by kernels from 6.15 on"
+    for end in (first, second):
+        if end.ending.outcome == "succeeded":
+            assert end.writes[0].source is not None
+            assert end.writes[0].source.read_text() == "one\ntwo\n"
+    await task.runner.close()

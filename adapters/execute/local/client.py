@@ -168,6 +168,8 @@ class LauncherClient(asyncio.Protocol):
     def ask(self, identity: str, question: Message, watcher: Watcher) -> None:
         """Ask about a run, `start` or `settle`; its watcher gets every answer until `forget`."""
         self._asked[identity] = _Asked(question, watcher)
+        if self._transport is not None and not self.is_in_place():
+            self._transport.abort()  # its launcher has another folder by now; one in this folder is asked everything
         self._put(question)
 
     def settle_later(self, identity: str) -> None:

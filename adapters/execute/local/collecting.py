@@ -63,7 +63,7 @@ def wrong_of(message: Mapping[str, Any], names: Collection[str]) -> dict[str, st
     sizes, written = message.get("sizes") or {}, message.get("written") or {}
     gone = {
         name: f"its {name} was removed or exchanged while it ran, and nothing is left of it"
-        for name in message.get("files") or {}
+        for name in (names if message.get("unknown") else message.get("files") or {})
         if name in names and name not in sizes
     }
     return gone | {name: cut(name, count, sizes[name]) for name, count in written.items() if name in names}

@@ -442,7 +442,7 @@ class Launcher:
             "why": why,
         }
         if status is not None:
-            message["files"] = facts.get("files")
+            message["files"], message["unknown"] = facts.get("files"), facts.get("unknown", False)
             message["sizes"], message["written"] = self.outputs.end(
                 identity, self._folder(identity), facts.get("files")
             )
@@ -578,6 +578,8 @@ class Launcher:
 
     def _find_outputs(self, facts: Facts) -> Files:
         folder = self._folder(facts["id"])
+        if facts.get("files") is None:
+            facts["unknown"] = True  # which of its streams were to be kept
         files: Files = self.outputs.find(facts["id"], folder, facts.get("pid", 0), facts.get("files"))
         facts["files"] = files
         return files

@@ -67,7 +67,7 @@ class Outputs:
     def find(self, identity: str, folder: str, pid: int, known: Files | None) -> Files:
         """Hold what a run of an earlier launcher writes, or has written, and return which files these are.
 
-        Where `known` does not say that, it is what has their names.
+        Where `known` does not say that, it is what has their names, or had them when the process opened it.
         """
         found: dict[str, int] = {}
         files: Files = {}
@@ -75,7 +75,10 @@ class Outputs:
             if known is not None and name not in known:
                 continue
             path, wanted = os.path.join(folder, name), None if known is None else known[name]
-            fd = None if known is None else _opened(f"/proc/{pid}/fd/{number}", wanted, follow=True)
+            opened = f"/proc/{pid}/fd/{number}"
+            fd = None
+            if known is not None or _is_called(opened, f"{identity}/{name}"):
+                fd = _opened(opened, wanted, follow=True)
             if fd is None:
                 fd = _opened(path, wanted, follow=False)
             if fd is not None:
@@ -128,6 +131,14 @@ def status_of(path: str) -> os.stat_result | None:
 
 def _identity(status: os.stat_result) -> list[int]:
     return [status.st_dev, status.st_ino]
+
+
+def _is_called(descriptor: str, end: str) -> bool:
+    """Whether what a process has open is called so, or was."""
+    try:
+        return os.readlink(descriptor).removesuffix(" (deleted)").endswith(f"/{end}")
+    except OSError:
+        return False
 
 
 def _opened(path: str, wanted: list[int] | None, *, follow: bool) -> int | None:
