@@ -34,9 +34,12 @@ def stopped_ending(reason: StopReason, code: int | None = None) -> Ending:
 
 
 def cut(name: str, written: int, there: int) -> str:
-    """Say what is wrong with an output of which there is less than its process has written."""
+    """Say what is wrong with an output that was cut when its process had written so many bytes."""
+    what = f": {written} bytes were written, {there} are there"
+    if written <= there:
+        what = f", when {written} bytes had been written"
     return (
-        f"its {name} was cut while it ran: {written} bytes were written, {there} are there"
+        f"its {name} was cut while it ran{what}"
         " (somebody else did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
     )
 

@@ -131,6 +131,18 @@ async def test_an_output_that_is_cut_fails_the_run_and_what_is_left_is_collected
     assert "its stdout was cut while it ran: 4 bytes were written, 0 are there" in end.ending.error.message
 
 
+async def test_an_output_that_is_emptied_while_its_process_goes_on_fails_the_run(tmp_path: Path) -> None:
+    """What comes afterwards would hide it: it is as long as if nothing were missing."""
+
+    def emptied(folder: Path) -> None:
+        (folder / "stdout").write_text("")
+
+    end, _ = await disturbed(tmp_path, emptied, f"echo one; {WAITS}; sleep 0.3; echo two")
+    assert end.ending.outcome == "failed"
+    assert end.ending.error is not None
+    assert "its stdout was cut while it ran, when 4 bytes had been written" in end.ending.error.message
+
+
 async def test_a_failure_keeps_its_own_code(tmp_path: Path) -> None:
     """What is wrong with its output is told besides."""
     end, _ = await disturbed(tmp_path, cut, f"echo one; {WAITS}; exit 3")

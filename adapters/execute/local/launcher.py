@@ -101,6 +101,8 @@ class Launcher:
         for number in keeper.GOODBYES:
             signal.signal(number, lambda *_: self.doubts.told_to_end())
         self.selector.register(wake, selectors.EVENT_READ, "child")
+        if self.outputs.cuts.fileno() >= 0:
+            self.selector.register(self.outputs.cuts, selectors.EVENT_READ, self.outputs)
         self.engines.listen()
         self.runs = self.journal.load()
         self._take_over()
@@ -164,6 +166,8 @@ class Launcher:
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if key.data is self.engines:
             self.engines.accept()
+        elif key.data is self.outputs:
+            self.outputs.look()
         elif key.data == "child":
             key.fileobj.recv(4096)  # type: ignore[union-attr]
         elif isinstance(key.data, Engine):
@@ -318,7 +322,7 @@ class Launcher:
             return
         facts |= {"pid": pid, "start": proctable.start_time(pid) or 0, "began": time.time_ns()}
         facts["files"] = outputs.identities(files)
-        self.outputs.keep(id, files)
+        self.outputs.begin(id, files)
         self.journal.add(facts)
         if not self.children:
             self.oom_kills = cgroups.oom_kills()

@@ -12,6 +12,8 @@ import resource
 import stat
 from collections.abc import Iterable, Mapping
 
+from datatask.adapters.execute.local.cuts import Cuts
+
 STREAMS = {"stdout": 1, "stderr": 2}
 DESCRIPTORS_MAX = 100_000
 
@@ -53,6 +55,26 @@ class Outputs:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = (soft if 0 <= soft <= DESCRIPTORS_MAX else DESCRIPTORS_MAX) // 2
         self._held: dict[str, dict[str, int]] = {}
+        self.cuts = Cuts()
+        self._watched: dict[int, tuple[str, str]] = {}
+        self._watches: dict[str, list[int]] = {}
+        self._cut: dict[tuple[str, str], int] = {}
+
+    def begin(self, identity: str, files: Mapping[str, int]) -> None:
+        """Hold what a process is about to write, and notice when somebody else writes it."""
+        self.keep(identity, files)
+        for name, fd in self._held.get(identity, {}).items():
+            if (watch := self.cuts.watch(fd)) >= 0:
+                self._watched[watch] = identity, name
+                self._watches.setdefault(identity, []).append(watch)
+
+    def look(self) -> None:
+        """Note which outputs have been cut by those who have just closed them."""
+        for watch in self.cuts.told():
+            identity, name = self._watched.get(watch, ("", ""))
+            fd = self._held.get(identity, {}).get(name)
+            if fd is not None and (written := os.lseek(fd, 0, os.SEEK_CUR)) > os.fstat(fd).st_size:
+                self._cut[identity, name] = written
 
     def keep(self, identity: str, files: Mapping[str, int]) -> None:
         """Hold what a run's process has been given, or close it where there is no room for more."""
@@ -95,10 +117,14 @@ class Outputs:
         sizes: dict[str, int] = {}
         written: dict[str, int] = {}
         held = self._held.get(identity, {})
+        self.look()
+        self._unwatch(identity)
         for name, file in (files or {}).items():
             status = status_of(os.path.join(folder, name))
             if name in held:
                 offset = os.lseek(held[name], 0, os.SEEK_CUR)  # shared with the process: it has got so far
+                if (before := self._cut.get((identity, name))) is not None:
+                    written[name] = before
                 held[name] = _for_reading(held[name])
                 status = os.fstat(held[name])
                 if offset > status.st_size:
@@ -108,6 +134,11 @@ class Outputs:
             sizes[name] = status.st_size
         return sizes, written
 
+    def _unwatch(self, identity: str) -> None:
+        for watch in self._watches.pop(identity, []):
+            self.cuts.forget(watch)
+            self._watched.pop(watch, None)
+
     def paths(self, identity: str) -> dict[str, str]:
         """Return where other processes of this user can read the outputs that are held."""
         pid = os.getpid()
@@ -115,7 +146,10 @@ class Outputs:
 
     def forget(self, identity: str) -> None:
         """Let go of a run's outputs."""
+        self._unwatch(identity)
         held = self._held.pop(identity, {})
+        for name in held:
+            self._cut.pop((identity, name), None)
         self._room += len(held)
         close(held)
 
