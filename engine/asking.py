@@ -75,6 +75,9 @@ def _carried_out(runtime: Runtime, request: r.AnyRequest) -> int:
 
 def _put(runtime: Runtime, request: r.PutValues) -> int:
     _known_leaf(runtime, request.repository)
+    for item in request.items:
+        if item.digest is not None:
+            runtime.blobs.path(item.digest)  # one that is not there would be found out when a job reads it
     writes = [
         Write(
             repository=request.repository,

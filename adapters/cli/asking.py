@@ -26,14 +26,14 @@ from datatask.adapters.wiring.actors import actor
 from datatask.adapters.wiring.looping import run_in_loop
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
-from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, LogError
+from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, LogError, TimeLimitError
 from datatask.schema.requests import AnyRequest, Refusal, Reply
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
 ANSWER_SECONDS = 120.0
-AGAIN_SECONDS = (0.02, 0.2)
+AGAIN_SECONDS = (0.1, 1.0)
 MADE_SECONDS = 5.0
 """So long a log is looked at again that has nothing in it yet although an engine has it: it is being made."""
 
@@ -116,28 +116,61 @@ def _carried_out(
     path = locate(settings.log_url()).path
     if path is not None:
         refuse_strangers(path)
-    errand = Errand(plan)
-    until = time.monotonic() + ANSWER_SECONDS
+    errand = Errand(plan, path)
+    until, pauses = time.monotonic() + ANSWER_SECONDS, _pauses()
+    with errand:
+        while True:
+            try:
+                if path is not None and path.exists() and _holder(path):
+                    return _through_inbox(path, errand, dry_run)
+                return run_in_loop(_opening(settings, errand, dry_run, wait, needed, afterwards))
+            except (NoEngineError, LeaseHeldError):
+                # It ended just now, or one has started just now.
+                if path is None or time.monotonic() > until:
+                    raise
+            time.sleep(next(pauses))
+
+
+def _pauses() -> Iterator[float]:
+    """Yield growing pauses, so different that many who wait for each other do not keep in step."""
+    longest = AGAIN_SECONDS[0]
     while True:
-        try:
-            if path is not None and path.exists() and _holder(path):
-                return _through_inbox(path, errand, dry_run)
-            return run_in_loop(_opening(settings, errand, dry_run, wait, needed, afterwards))
-        except (NoEngineError, LeaseHeldError):
-            # It ended just now, or one has started just now.
-            if path is None or time.monotonic() > until:
-                raise
-        time.sleep(random.uniform(*AGAIN_SECONDS))  # many that wait for each other must not keep in step
+        yield random.uniform(AGAIN_SECONDS[0] / 2, longest)
+        longest = min(longest * 1.5, AGAIN_SECONDS[1])
 
 
 class Errand:
-    """The wishes of one command, asked one after the other; one that was not carried out is asked again as it is."""
+    """The wishes of one command, asked one after the other; one that was not carried out is asked again as it is.
 
-    def __init__(self, plan: Plan) -> None:
+    Within `with` it may stay in the inbox, for whichever engine is the next one.
+    """
+
+    def __init__(self, plan: Plan, path: Path | None) -> None:
         self._plan = plan
+        self._path = path
         self._left: Iterator[Wish] | None = None
         self._asked: Wish | None = None
+        self._in_inbox = False
         self.done = Done([], None, "none")
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Withdraw what was not carried out, unless it goes on without us: its time is over, or we are interrupted."""
+        if kind is not None and issubclass(kind, DatataskError) and not issubclass(kind, TimeLimitError):
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        if self._asked is not None and self._path is not None and self._in_inbox:
+            from datatask.adapters.log.asking import withdraw
+
+            self._in_inbox = False
+            withdraw(self._path, self._asked.request)
+
+    def asks(self) -> None:
+        """The present wish goes into the inbox."""
+        self._in_inbox = True
 
     def foreseen(self, state: State, engine: str) -> Done:
         """Return what would be done by this state."""
@@ -157,10 +190,12 @@ class Errand:
             if self._asked is None:
                 return
             yield self._asked
-            self._asked = None
+            self._asked, self._in_inbox = None, False
 
     def taken(self, wish: Wish, reply: Reply, engine: str) -> None:
         """Note what became of a wish; raises what it was refused with."""
+        if engine == "opened":
+            self._withdraw()
         if reply.refusal is not None:
             raise refused(reply.refusal)
         position = self.done.position if reply.position is None else reply.position
@@ -184,7 +219,7 @@ def _folded(path: Path) -> State:
     from datatask.adapters.log.asking import NoEngineError
     from datatask.adapters.log.reader import LogReader
 
-    until = time.monotonic() + MADE_SECONDS
+    until, pauses = time.monotonic() + MADE_SECONDS, _pauses()
     while True:
         try:
             with LogReader(path) as reader:
@@ -196,18 +231,19 @@ def _folded(path: Path) -> State:
                 raise
         if not _holder(path):
             raise NoEngineError("the engine has ended", where=str(path), remedy="open the log instead")
-        time.sleep(AGAIN_SECONDS[0])
+        time.sleep(next(pauses))
 
 
 def _through_inbox(path: Path, errand: Errand, dry_run: bool) -> Done:
     from datatask.adapters.log.asking import ask
 
-    state = _folded(path)
+    state = State() if errand.begun else _folded(path)
     if dry_run:
         return errand.foreseen(state, "running")
     errand.done = errand.done._replace(engine="running")
     for wish in errand.wishes(state, FileBlobs(blobs_path(path))):
-        errand.taken(wish, ask(path, wish.request, timeout_seconds=ANSWER_SECONDS), "running")
+        errand.asks()
+        errand.taken(wish, ask(path, wish.request, timeout_seconds=ANSWER_SECONDS, stay=True), "running")
     return errand.done
 
 

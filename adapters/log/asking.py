@@ -2,7 +2,8 @@
 
 In: a log and a request. Out: the engine's answer. `NoEngineError` where there is none, or it ended before it carried the request out: the
 log itself says whether it did. The same request may then be asked again, of the next engine or with the log opened: its id makes
-it be carried out once. Blocking; the engine's side is inbox.py.
+it be carried out once. With `stay` it stays in the inbox meanwhile, so that the next engine finds it, whoever opens that; then it is the
+caller who has to `withdraw` it. Blocking; the engine's side is inbox.py.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def ask(
     request: AnyRequest,
     *,
     timeout_seconds: float,
+    stay: bool = False,
     alive: Alive = probe,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Reply:
     """Hand a request to the engine that runs on `log`, and return its answer.
 
     `NoEngineError`: there is no engine, or it died before it carried the request out (which is then
-    withdrawn). `TimeLimitError`: no answer yet; the request stays in the inbox and will be answered.
+    withdrawn, but for `stay`). `TimeLimitError`: no answer yet; the request stays in the inbox and will be answered.
     """
     root = inbox_path(log)
     if alive(log) is None:
@@ -66,7 +68,7 @@ def ask(
         if now - probed >= _PROBE_SECONDS:
             probed = now
             if alive(log) is None:
-                return _after_death(log, request, question, before)
+                return _after_death(log, request, question, before, stay)
         if now - began >= timeout_seconds:
             raise TimeLimitError(
                 f"the engine has not answered within {timeout_seconds:g} s",
@@ -173,9 +175,14 @@ class _Question:
         return reply
 
 
-def _after_death(log: Path, request: AnyRequest, question: _Question, before: int) -> Reply:
+def withdraw(log: Path, request: AnyRequest) -> None:
+    """Take a request out of the inbox, and its answer."""
+    _Question(inbox_path(log), request).withdraw()
+
+
+def _after_death(log: Path, request: AnyRequest, question: _Question, before: int, stay: bool) -> Reply:
     """Return what a dead engine made of a request, from its reply or the log; withdraw it if nothing."""
-    if (reply := question.withdraw()) is not None:
+    if (reply := question.answered() if stay else question.withdraw()) is not None:
         return reply
     with LogReader(log) as reader:
         done = [
@@ -184,6 +191,7 @@ def _after_death(log: Path, request: AnyRequest, question: _Question, before: in
             if getattr(event, "request", None) == request.id
         ]
     if done:
+        question.withdraw()
         return Reply(id=request.id, position=done[-1], count=len(done))
     raise NoEngineError(
         "the engine ended before it carried out the request",

@@ -332,7 +332,7 @@ class Target:
                     raise
                 finally:
                     self._up.clear()
-                    if self._link is link and link.lost.done():
+                    if link.lost.done() and self._link in (link, None):
                         self._link = None
                         self._expect()
                         await link.close(ours=self.host.is_ours, politely=False)
