@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
 ANSWER_SECONDS = 120.0
+ENGINES = 5
 AGAIN_SECONDS = (0.1, 1.0)
 MADE_SECONDS = 5.0
 """So long a log is looked at again that has nothing in it yet although an engine has it: it is being made."""
@@ -117,18 +118,33 @@ def _carried_out(
     if path is not None:
         refuse_strangers(path)
     errand = Errand(plan, path)
-    until, pauses = time.monotonic() + ANSWER_SECONDS, _pauses()
+    patience, pauses = _Patience(), _pauses()
     with errand:
         while True:
             try:
-                if path is not None and path.exists() and _holder(path):
+                if path is not None and _holder(path) is not None:
                     return _through_inbox(path, errand, dry_run)
                 return run_in_loop(_opening(settings, errand, dry_run, wait, needed, afterwards))
             except (NoEngineError, LeaseHeldError):
                 # It ended just now, or one has started just now.
-                if path is None or time.monotonic() > until:
+                if path is None or patience.is_over(_holder(path)):
                     raise
             time.sleep(next(pauses))
+
+
+class _Patience:
+    """How long engines are waited for: each of them as long as for an answer, all of them `ENGINES` times that."""
+
+    def __init__(self) -> None:
+        self._began = self._since = time.monotonic()
+        self._holder: int | None = None
+
+    def is_over(self, holder: int | None) -> bool:
+        """Whether this engine has been waited for long enough."""
+        now = time.monotonic()
+        if holder != self._holder:
+            self._holder, self._since = holder, now
+        return now - self._since > ANSWER_SECONDS or now - self._began > ENGINES * ANSWER_SECONDS
 
 
 def _pauses() -> Iterator[float]:
@@ -159,9 +175,10 @@ class Errand:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Withdraw what was not carried out, unless it goes on without us: its time is over, or we are interrupted."""
         if kind is not None and issubclass(kind, DatataskError) and not issubclass(kind, TimeLimitError):
-            self._withdraw()
+            self.withdraw()
 
-    def _withdraw(self) -> None:
+    def withdraw(self) -> None:
+        """Take what stays in the inbox out: it is done here, or not at all."""
         if self._asked is not None and self._path is not None and self._in_inbox:
             from datatask.adapters.log.asking import withdraw
 
@@ -194,8 +211,6 @@ class Errand:
 
     def taken(self, wish: Wish, reply: Reply, engine: str) -> None:
         """Note what became of a wish; raises what it was refused with."""
-        if engine == "opened":
-            self._withdraw()
         if reply.refusal is not None:
             raise refused(reply.refusal)
         position = self.done.position if reply.position is None else reply.position
@@ -208,10 +223,10 @@ class Errand:
         self.done = self.done._replace(left=(*self.done.left, *left))
 
 
-def _holder(path: Path) -> bool:
+def _holder(path: Path) -> int | None:
     from datatask.adapters.log.lease import probe
 
-    return probe(path) is not None
+    return probe(path)
 
 
 def _folded(path: Path) -> State:
@@ -226,10 +241,10 @@ def _folded(path: Path) -> State:
                 state = fold(reader, reader.head)
             if state.tasks or time.monotonic() > until:
                 return state
-        except LogError:
+        except (LogError, CallerError):  # CallerError: there is none yet
             if time.monotonic() > until:
                 raise
-        if not _holder(path):
+        if _holder(path) is None:
             raise NoEngineError("the engine has ended", where=str(path), remedy="open the log instead")
         time.sleep(next(pauses))
 
@@ -257,6 +272,7 @@ async def _opening(
 ) -> Done:
     """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
     from datatask.adapters.cli.alone import carry_out_alone
+    from datatask.adapters.log.lease import held
 
     pipeline = settings.load_pipeline()
     state = recorded_state(pipeline)[0]
@@ -266,6 +282,11 @@ async def _opening(
         if dry_run:
             await pipeline.check_inputs()
             return foreseen
+    if (path := locate(settings.log_url()).path) is not None and (pid := _holder(path)) is not None:
+        raise held(
+            path, "", pid
+        )  # found out before the pipeline's own things are opened, which takes much longer
+    errand.withdraw()
     began = None if wait else settings.began
     await carry_out_alone(pipeline, errand, state, began=began, afterwards=afterwards)
     return errand.done
