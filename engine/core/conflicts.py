@@ -8,7 +8,7 @@ others do to a foreign store is only known there: it compares versions once more
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -18,6 +18,7 @@ from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Write
 from datatask.schema import events as e
 from datatask.schema.definition import In
+from datatask.schema.errors import ConflictError
 
 CONFLICT = "Conflict"
 """The type of the error of a run that was in conflict."""
@@ -28,8 +29,13 @@ Key = tuple[str, str]
 class Conflicts(Changes):
     """Knows which keys are promised to runs whose other outputs still travel to their stores."""
 
-    def conflict(self, run: OpenRun, ending: e.Ending, writes: Iterable[Write]) -> str:
-        """Return the first conflict of a run that has ended, in words, or the empty string."""
+    def conflict(
+        self, run: OpenRun, ending: e.Ending, writes: Iterable[Write], observed: Container[Key] = ()
+    ) -> str:
+        """Return the first conflict of a run that has ended, in words, or the empty string.
+
+        `observed` are keys that a store has told of while the run was open.
+        """
         task = self.state.tasks[run.task].definition
         if task.conflicts == "allow":
             return ""
@@ -38,6 +44,9 @@ class Conflicts(Changes):
             over = write.over
             if over is None and is_process:
                 over = self._seen_by_process(run, ending, write)
+                key = write.repository, write.job
+                if over is not None and key in observed:
+                    return f"{_named(key)} was changed by somebody while this process, which reads and writes it, ran"
             if over is not None:
                 found = write.conflict or self._overwritten(run, write, over)
                 if found:
@@ -105,7 +114,7 @@ class Conflicts(Changes):
 def in_conflict(ending: e.Ending, why: str) -> e.Ending:
     """Return the ending of a run that was in conflict: what it came to by itself is not what counts."""
     told = why
-    if ending.error is not None:
+    if ending.error is not None and ending.error.type != ConflictError.__name__:
         told += f"; it had ended with {ending.error.type}: {ending.error.message}"
     error = e.ErrorInfo(
         type=CONFLICT, message=told, traceback="" if ending.error is None else ending.error.traceback

@@ -137,12 +137,13 @@ class Runs(Observations):
             self._late(fact, now)
             return
         writes = {(write.repository, write.job): write for write in fact.writes}
-        for key, write in self._stash.pop(run.run, {}).items():
+        stashed = self._stash.pop(run.run, {})
+        for key, write in stashed.items():
             if key not in writes and (write.op == "put" or self.state.contains(*key)):
                 writes[key] = write
             elif key in writes and writes[key].version != write.version:
                 self._disputed.setdefault(run.run, set()).add(key)
-        ending, why = fact.ending, self.conflict(run, fact.ending, fact.writes)
+        ending, why = fact.ending, self.conflict(run, fact.ending, fact.writes, stashed)
         if why:
             ending, writes = self._without_conflicts(run, ending, writes, why)
         self._close(run, ending, writes, now)

@@ -382,29 +382,36 @@ async def test_a_run_that_fails_over_what_it_misread_is_run_again(tmp_path: Path
     assert all("it had ended with ValueError" in error for error in told)
 
 
-async def test_a_process_that_reads_what_it_writes_is_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["log bytes", "files", "files, edited"])
+async def test_a_process_that_reads_what_it_writes_is_run_again(store: str, tmp_path: Path) -> None:
     """Its input is read from the launch on; another's write in between is not undone by its output."""
-    text, jobs = LogBlobRepository("text"), LogMetadataRepository("jobs")
+    text: Any = STORES[store.removesuffix(", edited")](tmp_path)
+    jobs = LogMetadataRepository("jobs")
     task = ProcessTask(
         "t",
         datatask.LocalLinuxManager("conflicts", tmp_path / "local"),
         ResourceManager(Resources.parse("2", "1Gi", 10)),
         Resources.parse("1", "1Mi"),
         LogMetadataRepository("pids"),
-        "#!/bin/sh\ncat; test -e go || sleep 0.4; echo {{ job }}\n",
+        f"#!/bin/sh\ncat; touch {tmp_path}/read\nwhile ! test -e {tmp_path}/go; do sleep 0.05; done; echo {{{{ job }}}}\n",
         done=LogMetadataRepository("done"),
         stdin=text,
         stdout=text,
+        timeout=30,
     )
     task.link("jobs", jobs, is_input=True)
     pipeline = Pipeline([task], Session(), log=str(tmp_path / "log.db"))
     async with pipeline:
         await append(text, "job", "before")
         running = asyncio.create_task(ran(pipeline, jobs, ["job"]))
-        while "job" not in [job async for job in task.live]:
+        while not (tmp_path / "read").exists():
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        await append(text, "job", "program")
+        if store.endswith("edited"):
+            (tmp_path / "shared" / "job.txt").write_text("before\nprogram\n")
+            await asyncio.sleep(0.3)  # the folder tells of it
+        else:
+            await append(text, "job", "program")
+        (tmp_path / "go").touch()
         await running
         assert await lines_of(text, "job") == ["before", "program", "job"]
     assert ends(tmp_path) == {"conflicted": 1, "succeeded": 1}
