@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datatask.schema.errors import DatataskError, LogGoneError
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 SIDECARS = ("-wal", "-shm")
 
 _Key = tuple[int, int]
