@@ -61,12 +61,16 @@ EVERYTHING = Filters()
 
 
 class Checkpoint(NamedTuple):
-    """A state as bytes, and what it stands on; a cache, thrown away on any mismatch."""
+    """A state as bytes, and what it stands on; a cache, thrown away on any mismatch.
+
+    `event` is the position of the `CheckpointWritten` that vouches for it.
+    """
 
     position: int
     chain: bytes
     fold_version: int
     body: bytes
+    event: int = 0
 
 
 class EventLog(Protocol):
@@ -88,6 +92,10 @@ class EventLog(Protocol):
     @property
     def holds_lease(self) -> bool:
         """Whether this engine may still act on the log; asked right before effects."""
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether states of this engine may be kept: none once a payload was removed, which they may still hold."""
 
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told.
@@ -126,7 +134,7 @@ class EventLog(Protocol):
         """Keep a checkpoint, atomically; the newest few are kept."""
 
     async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
-        """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
+        """Return the newest checkpoint of this fold version that an event of this log vouches for, or None."""
 
     async def base_state(self) -> bytes | None:
         """Return the state that the log stands on where its beginning was archived, as bytes, else None."""

@@ -173,9 +173,15 @@ class Runtime:
         self.wake()
 
     async def close(
-        self, closing: Closing, *, abandon: bool = False, reason: str = "", actor: str = e.ENGINE
+        self,
+        closing: Closing,
+        *,
+        last: Callable[[], Coroutine[Any, Any, None]],
+        abandon: bool = False,
+        reason: str = "",
+        actor: str = e.ENGINE,
     ) -> None:
-        """Let the runners go, say goodbye in the log, and stop listening; the log itself is the caller's."""
+        """Let the runners go, do what is `last`, say goodbye in the log, and stop listening; the log is the caller's."""
         self.launching = False
         self._starter.closed = True
         if self._let_go is not None:
@@ -186,6 +192,8 @@ class Runtime:
         if self.failure is None:
             self.turn()
             await self._settle(closing)
+            if await closing.step("the log", self.flushed()):
+                await closing.step("a checkpoint", last())
             self.reactor.close(self.now(), reason, actor)
             self.pump()
             await closing.step("the log", self.flushed())

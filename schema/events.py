@@ -150,6 +150,20 @@ class BlobsCollected(Event, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class CheckpointWritten(Event, frozen=True, kw_only=True):
+    """The state behind the event at `position` is kept beside the log, as bytes with this SHA-256 (hex).
+
+    `verified`: it was arrived at by checking all events up to there, and not only by folding them.
+    """
+
+    VERSION = 1
+    ESSENTIAL = False
+    position: int
+    fold_version: int
+    sha256: str
+    verified: bool = False
+
+
 class PayloadRedacted(Event, frozen=True, kw_only=True):
     """The payload at `position` was removed; its digest stays in the chain.
 
@@ -516,6 +530,7 @@ AnyEvent = (
     | EngineOpened
     | EngineClosed
     | ClockStepped
+    | CheckpointWritten
     | LogUpgraded
     | ArchiveCut
     | BlobsCollected

@@ -20,6 +20,7 @@ from datatask.adapters.cli.present import Seen, seen
 from datatask.adapters.cli.recorded import Recorded, changed
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
+from datatask.adapters.history.remembered import verified
 from datatask.adapters.history.states import follow
 from datatask.adapters.history.when import When
 from datatask.engine.core.state import State
@@ -71,8 +72,8 @@ def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> 
     counts = shapes.status(log.state, all_links)
     found = troubles(log.state) | ({} if log.past or log.reader is None else _engine(log.reader.path))
     if output.json:
-        chosen = output.chosen(("log", "tasks", "quotas", "troubles"))
-        document = {"log": log.about, **counts, "troubles": found}
+        chosen = output.chosen(("log", "tasks", "quotas", "troubles", "verified"))
+        document = {"log": log.about, **counts, "troubles": found, "verified": verified(log.reader)._asdict()}
         output.document({name: document[name] for name in chosen})
     elif output.draws or output.colored:
         _draw(output, log, counts, found, again)
@@ -81,6 +82,8 @@ def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> 
             output.line(line)
         for name, trouble in found.items():
             output.say(f"{name} {trouble}")
+        if log.reader is not None and not log.past:
+            output.say(str(verified(log.reader)))
     sys.stdout.flush()
 
 
@@ -155,3 +158,5 @@ def _draw(output: Output, log: Seen, counts: dict[str, Any], found: dict[str, st
         f"as of position {log.about['head']}, {log.about['at']}" if log.reader else "no log yet: as found now"
     )
     console.print(Text(about, "dim"))
+    if log.reader is not None and not log.past:
+        console.print(Text(str(verified(log.reader)), "dim"))

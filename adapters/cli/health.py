@@ -173,6 +173,7 @@ def _locks(folder: Path) -> Check:
 
 
 def _content(path: Path) -> Iterator[Check]:
+    from datatask.adapters.history.remembered import verified
     from datatask.adapters.log.holder import lease_holder
     from datatask.adapters.log.reader import LogReader
 
@@ -183,6 +184,7 @@ def _content(path: Path) -> Iterator[Check]:
         yield Check("log", "yes", f"{path}, head {head}, pipeline {reader.pipeline}")
         private = not mode & 0o077
         yield Check("mode", "yes" if private else "note", f"{mode:o}", "" if private else f"chmod 600 {path}")
+        yield Check("verified", "yes", str(verified(reader)))
     holder = lease_holder(path)
     yield from _stores(path)
     if holder is None:

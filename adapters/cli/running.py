@@ -15,8 +15,10 @@ from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
+from datatask.adapters.history.remembered import UpTo, verified
 from datatask.adapters.history.when import words
 from datatask.adapters.log.locate import locate
+from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.guarding import guard
 from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
 from datatask.adapters.wiring.looping import run_in_loop
@@ -234,6 +236,17 @@ class _Work:
         self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
         for line in [*self._outputs(), *self._advice(outcome)]:
             self._output.line(shown(line))
+        if (known := self._verified()) is not None:
+            self._output.say(str(known))
+
+    def _verified(self) -> UpTo | None:
+        """Return how far the log is known to hold: by this engine, else by those before it."""
+        path = locate(self._pipeline.log_location()).path
+        if path is None:
+            return None
+        with LogReader(path) as reader:
+            known = verified(reader)
+        return known._replace(position=max(known.position, self._pipeline.verified))
 
     def _outputs(self) -> list[str]:
         """Return where the tasks' output files are: the newest one of each link, and how many more there are."""
@@ -287,4 +300,5 @@ class _Work:
             "interrupted": code == INTERRUPTED,
             "timed_out": code == TIMED_OUT,
             "log": self._pipeline.log_location(),
+            "verified": None if (known := self._verified()) is None else known._asdict(),
         }

@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 
 from datatask.adapters.log.blobs import FileBlobs
-from datatask.adapters.log.checkpoints import checkpoints_in, stands_on
+from datatask.adapters.log.checkpoints import ChangedError, checkpoints_in, read_checkpoint, stands_on
 from datatask.adapters.log.frames import lost_frames
 from datatask.adapters.log.header import Header
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import blobs_path, checkpoints_path
 from datatask.adapters.log.pages import Query
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.vouching import vouching
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import State
@@ -229,7 +230,7 @@ def _names(reader: LogReader, found: Looked) -> None:
 
 def _longer(reader: LogReader, found: Looked) -> None:
     """Checkpoints say which hash they stand on: one that this log does not have is of a log that was otherwise."""
-    folder = checkpoints_path(reader.path)
+    folder, vouch = checkpoints_path(reader.path), vouching(reader)
     for one in [*checkpoints_in(folder), *checkpoints_in(folder / "past")]:
         chain, head = stands_on(one, reader.uuid), reader.head
         if chain is None or one.position < reader.header.base:
@@ -248,6 +249,14 @@ def _longer(reader: LogReader, found: Looked) -> None:
             remedy = "the log was rewritten since (or the checkpoint is of a copy: then delete it)"
             what = f"the hash that {name} stands on"
             found.wrong.append(Divergence(one.position, what, chain.hex(), there, remedy))
+            continue
+        try:
+            read_checkpoint(one, reader.uuid, reader.chain_at, vouch)
+        except ChangedError:
+            what, remedy = f"the state in {name}", "delete it: it is made anew; and see who may write there"
+            found.wrong.append(
+                Divergence(one.position, what, "the one that the log vouches for", "another one", remedy)
+            )
 
 
 # --- blobs ------------------------------------------------------------------------------------------

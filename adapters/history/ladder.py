@@ -5,7 +5,7 @@ way is long, rungs are left on it, about a quarter of a second of folding apart,
 the engine's own; where that is not ours to write, in `$XDG_CACHE_HOME/datatask/<uuid>/`, and else nowhere.
 
 All of it is a cache. A rung is bound to the log's uuid, its position, the chain there (and so to the definition in
-force) and the fold's version; what does not fit is passed over, and nothing that goes wrong with one is an error. They
+force) and the fold's version, by a code that only the log can make (vouching.py); what does not fit is passed over, and nothing that goes wrong with one is an error. They
 are written whole or not at all, by as many readers at once as there are, never so that the disk runs full, and
 thinned out evenly: at most `RUNGS_MAX`, at most as many bytes as the log has.
 """
@@ -21,8 +21,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint, write_checkpoint
+from datatask.adapters.log.checkpoints import (
+    ChangedError,
+    Found,
+    checkpoints_in,
+    read_checkpoint,
+    tell_changed,
+    write_checkpoint,
+)
 from datatask.adapters.log.locate import checkpoints_path, user_cache
+from datatask.adapters.log.vouching import code, vouching
 from datatask.adapters.trust import UnsafePlaceError, check_above
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
@@ -70,11 +78,16 @@ class Ladder:
         self._folder: Path | None = self.beside if _ours(reader.path) else self.spare
         self._written = 0.0
         self._began = reader.head
+        self._vouch = vouching(reader)
 
     def nearest(self, until: int) -> State | None:
         """Return the state of the last usable checkpoint at or before `until`, the engine's own included."""
         for found in self._candidates(until):
-            checkpoint = read_checkpoint(found, self.reader.uuid, self._chain_at)
+            try:
+                checkpoint = read_checkpoint(found, self.reader.uuid, self._chain_at, self._vouch)
+            except ChangedError as error:
+                tell_changed(error)
+                continue
             if checkpoint is None:
                 continue
             try:
@@ -155,7 +168,9 @@ class Ladder:
             raise OSError("the disk is nearly full")
         if folder == self.spare:
             _keep_few(folder)
-        write_checkpoint(folder, self.reader.uuid, checkpoint, packed=len(checkpoint.body) <= PACKED_MAX)
+        mac = code(self.reader, checkpoint.position, checkpoint.fold_version, checkpoint.body)
+        packed = len(checkpoint.body) <= PACKED_MAX
+        write_checkpoint(folder, self.reader.uuid, checkpoint, packed=packed, mac=mac)
         most = max(BYTES_MIN, os.stat(self.reader.path).st_size)
         for rung in superfluous(checkpoints_in(folder), RUNGS_MAX, most):
             with suppress(OSError):

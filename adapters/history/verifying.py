@@ -77,7 +77,7 @@ def verified(
         if wanted > 1 and until - start >= TWO_FROM:
             found = _by_halves(reader, start, until, progress or _silent)
         if found is None:
-            found = _Pass(reader, beginning(reader), until, progress or _silent).run()
+            found = Pass(reader, beginning(reader), until, progress or _silent).run()
             found.divergences += invariants.check(found.state)
     found.divergences = sorted([*found.chain, *found.divergences], key=lambda one: one.position)[:TOLD_MAX]
     return found
@@ -86,7 +86,7 @@ def verified(
 def verified_half(reader: LogReader, until: int, progress: Progress) -> Half:
     """Verify the first half, for the process that has the second one."""
     with collector_off():
-        found = _Pass(reader, beginning(reader), until, progress).run()
+        found = Pass(reader, beginning(reader), until, progress).run()
         stopped = found.state.position != until
         mark = "" if stopped else checkpoints.fingerprint(found.state)
     return Half(found.chain, found.divergences, found.undecided, found.compared, mark)
@@ -101,7 +101,7 @@ def _by_halves(reader: LogReader, start: int, until: int, progress: Progress) ->
         except DatataskError:
             return None
         mark = checkpoints.fingerprint(state)
-        found = _Pass(reader, state, until, lambda done, total: progress(cut + done, until)).run()
+        found = Pass(reader, state, until, lambda done, total: progress(cut + done, until)).run()
         first = other.result()
     if first is None or not first.mark:
         return None
@@ -121,7 +121,7 @@ def _silent(done: int, total: int) -> None:
     """Tell nobody."""
 
 
-class _Pass:
+class Pass:
     """One way through a range of batches."""
 
     def __init__(self, reader: LogReader, state: State, until: int, progress: Progress) -> None:
@@ -142,6 +142,7 @@ class _Pass:
         effort.so_far = self._so_far
         reader, found, until = self._reader, self.found, self.found.until
         chain = begun(reader, self._start)
+        found.chain = chain.faults  # told as they are found
         assembler = Assembler(reader.decoder, str(reader.path), self._start)
         while chain.position < until:
             rows = page(reader, chain, until)
@@ -226,13 +227,16 @@ class _Pass:
     def _compare(self, kept: Found) -> list[Divergence]:
         """Compare the state with a checkpoint of it; one of another chain is `integrity`'s to tell."""
         state = self.found.state
-        checkpoint = read_checkpoint(kept, self._reader.uuid, self._reader.chain_at)
+        checkpoint = read_checkpoint(kept, self._reader.uuid, self._reader.chain_at, None)
         if checkpoint is None:
             return []
         self.found.compared.append(state.position)
         if checkpoints.dump(state) == checkpoint.body:
             return []
-        return [Divergence(state.position, f"the state in {kept.path.name}", "as folded", "another one")]
+        remedy = "delete it: it is made anew; and see who may write there"
+        return [
+            Divergence(state.position, f"the state in {kept.path.name}", "as folded", "another one", remedy)
+        ]
 
 
 def _kept(reader: LogReader, after: int, until: int) -> dict[int, Found]:

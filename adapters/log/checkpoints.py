@@ -19,13 +19,14 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.ports import Checkpoint
+from datatask.schema.errors import LogError
 
 logger = logging.getLogger("datatask.log")
 
@@ -43,15 +44,23 @@ class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int
     sha256: str
     packing: str = ""
+    mac: str = ""
 
 
 class Found(NamedTuple):
-    """A file that by its name is a checkpoint."""
+    """A file that by its name is a checkpoint; `event` is the one that vouches for it, 0 where none does."""
 
     position: int
     fold_version: int
     size: int
     path: Path
+    event: int = 0
+
+
+class Vouch(Protocol):
+    """Says whether a log vouches for the state in a file, given its bytes and the code that the file bears."""
+
+    def __call__(self, found: Found, body: bytes, mac: str, /) -> bool: ...
 
 
 class FileCheckpoints:
@@ -74,11 +83,19 @@ class FileCheckpoints:
             for found in checkpoints_in(self.root):
                 found.path.unlink(missing_ok=True)
 
-    def latest(self, fold_version: int, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
-        """Return the newest checkpoint of this fold version that stands on this log's chain, or None."""
+    def latest(
+        self, fold_version: int, chain_at: Callable[[int], bytes | None], vouch: Vouch
+    ) -> Checkpoint | None:
+        """Return the newest checkpoint of this fold version that the log vouches for, or None; changed ones go."""
         for found in checkpoints_in(self.root):
             if found.fold_version == fold_version:
-                checkpoint = read_checkpoint(found, self._uuid, chain_at)
+                try:
+                    checkpoint = read_checkpoint(found, self._uuid, chain_at, vouch)
+                except ChangedError as error:
+                    tell_changed(error)
+                    with suppress(OSError):
+                        found.path.unlink()
+                    continue
                 if checkpoint is not None:
                     return checkpoint
         return None
@@ -90,24 +107,31 @@ def checkpoints_in(folder: Path) -> list[Found]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                position, _, version = entry.name.partition("-")
-                if position.isdecimal() and version.isdecimal():
+                parts = entry.name.split("-")
+                if len(parts) in (2, 3) and all(part.isdecimal() for part in parts):
+                    position, version, *event = map(int, parts)
                     with suppress(FileNotFoundError):
                         size = entry.stat().st_size
-                        found.append(Found(int(position), int(version), size, Path(entry.path)))
+                        found.append(Found(position, version, size, Path(entry.path), *event))
     except OSError:
         return []
     return sorted(found, reverse=True)
 
 
 def write_checkpoint(
-    folder: Path, uuid: str, checkpoint: Checkpoint, *, durable: bool = False, packed: bool = False
+    folder: Path,
+    uuid: str,
+    checkpoint: Checkpoint,
+    *,
+    durable: bool = False,
+    packed: bool = False,
+    mac: str = "",
 ) -> int:
     """Write a checkpoint under its name, whole or not at all; return its size. `OSError` where that fails."""
-    position, chain, version, body = checkpoint
+    position, chain, version, body, event = checkpoint
     stored = zlib.compress(body, 1) if packed else body
     digest = hashlib.sha256(stored).hexdigest()
-    header = _Header(uuid, position, chain.hex(), version, len(body), digest, "zlib" if packed else "")
+    header = _Header(uuid, position, chain.hex(), version, len(body), digest, "zlib" if packed else "", mac)
     make_private(folder)
     fresh = folder / f"new-{os.getpid()}-{threading.get_ident()}-{next(_fresh_numbers)}"
     try:
@@ -118,7 +142,7 @@ def write_checkpoint(
                 file.flush()
                 os.fsync(file.fileno())
             size = file.tell()
-        os.rename(fresh, folder / f"{position}-{version}")
+        os.rename(fresh, folder / (f"{position}-{version}-{event}" if event else f"{position}-{version}"))
     except BaseException:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
@@ -126,8 +150,26 @@ def write_checkpoint(
     return size
 
 
-def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | None]) -> Checkpoint | None:
-    """Return the checkpoint in a file when it is whole and stands on this log's chain; the body comes last."""
+class ChangedError(LogError):
+    """A checkpoint that is whole and that its log does not vouch for: somebody has put it there."""
+
+    code = "checkpoint_changed"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChangedError) and other.where == self.where
+
+    def __hash__(self) -> int:
+        return hash(self.where)
+
+
+def read_checkpoint(
+    found: Found, uuid: str, chain_at: Callable[[int], bytes | None], vouch: Vouch | None
+) -> Checkpoint | None:
+    """Return the checkpoint in a file when it is whole, stands on this log's chain and the log vouches for it.
+
+    `ChangedError` where only the last does not hold; None where anything else does not, and for one of an earlier
+    version, for which no log vouches. Without `vouch` that is not asked.
+    """
     try:
         with _opened(found.path) as file:
             header = msgspec.json.decode(file.readline(_HEADER_MAX), type=_Header)
@@ -153,7 +195,23 @@ def read_checkpoint(found: Found, uuid: str, chain_at: Callable[[int], bytes | N
     except UnsafePlaceError as error:
         _tell(error)
         return None
-    return Checkpoint(header.position, chain, header.fold_version, body) if len(body) == header.size else None
+    if len(body) != header.size:
+        return None
+    if vouch is not None and not vouch(found, body, header.mac):
+        if not (found.event or header.mac):
+            return None
+        raise ChangedError(
+            "this is not the state that the log vouches for: it is passed over, and made anew from the log",
+            where=str(found.path),
+            remedy="see `datatask verify`, and who may write there",
+        )
+    return Checkpoint(header.position, chain, header.fold_version, body, found.event)
+
+
+@functools.lru_cache(maxsize=64)
+def tell_changed(error: ChangedError) -> None:
+    """Say once that somebody has changed a checkpoint."""
+    logger.warning("%s", error)
 
 
 def stands_on(found: Found, uuid: str) -> bytes | None:

@@ -173,6 +173,11 @@ def checkpoints_path(path: Path) -> Path:
     return path.with_name(path.name + ".checkpoints")
 
 
+def verified_path(path: Path) -> Path:
+    """Return the folder of the states up to which the log was verified."""
+    return checkpoints_path(path) / "verified"
+
+
 def file_system(path: Path, mounts: str | None = None) -> str:
     """Return the type of the file system that holds `path`; empty where the system does not tell.
 

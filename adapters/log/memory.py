@@ -112,6 +112,11 @@ class MemoryLog:
         """Whether this log may act: always, until it failed."""
         return self._failure is None
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether states may be kept: always, they go with this process."""
+        return True
+
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once."""
         if self._failure is not None:

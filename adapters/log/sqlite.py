@@ -41,7 +41,9 @@ from datatask.adapters.log.locate import (
 from datatask.adapters.log.opening import Durability, Opened, Opener, create_log, disconnect, open_log
 from datatask.adapters.log.presence import Presence
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.seal import seal, unseal
 from datatask.adapters.log.tail import Tail, system_salts
+from datatask.adapters.log.vouching import vouching
 from datatask.adapters.log.waiting import Durable, Failed, Waiters
 from datatask.adapters.log.writer import Writer
 from datatask.engine.core.state import State
@@ -153,6 +155,11 @@ class SqliteLog:
     def holds_lease(self) -> bool:
         """Whether the lease is still ours; costs one `stat`, for asking right before an effect."""
         return self._lease.held and self._failure is None
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether states of this engine may be kept: none once a payload was removed, which they may still hold."""
+        return self._keeps_checkpoints
 
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told."""
@@ -271,8 +278,10 @@ class SqliteLog:
                 await asyncio.to_thread(self._checkpoints.remove)
 
     async def latest_checkpoint(self, fold_version: int) -> Checkpoint | None:
-        """Return the newest checkpoint of this fold version whose chain hash is this log's, or None."""
-        return await asyncio.to_thread(self._checkpoints.latest, fold_version, self._chain_or_none)
+        """Return the newest checkpoint of this fold version that an event of this log vouches for, or None."""
+        return await asyncio.to_thread(
+            self._checkpoints.latest, fold_version, self._chain_or_none, vouching(self._reader)
+        )
 
     async def base_state(self) -> bytes | None:
         """Return the state that the log stands on where its beginning was archived, as bytes, else None."""
@@ -311,6 +320,8 @@ class SqliteLog:
                 self._presence.check()  # what is written from here on goes into the file that has the name, or nowhere
             finally:
                 self._writer.close()
+            if self._failure is None:
+                seal(self.path)
         finally:
             self._lease.release()
 
@@ -331,6 +342,7 @@ def _open(
             create_log(path, opener, uuid, salts)
             lease.possess(path)
         remember_home(path)
+        unseal(path)
         return lease, open_log(path, opener, durability)
     except BaseException:
         lease.release()

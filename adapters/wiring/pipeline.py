@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import inspect
 import logging
 import os
@@ -31,6 +32,7 @@ from datatask.adapters.wiring.collector import collect_seldom
 from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.adapters.wiring.looping import run_in_loop
 from datatask.adapters.wiring.serving import Serving
+from datatask.adapters.wiring.verification import Verification
 from datatask.engine.asking import answer, error_of
 from datatask.engine.closing import GRACE_SECONDS, Closing, within
 from datatask.engine.core import checkpoints
@@ -140,6 +142,7 @@ class Pipeline:
         self._checkpointed = 0
         self._used = False
         self._collect_again: Callable[[], None] | None = None
+        self._verification: Verification | None = None
         self._draining = False
         self._abandoned = False
         self._closed_by = (e.ENGINE, "")
@@ -324,6 +327,9 @@ class Pipeline:
         await runtime.flushed()
         self._serving = Serving(log.inbox, self.request, runtime.services)
         self._serving.open()
+        path = locate(log.url).path
+        if path is not None:
+            self._verification = Verification(runtime, path)
 
     def _opened(self, state: State, log: EventLog) -> e.EngineOpened:
         return e.EngineOpened(
@@ -345,6 +351,8 @@ class Pipeline:
         """
         closing = self.hurry(self.grace_seconds)
         try:
+            if self._verification is not None:
+                await closing.step("the verification of the log", self._verification.close())
             if self._serving is not None:
                 well = self._runtime is not None and self._runtime.failure is None
                 await closing.step("the inbox", self._serving.close(well=well))
@@ -353,9 +361,13 @@ class Pipeline:
             if self._runtime is not None:
                 await self._end_runs(self._runtime, closing)
                 actor, why = self._closed_by
-                await self._runtime.close(closing, abandon=self._abandoned, reason=reason or why, actor=actor)
-                if self._runtime.failure is None:
-                    await closing.step("a checkpoint", self._checkpoint(CHECKPOINT_LEAST))
+                await self._runtime.close(
+                    closing,
+                    last=lambda: self._checkpoint(CHECKPOINT_LEAST),
+                    abandon=self._abandoned,
+                    reason=reason or why,
+                    actor=actor,
+                )
         finally:
             await self._let_go(closing)
 
@@ -431,9 +443,19 @@ class Pipeline:
         position = runtime.state.position
         if position - self._checkpointed < least or log.head != position:
             return
+        if runtime.failure is not None or runtime.damage is not None:
+            return
         body = checkpoints.dump(runtime.state)
         self._checkpointed = position
-        await log.checkpoint(Checkpoint(position, log.chain_at(position), FOLD_VERSION, body))
+        told = e.CheckpointWritten(
+            at=runtime.now(),
+            position=position,
+            fold_version=FOLD_VERSION,
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+        chain = log.chain_at(position)
+        event, _ = await runtime.finished(runtime.reactor.ask([told]))
+        await log.checkpoint(Checkpoint(position, chain, FOLD_VERSION, body, event))
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -577,6 +599,11 @@ class Pipeline:
         logger.error("%s; nothing more is launched", self.runtime.damage)
         self.interrupt("the log is damaged")
         self.drain()
+
+    @property
+    def verified(self) -> int:
+        """Up to which position this engine has found its log to be what was written; 0 where it has not begun."""
+        return 0 if self._verification is None else self._verification.position
 
     def _refuse_damage(self) -> None:
         if (damage := self.runtime.damage) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from datatask.engine.ports import Checkpoint, EventLog, Filters
 from datatask.schema.errors import CallerError, LeaseLostError, LogError, UnknownNameError
 from datatask.schema.events import (
     Batch,
+    CheckpointWritten,
     Event,
     LaunchDecided,
     LogCreated,
@@ -247,17 +249,25 @@ async def test_both_adapters_compute_the_same_chain(tmp_path):
     await sqlite.close()
 
 
+async def kept(log: EventLog, body: bytes) -> None:
+    """Keep a checkpoint at the head, and say so in the log."""
+    head = log.head
+    told = CheckpointWritten(at=NOW, position=head, fold_version=1, sha256=hashlib.sha256(body).hexdigest())
+    (event,) = await log.append([told])
+    await log.checkpoint(Checkpoint(head, log.chain_at(head), 1, body, event))
+
+
 async def test_the_newest_checkpoint_that_stands_on_this_chain_is_found(opened):
     async with opened() as log:
         assert await log.latest_checkpoint(1) is None
         for _ in range(5):
             await log.append([put()])
-            await log.checkpoint(Checkpoint(log.head, log.chain_at(log.head), 1, b"state %d" % log.head))
+            await kept(log, b"state %d" % log.head)
         newest = await log.latest_checkpoint(1)
-        assert newest == Checkpoint(6, log.chain_at(6), 1, b"state 6")
+        assert newest == Checkpoint(10, log.chain_at(10), 1, b"state 10", 11)
         assert await log.latest_checkpoint(2) is None
         await log.append([put()])
-        await log.checkpoint(Checkpoint(7, bytes(32), 1, b"of another log"))
+        await log.checkpoint(Checkpoint(12, bytes(32), 1, b"of another log"))
         assert await log.latest_checkpoint(1) == newest
 
 

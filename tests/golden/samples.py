@@ -81,6 +81,7 @@ SAMPLES: tuple[e.Event, ...] = (
     e.ArchiveCut(
         **PERSON, until=100, archive="log-1.db", digest="ab" * 32, state="cd" * 32, reason="the disk is small"
     ),
+    e.CheckpointWritten(**OURS, position=2, fold_version=1, sha256="00ff" * 16, verified=True),
     e.BlobsCollected(**PERSON, count=2, size=1024, kept="current", reason="space"),
     e.PayloadRedacted(**PERSON, position=9, left="ab" * 32, reason="personal data", request="0b7c9d1e"),
     e.PipelineDefined(

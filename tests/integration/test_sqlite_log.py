@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -39,6 +40,7 @@ from datatask.schema.errors import (
     TimeLimitError,
 )
 from datatask.schema.events import (
+    CheckpointWritten,
     ErrorInfo,
     LaunchDecided,
     PayloadRedacted,
@@ -574,19 +576,29 @@ def test_an_unchanged_inbox_is_not_listed_again(tmp_path, monkeypatch):
         assert inbox.pending() == []
 
 
-async def test_old_and_foreign_checkpoints_are_passed_over(path):
+async def test_old_foreign_and_changed_checkpoints_are_passed_over(path, caplog):
     log = await opened(path)
     for _ in range(5):
         await log.append([put()])
-        await log.checkpoint(Checkpoint(log.head, log.chain_at(log.head), 1, b"x" * log.head))
+        head, body = log.head, b"x" * log.head
+        digest = hashlib.sha256(body).hexdigest()
+        (event,) = await log.append([CheckpointWritten(at=NOW, position=head, fold_version=1, sha256=digest)])
+        await log.checkpoint(Checkpoint(head, log.chain_at(head), 1, body, event))
     folder = locate.checkpoints_path(path)
-    assert sorted(os.listdir(folder)) == ["4-1", "5-1", "6-1"]
-    (folder / "6-1").write_bytes((folder / "6-1").read_bytes()[:-1])
+    assert sorted(os.listdir(folder)) == ["10-1-11", "6-1-7", "8-1-9"]
+    newest = folder / "10-1-11"
+    newest.write_bytes(newest.read_bytes()[:-1])
     found = await log.latest_checkpoint(1)
     assert found is not None
-    assert found.position == 5
-    shutil.copy(folder / "4-1", folder / "5-1")
+    assert found.position == 8
+    shutil.copy(folder / "6-1-7", folder / "8-1-9")
     found = await log.latest_checkpoint(1)
     assert found is not None
-    assert found.position == 4
+    assert found.position == 6
+    edited = (folder / "6-1-7").read_bytes().split(b"\n")
+    header = {**json.loads(edited[0]), "sha256": hashlib.sha256(b"y" * 6).hexdigest()}
+    (folder / "6-1-7").write_bytes(json.dumps(header).encode() + b"\n" + b"y" * 6)
+    assert await log.latest_checkpoint(1) is None
+    assert "6-1-7: this is not the state that the log vouches for" in caplog.text
+    assert not (folder / "6-1-7").exists()
     await log.close()

@@ -1,0 +1,107 @@
+"""The verification of an engine's own log, which goes on for as long as the engine does.
+
+In: an open engine over a log in a file. Out: how far the log is known to hold; at the first divergence the engine
+launches nothing more (`Runtime.damaged`). The work is done by a process of its own
+(`datatask.adapters.history.background`), which begins when an engine has lasted `START_SECONDS`, rests most of the time, and is never waited for: a short run is not prolonged by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from datatask.adapters.history.background import Told
+from datatask.adapters.log.faults import damaged
+from datatask.engine.core.divergences import Divergence
+from datatask.engine.core.state import FOLD_VERSION
+from datatask.engine.runtime import Runtime
+from datatask.schema.errors import DatataskError
+from datatask.schema.events import CheckpointWritten
+
+logger = logging.getLogger("datatask.engine")
+
+START_SECONDS = 5.0
+TRIES_MAX = 3
+PAUSE_SECONDS = 60.0
+MODULE = "datatask.adapters.history.background"
+_REMEDY = "see `datatask verify`; restore the log from a backup"
+
+
+class Verification:
+    """The process that verifies one engine's log; `position` is how far it has come, 0 before it has begun."""
+
+    def __init__(self, runtime: Runtime, path: Path, *, start_seconds: float = START_SECONDS) -> None:
+        self.position = 0
+        self._runtime = runtime
+        self._path = path
+        self._start_seconds = start_seconds
+        self._process: asyncio.subprocess.Process | None = None
+        self._task = asyncio.create_task(self._work(), name="the verification of the log")
+
+    async def close(self) -> None:
+        """End it where it is."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _work(self) -> None:
+        await asyncio.sleep(self._start_seconds)
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                if await self._verified():
+                    return
+                why = "it ended by itself"
+            except (OSError, ValueError, DatataskError) as error:
+                why = str(error)
+            if self._runtime.failure is not None:
+                return
+            logger.warning("the log is not verified any further: %s (%s of %s)", why, attempt, TRIES_MAX)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _verified(self) -> bool:
+        """Start the process and hear it; return whether it found a divergence, with which it ends."""
+        pipe = asyncio.subprocess.PIPE
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", MODULE, str(self._path),
+            stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                told = msgspec.json.decode(line, type=Told)
+                if told.divergence is not None:
+                    self._diverged(told.divergence)
+                    return True
+                self.position = told.verified
+                if told.digest:
+                    await self._answer(process, told)
+            return False
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _answer(self, process: asyncio.subprocess.Process, told: Told) -> None:
+        """Vouch for a state in the log, and tell by which event."""
+        runtime, event = self._runtime, 0
+        if runtime.failure is None and runtime.damage is None and runtime.log.keeps_checkpoints:
+            note = CheckpointWritten(
+                at=runtime.now(),
+                position=told.verified,
+                fold_version=FOLD_VERSION,
+                sha256=told.digest,
+                verified=True,
+            )
+            event, _ = await runtime.finished(runtime.reactor.ask([note]))
+        assert process.stdin is not None
+        process.stdin.write(b"%d\n" % event)
+        await process.stdin.drain()
+
+    def _diverged(self, found: Divergence) -> None:
+        self._runtime.damaged(
+            damaged(f"it is not what was written: {found}", self._path, found.position, _REMEDY)
+        )

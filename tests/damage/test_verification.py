@@ -1,0 +1,189 @@
+"""The verification that goes on while an engine works, and states beside the log that somebody has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from integration.cli_kit import Project
+
+from datatask.adapters.history import background, remembered
+from datatask.adapters.history.states import fold
+from datatask.adapters.log.checkpoints import checkpoints_in
+from datatask.adapters.log.locate import checkpoints_path, verified_path
+from datatask.adapters.log.reader import LogReader
+
+JOBS = 2500
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which an engine has put 2,500 numbers and left a checkpoint."""
+    project = Project(tmp_path_factory.mktemp("worked"))
+    project.put(**{f"j{number}": number for number in range(JOBS)})
+    return project.folder
+
+
+@pytest.fixture
+def project(worked: Path, tmp_path: Path) -> Project:
+    shutil.copytree(worked, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def flip(project: Project) -> None:
+    content = project.log.read_bytes()
+    assert content.count(b'{"value":{"n":17}') == 1
+    project.log.write_bytes(content.replace(b'{"value":{"n":17}', b'{"value":{"n":71}'))
+
+
+def forge(path: Path, old: bytes, new: bytes) -> None:
+    """Change a state in a file as somebody would who knows the format."""
+    head, body = path.read_bytes().split(b"\n", 1)
+    assert old in body
+    body = body.replace(old, new)
+    header = {**json.loads(head), "sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+
+
+def verify_in_background(project: Project, answer: bytes) -> tuple[list[background.Told], bytes]:
+    """Let the process that an engine starts do its work, with this answer; return what it told until it followed the log."""
+    import msgspec
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", background.__name__, str(project.log)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    told: list[background.Told] = []
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            told.append(msgspec.json.decode(line, type=background.Told))
+            if told[-1].digest:
+                process.stdin.write(answer)
+                process.stdin.flush()
+                break
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    return told, err
+
+
+def test_it_tells_how_far_all_holds_and_asks_for_an_event_to_vouch_for_it(project: Project) -> None:
+    told, err = verify_in_background(project, b"0\n")
+    with LogReader(project.log) as reader:
+        assert (told[-1].verified, err) == (reader.head, b"")
+        state = fold(reader, reader.head)
+    assert told[0].verified == 0
+    assert told[-1].digest == hashlib.sha256(background.checkpoints.dump(state)).hexdigest()
+
+
+def test_it_tells_the_first_divergence_and_ends(project: Project) -> None:
+    flip(project)
+    told, _ = verify_in_background(project, b"0\n")
+    assert told[-1].divergence is not None
+    assert "the hash of the batch" in told[-1].divergence.what
+    assert told[-1].verified == 0
+
+
+def test_an_engine_stops_launching_on_the_first_divergence(project: Project) -> None:
+    """It says where, ends with exit code 5, and remembers nothing as verified behind that."""
+    flip(project)
+    (project.folder / "pipeline.py").write_text(
+        (project.folder / "pipeline.py")
+        .read_text()
+        .replace(
+            'double.link("numbers"',
+            'double.link("go", datatask.LogMetadataRepository("go"), is_input=True)\ndouble.link("numbers"',
+        )
+    )  # so that no value is read before
+    engine = project.spawn("run", "--forever")
+    try:
+        _, err = engine.communicate(timeout=120)
+    finally:
+        engine.kill()
+    assert engine.returncode == 5, err
+    assert b"log.db position " in err
+    assert b"it is not what was written" in err
+    assert b"restore the log from a backup" in err
+    assert project.ok("status", "--json").json["verified"]["position"] == 0
+
+
+def test_what_was_verified_is_remembered_only_where_the_log_vouches_for_it(project: Project) -> None:
+    engine = project.spawn("run", "--forever")
+    try:
+        project.until(
+            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=120
+        )
+        project.until("-", "query", "SELECT '-'")
+        engine.send_signal(signal.SIGTERM)
+        _, err = engine.communicate(timeout=60)
+    finally:
+        engine.kill()
+    assert b"verified up to position " in err
+    known = project.ok("status", "--json").json["verified"]
+    assert known["head"] >= known["position"] > JOBS
+    assert f"verified up to position {known['position']} of" in project.call("doctor").out
+    (kept,) = checkpoints_in(verified_path(project.log))
+    kept.path.rename(kept.path.with_name(f"{kept.position}-{kept.fold_version}-{kept.event - 1}"))
+    assert project.ok("status", "--json").json["verified"]["position"] == 0
+    kept.path.with_name(f"{kept.position}-{kept.fold_version}-{kept.event - 1}").rename(kept.path)
+    os.utime(project.log)  # somebody has written to the file
+    assert project.call("run", "--failures-ok").code == 0
+    assert project.ok("status", "--json").json["verified"]["position"] == 0
+    with LogReader(project.log) as reader:
+        assert remembered.verified(reader).position == 0
+
+
+def test_a_changed_checkpoint_is_told_and_nobody_believes_it(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checksum is right, its hash is the log's, and its state is one that never was."""
+    project.ok("run")
+    (newest, *_) = checkpoints_in(checkpoints_path(project.log))
+    forge(newest.path, b"j17", b"j7\xff"[:3])
+    told = project.call("ls", "double.done")
+    assert "j17" in told.out.split()
+    assert f"{newest.path.name}: this is not the state that the log vouches for" in caplog.text
+    found = project.call("verify")
+    assert found.code == 3
+    assert (
+        f"the state in log.db.checkpoints/{newest.path.name}: expected the one that the log vouches for"
+        in found.out
+    )
+    started = project.call("run")
+    assert (started.code, "0 runs" in started.out) == (0, True), started
+    assert project.ok("verify").code == 0
+
+
+def test_a_changed_state_in_the_middle_is_told_and_nobody_believes_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datatask.adapters.history.ladder.FIRST_STEP", 500)
+    monkeypatch.setattr("datatask.adapters.history.ladder.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("datatask.adapters.history.ladder.PACKED_MAX", 0)
+    shutil.rmtree(checkpoints_path(project.log))
+    project.ok("ls", "double.numbers", "--at", "2000")
+    (rung, *_) = checkpoints_in(checkpoints_path(project.log) / "past")
+    right = project.ok("ls", "double.numbers", "--at", str(rung.position)).out
+    forge(rung.path, b"j17", b"zzz")
+    assert f"past/{rung.path.name}" in project.call("verify").out
+    again = project.call("ls", "double.numbers", "--at", str(rung.position))
+    assert again.out == right
+    assert f"{rung.path.name}: this is not the state that the log vouches for" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_passed_over_in_silence(project: Project) -> None:
+    """Nothing in such a log vouches for it."""
+    (newest, *_) = checkpoints_in(checkpoints_path(project.log))
+    newest.path.rename(newest.path.with_name(f"{newest.position}-{newest.fold_version}"))
+    forge(newest.path.with_name(f"{newest.position}-{newest.fold_version}"), b"j17", b"zzz")
+    told = project.ok("ls", "double.numbers")
+    assert ("j17" in told.out.split(), told.err) == (True, "")
