@@ -231,13 +231,13 @@ class _Work:
             return
         ended = sum(progress.ended.values())
         parts = [f"{count} {name}" for name, count in sorted(progress.ended.items())]
+        if (known := self._verified()) is not None:
+            self._output.say(str(known))
         word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
         runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")
         self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
         for line in [*self._outputs(), *self._advice(outcome)]:
             self._output.line(shown(line))
-        if (known := self._verified()) is not None:
-            self._output.say(str(known))
 
     def _verified(self) -> UpTo | None:
         """Return how far the log is known to hold: by this engine, else by those before it."""

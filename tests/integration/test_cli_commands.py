@@ -29,13 +29,15 @@ def finished(project: Project) -> Project:
 
 
 def test_run_tells_how_it_began_and_ended(project: Project) -> None:
-    """Piped, a run is a line at the start and a summary; nothing goes to stderr."""
+    """Piped, a run is a line at the start and a summary; on stderr is how far the log was verified."""
     project.put(a=1, b=2)
     result = project.ok("run")
     assert result.lines[0] == "started: 2 tasks, 2 ready, log .datatask/log.db"
     assert result.lines[-1].startswith("done after ")
     assert result.lines[-1].endswith("4 runs (4 succeeded)")
-    assert result.err == ""
+    head = project.ok("status", "--json").json["log"]["head"]
+    assert re.fullmatch(r"verified up to position 0 of (\d+)\n", result.err)
+    assert project.ok("run", "--json").json["verified"]["position"] == 0 < head
 
 
 def test_status_is_pydatatasks_text(finished: Project) -> None:
@@ -47,7 +49,8 @@ def test_status_is_pydatatasks_text(finished: Project) -> None:
 def test_status_as_json(finished: Project) -> None:
     """The documented shape, and --fields chooses parts of it."""
     shape = finished.ok("status", "--json").json
-    assert shape.keys() == {"log", "tasks", "quotas", "troubles"}
+    assert shape.keys() == {"log", "tasks", "quotas", "troubles", "verified"}
+    assert shape["verified"] == {"position": 0, "head": shape["log"]["head"]}
     assert shape["log"].keys() == {"url", "head", "at"}
     assert shape["tasks"]["double"] == {
         "ready": 0,
