@@ -141,14 +141,19 @@ class LauncherClient(asyncio.Protocol):
     def own(self, identity: str, url: str) -> None:
         """Say by a run's identity, and its log's URL, whose runs these are; the first one decides."""
         log, epoch, _ = identity.split(".")
-        if not self.log:
-            self.log, self.epoch = log, int(epoch)
-            self._home = _home(url)
+        if self.log:
+            return
+        self.log, self.epoch = log, int(epoch)
+        self._home = _home(url)
+        try:
             if self._earlier is not None and (self._earlier / log / identity).is_dir():
                 prepare_directory(self._earlier)
                 self.directory = self._earlier  # as long as there are such runs
             else:
                 self._choose()
+        except BaseException:
+            self.log = ""  # not decided
+            raise
 
     def _choose(self) -> None:
         """Use the directory that has this log's runs: another log, or a copy, has one beside it."""

@@ -86,7 +86,6 @@ class LocalRunner:
         self._pressure = Pressure(self._recipe.task, sink)
 
     def _take(self, spec: RunSpec) -> _Open:
-        self._client.own(spec.identity, spec.log)
         run = _Open(spec)
         self._runs[spec.run] = self._by_identity[spec.identity] = run
         return run
@@ -123,6 +122,7 @@ class LocalRunner:
         context = RunContext(spec.run, spec.task, spec.job)
         current_run.set(context)
         try:
+            self._client.own(spec.identity, spec.log)
             script = await recipe.render(spec)
             folder = str(self._client.folder(spec.identity))
             folders.make(folder)
@@ -200,6 +200,7 @@ class LocalRunner:
         """Ask the launcher about each run; what nobody started is barred from starting and lost."""
         listed = list(specs)
         for spec in listed:
+            self._client.own(spec.identity, spec.log)
             self._take(spec)
             self._recovering.add(spec.identity)
             self._client.ask(spec.identity, {"op": "settle", "id": spec.identity}, self)
