@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.execute.endings import cut, exit_ending, judged, stopped_ending
 from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
+from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
@@ -77,6 +78,7 @@ class _Open:
         self.silent = False
         self.told = False
         self.started_at = 0
+        self.refused = False
         self.fetched: list[Path] = []
 
 
@@ -98,6 +100,7 @@ class PollingRunner:
     async def open(self, sink: Sink) -> None:
         """Begin to ask."""
         self._sink = sink
+        self._pressure = Pressure(self._recipe.task, sink)
         self._services = current()
         self._tasks.add(self._services.keep(f"the asking of {self._where}", self._poll_for_ever))
 
@@ -114,7 +117,14 @@ class PollingRunner:
         """Prepare the folder and start the process, once per identity."""
         if spec.run not in self._runs:
             run = self._runs[spec.run] = _Open(spec)
-            self._spawn(self._start(run))
+            self._pressure.admit(spec.run, lambda: self._begin(run))
+
+    def _begin(self, run: _Open) -> None:
+        self._spawn(self._start(run))
+
+    def hold_back(self) -> Iterable[int]:
+        """Return the runs that the machine has no room for."""
+        return self._pressure.waiting()
 
     async def _start(self, run: _Open) -> None:
         spec = run.spec
@@ -126,15 +136,24 @@ class PollingRunner:
             if run.reason is not None:
                 self._end(run, stopped_ending(run.reason))
                 return
+            if run.refused and await self._read(self._folder(spec) / "pid"):
+                self._pressure.accepted(spec.run)
+                await self._adopt(run)  # it began although it was refused
+                return
             await self._launch(run)
-        except (TemporaryError, OSError) as error:
-            self._end(run, Ending(outcome="lost", error=error_info(error)))
-            return
         except Exception as error:
+            if is_momentary(error) and run.reason is None:
+                run.refused = True
+                self._pressure.refused(spec.run, lambda: self._begin(run), error_info(error).message)
+                return
+            if isinstance(error, TemporaryError | OSError):
+                self._end(run, Ending(outcome="lost", error=error_info(error)))
+                return
             info = error_info(error)
             told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
             self._end(run, Ending(outcome="refused", error=told))
             return
+        self._pressure.accepted(spec.run)
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
         self._sink(Started(spec.run, {"pid": run.pid, "folder": str(self._folder(spec))}, self._where))
         if run.reason is not None:
@@ -186,7 +205,9 @@ class PollingRunner:
         open_run = self._runs.get(run)
         if open_run is not None and open_run.reason is None and not open_run.told:
             open_run.reason = reason
-            if open_run.pid:
+            if self._pressure.withdraw(run):
+                self._end(open_run, stopped_ending(reason))
+            elif open_run.pid:
                 self._spawn(self._kill(open_run))
 
     async def _kill(self, run: _Open) -> None:
@@ -318,6 +339,8 @@ class PollingRunner:
     def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
         if not run.told:
             run.told = True
+            self._pressure.accepted(run.spec.run)
+            self._pressure.freed()
             outcome: Outcome = ending.outcome
             told = Ending(
                 outcome=outcome,
@@ -388,6 +411,7 @@ class PollingRunner:
         """Stop asking; what runs goes on. Folders of runs that are over still go, in a bounded time."""
         if self._removals:
             await asyncio.wait(self._removals, timeout=REMOVAL_SECONDS)
+        self._pressure.close()
         tasks = [*self._tasks, *self._removals]
         for task in tasks:
             task.cancel()

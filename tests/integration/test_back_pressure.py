@@ -10,16 +10,27 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from datatask import (
+    ExecutorTask,
+    InProcessMetadataRepository,
+    LogMetadataRepository,
+    Pipeline,
+    ProcessTask,
+    Resources,
+    Session,
+)
 from datatask.adapters.execute import pressure
 from datatask.adapters.execute.local.headroom import Headroom
 from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.history.history import History
 from datatask.engine.ports import Fact, Noticed
 from tests.integration.test_local_processes import ends, run_all, spec, task_of, until
+from tests.integration.test_own_machines import Elsewhere
 from tests.machine import mounted
 
 # --- who waits for whom -------------------------------------------------------------------------------
@@ -213,3 +224,82 @@ async def _delayed(path: Path, make_room: Callable[[], None]) -> None:
     await until(lambda: len(ends(facts)) == 2)
     assert ends(facts)[1].ending.outcome == "succeeded"
     await task.runner.close()
+
+
+# --- functions, and machines of a user's own ------------------------------------------------------------
+
+
+class ThreadsRefused(ThreadPoolExecutor):
+    """The machine starts no thread for it for the first times; what it was given stays in its queue, as in Python."""
+
+    refusals = 4
+
+    def _adjust_thread_count(self) -> None:
+        ThreadsRefused.refusals -= 1
+        if ThreadsRefused.refusals in (0, 1, 3):
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()  # type: ignore[misc]
+
+
+class ForksRefused(ProcessPoolExecutor):
+    """The machine forks only one of its processes for the first times."""
+
+    refusals = 4
+
+    def _spawn_process(self) -> None:
+        ForksRefused.refusals -= 1
+        if ForksRefused.refusals in (0, 2):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        super()._spawn_process()  # type: ignore[misc]
+
+
+async def ended_once(pipeline: Pipeline, folder: Path, jobs: int) -> None:
+    """Run it: each job at its first attempt, and each effect once."""
+    async with pipeline:
+        await pipeline.run(timeout=60)
+    with History(folder / "log.db") as history:
+        runs = list(history.runs())
+        told = [event.event for event in history.events() if type(event.event).__name__ == "RunObserved"]
+    assert [(run["state"], run["attempt"]) for run in runs] == [("succeeded", 1)] * jobs
+    assert told
+    assert [len(file.read_text()) for file in (folder / "effects").iterdir()] == [1] * jobs
+
+
+@pytest.mark.parametrize("kind", [ThreadsRefused, ForksRefused])
+async def test_an_executor_waits_for_its_threads_and_processes(
+    tmp_path: Path, kind: Callable[[int], Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "refusals", 4)
+    (tmp_path / "effects").mkdir()
+    task = ExecutorTask("t", lambda: kind(2), LogMetadataRepository("done"))
+    task.link("given", InProcessMetadataRepository({f"j{n}": {} for n in range(5)}), is_input=True)
+    folder = str(tmp_path / "effects")
+
+    @task
+    def work(job: str) -> None:
+        with open(f"{folder}/{job}", "a") as file:
+            file.write("x")
+
+    await ended_once(Pipeline([task], Session(), log=tmp_path / "log.db"), tmp_path, 5)
+
+
+class Crowded(Elsewhere):
+    """A machine of a user's own that starts nothing for the first times."""
+
+    refusals = 3
+
+    async def spawn(self, *given: object) -> str:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await super().spawn(*given)
+
+
+async def test_a_machine_of_a_users_own_has_no_room_for_a_moment(tmp_path: Path) -> None:
+    (tmp_path / "effects").mkdir()
+    task = ProcessTask(
+        "t", Crowded(tmp_path), None, Resources(), LogMetadataRepository("pids"),
+        f"printf x >> {tmp_path}/effects/{{{{ job }}}}", done=LogMetadataRepository("done"),
+    )  # fmt: skip
+    task.link("given", InProcessMetadataRepository({f"j{n}": {} for n in range(3)}), is_input=True)
+    await ended_once(Pipeline([task], Session(), log=tmp_path / "log.db"), tmp_path, 3)

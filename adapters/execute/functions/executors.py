@@ -24,9 +24,10 @@ from datatask.adapters.execute.functions import workers
 from datatask.adapters.execute.functions.gateway import EngineGateway, pack
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.pools import Made, Pool
+from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.engine.binding import RunContext
 from datatask.engine.calls import error_info, stopped_message, stopped_outcome
-from datatask.engine.ports import Ended, Runner, RunSpec, Sink, Started, Write
+from datatask.engine.ports import Ended, Fact, Runner, RunSpec, Sink, Started, Write
 from datatask.engine.repositories import MetadataRepository, Repository
 from datatask.engine.services import current
 from datatask.engine.tasks import Retry
@@ -114,6 +115,7 @@ class _Run:
         future = self.runner.submit(self, executor)
         if not self.started_at:
             self.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
+            self.runner.accepted(self.spec.run)
             self.runner.tell(Started(self.spec.run, {}, self.runner.where, self.started_at))
         return future
 
@@ -146,18 +148,23 @@ class ExecutorRunner:
         self._pool = Pool.of(self._task.executor)
         self._pool.attach()
         self._open = True
+        self._pressure = Pressure(self._task.name, self.tell)
         self._packed = self._arguments = None
 
-    def tell(self, fact: Started | Ended) -> None:
+    def tell(self, fact: Fact) -> None:
         """Hand a fact to the engine."""
         if self._open:
             self._sink(fact)
+
+    def accepted(self, run: int) -> None:
+        """The executor has taken a run."""
+        self._pressure.accepted(run)
 
     def start(self, spec: RunSpec) -> None:
         """Put the run into the pool's queue, unless it is there."""
         if spec.run not in self._runs:
             run = self._runs[spec.run] = _Run(self, spec)
-            self._pool.put(run)
+            self._pressure.admit(spec.run, lambda: self._pool.put(run))
 
     def submit(self, run: _Run, executor: Executor) -> Future[Any]:
         """Submit a run; raises what keeps it from being sent."""
@@ -238,6 +245,11 @@ class ExecutorRunner:
     def not_begun(self, run: _Run, error: BaseException) -> None:
         """End a run that the executor did not take."""
         info = error_info(error)
+        if is_momentary(error) and run.reason is None:
+            if run.call is not None:
+                run.call.cancel()  # an executor that cannot start a thread for it has it in its queue
+            self._pressure.refused(run.spec.run, lambda: self._pool.put(run), info.message)
+            return
         temporary = isinstance(error, TemporaryError | OSError)
         shown = ErrorInfo(type=info.type, message=f"{run.spec.task}[{run.spec.job}]: {info.message}")
         self._end(run, Ending(outcome="lost" if temporary else "refused", error=shown))
@@ -249,6 +261,8 @@ class ExecutorRunner:
     def _end(self, run: _Run, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
         run.told = True
         self._runs.pop(run.spec.run, None)
+        self._pressure.accepted(run.spec.run)
+        self._pressure.freed()
         if run.timer is not None:
             run.timer.cancel()
         if ending.ended_at is None:
@@ -263,8 +277,8 @@ class ExecutorRunner:
 
     def hold_back(self) -> list[int]:
         """Begin nothing more; what the executor has only queued is taken out of it."""
-        for run in self._runs.values():
-            run.held = not run.told and not run.pid and self._pool.hold(run)
+        for id, run in self._runs.items():
+            run.held = self._pressure.withdraw(id) or (not run.told and not run.pid and self._pool.hold(run))
         return [id for id, run in self._runs.items() if run.held]
 
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
@@ -273,7 +287,11 @@ class ExecutorRunner:
         if open_run is None or open_run.reason is not None:
             return
         open_run.reason = reason
-        if open_run.held or (not open_run.pid and self._pool.withdraw(open_run)):
+        if (
+            open_run.held
+            or self._pressure.withdraw(run)
+            or (not open_run.pid and self._pool.withdraw(open_run))
+        ):
             self._end(open_run, self._stopped(open_run, reason))
             return
         if open_run.call is not None:
@@ -312,6 +330,7 @@ class ExecutorRunner:
     async def close(self, *, abandon: bool = False) -> None:
         """Withdraw what waits and kill the workers of what runs; its ends are not told."""
         self._open = False
+        self._pressure.close()
         for run in list(self._runs.values()):
             run.told = True
             if run.timer is not None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 from datatask.adapters.execute import proctable
 from datatask.adapters.execute.functions import workers
+from datatask.adapters.execute.pressure import is_momentary
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.executors")
@@ -189,20 +190,36 @@ class Pool:
     def _submit(self, item: Item, again: bool = True) -> None:
         try:
             future = item.submit(self.executor)
-        except (BrokenExecutor, RuntimeError) as error:  # broken while idle, or shut down: nothing was begun
-            self._drop_executor()
-            if again and self._make is not None:
-                self._submit(item, again=False)
-            else:
-                self._alone = False
-                item.failed(error)
-            return
         except Exception as error:
-            self._alone = False
-            item.failed(error)
+            self._not_taken(item, error, again)
             return
         self._inside[item] = future
         future.add_done_callback(lambda future: self._later(item, future))
+
+    def _not_taken(self, item: Item, error: Exception, again: bool) -> None:
+        if is_momentary(error):
+            self._take_back()
+        elif isinstance(error, BrokenExecutor | RuntimeError):
+            # It is broken while idle, or shut down: nothing was begun.
+            self._drop_executor()
+            if again and self._make is not None:
+                self._submit(item, again=False)
+                return
+        self._alone = False
+        item.failed(error)
+
+    def _take_back(self) -> None:
+        """The machine has no room for a process or a thread of the executor's, which keeps what it was given then."""
+        executor = self._executor
+        if not isinstance(executor, ProcessPoolExecutor):
+            return
+        given = [work.future for work in executor._pending_work_items.values()]
+        for future in set(given) - set(self._inside.values()):
+            future.cancel()
+        if not self._inside and self._make is not None:  # what it has begun to be is of no use
+            for process in list((executor._processes or {}).values()):
+                process.kill()
+            self._drop_executor()
 
     def _later(self, item: Item, future: Future[Any]) -> None:
         try:
