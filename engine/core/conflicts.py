@@ -99,9 +99,13 @@ class Conflicts(Changes):
 
     def _by(self, position: int) -> str:
         event = self.event_at(position)
-        if event is None or event.run is None:
+        if event is None:
             return ""
-        return f" by run {event.run} of {event.task}"
+        if event.run is not None:
+            return f" by run {event.run} of {event.task}"
+        if event.actor != e.ENGINE:
+            return f" by {event.actor}"
+        return " by somebody outside" if getattr(event, "origin", "") == "observed" else ""
 
     def event_at(self, position: int) -> e.Event | None:
         """Return an event that is not yet handed over, or that the caller of the reactor still knows; else None."""

@@ -85,6 +85,22 @@ def test_absence_is_read_too_and_a_deletion_is_a_change() -> None:
     assert "was deleted at position" in ended.error.message
 
 
+def test_a_person_or_the_world_that_came_in_between_is_named() -> None:
+    desk = two_stores()
+    one, two = running(desk, "x", "y")
+    seen = desk.state.position
+    desk.reactor.change(
+        [Write(repository="b", job=KEY, value=VALUE)], desk.now, actor="ada@lab: datatask inject"
+    )
+    ended = end_of(desk.ended(one, "succeeded", adds(desk, over=seen)))
+    assert ended.error is not None
+    assert " by ada@lab: datatask inject, after this run had read it" in ended.error.message
+    desk.reactor.observed("f", KEY, Write(repository="f", job=KEY, version="7"), desk.now)
+    ended = end_of(desk.ended(two, "succeeded", adds(desk, over=seen, repository="f", over_version="")))
+    assert ended.error is not None
+    assert " by somebody outside, after this run had read it" in ended.error.message
+
+
 def test_a_run_is_not_in_conflict_with_what_it_never_read() -> None:
     """A blind write, and a change of something else."""
     desk = Desk(pipeline(task("t", "a", "b")))
