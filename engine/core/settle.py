@@ -17,7 +17,7 @@ INFRASTRUCTURE_FIRST = SECOND // 10
 INFRASTRUCTURE_LONGEST = 300 * SECOND
 CONFLICT_FIRST = SECOND // 100
 CONFLICT_LONGEST = 30 * SECOND
-CONFLICTS_MAX = 200
+CONFLICTS_MAX = 1000
 """A job that was in conflict so often in one episode is given up: its runs are in conflict with themselves, by another way."""
 THROTTLED = "throttled"
 
