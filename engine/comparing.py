@@ -50,14 +50,12 @@ class Comparer:
         *,
         settled: Callable[[str], bool],
         tell: Tell,
-        replaced: Callable[[str], None],
     ) -> None:
         self._runtime = runtime
         self._stores = stores
         self._watched = watched
         self._settled = settled
         self._tell = tell
-        self._replaced = replaced
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -77,17 +75,20 @@ class Comparer:
             await asyncio.sleep(PAUSE_SECONDS)
             for leaf in list(self._watched):
                 store = self._stores[leaf]
-                if isinstance(store, Comparable) and self._settled(leaf):
+                if isinstance(store, Comparable):
                     try:
-                        await self._compare(leaf, store)
+                        if await self._is_in_place(leaf, store) and self._settled(leaf):
+                            await self._compare(leaf, store)
                     except (OSError, DatataskError) as error:
                         self._tell(leaf, Doubtful(leaf, f"it cannot be compared: {error}"))
 
+    async def _is_in_place(self, leaf: str, store: Comparable) -> bool:
+        """Whether what is watched is what is there, also while that is not believed; else it is watched from now on."""
+        await identity(store)  # a disk that is gone may never answer: what follows does not wait
+        renew: Callable[[], bool] = getattr(self._watched.get(leaf), "renew", lambda: True)
+        return renew()
+
     async def _compare(self, leaf: str, store: Comparable) -> None:
-        root = self._runtime.state.leaves[leaf].root
-        if root and root != await identity(store):
-            self._replaced(leaf)
-            return
         if suspects := await self._suspects(leaf, store):
             await self._look_closer(leaf, store, suspects)
 

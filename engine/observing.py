@@ -101,9 +101,7 @@ class Observer:
         self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._poller: asyncio.Task[None] | None = None
         self._cost: dict[str, float] = {}
-        self._comparer = Comparer(
-            runtime, stores, self._unwatch, settled=self._is_settled, tell=self._tell, replaced=self._replaced
-        )
+        self._comparer = Comparer(runtime, stores, self._unwatch, settled=self._is_settled, tell=self._tell)
 
     @property
     def busy(self) -> bool:
@@ -138,13 +136,6 @@ class Observer:
         known = leaf in self._known and leaf not in self._relisting
         state = self._runtime.state.leaves[leaf]
         return known and not (state.held or state.trouble or getattr(self._stores[leaf], "behind", False))
-
-    def _replaced(self, leaf: str) -> None:
-        """Another root has taken the place of the one that is watched, as when a disk is mounted over it."""
-        if (stop := self._unwatch.pop(leaf, None)) is not None:
-            stop()
-        self._watch(leaf)
-        self._tell(leaf, Doubtful(leaf, "another folder has taken its place", lost=True))
 
     async def sync(self, leaves: Mapping[str, Store] | list[str]) -> None:
         """List these stores now; one that fails or is slow is not waited for, and goes on in the background."""

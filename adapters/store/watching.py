@@ -101,20 +101,25 @@ class FolderWatch:
 
     def overflowed(self) -> None:
         """The kernel dropped notices, perhaps that of another folder in this one's place: watch what is there now."""
-        if self._root is not None:
-            try:
-                self._renew(self._root)
-            except (OSError, RuntimeError):
-                self._lost()
+        self.renew()
+        if self._within and self._root is not None:
+            self._try(self._watch_all_within)
         self._doubt("the notification queue overflowed")
 
-    def _renew(self, root: int) -> None:
-        self._root = self._watcher.add(self._store.basedir, self._on_event)
+    def renew(self) -> bool:
+        """Watch the folder that is there now; whether it is the same as before, which a mount or a rename above may change."""
+        if (root := self._root) is None:
+            return False
+        try:
+            self._root = self._watcher.add(self._store.basedir, self._on_event)
+        except OSError:
+            self._lost()
+            return False
         self._watcher.remove(root, self._on_event)
         if self._root != root:
-            self._doubt("another folder has taken its place", lost=True)
-        if self._within:
-            self._watch_all_within()
+            self._lost()
+            return False
+        return True
 
     # --- the folder itself ----------------------------------------------------------------------------
 

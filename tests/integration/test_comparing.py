@@ -264,6 +264,10 @@ async def test_a_disk_that_is_mounted_late_is_seen(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
             await until(lambda: pipeline.state.leaves["in"].held)
             await asyncio.to_thread(mount, path)
+            for name in ("a", "b", "c"):
+                (path / name).touch()
+            await until(lambda: sorted(pipeline.state.members("in")) == ["a", "b", "c"])
+            assert not pipeline.state.leaves["in"].held
 
 
 async def test_many_that_are_gone_await_a_persons_word(
