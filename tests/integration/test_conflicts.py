@@ -49,7 +49,7 @@ STORES: dict[str, Callable[[Path], Repository]] = {
 }
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     "threads": lambda: ThreadPoolExecutor(4),
-    "workers": lambda: ProcessPoolExecutor(3, mp_context=get_context("spawn")),
+    "workers": lambda: ProcessPoolExecutor(3, mp_context=get_context("fork")),
 }
 
 
@@ -456,7 +456,7 @@ asyncio.run(main())
 def test_updates_outlive_engines_that_are_killed(tmp_path: Path) -> None:
     """Whatever was killed when: each run's update is in each key once, in the log as in the files, in one order."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    for _ in range(6):
+    for _ in range(4):
         subprocess.run(command, cwd=ROOT, check=False, timeout=60)
     told = subprocess.run(
         [*command, "tell"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=60
