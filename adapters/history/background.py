@@ -56,6 +56,7 @@ class Told(msgspec.Struct, omit_defaults=True):
 
     verified: int = 0
     digest: str = ""
+    changed: str = ""
     divergence: Divergence | None = None
 
 
@@ -96,8 +97,13 @@ class Background:
         """Return the newest state that was verified before and that the log vouches for, else the beginning."""
         reader, vouch = self._reader, vouching(self._reader)
         for one in vouched(reader):
-            with suppress(ChangedError, DatataskError):
+            try:
                 kept = read_checkpoint(one, reader.uuid, self._chain_at, vouch)
+            except ChangedError as error:
+                self._say(Told(changed=str(error)))
+                one.path.unlink(missing_ok=True)
+                continue
+            with suppress(DatataskError):
                 if kept is not None and (state := checkpoints.load(kept.body)).log == reader.uuid:
                     self._marked = state.position
                     return state
@@ -110,7 +116,7 @@ class Background:
             return None
 
     def _pass(self, state: State, until: int) -> tuple[State, Divergence | None]:
-        one = Pass(self._reader, state, until, self._page)
+        one = Pass(self._reader, state, until, self._page, compare=False)
         self._found = one.found
         with suppress(_DivergedError):
             one.run()

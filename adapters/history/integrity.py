@@ -231,7 +231,7 @@ def _names(reader: LogReader, found: Looked) -> None:
 def _longer(reader: LogReader, found: Looked) -> None:
     """Checkpoints say which hash they stand on: one that this log does not have is of a log that was otherwise."""
     folder, vouch = checkpoints_path(reader.path), vouching(reader)
-    for one in [*checkpoints_in(folder), *checkpoints_in(folder / "past")]:
+    for one in [one for part in (".", "past", "verified") for one in checkpoints_in(folder / part)]:
         chain, head = stands_on(one, reader.uuid), reader.head
         if chain is None or one.position < reader.header.base:
             continue

@@ -124,7 +124,10 @@ def _silent(done: int, total: int) -> None:
 class Pass:
     """One way through a range of batches."""
 
-    def __init__(self, reader: LogReader, state: State, until: int, progress: Progress) -> None:
+    def __init__(
+        self, reader: LogReader, state: State, until: int, progress: Progress, *, compare: bool = True
+    ) -> None:
+        """Begin at a state; with `compare` it is compared with the checkpoints that are met."""
         self.found = Verified(state, until)
         self._reader = reader
         self._start = state.position
@@ -135,7 +138,7 @@ class Pass:
         self._taken = False
         self._whole_at = max(WHOLE_FROM, 2 * state.position)
         self._future: FutureLogError | None = None
-        self._kept = _kept(reader, state.position, until)
+        self._kept = _kept(reader, state.position, until) if compare else {}
 
     def run(self) -> Verified:
         """Go to the end; what cannot be read or folded is told, and ends the folding."""

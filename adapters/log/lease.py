@@ -110,7 +110,7 @@ class Lease:
 def held(log: Path, host: str, pid: int) -> LeaseHeldError:
     """Return the error that names the engine which holds the log."""
     place = f" on {host}" if host else ""
-    who = f"pid {pid}{place}" if pid else "under another name of its file"
+    who = f"pid {pid}{place}" if pid else "its file is locked (under another name, or its lease was removed)"
     return LeaseHeldError(
         f"another engine holds the log: {who}",
         where=str(log),

@@ -76,6 +76,9 @@ class Verification:
                 if told.divergence is not None:
                     self._diverged(told.divergence)
                     return True
+                if told.changed:
+                    logger.warning("%s", told.changed)
+                    continue
                 self.position = told.verified
                 if told.digest:
                     await self._answer(process, told)

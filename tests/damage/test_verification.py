@@ -187,3 +187,17 @@ def test_a_checkpoint_of_an_earlier_version_is_passed_over_in_silence(project: P
     forge(newest.path.with_name(f"{newest.position}-{newest.fold_version}"), b"j17", b"zzz")
     told = project.ok("ls", "double.numbers")
     assert ("j17" in told.out.split(), told.err) == (True, "")
+
+
+def test_a_changed_state_of_the_verification_is_told_and_it_begins_anew(project: Project) -> None:
+    with LogReader(project.log) as reader:
+        (newest, *_) = checkpoints_in(checkpoints_path(project.log))
+        kept = verified_path(project.log) / newest.path.name
+        kept.parent.mkdir()
+        shutil.copy(newest.path, kept)
+        assert (
+            remembered.verified(reader).position == 0
+        )  # the event vouches for a state, and not for its being verified
+    forge(kept, b"j17", b"zzz")
+    found = project.call("verify")
+    assert (found.code, f"verified/{kept.name}" in found.out) == (3, True)
