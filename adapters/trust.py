@@ -121,7 +121,10 @@ def check_opened(fd: int, path: str | os.PathLike[str], *, also: int | None = No
 
 
 def make_private(folder: str | os.PathLike[str], *, above: int = 0o700) -> None:
-    """Make a folder of mode 0700 whatever the umask is, and those above it that are missing, with the mode `above`."""
+    """Make a folder of mode 0700 whatever the umask is, and those above it that are missing, with the mode `above`.
+
+    One that is there is checked as by `check_own`, and narrowed.
+    """
     path = os.fspath(folder)
     _make(path, above)
     with suppress(FileNotFoundError):

@@ -82,7 +82,7 @@ def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None
 class _Open:
     """One run: its asyncio task, and why it is being stopped if it is."""
 
-    __slots__ = ("context", "reason", "started_at", "task", "timer")
+    __slots__ = ("context", "reason", "started_at", "task", "timer", "told")
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -90,6 +90,7 @@ class _Open:
         self.task: asyncio.Task[None] | None = None
         self.reason: StopReason | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.told = False
 
 
 class CallRunner:
@@ -130,6 +131,15 @@ class CallRunner:
         if spec.run not in self._runs:
             run = self._runs[spec.run] = _Open(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
             run.task = self._loop.create_task(self._run(spec, run))
+            run.task.add_done_callback(lambda task: self._gone(spec.run, run, task))
+
+    def _gone(self, number: int, run: _Open, task: asyncio.Task[None]) -> None:
+        """Tell of a run that is lost: the function is no longer there, and what was to tell of its end failed itself."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or run.told or self._closed:
+            return
+        self._runs.pop(number, None)
+        self._sink(Ended(number, self._ending(run, "lost", error_info(error, skip=1))))
 
     async def _run(self, spec: RunSpec, run: _Open) -> None:
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
@@ -167,7 +177,9 @@ class CallRunner:
             )
         if run.timer is not None:
             run.timer.cancel()
-        self._sink(Ended(spec.run, self._ending(run, outcome, error, detail), writes))
+        ended = Ended(spec.run, self._ending(run, outcome, error, detail), writes)
+        run.told = True
+        self._sink(ended)
 
     def _ending(
         self, run: _Open, outcome: Outcome, error: ErrorInfo | None, detail: dict[str, str] | None = None

@@ -78,7 +78,7 @@ def launch(
     async def wait(pipeline: Pipeline) -> None:
         if pipeline.tasks[task].outlives and not sync:
             return  # closing would end any other run
-        while any(
+        while pipeline.runtime.failure is None and any(
             (run.task, pipeline.state.jobs[run.job]) == (task, job) for run in _open_runs(pipeline.state)
         ):
             await asyncio.sleep(0.02)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from datatask.adapters.cli.options import command
@@ -18,7 +20,11 @@ def shell(settings: Settings) -> None:
     """
     from datatask.adapters.wiring import verbs
 
-    verbs.shell(settings.load_pipeline())
+    hook = sys.excepthook
+    try:
+        verbs.shell(settings.load_pipeline())
+    finally:
+        sys.excepthook = hook  # IPython leaves its own
 
 
 @command(

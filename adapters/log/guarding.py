@@ -28,10 +28,10 @@ _READABLE = 0o644
 def guard(path: Path) -> None:
     """Make the log's folder where it is missing; raise `UnsafePlaceError` where others can exchange what is in it."""
     folder = path.parent
-    make_private(folder)
-    narrowed = []
-    if folder.name == DEFAULT.parent.name and check_own(folder, allowed=0o755):  # made by an earlier version
-        narrowed.append(folder)
+    if not folder.exists():
+        make_private(folder)
+    # One that an earlier version made; another folder is not the log's alone.
+    narrowed = _narrowed(folder, "folder", 0o755) if folder.name == DEFAULT.parent.name else []
     check_above(path, group=True)
     for file in (
         path,
