@@ -58,13 +58,15 @@ def check_above(path: str | os.PathLike[str], *, group: bool = False) -> None:
         _check_step(step, group=group)
 
 
-def check_own(path: str | os.PathLike[str], kind: str = "folder", *, allowed: int = 0o700) -> bool:
-    """Raise `UnsafePlaceError` unless `path` is a folder, file or socket of ours and no link.
+def check_own(
+    path: str | os.PathLike[str], kind: str = "folder", *, allowed: int = 0o700, also: int | None = None
+) -> bool:
+    """Raise `UnsafePlaceError` unless `path` is a folder, file or socket of ours (or the user's `also`) and no link.
 
     A mode wider than `allowed` is narrowed; returns whether it was. `FileNotFoundError` where there is nothing.
     """
     status = os.lstat(path)
-    _check_kind(str(path), status, kind)
+    _check_kind(str(path), status, kind, also)
     if not status.st_mode & 0o777 & ~allowed:
         return False
     if status.st_uid == os.geteuid() and kind != "socket":
@@ -120,15 +122,15 @@ def check_opened(fd: int, path: str | os.PathLike[str], *, also: int | None = No
     _refuse_written(str(path), status)
 
 
-def make_private(folder: str | os.PathLike[str], *, above: int = 0o700) -> None:
+def make_private(folder: str | os.PathLike[str], *, above: int = 0o700, also: int | None = None) -> None:
     """Make a folder of mode 0700 whatever the umask is, and those above it that are missing, with the mode `above`.
 
-    One that is there is checked as by `check_own`, and narrowed.
+    One that is there is checked as by `check_own`, and narrowed; it may be the user's `also`.
     """
     path = os.fspath(folder)
     _make(path, above)
     with suppress(FileNotFoundError):
-        check_own(path)
+        check_own(path, also=also)
 
 
 def _make(path: str, above: int, mode: int = 0o700) -> None:

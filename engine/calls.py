@@ -9,6 +9,7 @@ stopped by anybody: a watchdog thread names it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -316,7 +317,8 @@ class _Watchdog:
             silent = time.monotonic() - self._beat
             if silent > BLOCKED_SECONDS and self._beat != told:
                 told = self._beat
-                self._name(loop, silent)
+                with contextlib.suppress(Exception):  # what it looks at may change meanwhile
+                    self._name(loop, silent)
             try:
                 loop.call_soon_threadsafe(self._turned)
             except RuntimeError:

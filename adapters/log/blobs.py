@@ -13,7 +13,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from datatask.adapters.log.faults import mapped
+from datatask.adapters.log.faults import mapped, translate
+from datatask.adapters.log.private import hand_over
 from datatask.adapters.trust import check_found, make_private, private
 from datatask.schema.errors import UnknownNameError, ValueDamagedError
 
@@ -54,7 +55,7 @@ class FileBlobs:
         """Return a fresh path for a writer, to `adopt` or to unlink."""
         folder = self.root / _FRESH
         with mapped(folder):
-            make_private(folder)
+            self._make(folder)
         return folder / uuid.uuid4().hex
 
     def adopt(self, path: Path) -> tuple[str, int]:
@@ -77,6 +78,8 @@ class FileBlobs:
             owner = os.stat(self.root).st_uid
             check_found(place.parent, "folder", also=owner)
             check_found(place, also=owner)
+        except PermissionError as error:
+            raise translate(error, place) from error
         except FileNotFoundError:
             raise UnknownNameError(
                 f"there is no blob {digest!r:.80}",
@@ -123,7 +126,7 @@ class FileBlobs:
         try:
             if place.stat().st_size != size:
                 return False
-            check_found(place)
+            check_found(place, also=self._owner())
             if self._told(place, digest) != digest:
                 return False  # what is damaged is written anew
             os.utime(place)
@@ -135,12 +138,23 @@ class FileBlobs:
     def _move_in(self, fresh: Path, digest: str) -> None:
         place = self._place(digest)
         made = not place.parent.exists()
-        make_private(place.parent)
+        self._make(place.parent)
+        hand_over(fresh, self.root.parent)
         self._sync(fresh)
         os.rename(fresh, place)
         self._sync(place.parent)
         if made:
             self._sync(self.root)
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder; root makes it for the log's owner, whose engine is to read what lies there."""
+        for one in (self.root, folder):
+            make_private(one, also=self._owner())
+            hand_over(one, self.root.parent)
+
+    def _owner(self) -> int | None:
+        """Return whom root does this for: the owner of the log's folder."""
+        return os.stat(self.root.parent).st_uid if os.geteuid() == 0 and self.root.parent.exists() else None
 
     def _sync(self, path: Path) -> None:
         if self._durable:

@@ -16,6 +16,7 @@ from pathlib import Path
 from datatask.schema.errors import DatataskError, LogGoneError
 
 LOOK_SECONDS = 0.5
+FAILURES_MAX = 20
 SIDECARS = ("-wal", "-shm")
 
 _Key = tuple[int, int]
@@ -63,12 +64,19 @@ class Presence:
             self._thread.join(self._seconds)
 
     def _look(self) -> None:
+        failures = 0
         while not self._end.wait(self._seconds):
             try:
                 self.check()
+                failures = 0
             except LogGoneError as error:
                 self._gone(error)
                 return
+            except Exception as error:  # the machine is in need, or this is wrong: nobody would look any more
+                failures += 1
+                if failures > FAILURES_MAX:
+                    self._gone(self._error(f"it cannot be seen whether the log is still there ({error!r})"))
+                    return
 
     def _error(self, what: str) -> LogGoneError:
         return gone(what, self._path)

@@ -179,8 +179,7 @@ def make_folder(path: Path) -> None:
 
 def hand_over(path: Path | int, folder: Path) -> None:
     """Give what root has made in another user's folder to that user, who could not read it otherwise."""
-    if os.geteuid() == 0:
-        owner = os.stat(folder)
+    if os.geteuid() == 0 and (owner := os.stat(folder)).st_uid != 0:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from datatask.adapters.log.asking import NoEngineError, ask
+from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.inbox import QUARANTINE, FileInbox
 from datatask.adapters.log.opening import Opener, create_log
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder
@@ -229,3 +230,15 @@ def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log, root):
     with pytest.raises(NoEngineError, match="before it carried"):
         ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: next(alive))
     assert os.listdir(root) == []
+
+
+@pytest.mark.machine("root")
+def test_a_blob_that_root_stores_belongs_to_the_owner_of_the_log(tmp_path):
+    """`sudo datatask inject` hands the engine of a user the name of a blob, which that has to be able to read."""
+    os.chown(tmp_path, 12345, 12346)
+    blobs = FileBlobs(tmp_path / "log.db.blobs")
+    digest, _ = blobs.put_bytes(b"x")
+    assert blobs.put_bytes(b"x") == (digest, 1)
+    place = blobs.path(digest)
+    for one in (place, place.parent, blobs.root):
+        assert (one.stat().st_uid, one.stat().st_gid) == (12345, 12346)

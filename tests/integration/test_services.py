@@ -31,6 +31,7 @@ from datatask.adapters.execute import polling
 from datatask.adapters.execute.kube.watching import Watch
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.ssh.target import Target
+from datatask.adapters.log import presence
 from datatask.adapters.log.asking import ask
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.writer import Writer
@@ -236,3 +237,14 @@ async def test_pods_are_seen_after_the_watch_failed(monkeypatch):
         await facts.end(1)
     assert failures == []
     assert any("watch" in one.name and one.restarts for one in services.health())
+
+
+async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_engine(tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(presence.Presence.__init__, "__kwdefaults__", {"seconds": 0.001})
+    broken(monkeypatch, presence.Presence, "check", presence.FAILURES_MAX + 1)
+    with pytest.raises(
+        DatataskError, match=r"cannot be seen whether the log is still there .*check is broken"
+    ):
+        async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
+            await pipeline.run(forever=True)
