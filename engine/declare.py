@@ -67,15 +67,28 @@ def _inputs(tasks: Sequence[Task], names: _Names) -> dict[str, str]:
     read: dict[str, str] = {}
     filled: set[str] = set()
     for task in tasks:
-        for name, link in task.links.items():
-            leaves = [names.resolve(leaf) for leaf in all_leaves(link.repo)]
+        for name, link in (*task.links.items(), ("ready", Link(task.ready, required_for_start=True))):
             if link.is_input or link.required_for_start:
-                read |= {leaf: read.get(leaf, f"{task.name}.{name}") for leaf in leaves}
-            elif not link.inhibits_start:
-                filled.update(leaves)  # its status or output, or for its code to use as it likes
-            if link.is_output or link.is_status:
-                filled.update(leaves)
+                for leaf in names.wanted(link.repo):
+                    read.setdefault(leaf, f"{task.name}.{name}")
+            if (
+                link.is_output
+                or link.is_status
+                or not (link.is_input or link.required_for_start or link.inhibits_start)
+            ):  # the last: its code does with it as it likes
+                filled.update(names.resolve(leaf) for leaf in all_leaves(link.repo))
     return {leaf: link for leaf, link in read.items() if leaf not in filled}
+
+
+def _positive(expr: d.AnyExpr) -> list[str]:
+    """Return the leaves whose members a condition asks for, without those that it keeps out."""
+    match expr:
+        case d.In(leaf=leaf):
+            return [leaf]
+        case d.Not():
+            return []
+        case d.All(of=parts) | d.Any(of=parts):
+            return [leaf for part in parts for leaf in _positive(part)]
 
 
 def _check_names(tasks: Sequence[Task]) -> None:
@@ -144,6 +157,12 @@ class _Names:
     def resolve(self, leaf: Repository) -> str:
         """Return the id of a named leaf."""
         return self._ids[id(leaf)]
+
+    def wanted(self, repository: Repository) -> list[str]:
+        """Return the leaves in which a job has to be, with those that they are derived from."""
+        found = _positive(repository.expression(self.resolve))
+        derived = [leaf for leaf in found if isinstance(self.leaves[leaf], DerivedLeaf)]
+        return [*found, *(self.resolve(part) for leaf in derived for part in all_leaves(self.leaves[leaf]))]
 
     def objects(self) -> list[tuple[Repository, str]]:
         """Return every leaf object with its id; two objects may share one."""

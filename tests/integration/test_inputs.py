@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from datatask import (
+    AggregateOrRepository,
+    BlockingRepository,
     CallerError,
     DirectoryRepository,
     FileRepository,
@@ -218,3 +220,46 @@ async def test_an_input_folder_that_is_made_later_is_watched_then(tmp_path: Path
         (tmp_path / "in" / "a").touch()
         while pipeline.state.members("in") != ["a"]:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("links", "ready", "refused"),
+    [
+        ({"a": "required"}, "", "task.a"),
+        ({"a": "input output"}, "", ""),
+        ({"log": "input", "a": "inhibits"}, "", ""),
+        ({"log": "input", "a": ""}, "", ""),
+        ({"log": "input"}, "a", "task.ready"),
+        ({"log": "input"}, "blocked", ""),
+        ({"either": "input"}, "", "task.either"),
+        ({"filtered": "input"}, "", "task.filtered"),
+    ],
+)
+async def test_what_is_an_input(links: dict[str, str], ready: str, refused: str, tmp_path: Path) -> None:
+    """What a job has to be in, by links or `ready=`, and no task fills; the rest is made."""
+    log, a = LogMetadataRepository("log"), FileRepository(tmp_path / "a", name="a")
+    repositories: dict[str, Repository] = {
+        "a": a,
+        "log": log,
+        "blocked": BlockingRepository(log, a),
+        "either": AggregateOrRepository(log=log, a=a),
+        "filtered": a.map(lambda info: info, filt=lambda job: True),
+    }
+    flags = {
+        "input": "is_input",
+        "output": "is_output",
+        "required": "required_for_start",
+        "inhibits": "inhibits_start",
+    }
+    task = InProcessSyncTask(
+        "task", LogMetadataRepository("done"), func=body, ready=repositories[ready] if ready else None
+    )
+    for name, roles in links.items():
+        task.link(name, repositories[name], **{flags[role]: True for role in roles.split()})
+    pipeline = Pipeline([task], Session(), log=memory_log())
+    if refused:
+        with pytest.raises(CallerError, match=f"the folder of the input {refused} is not there"):
+            await pipeline.open()
+    else:
+        async with pipeline:
+            assert (tmp_path / "a").is_dir()
