@@ -48,11 +48,10 @@ class Effort:
             self.is_idle = before
 
     def words(self) -> str:
-        """Return how far it is, for people."""
-        if not self.stage:
-            return self.name
+        """Return how far it is, for people, with what sets it off from what stands before it; nothing where it does not say."""
         amount = f" {self.done:,}" if self.done else ""
-        return f"{self.stage}{amount}{f' of {self.total:,}' if self.total else ''}"
+        whole = f" of {self.total:,}" if self.total else ""
+        return f": {self.stage}{amount}{whole}" if self.stage else ""
 
 
 effort = Effort()

@@ -67,7 +67,7 @@ def _spent(settings: Settings, budget: float) -> TimeLimitError:
         for line in effort.so_far():
             sys.stdout.write(shown(line) + "\n")
     return TimeLimitError(
-        f"not through in {budget:g} s: {effort.words()}", where=effort.name, remedy="give it more by --budget"
+        f"not through in {budget:g} s{effort.words()}", where=effort.name, remedy="give it more by --budget"
     )
 
 
@@ -132,7 +132,7 @@ class _Teller:
                 wait = AFTER_SECONDS if self._draws else LINE_SECONDS
                 continue
             wait = every
-            line = shown(f"{effort.name}: {words(now - self._began)}, {effort.words()}")
+            line = shown(f"{effort.name}: {words(now - self._began)}{effort.words()}")
             if not self._ended.is_set():
                 _write(f"\r\x1b[2K{line[: _columns()]}" if self._draws else f"{line}\n")
                 self._drawn = self._draws

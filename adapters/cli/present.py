@@ -21,10 +21,12 @@ from datatask.adapters.history.when import When
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.looping import run_in_loop
+from datatask.engine.closing import within
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
 from datatask.engine.core.wiring import define
+from datatask.engine.ports import Store
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, TemporaryError
@@ -32,6 +34,10 @@ from datatask.schema.values import encode_value
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
+
+
+LISTING_SECONDS = 60.0
+"""A store that has not told its members by then is silent: `run` can wait for it beside its work, this cannot."""
 
 
 class Seen(NamedTuple):
@@ -99,7 +105,13 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
             if leaf.medium in ("foreign", "mirror"):
                 store = pipeline.declare().repositories[leaf.id].store
                 try:
-                    listed = {found.job: found.version async for found in store.list()}
+                    listed = await within(LISTING_SECONDS, _listing(store))
+                except TimeoutError:
+                    raise TemporaryError(
+                        f"its listing did not end within {LISTING_SECONDS:g} s",
+                        where=leaf.id,
+                        remedy="see to the store",
+                    ) from None
                 except TemporaryError:
                     if state.leaves[leaf.id].count:
                         raise
@@ -109,6 +121,10 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
             pass
     finally:
         await pipeline.session.close()
+
+
+async def _listing(store: Store) -> dict[str, str | None]:
+    return {found.job: found.version async for found in store.list()}
 
 
 def _learn(state: State, leaf: str, listed: Mapping[str, str | None], now: int) -> None:
