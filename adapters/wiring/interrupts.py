@@ -103,7 +103,7 @@ class Interrupts:
         while self._loop.time() < until:
             await asyncio.sleep(min(grace, HAND_BACK_SECONDS))
             self._pipeline.drain()
-        self._say(f"not ended in {grace:g} s: {self._running()} runs; letting go of them")
+        self._say(f"not ended in {grace:g} s: {self._running()} that run; letting go of them")
         self._abandon("interrupted", grace / 2)
 
     def _abandon(self, why: str, seconds: float) -> None:
