@@ -23,7 +23,7 @@ from datatask import (
     SSHHost,
     SSHLinuxManager,
 )
-from datatask.engine.ports import Started
+from datatask.engine.ports import Noticed, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
 from tests.machine import mounted
@@ -313,14 +313,19 @@ async def test_a_variable_that_no_shell_can_set_is_refused_by_name(tmp_path: Pat
 
 @pytest.mark.machine("mounts")
 async def test_a_full_disk_loses_no_end(tmp_path: Path) -> None:
-    """The script fails by itself; runs that cannot be started are lost, not forgotten."""
+    """The script fails by itself; a run that cannot be started waits until there is room, and begins then."""
+    script = "{% if job == 'big' %}head -c 4000000 /dev/zero{% else %}echo there{% endif %}"
     with mounted(tmp_path / "remote", "size=1m"):
-        runner = make(on_server(tmp_path), "head -c 4000000 /dev/zero\n").runner
+        runner = make(on_server(tmp_path), script).runner
         async with opened(runner) as facts:
-            runner.start(spec(1))
+            runner.start(spec(1, "big"))
             first = await facts.end_of(1)
             runner.start(spec(2))
+            noticed = await facts.first(2, Noticed)
+            runner.forget(1)
             second = await facts.end_of(2)
     assert (first.ending.outcome, first.ending.exit_code) == ("failed", 1)
-    assert second.ending.outcome == "lost"
-    assert "disk is full" in message(second)
+    assert isinstance(noticed, Noticed)
+    assert noticed.phase == "pending"
+    assert "disk is full" in noticed.message
+    assert second.ending.outcome == "succeeded"

@@ -70,6 +70,7 @@ claim_of() {
 launch() {
     (
         id=$1 run=$dir/$1 variables=$2 in=/dev/null out=/dev/null err=/dev/null
+        trap 'once "$run/claim" barred && echo "refused $id busy"' EXIT # where no process can be had, a shell ends
         case $3 in *i*) in=$run/stdin ;; esac
         case $3 in *o*) out=$run/stdout ;; esac
         case $3 in *e*) err=$run/stderr ;; esac
@@ -86,6 +87,7 @@ launch() {
         *) (become "$@") 3>&1 <"$in" >&6 2>&7 6>&- 7>&- & ;;
         esac
         pid=$!
+        trap - EXIT
         cd "$run" && run=. dir=.. # the same, should a folder above be renamed
         trap '' HUP INT TERM PIPE
         exec >/dev/null
@@ -154,7 +156,7 @@ count_kills() {
 }
 
 # start ID TASK VARIABLES STREAMS LINES: starts a run, once for ever. STREAMS are - and, where there are such, i (stdin), o
-# (stdout), e (stderr), m (stderr goes to stdout), c (control groups), n (the script has no newline at its end). After it come a line with the interpreter,
+# (stdout), e (stderr), m (stderr goes to stdout), c (control groups), a (begin what was refused and barred), n (the script has no newline at its end). After it come a line with the interpreter,
 # one with its argument, and the LINES of the script, if it is not in its folder already.
 start() {
     interpreter='' argument='' script='' left=$5
@@ -166,6 +168,7 @@ start() {
         left=$((left - 1))
     done
     case $4 in *n*) script=${script%?} ;; esac
+    case $4 in *a*) owned && unbar "$1" ;; esac
     if ! owned; then
         echo "fenced $1"
     elif [ "$interpreter" ] && ! executable "$interpreter"; then
@@ -186,10 +189,17 @@ start() {
     fi
 }
 
-# give_up ID: nothing can be written. It is told only when it is sure that the run can never start.
+# give_up ID: nothing can be written, and nothing was begun: it may be asked for again.
 give_up() {
-    once "$dir/$1/claim" barred
+    rm -f "$dir/$1/asked"
     echo "refused $1 full"
+}
+
+# unbar ID: has a run begin that was barred since its start was refused. A claim that stays empty is of a full disk.
+unbar() {
+    [ -e "$dir/$1/claim" ] || return
+    await_claim "$1"
+    if ! claim_of "$1" || [ "$claimed" = barred ]; then rm -f "$dir/$1/claim" "$dir/$1/asked"; fi
 }
 
 await_claim() {

@@ -15,8 +15,11 @@ def travels(recipe: Recipe, script: bytes) -> bool:
     return recipe.stdin is None and len(script) <= SCRIPT_BYTES_MAX and b"\0" not in script
 
 
-def start(recipe: Recipe, name: str, variables: str, script: bytes) -> str:
-    """Return the start of a run by its name on the target; `variables` sets its environment there."""
+def start(recipe: Recipe, name: str, variables: str, script: bytes, *, again: bool = False) -> str:
+    """Return the start of a run by its name on the target; `variables` sets its environment there.
+
+    With `again` it begins although it was barred, since its start was refused.
+    """
     lines: list[str] = []
     if travels(recipe, script):
         lines = script.decode().removesuffix("\n").split("\n")
@@ -26,6 +29,7 @@ def start(recipe: Recipe, name: str, variables: str, script: bytes) -> str:
         "e": recipe.stderr is not None and recipe.stderr is not STDOUT,
         "m": recipe.stderr is STDOUT,
         "c": recipe.enforce is True and recipe.resources is not None,
+        "a": again,
         "n": bool(lines) and not script.endswith(b"\n"),
     }
     streams = "-" + "".join(mark for mark, there in marks.items() if there)

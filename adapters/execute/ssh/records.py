@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, cut, exit_ending, stopped_ending
+from datatask.adapters.execute.outside import of_a_signal
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SIGNALS_MAX = 64
@@ -45,6 +46,13 @@ class Record(NamedTuple):
     oom: bool | None
     cpu_seconds: float
     wrong: dict[str, str] = {}
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it ended by a signal that a stop of the whole machine sends, as far as anybody knows."""
+        if self.code is None or self.reason is not None or self.oom:
+            return False
+        return of_a_signal(self.code) is not None
 
     def ending(self, stop: StopReason | None, memory: int) -> Ending:
         """Return the ending, of a run that was to be stopped for `stop` or was not, with `memory` bytes of resources."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Literal
 
 from datatask.adapters.execute.endings import judged, stopped_ending
+from datatask.adapters.execute.outside import NEAR_SECONDS, stopped_from_outside
+from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.execute.ssh import questions
 from datatask.adapters.execute.ssh.collecting import Contents, drop, fetch, kept, shrunk, writes
 from datatask.adapters.execute.ssh.placing import Hosts
@@ -46,6 +47,10 @@ _GONE = {
     "restarted": "the machine was restarted while it ran",
     "unwatched": "the shell that waited for it was killed and the process is gone; nobody recorded how it ended",
 }
+_MOMENTARY = {
+    "full": "the target's disk is full",
+    "busy": "the target has no room for another process",
+}
 
 
 class _Open:
@@ -66,6 +71,8 @@ class _Open:
         self.ended = False
         self.told = False
         self.outputs: Contents = {}
+        self.again = False
+        self.doubt: asyncio.TimerHandle | None = None
 
 
 class SSHRunner:
@@ -82,6 +89,7 @@ class SSHRunner:
     async def open(self, sink: Sink) -> None:
         """Connect; a target that does not answer now is waited for, one that turns us away is an error."""
         self._sink = sink
+        self._pressure = Pressure(self._recipe.task, sink)
         self._loop = asyncio.get_running_loop()
         self._services = current()
         await self._hosts.attach(self._recipe)
@@ -104,8 +112,21 @@ class SSHRunner:
         """Render, place, upload, and ask the target to start it; once per identity."""
         if spec.run not in self._runs:
             run = self._take(spec)
-            run.work = self._loop.create_task(self._prepare(run))
-            self._services.mind(run.work, "the start of a run over SSH")
+            self._pressure.admit(spec.run, lambda: self._begin(run))
+
+    def _begin(self, run: _Open) -> None:
+        run.work = self._loop.create_task(self._prepare(run))
+        self._services.mind(run.work, "the start of a run over SSH")
+
+    def _refused_for_now(self, run: _Open, why: str) -> None:
+        """Nothing was begun: it is begun again when there may be room, on whatever host then has some."""
+        run.asked = False
+        if run.target is not None:
+            run.target.done(run.spec.identity)
+        if run.stop is not None:
+            self._end(run, stopped_ending(run.stop[0]))
+        else:
+            self._pressure.refused(run.spec.run, lambda: self._begin(run), why)
 
     async def _prepare(self, run: _Open) -> None:
         spec = run.spec
@@ -116,10 +137,14 @@ class SSHRunner:
             await self._deliver(run, script)
         except asyncio.CancelledError:
             return
-        except (TemporaryError, OSError) as error:
-            self._end(run, Ending(outcome="lost", error=error_info(error), where=self._where(run)))
-            return
         except Exception as error:
+            if is_momentary(error):
+                run.work = None
+                self._refused_for_now(run, error_info(error).message)
+                return
+            if isinstance(error, TemporaryError | OSError):
+                self._end(run, Ending(outcome="lost", error=error_info(error), where=self._where(run)))
+                return
             info = error_info(error)
             told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
             self._end(run, Ending(outcome="refused", error=told, where=self._where(run)))
@@ -133,7 +158,9 @@ class SSHRunner:
         assert run.target is not None
         self._sweep([])
         variables = self._hosts.variables(self._recipe)
-        question = questions.start(self._recipe, run.target.name(spec.identity), variables, script)
+        question = questions.start(
+            self._recipe, run.target.name(spec.identity), variables, script, again=run.again
+        )
         run.target.watch(spec.identity, self, question)
 
     async def _deliver(self, run: _Open, script: bytes) -> None:
@@ -143,7 +170,11 @@ class SSHRunner:
         """
         identity, job = run.spec.identity, run.spec.job
         while True:
-            if run.target is None or (not run.target.is_up and self._hosts.others_up(run.target)):
+            if run.target is not None and run.again:
+                run.target.watch(identity, self)
+            if run.target is None or (
+                not run.again and not run.target.is_up and self._hosts.others_up(run.target)
+            ):
                 if run.target is not None:
                     run.target.done(identity)
                     self._hosts.release(identity)
@@ -174,6 +205,7 @@ class SSHRunner:
         if open_run.asked and open_run.target is not None:
             open_run.target.stop(open_run.spec.identity, grace / SECOND, reason)
         elif not open_run.recovering:
+            self._pressure.withdraw(run)
             if open_run.work is not None:
                 open_run.work.cancel()
             self._end(open_run, stopped_ending(reason))
@@ -263,24 +295,30 @@ class SSHRunner:
             self._silence(run, target.label, text)
         elif run.stop is not None:
             self._end(run, stopped_ending(run.stop[0]))
+        elif run.asked and not run.recovering and not run.started:
+            run.again = True
+            self._refused_for_now(run, f"{target.label}: its start was cut off before it began")
         else:
             error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
             self._end(run, Ending(outcome="lost", error=error))
 
     def _refused(self, run: _Open, why: list[str]) -> None:
-        outcome: Literal["lost", "refused"] = "lost" if why[0] == "full" else "refused"
+        if why[0] in _MOMENTARY:
+            run.again = True
+            self._refused_for_now(run, f"{self._where(run)}: {_MOMENTARY[why[0]]}")
+            return
         text = {
             "interpreter": f"the interpreter {' '.join(why[1:])} of the script's first line cannot be run",
-            "full": "the target's disk is full",
             "enforce": f"enforce=True is not possible on {self._where(run)}: {' '.join(why[1:])};"
             " log in as root or in a delegated group there, or pass enforce='ulimit'",
         }.get(why[0], " ".join(why[1:]))
         error = ErrorInfo(type="Refused", message=f"it could not be started: {text}")
-        self._end(run, Ending(outcome=outcome, error=error))
+        self._end(run, Ending(outcome="refused", error=error))
 
     def _started(self, run: _Open, target: Target, pid: str, start: str, boot: str) -> None:
         target.settle_later(run.spec.identity)
         known, run.started = run.started, True
+        self._pressure.accepted(run.spec.run)
         handle: dict[str, str | int] = {
             "host": target.label,
             "pid": int(pid),
@@ -294,6 +332,17 @@ class SSHRunner:
             self._sink(Started(run.spec.run, handle, target.label, _at(target, int(start) / TICKS)))
 
     def _ended(self, run: _Open, target: Target, record: Record) -> None:
+        """Take an end; one by a signal only when it is clear that the target was not being stopped."""
+        if run.doubt is not None:
+            return
+        if run.stop is None and record.is_in_doubt:
+            run.doubt = self._loop.call_later(NEAR_SECONDS, self._decided, run, target, record)
+        else:
+            self._decided(run, target, record)
+
+    def _decided(self, run: _Open, target: Target, record: Record) -> None:
+        if run.told:
+            return
         if not run.started and not run.recovering and record.code is not None:
             self._started(run, target, record.pid, record.start, record.boot)
         run.ended = True
@@ -302,6 +351,10 @@ class SSHRunner:
             run.stop[0] if run.stop is not None else None, int(resources.mem) if resources is not None else 0
         )
         same = record.boot == target.boot
+        if run.stop is None and record.is_in_doubt and record.code is not None:
+            if not same or target.was_lost_near(_at(target, record.at)):
+                lost = ErrorInfo(type="Lost", message=stopped_from_outside(record.code))
+                ending = Ending(outcome="lost", error=lost)
         told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
@@ -348,6 +401,8 @@ class SSHRunner:
         if run.told:
             return
         run.told = True
+        self._pressure.accepted(run.spec.run)
+        self._pressure.freed()
         self._account(run)
         for target in {run.target, *run.searched} - {None}:
             assert target is not None
@@ -400,6 +455,10 @@ class SSHRunner:
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let go: what is not handed to a target yet is never started, what runs goes on."""
+        self._pressure.close()
+        for run in self._runs.values():
+            if run.doubt is not None:
+                run.doubt.cancel()
         working = [run.work for run in self._runs.values() if run.work is not None]
         for task in working:
             task.cancel()

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 import shlex
+import time
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -46,6 +47,8 @@ RETRY_SECONDS_MAX = 5.0
 PING_SECONDS = 5.0
 PINGS_MISSED_MAX = 3
 CHECK_EVERY = 6
+LOST_SECONDS = 3.0
+"""So far apart, a link's end and a run's are told apart: clocks are compared when a link is made, and a broken link is noticed late."""
 FORGET_SECONDS = 0.25
 PERIOD_MICROSECONDS = 100_000
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -106,6 +109,7 @@ class Target:
         self._silence: asyncio.TimerHandle | None = None
         self._pings = 0
         self._pongs = 0
+        self._lost_at = 0
 
     # --- for runners ------------------------------------------------------------------------------
 
@@ -190,6 +194,10 @@ class Target:
     def booted_at(self) -> int:
         """Return when the target booted, by our clock."""
         return self._ground.booted_at
+
+    def was_lost_near(self, at: int) -> bool:
+        """Whether the link to the agent broke at about this time by our clock, or is broken."""
+        return self._link is None or abs(self._lost_at - at) < LOST_SECONDS * 1_000_000_000
 
     def folder(self, identity: str) -> str:
         """Return a run's folder; known once the target has answered."""
@@ -334,6 +342,7 @@ class Target:
                     self._up.clear()
                     if link.lost.done() and self._link in (link, None):
                         self._link = None
+                        self._lost_at = time.time_ns()  # noqa: TID251 - compared with the times of runs
                         self._expect()
                         await link.close(ours=self.host.is_ours, politely=False)
             self._answers = False
