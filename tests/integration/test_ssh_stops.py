@@ -70,7 +70,7 @@ def test_which_records_are_in_doubt(code: str, more: str, doubt: bool) -> None:
 
 
 async def test_a_start_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
-    """Its claim is barred before its process can make one, as by a target that has no room for that process."""
+    """The agent was gone before its process could claim it, as where a target has no room for that process."""
     (tmp_path / "effects").mkdir()
     runner = ssh_task(tmp_path, f"echo once >> {tmp_path}/effects/{{{{ job }}}}").runner
     async with opened(runner) as facts:
@@ -80,7 +80,6 @@ async def test_a_start_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
         (folder,) = (tmp_path / "remote").glob(f"app/*/{log}")
         (folder / name).mkdir()
         (folder / name / "asked").write_text("t\n")
-        (folder / name / "claim").write_text("barred\n")
         runner.start(spec(2, "later"))
         assert isinstance(await facts.first(2, Noticed), Noticed)
         end = await facts.end_of(2)

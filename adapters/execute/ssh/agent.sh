@@ -70,7 +70,7 @@ claim_of() {
 launch() {
     (
         id=$1 run=$dir/$1 variables=$2 in=/dev/null out=/dev/null err=/dev/null
-        trap 'once "$run/claim" barred && echo "refused $id busy"' EXIT # where no process can be had, a shell ends
+        trap 'once "$run/claim" "barred $token" && echo "refused $id busy"' EXIT # where no process can be had, a shell ends
         case $3 in *i*) in=$run/stdin ;; esac
         case $3 in *o*) out=$run/stdout ;; esac
         case $3 in *e*) err=$run/stderr ;; esac
@@ -184,8 +184,8 @@ start() {
     elif [ ! -e "$dir/$1/claim" ] && [ ! -s "$dir/$1/asked" ]; then
         give_up "$1"
     else
-        await_claim "$1"
-        settle "$1"
+        await_claim "$1" # a start that was cut off makes none
+        if once "$dir/$1/claim" "barred $token" || ours "$1"; then echo "refused $1 busy"; else settle "$1"; fi
     fi
 }
 
@@ -195,11 +195,13 @@ give_up() {
     echo "refused $1 full"
 }
 
-# unbar ID: has a run begin that was barred since its start was refused. A claim that stays empty is of a full disk.
+# unbar ID: has a run begin that this engine has barred, since its start was refused; what recovery has barred stays so.
 unbar() {
-    [ -e "$dir/$1/claim" ] || return
-    await_claim "$1"
-    if ! claim_of "$1" || [ "$claimed" = barred ]; then rm -f "$dir/$1/claim" "$dir/$1/asked"; fi
+    if ours "$1"; then rm -f "$dir/$1/claim" "$dir/$1/asked"; fi
+}
+
+ours() {
+    claim_of "$1" && [ "$claimed" = barred ] && [ "$claimed_boot" = "$token" ]
 }
 
 await_claim() {

@@ -295,9 +295,6 @@ class SSHRunner:
             self._silence(run, target.label, text)
         elif run.stop is not None:
             self._end(run, stopped_ending(run.stop[0]))
-        elif run.asked and not run.recovering and not run.started:
-            run.again = True
-            self._refused_for_now(run, f"{target.label}: its start was cut off before it began")
         else:
             error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
             self._end(run, Ending(outcome="lost", error=error))
