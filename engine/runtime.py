@@ -307,6 +307,8 @@ class Runtime:
 
     def pump(self) -> None:
         """Append the reactor's steps in order; their effects wait for durability."""
+        if self.failure is not None:
+            return
         for step in self.reactor.take():
             if step.events:
                 for position, event in enumerate(step.events, step.first):
@@ -315,9 +317,9 @@ class Runtime:
                         self._changed[position] = event
                         if kind is e.ValuePut and (event.value or event.digest is not None):  # type: ignore[attr-defined]
                             self._values[position] = event  # type: ignore[assignment]
-                positions = self.log.enqueue(step.events)
-                if positions.start != step.first:
-                    raise InternalError(f"the log gave position {positions.start} to a batch of {step.first}")
+                if self.log.next != step.first:  # one before it did not get there: nothing may take its place
+                    raise InternalError(f"the log is at position {self.log.next} for a batch of {step.first}")
+                self.log.enqueue(step.events)
                 if self.listeners:
                     self._batches.append(e.Batch(step.first, step.events))
             last = step.first + len(step.events) - 1

@@ -22,6 +22,7 @@ from datatask.schema.errors import (
     TimeLimitError,
     UnknownNameError,
 )
+from datatask.schema.troubles import trouble
 
 _RESTORE = "restore it from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
 
@@ -104,7 +105,7 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
     if isinstance(inner, UnicodeDecodeError):
         return damaged("the file's schema is no text", path, position)
     if not isinstance(inner, sqlite3.Error):
-        return InternalError(
+        return trouble(inner, str(path)) or InternalError(
             f"{type(inner).__name__}: {inner}", where=str(path), remedy="please report it with the log"
         )
     code = getattr(inner, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from integration.cli_kit import Project
 
-from datatask.adapters.log.checkpoints import FileCheckpoints, checkpoints_in
+from datatask.adapters.log.checkpoints import FileCheckpoints, checkpoints_in, read_checkpoint
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import FOLD_VERSION
@@ -140,8 +140,9 @@ def test_a_checkpoint_that_another_user_left_is_passed_over_and_told(
         chain = reader.chain_at(reader.head)
         kept.write(Checkpoint(reader.head, chain, FOLD_VERSION, dump(state)))
         (found,) = checkpoints_in(folder)
+        assert read_checkpoint(found, reader.uuid, reader.chain_at, None) is not None
         os.chown(found.path, STRANGER, STRANGER)
-        assert kept.latest(FOLD_VERSION, reader.chain_at) is None
+        assert read_checkpoint(found, reader.uuid, reader.chain_at, None) is None
     assert f"{found.path}: this belongs to uid {STRANGER}" in caplog.text
     project.ok("pause", "double")
     assert project.ok("ls", "double.numbers").lines == ["a"]
