@@ -90,7 +90,13 @@ def cut(folder: Path) -> None:
     os.truncate(folder / "stdout", 0)
 
 
-@pytest.mark.parametrize("disturb", [removed, exchanged, linked, made_a_folder, renamed, shutil.rmtree])
+def all_removed(folder: Path) -> None:
+    shutil.rmtree(folder.parent.parent)
+
+
+@pytest.mark.parametrize(
+    "disturb", [removed, exchanged, linked, made_a_folder, renamed, shutil.rmtree, all_removed]
+)
 async def test_an_output_that_lost_its_name_is_collected_all_the_same(
     tmp_path: Path, disturb: Callable[[Path], object]
 ) -> None:

@@ -213,6 +213,10 @@ class LauncherClient(asyncio.Protocol):
         """Whether the log is a copy, whose original has the directory that the manager names."""
         return self.directory not in (self._first, self._earlier)
 
+    def is_moved(self) -> bool:
+        """Whether the log is gone from where it was, and the directory with it: the project has another name by now."""
+        return self._home[1:] != [0, 0] and not os.path.exists(self._home[0]) and not self.is_in_place()
+
     def is_in_place(self) -> bool:
         """Whether the directory is still the one that the launcher was reached in."""
         try:

@@ -305,9 +305,9 @@ class LocalRunner:
         wrong = collecting.wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
             self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
-        elif not self._client.is_in_place():
+        elif self._client.is_moved():
             self.on_silence(
-                identity, f"{self._client.directory} was moved or removed; the next `run` looks again"
+                identity, f"{self._client.directory} was moved with its project; the next `run` there goes on"
             )
         else:
             run.collecting = self._loop.create_task(self._rescue(run, ending, outputs, wrong))
