@@ -186,7 +186,7 @@ class Inbox(Protocol):
         """Return the unanswered requests, oldest first (at most 1,000); cheap when there are none."""
 
     def answer(self, reply: Reply) -> None:
-        """Answer a request and remove it from the pending ones."""
+        """Answer a request, whose events are durable, and remove it from the pending ones."""
 
 
 # --- runs -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from datatask.adapters.cli.loading import find_reference
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.log.locate import locate
+from datatask.adapters.log.locate import locate, quarantine_path
 from datatask.schema.errors import CallerError, DatataskError
 
 SQLITE_OLDEST = (3, 38, 0)
@@ -187,10 +187,25 @@ def _content(path: Path) -> Iterator[Check]:
         yield Check("verified", "yes", str(verified(reader)))
     holder = lease_holder(path)
     yield from _stores(path)
+    yield from _set_aside(path)
     if holder is None:
         yield Check("engine", "yes", "no engine runs")
     else:
         yield from _engine(path, holder[1], holder[0])
+
+
+def _set_aside(path: Path) -> Iterator[Check]:
+    """What engines have found in the inbox and not believed."""
+    folder = quarantine_path(path)
+    try:
+        count = len(os.listdir(folder))
+    except OSError:
+        return
+    if count:
+        entries = "1 entry of the inbox was" if count == 1 else f"{count:,} entries of the inbox were"
+        yield Check(
+            "inbox", "note", f"{entries} set aside in {folder}", "see what put them there, and remove them"
+        )
 
 
 def _engine(path: Path, pid: int, host: str) -> Iterator[Check]:

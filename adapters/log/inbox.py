@@ -49,6 +49,7 @@ class FileInbox:
         self.root = root
         self._stamp: tuple[int, ...] = ()
         self._known: list[AnyRequest] = []
+        self._read: dict[str, tuple[int, AnyRequest]] = {}
         self._stuck: dict[str, int] = {}
         self._cleaned = 0.0
         self._lock = threading.Lock()
@@ -72,13 +73,25 @@ class FileInbox:
             return list(self._known)
 
     def answer(self, reply: Reply) -> None:
-        """Answer a request, durably, and remove it from the pending ones."""
+        """Answer a request, and remove it from the pending ones.
+
+        The disk is not waited for: what was done is in the log, and a power failure takes the caller too.
+        """
         name = check_id(reply.id)
-        with self._lock, mapped(self.root):
-            with self._folder() as folder:
-                self._reply(folder, reply)
-                folder.remove(f"{name}.json")
+        with mapped(self.root), self._folder() as folder:
+            self._reply(folder, reply)
+            self._remove(folder, f"{name}.json")
+        with self._lock:
+            self._read.pop(f"{name}.json", None)
             self._known = [request for request in self._known if request.id != reply.id]
+
+    def _remove(self, folder: PrivateFolder, name: str) -> None:
+        """Remove an answered request; one that cannot be removed is known by its time, and not looked at again."""
+        try:
+            folder.remove(name)
+        except OSError as error:
+            self._stuck[name] = folder.changed_at(name)
+            logger.warning("%s: %s is answered, and cannot be removed: %s", self.root, name, error.strerror)
 
     def _look(self) -> tuple[int, ...]:
         """Return what changes with the folder, the time of its last change being last; nothing where it is gone."""
@@ -105,10 +118,14 @@ class FileInbox:
         found: list[AnyRequest] = []
         told = 0
         entries = sorted(entry for entry in folder.names() if entry[1].endswith(".json"))
-        self._stuck = {name: at for at, name in entries if self._stuck.get(name) == at}
+        there = {name: at for at, name in entries}
+        self._stuck = {name: at for name, at in self._stuck.items() if there.get(name) == at}
+        self._read = {name: known for name, known in self._read.items() if there.get(name) == known[0]}
         for at, name in [entry for entry in entries if entry[1] not in self._stuck][:PENDING_MAX]:
             try:
-                found.append(_read(folder, name))
+                if (known := self._read.get(name)) is None or known[0] != at:
+                    known = self._read[name] = at, _read(folder, name)
+                found.append(known[1])
             except FileNotFoundError:
                 continue
             except OddFileError as odd:
@@ -129,7 +146,7 @@ class FileInbox:
                 remedy="ask as the user of the engine, or as root, with the engine's version of datatask",
             )
             with suppress(OSError):
-                self._reply(folder, Reply(id=stem, refusal=refusal), durable=False)
+                self._reply(folder, Reply(id=stem, refusal=refusal))
         try:
             kept = f"moved to {QUARANTINE}/{folder.set_aside(name, QUARANTINE)}"
         except OSError as error:
@@ -140,14 +157,14 @@ class FileInbox:
                 "%s: the entry %r is no request that may be believed: %s; %s", self.root, name, why, kept
             )
 
-    def _reply(self, folder: PrivateFolder, reply: Reply, *, durable: bool = True) -> None:
+    def _reply(self, folder: PrivateFolder, reply: Reply) -> None:
         """Write an answer; what stands in its place and is no file is set aside."""
         name, data = f"{reply.id}.reply", msgspec.json.encode(reply)
         try:
-            folder.write(name, data, durable=durable)
+            folder.write(name, data, durable=False)
         except IsADirectoryError:
             folder.set_aside(name, QUARANTINE)
-            folder.write(name, data, durable=durable)
+            folder.write(name, data, durable=False)
 
     def _clean(self, folder: PrivateFolder) -> None:
         """Remove replies that nobody waits for any more, and what writers left behind."""

@@ -163,6 +163,11 @@ def inbox_path(path: Path) -> Path:
     return path.with_name(path.name + ".inbox")
 
 
+def quarantine_path(path: Path) -> Path:
+    """Return the folder of what lay in the log's inbox and was not believed."""
+    return inbox_path(path) / "quarantine"
+
+
 def archives_path(log: Path) -> Path:
     """Return the folder of the archives of a log."""
     return log.with_name(log.name + ".archives")

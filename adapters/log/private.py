@@ -142,6 +142,10 @@ class PrivateFolder:
             return False
         return True
 
+    def changed_at(self, name: str) -> int:
+        """Return when it was changed."""
+        return os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime_ns
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with suppress(FileNotFoundError):
@@ -157,11 +161,27 @@ class PrivateFolder:
 
     def set_aside(self, name: str, folder: str) -> str:
         """Move anything that is there into a folder within; return its new name."""
-        with suppress(FileExistsError):
-            os.mkdir(folder, 0o700, dir_fd=self._fd)
         kept = os.fsdecode(os.fsencode(f"{secrets.token_hex(4)}-{name}")[:200])
-        os.rename(name, f"{folder}/{kept}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        inner = self._inner(folder)
+        try:
+            os.rename(name, kept, src_dir_fd=self._fd, dst_dir_fd=inner)
+        finally:
+            os.close(inner)
         return kept
+
+    def _inner(self, name: str) -> int:
+        """Open a folder within, made where it is missing; a link or a file in its place gets another name."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._fd)
+        try:
+            return os.open(name, flags, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+        os.rename(name, f"{secrets.token_hex(4)}-{name}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        os.mkdir(name, 0o700, dir_fd=self._fd)
+        return os.open(name, flags, dir_fd=self._fd)
 
 
 def make_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import shutil
@@ -99,6 +100,29 @@ def test_an_entry_whose_name_is_no_id_is_set_aside(root, name):
     (Path(os.fsdecode(os.path.join(os.fsencode(root), name)))).touch()
     assert inbox.pending() == []
     assert os.listdir(root) == [QUARANTINE]
+
+
+def test_a_link_in_place_of_the_quarantine_is_not_followed(root, tmp_path):
+    inbox = FileInbox(root)
+    (tmp_path / "elsewhere").mkdir()
+    (root / QUARANTINE).symlink_to(tmp_path / "elsewhere")
+    (root / "odd.json").touch()
+    assert inbox.pending() == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(list((root / QUARANTINE).iterdir())) == 1
+
+
+def test_an_answered_request_that_cannot_be_removed_is_not_answered_for_ever(root, monkeypatch):
+    inbox = FileInbox(root)
+    (root / "good.json").write_bytes(GOOD)
+    assert len(inbox.pending()) == 1
+
+    def remove(folder, name):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(PrivateFolder, "remove", remove)
+    inbox.answer(Reply(id="good"))
+    assert inbox.pending() == []
 
 
 def test_many_odd_entries_do_not_keep_a_request_waiting_for_ever(root, caplog):
