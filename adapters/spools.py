@@ -13,6 +13,8 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from datatask.adapters.trust import check_above
+
 _PREFIX = f"datatask-spool-{os.getuid()}-"
 
 
@@ -26,8 +28,9 @@ class Spool:
 
     @property
     def folder(self) -> Path:
-        """The folder; `OSError` where none can be made."""
+        """The folder; `OSError` where none can be made, `UnsafePlaceError` where another user could exchange it."""
         if self._folder is None:
+            check_above(Path(self._within or tempfile.gettempdir()) / _PREFIX)
             sweep_spools(self._within)
             self._folder, lock = _made(self._within)
             self._end = weakref.finalize(self, _remove, self._folder, lock, os.getpid())

@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from datatask.adapters import spools
 from datatask.adapters.spools import Spool, sweep_spools
+from datatask.adapters.trust import UnsafePlaceError
 
 LIVES = """
 import sys
@@ -82,4 +85,15 @@ def test_a_forked_process_leaves_its_parents_spool_alone(tmp_path: Path) -> None
         os._exit(0)
     os.waitpid(child, 0)
     assert spool.has("x")
+    spool.close()
+
+
+def test_a_temporary_folder_in_which_others_can_exchange_it_is_refused(tmp_path: Path) -> None:
+    """A sticky one is used, as /tmp is."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(UnsafePlaceError, match="chmod o-w"):
+        _ = Spool(tmp_path).folder
+    tmp_path.chmod(0o1777)
+    spool = Spool(tmp_path)
+    assert spool.folder.stat().st_mode & 0o777 == 0o700
     spool.close()

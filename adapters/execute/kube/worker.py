@@ -31,6 +31,7 @@ from datatask.adapters.execute.kube.messages import (
     read_inputs,
 )
 from datatask.adapters.spools import Spool
+from datatask.adapters.trust import TRUST
 from datatask.engine.binding import RunContext, ValueRef, current_run
 from datatask.engine.calls import error_detail, error_info
 from datatask.engine.ports import Blobs, Write
@@ -50,6 +51,9 @@ def work(task: Any, objects: list[tuple[Repository, str]], session: Session) -> 
     """Call the task's function for the run of the environment; return the exit code, 1 when it raised."""
     identity = os.environ["DATATASK_RUN"]
     inputs = read_inputs(os.environ["DATATASK_INPUTS"])
+    os.environ.setdefault(
+        TRUST, "all"
+    )  # a pod has no other users, and its volumes are open to all as they come
     spool = Spool()
     try:
         blobs = PodBlobs(spool.folder)
