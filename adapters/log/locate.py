@@ -114,8 +114,9 @@ def home(path: Path) -> Path:
         ) from error
     try:
         named = Path(os.fsdecode(os.getxattr(real, _HOME)))
-        return named if named != real and os.path.samefile(named, real) else real
-    except (OSError, AttributeError):  # no file yet, none with attributes, or a system without
+        # One that is a link by now may go: what it leads to stays.
+        return named if named.resolve() == named and os.path.samefile(named, real) else real
+    except (OSError, RuntimeError, AttributeError):  # no file yet, none with attributes, or a system without
         return real
 
 

@@ -81,6 +81,14 @@ def test_a_copy_is_a_log_of_its_own_also_with_its_attributes(project: Project, t
     assert home(tmp_path / "copy" / "log.db") == tmp_path / "copy" / "log.db"
 
 
+def test_a_project_that_was_moved_behind_a_link_is_where_it_is_now(project: Project, tmp_path: Path) -> None:
+    project.ok("run")
+    assert os.getxattr(project.log, "user.datatask.home") == os.fsencode(project.log)
+    project.folder.rename(tmp_path / "moved")
+    project.folder.symlink_to(tmp_path / "moved")
+    assert home(project.log) == tmp_path / "moved" / ".datatask" / "log.db"
+
+
 def test_closing_the_locked_file_drops_no_lock_of_sqlite(tmp_path: Path) -> None:
     """A descriptor is kept for as long as the process has another one of the file."""
     path = tmp_path / "file"
