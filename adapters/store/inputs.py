@@ -35,7 +35,7 @@ def check_folder(path: Path, whose: str) -> None:
         raise NotPermittedError(
             f"the folder of the input {whose} cannot be read",
             where=str(path),
-            remedy="change its permissions",
+            remedy="make it readable for this user",
         )
 
 

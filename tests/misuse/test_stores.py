@@ -288,7 +288,7 @@ def test_permissions_that_are_withdrawn(tmp_path: Path) -> None:
     assert ended.code in (0, 2, 6), ended
     assert ended.err.count("\n") == 1, ended.err
     assert str(folder) in ended.err
-    assert "make it readable and writable" in ended.err
+    assert "make it readable" in ended.err
     assert listed(project) == ["a", "b"]
     (folder / "c").write_text("c")
     project.ok("run")
@@ -307,7 +307,8 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         made.bind(str(folder / "sock.txt"))
     project = Project(tmp_path, files(folder, "'.txt'", "record='digest'"))
     ended = spoken(project, "run")
-    assert (ended.code, ended.err) == (0, "")
+    assert ended.code == 0
+    assert not [line for line in ended.err.splitlines() if not line.startswith("verified up to")]
     assert members(project) == ["a"]
     with project.engine():
         (folder / "a.txt").unlink()
