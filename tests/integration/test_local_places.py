@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from datatask import LocalLinuxManager
 from datatask.adapters.execute.local import state
+from datatask.adapters.execute.local.client import _check_peer
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.engine.ports import Fact
 from datatask.schema.errors import CallerError
@@ -94,3 +98,30 @@ async def test_runs_that_an_earlier_version_left_are_gone_on_with_where_they_are
     assert write.source is not None
     assert write.source.read_text() == "there\n"
     await after.runner.close()
+
+
+LISTENS = """
+import os, socket
+os.setuid(65534)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind({name!r})
+listener.listen(1)
+print(flush=True)
+listener.accept()
+"""
+
+
+@pytest.mark.machine("root")
+def test_who_answers_at_a_launchers_socket_is_a_process_of_this_user() -> None:
+    """A socket may have come into the folder while that was wider."""
+    name = f"\0datatask-test-{os.getpid()}"
+    code = LISTENS.format(name=name)
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        assert other.stdout is not None
+        other.stdout.readline()
+        client.connect(name)
+        with pytest.raises(PermissionError, match="belongs to uid 65534"):
+            _check_peer(client)

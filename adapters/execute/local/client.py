@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -302,6 +303,7 @@ class LauncherClient(asyncio.Protocol):
             sock.setblocking(False)
             path = f"/proc/self/fd/{folder}/{SOCKET}"  # a socket's path may have 107 bytes at most
             await self._loop.sock_connect(sock, path)
+            _check_peer(sock)
             self._place = os.fstat(folder)
         except BaseException:
             sock.close()
@@ -457,6 +459,15 @@ def _home(url: str) -> list[str | int]:
     except OSError:
         return [path, 0, 0]
     return [path, status.st_dev, status.st_ino]
+
+
+def _check_peer(sock: socket.socket) -> None:
+    """Raise `PermissionError` where it is not a process of this user that answers at a socket."""
+    _, uid, _ = struct.unpack(
+        "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    if uid != os.geteuid():
+        raise PermissionError(f"the process at its socket belongs to uid {uid}, not to this user")
 
 
 def prepare_directory(directory: Path, *, group: bool = True) -> None:
