@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from datatask.adapters.execute import proctable
 from datatask.adapters.execute.local import journal as journals
 from datatask.adapters.execute.local.journal import Journal, Syncs
 from datatask.adapters.execute.local.launcher import REBOOTED, TORN, Launcher
+from datatask.adapters.execute.local.strangers import Strangers
 
 
 @pytest.fixture
@@ -245,3 +247,26 @@ def test_an_end_is_known_to_the_next_launcher_once_the_last_one_has_waited(
     ended = later.runs["log.1.1"]["ended"]
     assert ended["code"] == code
     assert ("was being stopped" in ended["why"]) is (code is None)
+
+
+def test_a_run_of_an_earlier_launcher_is_watched_without_a_descriptor_too(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there: to take it for gone would start it once more."""
+
+    def refused(pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    strangers = Strangers(selectors.DefaultSelector())
+    start = proctable.start_time(sleeper.pid) or 0
+    assert strangers.watch("a", sleeper.pid, start)
+    assert not strangers.watch("b", sleeper.pid, start + 1)
+    assert strangers.gone() == []
+    sleeper.kill()
+    while not (found := strangers.gone()):
+        time.sleep(0.01)
+    assert found == ["a"]
+    assert strangers.gone() == []
+    assert strangers.status("a") == (True, signal.SIGKILL)
+    assert not strangers

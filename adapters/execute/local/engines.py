@@ -11,11 +11,13 @@ import json
 import os
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 SOCKET = "launcher.sock"
 RECEIVED_BYTES_MAX = 1 << 18
+ACCEPT_SECONDS = 0.05
 
 
 class Engine:
@@ -78,8 +80,12 @@ class Engines:
             os.unlink(self._path)
 
     def accept(self) -> None:
-        """Let one in."""
-        sock, _ = self._listener.accept()
+        """Let one in; where there is no descriptor for it, it waits."""
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            time.sleep(ACCEPT_SECONDS)
+            return
         sock.setblocking(False)
         engine = Engine(sock)
         self._connected.add(engine)

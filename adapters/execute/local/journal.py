@@ -123,8 +123,12 @@ class Syncs:
         """Begin a sync that covers what these runs' facts say, unless one is under way or there is nothing."""
         covered = list(identities)
         if covered and not self._busy:
+            try:
+                file = self._journal.file()
+            except OSError:
+                return  # there is no descriptor for it: at the next turn
             self._busy = True
-            self._asked.put((self._journal.file(), covered))
+            self._asked.put((file, covered))
 
     def done(self) -> list[str]:
         """Return what the sync that is over covers."""

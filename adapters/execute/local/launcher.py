@@ -50,6 +50,7 @@ REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 OF_THE_ORIGINAL = "it runs for the project of which this is a copy, and is left to that one"
 SYNC_SECONDS_MAX = 5.0
+LOOK_SECONDS = 0.5
 NO_PROCESSES = "exit code {}, and a limit (pids.max) kept something here from starting a process meanwhile, perhaps this script"
 VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
@@ -115,6 +116,8 @@ class Launcher:
             for key, mask in self.selector.select(0 if pending else self._patience()):
                 self._handle(key, mask)
             self._reap()
+            for identity in self.strangers.gone():
+                self._stranger_ended(identity)
             self._ring()
             self._tell_ends()
             for engine in self.engines:
@@ -161,7 +164,8 @@ class Launcher:
 
     def _patience(self) -> float:
         until = self.alarms[0][0] - time.monotonic() if self.alarms else IDLE_SECONDS
-        return max(0.0, min(until, IDLE_SECONDS / 4))
+        longest = LOOK_SECONDS if self.strangers.unheard else IDLE_SECONDS / 4
+        return max(0.0, min(until, longest))
 
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if key.data is self.engines:

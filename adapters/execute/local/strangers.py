@@ -15,6 +15,9 @@ from datatask.adapters.execute import proctable
 STATUS_WAIT_SECONDS = 3.0
 """A process whose threads end one after the other is told as ended before it is a zombie with a status."""
 
+NONE = -1
+"""Instead of a pidfd, of one that has to be looked for."""
+
 
 class _Stranger:
     __slots__ = ("pid", "pidfd", "start", "until")
@@ -32,6 +35,7 @@ class Strangers:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         self._watched: dict[str, _Stranger] = {}
+        self.unheard: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._watched)
@@ -43,20 +47,36 @@ class Strangers:
         """Watch the process until it ends; whether it is there, be it as a zombie."""
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             return False
+        except OSError:
+            pidfd = NONE  # there are no more descriptors
         if proctable.start_time(pid) != start:
-            os.close(pidfd)
+            _close(pidfd)
             return False
         self._watched[identity] = _Stranger(pid, start, pidfd)
-        self._selector.register(pidfd, selectors.EVENT_READ, identity)
+        if pidfd == NONE:
+            self.unheard.add(identity)
+        else:
+            self._selector.register(pidfd, selectors.EVENT_READ, identity)
         return True
+
+    def gone(self) -> list[str]:
+        """Return those that have ended among the ones for which there was no descriptor; each is told once."""
+        ended = [
+            identity
+            for identity in self.unheard
+            if not proctable.is_alive(self._watched[identity].pid, self._watched[identity].start)
+        ]
+        self.unheard.difference_update(ended)
+        return ended
 
     def leave(self) -> None:
         """Watch none of them any more."""
         for one in self._watched.values():
-            os.close(one.pidfd)
+            _close(one.pidfd)
         self._watched.clear()
+        self.unheard.clear()
 
     def status(self, identity: str) -> tuple[bool, int | None]:
         """Return whether all is known of one that has ended, and its wait status; ask again in a moment otherwise.
@@ -67,9 +87,15 @@ class Strangers:
         status = proctable.status_of_stranger(one.pid, one.start, one.pidfd)
         if one.until is None:
             one.until = time.monotonic() + STATUS_WAIT_SECONDS
-            self._selector.unregister(one.pidfd)
+            if one.pidfd != NONE:
+                self._selector.unregister(one.pidfd)
         if status is None and time.monotonic() < one.until:
             return False, None
-        os.close(one.pidfd)
+        _close(one.pidfd)
         del self._watched[identity]
         return True, status
+
+
+def _close(pidfd: int) -> None:
+    if pidfd != NONE:
+        os.close(pidfd)
