@@ -97,13 +97,13 @@ def intents_not_redone() -> Iterator[None]:
 
 @contextmanager
 def a_listing_believed_for_its_end() -> Iterator[None]:
-    """A listing deletes members that are newer than its beginning."""
+    """A listing deletes members that are newer than its beginning, also those that the store has told of since."""
     listed = Observations.listed
 
     def believed(
         self: Any, leaf: str, listing: Any, listed_at: int, began: int, *rest: Any, **more: Any
     ) -> bool:
-        return listed(self, leaf, listing, listed_at, FAR, *rest, **more)
+        return listed(self, leaf, listing, listed_at, FAR, *rest, **{**more, "told": frozenset()})
 
     with mock.patch.object(Observations, "listed", believed):
         yield
