@@ -61,6 +61,11 @@ class Followers:
             lane.hands += 1
             self._spawn(self._work(repository, lane))
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether every call that is under way waits for a store that has refused it, to be tried again."""
+        return bool(self._lanes) and all(lane.pausing == lane.hands for lane in self._lanes.values())
+
     def under_way(self) -> list[str]:
         """Return the stores that are being written to, each with how much waits for it and its last trouble."""
         return [lane.words(repository) for repository, lane in self._lanes.items()]
@@ -94,7 +99,11 @@ class Followers:
             except TemporaryError as trouble:
                 lane.trouble = str(trouble)
                 logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
-                await asyncio.sleep(wait)
+                lane.pausing += 1
+                try:
+                    await asyncio.sleep(wait)
+                finally:
+                    lane.pausing -= 1
                 wait = min(2 * wait, RETRY_SECONDS_MAX)
             except ConflictError as trouble:
                 error, conflict = trouble.what, True
@@ -112,11 +121,11 @@ class Followers:
 class _Lane:
     """What waits for one store, how many hands are at it, and the jobs that they are at with what follows there."""
 
-    __slots__ = ("at", "hands", "trouble", "waiting")
+    __slots__ = ("at", "hands", "pausing", "trouble", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[str, WriteStore | LookAgain]] = deque()
-        self.hands = 0
+        self.hands = self.pausing = 0
         self.at: dict[str, deque[WriteStore | LookAgain]] = {}
         self.trouble = ""
 

@@ -59,6 +59,8 @@ VALUES_MAX = 4096
 TURN_FACTS_MAX = 2000
 BOUND = 1000
 FOLLOWING = "stores"
+REFUSED_LOOKS = 2
+"""Looks, a second apart, after which a closing engine no longer waits for stores that refuse to be written."""
 
 Evaluate = Callable[[Evaluation], Awaitable[object]]
 
@@ -213,7 +215,9 @@ class Runtime:
     async def _settle(self, closing: Closing) -> None:
         """Let what is under way end; what is written to stores and does not end is told by store."""
         if not await closing.step("", self.settled()):
-            closing.unfinished[-1:] = self.under_way()
+            closing.unfinished.pop()
+        if self.failure is None:
+            closing.unfinished += self.under_way()
 
     def under_way(self) -> list[str]:
         """Return what goes on beside the turns: stores that are written to, code of the pipeline, and the like."""
@@ -588,10 +592,15 @@ class Runtime:
             raise _again(self.failure)
 
     async def settled(self) -> None:
-        """Return when store writes and evaluations that are under way are over."""
-        while self._background and self.failure is None:
+        """Return when store writes and evaluations that are under way are over, or only stores are left that refuse to be
+        written: then the next engine tries again.
+        """
+        refused = 0
+        while self._background and self.failure is None and refused < REFUSED_LOOKS:
             await asyncio.wait(list(self._background), timeout=1.0)
             self.turn()
+            only = all(task.get_name() == FOLLOWING for task in self._background)
+            refused = refused + 1 if only and self._followers.is_stuck else 0
 
     async def advanced(self) -> None:
         """Return when more has become durable and its effects are performed, or the engine has stopped."""
