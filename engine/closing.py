@@ -58,9 +58,7 @@ class Closing:
             self.unfinished.append(name)
 
     def __str__(self) -> str:
-        return (
-            f"not ended in {self.seconds - self.left:.2g} s: {', '.join(self.unfinished)}; the next run goes on with it"
-        )
+        return f"not ended in {self.seconds - self.left:.2g} s: {', '.join(self.unfinished)}; the next run goes on with it"
 
 
 async def within(seconds: float | None, work: Coroutine[Any, Any, T]) -> T:

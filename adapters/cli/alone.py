@@ -27,7 +27,7 @@ from datatask.schema.requests import Reply
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
-PATIENCE_SECONDS = 6.0
+PATIENCE_SECONDS = 5.0
 """How long after the command began opening, stores and runs that are to end are waited for; with closing, below 10 s."""
 LEAST_SECONDS = 2.0
 CLOSING_SECONDS = 2.0
