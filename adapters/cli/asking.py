@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 120.0
 ENGINES = 5
+TRIES_LEAST = 10
 AGAIN_SECONDS = (0.1, 1.0)
 MADE_SECONDS = 5.0
 """So long a log is looked at again that has nothing in it yet although an engine has it: it is being made."""
@@ -133,18 +134,24 @@ def _carried_out(
 
 
 class _Patience:
-    """How long engines are waited for: each of them as long as for an answer, all of them `ENGINES` times that."""
+    """How long engines are waited for: each of them as long as for an answer, all of them `ENGINES` times that.
+
+    A log that is free is tried again: one try may take as long on a busy machine.
+    """
 
     def __init__(self) -> None:
         self._began = self._since = time.monotonic()
         self._holder: int | None = None
+        self._tries = 0
 
     def is_over(self, holder: int | None) -> bool:
         """Whether this engine has been waited for long enough."""
         now = time.monotonic()
-        if holder != self._holder:
+        self._tries += 1
+        if holder is None or holder != self._holder:
             self._holder, self._since = holder, now
-        return now - self._since > ANSWER_SECONDS or now - self._began > ENGINES * ANSWER_SECONDS
+        all_of_them = now - self._began > ENGINES * ANSWER_SECONDS and self._tries >= TRIES_LEAST
+        return now - self._since > ANSWER_SECONDS or all_of_them
 
 
 def _pauses() -> Iterator[float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+from datatask.adapters.cli.asking import ANSWER_SECONDS, _Patience
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
 from tests.integration.cli_kit import Project
@@ -106,3 +108,15 @@ def test_all_verbs_at_once_while_runs_come_and_go(tmp_path):
     assert status["shout"]["paused"]
     assert set(project.ok("ls", "double.numbers").lines) == {"j0", "j1", "j2", "p1", "p2", "p3", "p6", "p7"}
     project.ok("verify")
+
+
+def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch):
+    """On a busy machine two minutes pass before a command has looked at the log for the first time."""
+    patience = _Patience()
+    now = time.monotonic() + 10 * ANSWER_SECONDS
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    assert not patience.is_over(None)
+    assert not patience.is_over(7)
+    assert not patience.is_over(8)
+    now += ANSWER_SECONDS + 1
+    assert patience.is_over(8)
