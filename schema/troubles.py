@@ -58,6 +58,8 @@ def trouble(error: BaseException, where: str = "") -> DatataskError | None:
             return _of_text(error, where)
         case OSError():
             return _of_system(error, where)
+        case RuntimeError() if "start new thread" in str(error):  # Python tells no more of it
+            return _of_system(BlockingIOError(errno.EAGAIN, str(error)), where)
     return None
 
 

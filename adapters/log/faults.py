@@ -118,9 +118,20 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
     if code in _UNUSABLE:
         if code == sqlite3.SQLITE_IOERR and _is_full(Path(path)):
             code = sqlite3.SQLITE_FULL
+        if code == sqlite3.SQLITE_CANTOPEN and (short := _shortage()) is not None:
+            return trouble(short, str(path)) or InternalError(str(short))
         what, remedy = _UNUSABLE[code]
         return LogError(f"{what} ({inner})", where=str(path), remedy=remedy)
     return damaged(f"{_DAMAGED.get(code, 'the file cannot be used')} ({inner})", path, position)
+
+
+def _shortage() -> OSError | None:
+    """Return why nothing at all can be opened just now, None where it can: SQLite does not tell the two apart."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return OSError(error.errno, error.strerror)
+    return None
 
 
 def _is_full(path: Path) -> bool:
