@@ -57,6 +57,7 @@ class Comparer:
         self._settled = settled
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
+        self._told: set[tuple[str, str]] | None = None
 
     def open(self) -> None:
         """Begin, where there is something to compare."""
@@ -64,6 +65,11 @@ class Comparer:
             self._task = self._runtime.services.keep(
                 "the comparison of watched stores", lambda service: self._go_on(), ends=True
             )
+
+    def heard(self, leaf: str, job: str) -> None:
+        """A store has told of a job: what was seen of it before is out of date."""
+        if self._told is not None:
+            self._told.add((leaf, job))
 
     async def close(self) -> None:
         """End."""
@@ -90,7 +96,10 @@ class Comparer:
 
     async def _compare(self, leaf: str, store: Comparable) -> None:
         if suspects := await self._suspects(leaf, store):
-            await self._look_closer(leaf, store, suspects)
+            try:
+                await self._look_closer(leaf, store, suspects)
+            finally:
+                self._told = None
 
     async def _suspects(self, leaf: str, store: Comparable) -> list[str]:
         """Return the jobs in which the store and the state seem to differ."""
@@ -121,13 +130,16 @@ class Comparer:
         missed: list[str] = []
         for first in range(0, len(suspects), SLICE):
             some = suspects[first : first + SLICE]
+            self._told = set()
             found = await in_own_thread(
                 lambda some=some: [store.inspect(job) for job in some],  # type: ignore[misc]
                 f"the files in {leaf}",
             )
             if not await self._is_settled(leaf):
                 break
-            different = [one for one in found if self._differs(leaf, one, store.tells_versions)]
+            told, self._told = self._told, None  # which is newer than the look
+            fresh = [one for one in found if (leaf, one.job) not in told]
+            different = [one for one in fresh if self._differs(leaf, one, store.tells_versions)]
             missed += [one.job for one in different if self._should_be_known(leaf, one)]
             if sum(one.version is None for one in different) > LOSS_LEAST:
                 self._tell(leaf, Doubtful(leaf, "many members are gone"))  # a listing knows what is credible

@@ -368,6 +368,7 @@ class Observer:
             return
         look = self._relisting.get(leaf)
         if not isinstance(change, Doubtful):
+            self._comparer.heard(leaf, change.job)
             if runtime.state.leaves[leaf].held or (look is not None and look.lost > look.listed):
                 self.relist(leaf)  # it may be another folder's: what is there is believed or not as a whole
                 return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inotify_simple import Event
+from inotify_simple import Event, flags
 
 from datatask import (
     DirectoryRepository,
@@ -26,6 +26,7 @@ from datatask import (
 from datatask.adapters.cli.counts import troubles
 from datatask.adapters.store import filestore, inotify, inspecting, watching
 from datatask.engine import comparing
+from datatask.engine.ports import Found
 from datatask.testing import memory_log, recording
 from tests.machine import mount, mounted
 
@@ -182,6 +183,30 @@ async def test_what_is_written_meanwhile_is_no_member_yet_and_no_alarm(
         shutil.copy2(path / "member", path / "copy")
         os.utime(path / "fresh", (1, 1))
         await compared(pipeline)
+        assert pipeline.state.leaves["in"].missed == 0
+    assert ALARM not in caplog.text
+
+
+async def test_what_is_told_during_a_closer_look_is_newer_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path)
+    real = filestore.FileStore.inspect
+
+    def inspect(store: filestore.FileStore, job: str) -> Found:
+        found = real(store, job)
+        (path / job).unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(filestore.FileStore, "inspect", inspect)
+    pipeline = over(FileRepository(path, name="in"))
+    async with pipeline:
+        deafen(monkeypatch, to=lambda event: not event.mask & flags.DELETE)
+        for number in range(10):
+            (path / f"j{number}").touch()
+            await until(lambda number=number: not (path / f"j{number}").exists())  # type: ignore[misc]
+        await compared(pipeline)
+        assert pipeline.state.members("in") == []
         assert pipeline.state.leaves["in"].missed == 0
     assert ALARM not in caplog.text
 
