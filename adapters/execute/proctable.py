@@ -6,6 +6,7 @@ boot id: a pid alone is used again. Imports the standard library only, because t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -35,7 +36,11 @@ def stat_fields(pid: int) -> list[str] | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # who cannot look has not seen that there is none
         return None
 
 

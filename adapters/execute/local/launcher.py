@@ -133,7 +133,7 @@ class Launcher:
             try:
                 self.selector.register(os.pidfd_open(one.pid), selectors.EVENT_READ, "keeper")
             except OSError:
-                self.goes_on = False
+                pass  # it is gone, or there is no descriptor to hear of its end by
             self.goes_on = self.goes_on and one.is_alive()
 
     def _let_go(self) -> None:
@@ -663,6 +663,7 @@ def main(directory: str) -> int:
 
 def _serve(directory: str, lock: int, keepers: Sequence[keeper.Keeper]) -> int:
     """Serve; where that is over before the runs are, be what keeps them: of the next launcher, or beside it."""
+    _close_all_but(lock, int(os.path.basename(directory)))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -681,6 +682,14 @@ def _serve(directory: str, lock: int, keepers: Sequence[keeper.Keeper]) -> int:
     launcher.hang_up()
     keeper.linger()
     return 0
+
+
+def _close_all_but(*kept: int) -> None:
+    """Let go of what a launcher before us had open as it forked us: it has it still."""
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # that of the listing is closed already
+                os.close(fd)
 
 
 if __name__ == "__main__":

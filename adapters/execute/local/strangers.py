@@ -7,6 +7,7 @@ ended; then its wait status, where the kernel tells it. Imports the standard lib
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import time
 
@@ -15,6 +16,8 @@ from datatask.adapters.execute import proctable
 STATUS_WAIT_SECONDS = 3.0
 """A process whose threads end one after the other is told as ended before it is a zombie with a status."""
 
+DESCRIPTORS_MAX = 100_000
+"""A quarter of the descriptors that we may have is for pidfds, and no more than a quarter of these."""
 NONE = -1
 """Instead of a pidfd, of one that has to be looked for."""
 
@@ -36,6 +39,8 @@ class Strangers:
         self._selector = selector
         self._watched: dict[str, _Stranger] = {}
         self.unheard: set[str] = set()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = DESCRIPTORS_MAX if soft < 0 else min(soft, DESCRIPTORS_MAX) // 4
 
     def __bool__(self) -> bool:
         return bool(self._watched)
@@ -46,7 +51,7 @@ class Strangers:
     def watch(self, identity: str, pid: int, start: int) -> bool:
         """Watch the process until it ends; whether it is there, be it as a zombie."""
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(pid) if len(self._watched) - len(self.unheard) < self._room else NONE
         except ProcessLookupError:
             return False
         except OSError:
