@@ -22,7 +22,7 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder, user_name
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.trust import make_private
+from datatask.adapters.trust import check_above, make_private
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError, LogError, TemporaryError, TimeLimitError
 from datatask.schema.requests import AnyRequest, Ping, Reply
@@ -56,6 +56,7 @@ def ask(
     root = inbox_path(log)
     if alive(log) is None:
         raise NoEngineError("no engine runs on this log", where=str(log), remedy="open the log instead")
+    check_above(root, group=True)  # the engine takes nothing from a place that others may fill
     with LogReader(log) as reader:
         before = reader.head
     question = _Question(root, request)

@@ -248,6 +248,17 @@ def test_a_request_that_no_inbox_takes_is_refused_before_it_is_written(log, root
     assert os.listdir(root) == []
 
 
+def test_a_place_that_others_may_fill_is_refused_to_who_asks_and_by_the_engine(log, root):
+    inbox = FileInbox(root)
+    root.parent.chmod(0o777)
+    (root / "good.json").write_bytes(GOOD)
+    with pytest.raises(CallerError, match="every user may put another thing"):
+        ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
+    with pytest.raises(CallerError, match="every user may put another thing"):
+        inbox.pending()
+    root.parent.chmod(0o700)
+
+
 def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log, root):
     FileInbox(root)
     alive = iter([1, None])
