@@ -284,3 +284,26 @@ def launchers(folder: Path) -> list[int]:
             if b"launcher" in words and os.fsencode(folder / ".procs") in words:
                 found.append(int(entry.name))
     return found
+
+
+UNCANCELLABLE = """
+class Slow(ThreadPoolExecutor):
+    def submit(self, *call):
+        future = super().submit(*call)
+        def cancel():
+            raise NotImplementedError("Cancel not implemented")
+        future.cancel = cancel
+        return future
+
+t = d.ExecutorTask("t", lambda: Slow(1), d.LogMetadataRepository("t.done"), timeout=0.5, grace=0.2)
+t.link("inputs", inputs, is_input=True)
+called(t, waits=0.05)
+"""
+
+
+def test_an_executor_that_takes_nothing_back_ends_no_engine(tmp_path: Path) -> None:
+    made = project(tmp_path, UNCANCELLABLE)
+    ended = made.call("run", "--failures-ok", "--grace", GRACE)
+    (made.folder / "mended").touch()
+    assert ended.code == 0, ended
+    assert [run["state"] for run in made.ok("runs", "--json", "--fields", "state").json] == ["timed_out"]

@@ -136,7 +136,7 @@ class Pool:
             self._waiting.remove(item)
             return True
         future = self._inside.get(item)
-        if future is not None and future.cancel():
+        if future is not None and _is_taken_back(future, item):
             self._leave(item)
             return True
         return False
@@ -144,8 +144,7 @@ class Pool:
     def hold(self, item: Item) -> bool:
         """Let nobody in any more, and take out an item that has not begun; whether that was so."""
         self._closed = True
-        future = self._inside.get(item)
-        return (future is None or not future.running()) and self.withdraw(item)
+        return self.withdraw(item)  # what runs cannot be cancelled
 
     def others(self, item: Item) -> int:
         """Return how many items are inside besides this one."""
@@ -254,6 +253,17 @@ class Pool:
         executor, self._executor, self._tied = self._executor, None, False
         if executor is not None and self._ours:
             executor.shutdown(wait=False)
+
+
+def _is_taken_back(future: Future[Any], item: Item) -> bool:
+    """Cancel what has not begun; an executor of others may have no way to."""
+    try:
+        return not future.running() and future.cancel()
+    except Exception as error:
+        logger.warning(
+            "%s[%s] cannot be taken back from its executor: %s", *item.key, str(error) or type(error).__name__
+        )
+        return False
 
 
 def _tie(executor: Executor) -> None:
