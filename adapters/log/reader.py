@@ -420,7 +420,8 @@ class LogReader:
         if self._stamped is None:
             return True
         if not (_unwritten(self._stamped) or self._unshared):
-            return self._stamp()[0][:2] == self._stamped[0][:2]
+            (*file, _, size), opened = self._stamp()[0], self._stamped[0]
+            return tuple(file) == opened[:2] and size >= opened[-1]  # a log's file never shrinks
         return self._stamp() == self._stamped
 
     def _open(self, stamp: Stamp) -> sqlite3.Connection:

@@ -14,6 +14,7 @@ from integration.cli_kit import Project
 from datatask.adapters.log.locate import home, lease_path
 from datatask.adapters.log.possession import Possession
 from datatask.adapters.log.presence import Presence
+from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import DatataskError, LogGoneError
 
 
@@ -164,6 +165,14 @@ def test_who_watches_a_log_is_told_that_it_is_gone(project: Project) -> None:
             watching.kill()
         assert (watching.returncode, b"removed or moved" in err) == (5, True), err
         project.log.with_name("away.db").rename(project.log)
+
+
+def test_a_log_that_is_emptied_while_it_is_read_is_told(project: Project) -> None:
+    with project.engine(), LogReader(project.log) as reader:
+        assert reader.head > 0
+        os.truncate(project.log, 0)
+        with pytest.raises(DatataskError, match="the file is empty"):
+            _ = reader.head
 
 
 def test_a_file_that_grows_and_a_lease_that_is_made_anew_are_no_loss(tmp_path: Path) -> None:
