@@ -43,8 +43,11 @@ class Service:
         self._why = ""
         self._since = time.monotonic()
 
-    def failed(self, error: BaseException) -> float | None:
-        """Count and tell a failure; return after how many seconds to try again, None when the engine stops."""
+    def failed(self, error: BaseException, *, again_seconds: float = 0.0) -> float | None:
+        """Count and tell a failure; return after how many seconds to try again, None when the engine stops.
+
+        One that is tried again after longer than `WELL_SECONDS`, by `again_seconds`, never stops the engine.
+        """
         if time.monotonic() - self._since > WELL_SECONDS:
             self._failures = 0
         self._failures += 1
@@ -54,7 +57,7 @@ class Service:
             self._up = False
             self._fail(self._given_up(why))
             return None
-        pause = min(PAUSE_SECONDS[0] * 2.0 ** (self._failures - 1), PAUSE_SECONDS[1])
+        pause = again_seconds or min(PAUSE_SECONDS[0] * 2.0 ** (self._failures - 1), PAUSE_SECONDS[1])
         if self._up or why != self._why:
             logger.warning("%s failed: %s; it is started again in %g s", self.name, why, pause)
             logger.debug("%s failed", self.name, exc_info=error)

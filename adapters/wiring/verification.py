@@ -20,14 +20,13 @@ from datatask.adapters.log.faults import damaged
 from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.runtime import Runtime
-from datatask.schema.errors import DatataskError
 from datatask.schema.events import CheckpointWritten
 
 logger = logging.getLogger("datatask.engine")
 
 START_SECONDS = 5.0
-TRIES_MAX = 3
-PAUSE_SECONDS = 60.0
+PAUSE_SECONDS = 61.0
+"""After so long it is tried again: it needs a process, and a machine that has none to give stops no engine."""
 MODULE = "datatask.adapters.history.background"
 _REMEDY = "see `datatask verify`; restore the log from a backup"
 
@@ -40,6 +39,7 @@ class Verification:
         self._runtime = runtime
         self._path = path
         self._start_seconds = start_seconds
+        self._service = runtime.services.service("the verification of the log")
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._work(), name="the verification of the log")
 
@@ -50,17 +50,16 @@ class Verification:
 
     async def _work(self) -> None:
         await asyncio.sleep(self._start_seconds)
-        for attempt in range(1, TRIES_MAX + 1):
+        while self._runtime.failure is None:
             try:
                 if await self._verified():
                     return
-                why = "it ended by itself"
-            except (OSError, ValueError, DatataskError) as error:
-                why = str(error)
-            if self._runtime.failure is not None:
-                return
-            logger.warning("the log is not verified any further: %s (%s of %s)", why, attempt, TRIES_MAX)
-            await asyncio.sleep(PAUSE_SECONDS)
+                error: Exception = RuntimeError("its process ended by itself")
+            except Exception as caught:
+                error = caught
+            if self._runtime.failure is None:
+                self._service.failed(error, again_seconds=PAUSE_SECONDS)
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _verified(self) -> bool:
         """Start the process and hear it; return whether it found a divergence, with which it ends."""
@@ -73,6 +72,7 @@ class Verification:
             assert process.stdout is not None
             async for line in process.stdout:
                 told = msgspec.json.decode(line, type=Told)
+                self._service.works()
                 if told.divergence is not None:
                     self._diverged(told.divergence)
                     return True

@@ -36,7 +36,7 @@ from datatask.adapters.log.asking import ask
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.writer import Writer
 from datatask.adapters.store.watching import FolderWatch
-from datatask.adapters.wiring import serving
+from datatask.adapters.wiring import serving, verification
 from datatask.engine import observing
 from datatask.engine import services as module
 from datatask.engine.observing import Observer
@@ -248,3 +248,17 @@ async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_en
     ):
         async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
             await pipeline.run(forever=True)
+
+
+async def test_the_verification_of_the_log_goes_on_after_it_failed(tmp_path, monkeypatch):
+    """However often: it needs a process, and a machine that has none to give stops no engine."""
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "WELL_SECONDS", 0.0)
+    broken(monkeypatch, verification.Verification, "_verified", 30)
+    async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
+        work = verification.Verification(pipeline.runtime, tmp_path / "log.db", start_seconds=0.0)
+        await until(lambda: work.position and restarted(pipeline, "verification").state == "up")
+        assert restarted(pipeline, "verification").restarts == 30
+        assert pipeline.runtime.failure is None
+        await work.close()
