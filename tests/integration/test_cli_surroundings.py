@@ -72,8 +72,8 @@ def test_work_goes_on_where_its_progress_cannot_be_told(project: Project) -> Non
     """And what could not be told is told at the end."""
     project.put(b=2, c=3)
     code, _, told = _shell(project, "$DT run >/dev/full")
-    assert (code, told.count("\n")) == (1, 1)
-    assert "standard output: the disk is full" in told
+    assert code == 1
+    assert told.count("standard output: the disk is full") == 1
     assert project.ok("ls", "double.done").lines == ["a", "b", "c"]
 
 
@@ -90,7 +90,7 @@ def test_without_a_home_and_a_name(project: Project) -> None:
         if not reachable:
             pytest.skip("another user may not enter the folders of this test")
     code, out, told = _shell(project, line)
-    assert (code, told) == (0, ""), out
+    assert (code, "datatask:" in told) == (0, False), out + told
 
 
 @pytest.mark.parametrize(
