@@ -264,6 +264,13 @@ def leave_behind(task: asyncio.Task[Any]) -> None:
     """Let the program end without a task that goes on although it was cancelled: nobody waits for it any more."""
     asyncio._unregister_task(task)  # the documented way out for a task
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.add_done_callback(_seen)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Take what a task that was left behind raises at last: unheard, it would count as a failure of the engine."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _no_sink(fact: object) -> None:

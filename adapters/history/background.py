@@ -31,7 +31,7 @@ from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.vouching import vouching
 from datatask.engine.core import checkpoints
-from datatask.engine.core.divergences import Divergence
+from datatask.engine.core.divergences import Divergence, told
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint
 from datatask.schema.errors import DatataskError, UnknownNameError
@@ -49,6 +49,8 @@ FOLLOW_SECONDS = 2.0
 FOLLOW_EVENTS = 5_000
 """Behind the head one goes on when so many events have come, or any and the engine rests."""
 KEPT = 2
+WORDS_MAX = 500
+"""Characters of each text of a divergence that are told: a damaged row may hold anything."""
 
 
 class Told(msgspec.Struct, omit_defaults=True):
@@ -85,7 +87,7 @@ class Background:
                 # What was removed by right while it was read looks like damage; looking again tells.
                 state, again = self._pass(self._begun(), self._reader.head)
                 if again is not None:
-                    self._say(Told(divergence=again))
+                    self._say(Told(divergence=_short(again)))
                     return
             self._say(Told(verified=state.position))
             if state.position - self._marked >= (10 if first else MARK_LEAST):
@@ -160,6 +162,14 @@ class Background:
     def _say(self, told: Told) -> None:
         self._tell.write(msgspec.json.encode(told) + b"\n")
         self._tell.flush()
+
+
+def _short(found: Divergence) -> Divergence:
+    """Return it with texts that fit into a line."""
+    expected, recorded = (
+        None if one is None else told(one)[:WORDS_MAX] for one in (found.expected, found.recorded)
+    )
+    return found._replace(what=found.what[:WORDS_MAX], expected=expected, recorded=recorded)
 
 
 class _Rest:

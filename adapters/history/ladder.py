@@ -146,14 +146,16 @@ class Ladder:
 
     # --- files --------------------------------------------------------------------------------------
 
-    def _candidates(self, until: int) -> list[Found]:
-        folders = [self.beside.parent, self.beside, *([self.spare] if self.spare is not None else [])]
-        found = [
-            one
-            for folder in folders
-            for one in checkpoints_in(folder)
-            if one.fold_version == FOLD_VERSION and one.position <= until
+    def rungs(self) -> list[Found]:
+        """Return what readers have left, beside the log and in the user's cache."""
+        folders = [self.beside, *([self.spare] if self.spare is not None else [])]
+        return [
+            one for folder in folders for one in checkpoints_in(folder) if one.fold_version == FOLD_VERSION
         ]
+
+    def _candidates(self, until: int) -> list[Found]:
+        own = [one for one in checkpoints_in(self.beside.parent) if one.fold_version == FOLD_VERSION]
+        found = [one for one in own + self.rungs() if one.position <= until]
         return sorted(found, key=lambda one: one.position, reverse=True)
 
     def _chain_at(self, position: int) -> bytes | None:

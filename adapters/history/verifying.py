@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from datatask.adapters.effort import effort
 from datatask.adapters.history.halves import Half, OtherHalf
+from datatask.adapters.history.ladder import Ladder
 from datatask.adapters.history.states import beginning, collector_off, refold
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint
 from datatask.adapters.log.locate import checkpoints_path
@@ -219,7 +220,7 @@ class Pass:
             self._whole_at = 2 * state.position
             wrong += invariants.check(state)
         if self._kept and state.position in self._kept:
-            wrong += self._compare(self._kept[state.position])
+            wrong += [one for kept in self._kept[state.position] for one in self._compare(kept)]
         if wrong:
             self._tell(wrong)
 
@@ -242,11 +243,11 @@ class Pass:
         ]
 
 
-def _kept(reader: LogReader, after: int, until: int) -> dict[int, Found]:
-    """Return the newest checkpoints in a range, by position."""
-    kept = [
-        one
-        for one in checkpoints_in(checkpoints_path(reader.path))
-        if after < one.position <= until and one.fold_version == FOLD_VERSION
-    ]
-    return {one.position: one for one in kept[:CHECKPOINTS_MAX]}
+def _kept(reader: LogReader, after: int, until: int) -> dict[int, list[Found]]:
+    """Return the newest checkpoints in a range, and all states that readers have left in it, by position."""
+    kept: dict[int, list[Found]] = {}
+    own = [one for one in checkpoints_in(checkpoints_path(reader.path)) if one.fold_version == FOLD_VERSION]
+    own = [one for one in own if after < one.position <= until][:CHECKPOINTS_MAX]
+    for one in own + [one for one in Ladder(reader).rungs() if after < one.position <= until]:
+        kept.setdefault(one.position, []).append(one)
+    return kept

@@ -2,8 +2,8 @@
 
 In: a reader. Out: `Vouch`. For an engine's checkpoint an event stands in the log, with the SHA-256 of its bytes, and is checked
 against the chain. Readers append nothing: what they leave bears a code (HMAC) over position, hash of the chain and
-bytes, made with a key that only the log has: the salt of its first event. Who can read the log can make that code; such a
-state is compared with the events by `verify`, and by the verification that an engine does all the time.
+bytes, made with a key that only the log has: the salt of its first event. A user who can read the log can make that code;
+`verify` therefore compares each such state with the one that it folds itself.
 """
 
 from __future__ import annotations

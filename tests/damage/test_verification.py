@@ -11,14 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.history import background, remembered
 from datatask.adapters.history.states import fold
-from datatask.adapters.log.checkpoints import checkpoints_in
+from datatask.adapters.log.checkpoints import checkpoints_in, read_checkpoint, write_checkpoint
 from datatask.adapters.log.locate import checkpoints_path, verified_path
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.vouching import code, vouching
+from datatask.engine.core.divergences import Divergence
 
 JOBS = 2500
 
@@ -54,8 +57,6 @@ def forge(path: Path, old: bytes, new: bytes) -> None:
 
 def verify_in_background(project: Project, answer: bytes) -> tuple[list[background.Told], bytes]:
     """Let the process that an engine starts do its work, with this answer; return what it told until it followed the log."""
-    import msgspec
-
     process = subprocess.Popen(
         [sys.executable, "-m", background.__name__, str(project.log)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -178,6 +179,37 @@ def test_a_changed_state_in_the_middle_is_told_and_nobody_believes_it(
     again = project.call("ls", "double.numbers", "--at", str(rung.position))
     assert again.out == right
     assert f"{rung.path.name}: this is not the state that the log vouches for" in caplog.text
+
+
+def test_a_changed_state_in_the_middle_with_a_right_code_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can read the log can make the code that a reader's state bears; `verify` compares the state itself."""
+    monkeypatch.setattr("datatask.adapters.history.ladder.FIRST_STEP", 500)
+    monkeypatch.setattr("datatask.adapters.history.ladder.STEP_SECONDS", 0.0)
+    shutil.rmtree(checkpoints_path(project.log))
+    project.ok("ls", "double.numbers", "--at", "2000")
+    folder = checkpoints_path(project.log) / "past"
+    (rung, *_) = checkpoints_in(folder)
+    with LogReader(project.log) as reader:
+        kept = read_checkpoint(rung, reader.uuid, reader.chain_at, vouching(reader))
+        assert kept is not None
+        assert project.ok("verify").code == 0
+        forged = kept._replace(body=kept.body.replace(b"j17", b"zzz"))
+        assert forged != kept
+        write_checkpoint(
+            folder, reader.uuid, forged, mac=code(reader, forged.position, forged.fold_version, forged.body)
+        )
+    found = project.call("verify")
+    assert found.code == 3
+    assert f"the state in {rung.path.name}: expected as folded, recorded another one" in found.out
+
+
+def test_a_long_divergence_fits_into_a_line() -> None:
+    """The engine reads lines of bounded length."""
+    found = background._short(Divergence(7, "what" * 50_000, "x" * 200_000, ["y"] * 50_000))
+    assert len(msgspec.json.encode(background.Told(divergence=found))) < 4_000
+    assert background._short(Divergence(7, "what", None, 3)) == Divergence(7, "what", None, "3")
 
 
 def test_a_checkpoint_of_an_earlier_version_is_passed_over_in_silence(project: Project) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
 from datatask.adapters.log.inbox import check_id
 from datatask.engine import services as module
+from datatask.engine.closing import call_off
 from datatask.engine.services import FAILURES_MAX, Service, Services, current, enter, hear
 from datatask.schema.errors import InternalError, ServiceFailedError
 
@@ -139,3 +141,26 @@ def test_outside_an_engine_there_are_services_that_only_tell(caplog):
 async def test_what_is_opened_from_here_on_has_these(services):
     enter(services)
     assert current() is services
+
+
+async def test_what_a_task_that_was_left_behind_raises_at_last_is_no_failure() -> None:
+    loop, heard = asyncio.get_running_loop(), list[Any]()
+    loop.set_exception_handler(lambda loop, context: heard.append(context))
+    go_on = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await go_on.wait()
+            raise ValueError("late") from None
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    assert not await call_off(task, seconds=0.01)
+    go_on.set()
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    await asyncio.sleep(0)
+    assert heard == []
