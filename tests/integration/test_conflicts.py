@@ -363,23 +363,37 @@ async def test_a_run_is_not_in_conflict_with_itself(store: str, tmp_path: Path) 
 async def test_a_run_that_fails_over_what_it_misread_is_run_again(tmp_path: Path) -> None:
     """Its failure counts as little as its success would, and its writes are dropped; the user's one attempt is left."""
 
+    reading, written = set(), asyncio.Event()
+
     async def picky(job: str, shared: Any) -> None:
-        await append(shared, "k", job, 0.003)
-        if job == "fails" or (await shared.info("k"))["lines"][0] == job != "a":
+        lines = (await shared.info("k"))["lines"] if await shared.contains("k") else []
+        reading.add(job)
+        while job == "a" and len(reading) < 3:
+            await asyncio.sleep(0.001)
+        if job != "a":
+            await written.wait()
+        await shared.dump("k", {"lines": [*lines, job]})
+        if job == "fails" or (job == "b" and not lines):
             raise ValueError("only `a` may be first")
+
+    async def see_what_a_wrote() -> None:
+        while not await shared.contains("k"):
+            await asyncio.sleep(0.001)
+        written.set()
 
     shared = LogMetadataRepository("shared")
     pipeline, jobs = made(tmp_path, picky, shared=shared)
-    async with pipeline:
-        await ran(pipeline, jobs, ["a", "b", "fails"])
+    async with pipeline, asyncio.timeout(60):
+        await asyncio.gather(ran(pipeline, jobs, ["a", "b", "fails"]), see_what_a_wrote())
         assert sorted(await lines_of(shared, "k")) == ["a", "b", "fails"]
     with History(tmp_path / "log.db") as history:
         runs = list(history.runs())
     assert Counter(run["state"] for run in runs if run["job"] == "fails")["failed"] == 1
     assert [run["state"] for run in runs if run["job"] == "b"][-1] == "succeeded"
-    told = [run["error"] for run in runs if run["state"] == "conflicted"]
-    assert told
-    assert all("it had ended with ValueError" in error for error in told)
+    for job in ("b", "fails"):
+        first = next(run for run in runs if run["job"] == job)
+        assert first["state"] == "conflicted"
+        assert "it had ended with ValueError" in first["error"]
 
 
 @pytest.mark.parametrize("store", ["log bytes", "files", "files, edited"])
