@@ -253,12 +253,22 @@ class Runtime:
     def sink(self, fact: Fact) -> None:
         """Take a fact from a runner; contents for the log's own blob repositories are stored first."""
         if isinstance(fact, Ended):
+            fact = self._judged(fact)
             for write in fact.writes:
                 if (write.source is not None or write.data is not None) and self._is_unstored(write):
                     self._spawn(self._store_contents(fact), f"what run {fact.run} brought")
                     return
         self._facts.append(fact)
         self.wake()
+
+    def _judged(self, fact: Ended) -> Ended:
+        """Take a function's failure over a damaged log for what it is: no fault of the job's, which is run again later."""
+        error = fact.ending.error
+        if self.damage is None or fact.ending.outcome != "failed" or error is None:
+            return fact
+        if error.type != LogDamagedError.__name__:
+            return fact
+        return fact._replace(ending=msgspec.structs.replace(fact.ending, outcome="lost"))
 
     def wake(self) -> None:
         """Take a turn soon."""

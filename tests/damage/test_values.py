@@ -115,6 +115,52 @@ def test_a_blob_that_was_replaced_starts_no_run_and_others_go_on(tmp_path: Path,
     assert sorted(project.ok("ls", "t.succeeded").out.split()) == ["j1", "j2"]
 
 
+READING = """
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datatask import *
+
+task = {task}
+task.link("go", LogMetadataRepository("go"), is_input=True)
+task.link("word", LogMetadataRepository("word"))
+
+async def work(job, word):
+    assert await word.info("k") is not None
+
+task(work)
+pipeline = Pipeline([task], Session(), [])
+"""
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "InProcessSyncTask('t', LogMetadataRepository('done'))",
+        "ExecutorTask('t', ThreadPoolExecutor(1), LogMetadataRepository('done'))",
+        "ExecutorTask('t', lambda: ProcessPoolExecutor(1), LogMetadataRepository('done'))",
+    ],
+)
+def test_what_a_function_reads_beside_its_inputs_is_checked_and_its_run_is_lost(
+    tmp_path: Path, task: str
+) -> None:
+    """The job is run when the log is sound again, and has used up no attempt."""
+    project = Project(tmp_path, READING.format(task=task))
+    project.ok("inject", "t.word", "k", stdin=b'{"text": "honest-1"}')
+    project.ok("inject", "t.go", "j1", stdin=b"{}")
+    flip(project.log, b"honest-1", b"hOnest-1")
+    assert project.call("run").code == 5
+    (run,) = project.ok("runs", "--json").json
+    assert (run["state"], run["error_type"], run["again"]) == (
+        "lost",
+        "LogDamagedError",
+        "infrastructure 1 of 5",
+    )
+    with_run = project.log.read_bytes()
+    assert with_run.count(b"hOnest-1") == 1
+    project.log.write_bytes(with_run.replace(b"hOnest-1", b"honest-1"))
+    project.ok("run")
+    assert project.ok("ls", "t.succeeded").out.split() == ["j1"]
+
+
 def test_a_value_carried_over_a_cut_is_checked_too(tmp_path: Path) -> None:
     project = waiting(tmp_path, "function")
     project.ok("rm", "t.go", "j1")
