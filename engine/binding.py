@@ -114,7 +114,7 @@ class RunContext:
         self.reads: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._listed: dict[str, int] = {}
-        self._paths: set[tuple[str, str]] = set()
+        self._paths: dict[tuple[str, str], None] = {}  # an empty set is ten times as large, for each run
         self._fenced = False
         self._refused = ""
         self._writes: dict[tuple[str, str], Write] = {}
@@ -180,7 +180,7 @@ class RunContext:
 
     def note_path(self, repository_id: str, job: str) -> None:
         """Remember that the run knows where a key's file is."""
-        self._paths.add((repository_id, job))
+        self._paths[repository_id, job] = None
 
     def knows_path(self, repository_id: str, job: str) -> bool:
         """Whether the run has asked where a key's file is."""

@@ -83,7 +83,7 @@ def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None
 class _Open:
     """One run: its asyncio task, and why it is being stopped if it is."""
 
-    __slots__ = ("context", "reason", "started_at", "task", "timer", "told")
+    __slots__ = ("context", "reason", "started_at", "task", "timer")
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -91,7 +91,6 @@ class _Open:
         self.task: asyncio.Task[None] | None = None
         self.reason: StopReason | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.told = False
 
 
 class CallRunner:
@@ -132,15 +131,18 @@ class CallRunner:
         if spec.run not in self._runs:
             run = self._runs[spec.run] = _Open(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
             run.task = self._loop.create_task(self._run(spec, run))
-            run.task.add_done_callback(lambda task: self._gone(spec.run, run, task))
+            run.task.add_done_callback(self._gone)
 
-    def _gone(self, number: int, run: _Open, task: asyncio.Task[None]) -> None:
+    def _gone(self, task: asyncio.Task[None]) -> None:
         """Tell of a run that is lost: the function is no longer there, and what was to tell of its end failed itself."""
         error = None if task.cancelled() else task.exception()
-        if error is None or run.told or self._closed:
+        if error is None or self._closed:
             return
-        self._runs.pop(number, None)
-        self._sink(Ended(number, self._ending(run, "lost", error_info(error, skip=1))))
+        for number, run in self._runs.items():
+            if run.task is task:
+                del self._runs[number]
+                self._sink(Ended(number, self._ending(run, "lost", error_info(error, skip=1))))
+                return
 
     async def _run(self, spec: RunSpec, run: _Open) -> None:
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
@@ -167,7 +169,7 @@ class CallRunner:
             if isinstance(caught, asyncio.CancelledError) and run.reason is None and not error.message:
                 error = ErrorInfo(type="CancelledError", message="something cancelled the function itself")
                 detail = None
-        if self._runs.pop(spec.run, None) is None:
+        if spec.run not in self._runs:
             return
         if run.reason is not None:
             outcome = stopped_outcome(run.reason)
@@ -179,7 +181,9 @@ class CallRunner:
         if run.timer is not None:
             run.timer.cancel()
         ended = Ended(spec.run, self._ending(run, outcome, error, detail), writes)
-        run.told = True
+        if run.task is not None:  # the loop has no callback to call then, which costs more than this
+            run.task.remove_done_callback(self._gone)
+        del self._runs[spec.run]
         self._sink(ended)
 
     def _ending(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from datatask.engine import intact, services
+from datatask.engine.athand import AtHand
 from datatask.engine.binding import ABSENT_VERSION, ValueRef, with_content
 from datatask.engine.calls import error_info
 from datatask.engine.closing import Closing, call_off
@@ -55,7 +56,6 @@ from datatask.schema.values import INLINE_BYTES_MAX
 logger = logging.getLogger("datatask.engine")
 
 EVALUATIONS_MAX = 64
-VALUES_MAX = 4096
 TURN_FACTS_MAX = 2000
 BOUND = 1000
 FOLLOWING = "stores"
@@ -83,7 +83,6 @@ class Runtime:
         self.state = state
         self.reactor = Reactor(state, chance)
         self.reactor.log = log.url
-        self.reactor.recall = self._recalled
         self.reactor.tells_progress = True
         self.clock = clock
         self.mode: e.Mode = "run"
@@ -105,8 +104,8 @@ class Runtime:
         self._batches: deque[e.Batch] = deque()
         self._tickets: dict[int, asyncio.Future[Finished]] = {}
         self._done_tickets: dict[int, Finished] = {}
-        self._values: OrderedDict[int, e.ValuePut] = OrderedDict()
-        self._changed: OrderedDict[int, e.Event] = OrderedDict()
+        self._at_hand = AtHand()
+        self.reactor.recall = self._at_hand.change
         self._background: set[asyncio.Task[None]] = set()
         self._performed = state.position
         self._recoveries: dict[int, list[asyncio.Task[None]]] = {}
@@ -118,7 +117,7 @@ class Runtime:
             log,
             state,
             runners,
-            values=self._values,
+            at_hand=self._at_hand,
             spawn=self._spawn,
             perform=self._perform,
             refuse=self._refuse,
@@ -323,26 +322,18 @@ class Runtime:
         """Append the reactor's steps in order; their effects wait for durability."""
         if self.failure is not None:
             return
+        following = self.log.next
         for step in self.reactor.take():
             if step.events:
-                for position, event in enumerate(step.events, step.first):
-                    kind = type(event)
-                    if kind is e.ValuePut or kind is e.ValueDeleted:
-                        self._changed[position] = event
-                        if kind is e.ValuePut and (event.value or event.digest is not None):  # type: ignore[attr-defined]
-                            self._values[position] = event  # type: ignore[assignment]
-                if self.log.next != step.first:  # one before it did not get there: nothing may take its place
-                    raise InternalError(f"the log is at position {self.log.next} for a batch of {step.first}")
-                self.log.enqueue(step.events)
+                self._at_hand.append(step.first, step.events)
+                if following != step.first:  # one before it did not get there: nothing may take its place
+                    raise InternalError(f"the log is at position {following} for a batch of {step.first}")
+                following = self.log.enqueue(step.events).stop
                 if self.listeners:
                     self._batches.append(e.Batch(step.first, step.events))
             last = step.first + len(step.events) - 1
             if step.effects:
                 self._effects.append((last, step.effects))
-        while len(self._values) > VALUES_MAX:
-            self._values.popitem(last=False)
-        while len(self._changed) > VALUES_MAX:
-            self._changed.popitem(last=False)
         if self._effects and self._effects[0][0] <= self.log.head:
             self._loop.call_soon(self._durable, self.log.head)
 
@@ -399,11 +390,12 @@ class Runtime:
     # --- effects ----------------------------------------------------------------------------------
 
     def _perform(self, effect: Effect) -> None:
+        if self._starter.behind and isinstance(effect, StopRun | ForgetRun):
+            if self._starter.waits(effect.run, effect):
+                return
         match effect:
             case StartRun(spec=spec):
                 self._starter.start(spec)
-            case StopRun(run=run) | ForgetRun(run=run) if self._starter.waits(run, effect):
-                pass
             case ForgetRun(task=task, run=run):
                 if task in self._runners:
                     self._runners[task].forget(run)
@@ -675,7 +667,7 @@ class Runtime:
         if index is None or not state.masks[index] & leaf.bit:
             return None
         position = leaf.positions[index]
-        put = self._values.get(position)
+        put = self._at_hand.values.get(position)
         if put is None:
             while (
                 self.log.head < position and self.failure is None
@@ -687,18 +679,13 @@ class Runtime:
                 self.damaged(error)
                 raise
             assert isinstance(event, e.ValuePut)
-            put = self._values[position] = event
+            put = event
+            self._at_hand.add(position, put)
         return ValueRef(put.value, put.digest, put.size, position)
-
-    def _recalled(self, position: int) -> e.Event | None:
-        """Return one of the last changes; what is told of a conflict is better with it."""
-        return self._changed.get(position)
 
     def forget_values(self, positions: Iterable[int]) -> None:
         """Read these values from the log again when they are asked for."""
-        for position in positions:
-            self._values.pop(position, None)
-            self._changed.pop(position, None)
+        self._at_hand.forget(positions)
 
     @property
     def blobs(self) -> Blobs:

@@ -9,9 +9,10 @@ is not started: `refuse` hears of it, with the error that names what and where. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from datatask.engine.athand import AtHand
 from datatask.engine.core.effects import Effect
 from datatask.engine.core.members import LeafState
 from datatask.engine.core.state import State
@@ -21,11 +22,13 @@ from datatask.schema.definition import leaves_of
 from datatask.schema.errors import DatataskError, LogDamagedError
 
 Refuse = Callable[[RunSpec, DatataskError], None]
-Values = MutableMapping[int, e.ValuePut]
 
 
 class Starter:
-    """The runs of one engine on their way to their runners. `values` are those at hand, by position."""
+    """The runs of one engine on their way to their runners.
+
+    `behind` are the runs that are not started yet, each with what is to be done to it then.
+    """
 
     def __init__(
         self,
@@ -33,32 +36,30 @@ class Starter:
         state: State,
         runners: Mapping[str, Runner],
         *,
-        values: Values,
+        at_hand: AtHand,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         perform: Callable[[Effect], None],
         refuse: Refuse,
     ) -> None:
-        self._log, self._state, self._runners, self._values = log, state, runners, values
+        self._log, self._state, self._runners, self._at_hand = log, state, runners, at_hand
         self._spawn, self._perform, self._refuse = spawn, perform, refuse
         self._native: dict[str, tuple[object, frozenset[str]]] = {}
         self._unread: list[RunSpec] = []
-        self._behind: dict[int, list[Effect]] = {}
+        self.behind: dict[int, list[Effect]] = {}
         self._damage: DatataskError | None = None
         self.closed = False
 
     def start(self, spec: RunSpec) -> None:
         """Start the run now, or with the next `flush` where an input has to be read first."""
-        if self._damage is None and all(
-            self._is_at_hand(spec.inputs.get(name)) for name in self._native_inputs(spec.task)
-        ):
+        if self._damage is None and self._is_at_hand(spec):
             self._runners[spec.task].start(spec)
         else:
             self._unread.append(spec)
-            self._behind[spec.run] = []
+            self.behind[spec.run] = []
 
     def waits(self, run: int, effect: Effect) -> bool:
         """Whether the run is not started yet; then the effect follows its start."""
-        behind = self._behind.get(run)
+        behind = self.behind.get(run)
         if behind is None:
             return False
         behind.append(effect)
@@ -70,11 +71,13 @@ class Starter:
             specs, self._unread = self._unread, []
             self._spawn(self._check_and_start(specs))
 
-    def _is_at_hand(self, position: int | None) -> bool:
-        if position is None:
-            return True
-        put = self._values.get(position)
-        return put is not None and put.digest is None
+    def _is_at_hand(self, spec: RunSpec) -> bool:
+        values = self._at_hand.values
+        for name, position in spec.inputs.items():
+            put = values.get(position)
+            if (put is None or put.digest is not None) and name in self._native_inputs(spec.task):
+                return False
+        return True
 
     def _native_inputs(self, task: str) -> frozenset[str]:
         """Return the names of the inputs whose values live in the log, as `LaunchDecided.inputs` names them."""
@@ -106,11 +109,13 @@ class Starter:
             self._go_on(spec, error)
 
     async def _read(self, positions: set[int]) -> dict[int, e.ValuePut]:
-        puts = {position: put for position in positions if (put := self._values.get(position)) is not None}
+        values = self._at_hand.values
+        puts = {position: put for position in positions if (put := values.get(position)) is not None}
         missing = sorted(positions - puts.keys())
         for position, event in zip(missing, await self._log.fetch(missing) if missing else (), strict=True):
             if isinstance(event, e.ValuePut):
-                self._values[position] = puts[position] = event
+                puts[position] = event
+                self._at_hand.add(position, event)
         return puts
 
     async def _fault(
@@ -130,7 +135,7 @@ class Starter:
         return None
 
     def _go_on(self, spec: RunSpec, error: DatataskError | None) -> None:
-        behind = self._behind.pop(spec.run)
+        behind = self.behind.pop(spec.run)
         if self.closed:  # the next engine finds it decided and not started
             return
         if error is not None:

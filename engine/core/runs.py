@@ -124,12 +124,15 @@ class Runs(Observations):
         self._watch_deadline(run)
 
     def _watch_deadline(self, run: OpenRun) -> None:
-        timeout = self.state.tasks[run.task].definition.timeout
-        if timeout is not None and run.started_at is not None:
+        if run.started_at is None:
+            return
+        task = self.state.tasks[run.task]
+        timeout = task.definition.timeout
+        if timeout is not None:
             heapq.heappush(self._deadlines, (run.started_at + timeout, run.run))
-        progress = self.state.tasks[run.task].definition.retry.progress
-        if self.tells_progress and progress is not None and run.started_at is not None:
-            if self.state.tasks[run.task].episodes[run.job].lost_in_a_row:
+        if run.attempt > 1 and self.tells_progress and task.episodes[run.job].lost_in_a_row:
+            progress = task.definition.retry.progress
+            if progress is not None:
                 heapq.heappush(self._milestones, (run.started_at + progress, run.run))
 
     def _ended(self, run: OpenRun, fact: Ended, now: int) -> None:
@@ -266,7 +269,9 @@ class Runs(Observations):
             usage=ending.usage,
             reads=ending.reads,
             where=ending.where or run.where,
-            detail=_with_budget(ending.detail, again, self.state.tasks[task].definition.retry),
+            detail=ending.detail
+            if again is None
+            else _with_budget(ending.detail, again, self.state.tasks[task].definition.retry),
             final=again is None,
         )
         events.append(ended)
@@ -420,11 +425,9 @@ class Runs(Observations):
         return min(due)[0] if due else None
 
 
-def _with_budget(
-    detail: dict[str, str] | None, again: Again | None, retry: RetryDef
-) -> dict[str, str] | None:
+def _with_budget(detail: dict[str, str] | None, again: Again, retry: RetryDef) -> dict[str, str] | None:
     """Add what a run is run again on, where that is not the user's attempts."""
-    if again is None or again.budget == "user":
+    if again.budget == "user":
         return detail
     most = retry.infrastructure_attempts if again.budget == "infrastructure" else CONFLICTS_MAX
     return {**(detail or {}), "again": f"{again.budget} {again.spent} of {most}"}
