@@ -475,6 +475,7 @@ class Pipeline:
             if isinstance(error, DatataskError):
                 raise
             self.runtime.launching = False
+            self._refuse_damage()
             raise TimeLimitError(
                 f"not quiet after {timeout:g} s", remedy="run again: it goes on where it was"
             ) from None

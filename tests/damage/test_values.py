@@ -161,6 +161,26 @@ def test_what_a_function_reads_beside_its_inputs_is_checked_and_its_run_is_lost(
     assert project.ok("ls", "t.succeeded").out.split() == ["j1"]
 
 
+def test_damage_counts_for_more_than_the_time_that_is_over(tmp_path: Path) -> None:
+    """While one run goes on, another one's input is found damaged; then the time is over."""
+    task = "InProcessSyncTask('t', LogMetadataRepository('done'))"
+    text = READING.format(task=task).replace(
+        "async def work(job, word):", "async def work(job, word):\n    await wait(job)"
+    )
+    text = text.replace(
+        "task = ",
+        "import asyncio\n\nasync def wait(job):\n    await asyncio.sleep(60 * (job == 'a1'))\n\ntask = ",
+        1,
+    )
+    project = Project(tmp_path, text)
+    project.ok("inject", "t.word", "k", stdin=b'{"text": "honest-1"}')
+    for job in ("a1", "j1"):
+        project.ok("inject", "t.go", job, stdin=b"{}")
+    flip(project.log, b"honest-1", b"hOnest-1")
+    ended = project.call("run", "--timeout", "3", "--grace", "1")
+    assert ended.code == 5, ended
+
+
 def test_a_value_carried_over_a_cut_is_checked_too(tmp_path: Path) -> None:
     project = waiting(tmp_path, "function")
     project.ok("rm", "t.go", "j1")

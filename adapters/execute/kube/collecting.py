@@ -100,6 +100,8 @@ class Collecting(Starting):
                 ending, brought = self._result(run, ending, logs)
                 writes += brought
             ending = judged(ending, wrong, ())
+            if ending.outcome == "lost":  # it is run again, and writes anew what no store has
+                writes = [write for write in writes if write.version is not None]
             kept = self.recipe.logs is not None and ending.outcome != "cancelled"
             if kept and self.recipe.logs is not None and logs is not None:
                 content = logs.content()
