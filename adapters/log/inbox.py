@@ -30,7 +30,7 @@ PENDING_MAX = 1_000
 REPLY_KEPT_SECONDS = 24 * 3600
 CLEANED_SECONDS = 3600.0
 QUARANTINE = "quarantine"
-TOLD_MAX = 5
+TOLD_MAX = 50
 """So many odd entries of one look are told by name."""
 
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)

@@ -264,7 +264,8 @@ def test_a_run_of_an_earlier_launcher_is_watched_without_a_descriptor_too(
     assert not strangers.watch("b", sleeper.pid, start + 1)
     assert strangers.gone() == []
     sleeper.kill()
-    while not (found := strangers.gone()):
+    deadline = time.monotonic() + 10
+    while not (found := strangers.gone()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert found == ["a"]
     assert strangers.gone() == []
