@@ -30,8 +30,10 @@ PENDING_MAX = 1_000
 REPLY_KEPT_SECONDS = 24 * 3600
 CLEANED_SECONDS = 3600.0
 QUARANTINE = "quarantine"
-TOLD_MAX = 50
-"""So many odd entries of one look are told by name."""
+TOLD_MAX = 5
+"""So many odd entries of one look are told in a line of their own, with the reason."""
+NAMED_MAX = 50
+"""So many more are named in one line."""
 
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _SETTLED_NS = 100_000_000
@@ -116,7 +118,7 @@ class FileInbox:
 
     def _list(self, folder: PrivateFolder) -> list[AnyRequest]:
         found: list[AnyRequest] = []
-        told = 0
+        odd_ones: list[str] = []
         entries = sorted(entry for entry in folder.names() if entry[1].endswith(".json"))
         there = {name: at for at, name in entries}
         self._stuck = {name: at for name, at in self._stuck.items() if there.get(name) == at}
@@ -129,10 +131,13 @@ class FileInbox:
             except FileNotFoundError:
                 continue
             except OddFileError as odd:
-                told += 1
-                self._set_aside(folder, name, at, str(odd), tell=told <= TOLD_MAX)
-        if told > TOLD_MAX:
-            logger.warning("%s: %s more entries like these were set aside", self.root, told - TOLD_MAX)
+                odd_ones.append(name)
+                self._set_aside(folder, name, at, str(odd), tell=len(odd_ones) <= TOLD_MAX)
+        if more := odd_ones[TOLD_MAX:]:
+            names = ", ".join(f"{name!r:.80}" for name in more[:NAMED_MAX]) + (
+                " …" if more[NAMED_MAX:] else ""
+            )
+            logger.warning("%s: %s more entries like these were set aside: %s", self.root, len(more), names)
         return found
 
     def _set_aside(self, folder: PrivateFolder, name: str, at: int, why: str, *, tell: bool) -> None:

@@ -129,10 +129,12 @@ def test_many_odd_entries_do_not_keep_a_request_waiting_for_ever(root, caplog):
     inbox = FileInbox(root)
     for number in range(1200):
         (root / f"g{number}.json").write_bytes(b"{}")
+        os.utime(root / f"g{number}.json", ns=(number, number))
     (root / "good.json").write_bytes(GOOD)
     assert inbox.pending() == []  # a thousand are looked at
     assert [request.id for request in inbox.pending()] == ["good"]
     assert len(caplog.records) < 20
+    assert all(f"'g{number}.json'" in caplog.text for number in range(20))
 
 
 @pytest.mark.parametrize("instead", ["nothing", "file", "link"])
