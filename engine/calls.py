@@ -18,10 +18,11 @@ import time
 import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from datatask.engine import intact
 from datatask.engine.binding import RunContext, current_run
+from datatask.engine.closing import leave_behind
 from datatask.engine.ports import Ended, RunSpec, Sink, Started, Write
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 from datatask.schema.values import storable
@@ -262,19 +263,6 @@ class CallRunner:
         """Return the asyncio tasks of the open runs and what to call them."""
         runs = list(self._runs.values())
         return {run.task: f"{self.name}[{run.context.job}]" for run in runs if run.task is not None}
-
-
-def leave_behind(task: asyncio.Task[Any]) -> None:
-    """Let the program end without a task that goes on although it was cancelled: nobody waits for it any more."""
-    asyncio._unregister_task(task)  # the documented way out for a task
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.add_done_callback(_seen)
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Take what a task that was left behind raises at last: unheard, it would count as a failure of the engine."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _no_sink(fact: object) -> None:

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from datatask.engine.calls import leave_behind
-
 T = TypeVar("T")
 
 GRACE_SECONDS = 10.0
@@ -97,3 +95,16 @@ async def call_off(*tasks: asyncio.Task[Any], seconds: float = CALL_OFF_SECONDS)
         elif not task.cancelled():
             task.exception()  # seen: what it raises while it is called off is no news
     return all(task.done() for task in tasks)
+
+
+def leave_behind(task: asyncio.Task[Any]) -> None:
+    """Let the program end without a task that goes on although it was cancelled: nobody waits for it any more."""
+    asyncio._unregister_task(task)  # the documented way out for a task
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.add_done_callback(_seen)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Take what a task that was left behind raises at last: unheard, it would count as a failure of the engine."""
+    if not task.cancelled():
+        task.exception()

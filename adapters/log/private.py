@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -102,7 +101,7 @@ class PrivateFolder:
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Have a file of this name and content appear, whole."""
-        fresh = f"{secrets.token_hex(8)}.new"
+        fresh = f"{os.urandom(8).hex()}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(fresh, flags, 0o600, dir_fd=self._fd)
         try:
@@ -161,7 +160,7 @@ class PrivateFolder:
 
     def set_aside(self, name: str, folder: str) -> str:
         """Move anything that is there into a folder within; return its new name."""
-        kept = os.fsdecode(os.fsencode(f"{secrets.token_hex(4)}-{name}")[:200])
+        kept = os.fsdecode(os.fsencode(f"{os.urandom(4).hex()}-{name}")[:200])
         inner = self._inner(folder)
         try:
             os.rename(name, kept, src_dir_fd=self._fd, dst_dir_fd=inner)
@@ -179,7 +178,7 @@ class PrivateFolder:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-        os.rename(name, f"{secrets.token_hex(4)}-{name}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        os.rename(name, f"{os.urandom(4).hex()}-{name}", src_dir_fd=self._fd, dst_dir_fd=self._fd)
         os.mkdir(name, 0o700, dir_fd=self._fd)
         return os.open(name, flags, dir_fd=self._fd)
 
@@ -191,7 +190,7 @@ def make_folder(path: Path) -> None:
     except FileExistsError:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             return
-        os.rename(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside"))
+        os.rename(path, path.with_name(f"{path.name}.{os.urandom(4).hex()}.aside"))
         os.mkdir(path, 0o700)
     os.chmod(path, 0o700)
     hand_over(path, path.parent)
