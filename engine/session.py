@@ -8,7 +8,7 @@ in the reverse order; when one fails to open, those that are open already are cl
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -103,7 +103,14 @@ class Session:
         await self.close()
 
 
-async def _first(name: str, generator: Generator) -> Any:
+async def _first(name: str, generator: Any) -> Any:
+    if not isinstance(generator, AsyncIterator):
+        if isinstance(generator, Coroutine):
+            generator.close()  # it was made to be awaited, and is not
+        raise CallerError(
+            f"resource {name} is no async generator, but gives a {type(generator).__name__}",
+            remedy="write `async def` with one `yield`, and no decorator between it and @session.resource",
+        )
     try:
         return await anext(generator)
     except StopAsyncIteration:

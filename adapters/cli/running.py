@@ -125,10 +125,8 @@ class _Work:
         grace = self._pipeline.grace_seconds
         began = time.monotonic()
         if timeout is not None:
-            seconds = timeout + grace
-            guard.within(
-                seconds + SPARE_SECONDS, TIMED_OUT, f"not ended {seconds:g} s after its start: {BLOCKED}"
-            )
+            seconds = timeout + grace + SPARE_SECONDS
+            guard.within(seconds, TIMED_OUT, f"not ended {seconds:g} s after its start: {BLOCKED}")
 
         async def work(interrupts: Interrupts) -> int:
             if timeout is None:

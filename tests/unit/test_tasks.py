@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -422,6 +423,21 @@ async def test_a_session_names_what_is_wrong_with_a_resource() -> None:
     await session.open()
     with pytest.raises(CallerError, match="more than one value"):
         await session.close()
+
+
+async def test_a_resource_that_is_no_async_generator_is_refused_by_name() -> None:
+    async def connection() -> int:
+        return 1
+
+    for maker, given in ((connection, "coroutine"), (asynccontextmanager(aiter_once), "ContextManager")):
+        session = Session()
+        session.resource(maker)  # type: ignore[arg-type]
+        with pytest.raises(CallerError, match=f"resource {maker.__name__} is no async generator.*{given}"):
+            await session.open()
+
+
+async def aiter_once() -> AsyncIterator[int]:
+    yield 1
 
 
 async def test_resource_managers_count_as_before() -> None:
