@@ -35,6 +35,7 @@ from datatask.engine.core.effects import (
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.following import Followers
+from datatask.engine.losses import Losses
 from datatask.engine.ports import Blobs, Clock, Ended, EventLog, Fact, Runner, RunSpec, Started, Store, Write
 from datatask.engine.starting import Starter
 from datatask.schema import events as e
@@ -113,6 +114,7 @@ class Runtime:
         self._followers = Followers(
             self._spawn, self._change_store, self._written, lambda leaf, job: self.look_again(leaf, job)
         )
+        self._losses = Losses(state)
         self._starter = Starter(
             log,
             state,
@@ -294,10 +296,11 @@ class Runtime:
         left = min(len(facts), TURN_FACTS_MAX)
         while left > 0:
             fact = facts.popleft()
+            self._losses.see(fact)
             left -= 1
             following = facts[0] if left else None
             if isinstance(fact, Started) and isinstance(following, Ended) and following.run == fact.run:
-                facts.popleft()
+                self._losses.see(facts.popleft())
                 left -= 1
                 reactor.ran(fact, following, now)
             else:

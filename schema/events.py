@@ -18,8 +18,12 @@ from datatask.schema.values import storable
 Outcome = Literal[
     "succeeded", "failed", "timed_out", "cancelled", "lost", "refused", "handed_over", "conflicted"
 ]
-Budget = Literal["user", "infrastructure", "conflict"]
-"""What an attempt is paid from: the user's attempts, those for lost runs, those for runs that were in conflict."""
+Budget = Literal["user", "infrastructure", "conflict", "machine"]
+"""What an attempt is paid from: the user's attempts, those for lost runs, those for runs that were in conflict; a run that
+the machine ended uses up none of them."""
+MACHINE = "machine"
+"""The key in the `detail` of a lost run's ending that says: the machine, the node or the service was being stopped, or the
+engine before it had begun. Its value tells which of them in a word."""
 ValueOrigin = Literal["written", "observed", "injected", "derived"]
 LaunchOrigin = Literal["derived", "forced", "direct"]
 StopReason = Literal["timeout", "cancelled", "deleted", "shutdown"]
@@ -363,7 +367,8 @@ class RetryScheduled(Event, frozen=True, kw_only=True):
     """The episode goes on with another attempt, not before `not_before`.
 
     `spent` tells how much of the budget is used up with it: lost runs since the last that made progress, or all
-    conflicts of the episode; 0 for the user's attempts, which are counted by `attempt`.
+    conflicts of the episode; 0 for the user's attempts, which are counted by `attempt`. A run that the machine ended uses
+    up nothing: `spent` are the lost ones before it that still count.
     """
 
     VERSION = 2

@@ -8,9 +8,23 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from datatask.engine.calls import stopped_message, stopped_outcome
-from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
+from datatask.schema.events import MACHINE, Ending, ErrorInfo, Outcome, StopReason
 
 OUT_OF_MEMORY_PERHAPS = "the kernel has killed for lack of memory meanwhile, perhaps this process"
+
+
+UNSTARTED = "the engine stopped before this run was started"
+
+
+def ended_by_machine(what: str, message: str, exit_code: int | None = None) -> Ending:
+    """Return the ending of a run that its machine, node or service ended, `what` in a word: it uses up no budget."""
+    error = ErrorInfo(type="Lost", message=message)
+    return Ending(outcome="lost", exit_code=exit_code, error=error, detail={MACHINE: what})
+
+
+def unstarted_ending(message: str = UNSTARTED) -> Ending:
+    """Return the ending of a run that never began, since its engine was stopped before."""
+    return ended_by_machine("unstarted", message)
 
 
 def exit_ending(code: int, why: str = "") -> Ending:

@@ -17,7 +17,14 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.execute.endings import cut, exit_ending, judged, stopped_ending
+from datatask.adapters.execute.endings import (
+    cut,
+    ended_by_machine,
+    exit_ending,
+    judged,
+    stopped_ending,
+    unstarted_ending,
+)
 from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.spools import Spool
@@ -277,8 +284,7 @@ class PollingRunner:
         elif run.reason is not None:
             ending = stopped_ending(run.reason, int(code))
         elif hit_us_too(int(code), run.started_at, time.time_ns()):  # noqa: TID251 - the runner's clock
-            lost = ErrorInfo(type="Lost", message=stopped_from_outside(int(code)))
-            ending = Ending(outcome="lost", error=lost)
+            ending = ended_by_machine("stopped", stopped_from_outside(int(code)))
         else:
             ending = exit_ending(int(code))
         if ending.outcome == "lost":
@@ -348,6 +354,7 @@ class PollingRunner:
                 error=ending.error,
                 ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
                 where=self._where,
+                detail=ending.detail,
             )
             self._sink(Ended(run.spec.run, told, writes))
 
@@ -378,8 +385,7 @@ class PollingRunner:
         folder = self._folder(run.spec)
         pid = await self._read(folder / "pid")
         if not pid:
-            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
-            self._end(run, Ending(outcome="lost", error=error))
+            self._end(run, unstarted_ending())
             return
         handle = run.spec.handle or {}
         run.pid = str(handle.get("pid") or pid.split()[0])

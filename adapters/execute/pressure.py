@@ -2,8 +2,8 @@
 
 In: starts, and what became of them. Out: when each may be tried. A machine that has no room for a process, a thread, a
 descriptor, memory or a file right now has some when others have ended: one start at a time is tried again, after pauses that
-grow, at once when one of ours has ended. Each run that waits is told of once; `why` shows it. What is refused for good is
-not for here.
+grow, at once when one of ours has ended. So do starts that a target leaves to another log (`OCCUPIED`), for as long as it
+does. Each run that waits is told of once; `why` shows it. What is refused for good is not for here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ MOMENTARY = frozenset(
     (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT, errno.ENOBUFS)
 )
 WORDS_MAX = 900
+NO_ROOM = "NoRoom"
+OCCUPIED = "Occupied"
+_WHO = {NO_ROOM: "the machine", OCCUPIED: "its target"}
 
 
 def is_momentary(error: BaseException) -> bool:
@@ -42,6 +45,7 @@ class Pressure:
         self._waiting: dict[int, Callable[[], None]] = {}
         self._told: set[int] = set()
         self._words = ""
+        self._reason = NO_ROOM
         self._trying = 0
         self._pause = PAUSE_SECONDS[0]
         self._timer: asyncio.TimerHandle | None = None
@@ -53,12 +57,13 @@ class Pressure:
         else:
             start()
 
-    def refused(self, run: int, start: Callable[[], None], why: str) -> None:
-        """The machine has refused a start; nothing of it has begun."""
-        if not self._words:
+    def refused(self, run: int, start: Callable[[], None], why: str, reason: str = NO_ROOM) -> None:
+        """The machine, or the target, has refused a start; nothing of it has begun."""
+        if not self._words or reason != self._reason:
             logger.warning(
-                "%s: the machine starts no more runs for the moment, they wait: %s", self._task, why
+                "%s: %s starts no more runs for the moment, they wait: %s", self._task, _WHO[reason], why
             )
+        self._reason = reason
         self._words = why[:WORDS_MAX]
         if run == self._trying:
             self._trying = 0
@@ -74,7 +79,7 @@ class Pressure:
             self._pause = PAUSE_SECONDS[0]
             if not self._waiting:
                 self._words = ""
-                logger.warning("%s: the machine starts runs again", self._task)
+                logger.warning("%s: %s starts runs again", self._task, _WHO[self._reason])
             self._soon()
 
     def freed(self) -> None:
@@ -100,8 +105,8 @@ class Pressure:
         self._waiting[run] = start
         if run not in self._told:
             self._told.add(run)
-            text = f"the machine refuses it for the moment, it is tried again: {self._words}"
-            self._sink(Noticed(run, "pending", "NoRoom", text))
+            text = f"{_WHO[self._reason]} refuses it for the moment, it is tried again: {self._words}"
+            self._sink(Noticed(run, "pending", self._reason, text))
 
     def _soon(self) -> None:
         if self._waiting and not self._trying:

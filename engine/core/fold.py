@@ -382,6 +382,9 @@ def _retry_scheduled(state: State, position: int, event: e.RetryScheduled) -> No
         episode.infrastructure += 1
         if event.spent:
             episode.forgiven = episode.infrastructure - event.spent
+    elif event.budget == "machine":
+        episode.infrastructure += 1
+        episode.forgiven = episode.infrastructure - event.spent
     elif event.budget == "conflict":
         episode.conflicts += 1
     task.schedule(job, episode)

@@ -96,6 +96,10 @@ class Obstacles:
             told.append(
                 f"{episode.lost_in_a_row} of {retry.infrastructure_attempts} lost runs in a row are run again"
             )
+        if count := episode.forgiven:
+            told.append(
+                f"{count} lost before that count no more: the machine, the node or the service was being stopped, or a later run made progress"
+            )
         if episode.conflicts:
             told.append(
                 f"{episode.conflicts} runs were in conflict, which uses up none of the {retry.attempts} attempts"

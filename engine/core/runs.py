@@ -21,7 +21,7 @@ from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, S
 from datatask.engine.core.observations import Observations
 from datatask.engine.core.outbox import BATCH_MAX
 from datatask.engine.core.records import change_event, intent_event, put_event
-from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending, made_progress
+from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending, by_machine, made_progress
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
@@ -173,7 +173,7 @@ class Runs(Observations):
         """Add what the engine itself writes at a run's end, and begin to record it."""
         if ending.outcome == "lost" and run.stopping in _UNWANTED:
             ending = msgspec.structs.replace(ending, outcome="cancelled")  # it was to end, and has
-        again = self._verdict(run, ending.outcome, now)
+        again = self._verdict(run, ending, now)
         task = self.state.tasks[run.task].definition
         job = self.state.jobs[run.job]
         if isinstance(again, Again):
@@ -190,14 +190,23 @@ class Runs(Observations):
         links = self.state.tasks[task].definition.links
         return [link.expr.leaf for link in links if link.inhibits_start and hasattr(link.expr, "leaf")]
 
-    def _verdict(self, run: OpenRun, outcome: str, now: int) -> Again | Over:
+    def _verdict(self, run: OpenRun, ending: e.Ending, now: int) -> Again | Over:
         task = self.state.tasks[run.task]
         stopped = run.stopping in _UNWANTED
         episode, retry = task.episodes[run.job], task.definition.retry
         if run.origin == "forced" and not task.condition.test(self.state.masks[run.job]):
             return Over()  # nothing but force would launch it again
-        progress = outcome == "lost" and made_progress(retry, run, self.state.engine, now)
-        return after_ending(retry, episode, outcome, now, self._chance(), stopped=stopped, progress=progress)
+        progress = ending.outcome == "lost" and made_progress(retry, run, self.state.engine, now)
+        return after_ending(
+            retry,
+            episode,
+            ending.outcome,
+            now,
+            self._chance(),
+            stopped=stopped,
+            progress=progress,
+            machine=by_machine(ending),
+        )
 
     def _collect(
         self,
@@ -242,7 +251,7 @@ class Runs(Observations):
             disputed |= late.keys() & _keys(writes)
             writes = [*writes, *(write for key, write in late.items() if key not in _keys(writes))]
         if verdict is None:
-            verdict = self._verdict(run, ending.outcome, now)
+            verdict = self._verdict(run, ending, now)
         again = verdict if isinstance(verdict, Again) else None
         events: list[e.Event] = [change_event(write, now, run=run) for write in writes]
         effects: list[Effect] = [Mirror(write) for write in writes if self._medium(write) == "mirror"]
@@ -429,6 +438,8 @@ def _with_budget(detail: dict[str, str] | None, again: Again, retry: RetryDef) -
     """Add what a run is run again on, where that is not the user's attempts."""
     if again.budget == "user":
         return detail
+    if again.budget == "machine":
+        return {**(detail or {}), "again": "machine, which uses up no budget"}
     most = retry.infrastructure_attempts if again.budget == "infrastructure" else CONFLICTS_MAX
     return {**(detail or {}), "again": f"{again.budget} {again.spent} of {most}"}
 

@@ -2,7 +2,7 @@
 
 Pure. `chance` is a number in [0, 1) drawn outside; the resulting `not_before` is recorded, so replay needs no
 chance. Trouble of the infrastructure (`lost`) and conflicts between runs (`conflicted`) have budgets of their own and
-do not use up the user's.
+do not use up the user's. A lost run that the machine ended (`MACHINE`: a drained node, a stopped service) uses up none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from datatask.engine.core.tasks import Episode, OpenRun
 from datatask.schema.definition import SECOND, RetryDef
-from datatask.schema.events import Budget, EngineOpened
+from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened
 
 INFRASTRUCTURE_FIRST = SECOND // 10
 INFRASTRUCTURE_LONGEST = 300 * SECOND
@@ -19,6 +19,9 @@ CONFLICT_FIRST = SECOND // 100
 CONFLICT_LONGEST = 30 * SECOND
 CONFLICTS_MAX = 1000
 """A job that was in conflict so often in one episode is given up: its runs are in conflict with themselves, by another way."""
+MACHINE_LONGEST = 60 * SECOND
+MACHINES_MAX = 1000
+"""A job that was lost so often in one episode is given up even where the machine ended it."""
 THROTTLED = "throttled"
 
 
@@ -34,7 +37,7 @@ class Again(NamedTuple):
 class Over(NamedTuple):
     """The episode is over; `exhausted` names the budget that ran out, if one did."""
 
-    exhausted: Literal["", "user", "infrastructure", "conflict"] = ""
+    exhausted: Budget | Literal[""] = ""
     attempts: int = 0
 
 
@@ -47,11 +50,21 @@ def after_ending(
     *,
     stopped: bool = False,
     progress: bool = False,
+    machine: bool = False,
 ) -> Again | Over:
-    """Return what follows when the episode's current run ended with `outcome`; `progress` says that it made some."""
+    """Return what follows when the episode's current run ended with `outcome`.
+
+    `progress` says that it made some, `machine` that it was lost by the machine's own doing.
+    """
     attempt = episode.attempt
     if outcome == "lost":
         lost = 0 if progress else episode.lost_in_a_row
+        if machine:
+            if stopped or episode.infrastructure >= MACHINES_MAX:
+                return Over("" if stopped else "machine", attempt)
+            before = 0 if progress else episode.infrastructure
+            wait = backoff(INFRASTRUCTURE_FIRST, 3.0, MACHINE_LONGEST, before, 0.1, chance)
+            return Again(now + wait, attempt + 1, "machine", lost)
         if stopped or lost >= retry.infrastructure_attempts:
             return Over("" if stopped else "infrastructure", attempt)
         wait = backoff(INFRASTRUCTURE_FIRST, 3.0, INFRASTRUCTURE_LONGEST, lost, 0.1, chance)
@@ -68,6 +81,11 @@ def after_ending(
         return Over("user" if retry.attempts > 1 else "", attempt)
     wait = backoff(retry.first, retry.factor, retry.longest, spent - 1, retry.jitter, chance)
     return Again(now + wait, attempt + 1, "user")
+
+
+def by_machine(ending: Ending) -> bool:
+    """Whether it is the machine's own doing that a run was lost."""
+    return ending.outcome == "lost" and MACHINE in (ending.detail or {})
 
 
 def made_progress(retry: RetryDef, run: OpenRun, engine: EngineOpened | None, now: int) -> bool:

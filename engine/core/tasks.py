@@ -63,7 +63,7 @@ class Episode(msgspec.Struct, gc=False):
     """An episode that has had a launch: between attempts `run` is 0 and `not_before` may be set.
 
     `infrastructure` and `conflicts` are the attempts that were lost or in conflict; `forgiven` of the lost ones count
-    no more, because a run after them made progress.
+    no more: a run after them made progress, or the machine had ended them.
     """
 
     position: int

@@ -18,7 +18,7 @@ from datatask.engine.core.explanations import Change
 from datatask.engine.core.fold import apply
 from datatask.engine.core.layers import Layer
 from datatask.engine.core.members import LeafState
-from datatask.engine.core.settle import Again, after_ending, made_progress
+from datatask.engine.core.settle import Again, after_ending, by_machine, made_progress
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.schema import events as e
@@ -147,7 +147,14 @@ class Trial:
         retry = task.definition.retry
         progress = made_progress(retry, run, self.state.engine, self.now)
         again = after_ending(
-            retry, episode, ending.outcome, self.now, LATEST, stopped=stopped, progress=progress
+            retry,
+            episode,
+            ending.outcome,
+            self.now,
+            LATEST,
+            stopped=stopped,
+            progress=progress,
+            machine=by_machine(ending),
         )
         self._fold(e.RunEnded(**about, outcome=ending.outcome, final=not isinstance(again, Again)))
         if isinstance(again, Again):

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project, Result
+from integration.cli_kit import Project
 
 SLEEPS = """
 import datatask
@@ -61,16 +61,6 @@ def copied(project: Project, to: Project) -> None:
         source.backup(target)
 
 
-def refused(project: Project, result: Result) -> str:
-    """Return the error of the run that was refused."""
-    assert result.code == 1, result
-    rows = project.ok("query", "SELECT state, error FROM runs ORDER BY run DESC LIMIT 1", "--json").json[
-        "rows"
-    ]
-    assert rows[0][0] == "refused", rows
-    return str(rows[0][1])
-
-
 def test_a_moved_log_goes_on(world: World) -> None:
     first, second = world.project("first"), world.project("second")
     put(first, "a")
@@ -120,7 +110,9 @@ def test_a_copy_of_long_ago_keeps_its_place_when_its_original_goes(world: World)
     assert list((world.folder / "base" / "app").glob("*/*.*")) == [], "what is the original's is not used"
 
 
-def test_an_old_copy_that_is_put_back_is_refused_until_somebody_says_so(world: World) -> None:
+def test_an_old_copy_that_is_put_back_waits_until_somebody_says_so(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """A backup of last week: of what this week's processes did it knows nothing."""
     first, kept = world.project("first"), world.project("kept")
     put(first, "a")
@@ -134,14 +126,16 @@ def test_an_old_copy_that_is_put_back_is_refused_until_somebody_says_so(world: W
             file.unlink()
     copied(kept, first)
     put(first, "b")
-    error = refused(first, first.call("run"))
-    assert "a later state of this log has used" in error
-    assert world.effects() == ["a", "b", "c", "d"]
     (owner,) = (world.folder / "base" / "app").glob("*.owner")
-    assert str(owner) in error
-    owner.unlink()
-    first.ok("retry", "copy", "b")
-    first.ok("run")
+    waited = first.call("run", "--timeout", "2")
+    assert waited.code == 7, waited
+    assert caplog.text.count("a later state of this log has used") == 1
+    assert world.effects() == ["a", "b", "c", "d"]
+    with first.engine():
+        first.until("a later state of this log has used", "why", "copy", "b")
+        assert str(owner) in first.ok("why", "copy", "b").out
+        owner.unlink()
+        first.until("b", "ls", "done")
     assert world.effects() == ["a", "b", "b", "c", "d"]
 
 

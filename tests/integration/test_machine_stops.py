@@ -19,6 +19,7 @@ from datatask.adapters.execute.endings import exit_ending
 from datatask.adapters.execute.local.families import MARK
 from datatask.adapters.history.history import History
 from datatask.engine.ports import Fact, Started
+from datatask.schema.events import MACHINE
 from tests.integration.test_local_processes import ends, keepers, launcher_pid, spec, task_of, until
 
 PIPELINE = """
@@ -76,7 +77,9 @@ class Service:
         self.engine.wait(30)
         assert self.run().wait(30) == 0
         with History(self.folder / ".datatask" / "log.db") as history:
-            return [str(run["state"]) for run in history.runs()]
+            runs = list(history.runs())
+        assert all(str(run["again"]).startswith("machine") for run in runs if run["state"] == "lost"), runs
+        return [str(run["state"]) for run in runs]
 
 
 def send(number: int, *pids: int) -> None:
@@ -150,6 +153,7 @@ async def outcome(facts: list[Fact]) -> tuple[str, int | None]:
     if ending.outcome == "lost":
         assert ending.error is not None
         assert "was being stopped" in ending.error.message
+        assert ending.detail == {MACHINE: "stopped"}
     return ending.outcome, ending.exit_code
 
 

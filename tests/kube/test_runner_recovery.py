@@ -9,6 +9,7 @@ import pytest
 
 from datatask.adapters.execute.kube import starting, watching
 from datatask.engine.ports import Adopted, Noticed, Reachable, Started, Unreachable
+from datatask.schema.events import MACHINE
 from tests.kube.api.faults import away
 from tests.kube.runner_kit import LOG, SECOND, make_task, opened, running, spec, text, until
 from tests.kube.scripted import scripted
@@ -52,6 +53,7 @@ async def test_a_run_whose_pod_is_gone_is_lost_and_one_that_never_began_has_its_
         assert "nobody saw how it ended" in gone.ending.error.message
         assert never.ending.error is not None
         assert "before this run was started" in never.ending.error.message
+        assert (gone.ending.detail, never.ending.detail) == (None, {MACHINE: "unstarted"})
         (stone,) = api.pods.values()
         assert stone["spec"]["schedulingGates"]
         assert stone["metadata"]["annotations"]["datatask.io/run"] == f"{LOG}.1.2"

@@ -309,7 +309,7 @@ class Twin:
         if episode is None:
             return
         episode.not_before = event.not_before
-        episode.infrastructure += event.budget == "infrastructure"
+        episode.infrastructure += event.budget in ("infrastructure", "machine")
         if not self.is_ready(event.task, event.job):
             self._ceased(event.task, event.job)
 

@@ -204,6 +204,7 @@ def test_a_pod_that_the_cluster_deletes_says_for_what() -> None:
         "lost",
         "the cluster deleted the pod while it ran (PreemptionByScheduler): room",
     )
+    assert found.machine == "PreemptionByScheduler"
 
 
 def test_a_child_that_was_killed_for_memory_is_no_failure() -> None:
@@ -232,6 +233,7 @@ def test_what_the_cluster_did_is_lost_and_what_the_pod_did_is_failed(
     found = verdict(pod("Failed", {"waiting": {"reason": "ContainerCreating"}}, **status))
     assert found is not None
     assert (found.outcome, found.reason) == (outcome, reason)
+    assert found.machine == ("" if outcome == "failed" or reason == "Failed" else reason)
 
 
 def test_the_first_container_that_failed_gives_code_and_name() -> None:

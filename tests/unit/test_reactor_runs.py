@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from datatask.engine.core.effects import ForgetRun, StartRun, StopRun
-from datatask.engine.core.settle import Again, Over, after_ending, backoff
+from datatask.engine.core.settle import MACHINES_MAX, Again, Over, after_ending, backoff
 from datatask.engine.core.tasks import Episode
+from datatask.engine.core.why import explain
 from datatask.engine.ports import Adopted, Ended, Noticed, Reachable, Unreachable, Write
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, Not, RetryDef
@@ -104,6 +105,60 @@ def test_lost_runs_have_a_budget_of_their_own() -> None:
         desk.decide()
         run = desk.specs()[-1].run
     assert kinds(desk.ended(run, "lost")) == ["ValuePut", "RunEnded", "RetriesExhausted"]
+
+
+def machine_ended(desk: Desk, run: int) -> e.RetryScheduled:
+    """The machine was stopped under a run: what follows, when the next one is launched."""
+    desk.reactor.fact(Ended(run, e.Ending(outcome="lost", detail={e.MACHINE: "stopped"})), desk.now)
+    (scheduled,) = [one for one in desk.take() if isinstance(one, e.RetryScheduled)]
+    return scheduled
+
+
+def test_what_the_machine_ends_uses_up_no_budget() -> None:
+    """Neither the user's nor that of the infrastructure, after pauses that grow; what was lost else still counts."""
+    desk = Desk(pipeline(task("t", "a", retry=RetryDef(attempts=1, infrastructure_attempts=2))))
+    (run,) = running(desk, "x")
+    pauses = []
+    for attempt in range(2, 14):
+        scheduled = machine_ended(desk, run)
+        assert (scheduled.attempt, scheduled.budget, scheduled.spent) == (attempt, "machine", 0)
+        pauses.append(scheduled.not_before - desk.now)
+        if attempt == 4:
+            found = explain(desk.state, "t", "x", desk.now, engine_alive=True)
+            assert "3 lost before that count no more" in found.held_by[0].explain
+        desk.now = scheduled.not_before
+        desk.decide()
+        run = desk.specs()[-1].run
+    assert pauses[:7] == sorted(pauses[:7])
+    assert pauses[0] < SECOND
+    assert 50 * SECOND < pauses[-1] < 70 * SECOND
+    for spent in (1, 2):
+        batch = desk.ended(run, "lost")
+        (scheduled,) = [one for one in batch if isinstance(one, e.RetryScheduled)]
+        assert (scheduled.budget, scheduled.spent) == ("infrastructure", spent)
+        desk.now = scheduled.not_before
+        desk.decide()
+        run = desk.specs()[-1].run
+        scheduled = machine_ended(desk, run)
+        assert (scheduled.budget, scheduled.spent) == ("machine", spent)
+        desk.now = scheduled.not_before
+        desk.decide()
+        run = desk.specs()[-1].run
+    (exhausted,) = [one for one in desk.ended(run, "lost") if isinstance(one, e.RetriesExhausted)]
+    assert exhausted.budget == "infrastructure"
+
+
+def test_the_machine_may_end_a_run_only_so_often() -> None:
+    """A job under which machines go down again and again is given up by and by; a stopped one is not run again."""
+    retry, many = RetryDef(), Episode(1, 0.0, attempt=MACHINES_MAX + 1, infrastructure=MACHINES_MAX)
+    assert after_ending(retry, many, "lost", 0, 0.5, machine=True) == Over("machine", MACHINES_MAX + 1)
+    assert after_ending(
+        retry, Episode(1, 0.0, attempt=1), "lost", 0, 0.5, stopped=True, machine=True
+    ) == Over("", 1)
+    lost = Episode(1, 0.0, attempt=4, infrastructure=3)
+    assert after_ending(retry, lost, "lost", 0, 0.5, progress=True, machine=True) == Again(
+        SECOND // 10, 5, "machine", 0
+    )
 
 
 def test_backoff_grows_and_is_spread() -> None:

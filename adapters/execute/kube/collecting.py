@@ -22,7 +22,7 @@ from datatask.adapters.execute.kube.verdicts import Verdict, times
 from datatask.adapters.execute.kube.waiting import Run
 from datatask.engine.calls import error_info
 from datatask.engine.ports import Ended, Write
-from datatask.schema.events import Ending, ErrorInfo
+from datatask.schema.events import MACHINE, Ending, ErrorInfo
 
 logger = logging.getLogger("datatask.kube")
 
@@ -62,6 +62,7 @@ class Collecting(Starting):
             outcome, error, code = stopped.outcome, stopped.error, stopped.exit_code
         elif outcome != "succeeded":
             error = ErrorInfo(type=found.reason, message=found.message)
+            detail[MACHINE] = found.machine
         return Ending(
             outcome=outcome,
             exit_code=code,

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable
 
-from datatask.adapters.execute.endings import stopped_ending
+from datatask.adapters.execute.endings import stopped_ending, unstarted_ending
 from datatask.adapters.execute.kube import names
 from datatask.adapters.execute.kube.collecting import Collecting
 from datatask.adapters.execute.kube.connecting import RefusedError
@@ -213,11 +213,10 @@ class KubeRunner(Collecting):
             if run.stop is not None:
                 self._end(run, stopped_ending(run.stop[0]))
                 return
-            text = (
-                "its pod is gone, and nobody saw how it ended"
-                if known
-                else "the engine stopped before this run was started"
-            )
+            if not known:
+                self._end(run, unstarted_ending())
+                return
+            text = "its pod is gone, and nobody saw how it ended"
             self._end(run, self._ending(run, "lost", ErrorInfo(type="Lost", message=text)))
         finally:
             run.work = None

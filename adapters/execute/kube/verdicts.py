@@ -7,6 +7,7 @@ OOMKilled on a container, a preemption in a condition; and a container that succ
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import NamedTuple
 
@@ -35,15 +36,21 @@ CANNOT_START = frozenset(
     }
 )
 """Reasons of a waiting container that do not go away by waiting alone."""
+OF_THE_NODE = re.compile("Shutdown|NodeShutdown|Terminated|NodeLost|Preempting|NodeAffinity|OutOf[a-z].*")
+"""Reasons of a pod whose node was shut down or lost, or had no room for it after all."""
 
 
 class Verdict(NamedTuple):
-    """The outcome, the exit code where a container has one, the reason in a word, and in a sentence."""
+    """The outcome, the exit code where a container has one, the reason in a word, and in a sentence.
+
+    `machine` is the reason in a word where the cluster or the node has ended it, else empty.
+    """
 
     outcome: Outcome
     exit_code: int | None
     reason: str
     message: str
+    machine: str = ""
 
 
 class Trouble(NamedTuple):
@@ -72,7 +79,7 @@ def verdict(pod: Pod, *, gone: bool = False) -> Verdict | None:
     why = pod.condition("DisruptionTarget")
     if why is not None and why.status == "True":
         text = f"the cluster deleted the pod {then} ({why.reason}): {why.message}"
-        return Verdict("lost", code, "Deleted", _cut(text))
+        return Verdict("lost", code, "Deleted", _cut(text), why.reason or "Deleted")
     return Verdict("lost", code, "Deleted", _cut(f"the pod was deleted by somebody {then}{how}"))
 
 
@@ -166,14 +173,17 @@ def _natural(pod: Pod) -> Verdict | None:
     if status.reason == "Evicted":
         own = "exceed" in status.message.lower() and "limit" in status.message.lower()
         outcome: Outcome = "failed" if own else "lost"
-        return Verdict(outcome, code, "Evicted", _cut(f"evicted: {status.message.strip()}"))
+        return Verdict(
+            outcome, code, "Evicted", _cut(f"evicted: {status.message.strip()}"), "" if own else "Evicted"
+        )
     if disrupted is not None and disrupted.status == "True" and status.phase == "Failed":
         text = f"the cluster took its node away ({disrupted.reason}): {disrupted.message}"
-        return Verdict("lost", code, disrupted.reason or "Disrupted", _cut(text))
+        reason = disrupted.reason or "Disrupted"
+        return Verdict("lost", code, reason, _cut(text), reason)
     if status.reason and status.phase == "Failed":
-        return Verdict(
-            "lost", code, status.reason, _cut(f"{status.reason}: {status.message or 'no more is told'}")
-        )
+        text = f"{status.reason}: {status.message or 'no more is told'}"
+        machine = status.reason if OF_THE_NODE.fullmatch(status.reason) else ""
+        return Verdict("lost", code, status.reason, _cut(text), machine)
     if by_container is not None:
         return by_container
     if status.phase == "Failed":

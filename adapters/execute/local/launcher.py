@@ -283,7 +283,7 @@ class Launcher:
                 f"{other} has used {self._named(self.directory)}: go on with that one, give this pipeline's manager another app"
                 f" name, or remove {self._named(self.owners.path(log))} if nothing that it did matters any more"
             )
-            self._refuse(engine, id, False, text)
+            self._refuse(engine, id, True, text, occupied=True)
             return
         facts = self.runs.get(id)
         if facts is not None and not facts.get("refused", {}).get(
@@ -344,8 +344,10 @@ class Launcher:
         self.journal.add({"id": facts["id"], "groups": groups, "memory": memory})
         return Confinement(groups)
 
-    def _refuse(self, engine: Engine, identity: str, temporary: bool, text: str) -> None:
-        engine.tell({"refused": identity, "temporary": temporary, "message": text})
+    def _refuse(
+        self, engine: Engine, identity: str, temporary: bool, text: str, *, occupied: bool = False
+    ) -> None:
+        engine.tell({"refused": identity, "temporary": temporary, "message": text, "occupied": occupied})
 
     def _started(self, facts: Facts) -> dict[str, Any]:
         return {
@@ -434,7 +436,9 @@ class Launcher:
                 cpu = usage.ru_utime + usage.ru_stime
                 self._ended(identity, status, cpu_seconds=round(cpu, 6), rss_bytes_max=usage.ru_maxrss * 1024)
 
-    def _ended(self, identity: str, status: int | None, *, why: str = "", **usage: float) -> None:
+    def _ended(
+        self, identity: str, status: int | None, *, why: str = "", machine: bool = False, **usage: float
+    ) -> None:
         facts = self.runs[identity]
         self.stopping.discard(identity)
         self.families.forget(identity)
@@ -448,6 +452,7 @@ class Launcher:
             "pid": facts.get("pid"),
             "usage": usage,
             "why": why,
+            "machine": machine,
         }
         if status is not None:
             message["files"], message["unknown"] = facts.get("files"), facts.get("unknown", False)
@@ -485,7 +490,7 @@ class Launcher:
             return
         code, log = message["code"], identity.partition(".")[0]
         if self.doubts.is_from_outside(log, code, message["began"], message["at"]):
-            message |= {"code": None, "why": stopped_from_outside(code)}
+            message |= {"code": None, "why": stopped_from_outside(code), "machine": True}
         self._record(identity, message)
 
     def _record(self, identity: str, message: Facts) -> None:
@@ -552,19 +557,19 @@ class Launcher:
                 exe = os.path.join(self._named(self._folder(identity)), "exe")
                 pid = proctable.find_by_argument(exe) or self._unnamed(facts.get("intended", 0))
                 if pid is None or not self._watch_found(facts, pid):
-                    self._ended(identity, None, why=VANISHED)
+                    self._ended(identity, None, why=VANISHED, machine=True)
             elif self.strangers.watch(identity, facts["pid"], facts["start"]):
                 self._find_outputs(facts)
                 if not proctable.is_alive(facts["pid"], facts["start"]):
                     self.unseen.add(identity)
             else:
-                self._ended(identity, None, why=VANISHED)
+                self._ended(identity, None, why=VANISHED, machine=True)
 
     def _ended_unseen(self, identity: str, status: int) -> None:
         """Take an end that came with that of the launcher before us: by the same signal, as far as anybody knows."""
         code = os.waitstatus_to_exitcode(status)
         if of_a_signal(code) is not None and "stopped" not in self.runs[identity]:
-            self._ended(identity, None, why=stopped_from_outside(code))
+            self._ended(identity, None, why=stopped_from_outside(code), machine=True)
         else:
             self._ended(identity, status)
             self._decide(identity)
@@ -637,7 +642,8 @@ class Launcher:
         if status is not None and identity in self.unseen:
             self._ended_unseen(identity, status)
         else:
-            self._ended(identity, status, why="" if status is not None else VANISHED)
+            vanished = status is None
+            self._ended(identity, status, why=VANISHED if vanished else "", machine=vanished)
 
 
 def _wait_status(seen: os.waitid_result) -> int:

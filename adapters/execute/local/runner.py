@@ -14,11 +14,19 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS, exit_ending, judged, stopped_ending
+from datatask.adapters.execute.endings import (
+    OUT_OF_MEMORY_PERHAPS,
+    UNSTARTED,
+    ended_by_machine,
+    exit_ending,
+    judged,
+    stopped_ending,
+    unstarted_ending,
+)
 from datatask.adapters.execute.local import collecting, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
 from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
-from datatask.adapters.execute.pressure import Pressure, is_momentary
+from datatask.adapters.execute.pressure import NO_ROOM, OCCUPIED, Pressure, is_momentary
 from datatask.adapters.execute.targets import (
     STDOUT,
     Recipe,
@@ -44,7 +52,6 @@ from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 WHERE = "local"
 SECOND = 1_000_000_000
-UNSTARTED = "the engine stopped before this run was started"
 OF_THE_ORIGINAL = "if it was started, it was for the log of which this is a copy"
 
 
@@ -105,13 +112,13 @@ class LocalRunner:
         run.preparing = self._loop.create_task(self._prepare(run))
         self._services.mind(run.preparing, "the start of a local run")
 
-    def _refused_for_now(self, run: _Open, why: str) -> None:
+    def _refused_for_now(self, run: _Open, why: str, reason: str = NO_ROOM) -> None:
         """Nothing was begun: it is begun again when there may be room."""
         self._client.done(run.spec.identity)
         if run.stop is not None:
             self._end(run, stopped_ending(run.stop["reason"]))
         else:
-            self._pressure.refused(run.spec.run, lambda: self._begin(run), why)
+            self._pressure.refused(run.spec.run, lambda: self._begin(run), why, reason)
 
     def hold_back(self) -> Iterable[int]:
         """Return the runs that the machine has no room for."""
@@ -245,7 +252,7 @@ class LocalRunner:
         elif "ended" in message:
             self._ended(run, message)
         elif "refused" in message and message["temporary"]:
-            self._refused_for_now(run, message["message"])
+            self._refused_for_now(run, message["message"], OCCUPIED if message.get("occupied") else NO_ROOM)
         elif "refused" in message:
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
             self._end(run, Ending(outcome="refused", error=error, where=WHERE))
@@ -253,7 +260,7 @@ class LocalRunner:
             self._begin(run)
         elif "absent" in message:
             why = message.get("why") or (OF_THE_ORIGINAL if self._client.is_of_a_copy else UNSTARTED)
-            self._end(run, Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why), where=WHERE))
+            self._end(run, unstarted_ending(why))
 
     def _started(self, run: _Open, message: Message) -> None:
         handle = {key: message[key] for key in ("pid", "start", "boot")}
@@ -277,9 +284,11 @@ class LocalRunner:
         began, usage = message["began"], message["usage"] or None
         if reason is not None:
             ending = stopped_ending(reason, code)
+        elif code is None and not message.get("machine"):
+            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=message["why"]))
         elif code is None or hit_us_too(code, began, message["at"]):
             why = message["why"] if code is None else stopped_from_outside(code)
-            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=why))
+            ending = ended_by_machine("stopped", why)
         else:
             perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
             ending = exit_ending(code, message["why"] or perhaps)
@@ -292,6 +301,7 @@ class LocalRunner:
             usage=usage,
             reads=run.reads,
             where=WHERE,
+            detail=ending.detail,
         )
         if told.outcome == "lost":
             self._end(run, told)
@@ -352,6 +362,7 @@ class LocalRunner:
                 ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
                 reads=run.reads,
                 where=WHERE,
+                detail=ending.detail,
             )
         self._sink(Ended(run.spec.run, ending, writes))
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from datatask.adapters.execute.endings import judged, stopped_ending
+from datatask.adapters.execute.endings import ended_by_machine, judged, stopped_ending, unstarted_ending
 from datatask.adapters.execute.outside import NEAR_SECONDS, stopped_from_outside
 from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.execute.ssh import questions
@@ -296,8 +296,7 @@ class SSHRunner:
         elif run.stop is not None:
             self._end(run, stopped_ending(run.stop[0]))
         else:
-            error = ErrorInfo(type="Lost", message="the engine stopped before this run was started")
-            self._end(run, Ending(outcome="lost", error=error))
+            self._end(run, unstarted_ending())
 
     def _refused(self, run: _Open, why: list[str]) -> None:
         if why[0] in _MOMENTARY:
@@ -350,8 +349,7 @@ class SSHRunner:
         same = record.boot == target.boot
         if run.stop is None and record.is_in_doubt and record.code is not None:
             if not same or target.was_lost_near(_at(target, record.at)):
-                lost = ErrorInfo(type="Lost", message=stopped_from_outside(record.code))
-                ending = Ending(outcome="lost", error=lost)
+                ending = ended_by_machine("stopped", stopped_from_outside(record.code))
         told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
@@ -362,6 +360,7 @@ class SSHRunner:
             | ({} if record.peak is None else {"memory_bytes_max": record.peak}),
             reads=run.reads,
             where=target.label,
+            detail=ending.detail,
         )
         wanted = kept(self._recipe)
         if not wanted or told.outcome == "lost":
@@ -413,6 +412,7 @@ class SSHRunner:
                 ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
                 reads=run.reads,
                 where=self._where(run),
+                detail=ending.detail,
             )
         self._sink(Ended(run.spec.run, ending, writes(self._recipe, run.spec.job, run.outputs)))
 
