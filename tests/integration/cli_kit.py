@@ -60,6 +60,11 @@ if __name__ == "__main__":
 """
 
 
+def complaints(err: str) -> list[str]:
+    """Return what a command says on stderr besides how far the log was verified."""
+    return [line for line in err.splitlines() if not line.startswith("verified up to position ")]
+
+
 class Result(NamedTuple):
     """What a command did."""
 

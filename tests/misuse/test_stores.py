@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project, Result
+from integration.cli_kit import Project, Result, complaints
 
 pytestmark = pytest.mark.long
 
@@ -83,11 +83,6 @@ def spoken(project: Project, *arguments: str, prefix: tuple[str, ...] = (), seco
         cwd=project.folder, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-def complaints(ended: Result) -> list[str]:
-    """Return what a command says on stderr besides how far the log was verified."""
-    return [line for line in ended.err.splitlines() if not line.startswith("verified up to position ")]
 
 
 def members(project: Project) -> list[str]:
@@ -174,7 +169,7 @@ def test_a_listing_that_fails(tmp_path: Path, how: str) -> None:
     assert other_ran(project, "x")
     reason_is_told(project, said, ended.err)
     rewrite(project, text(TRUE.replace('"c"', '"c", "d"')))
-    assert complaints(spoken(project, "run")) == []
+    assert complaints(spoken(project, "run").err) == []
     assert members(project) == ["a", "b", "c", "d"]
     assert project.ok("status", "--json").json["troubles"] == {}
     verified(project)
@@ -259,7 +254,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     ended = spoken(project, "run")
     assert ended.code == 0
     assert members(project) == ["a"]
-    told = complaints(ended)
+    told = complaints(ended.err)
     assert len(told) == 10
     assert all("not a valid job id" in line for line in told)
 
@@ -313,7 +308,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     project = Project(tmp_path, files(folder, "'.txt'", "record='digest'"))
     ended = spoken(project, "run")
     assert ended.code == 0
-    assert complaints(ended) == []
+    assert complaints(ended.err) == []
     assert members(project) == ["a"]
     with project.engine():
         (folder / "a.txt").unlink()
