@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,9 @@ INTERRUPTED = 130
 BROKEN = 70
 END_SECONDS = 3.0
 """Python waits so long for threads that an error, or a pipeline's end, has left without anyone to end them."""
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+"""Where code is that is neither ours nor the pipeline's."""
 
 CLOSED = "a function closed files that are not its own: the engine cannot go on; start it again"
 Instrument = Callable[[Any], None]
@@ -152,9 +157,8 @@ def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) ->
             )  # fmt: skip
     known = trouble(error, _command(arguments)) or _damage(settings)
     if known is None and settings.debug:
-        import traceback
-
         traceback.print_exception(error)
+    known = known or _of_the_pipeline(error)
     return _failed(_internal(error) if known is None else known, settings, arguments)
 
 
@@ -191,6 +195,26 @@ def _damage(settings: Settings) -> DatataskError | None:
         return error
     except Exception:
         return None  # there is no log, or no time: then it is told as what it was
+
+
+def _of_the_pipeline(error: BaseException) -> CallerError | None:
+    """Return the error for what the pipeline's own code has raised (a resource, a repository of its own), else None.
+
+    It is the pipeline's where the innermost frame is not ours, libraries left out.
+    """
+    own = str(Path(__file__).parents[2].resolve())
+    last = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] == "datatask" or str(Path(file).resolve()).startswith(f"{own}/"):
+            last = None
+        elif not file.startswith(("<", *_LIBRARIES)):
+            last = f"{file}:{line}"
+    if last is None:
+        return None
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return CallerError(text[:500], where=last, remedy="mend the pipeline, or what it needs")
 
 
 def _is_nowhere() -> bool:

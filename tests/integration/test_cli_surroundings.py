@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
+from integration.cli_kit import PIPELINE, Project
 
 from datatask import History
 from datatask.schema.errors import CallerError, TimeLimitError
@@ -207,3 +207,20 @@ def test_a_query_of_the_library_has_limits_too(project: Project) -> None:
         history.query("SELECT zeroblob(100000000)")
     with pytest.raises(TimeLimitError):
         history.query(f"{ENDLESS} SELECT count(*) FROM c", timeout_seconds=0.1)
+
+
+@pytest.mark.parametrize(("before", "after"), [("{}['x']", "pass"), ("pass", "json.loads('{')")])
+def test_what_a_resource_raises_is_the_pipelines_own_affair(tmp_path: Path, before: str, after: str) -> None:
+    """It is told with the line in the pipeline's file, also where a library raised it."""
+    resource = (
+        f"\n@session.resource\nasync def client():\n    import json\n    {before}\n    yield 1\n    {after}\n"
+    )
+    text = PIPELINE.replace("session = datatask.Session()\n", "session = datatask.Session()\n" + resource)
+    project = Project(tmp_path, text)
+    ended = project.call("run")
+    error = "KeyError: 'x'" if before != "pass" else "JSONDecodeError: Expecting"
+    assert ended.code == 2
+    told = ended.err.splitlines()[-1]
+    assert f"datatask: {tmp_path / 'pipeline.py'}:" in told
+    assert error in told
+    assert "mend the pipeline, or what it needs" in told
