@@ -11,6 +11,7 @@ from datatask import InProcessMetadataRepository, KubeFunctionTask, KubeTask, Po
 from datatask.adapters.execute.kube import runner as running_pods
 from datatask.adapters.execute.kube import waiting
 from datatask.engine.ports import Ended, Noticed
+from datatask.schema.events import MACHINE
 from tests.kube.api.faults import away, broken
 from tests.kube.runner_kit import SECOND, TEMPLATE, opened, ready, running, spec, text, until
 from tests.kube.scripted import scripted, terminated
@@ -105,6 +106,20 @@ async def test_a_pod_that_somebody_deletes_is_lost_and_its_log_is_kept() -> None
     assert ended.ending.error is not None
     assert ended.ending.error.message.startswith("the pod was deleted by somebody while it ran")
     assert text(ended) == b"half\n"
+
+
+async def test_a_pod_that_is_drained_or_evicted_says_so_for_the_budget() -> None:
+    """By the eviction API, in whatever way its process ends then; by the kubelet."""
+    async with ready() as (api, runner, facts):
+        drained, evicted = [await running(api, runner, facts, run) for run in (1, 2)]
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        api.change(drained, conditions=[condition])
+        api.delete(drained, 2)
+        api.end(drained, 0)
+        api.change(evicted, "Failed", reason="Evicted", message="The node was low on resource: memory. ")
+        endings = [(await facts.end(run)).ending for run in (1, 2)]
+    told = [(ending.outcome, (ending.detail or {})[MACHINE]) for ending in endings]
+    assert told == [("lost", "EvictionByEvictionAPI"), ("lost", "Evicted")]
 
 
 async def test_without_a_finalizer_a_pod_that_vanishes_is_lost_with_what_was_read() -> None:

@@ -14,6 +14,7 @@ from datatask.adapters.execute.kube.names import pod_name
 from datatask.engine.ports import Ended, Noticed, Started
 from tests.kube.api.faults import Fault, away, broken, too_many
 from tests.kube.runner_kit import LOG, SECOND, make_task, opened, ready, running, spec, text, until
+from tests.kube.scripted import scripted
 
 
 async def test_a_run_is_a_pod_from_its_start_to_its_removal() -> None:
@@ -53,6 +54,27 @@ async def test_starting_twice_is_starting_once() -> None:
     assert ended.ending.error is not None
     assert (ended.ending.outcome, ended.ending.error.message) == ("failed", "exit code 3")
     assert api.counts["create pods"] == 1
+
+
+async def test_an_old_log_that_was_put_back_waits_while_a_later_state_of_it_has_pods(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Told once; its runs go on when that pod is over, and one that is stopped meanwhile ends."""
+    async with scripted() as api:
+        async with opened(make_task(api)) as (runner, facts):
+            later = await running(api, runner, facts, 1, epoch=2)
+        async with opened(make_task(api)) as (runner, facts):
+            for run in (3, 4):
+                runner.start(spec(run))
+                noticed = await facts.first(run, Noticed)
+                assert (noticed.phase, noticed.reason) == ("pending", "Occupied")
+                assert "a later state of this log" in noticed.message
+            runner.stop(4, "cancelled", 0)
+            assert (await facts.end(4)).ending.outcome == "cancelled"
+            assert len(api.pods) == 1
+            api.end(later)
+            await api.pod("j3")
+    assert len([record for record in caplog.records if "two engines" in record.message]) == 1
 
 
 async def test_a_create_that_was_not_answered_is_found() -> None:

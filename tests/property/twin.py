@@ -51,6 +51,7 @@ class Started:
     run: int
     attempt: int
     infrastructure: int = 0
+    in_a_row: int = 0
     not_before: int | None = None
 
 
@@ -309,7 +310,9 @@ class Twin:
         if episode is None:
             return
         episode.not_before = event.not_before
-        episode.infrastructure += event.budget in ("infrastructure", "machine")
+        if event.budget in ("infrastructure", "machine"):
+            episode.infrastructure += 1
+            episode.in_a_row = event.spent
         if not self.is_ready(event.task, event.job):
             self._ceased(event.task, event.job)
 
@@ -473,11 +476,11 @@ class Twin:
         claimed = {job for job, mask in zip(state.jobs, state.masks, strict=True) if mask & task.claim}
         same(f"claims {name}", claimed, {job for t, job in self.claims if t == name})
         fast = {
-            state.jobs[job]: (s.position, s.run, s.attempt, s.infrastructure, s.not_before)
+            state.jobs[job]: (s.position, s.run, s.attempt, s.infrastructure, s.lost_in_a_row, s.not_before)
             for job, s in task.episodes.items()
         }
         slow = {
-            job: (s.position, s.run, s.attempt, s.infrastructure, s.not_before)
+            job: (s.position, s.run, s.attempt, s.infrastructure, s.in_a_row, s.not_before)
             for (t, job), s in self.episodes.items()
             if t == name
         }

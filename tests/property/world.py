@@ -82,7 +82,7 @@ class World:
         for spec in found:
             alive = spec.run in self.running
             silent = self.random.random() < 0.2
-            lost = e.Ending(outcome="lost")
+            lost = self._ending("lost")
             fact = (
                 Unreachable(spec.run) if silent else Adopted(spec.run, {}) if alive else Ended(spec.run, lost)
             )
@@ -237,7 +237,12 @@ class World:
         if outputs % 4 and output is not None:
             value = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
             writes.append(Write(repository=output, job=spec.job, **value))
-        self.reactor.fact(Ended(run, e.Ending(outcome=outcome), tuple(writes)), self.now)
+        self.reactor.fact(Ended(run, self._ending(outcome), tuple(writes)), self.now)
+
+    def _ending(self, outcome: e.Outcome) -> e.Ending:
+        """Return an end; half of those that are lost are the machine's doing."""
+        by_machine = outcome == "lost" and self.random.random() < 0.5
+        return e.Ending(outcome=outcome, detail={e.MACHINE: "stopped"} if by_machine else None)
 
     def do_late(self, a: int, b: int, c: int) -> None:
         if self.gone:

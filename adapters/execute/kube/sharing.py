@@ -52,6 +52,7 @@ class Shared:
         self._closed_until = 0.0
         self._others_at = 0.0
         self._others = ""
+        self.others_are_later = False
         self.runs: set[str] = set()
 
     @property
@@ -274,7 +275,7 @@ class Shared:
         now = time.monotonic()
         if now - self._others_at < OTHERS_SECONDS:
             return self._others
-        self._others_at, self._others = now, ""
+        self._others_at, self._others, self.others_are_later = now, "", False
         log, epoch, _ = _parts(identity)
         for pod in self.watch.known.values():
             found = names.identity_of(pod)
@@ -285,6 +286,7 @@ class Shared:
             if theirs != log:
                 self._others = f"the log {home or theirs}"
             elif later > epoch:
+                self.others_are_later = True
                 self._others = f"a later state of this log ({home or theirs})"
             elif home and url and home != url and os.path.exists(home.removeprefix("sqlite:///")):
                 self._others = f"the log {home}, of which this is a copy or the other way round,"

@@ -10,6 +10,7 @@ refused at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Mapping
@@ -22,8 +23,12 @@ from datatask.adapters.execute.kube.recipes import SECOND, Recipe
 from datatask.adapters.execute.kube.refusals import Refusal
 from datatask.adapters.execute.kube.sharing import Shared
 from datatask.adapters.execute.kube.waiting import Run, Waiting
+from datatask.adapters.execute.pressure import OCCUPIED
 from datatask.schema.errors import CallerError
 
+logger = logging.getLogger("datatask.kube")
+
+_APART = "give each pipeline an app of its own, or remove those pods"
 RENDERING = 32
 PAUSE_SECONDS = (0.2, 30.0)
 DELAYED_SECONDS = 65.0
@@ -36,6 +41,7 @@ class Starting(Waiting):
     def __init__(self, shared: Shared, recipe: Recipe) -> None:
         super().__init__(shared, recipe)
         self._full: tuple[str, str] | None = None
+        self._others_told = False
 
     def _prepare(self) -> None:
         self._rendering = asyncio.Semaphore(RENDERING)
@@ -46,17 +52,27 @@ class Starting(Waiting):
 
     async def created(self, run: Run) -> Pod:
         """Return the run's pod, created or found; `CallerError` where there can be none."""
-        spec = run.spec
         await self.shared.watch.listed.wait()
-        other = self.shared.other_owner(spec.identity, spec.log)
-        if other:
-            raise CallerError(
-                f"{other}: two engines would run pods of one application",
-                remedy="give each pipeline an app of its own, or remove those pods",
-            )
+        await self._alone(run)
         async with self._rendering:
             manifest = await self._manifest(run)
         return await self._create(run, manifest)
+
+    async def _alone(self, run: Run) -> None:
+        """Raise `CallerError` where another log has pods here under this application; wait for a later state of this one."""
+        pause = PAUSE_SECONDS[0]
+        while other := self.shared.other_owner(run.spec.identity, run.spec.log):
+            text, remedy = f"{other}: two engines would run pods of one application", _APART
+            if not self.shared.others_are_later:
+                raise CallerError(text, remedy=remedy)
+            text += f"; its runs wait until those pods are over: {remedy}"
+            if not self._others_told:
+                self._others_told = True
+                logger.warning("%s: %s", run.spec.task, text)
+            self.notice(run, "pending", OCCUPIED, text)
+            await self._pause(run, pause)
+            pause = min(pause * 2, PAUSE_SECONDS[1])
+        self._others_told = False
 
     async def _manifest(self, run: Run) -> Manifest:
         spec, app = run.spec, self.shared.app
