@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from datatask import LocalLinuxManager
 from datatask.adapters.execute.local import state
 from datatask.adapters.execute.local.client import _check_peer
+from datatask.adapters.execute.local.engines import SOCKET
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.engine.ports import Fact
 from datatask.schema.errors import CallerError
@@ -125,3 +128,24 @@ def test_who_answers_at_a_launchers_socket_is_a_process_of_this_user() -> None:
         client.connect(name)
         with pytest.raises(PermissionError, match="belongs to uid 65534"):
             _check_peer(client)
+
+
+async def test_a_launcher_of_an_earlier_version_is_greeted_in_its_words(tmp_path: Path) -> None:
+    """It hangs up on what it does not understand; runs that it has are gone on with after an update."""
+    task = task_of(tmp_path, "true")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+
+    async def earlier(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if "wanted" not in json.loads(await reader.readline()):
+            writer.write(b'{"hello": 1, "boot": "b"}\n')
+            while line := await reader.readline():
+                if (question := json.loads(line))["op"] == "settle":
+                    writer.write(b'{"absent": "%s"}\n' % question["id"].encode())
+        writer.close()
+
+    server = await asyncio.start_unix_server(earlier, tmp_path / "app" / SOCKET)
+    async with server:
+        await asyncio.wait_for(task.runner.recover([spec(1)]), 20)
+        await task.runner.close()
+    assert [end.ending.outcome for end in ends(facts).values()] == ["lost"]

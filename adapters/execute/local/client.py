@@ -100,6 +100,8 @@ class LauncherClient(asyncio.Protocol):
         self._place: os.stat_result | None = None
         self._replaced = 0
         self._retiring = False
+        self._greeted = True
+        self._is_earlier = False
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
@@ -322,17 +324,16 @@ class LauncherClient(asyncio.Protocol):
         waiting, self._outgoing = self._outgoing, []
         pid = os.getpid()
         start = proctable.start_time(pid) or 0
-        self._put(
-            {
-                "op": "hello",
-                "log": self.log,
-                "epoch": self.epoch,
-                "pid": pid,
-                "start": start,
-                "home": self._home,
-                "wanted": situation.present(),
-            }
-        )
+        hello = {
+            "op": "hello",
+            "log": self.log,
+            "epoch": self.epoch,
+            "pid": pid,
+            "start": start,
+            "home": self._home,
+        }
+        self._greeted = False
+        self._put(hello if self._is_earlier else {**hello, "wanted": situation.present()})
         asked = {_line(one.question) for one in self._asked.values()}
         for one in self._asked.values():
             self._put(one.question)
@@ -351,6 +352,7 @@ class LauncherClient(asyncio.Protocol):
 
     def _answered(self, data: bytes) -> None:
         *lines, self._incoming = (self._incoming + data).split(b"\n")
+        self._greeted = True
         for line in lines:
             message: Message = json.loads(line)
             kind, identity = next(iter(message.items()))
@@ -371,6 +373,10 @@ class LauncherClient(asyncio.Protocol):
             self._disconnected.set_result(None)
         if self._transport is not None:
             self._transport = None
+            if (
+                not self._greeted
+            ):  # a launcher of an earlier version does not understand all of our first word
+                self._is_earlier = not self._is_earlier
             pause, self._pause = self._pause, None
             if pause is not None:
                 self._loop.call_later(pause, self._reconnect)
