@@ -153,7 +153,8 @@ class FileInbox:
             with suppress(OSError):
                 self._reply(folder, Reply(id=stem, refusal=refusal))
         try:
-            kept = f"moved to {QUARANTINE}/{folder.set_aside(name, QUARANTINE)}"
+            moved = f"{QUARANTINE}/{folder.set_aside(name, QUARANTINE)}"
+            kept = f"moved to {moved!r}"
         except OSError as error:
             self._stuck[name] = at
             kept = f"it stays there ({error.strerror})"

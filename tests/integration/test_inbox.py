@@ -95,11 +95,13 @@ def test_an_odd_entry_is_set_aside_by_name_and_refused_and_others_are_read(root,
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe.json", b"a" * 250 + b".json", b"a\nb.json", b".json"])
-def test_an_entry_whose_name_is_no_id_is_set_aside(root, name):
+def test_an_entry_whose_name_is_no_id_is_set_aside(root, name, caplog):
     inbox = FileInbox(root)
     (Path(os.fsdecode(os.path.join(os.fsencode(root), name)))).touch()
     assert inbox.pending() == []
     assert os.listdir(root) == [QUARANTINE]
+    (told,) = caplog.messages
+    assert told.isprintable()  # one line, and a terminal of any encoding can show it
 
 
 def test_a_link_in_place_of_the_quarantine_is_not_followed(root, tmp_path):
