@@ -365,6 +365,27 @@ async def test_an_engine_of_another_log_has_a_folder_beside_that_of_the_first_on
     monkey.undo()
 
 
+async def test_an_old_log_that_was_put_back_waits_where_a_later_state_of_it_has_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run is used up by it; they go on when somebody has removed what says so."""
+    first = ssh_task(tmp_path, "true\n").runner
+    async with opened(first) as facts:
+        first.start(spec(1, epoch=4))
+        await facts.end_of(1)
+    monkeypatch.setattr(ssh_manager, "_hosts", {})  # as if it were another process
+    monkeypatch.setattr(ssh_target, "_at_work", {})
+    back = ssh_task(tmp_path, "true\n").runner
+    async with opened(back) as facts:
+        back.start(spec(2, epoch=3))
+        await until(lambda: any(isinstance(fact, Unreachable) for fact in facts.of(2)))
+        (silent,) = facts.of(2)
+        assert "a later state of this log" in silent.message
+        (owner,) = (tmp_path / "remote").glob("**/owner")
+        owner.unlink()
+        assert (await facts.end_of(2)).ending.outcome == "succeeded"
+
+
 def test_the_agent_of_a_killed_engine_is_nobody_who_is_in_the_way() -> None:
     """It may live on for a while, and the first run that is recovered has its engine's epoch."""
     mine = link.Identity(LOG, 3, link.new_token(), ["host", "log.db", "1", "2"])

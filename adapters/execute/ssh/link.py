@@ -88,6 +88,10 @@ class OriginalsFolderError(OthersFolderError):
     """It is the folder of the log of which ours is a copy."""
 
 
+class LaterStateError(OccupiedError):
+    """A later state of this log has runs there: ours was put back to an earlier one, and waits."""
+
+
 def joined(script: Path) -> str:
     """Return a script with those in its folder that it names in the place of their names."""
     named = re.compile("^# joined here: (.+)$", re.MULTILINE)
@@ -233,7 +237,7 @@ def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
     elif not is_ours(owner, mine) and owner.home[0] == mine.home[0] and _is_there(owner.home):
         whose, error = f"the log {owner.home[1]}, of which this is a copy", OriginalsFolderError
     elif owner.epoch > mine.epoch:
-        whose = "a later state of this log"
+        whose, error = "a later state of this log", LaterStateError
     if whose:
         raise error(f"it is in use by {whose}", where=where, remedy="give the manager another app name")
 

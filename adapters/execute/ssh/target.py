@@ -24,6 +24,7 @@ from datatask.adapters.execute.ssh.connecting import SSHHost
 from datatask.adapters.execute.ssh.link import (
     Ground,
     Identity,
+    LaterStateError,
     Link,
     OccupiedError,
     check_owner,
@@ -323,6 +324,8 @@ class Target:
         while True:
             try:
                 link = await self._make_link()
+            except LaterStateError as error:
+                self.trouble = str(error)
             except OccupiedError as error:
                 self._turned_away(str(error))
             except DatataskError as error:
