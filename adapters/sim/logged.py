@@ -227,6 +227,7 @@ class Logged:
             since,
             self.now,
             episode.position,
+            forgiven=episode.forgiven,
         )
         self.open[run.run] = run
         return run

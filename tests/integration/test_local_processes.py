@@ -30,6 +30,7 @@ from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.targets import STDOUT
 from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started, Unreachable
 from datatask.schema.errors import CallerError
+from datatask.schema.events import MACHINE
 
 SECOND = 1_000_000_000
 LOG = "feedfacefeedface"
@@ -308,6 +309,7 @@ async def test_what_was_settled_as_absent_can_never_start(tmp_path: Path) -> Non
     await task.runner.open(facts.append)
     await task.runner.recover([spec(1)])
     assert ends(facts)[1].ending.outcome == "lost"
+    assert ends(facts)[1].ending.detail == {MACHINE: "unstarted"}, "it uses up no budget"
     await task.runner.close()
     again = await run_all(task_of(tmp_path, f"touch {tmp_path}/started"), spec(1))
     assert again[1].ending.outcome == "lost"

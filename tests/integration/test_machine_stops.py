@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 task = ProcessTask(
     "t", LocalLinuxManager("app", HERE / "base"), None, Resources.parse(1, "1Mi"), LogMetadataRepository("pids"),
     (HERE / "script").read_text(), stdout=LogBlobRepository("out"), done=LogMetadataRepository("done"),
+    retry=Retry(infrastructure_attempts=0),
 )
 task.link("given", InProcessMetadataRepository({"a": {}}), is_input=True)
 pipeline = Pipeline([task], Session())
