@@ -212,13 +212,15 @@ def _ours(path: Path) -> bool:
 
 
 def _user_cache() -> Path | None:
-    """Return where rungs may lie apart from their log: nowhere where there is no home, or others may fill that place."""
+    """Return where rungs may lie apart from their log: nowhere without a home of this user, or where others may fill it."""
     root = user_cache()
     try:
         if root is not None:
             check_above(root)
     except UnsafePlaceError as error:
         logger.warning("no states are kept there: %s", error)
+        return None
+    except OSError:  # a home that this user may not enter, as HOME is after `setpriv`
         return None
     return root
 

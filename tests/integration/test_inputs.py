@@ -23,6 +23,7 @@ from datatask import (
     Session,
     YamlMetadataFileRepository,
 )
+from datatask.adapters.store import watching
 from datatask.testing import memory_log, recording
 from tests.integration.cli_kit import Project
 
@@ -185,6 +186,7 @@ async def test_a_folder_that_may_not_be_read_is_refused_and_one_that_may_not_be_
     tmp_path: Path,
 ) -> None:
     """As another user than root."""
+    assert watching  # loaded while Python's own folders can be read
     path = tmp_path / "in"
     path.mkdir()
     (path / "a").touch()

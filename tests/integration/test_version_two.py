@@ -16,6 +16,8 @@ import pytest
 
 KERNEL = shutil.which("linux.uml")
 pytestmark = pytest.mark.server("linux.uml")
+UNFIT = "ptrace set fp regs failed, errno = 14"
+"""What it says before its first program begins, on processors whose registers are larger than it knows (as with AMX)."""
 REPOSITORY = Path(__file__).parents[2]
 BOOT = """\
 #!/bin/sh
@@ -93,6 +95,8 @@ def booted(folder: Path, how: str, command: str) -> str:
         errors="replace",
         timeout=500,
     )
+    if UNFIT in done.stdout:
+        pytest.skip("this kernel of User Mode Linux has no room for the registers of this processor")
     return done.stdout
 
 
