@@ -89,7 +89,10 @@ class Pressure:
     def withdraw(self, run: int) -> bool:
         """Have a run wait no more; whether it did."""
         self._told.discard(run)
-        return self._waiting.pop(run, None) is not None
+        waited = self._waiting.pop(run, None) is not None
+        if not self._waiting and not self._trying:
+            self._words = ""  # the next time that there is no room is another one, and is told
+        return waited
 
     def waiting(self) -> list[int]:
         """Return the runs that wait."""

@@ -20,7 +20,7 @@ from datatask.engine.core.decide import closed, constraint_on, decide
 from datatask.engine.core.differences import Difference, Findings, Where
 from datatask.engine.core.facts import Facts, Names, Was
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.settle import Again, after_ending, made_progress
+from datatask.engine.core.settle import Again, after_ending, by_machine, made_progress
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.core.wiring import define, start_condition
@@ -286,6 +286,7 @@ class Against:
             0.5,
             stopped=run.stopping in _STOPPED,
             progress=made_progress(task.definition.retry, run, self.there.engine, event.at),
+            machine=by_machine(event),
         )
         again = isinstance(verdict, Again)
         if again is event.final:

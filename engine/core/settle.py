@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from datatask.engine.core.tasks import Episode, OpenRun
 from datatask.schema.definition import SECOND, RetryDef
-from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened
+from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, RunEnded
 
 INFRASTRUCTURE_FIRST = SECOND // 10
 INFRASTRUCTURE_LONGEST = 300 * SECOND
@@ -83,7 +83,7 @@ def after_ending(
     return Again(now + wait, attempt + 1, "user")
 
 
-def by_machine(ending: Ending) -> bool:
+def by_machine(ending: Ending | RunEnded) -> bool:
     """Whether it is the machine's own doing that a run was lost."""
     return ending.outcome == "lost" and MACHINE in (ending.detail or {})
 
