@@ -26,6 +26,7 @@ from datatask import (
 from datatask.adapters.store import watching
 from datatask.testing import memory_log, recording
 from tests.integration.cli_kit import Project
+from tests.machine import open_way_to
 
 PIPELINE = """
 import os
@@ -190,8 +191,7 @@ async def test_a_folder_that_may_not_be_read_is_refused_and_one_that_may_not_be_
     path = tmp_path / "in"
     path.mkdir()
     (path / "a").touch()
-    for above in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        above.chmod(0o755)
+    open_way_to(tmp_path)
 
     async def ends(mode: int) -> str:
         path.chmod(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -34,7 +35,11 @@ def folder_of(path: Path) -> Path:
 def is_held(path: Path) -> bool:
     """Whether the launcher has an output open."""
     held = Path(f"/proc/{launcher_pid(path / 'base')}/fd")
-    return any("/stdout" in os.readlink(fd) for fd in held.iterdir() if int(fd.name) > 2)
+    for fd in held.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if int(fd.name) > 2 and "/stdout" in os.readlink(fd):
+                return True
+    return False
 
 
 async def disturbed(

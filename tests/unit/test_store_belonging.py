@@ -15,6 +15,7 @@ from datatask.adapters.history.whole import write_whole
 from datatask.adapters.store.belonging import belonging
 from datatask.adapters.store.filestore import FileStore
 from datatask.engine.ports import Write
+from tests.machine import open_way_to
 
 OTHERS = 4242
 """A group of nobody's."""
@@ -124,8 +125,7 @@ async def test_a_group_that_we_may_not_give_is_had_by_copying(tmp_path: Path) ->
     folder.chmod(0o2777)
     source.write_bytes(b"x")
     os.chown(source, 65534, 65534)
-    for above in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        above.chmod(0o755)
+    open_way_to(tmp_path)
     before = os.getgroups()
     os.setgroups([])
     os.setegid(65534)
