@@ -9,10 +9,13 @@ killed too, if it is up, at a moment of its own.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,10 +29,25 @@ from datatask.adapters.history.replaying import replay
 from datatask.adapters.wiring.pipeline import Pipeline
 from datatask.schema.events import RetriesExhausted
 from datatask.schema.requests import RetryJobs
-from tests.crash.shop import shop
+from tests.crash.shop import lay_out, shop
 
 FINISH_SECONDS = 180
 VERIFY_EVERY = 10
+
+
+def load() -> None:
+    """Load what an engine loads by and by, so that those that are forked from here need no time for it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        lay_out(Path(scratch), 4)
+        program = (
+            "import sys; from tests.crash.harness import *; from tests.crash.harness import _work;"
+            "asyncio.run(_work(Path(sys.argv[1]), shop)); print(*sys.modules)"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", program, scratch]
+        names = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    for name in names:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def engine(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
@@ -100,6 +118,7 @@ def kill_often(
     """Kill so many engines, then let one finish; return what was wrong on the way."""
     random = Random(seed)
     found: list[str] = []
+    load()
     for number in range(kills):
         after = random.uniform(*lives)
         when = random.uniform(0, 1.25) * after
