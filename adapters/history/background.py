@@ -37,7 +37,7 @@ from datatask.engine.ports import Checkpoint
 from datatask.schema.errors import DatataskError, UnknownNameError
 
 NICE = 15
-REST_BUSY = 30.0
+REST_BUSY = 40.0
 REST_IDLE = 1.0
 BUSY_CORES = 0.25
 """An engine that takes more than this of a core has work to do."""
