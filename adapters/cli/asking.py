@@ -217,7 +217,7 @@ class Errand:
             self._asked, self._in_inbox = None, False
 
     def taken(self, wish: Wish, reply: Reply, engine: str) -> None:
-        """Note what became of a wish; raises what it was refused with."""
+        """Record the result of a wish; raise the error of a refusal."""
         if reply.refusal is not None:
             raise refused(reply.refusal)
         position = self.done.position if reply.position is None else reply.position

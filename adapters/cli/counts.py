@@ -98,7 +98,7 @@ def lines(counts: dict[str, Any]) -> list[str]:
 
 
 def troubles(state: State) -> dict[str, str]:
-    """Return for each repository whose contents are not believed, cannot be had, or were not told, why."""
+    """Return the trouble of each repository: held contents, failed listings, missed changes."""
     found = {}
     for leaf in state.leaves.values():
         if leaf.held:
@@ -111,7 +111,7 @@ def troubles(state: State) -> dict[str, str]:
 
 
 def missed(count: int) -> str:
-    """Return what is said of a repository whose changes were not all told."""
+    """Return the line about changes that a repository's notices missed."""
     changes = "1 change was" if count == 1 else f"{count} changes were"
     return (
         f"{changes} not told by the file system since the engine opened; a comparison found and mended that"

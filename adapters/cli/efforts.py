@@ -73,7 +73,7 @@ def _spent(settings: Settings, budget: float) -> TimeLimitError:
 
 @contextmanager
 def _limited(budget: float | None) -> Iterator[None]:
-    """Raise `SpentError` in the body after so many seconds; what does not hear it ends with the process."""
+    """Raise `SpentError` in the body after this many seconds; code that swallows it ends with the process."""
     if budget is None or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -175,7 +175,7 @@ def _without_output(broken: OSError, code: int) -> int:
 
 
 def _last_words(error: BaseException, arguments: Sequence[str]) -> int:
-    """Tell what came while something else was told, or before anything was: with as little as possible."""
+    """Print an error that came before or during the printing of another one, with as few calls as possible."""
     drop_output()
     if isinstance(error, KeyboardInterrupt):
         say("interrupted")

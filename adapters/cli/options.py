@@ -50,7 +50,7 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                      help="Print only these fields."),
         _option("color", ["--color"], hidden, "Use colour; by default on a terminal, unless NO_COLOR is set.",
                 type=click.Choice(COLORS)),
-        _option("budget", ["--budget"], hidden, "Work no longer than this: then what was found so far is told, exit code 7.",
+        _option("budget", ["--budget"], hidden, "Stop after this time; print the results so far and exit with 7.",
                 type=click.FloatRange(min=0, min_open=True), metavar="S"),
         _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
     ]  # fmt: skip
