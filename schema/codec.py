@@ -25,7 +25,7 @@ Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def unchanged(fields: dict[str, Any]) -> dict[str, Any]:
-    """Raise a payload to a version that only added fields with defaults; such a payload is not touched at all."""
+    """Raise a payload to a version that only added fields with defaults, or words; such a payload is not touched at all."""
     return fields
 
 
@@ -37,7 +37,11 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("RepositorySynced", 2): unchanged,  # `root`
     ("ArchiveCut", 1): unchanged,  # `reason`
     ("BlobsCollected", 1): unchanged,  # `kept`, `reason`
-    ("RetryScheduled", 1): unchanged,  # `spent`
+    ("StoreWriteIntended", 1): unchanged,  # `settles` with the outcome `conflicted`
+    ("RetryScheduled", 1): unchanged,  # `spent`; `conflict`
+    ("RetryScheduled", 2): unchanged,  # `machine`
+    ("RetriesExhausted", 1): unchanged,  # `conflict`, `machine`
+    ("RunEnded", 1): unchanged,  # the outcome `conflicted`
     ("PayloadRedacted", 1): unchanged,  # `left`, `request`
 }
 """(kind, version) -> the step that turns its payload into that of version + 1."""
@@ -110,6 +114,13 @@ def _maker(kind: type[Event], decode: Callable[[str | bytes], Any]) -> Maker:
     return made
 
 
+def _versions_as_now(name: str, version: int) -> range:
+    since = version
+    while UPCASTERS.get((name, since - 1)) is unchanged:
+        since -= 1
+    return range(since, version + 1)
+
+
 _payload_types = {name: _payload_type(kind) for name, kind in KINDS.items()}
 _payload_decoders = {name: msgspec.json.Decoder(payload) for name, payload in _payload_types.items()}
 _own_decoders = {
@@ -117,8 +128,13 @@ _own_decoders = {
     for name, kind in KINDS.items()
 }
 _makers = {name: _maker(kind, _payload_decoders[name].decode) for name, kind in KINDS.items()}
-MAKERS: dict[tuple[str, int], Maker] = {(name, kind.VERSION): _makers[name] for name, kind in KINDS.items()}
-"""(kind, its present version) -> how its events are made; for all others `decode` knows what to do."""
+AS_NOW: dict[str, range] = {name: _versions_as_now(name, kind.VERSION) for name, kind in KINDS.items()}
+"""kind -> the versions whose payloads decode as they are: the present one, and those that no upcaster touches."""
+
+MAKERS: dict[tuple[str, int], Maker] = {
+    (name, version): _makers[name] for name, versions in AS_NOW.items() for version in versions
+}
+"""(kind, one of those versions) -> how its events are made; for all others `decode` knows what to do."""
 
 _encodings = {
     kind: (
@@ -192,7 +208,7 @@ def undecodable(kind: str, where: str, error: Exception) -> LogDamagedError:
 
 
 def own_fields(kind: str, payloads: str) -> list[Any]:
-    """Return the own fields of many events of one kind, of its present version, from a JSON array of their payloads.
+    """Return the own fields of many events of one kind, of versions in `AS_NOW`, from a JSON array of their payloads.
 
     They are attributes of one object each, without `value`, which may be any JSON. `LogDamagedError` where one does
     not decode.

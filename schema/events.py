@@ -3,7 +3,8 @@
 One struct a kind; the class name is the stable name stored in the log. All share the envelope of `Event`;
 a kind's own fields follow and are what the `payload` column holds. Positions are not in here: the log
 gives them, in the order of appending. Times are UTC nanoseconds of engine time, except where a field says
-that it is another clock's. A change to a stored field means a new `VERSION` and an upcaster in `codec`.
+that it is another clock's. A change to a stored field, and a new word that it may hold, means a new `VERSION` and an
+upcaster in `codec`: a reader that does not know it says that the log is newer, and not that it is damaged.
 """
 
 from __future__ import annotations
@@ -295,6 +296,7 @@ class StoreWriteIntended(Event, frozen=True, kw_only=True):
     The last intent of a run's end carries `settles`, the ending that is recorded when all are done.
     """
 
+    VERSION = 2
     repository: str
     job: str
     op: Literal["put", "delete"]
@@ -371,7 +373,7 @@ class RetryScheduled(Event, frozen=True, kw_only=True):
     up nothing: `spent` are the lost ones before it that still count.
     """
 
-    VERSION = 2
+    VERSION = 3
     task: str
     job: str
     run: int
@@ -384,6 +386,7 @@ class RetryScheduled(Event, frozen=True, kw_only=True):
 class RetriesExhausted(Event, frozen=True, kw_only=True):
     """The policy grants no further attempt."""
 
+    VERSION = 2
     task: str
     job: str
     run: int
@@ -450,6 +453,7 @@ class RunObserved(Event, frozen=True, kw_only=True):
 class RunEnded(Event, frozen=True, kw_only=True):
     """The one ending of a run."""
 
+    VERSION = 2
     task: str
     job: str
     run: int

@@ -27,9 +27,9 @@ from datatask.engine.core.bulk import Bulk
 from datatask.engine.core.columns import COLUMNAR, Meaning, Page
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
-from datatask.schema.codec import own_fields
+from datatask.schema.codec import AS_NOW, own_fields
 from datatask.schema.errors import DatataskError, LogDamagedError
-from datatask.schema.events import KINDS, Event
+from datatask.schema.events import Event
 
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
@@ -226,7 +226,7 @@ class Follower:
         version = key >> (_NAME_BITS + 1) & 255
         number = key >> _KIND_SHIFT
         kind = next((kind for kind, own in self._columnar.items() if own == number), None)
-        if kind is None or version != KINDS[kind].VERSION:
+        if kind is None or version not in AS_NOW[kind]:
             return None
         text = self.texts([name])[name] if name else None
         return Meaning(kind, text, None) if task_first else Meaning(kind, None, text)
@@ -266,7 +266,7 @@ def _sql(columnar: Mapping[str, int], most: int) -> str:
     """
     payloads = [
         f"group_concat(ifnull(payload, '{{}}'), '{_BETWEEN}')"
-        f" FILTER (WHERE kind = {number} AND version = {KINDS[kind].VERSION})"
+        f" FILTER (WHERE kind = {number} AND version BETWEEN {AS_NOW[kind][0]} AND {AS_NOW[kind][-1]})"
         for kind, number in columnar.items()
     ]
     columns = [

@@ -34,7 +34,7 @@ ASKED: dict[str, Any] = {"reason": "gone bad", "request": "0b7c9d1e-0000-4000-80
 RUN: dict[str, Any] = {**OURS, "task": "resize", "job": "img-0001", "run": 17}
 VALUE: dict[str, Any] = {**OURS, "repository": "images", "job": "img-0001", "run": 17}
 ENDING: dict[str, Any] = {
-    "outcome": "failed",
+    "outcome": "conflicted",
     "exit_code": 3,
     "error": e.ErrorInfo(type="ValueError", message="größer als 0 \u2028", traceback="Traceback …"),
     "started_at": AT + 1,
@@ -151,8 +151,8 @@ SAMPLES: tuple[e.Event, ...] = (
         **ASKED,
     ),
     e.StopDecided(**RUN, reason="timeout", grace=10_000_000_000, why="over 60 s", request=ASKED["request"]),
-    e.RetryScheduled(**RUN, not_before=AT + 100, attempt=2, budget="infrastructure", spent=2),
-    e.RetriesExhausted(**RUN, attempts=3, budget="infrastructure"),
+    e.RetryScheduled(**RUN, not_before=AT + 100, attempt=2, budget="machine", spent=2),
+    e.RetriesExhausted(**RUN, attempts=3, budget="conflict"),
     e.RunStarted(**RUN, handle={"pid": 99, "boot": "b00t"}, where="node-1", started_at=AT + 1),
     e.RunAdopted(**RUN, handle={"pid": 99}, where="node-1"),
     e.RunUnreachable(**RUN, where="node-1", message="no route to host"),

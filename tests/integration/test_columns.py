@@ -82,6 +82,24 @@ def test_by_columns_and_one_by_one_give_the_same_state(path: Path) -> None:
         assert follower._bulk.plain < head // 10
 
 
+def test_versions_that_read_as_the_present_one_are_columns_too(path: Path) -> None:
+    """A log of an earlier version, and one in which both stand, are folded as fast."""
+    with closing(sqlite3.connect(path)) as file:
+        done = file.execute(
+            "UPDATE log SET version = 1 WHERE position > ?"
+            " AND kind = (SELECT id FROM names WHERE text = 'RunEnded')",
+            (WHERE,),
+        )
+        assert done.rowcount > 100
+        file.commit()
+    with LogReader(path) as reader:
+        follower, state = Follower(reader), State()
+        follower.follow(state, reader.head)
+        assert dump(state) == dump(plain(reader, reader.head))
+        assert follower._bulk is not None
+        assert follower._bulk.plain < reader.head // 10
+
+
 def test_somebody_else_may_go_on_with_the_state_in_between(path: Path) -> None:
     with LogReader(path) as reader:
         follower, state = Follower(reader), State()

@@ -101,6 +101,38 @@ def test_older_versions_are_raised_one_step_at_a_time() -> None:
     assert decode(row._replace(version=2, payload=b'{"step":"waiting","reason":"x"}')) == expected
 
 
+NEW_WORDS = [
+    ("RunEnded", 1, {"outcome": "conflicted"}),
+    ("StoreWriteIntended", 1, {"op": "delete", "settles": {"outcome": "conflicted"}}),
+    ("RetryScheduled", 1, {"not_before": 7, "attempt": 2, "budget": "conflict"}),
+    ("RetryScheduled", 2, {"not_before": 7, "attempt": 2, "budget": "machine", "spent": 1}),
+    ("RetriesExhausted", 1, {"attempts": 9, "budget": "machine"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "version", "fields"), NEW_WORDS)
+def test_a_word_that_came_before_its_version_is_read(
+    kind: str, version: int, fields: dict[str, object]
+) -> None:
+    """Logs of the time between have it; written again it has the present version, which an earlier reader knows as newer."""
+    payload = msgspec.json.encode(fields)
+    row = Row(5, kind, version, True, "engine", None, "t", "r", "j", 3, payload)
+    event = decode(row)
+    assert encode(event) == row._replace(version=KINDS[kind].VERSION)
+    assert version < KINDS[kind].VERSION
+    make = codec.MAKERS[kind, version]
+    assert make(5, "engine", None, "t", "r", "j", 3, payload) == event
+
+
+def test_a_version_that_an_upcaster_changes_is_not_read_as_the_present_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(UPCASTERS, ("RunObserved", 2), dict)
+    monkeypatch.setitem(UPCASTERS, ("RunObserved", 3), codec.unchanged)
+    assert codec._versions_as_now("RunObserved", 4) == range(3, 5)
+    assert codec._versions_as_now("RunObserved", 1) == range(1, 2)
+
+
 @pytest.mark.parametrize(("kind", "version"), [("FutureThing", 1), ("ValuePut", 9)])
 def test_an_unknown_essential_event_is_refused_by_name(kind: str, version: int) -> None:
     row = Row(5, kind, version, True, "engine", None, None, "r", "j", None, b'{"new":1}')
