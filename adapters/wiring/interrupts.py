@@ -119,12 +119,16 @@ class Interrupts:
         return task
 
     async def _give_up(self, seconds: float) -> None:
-        """Wait for what ends with the engine, then end the work although others run on."""
+        """Wait for what ends with the engine, then end the work although others run on.
+
+        Work that has ended by itself meanwhile is followed by `close`, which is not cut: it says goodbye in the log.
+        """
         closing = self._pipeline.hurry(seconds)
         until = self._loop.time() + closing.left * SHARE
         while self._pipeline.is_ending and self._loop.time() < until:
             await asyncio.sleep(0.02)
-        self._cut()
+        if not self._pipeline.is_closing:
+            self._cut()
 
     def swallow(self) -> None:
         """Go on after the cancellation that gave the work up; one that others asked for is raised again."""

@@ -145,6 +145,7 @@ class Pipeline:
         self._verification: Verification | None = None
         self._draining = False
         self._abandoned = False
+        self.is_closing = False
         self._closed_by = (e.ENGINE, "")
         self._closing: Closing | None = None
 
@@ -350,6 +351,7 @@ class Pipeline:
         What does not end in that time is told by name and left behind: the log has it open, and the next engine goes on.
         """
         closing = self.hurry(self.grace_seconds)
+        self.is_closing = True
         try:
             if self._verification is not None:
                 await closing.step("the verification of the log", self._verification.close())

@@ -152,6 +152,16 @@ class Project:
             stderr=subprocess.PIPE,
         )
 
+    def interrupt(self, process: subprocess.Popen[bytes], answer: bytes) -> None:
+        """Send Ctrl-C, and wait until the command has taken it: it says so on stderr."""
+        assert process.stderr is not None
+        process.send_signal(signal.SIGINT)
+        told = b""
+        while answer not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+
     def until(self, expected: str, *arguments: str, seconds: float = 30) -> None:
         """Repeat a command until its output holds what is expected."""
         deadline = time.monotonic() + seconds

@@ -121,8 +121,7 @@ def test_the_first_interrupt_drains_and_the_second_abandons(project: Project) ->
     process = project.spawn("run")
     project.until("running", "runs", "--job", "endless")
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    project.interrupt(process, b"once more abandons")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130

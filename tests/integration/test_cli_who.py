@@ -6,7 +6,6 @@ import getpass
 import json
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,10 +236,10 @@ def test_an_interrupted_engine_says_who_interrupted_it(project: Project) -> None
     project.ok("inject", "numbers", "slow", stdin=b"seconds: 60")
     process = project.spawn("run")
     project.until("running", "runs")
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    process.communicate(timeout=30)
+    project.interrupt(process, b"once more abandons")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
     ends = {type(event).__name__: event for _, event in events(project)}
     assert (ends["EngineClosed"].actor, reason_of(ends["EngineClosed"])) == (
         f"{ME}: datatask run",

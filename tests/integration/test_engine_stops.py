@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from datatask import (
     TemporaryError,
     YamlMetadataFileRepository,
 )
+from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.engine.ports import RunSpec, Write
+from datatask.schema.events import EngineClosed, StopReason
 from datatask.testing import MemoryLog, RecordingRunner, memory_log, recording
 
 
@@ -138,3 +142,42 @@ async def test_a_store_that_refuses_for_good_fails_the_run(tmp_path: Path) -> No
         assert log is not None
         ends = [each.event async for each in log.read() if type(each.event).__name__ == "RunEnded"]
         assert [(end.outcome, "not yours" in end.error.message) for end in ends] == [("failed", True)]
+
+
+class SlowRunner(RecordingRunner):
+    """Its runs end a moment after they were stopped, and it takes a while to close."""
+
+    def stop(self, run: int, reason: StopReason, grace: int) -> None:
+        """End the run a little later."""
+        asyncio.get_running_loop().call_later(0.005, super().stop, run, reason, grace)
+
+    async def close(self, *, abandon: bool = False) -> None:
+        """Be closed while the interrupts look whether anything still runs."""
+        await asyncio.sleep(0.3)
+
+
+async def test_an_engine_that_closes_by_itself_after_two_interrupts_says_goodbye() -> None:
+    """The work ends before the interrupts cut it: the closing that follows is not cut instead."""
+    log = memory_log()
+    pipeline, _ = over(log)
+    pipeline.tasks["task"].runner = runner = SlowRunner()
+    pipeline.actor = "ada"
+
+    async def interrupt_twice() -> None:
+        while not runner.started:
+            await asyncio.sleep(0.01)
+        for count in (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+            while interrupts.count < count:
+                await asyncio.sleep(0.001)
+
+    with Interrupts(pipeline, lambda line: None) as interrupts:
+        async with pipeline:
+            await pipeline.put("task.source", "a", 1)
+            interrupting = asyncio.create_task(interrupt_twice())
+            outcome = await pipeline.run()
+            await interrupting
+        await asyncio.sleep(0)
+    assert (outcome.interrupted, interrupts.given_up) == (True, False)
+    closed = [event async for _, event in log.read(0) if isinstance(event, EngineClosed)]
+    assert [(event.actor, event.reason) for event in closed] == [("ada", "abandoned")]
