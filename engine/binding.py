@@ -17,7 +17,7 @@ import msgspec
 
 from datatask.engine.ports import Blobs, Write
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import CallerError, ConflictError
+from datatask.schema.errors import CallerError, ConflictError, DatataskError
 
 READS_MAX = 1_000
 """So many reads of a run are remembered for lineage, the first ones; a run may scan a whole repository."""
@@ -85,7 +85,7 @@ class RunContext:
     read also goes with the writes (`Write.over`), unless `conflicts` are allowed: so a write over what another has
     changed meanwhile is found out. A key that was read is written at the run's end, whatever its store is, unless
     the run has asked for its path: who knows the path looks there. Where stores are not seen as the engine sees them (in a
-    pod) nothing is put off (`defers`).
+    pod) nothing is put off (`defers`). `damage` is what made a value that the run asked for one that cannot be trusted.
     """
 
     __slots__ = (
@@ -97,6 +97,7 @@ class RunContext:
         "_seen",
         "_unsettled",
         "_writes",
+        "damage",
         "defers",
         "guarded",
         "job",
@@ -111,6 +112,7 @@ class RunContext:
         self.job = job
         self.guarded = conflicts == "rerun"
         self.defers = True
+        self.damage: DatataskError | None = None
         self.reads: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._listed: dict[str, int] = {}
@@ -241,8 +243,13 @@ class RunContext:
             return tuple(self._writes.values())
 
     async def settle(self) -> tuple[Write, ...]:
-        """Fence the run and return its writes, with the store versions that were left open filled in."""
+        """Fence the run and return its writes, with the store versions that were left open filled in.
+
+        Raises `damage`: a function that goes on without the value has not done what it was to do.
+        """
         written = self.fence()
+        if self.damage is not None:
+            raise self.damage
         if not self._unsettled:
             return written
         settled = []

@@ -165,6 +165,7 @@ class CallRunner:
             if self._closed:  # the loop is going down; a later engine will find this run open
                 return
             writes = run.context.fence()
+            caught = run.context.damage or caught
             outcome, error = "failed", error_info(caught, skip=1)
             detail = error_detail(caught, error)
             if isinstance(caught, asyncio.CancelledError) and run.reason is None and not error.message:

@@ -263,13 +263,21 @@ class Runtime:
         self.wake()
 
     def _judged(self, fact: Ended) -> Ended:
-        """Take a function's failure over a damaged log for what it is: no fault of the job's, which is run again later."""
+        """Take a failure over a damaged value for what it is: no fault of the job's.
+
+        As with an input: `lost` where it is the log that is damaged, and run when that is sound again; else `refused`.
+        """
         error = fact.ending.error
-        if self.damage is None or fact.ending.outcome != "failed" or error is None:
+        outcome: e.Outcome
+        if error is None or fact.ending.outcome not in ("failed", "refused"):
             return fact
-        if error.type != LogDamagedError.__name__:
+        if error.type == LogDamagedError.__name__ and self.damage is not None:
+            outcome = "lost"
+        elif error.type == ValueDamagedError.__name__:
+            outcome = "refused"
+        else:
             return fact
-        return fact._replace(ending=msgspec.structs.replace(fact.ending, outcome="lost"))
+        return fact._replace(ending=msgspec.structs.replace(fact.ending, outcome=outcome))
 
     def wake(self) -> None:
         """Take a turn soon."""

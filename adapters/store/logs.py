@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.store.filestreams import FileReader, FileWriter
-from datatask.engine.binding import ValueRef
+from datatask.engine.binding import ValueRef, current_run
 from datatask.engine.ports import Store
 from datatask.engine.repositories import (
     MetadataRepository,
@@ -24,7 +24,7 @@ from datatask.engine.repositories import (
 )
 from datatask.engine.streams import AReadStream, AWriteStream
 from datatask.schema.definition import Medium, Record
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, UnknownNameError, ValueDamagedError
 from datatask.schema.ids import check_job
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
@@ -44,7 +44,12 @@ class _Native(StoredRepository):
         raise CallerError(f"{self!r} has no store", remedy="its values are in the log; read them through it")
 
     async def _blob(self, digest: str) -> Path:
-        return await asyncio.to_thread(self._engine().blobs.intact, digest)
+        try:
+            return await asyncio.to_thread(self._engine().blobs.intact, digest)
+        except ValueDamagedError as error:
+            if (run := current_run.get()) is not None:
+                run.damage = error
+            raise
 
 
 class LogMetadataRepository(_Native, MetadataRepository):

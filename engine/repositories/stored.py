@@ -45,7 +45,7 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
-from datatask.schema.errors import CallerError, ConflictError
+from datatask.schema.errors import CallerError, ConflictError, LogDamagedError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job
 from datatask.schema.values import INLINE_BYTES_MAX
@@ -229,7 +229,12 @@ class StoredRepository(Repository):
         if (write := self._overlaid(job)) is not None:
             return ValueRef(write.value, write.digest, write.size, 0) if write.op == "put" else None
         position = self._position()
-        ref = await engine.value(self.id, job)
+        try:
+            ref = await engine.value(self.id, job)
+        except LogDamagedError as error:
+            if run is not None:
+                run.damage = error
+            raise
         if run is not None:
             self._note_seen(job, position)
             if ref is not None:

@@ -115,6 +115,11 @@ def test_a_blob_that_was_replaced_starts_no_run_and_others_go_on(tmp_path: Path,
     assert sorted(project.ok("ls", "t.succeeded").out.split()) == ["j1", "j2"]
 
 
+TASKS = {
+    "function": "InProcessSyncTask('t', LogMetadataRepository('done'), retry=Retry(attempts=3, backoff=0))",
+    "thread": "ExecutorTask('t', ThreadPoolExecutor(1), LogMetadataRepository('done'), retry=Retry(attempts=3, backoff=0))",
+    "pool": "ExecutorTask('t', lambda: ProcessPoolExecutor(1), LogMetadataRepository('done'), retry=Retry(attempts=3, backoff=0))",
+}
 READING = """
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datatask import *
@@ -122,29 +127,56 @@ from datatask import *
 task = {task}
 task.link("go", LogMetadataRepository("go"), is_input=True)
 task.link("word", LogMetadataRepository("word"))
+task.link("blob", LogBlobRepository("blob"))
 
-async def work(job, word):
-    assert await word.info("k") is not None
+async def work(job, word, blob):
+    {work}
 
 task(work)
 pipeline = Pipeline([task], Session(), [])
 """
+WORD = "assert await word.info(job) is not None"
+BYTES = "assert await blob.info(job) is not None"
+TREATED = {
+    "passed on": "{read}",
+    "swallowed": """try:
+        {read}
+    except Exception:
+        pass""",
+    "wrapped": """try:
+        {read}
+    except Exception as error:
+        raise ValueError("my own words") from error""",
+}
+SHELL = """
+from pathlib import Path
+from datatask import *
+
+task = ProcessTask("t", LocalLinuxManager("values", Path(__file__).parent / "base"), None, Resources(),
+    LogMetadataRepository("pids"), "#!/bin/sh\\n: TEXT\\n", done=LogMetadataRepository("done"))
+task.link("go", LogMetadataRepository("go"), is_input=True)
+task.link("word", LogMetadataRepository("word"))
+task.link("blob", LogBlobRepository("blob"))
+pipeline = Pipeline([task], Session(), [])
+"""
+WAYS_IN = [(task, how) for task in TASKS for how in TREATED] + [("process", "passed on")]
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        "InProcessSyncTask('t', LogMetadataRepository('done'))",
-        "ExecutorTask('t', ThreadPoolExecutor(1), LogMetadataRepository('done'))",
-        "ExecutorTask('t', lambda: ProcessPoolExecutor(1), LogMetadataRepository('done'))",
-    ],
-)
+def reading(folder: Path, task: str, how: str, read: str) -> Project:
+    """A project whose task reads beside its inputs."""
+    if task == "process":
+        text = "{{ word.text }}" if read == WORD else "{{ blob }}"
+        return Project(folder, SHELL.replace("TEXT", text))
+    return Project(folder, READING.format(task=TASKS[task], work=TREATED[how].format(read=read)))
+
+
+@pytest.mark.parametrize(("task", "how"), WAYS_IN)
 def test_what_a_function_reads_beside_its_inputs_is_checked_and_its_run_is_lost(
-    tmp_path: Path, task: str
+    tmp_path: Path, task: str, how: str
 ) -> None:
-    """The job is run when the log is sound again, and has used up no attempt."""
-    project = Project(tmp_path, READING.format(task=task))
-    project.ok("inject", "t.word", "k", stdin=b'{"text": "honest-1"}')
+    """The job is run when the log is sound again, and has used up no attempt, whatever the function does with the error."""
+    project = reading(tmp_path, task, how, WORD)
+    project.ok("inject", "t.word", "j1", stdin=b'{"text": "honest-1"}')
     project.ok("inject", "t.go", "j1", stdin=b"{}")
     flip(project.log, b"honest-1", b"hOnest-1")
     assert project.call("run").code == 5
@@ -161,19 +193,41 @@ def test_what_a_function_reads_beside_its_inputs_is_checked_and_its_run_is_lost(
     assert project.ok("ls", "t.succeeded").out.split() == ["j1"]
 
 
+@pytest.mark.parametrize(("task", "how"), WAYS_IN)
+def test_a_blob_that_a_function_reads_beside_its_inputs_is_checked_and_its_run_is_refused(
+    tmp_path: Path, task: str, how: str
+) -> None:
+    """Other jobs go on; the job is not tried again on the user's attempts, and no success of it is told."""
+    project = reading(tmp_path, task, how, BYTES)
+    for job in ("j1", "j2"):
+        project.ok("inject", "t.blob", job, stdin=BLOB + job.encode())
+        project.ok("inject", "t.go", job, stdin=b"{}")
+    blob = blob_of(project, b"j1")
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    ended = project.call("run")
+    assert ended.code == 1, ended
+    (refused,) = project.ok("runs", "--job", "j1", "--json").json
+    assert (refused["state"], refused["error_type"]) == ("refused", "ValueDamagedError")
+    assert str(blob) in refused["error"]
+    assert project.ok("ls", "t.succeeded").out.split() == ["j2"]
+    project.ok("inject", "t.blob", "j1", stdin=BLOB + b"j1")
+    project.ok("retry", "t", "j1")
+    project.ok("run")
+    assert sorted(project.ok("ls", "t.succeeded").out.split()) == ["j1", "j2"]
+    project.ok("verify")
+
+
 def test_damage_counts_for_more_than_the_time_that_is_over(tmp_path: Path) -> None:
     """While one run goes on, another one's input is found damaged; then the time is over."""
     task = "InProcessSyncTask('t', LogMetadataRepository('done'))"
-    text = READING.format(task=task).replace(
-        "async def work(job, word):", "async def work(job, word):\n    await wait(job)"
-    )
+    text = READING.format(task=task, work=f"await wait(job)\n    {WORD}")
     text = text.replace(
         "task = ",
         "import asyncio\n\nasync def wait(job):\n    await asyncio.sleep(60 * (job == 'a1'))\n\ntask = ",
         1,
     )
     project = Project(tmp_path, text)
-    project.ok("inject", "t.word", "k", stdin=b'{"text": "honest-1"}')
+    project.ok("inject", "t.word", "j1", stdin=b'{"text": "honest-1"}')
     for job in ("a1", "j1"):
         project.ok("inject", "t.go", job, stdin=b"{}")
     flip(project.log, b"honest-1", b"hOnest-1")

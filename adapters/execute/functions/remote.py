@@ -31,7 +31,7 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, LogDamagedError, ValueDamagedError
 from datatask.schema.ids import check_job
 from datatask.schema.values import decode_value, encode_value
 
@@ -142,8 +142,13 @@ class RemoteRepository(Repository):
 
     def _ask(self, verb: str, job: str) -> Any:
         """Return the engine's answer about a job; the run has seen the key then, whatever was there."""
-        position, answer = _gateway().ask(verb, self.id, job)
         run = self._run()
+        try:
+            position, answer = _gateway().ask(verb, self.id, job)
+        except (LogDamagedError, ValueDamagedError) as error:
+            if run is not None:
+                run.damage = error
+            raise
         if run is not None and run.guarded:
             run.note_seen(self.id, job, position)
         return answer

@@ -87,6 +87,7 @@ class Call:
             writes = loop.run_until_complete(self.context.settle())
         except BaseException as caught:
             writes = self.context.fence()
+            caught = self.context.damage or caught
             error = error_info(caught, skip=2)
             detail = error_detail(caught, error)
         finally:
