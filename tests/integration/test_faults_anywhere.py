@@ -79,6 +79,8 @@ OURS = re.compile(
 )
 CODES = {0, 1, 2, 3, 4, 5, 6, 7, 70, 130, -signal.SIGINT}
 POINTS, POINTS_SOAKING = 3, 200
+WHOLE_ENDS = 0.1
+"""So many of the commands end with all that the interpreter does at its end, which takes a tenth of a second."""
 
 
 class Tried(NamedTuple):
@@ -207,7 +209,7 @@ def tried(stage: Stage, base: Path, name: str, points: int, chance: random.Rando
             "error": chance.choice([one for one in errors() if in_main or one != "interrupt"]),
         }  # fmt: skip
         place = stage.fresh(base)
-        failed, repeated = stage.call(place, name, point=point)
+        failed, repeated = stage.call(place, name, point=point, whole=chance.random() < WHOLE_ENDS)
         if trouble := wrong(clean, again, failed, repeated, works=name in WORKING):
             found.append(f"{trouble}\n  {name} {json.dumps(point)}\n  first: {failed}\n  then: {repeated}")
     return found
