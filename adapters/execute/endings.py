@@ -58,6 +58,17 @@ def cut(name: str, written: int, there: int) -> str:
     )
 
 
+def exchanged(name: str) -> str:
+    """Say what is wrong with an output that is not the one that was there when its process ended."""
+    return f"its {name} was exchanged or written by somebody else after it had ended"
+
+
+def on_full_disk(ending: Ending) -> Ending:
+    """Return the ending of a process on whose outputs' disk there was no room when it ended: a success is not proved by its code."""
+    words = "the disk of its outputs was full when it ended: what it wrote may not be all there"
+    return judged(ending, {"": words}, ())
+
+
 def judged(ending: Ending, wrong: Mapping[str, str], found: Collection[str]) -> Ending:
     """Return the ending in the light of what is wrong with outputs, by their names; `found` are those that are collected.
 

@@ -3,8 +3,8 @@
 In: a manager of the user's own, a task's recipe, runs. Out: facts. A run's folder is
 `{basedir}/{task}/{identity}/`. The process claims it (`claim/`) and writes its pid and its parent's there, with start
 times and the boot id where there is a /proc, before it becomes the user's program, so that a later engine finds it, and so that a
-claim by recovery keeps a delayed start from happening. It waits for that program, with the outputs open, and writes down how long they are (`sizes`);
-they are fetched into local files, and count if nothing of them is missing. These verbs can kill and not ask politely: a stop is a kill.
+claim by recovery keeps a delayed start from happening. It waits for that program, with the outputs open, and writes down how long they are and their checksums (`sizes`);
+they are fetched into local files, and count if they are these. These verbs can kill and not ask politely: a stop is a kill.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.execute.endings import (
     cut,
     ended_by_machine,
+    exchanged,
     exit_ending,
     judged,
+    on_full_disk,
     stopped_ending,
     unstarted_ending,
 )
 from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.pressure import Pressure, is_momentary
+from datatask.adapters.execute.sums import fits
 from datatask.adapters.spools import Spool
 from datatask.engine.binding import RunContext, current_run
 from datatask.engine.calls import error_info
@@ -46,6 +49,7 @@ POLL_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
 REMOVAL_SECONDS = 5.0
 CODE_POLLS_MAX = 5
+SIZES_BYTES = 400
 POLLS_PER_LOOK = 10
 """A live pid is looked at more closely every so many polls: it may be another process's by now."""
 CLAIM = """
@@ -63,14 +67,21 @@ if [ "$(head -c 2 "$run/exe")" = "#!" ]; then "$run/exe" <&5 5<&- 6>&- 7>&- & el
 echo $! >"$run/program"
 wait $!
 code=$?
-for name in $kept; do # one whose name leads elsewhere by now is copied from the descriptor
-    case $name in stdout) held=6 ;; *) held=7 ;; esac
-    [ -e "/proc/self/fd/$held" ] || continue
-    [ "$run/$name" -ef "/proc/self/fd/$held" ] || { rm -rf "$run/$name"; cat "/proc/self/fd/$held" >"$run/$name" || continue; }
-    while read -r key number; do [ "$key" != pos: ] || written=$number; done <"/proc/self/fdinfo/$held"
-    set -- $(ls -lnd "$run/$name")
-    echo "$name ${5:-0} $written"
-done >"$run/sizes.new" 2>/dev/null && mv "$run/sizes.new" "$run/sizes"
+{
+    for name in $kept; do # one whose name leads elsewhere by now is copied from the descriptor
+        case $name in stdout) held=6 ;; *) held=7 ;; esac
+        [ -e "/proc/self/fd/$held" ] || continue
+        [ "$run/$name" -ef "/proc/self/fd/$held" ] || { rm -rf "$run/$name"; cat "/proc/self/fd/$held" >"$run/$name" || continue; }
+        while read -r key number; do [ "$key" != pos: ] || written=$number; done <"/proc/self/fdinfo/$held"
+        set -- $(ls -lnd "$run/$name") && size=${5:-0}
+        set -- $(cksum <"$run/$name" || sha256sum <"$run/$name")
+        case ${2-} in '' | -) ;; *) size=$2 ;; esac
+        echo "$name $size $written ${1-}"
+    done
+    printf '%4096s' '' >"$run/room" || echo full
+    rm -f "$run/room"
+    echo .
+} 1<>"$run/sizes" 2>/dev/null # there is room for it since the start
 exit $code
 """
 
@@ -170,6 +181,7 @@ class PollingRunner:
         folder = self._folder(spec)
         await self._manager.mkdir(folder / "cwd")
         await self._write(folder / "exe", script.encode())
+        await self._write(folder / "sizes", b" " * SIZES_BYTES)
         if self._recipe.stdin is not None:
             async with (
                 self._recipe.stdin.open(spec.job, "rb") as source,
@@ -275,11 +287,13 @@ class PollingRunner:
     async def _gone(self, run: _Open) -> None:
         folder = self._folder(run.spec)
         code = await self._read(folder / "return_code")
+        noted = await self._noted(run.spec)
         if not code:
             run.codeless += 1
             if run.codeless < CODE_POLLS_MAX and run.reason is None:
                 return
-            lost = ErrorInfo(type="Lost", message="the process is gone and left no exit code")
+            why = "; the disk of its outputs was full when it ended" if "full" in (noted or ()) else ""
+            lost = ErrorInfo(type="Lost", message="the process is gone and left no exit code" + why)
             ending = Ending(outcome="lost", error=lost) if run.reason is None else stopped_ending(run.reason)
         elif run.reason is not None:
             ending = stopped_ending(run.reason, int(code))
@@ -290,7 +304,11 @@ class PollingRunner:
         if ending.outcome == "lost":
             self._end(run, ending)
             return
-        found, wrong = await self._fetch(run)
+        if noted is None:
+            ending = judged(ending, {"": "how long its outputs were was not written down when it ended"}, ())
+        elif "full" in noted:
+            ending = on_full_disk(ending)
+        found, wrong = await self._fetch(run, noted or {})
         ending = judged(ending, wrong, found)
         writes = [
             Write(repository=self._kept()[name].id, job=run.spec.job, source=path)
@@ -309,18 +327,22 @@ class PollingRunner:
             if repo is not None and not isinstance(repo, _StderrIsStdout)
         }
 
-    async def _fetch(self, run: _Open) -> tuple[dict[str, Path], dict[str, str]]:
+    async def _noted(self, spec: RunSpec) -> dict[str, list[str]] | None:
+        """Return what the shell that waited has written down of the outputs, by first word; None where that is not whole."""
+        *lines, dot = (await self._read(self._folder(spec) / "sizes") or "").splitlines() or [""]
+        return {words[0]: words[1:] for line in lines if (words := line.split())} if dot == "." else None
+
+    async def _fetch(
+        self, run: _Open, noted: Mapping[str, list[str]]
+    ) -> tuple[dict[str, Path], dict[str, str]]:
         """Return the outputs, and what is wrong with those of which not all is there."""
-        noted = await self._read(self._folder(run.spec) / "sizes") or ""
-        sizes = {
-            name: (int(size), int(written)) for name, size, written in map(str.split, noted.splitlines())
-        }
         found: dict[str, Path] = {}
         wrong: dict[str, str] = {}
         for name in self._kept():
             target = self._spool.path(f"{run.spec.identity}.{name}")
             run.fetched.append(target)
-            size, written = sizes.get(name, (0, 0))
+            told = [*noted.get(name, ("0", "0")), ""]
+            size, written, printed = int(told[0]), int(told[1]), told[2]
             try:
                 there = await self._download(self._folder(run.spec) / name, target)
             except FileNotFoundError:
@@ -328,6 +350,9 @@ class PollingRunner:
                 continue
             if there < size:
                 wrong[name] = f"its {name} had {size} bytes when it ended and now has {there}"
+                continue
+            if not await asyncio.to_thread(fits, printed, target, size):
+                wrong[name] = exchanged(name)
                 continue
             found[name] = target
             if written > size:

@@ -23,6 +23,7 @@ from tests.integration.test_local_processes import (
     task_of,
     until,
 )
+from tests.machine import mounted
 
 WAITS = "while [ ! -e {go} ]; do sleep 0.02; done"
 SCRIPT = f"echo one; {WAITS}; echo two"
@@ -152,6 +153,27 @@ async def test_an_output_that_is_emptied_while_its_process_goes_on_fails_the_run
     assert end.ending.outcome == "failed"
     assert end.ending.error is not None
     assert "its stdout was cut while it ran, when 4 bytes had been written" in end.ending.error.message
+
+
+@pytest.mark.machine("mounts")
+@pytest.mark.parametrize(
+    ("script", "outcome"), [("yes | head -c 10M; true", "lost"), ("yes | head -c 10M", "failed")]
+)
+async def test_an_output_for_which_the_disk_was_too_small_is_no_success(
+    tmp_path: Path, script: str, outcome: str
+) -> None:
+    """Whatever the script says: one may not have looked whether its words were written."""
+    with mounted(tmp_path / "base", "size=1m"):
+        task = task_of(tmp_path / "base", script)
+        facts: list[Fact] = []
+        await task.runner.open(facts.append)
+        task.runner.start(spec(1))
+        await until(lambda: ends(facts))
+        ending = ends(facts)[1].ending
+        await task.runner.close()
+    assert ending.outcome == outcome
+    assert ending.error is not None
+    assert "the disk of its outputs was full when it ended" in ending.error.message
 
 
 async def test_a_failure_keeps_its_own_code(tmp_path: Path) -> None:

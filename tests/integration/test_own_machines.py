@@ -28,6 +28,7 @@ from datatask.adapters.execute import polling, proctable
 from datatask.engine.ports import Started
 from tests.contract.test_runner import contents, opened, process_task, spec
 from tests.integration.test_local_processes import until
+from tests.machine import mounted
 
 
 class Elsewhere(AbstractProcessManager):
@@ -198,19 +199,67 @@ async def test_what_is_collected_is_what_the_process_wrote(
         assert contents(write) == {"succeeded": b"one\ntwo\n", "failed": b""}[outcome]
 
 
-async def test_an_output_that_is_gone_when_it_is_collected_is_no_success(tmp_path: Path) -> None:
+class Unasked(Elsewhere):
+    """Its processes seem to go on until somebody says that they may be looked at."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.is_asked = False
+
+    async def get_live_pids(self, hint: set[str]) -> set[str]:
+        return await super().get_live_pids(hint) if self.is_asked else hint
+
+
+def written_anew(folder: Path) -> None:
+    (folder / "stdout").write_text("ONE\n")
+
+
+@pytest.mark.parametrize(
+    ("disturb", "words"),
+    [
+        (removed, "its stdout was removed, and nothing is left of it"),
+        (cut, "its stdout had 4 bytes when it ended and now has 0"),
+        (exchanged, "its stdout was exchanged or written by somebody else after it had ended"),
+        (written_anew, "its stdout was exchanged or written by somebody else after it had ended"),
+        (
+            emptied,
+            "how long its outputs were was not written down when it ended; its stdout was removed, and",
+        ),
+    ],
+)
+async def test_an_output_that_is_not_what_it_was_when_it_is_collected_is_no_success(
+    tmp_path: Path, disturb: Callable[[Path], object], words: str
+) -> None:
     """Between the end and the moment that anybody asks."""
-    runner = process_task(tmp_path, "echo one", Elsewhere(tmp_path)).runner
+    manager = Unasked(tmp_path)
+    runner = process_task(tmp_path, "echo one", manager).runner
     async with opened(runner) as facts:
         runner.start(spec(1))
         await facts.first(1, Started)
         (folder,) = (tmp_path / "elsewhere").glob("*/*")
-        await until((folder / "sizes").exists)
-        removed(folder)
+        code = folder / "return_code"
+        await until(lambda: code.exists() and code.read_text())
+        kept = code.read_text()
+        disturb(folder)
+        code.write_text(kept)
+        manager.is_asked = True
         end = await facts.end_of(1)
     assert (end.ending.outcome, end.writes) == ("lost", ())
     assert end.ending.error is not None
-    assert end.ending.error.message == "its stdout was removed, and nothing is left of it"
+    assert end.ending.error.message.startswith(words)
+
+
+@pytest.mark.machine("mounts")
+async def test_an_output_for_which_the_disk_was_too_small_is_no_success(tmp_path: Path) -> None:
+    """Whatever the script says."""
+    with mounted(tmp_path / "elsewhere", "size=1m"):
+        runner = process_task(tmp_path, "yes | head -c 10M; true", Elsewhere(tmp_path)).runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            end = await facts.end_of(1)
+    assert (end.ending.outcome, end.writes) == ("lost", ())
+    assert end.ending.error is not None
+    assert "the disk of its outputs was full when it ended" in end.ending.error.message
 
 
 class KillsOne(Elsewhere):

@@ -11,14 +11,27 @@ import pytest
 from datatask import SSHLinuxManager
 from datatask.engine.ports import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
+from tests.machine import mounted
 from tests.ssh_kit import server
-from tests.ssh_runs import left_behind, make, message, runs_of, ssh_task, until
+from tests.ssh_runs import (
+    ended,
+    left_behind,
+    make,
+    message,
+    on_server,
+    record_of,
+    runs_of,
+    ssh_task,
+    until,
+)
 
 pytestmark = pytest.mark.server("sshd")
 WAITS = "while [ ! -e {go} ]; do sleep 0.02; done"
 
 
-async def disturbed(path: Path, disturb: Callable[[Path], object], script: str) -> tuple[Ended, list[bytes]]:
+async def disturbed(
+    path: Path, disturb: Callable[[Path], object], script: str
+) -> tuple[Ended, list[bytes | None]]:
     """Return how a run ends whose folder is disturbed after its first line, and what is collected of it."""
     runner = ssh_task(path, script.format(go=path / "go") + "\n").runner
     async with opened(runner) as facts:
@@ -70,6 +83,68 @@ async def test_an_output_that_is_cut_fails_the_run_by_name(tmp_path: Path) -> No
     end, collected = await disturbed(tmp_path, cut, f"echo one; {WAITS}")
     assert (end.ending.outcome, collected) == ("failed", [b"", b""])
     assert "its stdout was cut while it ran: 4 bytes were written, 0 are there" in message(end)
+
+
+def written_anew(folder: Path) -> None:
+    (folder / "stdout").write_text("six\nteen bytes\n")
+
+
+def written_with_as_many_bytes(folder: Path) -> None:
+    (folder / "stdout").write_text("ONE\n")
+
+
+def removed_and_made_again(folder: Path) -> None:
+    removed(folder)
+    written_anew(folder)
+
+
+@pytest.mark.parametrize(
+    "disturb", [exchanged, linked, written_anew, written_with_as_many_bytes, removed_and_made_again]
+)
+async def test_an_output_that_is_exchanged_after_its_end_is_no_success(
+    tmp_path: Path, disturb: Callable[[Path], object]
+) -> None:
+    """While no engine looks; for a file that is at least as long, under the same inode or another one."""
+    async with left_behind(tmp_path, "echo one\n", "a") as specs:
+        await until(lambda: record_of(tmp_path, "1.1") is not None)
+        disturb(runs_of(tmp_path) / "1.1")
+        runner = ssh_task(tmp_path, "true\n").runner
+        async with opened(runner) as facts:
+            await runner.recover(specs)
+            end = await facts.end_of(1)
+    assert (end.ending.outcome, end.writes) == ("lost", ())
+    assert message(end) == "its stdout was exchanged or written by somebody else after it had ended"
+
+
+async def test_what_a_process_appends_that_outlives_the_run_is_no_exchange(tmp_path: Path) -> None:
+    """A script may leave one in a session of its own, with its output."""
+    script = (
+        "setsid sh -c 'touch {go}ing; while [ ! -e {go} ]; do sleep 0.02; done; echo two; touch {go}ne' &\n"
+        "while [ ! -e {go}ing ]; do sleep 0.02; done; echo one\n"
+    )
+    async with left_behind(tmp_path, script.format(go=tmp_path / "go"), "a") as specs:
+        await until(lambda: record_of(tmp_path, "1.1") is not None)
+        (tmp_path / "go").touch()
+        await until((tmp_path / "gone").exists)
+        runner = ssh_task(tmp_path, "true\n").runner
+        async with opened(runner) as facts:
+            await runner.recover(specs)
+            end = await facts.end_of(1)
+            assert (end.ending.outcome, contents(end.writes[0])) == ("succeeded", b"one\ntwo\n")
+
+
+@pytest.mark.machine("mounts")
+@pytest.mark.parametrize(
+    ("script", "outcome"), [("yes | head -c 10M; true", "lost"), ("yes | head -c 10M", "failed")]
+)
+async def test_an_output_for_which_the_disk_there_was_too_small_is_no_success(
+    tmp_path: Path, script: str, outcome: str
+) -> None:
+    """Whatever the script says: one may not have looked whether its words were written."""
+    with mounted(tmp_path / "remote", "size=1m"):
+        end = await ended(on_server(tmp_path), script + "\n")
+    assert end.ending.outcome == outcome
+    assert "the disk of its outputs was full when it ended" in message(end)
 
 
 async def test_a_folder_above_that_is_renamed_changes_nothing(tmp_path: Path) -> None:

@@ -101,13 +101,27 @@ def test_times_of_every_shell_are_seconds() -> None:
     assert [seconds(text) for text in ("0m0.070000s", "2m1.5s", "0m0,25s")] == [0.07, 121.5, 0.25]
 
 
-WHOLE = "71 990 b00t 12.50 137 - -stdout=9,peak=5,oom=0,peak=7,oom=1, 0m1.5s 1m0.25s"
+WHOLE = "71 990 b00t 12.50 137 - -stdout=9,stdout_sum=77,peak=5,oom=0,peak=7,oom=1, 0m1.5s 1m0.25s"
 
 
 def test_a_record_is_read_or_told_to_be_torn() -> None:
     """Each cut of a record is torn, but for those of its last number, which the agent's closing dot covers."""
     record = parse(WHOLE.split(" "))
-    assert record == ("71", "990", "b00t", 12.5, -9, None, {"stdout": 9}, 7, True, 61.75, {})
+    assert record == (
+        "71",
+        "990",
+        "b00t",
+        12.5,
+        -9,
+        None,
+        {"stdout": 9},
+        7,
+        True,
+        61.75,
+        {},
+        {"stdout": "77"},
+        False,
+    )
     gone = parse(WHOLE.replace("stdout=9", "stdout=9,stdout_gone=1,stderr_written=5").split(" "))
     assert gone is not None
     assert gone.sizes == {"stderr": 0}

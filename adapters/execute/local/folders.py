@@ -8,6 +8,7 @@ log are spread over the file system (`spread_below`). Blocking.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -16,6 +17,7 @@ import struct
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 _TOP_OF_TREES = 0x00020000
 """FS_IOC_GETFLAGS, FS_IOC_SETFLAGS and FS_TOPDIR_FL of linux/fs.h; `chattr +T`."""
+ROOM_BYTES = 4096
 
 
 def spread_below(folder: str) -> None:
@@ -62,6 +64,19 @@ def write(path: str, mode: int, data: bytes) -> None:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
+
+
+def has_room(folder: str) -> bool:
+    """Whether the disk takes another block. On a full one a script may have written less than it wanted, and not have looked."""
+    path = folder + "/room"
+    try:
+        write(path, 0o600, bytes(ROOM_BYTES))
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    return True
 
 
 def remove(folder: str) -> None:

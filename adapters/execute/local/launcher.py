@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import cgroups, keeper, outputs, owners, situation
+from datatask.adapters.execute.local import cgroups, folders, keeper, outputs, owners, situation
 from datatask.adapters.execute.local.doubts import Doubts
 from datatask.adapters.execute.local.engines import Engine, Engines
 from datatask.adapters.execute.local.families import MARK, Families, signal_group
@@ -459,6 +459,7 @@ class Launcher:
             message["sizes"], message["written"] = self.outputs.end(
                 identity, self._folder(identity), facts.get("files")
             )
+            message["full"] = bool(message["sizes"]) and not folders.has_room(self._folder(identity))
         if code in KILLED and not message["stopped"] and cgroups.oom_kills() > self.oom_kills:
             message["killed_for_memory"] = True  # in some group of the machine
         before = self.refusals.pop(identity, None)

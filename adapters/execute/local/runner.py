@@ -20,6 +20,7 @@ from datatask.adapters.execute.endings import (
     ended_by_machine,
     exit_ending,
     judged,
+    on_full_disk,
     stopped_ending,
     unstarted_ending,
 )
@@ -292,6 +293,8 @@ class LocalRunner:
         else:
             perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
             ending = exit_ending(code, message["why"] or perhaps)
+        if message.get("full"):
+            ending = on_full_disk(ending)
         told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,

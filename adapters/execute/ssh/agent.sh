@@ -123,6 +123,7 @@ record() {
     [ -f "$run/stop" ] && read -r reason <"$run/stop"
     case $merged in *o*) note stdout 6 ;; esac
     case $merged in *e*) note stderr 7 ;; esac
+    case $merged in *[oe]*) has_room "$run/room" || printed=${printed}full=1, ;; esac
     case $merged in *c*) unconfine ;; esac
     case $code in 137) killed_before=$kills && count_kills && [ "$kills" -gt "$killed_before" ] && printed=${printed}killed=1, ;; esac
     [ ! -e "$run/unconfined" ] || code=unstarted
@@ -133,8 +134,13 @@ record() {
     [ -p "$dir/wake" ] && echo "$id" 1<>"$dir/wake"
 }
 
-# note NAME DESCRIPTOR: adds to printed how long an output is, and what is wrong with it: how much was written to one that was
-# cut. One whose name leads to something else by now is copied from the descriptor, which the process shared; or it is gone.
+# has_room FILE: whether the disk takes another block. On a full one a script may have written less than it wanted, and not have looked.
+has_room() {
+    printf '%4096s' '' >"$1"
+} 2>/dev/null
+
+# note NAME DESCRIPTOR: adds to printed how long an output is, its checksum, and what is wrong with it: how much was written to one that
+# was cut. One whose name leads to something else by now is copied from the descriptor, which the process shared; or it is gone.
 note() {
     if ! [ "$run/$1" -ef "/proc/self/fd/$2" ]; then
         rm -rf "$run/$1"
@@ -143,8 +149,11 @@ note() {
     name=$1 size=0 written=0
     while read -r key number; do [ "$key" != pos: ] || written=$number; done <"/proc/self/fdinfo/$2"
     if [ -s "$run/$1" ]; then
-        set -- $(ls -lnd "$run/$1")
-        size=${5:-0} printed=$printed$name=${5:-0},
+        set -- $(cksum <"$run/$1" || sha256sum <"$run/$1")
+        case ${2-} in
+        '' | -) sum=${1-} && set -- $(ls -lnd "$run/$name") && set -- "$sum" "${5:-0}" ;; # there is no cksum
+        esac
+        size=$2 printed=$printed$name=$2,${1:+${name}_sum=$1,}
     fi
     [ "$size" -ge "$written" ] || printed=${printed}${name}_written=$written,
 }
@@ -176,7 +185,7 @@ start() {
     elif case $4 in *c*) ! find_groups /proc/self/mountinfo /proc/self/cgroup ;; *) false ;; esac; then
         echo "refused $1 enforce $lacking"
     elif [ ! -e "$dir/$1/claim" ] && { [ -d "$dir/$1" ] || mkdir -p "$dir/$1/cwd"; } 2>/dev/null && once "$dir/$1/asked" "$2"; then
-        if { { [ "$5" = 0 ] || printf %s "$script" >"$dir/$1/exe"; } && printf '%300s' '' >"$dir/$1/$1"; } 2>/dev/null; then
+        if { { [ "$5" = 0 ] || printf %s "$script" >"$dir/$1/exe"; } && printf '%600s' '' >"$dir/$1/$1"; } 2>/dev/null; then
             launch "$1" "$3" "$4" "$interpreter" "$argument"
         else
             give_up "$1"

@@ -1,6 +1,6 @@
 """What a run that ended on a target has written: fetched, measured against its end, and handed to its repositories.
 
-In: a task's recipe, a run's target and the sizes that were recorded with its end. Out: the contents by stream, bytes or a
+In: a task's recipe, a run's target, the sizes and checksums that were recorded with its end. Out: the contents by stream, bytes or a
 spooled file, None where there is none; then the writes. A link that breaks is waited for, as long as it takes.
 """
 
@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datatask.adapters.execute.endings import exchanged
 from datatask.adapters.execute.ssh.target import LinkLostError, Target
 from datatask.adapters.execute.ssh.transfers import LocalDiskError, download
+from datatask.adapters.execute.sums import fits
 from datatask.adapters.execute.targets import Recipe, _StderrIsStdout
 from datatask.adapters.spools import Spool
 from datatask.engine.ports import Write
@@ -54,11 +56,17 @@ async def fetch(
             await asyncio.sleep(DISK_WAIT_SECONDS)
 
 
-def shrunk(contents: Contents, sizes: Mapping[str, int]) -> str:
-    """Say which stream has fewer bytes than when the run ended: it was not on the disk when the machine went down."""
+def differs(contents: Contents, sizes: Mapping[str, int], sums: Mapping[str, str]) -> str:
+    """Say which stream is not what the run's process had written when it ended: shorter, or another one. Blocking.
+
+    It was not on the disk when the machine went down; or somebody has removed, exchanged or written it since.
+    """
     for name, size in sizes.items():
-        if (there := _size(contents[name])) < size:
-            return f"its {name} had {size} bytes when it ended and now has {there}"
+        content = contents[name]
+        if content is None or (there := _size(content)) < size:
+            return f"its {name} had {size} bytes when it ended and now has {0 if content is None else there}"
+        if not fits(sums.get(name, ""), content, size):
+            return exchanged(name)
     return ""
 
 
@@ -82,7 +90,5 @@ def drop(contents: Contents) -> None:
             content.unlink(missing_ok=True)
 
 
-def _size(content: bytes | Path | None) -> int:
-    if content is None:
-        return 0
+def _size(content: bytes | Path) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size

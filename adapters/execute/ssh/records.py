@@ -22,7 +22,8 @@ _WORDS = re.compile(
     r" -(?P<noted>\S*) (?P<user>\d+m\d+([.,]\d+)?s) (?P<system>\d+m\d+([.,]\d+)?s)",
     re.ASCII,
 )
-_NOTED = re.compile(r"((?:stdout|stderr)(?:_written|_gone)?|peak|oom|killed)=(\d+),", re.ASCII)
+_NOTED = re.compile(r"((?:stdout|stderr)(?:_written|_gone)?|peak|oom|killed|full)=(\d+),", re.ASCII)
+_SUM = re.compile(r"(stdout|stderr)_sum=([0-9a-f]+),", re.ASCII)
 _STREAMS = ("stdout", "stderr")
 
 
@@ -31,7 +32,7 @@ class Record(NamedTuple):
 
     `pid`, `start` (ticks since boot) and `boot` are the process; `at` is when it ended, in seconds since boot. `code`
     is an exit code, minus a signal's number, or None for one that never became the user's program. `reason` is that
-    of a stop, if there was one. `sizes` has the bytes of each output that is not empty or was cut, `wrong` what is wrong with one. `peak` is the memory used at
+    of a stop, if there was one. `sizes` has the bytes of each output that is not empty or was cut, `sums` their checksums, `wrong` what is wrong with one, `full` whether the disk was. `peak` is the memory used at
     most, in bytes, and `oom` whether the kernel killed in the run's own groups (True), perhaps it (None), or not.
     """
 
@@ -46,6 +47,8 @@ class Record(NamedTuple):
     oom: bool | None
     cpu_seconds: float
     wrong: dict[str, str] = {}
+    sums: dict[str, str] = {}
+    full: bool = False
 
     @property
     def is_in_doubt(self) -> bool:
@@ -90,6 +93,8 @@ def parse(words: Sequence[str]) -> Record | None:
         oom=True if most.get("oom") else None if most.get("killed") else False,
         cpu_seconds=round(seconds(found["user"]) + seconds(found["system"]), 6),
         wrong=_wrong(most),
+        sums=dict(_SUM.findall(found["noted"])),
+        full=bool(most.get("full")),
     )
 
 

@@ -11,11 +11,17 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from datatask.adapters.execute.endings import ended_by_machine, judged, stopped_ending, unstarted_ending
+from datatask.adapters.execute.endings import (
+    ended_by_machine,
+    judged,
+    on_full_disk,
+    stopped_ending,
+    unstarted_ending,
+)
 from datatask.adapters.execute.outside import NEAR_SECONDS, stopped_from_outside
 from datatask.adapters.execute.pressure import Pressure, is_momentary
 from datatask.adapters.execute.ssh import questions
-from datatask.adapters.execute.ssh.collecting import Contents, drop, fetch, kept, shrunk, writes
+from datatask.adapters.execute.ssh.collecting import Contents, differs, drop, fetch, kept, writes
 from datatask.adapters.execute.ssh.placing import Hosts
 from datatask.adapters.execute.ssh.records import Record, parse
 from datatask.adapters.execute.ssh.target import LinkLostError, Target
@@ -350,6 +356,8 @@ class SSHRunner:
         if run.stop is None and record.is_in_doubt and record.code is not None:
             if not same or target.was_lost_near(_at(target, record.at)):
                 ending = ended_by_machine("stopped", stopped_from_outside(record.code))
+        if record.full:
+            ending = on_full_disk(ending)
         told = Ending(
             outcome=ending.outcome,
             exit_code=ending.exit_code,
@@ -374,20 +382,26 @@ class SSHRunner:
             return
         run.outputs.update((name, b"") for name in wanted if name not in full and name not in wrong)
         if full:
-            run.work = self._loop.create_task(self._collect(run, target, told, full))
+            run.work = self._loop.create_task(self._collect(run, target, told, full, record.sums))
             self._services.mind(run.work, "the collecting of a run's output over SSH")
         else:
             self._end(run, told)
 
-    async def _collect(self, run: _Open, target: Target, ending: Ending, sizes: dict[str, int]) -> None:
+    async def _collect(
+        self, run: _Open, target: Target, ending: Ending, sizes: dict[str, int], sums: dict[str, str]
+    ) -> None:
         """Fetch the outputs and end the run with them; one whose output is not whole any more is lost."""
 
         def notice(text: str) -> None:
             self._sink(Noticed(run.spec.run, "collecting", "output", text[:1000]))
 
         await fetch(target, run.spec.identity, sizes, run.outputs, self._hosts.spool, notice)
+        small = all(isinstance(run.outputs[name], bytes) for name in sizes)
+        check = differs(run.outputs, sizes, sums) if small else ""
+        if not small:
+            check = await asyncio.to_thread(differs, run.outputs, sizes, sums)
         run.work = None
-        if ending.outcome in ("succeeded", "failed") and (told := shrunk(run.outputs, sizes)):
+        if ending.outcome in ("succeeded", "failed") and (told := check):
             ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=told))
             drop(run.outputs)
             run.outputs.clear()
