@@ -21,9 +21,9 @@ from datatask.engine.core.effects import StartRun
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
-from datatask.engine.ports import Ended, RunSpec, Started, Write
 from datatask.schema import events as e
 from datatask.schema.definition import All, In, LinkDef, Not, PipelineDef, RepositoryDef, TaskDef
+from datatask.schema.messages import Ended, RunSpec, Started, Write
 
 STAGES = ("a", "b", "c", "d")
 VALUE = msgspec.Raw(b'{"n":1}')

@@ -29,7 +29,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local import folders
 
 RUNS, ROUNDS, AT_ONCE = 1500, 3, 64

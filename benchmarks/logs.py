@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.log.opening import Opener, create_log
+from datatask.adapters.log.open import Opener, create_log
 from datatask.adapters.log.tail import COLUMNS, seeded_salts
 from datatask.engine.core.decide import DECIDER_VERSION
 from datatask.schema.codec import chain, encode, payload_digest

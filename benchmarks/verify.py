@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from benchmarks.logs import make_log
 from datatask.adapters.history.states import refold
-from datatask.adapters.history.verifying import verified
+from datatask.adapters.history.verify.fold import verified
+from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.verify import verify_chain
 
 JOBS = 100_000
 

@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.core import chain
 from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.state import State
-from datatask.engine.core.why import explain, explain_all
+from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, PipelineDef, QuotaDef
 

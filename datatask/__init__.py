@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datatask.adapters.cli.main import main as main
+    from datatask.adapters.execute.base.process_task import ProcessTask as ProcessTask
+    from datatask.adapters.execute.base.targets import STDOUT as STDOUT
+    from datatask.adapters.execute.base.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.execute.functions.executors import ExecutorTask as ExecutorTask
     from datatask.adapters.execute.functions.in_process import (
         InProcessSyncTask as InProcessSyncTask,
@@ -19,18 +22,15 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.kube.tasks import KubeTask as KubeTask
     from datatask.adapters.execute.kube.tasks import LiveKubeRepository as LiveKubeRepository
     from datatask.adapters.execute.local.manager import LocalLinuxManager as LocalLinuxManager
-    from datatask.adapters.execute.processes import ProcessTask as ProcessTask
-    from datatask.adapters.execute.ssh.connecting import SSHHost as SSHHost
+    from datatask.adapters.execute.ssh.connections import SSHHost as SSHHost
     from datatask.adapters.execute.ssh.manager import SSHLinuxManager as SSHLinuxManager
-    from datatask.adapters.execute.targets import STDOUT as STDOUT
-    from datatask.adapters.execute.targets import AbstractProcessManager as AbstractProcessManager
-    from datatask.adapters.history.explaining import explain as explain
+    from datatask.adapters.history.explain import explain as explain
     from datatask.adapters.history.history import History as History
-    from datatask.adapters.history.keeping import backup as backup
-    from datatask.adapters.history.replaying import Replayed as Replayed
-    from datatask.adapters.history.replaying import replay as replay
-    from datatask.adapters.history.verified import LogVerified as LogVerified
-    from datatask.adapters.history.verified import verify as verify
+    from datatask.adapters.history.maintenance import backup as backup
+    from datatask.adapters.history.replay import Replayed as Replayed
+    from datatask.adapters.history.replay import replay as replay
+    from datatask.adapters.history.verify.verify import LogVerified as LogVerified
+    from datatask.adapters.history.verify.verify import verify as verify
     from datatask.adapters.sim.simulate import simulate as simulate
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
@@ -62,35 +62,29 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.verbs import run as run
     from datatask.adapters.wiring.verbs import shell as shell
     from datatask.adapters.wiring.verbs import update as update
-    from datatask.engine.graph import dependants as dependants
-    from datatask.engine.quotas import ResourceManager as ResourceManager
-    from datatask.engine.repositories import (
-        AggregateAndRepository as AggregateAndRepository,
-    )
-    from datatask.engine.repositories import (
-        AggregateOrRepository as AggregateOrRepository,
-    )
-    from datatask.engine.repositories import BlobRepository as BlobRepository
-    from datatask.engine.repositories import BlockingRepository as BlockingRepository
-    from datatask.engine.repositories import MapRepository as MapRepository
-    from datatask.engine.repositories import MetadataRepository as MetadataRepository
-    from datatask.engine.repositories import (
-        RelatedItemRepository as RelatedItemRepository,
-    )
-    from datatask.engine.repositories import Repository as Repository
-    from datatask.engine.repositories import job_getter as job_getter
-    from datatask.engine.session import Session as Session
-    from datatask.engine.streams import AReadStream as AReadStream
-    from datatask.engine.streams import AReadText as AReadText
-    from datatask.engine.streams import AWriteStream as AWriteStream
-    from datatask.engine.streams import AWriteText as AWriteText
-    from datatask.engine.streams import async_copyfile as async_copyfile
-    from datatask.engine.streams import async_copyfile_str as async_copyfile_str
-    from datatask.engine.streams import roundrobin as roundrobin
-    from datatask.engine.tasks import Link as Link
-    from datatask.engine.tasks import Retry as Retry
-    from datatask.engine.tasks import Task as Task
-    from datatask.engine.tasks import ViewRepository as ViewRepository
+    from datatask.engine.api.declare import dependants as dependants
+    from datatask.engine.api.quotas import ResourceManager as ResourceManager
+    from datatask.engine.api.repositories import AggregateAndRepository as AggregateAndRepository
+    from datatask.engine.api.repositories import AggregateOrRepository as AggregateOrRepository
+    from datatask.engine.api.repositories import BlobRepository as BlobRepository
+    from datatask.engine.api.repositories import BlockingRepository as BlockingRepository
+    from datatask.engine.api.repositories import MapRepository as MapRepository
+    from datatask.engine.api.repositories import MetadataRepository as MetadataRepository
+    from datatask.engine.api.repositories import RelatedItemRepository as RelatedItemRepository
+    from datatask.engine.api.repositories import Repository as Repository
+    from datatask.engine.api.repositories import job_getter as job_getter
+    from datatask.engine.api.session import Session as Session
+    from datatask.engine.api.streams import AReadStream as AReadStream
+    from datatask.engine.api.streams import AReadText as AReadText
+    from datatask.engine.api.streams import AWriteStream as AWriteStream
+    from datatask.engine.api.streams import AWriteText as AWriteText
+    from datatask.engine.api.streams import async_copyfile as async_copyfile
+    from datatask.engine.api.streams import async_copyfile_str as async_copyfile_str
+    from datatask.engine.api.streams import roundrobin as roundrobin
+    from datatask.engine.api.tasks import Link as Link
+    from datatask.engine.api.tasks import Retry as Retry
+    from datatask.engine.api.tasks import Task as Task
+    from datatask.engine.api.tasks import ViewRepository as ViewRepository
     from datatask.schema.errors import CallerError as CallerError
     from datatask.schema.errors import ConflictError as ConflictError
     from datatask.schema.errors import DatataskError as DatataskError
@@ -116,27 +110,27 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
-    "AbstractProcessManager": "datatask.adapters.execute.targets",
-    "AggregateAndRepository": "datatask.engine.repositories",
-    "AggregateOrRepository": "datatask.engine.repositories",
-    "AReadStream": "datatask.engine.streams",
-    "AReadText": "datatask.engine.streams",
+    "AbstractProcessManager": "datatask.adapters.execute.base.targets",
+    "AggregateAndRepository": "datatask.engine.api.repositories",
+    "AggregateOrRepository": "datatask.engine.api.repositories",
+    "AReadStream": "datatask.engine.api.streams",
+    "AReadText": "datatask.engine.api.streams",
     "ConflictError": "datatask.schema.errors",
     "History": "datatask.adapters.history.history",
-    "async_copyfile": "datatask.engine.streams",
-    "async_copyfile_str": "datatask.engine.streams",
-    "AWriteStream": "datatask.engine.streams",
-    "AWriteText": "datatask.engine.streams",
-    "backup": "datatask.adapters.history.keeping",
-    "BlobRepository": "datatask.engine.repositories",
-    "BlockingRepository": "datatask.engine.repositories",
+    "async_copyfile": "datatask.engine.api.streams",
+    "async_copyfile_str": "datatask.engine.api.streams",
+    "AWriteStream": "datatask.engine.api.streams",
+    "AWriteText": "datatask.engine.api.streams",
+    "backup": "datatask.adapters.history.maintenance",
+    "BlobRepository": "datatask.engine.api.repositories",
+    "BlockingRepository": "datatask.engine.api.repositories",
     "CallerError": "datatask.schema.errors",
     "cat_data": "datatask.adapters.wiring.verbs",
     "DatataskError": "datatask.schema.errors",
     "delete_data": "datatask.adapters.wiring.verbs",
-    "dependants": "datatask.engine.graph",
+    "dependants": "datatask.engine.api.declare",
     "DirectoryRepository": "datatask.adapters.store.directories",
-    "explain": "datatask.adapters.history.explaining",
+    "explain": "datatask.adapters.history.explain",
     "ExecutorTask": "datatask.adapters.execute.functions.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",
@@ -147,24 +141,24 @@ _HOME: dict[str, str] = {
     "InProcessSyncTask": "datatask.adapters.execute.functions.in_process",
     "InternalError": "datatask.schema.errors",
     "InvalidJobError": "datatask.schema.errors",
-    "job_getter": "datatask.engine.repositories",
+    "job_getter": "datatask.engine.api.repositories",
     "KubeFunctionTask": "datatask.adapters.execute.kube.functions",
     "KubeTask": "datatask.adapters.execute.kube.tasks",
     "launch": "datatask.adapters.wiring.verbs",
     "LeaseHeldError": "datatask.schema.errors",
     "LeaseLostError": "datatask.schema.errors",
-    "Link": "datatask.engine.tasks",
+    "Link": "datatask.engine.api.tasks",
     "list_data": "datatask.adapters.wiring.verbs",
     "LiveKubeRepository": "datatask.adapters.execute.kube.tasks",
     "LocalLinuxManager": "datatask.adapters.execute.local.manager",
-    "LogVerified": "datatask.adapters.history.verified",
+    "LogVerified": "datatask.adapters.history.verify.verify",
     "LogBlobRepository": "datatask.adapters.store.logs",
     "LogDamagedError": "datatask.schema.errors",
     "LogError": "datatask.schema.errors",
     "LogMetadataRepository": "datatask.adapters.store.logs",
     "main": "datatask.adapters.cli.main",
-    "MapRepository": "datatask.engine.repositories",
-    "MetadataRepository": "datatask.engine.repositories",
+    "MapRepository": "datatask.engine.api.repositories",
+    "MetadataRepository": "datatask.engine.api.repositories",
     "NothingCanProgressError": "datatask.schema.errors",
     "Outcome": "datatask.adapters.wiring.pipeline",
     "parse_quantity": "datatask.schema.resources",
@@ -172,32 +166,32 @@ _HOME: dict[str, str] = {
     "PodManager": "datatask.adapters.execute.kube.manager",
     "print_status": "datatask.adapters.wiring.verbs",
     "print_trace": "datatask.adapters.wiring.verbs",
-    "ProcessTask": "datatask.adapters.execute.processes",
-    "RelatedItemRepository": "datatask.engine.repositories",
-    "replay": "datatask.adapters.history.replaying",
-    "Replayed": "datatask.adapters.history.replaying",
-    "Repository": "datatask.engine.repositories",
-    "ResourceManager": "datatask.engine.quotas",
+    "ProcessTask": "datatask.adapters.execute.base.process_task",
+    "RelatedItemRepository": "datatask.engine.api.repositories",
+    "replay": "datatask.adapters.history.replay",
+    "Replayed": "datatask.adapters.history.replay",
+    "Repository": "datatask.engine.api.repositories",
+    "ResourceManager": "datatask.engine.api.quotas",
     "Resources": "datatask.schema.resources",
     "ResourceType": "datatask.schema.resources",
-    "Retry": "datatask.engine.tasks",
-    "roundrobin": "datatask.engine.streams",
+    "Retry": "datatask.engine.api.tasks",
+    "roundrobin": "datatask.engine.api.streams",
     "run": "datatask.adapters.wiring.verbs",
     "RunOpenError": "datatask.schema.errors",
-    "Session": "datatask.engine.session",
+    "Session": "datatask.engine.api.session",
     "shell": "datatask.adapters.wiring.verbs",
     "simulate": "datatask.adapters.sim.simulate",
-    "SSHHost": "datatask.adapters.execute.ssh.connecting",
+    "SSHHost": "datatask.adapters.execute.ssh.connections",
     "SSHLinuxManager": "datatask.adapters.execute.ssh.manager",
-    "STDOUT": "datatask.adapters.execute.targets",
-    "Task": "datatask.engine.tasks",
+    "STDOUT": "datatask.adapters.execute.base.targets",
+    "Task": "datatask.engine.api.tasks",
     "StoreError": "datatask.schema.errors",
     "TemporaryError": "datatask.schema.errors",
     "TimeLimitError": "datatask.schema.errors",
     "UnknownNameError": "datatask.schema.errors",
     "update": "datatask.adapters.wiring.verbs",
-    "verify": "datatask.adapters.history.verified",
-    "ViewRepository": "datatask.engine.tasks",
+    "verify": "datatask.adapters.history.verify.verify",
+    "ViewRepository": "datatask.engine.api.tasks",
     "YamlMetadataFileRepository": "datatask.adapters.store.yamls",
 }
 """Public name -> the module that defines it."""

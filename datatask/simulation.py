@@ -15,6 +15,7 @@ result.makespan, result.bottleneck, result.tasks()
 
 from __future__ import annotations
 
+from datatask.adapters.sim.bottleneck import Relief, relieve
 from datatask.adapters.sim.capacity import Capacity, finish_by
 from datatask.adapters.sim.critical import Step, critical_path, path_table
 from datatask.adapters.sim.distributions import (
@@ -25,14 +26,12 @@ from datatask.adapters.sim.distributions import (
     Lognormal,
     Uniform,
     Weibull,
+    durations_from_csv,
 )
-from datatask.adapters.sim.present import Left, Present, left
-from datatask.adapters.sim.relief import Relief, relieve
 from datatask.adapters.sim.report import save as write_report
 from datatask.adapters.sim.result import Result, results_json
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
-from datatask.adapters.sim.simulate import inputs, simulate, simulate_inputs
-from datatask.adapters.sim.tables import durations_from_csv
+from datatask.adapters.sim.simulate import Left, Present, inputs, left, simulate, simulate_inputs
 from datatask.adapters.wiring.scenarios import scenarios_from_yaml
 
 __all__ = [

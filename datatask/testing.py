@@ -12,8 +12,7 @@ async with pipeline:
 from __future__ import annotations
 
 from datatask.adapters.log.memory import MemoryLog
-from datatask.adapters.sim.clock import BEGINNING, VirtualClock
-from datatask.adapters.sim.runner import RecordingRunner, recording
+from datatask.adapters.sim.virtual import BEGINNING, RecordingRunner, VirtualClock, recording
 
 __all__ = ["MemoryLog", "RecordingRunner", "VirtualClock", "memory_log", "recording"]
 

@@ -4,7 +4,7 @@ In: nothing. Out: SQLAlchemy Core tables, and `create_statements()`, the whole D
 are ours to change between format versions; the views are an interface: their columns are documented in
 `VIEW_COLUMNS`, tested, and stay. Names of all sorts (kinds, actors, tasks, repositories, jobs) are stored
 once in `names` and by number elsewhere, which keeps an event near 140 bytes. Where the rows come from is
-adapters/log/tail.py; where they are read, adapters/log/pages.py.
+adapters/log/tail.py; where they are read, adapters/log/queries.py.
 """
 
 from __future__ import annotations

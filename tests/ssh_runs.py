@@ -19,7 +19,7 @@ from datatask import (
     SSHHost,
     SSHLinuxManager,
 )
-from datatask.engine.ports import Ended, RunSpec, Started
+from datatask.schema.messages import Ended, RunSpec, Started
 from tests.contract.test_runner import Facts, opened, spec
 from tests.ssh_kit import Proxy, Server, proxied, server
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.asking import Afterwards, Errand, refused
-from datatask.adapters.log.asking import leave
 from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.log.inbox_client import leave
 from datatask.adapters.log.locate import blobs_path, locate
-from datatask.engine.closing import call_off
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
+from datatask.engine.runtime.closing import call_off
 from datatask.schema.errors import TimeLimitError
 from datatask.schema.requests import Reply
 

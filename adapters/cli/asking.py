@@ -14,16 +14,15 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datatask.adapters.cli.interrupts import note_interrupts
 from datatask.adapters.cli.output import Output
-from datatask.adapters.cli.present import recorded_state
-from datatask.adapters.cli.recorded import changed, recorded
+from datatask.adapters.cli.recorded import changed, recorded, recorded_state
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history.states import fold, follow
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.wiring.actors import actor
-from datatask.adapters.wiring.looping import run_in_loop
+from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, LogError, TimeLimitError
@@ -113,7 +112,7 @@ def _carried_out(
     needed: Collection[str],
     afterwards: Afterwards | None,
 ) -> Done:
-    from datatask.adapters.log.asking import NoEngineError, refuse_strangers
+    from datatask.adapters.log.inbox_client import NoEngineError, refuse_strangers
 
     path = locate(settings.log_url()).path
     if path is not None:
@@ -187,7 +186,7 @@ class Errand:
     def withdraw(self) -> None:
         """Take what stays in the inbox out: it is done here, or not at all."""
         if self._asked is not None and self._path is not None and self._in_inbox:
-            from datatask.adapters.log.asking import withdraw
+            from datatask.adapters.log.inbox_client import withdraw
 
             self._in_inbox = False
             withdraw(self._path, self._asked.request)
@@ -238,7 +237,7 @@ def _holder(path: Path) -> int | None:
 
 def _folded(path: Path) -> State:
     """Return the recorded state; that of a log which an engine is making just now, when it is there."""
-    from datatask.adapters.log.asking import NoEngineError
+    from datatask.adapters.log.inbox_client import NoEngineError
     from datatask.adapters.log.reader import LogReader
 
     until, pauses = time.monotonic() + MADE_SECONDS, _pauses()
@@ -257,7 +256,7 @@ def _folded(path: Path) -> State:
 
 
 def _through_inbox(path: Path, errand: Errand, dry_run: bool) -> Done:
-    from datatask.adapters.log.asking import ask
+    from datatask.adapters.log.inbox_client import ask
 
     state = State() if errand.begun else _folded(path)
     if dry_run:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli.streams import drop_output, output_trouble
+from datatask.adapters.cli.terminal import drop_output, output_trouble
 from datatask.schema.troubles import as_error
 
 
@@ -25,52 +25,52 @@ class Entry(NamedTuple):
 
 SECTIONS: dict[str, dict[str, Entry]] = {
     "Work": {
-        "init": Entry("projects", "init", "Make a small example project."),
-        "run": Entry("running", "run", "Work until all is quiet."),
-        "update": Entry("running", "update", "Work one round."),
-        "plan": Entry("planning", "plan", "Show what would be launched, and what changed in the definition."),
+        "init": Entry("init", "init", "Make a small example project."),
+        "run": Entry("run", "run", "Work until all is quiet."),
+        "update": Entry("run", "update", "Work one round."),
+        "plan": Entry("plan", "plan", "Show what would be launched, and what changed in the definition."),
     },
     "Look": {
-        "status": Entry("counts", "status", "Count jobs per task and link."),
-        "trace": Entry("tracing", "trace", "Show where jobs are, link by link."),
-        "why": Entry("explaining", "why", "Explain why a job runs or does not."),
-        "ls": Entry("values", "ls", "List the jobs of a set expression."),
-        "cat": Entry("values", "cat", "Print a job's value."),
-        "graph": Entry("graphs", "graph", "Draw tasks and repositories."),
+        "status": Entry("status", "status", "Count jobs per task and link."),
+        "trace": Entry("trace", "trace", "Show where jobs are, link by link."),
+        "why": Entry("why", "why", "Explain why a job runs or does not."),
+        "ls": Entry("ls", "ls", "List the jobs of a set expression."),
+        "cat": Entry("ls", "cat", "Print a job's value."),
+        "graph": Entry("graph", "graph", "Draw tasks and repositories."),
     },
     "Change": {
-        "inject": Entry("contents", "inject", "Put values into a repository."),
-        "rm": Entry("contents", "rm", "Delete jobs from repositories."),
-        "launch": Entry("people", "launch", "Launch one job now."),
-        "cancel": Entry("people", "cancel", "Cancel jobs of a task, running or waiting."),
-        "retry": Entry("people", "retry", "Run jobs of a task again."),
-        "pause": Entry("people", "pause", "Launch no more jobs of tasks."),
-        "resume": Entry("people", "resume", "Launch jobs of paused tasks again."),
-        "quota": Entry("limits", "quota", "Change limits of a quota."),
+        "inject": Entry("inject", "inject", "Put values into a repository."),
+        "rm": Entry("inject", "rm", "Delete jobs from repositories."),
+        "launch": Entry("verbs", "launch", "Launch one job now."),
+        "cancel": Entry("verbs", "cancel", "Cancel jobs of a task, running or waiting."),
+        "retry": Entry("verbs", "retry", "Run jobs of a task again."),
+        "pause": Entry("verbs", "pause", "Launch no more jobs of tasks."),
+        "resume": Entry("verbs", "resume", "Launch jobs of paused tasks again."),
+        "quota": Entry("quota", "quota", "Change limits of a quota."),
     },
     "Audit": {
         "log": Entry("log", "log", "Print the log's events."),
         "runs": Entry("runs", "runs", "List runs."),
-        "lineage": Entry("lineages", "lineage", "Show what values came from, and what came from them."),
-        "waiting": Entry("delays", "waiting", "Tell where the time went that jobs waited."),
+        "lineage": Entry("lineage", "lineage", "Show what values came from, and what came from them."),
+        "waiting": Entry("waiting", "waiting", "Tell where the time went that jobs waited."),
         "query": Entry("query", "query", "Ask the log in SQL."),
-        "export": Entry("exporting", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
-        "replay": Entry("replaying", "replay", "Fold a log from its beginning."),
-        "simulate": Entry("simulating", "simulate", "Try a pipeline's future."),
-        "verify": Entry("verifying", "verify", "Check a log: file, chain, blobs, and all that follows."),
-        "log-anchor": Entry("verifying", "log_anchor", "Print the head's hash, to be noted elsewhere."),
-        "log-compact": Entry("keeping", "log_compact", "Remove blobs that nothing refers to."),
-        "redact": Entry("keeping", "redact", "Remove what events hold, and keep the chain."),
-        "backup": Entry("keeping", "backup", "Copy a log whole, also while an engine writes."),
+        "export": Entry("export", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
+        "replay": Entry("replay", "replay", "Fold a log from its beginning."),
+        "simulate": Entry("simulate", "simulate", "Try a pipeline's future."),
+        "verify": Entry("verify", "verify", "Check a log: file, chain, blobs, and all that follows."),
+        "log-anchor": Entry("verify", "log_anchor", "Print the head's hash, to be noted elsewhere."),
+        "log-compact": Entry("maintenance", "log_compact", "Remove blobs that nothing refers to."),
+        "redact": Entry("maintenance", "redact", "Remove what events hold, and keep the chain."),
+        "backup": Entry("maintenance", "backup", "Copy a log whole, also while an engine writes."),
     },
     "Keep": {
-        "log-archive": Entry("archiving", "log_archive", "Move the beginning of the log into an archive."),
+        "log-archive": Entry("maintenance", "log_archive", "Move the beginning of the log into an archive."),
     },
     "Help": {
-        "enter": Entry("entering", "enter", "Open a shell in the folder of a job's run."),
-        "shell": Entry("shells", "shell", "Open an IPython shell with the pipeline."),
-        "doctor": Entry("health", "doctor", "Check the surroundings."),
-        "completion": Entry("shells", "completion", "Print a script for completion in your shell."),
+        "enter": Entry("enter", "enter", "Open a shell in the folder of a job's run."),
+        "shell": Entry("shell", "shell", "Open an IPython shell with the pipeline."),
+        "doctor": Entry("doctor", "doctor", "Check the surroundings."),
+        "completion": Entry("shell", "completion", "Print a script for completion in your shell."),
     },
 }
 COMMANDS: dict[str, Entry] = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

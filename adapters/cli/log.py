@@ -14,14 +14,14 @@ from typing import Any
 
 import click
 
-from datatask.adapters.cli.interrupts import note_interrupts
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, encode, shown
 from datatask.adapters.cli.recorded import changed, opened
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history import events, shapes
-from datatask.adapters.history.names import unknown
-from datatask.adapters.history.when import When
+from datatask.adapters.history.moments import When
+from datatask.adapters.history.queries import unknown
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError

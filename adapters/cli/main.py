@@ -21,7 +21,7 @@ import click
 from datatask.adapters.cli.commands import COMMANDS, LazyGroup
 from datatask.adapters.cli.options import shared_options
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.streams import (
+from datatask.adapters.cli.terminal import (  # fmt: skip
     INPUT,
     catch_outside,
     drop_output,
@@ -32,8 +32,8 @@ from datatask.adapters.cli.streams import (
     prepare_streams,
     quiet_threads,
     say,
-)  # fmt: skip
-from datatask.adapters.wiring.guarding import guard
+)
+from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, DatataskError, InternalError, LogError
 from datatask.schema.troubles import trouble
 
@@ -187,7 +187,7 @@ def _last_words(error: BaseException, arguments: Sequence[str]) -> int:
 
 def _damage(settings: Settings) -> DatataskError | None:
     """Return what is wrong with the rows of this call's log: code of ours may fail on what no log should hold."""
-    from datatask.adapters.log.types import wrong_row
+    from datatask.adapters.log.integrity.verify import wrong_row
 
     try:
         return wrong_row(settings.log_path())

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
-from datatask.adapters.history.when import When, parse_when
+from datatask.adapters.history.moments import When, parse_when
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
 
@@ -99,7 +99,7 @@ def command(
                     where="--with-archives",
                     remedy="leave it out here: it is for commands that read",
                 )
-            from datatask.adapters.cli.efforts import told
+            from datatask.adapters.cli.progress_bar import told
 
             with told(settings, name):
                 return function(settings, *args, **kwargs)

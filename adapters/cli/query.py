@@ -12,7 +12,7 @@ from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.log.bounded import Answered, Limits, ask
+from datatask.adapters.log.query_process import Answered, Limits, ask
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity
 

@@ -2,23 +2,46 @@
 
 In: the settings and a WHEN. Out: the state at a batch boundary, from the newest checkpoint that is not behind
 it and the events after. Nothing is written, no pipeline is loaded, SQLAlchemy stays out.
+
+A copy of the recorded state that knows what the stores hold now, without a log, a lease or a run.
+
+In: a pipeline. Out: its state as recorded, under its present definition, and after `look` also what a listing of
+the stores finds and what user code says of it. `plan` decides on that; commands that only read use it where
+`-p` names a pipeline that has no log yet. Nothing of it is kept.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datatask.adapters.cli.interrupts import raise_if_interrupted
+import msgspec
+
 from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.terminal import raise_if_interrupted
+from datatask.adapters.clock import SystemClock
 from datatask.adapters.effort import effort
+from datatask.adapters.history.moments import When, iso, position_of
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.when import When, iso, position_of
+from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.wiring.event_loop import run_in_loop
+from datatask.engine.core.define import define
+from datatask.engine.core.effects import Evaluation
+from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
+from datatask.engine.ports import Store
+from datatask.engine.runtime.closing import within
+from datatask.schema import definition as d
+from datatask.schema import events as e
+from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.values import encode_value
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
 
 
 class Recorded(NamedTuple):
@@ -37,7 +60,7 @@ def opened(settings: Settings, *, events: bool = False) -> Iterator[LogReader]:
     """Open the log for reading; who answers from its `events` tells on stderr where some were archived."""
     path = settings.log_path()
     if settings.with_archives:
-        from datatask.adapters.log.restored import WholeReader
+        from datatask.adapters.log.maintenance.restored import WholeReader
 
         with WholeReader(path) as reader:
             yield reader
@@ -73,3 +96,128 @@ def _head(reader: LogReader) -> int:
     if refresh is not None:  # a copy with the archives
         refresh()
     return reader.head
+
+
+LISTING_SECONDS = 60.0
+"""A store that has not told its members by then is silent: `run` can wait for it beside its work, this cannot."""
+
+
+class Seen(NamedTuple):
+    """A state, the `log` part of documented shapes, the log, or None where there is none yet, and whether it is of the past."""
+
+    state: State
+    about: dict[str, Any]
+    reader: LogReader | None
+    past: bool = False
+
+
+@contextmanager
+def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
+    """Open the log and fold it up to `when`; where -p names a pipeline without a log, look at its stores."""
+    path = locate(settings.log_url()).path
+    if not settings.names_pipeline or (path is not None and path.exists()):
+        with recorded(settings, when) as log:
+            yield Seen(log.state, log.about(), log.reader, when is not None)
+        return
+    if when is not None:
+        raise CallerError(
+            "there is no log yet, and so no past", where=settings.log_url(), remedy="leave out --at"
+        )
+    pipeline = settings.load_pipeline()
+    state = declared_state(pipeline)
+    run_in_loop(look(pipeline, state, SystemClock().now()))
+    yield Seen(state, {"url": settings.log_url(), "head": 0, "at": None}, None)
+
+
+def declared_state(pipeline: Pipeline) -> State:
+    """Return a state in which the pipeline is defined and nothing has happened."""
+    from datatask.engine.core.define import define
+
+    state = State()
+    define(state, pipeline.declare().definition, 0)
+    return state
+
+
+def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
+    """Return the recorded state under the pipeline's present definition, and the recorded definition."""
+    definition = pipeline.declare().definition
+    path = locate(pipeline.log_location()).path
+    if path is None or not path.exists():
+        return declared_state(pipeline), None
+    with LogReader(path) as reader:
+        state = fold(reader, reader.head)
+    if state.pipeline != pipeline.name:
+        raise CallerError(
+            f"the log belongs to the pipeline {state.pipeline!r}, not to {pipeline.name!r}",
+            where=str(path),
+            remedy="give each pipeline a log of its own, or the same name=",
+        )
+    recorded = state.definition if state.defined_at else None
+    if recorded is None or recorded.digest() != definition.digest():
+        define(state, definition, max(state.position, 1))
+    return state, recorded
+
+
+async def look(pipeline: Pipeline, state: State, now: int) -> None:
+    """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused."""
+    await pipeline.check_inputs()
+    await pipeline.session.open()
+    try:
+        for leaf in state.definition.repositories:
+            if leaf.medium in ("foreign", "mirror"):
+                store = pipeline.declare().repositories[leaf.id].store
+                try:
+                    listed = await within(LISTING_SECONDS, _listing(store))
+                except TimeoutError:
+                    raise TemporaryError(
+                        f"its listing did not end within {LISTING_SECONDS:g} s",
+                        where=leaf.id,
+                        remedy="see to the store",
+                    ) from None
+                except TemporaryError:
+                    if state.leaves[leaf.id].count:
+                        raise
+                    listed = {}  # a folder that the first run will make
+                _learn(state, leaf.id, listed, now)
+        while await _evaluate(pipeline, state, now):
+            pass
+    finally:
+        await pipeline.session.close()
+
+
+async def _listing(store: Store) -> dict[str, str | None]:
+    return {found.job: found.version async for found in store.list()}
+
+
+def _learn(state: State, leaf: str, listed: Mapping[str, str | None], now: int) -> None:
+    known = set(state.members(leaf))
+    for job in listed.keys() - known:
+        _apply(state, e.ValuePut(at=now, repository=leaf, job=job, version=listed[job], origin="observed"))
+    for job in known - listed.keys():
+        _apply(state, e.ValueDeleted(at=now, repository=leaf, job=job, origin="observed"))
+    _apply(state, e.RepositorySynced(at=now, repository=leaf, listed_at=now, members=len(listed)))
+
+
+async def _evaluate(pipeline: Pipeline, state: State, now: int) -> bool:
+    """Evaluate what is pending; return whether anything was, so that what follows from it is seen too."""
+    found = [(key, why) for key, why in state.pending.items() if not why.error]
+    for key, why in found:
+        job = state.jobs[key.job]
+        on_leaf = key.what in ("filter", "translation")
+        about: dict[str, Any] = {"repository" if on_leaf else "task": key.owner}
+        try:
+            value = await pipeline.evaluate(Evaluation(key, key.owner, job, why.position))
+        except Exception as error:  # user code may raise anything; here as in a run it holds the job
+            outcome: dict[str, Any] = {
+                "error": f"{type(error).__name__}: {error}"[:1024],
+                "retry_at": now + d.SECOND,
+            }
+        else:
+            outcome = {"value": msgspec.Raw(encode_value(value))}
+        evaluated = e.Evaluated(at=now, what=key.what, job=job, inputs=(why.position,), **about, **outcome)  # type: ignore[arg-type]
+        _apply(state, evaluated)
+    return bool(found)
+
+
+def _apply(state: State, event: e.Event) -> None:
+    apply(state, state.position + 1, event)

@@ -8,9 +8,8 @@ from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history.groups import group_runs
-from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, Wanted, find_runs
-from datatask.adapters.history.when import When
+from datatask.adapters.history.moments import When
+from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, Wanted, find_runs, group_runs
 
 DRAWN_FIELDS = ("run", "task", "job", "state", "started_at", "duration", "error")
 

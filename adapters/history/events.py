@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from datatask.adapters.history.when import When, last_before
-from datatask.adapters.log import pages
+from datatask.adapters.history.moments import When, last_before
+from datatask.adapters.log import queries
 from datatask.adapters.log.faults import archived
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import EVERYTHING, Filters
@@ -117,7 +117,7 @@ def _matching(
     if selection.caused_by is not None or selection.causes_of is not None:
         found = _linked(reader, selection, after, last, filters, newest_first)
     else:
-        back, most = newest_first, selection.last or pages.PAGE_ROWS
+        back, most = newest_first, selection.last or queries.PAGE_ROWS
         found = (
             reader.read_back(after, last, filters, page_rows=most)
             if back
@@ -141,7 +141,7 @@ def actors_named(reader: LogReader, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _says(event: Event, pattern: re.Pattern[str]) -> bool:
-    return any(pattern.search(text) for text in pages.texts(encode(event)))
+    return any(pattern.search(text) for text in queries.texts(encode(event)))
 
 
 def _linked(
@@ -154,10 +154,10 @@ def _linked(
         led = causes(reader, selection.causes_of)
         wanted = led if wanted is None else wanted & led
     positions = sorted((p for p in wanted or () if after < p <= last), reverse=newest_first)
-    for start in range(0, len(positions), pages.PAGE_ROWS):
-        part = positions[start : start + pages.PAGE_ROWS]
+    for start in range(0, len(positions), queries.PAGE_ROWS):
+        part = positions[start : start + queries.PAGE_ROWS]
         for position, event in zip(part, reader.fetch(part), strict=True):
-            if filters is EVERYTHING or pages.passes(_row(position, event), filters):
+            if filters is EVERYTHING or queries.passes(_row(position, event), filters):
                 yield Recorded(position, event)
 
 

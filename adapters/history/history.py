@@ -15,31 +15,30 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
-from datatask.adapters.history.against import Compared, Declaring, Progress, compare, other_of
+from datatask.adapters.history.compare import Compared, Declaring, Progress, compare, other_of
 from datatask.adapters.history.events import Selection, select
-from datatask.adapters.history.explaining import surroundings, table_of, with_events
-from datatask.adapters.history.groups import group_runs
+from datatask.adapters.history.explain import surroundings, table_of, with_events
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
-from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs
+from datatask.adapters.history.moments import When, iso, nanoseconds, parse_when, position_of
+from datatask.adapters.history.queries import Table
+from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.table import Table
 from datatask.adapters.history.timeline import Timeline, timeline
-from datatask.adapters.history.waiting import USUAL, Asked, find_intervals, sum_up
-from datatask.adapters.history.when import When, iso, nanoseconds, parse_when, position_of
+from datatask.adapters.history.waits import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core.state import State
-from datatask.engine.core.timelines import Interval
-from datatask.engine.core.why import Explanation, explain, explain_all
+from datatask.engine.explain.why import Explanation, explain, explain_all
 from datatask.engine.ports import Filters
+from datatask.engine.waits.intervals import Interval
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
 from datatask.schema.ids import check_job
 
 if TYPE_CHECKING:
-    from datatask.adapters.history.exporting.export import Format
-    from datatask.adapters.history.exporting.files import Written
+    from datatask.adapters.history.export.export import Format
+    from datatask.adapters.history.export.files import Written
 
 Moment = int | str | dt.datetime | dt.timedelta | When | None
 """A position, an ISO time or an age such as `-2h`, a time, an age as a timedelta; None is the head."""
@@ -245,8 +244,8 @@ class History:
 
         Without a `format` the target's name says it, without `tables` all of Parquet are written, else the events.
         """
-        from datatask.adapters.history.exporting.export import Order, export
-        from datatask.adapters.history.exporting.tables import Wanted as Rows
+        from datatask.adapters.history.export.export import Order, export
+        from datatask.adapters.history.export.tables import Wanted as Rows
 
         runs = (run,) if isinstance(run, int) else tuple(run)
         kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
@@ -281,7 +280,7 @@ class History:
 
 
 def _whole(place: str | Path) -> LogReader:
-    from datatask.adapters.log.restored import WholeReader
+    from datatask.adapters.log.maintenance.restored import WholeReader
 
     path = locate(place).path
     return LogReader(place) if path is None else WholeReader(path)

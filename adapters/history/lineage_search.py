@@ -27,7 +27,7 @@ from datatask.adapters.history.lineage import (
 )
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.decide import value_position
-from datatask.engine.core.members import get_at
+from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema import definition as d

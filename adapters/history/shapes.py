@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from pyroaring import BitMap
 
-from datatask.adapters.history.names import unknown
-from datatask.adapters.history.when import iso
+from datatask.adapters.history.moments import iso
+from datatask.adapters.history.queries import unknown
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import definition as d

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from datatask.adapters.history.moments import iso
 from datatask.adapters.history.states import beginning
-from datatask.adapters.history.when import iso
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
@@ -103,12 +103,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def _repr_svg_(self) -> str:
-        from datatask.adapters.history.timeline_svg import draw
+        from datatask.adapters.history.timeline_drawing import draw
 
         return draw([self])
 
     def __str__(self) -> str:
-        from datatask.adapters.history.timeline_text import lines
+        from datatask.adapters.history.timeline_drawing import lines
 
         return "\n".join(lines(self))
 

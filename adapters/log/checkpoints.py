@@ -4,13 +4,21 @@ A file is one line of JSON (what the state stands on, how the body is packed, an
 a cache: whatever does not fit in any way is passed over in silence, and the state is folded from the log instead; one
 that another user could have put there is passed over too, and told.
 The engine keeps its newest few with `FileCheckpoints`; readers keep theirs with the functions below it
-(`datatask.adapters.history.ladder`).
+(`datatask.adapters.history.states`).
+
+What a log says for the states beside it: nothing that lies there is believed for its own checksum's sake.
+
+In: a reader. Out: `Vouch`. For an engine's checkpoint an event stands in the log, with the SHA-256 of its bytes, and is checked
+against the chain. Readers append nothing: what they leave bears a code (HMAC) over position, hash of the chain and
+bytes, made with a key that only the log has: the salt of its first event. A user who can read the log can make that code;
+`verify` therefore compares each such state with the one that it folds itself.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import itertools
 import logging
 import os
@@ -23,10 +31,14 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
+from datatask.adapters.log.base import CheckedReader
 from datatask.adapters.log.faults import mapped
+from datatask.adapters.log.queries import Query
+from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.ports import Checkpoint
-from datatask.schema.errors import LogError
+from datatask.schema.errors import DatataskError, LogError
+from datatask.schema.events import CheckpointWritten
 
 logger = logging.getLogger("datatask.log")
 
@@ -245,3 +257,48 @@ def _tell(error: UnsafePlaceError) -> None:
     if not told:
         told.append(error.where)
         logger.warning("not used, the log is folded instead: %s", error)
+
+
+_FIRST_SALT = "SELECT salt FROM log WHERE position = 1"
+
+
+def vouching(reader: LogReader) -> Vouch:
+    """Return what says whether this log vouches for a state in a file."""
+    checked = CheckedReader(reader)
+
+    def vouch(found: Found, body: bytes, mac: str) -> bool:
+        if found.event:
+            event = _checkpoint_event(checked, found)
+            return event is not None and event.sha256 == hashlib.sha256(body).hexdigest()
+        return bool(mac) and hmac.compare_digest(mac, code(reader, found.position, found.fold_version, body))
+
+    return vouch
+
+
+def code(reader: LogReader, position: int, fold_version: int, body: bytes) -> str:
+    """Return the code of a state that a reader keeps; empty where the log has no key or no such boundary."""
+    try:
+        salts = reader.ask(Query(_FIRST_SALT, ()))
+        chain = reader.chain_at(position)
+    except DatataskError:
+        return ""
+    if not salts or not isinstance(salts[0][0], int):
+        return ""
+    key = hashlib.sha256(f"{reader.uuid} {salts[0][0]}".encode()).digest()
+    text = f"{position} {fold_version} {chain.hex()} {hashlib.sha256(body).hexdigest()}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
+
+
+def told_by(reader: LogReader, found: Found) -> CheckpointWritten | None:
+    """Return the event that is named for a state, as the chain has it; None where it is not about this state."""
+    return _checkpoint_event(CheckedReader(reader), found) if found.event else None
+
+
+def _checkpoint_event(checked: CheckedReader, found: Found) -> CheckpointWritten | None:
+    try:
+        (event,) = checked.fetch([found.event])
+    except DatataskError:
+        return None
+    if not isinstance(event, CheckpointWritten):
+        return None
+    return event if (event.position, event.fold_version) == (found.position, found.fold_version) else None

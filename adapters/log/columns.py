@@ -2,7 +2,7 @@
 
 In: a `LogReader`, a state and a batch boundary. Out: the state there, the same that `reader.batches` and
 `fold.apply_all` give. SQLite puts together each page's columns by itself, as JSON arrays, without the
-interpreter's lock; so one core reads the next page while the other folds this one (engine/core/bulk.py).
+interpreter's lock; so one core reads the next page while the other folds this one (engine/replay/bulk.py).
 
 Whatever looks wrong here (a gap, a payload that does not decode, a name or a kind that is not known) is left to the
 plain way from that page on, which tells what it is and where. So is a stretch in which most events need the fold
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from datatask.adapters.effort import effort
-from datatask.adapters.log import pages
-from datatask.engine.core.bulk import Bulk
-from datatask.engine.core.columns import COLUMNAR, Meaning, Page
+from datatask.adapters.log import queries
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
+from datatask.engine.replay.bulk import Bulk
+from datatask.engine.replay.transitions import COLUMNAR, Meaning, Page
 from datatask.schema.codec import AS_NOW, own_fields
 from datatask.schema.errors import DatataskError, LogDamagedError
 from datatask.schema.events import Event
@@ -136,13 +136,13 @@ class Follower:
     def _begin(self, until: int) -> int:
         """Return the last batch boundary up to `until`, 0 where pages cannot be read; learn what kinds there are."""
         ask = self._reader.ask
-        boundary = ask(pages.Query(_BOUNDARY, (until,)))
-        ((count, most),) = ask(pages.Query("SELECT count(*), max(id) FROM names", ()))
+        boundary = ask(queries.Query(_BOUNDARY, (until,)))
+        ((count, most),) = ask(queries.Query("SELECT count(*), max(id) FROM names", ()))
         if not boundary or count != most or most >= KINDS_MAX:
             return 0
         wanted = json.dumps(COLUMNAR)
         found = ask(
-            pages.Query(
+            queries.Query(
                 "SELECT text, id FROM names WHERE text IN (SELECT value FROM json_each(?))", (wanted,)
             )
         )
@@ -188,7 +188,7 @@ class Follower:
     def _read(self, reader: LogReader, after: int, until: int) -> tuple[Any, ...] | None:
         """Read a page as SQLite puts it together; None where it cannot."""
         try:
-            (row,) = reader.ask(pages.Query(self._sql, (after, until)), bytes_max=BYTES_MAX)
+            (row,) = reader.ask(queries.Query(self._sql, (after, until)), bytes_max=BYTES_MAX)
         except DatataskError:
             return None
         return row
@@ -235,9 +235,9 @@ class Follower:
         """Return the names with these numbers, in order; `Unreadable` when one is missing."""
         least, most = numbers[0], numbers[-1]
         if most - least < 2 * len(numbers):
-            query = pages.Query("SELECT id, text FROM names WHERE id BETWEEN ? AND ?", (least, most))
+            query = queries.Query("SELECT id, text FROM names WHERE id BETWEEN ? AND ?", (least, most))
         else:
-            query = pages.Query(pages.NAMES, (json.dumps(numbers),))
+            query = queries.Query(queries.NAMES, (json.dumps(numbers),))
         found = dict(self._reader.ask(query))
         if any(number not in found for number in numbers):
             raise Unreadable

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from datatask.adapters.log.faults import damaged
 from datatask.schema.errors import CallerError, FutureLogError
-from datatask.schema.format import FORMAT, META_KEYS
+from datatask.schema.version import FORMAT, META_KEYS
 
 
 class Header(NamedTuple):

@@ -1,4 +1,10 @@
-"""The lease: at most one engine writes a log, for as long as it lives and not a moment longer.
+"""The log's file itself, locked: one engine on one file, whatever name (link, bind mount) each of two may use.
+
+In: a path. Out: a `Possession`, or `BlockingIOError`. It is a flock(2) on the database, which SQLite's own POSIX locks do not
+meet. These in turn would all be dropped if this process closed a descriptor of the file: a descriptor that is not
+needed any more is therefore kept until SQLite has none of the file open, and a later possession takes it over.
+
+The lease: at most one engine writes a log, for as long as it lives and not a moment longer.
 
 It is a POSIX record lock on a file beside the log. The kernel gives it back when the process dies, however it
 dies, and forked children do not inherit it; time never takes it. Two things POSIX locks do not do are done
@@ -7,6 +13,8 @@ gives the lock up, hence nobody in the holding process may open the file again, 
 
 That file has the log's name. A log that is reached by another name, which leads past it, is met by its own lock
 (possession.py), which is part of the lease once the log exists.
+
+Who holds a log: the lease's pid and the header's words about it, put together.
 """
 
 from __future__ import annotations
@@ -19,8 +27,86 @@ from contextlib import suppress
 from pathlib import Path
 
 from datatask.adapters.log.locate import lease_path
-from datatask.adapters.log.possession import Possession, key
-from datatask.schema.errors import LeaseHeldError, LogError
+from datatask.adapters.log.reader import LogReader
+from datatask.schema.errors import DatataskError, LeaseHeldError, LogError
+
+Key = tuple[int, int]
+
+_file_held: dict[Key, int] = {}
+"""(device, inode) of each file that this process has locked -> the descriptor."""
+
+_parked: dict[Key, int] = {}
+"""The same for files that are unlocked again, and that SQLite still has open."""
+
+_FOLDERS = ("/proc/self/fd", "/dev/fd")
+
+
+def _close_in_child() -> None:
+    """A forked child shares the lock, and would hold it for as long as it lives."""
+    for descriptor in (*_file_held.values(), *_parked.values()):
+        with suppress(OSError):
+            os.close(descriptor)
+    _file_held.clear()
+    _parked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Possession:
+    """A log's file that is locked for this process; `release` gives it back."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock the file at this path; `BlockingIOError` where another process, or this one, has it locked."""
+        tidy()
+        self.key = key(os.stat(path))
+        if self.key in _file_held:
+            raise BlockingIOError
+        descriptor = _parked.pop(self.key, -1)
+        if descriptor < 0:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _parked[self.key] = descriptor
+            tidy()
+            raise
+        self.key = key(os.fstat(descriptor))
+        _file_held[self.key] = self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Unlock the file; again is fine."""
+        if _file_held.get(self.key) == self._descriptor:
+            del _file_held[self.key]
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            _parked[self.key] = self._descriptor
+            tidy()
+
+
+def tidy() -> None:
+    """Close the descriptors of files that SQLite has not open any more."""
+    if _parked:
+        others = _open_elsewhere(set(_parked.values()))
+        for found in [one for one in _parked if one not in others]:
+            os.close(_parked.pop(found))
+
+
+def key(status: os.stat_result) -> Key:
+    """Return what tells a file from all others, whatever its name."""
+    return status.st_dev, status.st_ino
+
+
+def _open_elsewhere(ours: set[int]) -> set[Key]:
+    """Return the files of which this process has another descriptor than these."""
+    folder = next((one for one in _FOLDERS if os.path.isdir(one)), None)
+    found = set()
+    for name in os.listdir(folder) if folder else ():
+        if name.isdecimal() and int(name) not in ours:
+            with suppress(OSError):
+                found.add(key(os.fstat(int(name))))
+    return found
+
 
 _DARWIN = sys.platform == "darwin"
 _FLOCK = "qqihh" if _DARWIN else "hhqqi"
@@ -141,3 +227,28 @@ def _locked_by(descriptor: int) -> int | None:
     )
     kind, pid = (answer[3], answer[2]) if _DARWIN else (answer[0], answer[4])
     return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def take_lease(log: Path) -> Lease:
+    """Take the lease, or raise `LeaseHeldError` with the holder's host and pid."""
+    try:
+        return Lease(log)
+    except LeaseHeldError as error:
+        holder = lease_holder(log)
+        if holder is None:
+            raise
+        raise held(log, holder[0], holder[1]) from error
+
+
+def lease_holder(log: Path) -> tuple[str, int, int] | None:
+    """Return (host, pid, epoch) of the engine that is alive on a log, or None; never takes the lease."""
+    pid = probe(log)
+    if pid is None:
+        return None
+    try:
+        with LogReader(log) as reader:
+            header = reader.header
+    except DatataskError:
+        return "", pid, 0  # it is being made, or is damaged: whoever opens it will be told
+    # A lock from another pid namespace has no pid here; the holder wrote down its own.
+    return (header.host, header.pid, header.epoch) if pid in (header.pid, 0) else ("", pid, header.epoch)

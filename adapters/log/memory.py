@@ -15,12 +15,12 @@ from typing import Self
 
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import MEMORY
-from datatask.adapters.log.pages import passes
+from datatask.adapters.log.queries import passes
 from datatask.adapters.log.tail import Removal, check_size, removals_of, seeded_salts, system_salts, to_row
-from datatask.adapters.log.waiting import Durable, Failed, Waiters
+from datatask.adapters.log.writer import Durable, Failed, Waiters
 from datatask.adapters.spools import Spool
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.redactions import left_of
+from datatask.engine.core.redaction import left_of
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest

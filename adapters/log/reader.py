@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from datatask.adapters.effort import effort
-from datatask.adapters.log import pages
+from datatask.adapters.log import queries
 from datatask.adapters.log.faults import archived, damaged, mapped
 from datatask.adapters.log.header import Header, parse_header
 from datatask.adapters.log.locate import locate
@@ -92,28 +92,28 @@ class LogReader:
         self._connection: sqlite3.Connection | None = None
         self._stamped: Stamp | None = None
         self._unshared = False
-        self._decoder = pages.Decoder(str(self.path))
+        self._decoder = queries.Decoder(str(self.path))
         header = self.header
         self.uuid, self.pipeline = header.uuid, header.pipeline
 
     @property
     def header(self) -> Header:
         """What the log says about itself now."""
-        return parse_header(self._ask(pages.Query(pages.META, ())), self.path)
+        return parse_header(self._ask(queries.Query(queries.META, ())), self.path)
 
     @property
     def head(self) -> int:
         """The last durable position; 0 for an empty log."""
-        ((head,),) = self._ask(pages.Query(pages.HEAD, ()))
+        ((head,),) = self._ask(queries.Query(queries.HEAD, ()))
         return head or 0
 
     def batches(self, after: int = 0, until: int | None = None) -> Iterator[Batch]:
         """Yield the batches behind `after`, in order, up to the one that holds `until` (or the head as of now)."""
         base = self.header.base
-        assembler = pages.Assembler(self._decoder, str(self.path), max(after, base))
+        assembler = queries.Assembler(self._decoder, str(self.path), max(after, base))
         last = self.end_of_batch(until)
         while assembler.position < last:
-            rows = self._page(pages.page(assembler.position, last))
+            rows = self._page(queries.page(assembler.position, last))
             self._refuse_cut(base, assembler.position)
             if not rows:
                 raise damaged("the rest of the log is missing", self.path, assembler.position + 1)
@@ -128,10 +128,10 @@ class LogReader:
         """
         last, base = self.head if until is None else until, self.header.base
         while True:
-            rows = self._page(pages.page(after, last, filters))
+            rows = self._page(queries.page(after, last, filters))
             self._refuse_cut(base, after)
             yield from self._decoder.recorded(rows)
-            if len(rows) < pages.PAGE_ROWS:
+            if len(rows) < queries.PAGE_ROWS:
                 return
             after = rows[-1][0]
             effort.at("reading events", after, last)
@@ -142,13 +142,13 @@ class LogReader:
         until: int | None = None,
         filters: Filters = EVERYTHING,
         *,
-        page_rows: int = pages.PAGE_ROWS,
+        page_rows: int = queries.PAGE_ROWS,
     ) -> Iterator[Recorded]:
         """Yield the same events as `read`, the newest first; whoever wants a few says so by `page_rows`."""
         last, base = self.head if until is None else until, self.header.base
-        most = min(page_rows, pages.PAGE_ROWS)
+        most = min(page_rows, queries.PAGE_ROWS)
         while True:
-            rows = self._page(pages.page(after, last, filters, newest_first=True, rows=most))
+            rows = self._page(queries.page(after, last, filters, newest_first=True, rows=most))
             self._refuse_cut(base, rows[-1][0] - 1 if len(rows) == most else after)
             yield from self._decoder.recorded(rows)
             if len(rows) < most:
@@ -157,42 +157,42 @@ class LogReader:
 
     def fetch(self, positions: Sequence[int]) -> list[Event]:
         """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
-        rows = self._page(pages.fetch(positions))
+        rows = self._page(queries.fetch(positions))
         if len(rows) < len(set(positions)) and (base := self.header.base):
             missing = set(positions).difference(row[0] for row in rows)
             if min(missing) <= base:
                 raise archived(self.path, base, f"position {min(missing)}", min(missing))
         return self._decoder.in_order(rows, positions)
 
-    def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[pages.Stored, Row]]:
+    def rows(self, after: int = 0, until: int | None = None) -> Iterator[tuple[queries.Stored, Row]]:
         """Yield what is stored and the row that it stands for: what the chain is checked against."""
         last = self.head if until is None else until
-        while rows := self._page(pages.page(after, last)):
+        while rows := self._page(queries.page(after, last)):
             for stored in rows:
                 yield stored, self._decoder.row(stored)
             after = rows[-1][0]
 
-    def stored(self, after: int, until: int, *, learned: bool = False) -> list[pages.Stored]:
+    def stored(self, after: int, until: int, *, learned: bool = False) -> list[queries.Stored]:
         """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names.
 
         `learned`: all names up to `until` were learned, so that nobody looks for those that are not known yet.
         """
-        query = pages.page(after, until)
+        query = queries.page(after, until)
         return self._ask(query) if learned else self._page(query)
 
-    def stored_at(self, positions: Sequence[int]) -> list[pages.Stored]:
+    def stored_at(self, positions: Sequence[int]) -> list[queries.Stored]:
         """Return the rows at these positions, as they are stored; `decoder` knows their names."""
-        return self._page(pages.fetch(positions))
+        return self._page(queries.fetch(positions))
 
     def learn_names(self, most: int) -> bool:
         """Learn all names at once, unless there are more; return whether they were."""
         with self._lock:
-            ((count,),) = self._ask(pages.Query("SELECT count(*) FROM names", ()))
+            ((count,),) = self._ask(queries.Query("SELECT count(*) FROM names", ()))
             if count <= most:
-                self._decoder.learn(self._ask(pages.Query("SELECT id, text FROM names", ())))
+                self._decoder.learn(self._ask(queries.Query("SELECT id, text FROM names", ())))
             return bool(count <= most)
 
-    def ask(self, query: pages.Query, *, bytes_max: int | None = None) -> list[tuple[Any, ...]]:
+    def ask(self, query: queries.Query, *, bytes_max: int | None = None) -> list[tuple[Any, ...]]:
         """Return the rows of one of our own statements; a `DatataskError` where one value has more bytes than said."""
         with self._lock:
             if bytes_max is None:
@@ -210,7 +210,7 @@ class LogReader:
         return LogReader(self.path)
 
     @property
-    def decoder(self) -> pages.Decoder:
+    def decoder(self) -> queries.Decoder:
         """What makes events of stored rows."""
         return self._decoder
 
@@ -250,14 +250,14 @@ class LogReader:
         version, body = self.base_stored()
         if version == FOLD_VERSION:
             return body
-        from datatask.adapters.log.refolding import refolded
+        from datatask.adapters.log.base_refolding import refolded
 
         return refolded(self.path, header, version)
 
     def base_stored(self) -> tuple[int, bytes]:
         """Return the fold version and the bytes of the state that the log stands on, as the cut left them."""
         base = self.header.base
-        rows = self._ask(pages.Query(pages.BASE, (base,)))
+        rows = self._ask(queries.Query(queries.BASE, (base,)))
         if not rows:
             raise damaged("the state that the log stands on is missing", self.path, base)
         return rows[0][0], bytes(rows[0][1])
@@ -266,7 +266,7 @@ class LogReader:
         """Return the chain hash at a batch boundary; `UnknownNameError` where there is none."""
         if position == 0:
             return CHAIN_START
-        rows = self._ask(pages.Query(pages.CHAIN_AT, (position,)))
+        rows = self._ask(queries.Query(queries.CHAIN_AT, (position,)))
         if not rows or rows[0][0] is None:
             header = self.header
             if position == header.base:
@@ -282,7 +282,7 @@ class LogReader:
         """Return the end of the batch that holds `position`, the head when that is beyond it or None."""
         if position is None:
             return self.head
-        ((end,),) = self._ask(pages.Query(pages.END_OF_BATCH, (position,)))
+        ((end,),) = self._ask(queries.Query(queries.END_OF_BATCH, (position,)))
         return self.head if end is None else int(end)
 
     def query(
@@ -367,7 +367,7 @@ class LogReader:
 
     # --- one statement at a time --------------------------------------------------------------------
 
-    def _page(self, query: pages.Query) -> list[pages.Stored]:
+    def _page(self, query: queries.Query) -> list[queries.Stored]:
         """Return a page of rows after learning the names in it; names only grow, so two snapshots agree."""
         with self._lock:
             rows = self._ask(query)
@@ -383,7 +383,7 @@ class LogReader:
                 f"events up to {now} were archived just now", where=str(self.path), remedy="ask again"
             )
 
-    def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
+    def _ask(self, query: queries.Query) -> list[tuple[Any, ...]]:
         with self._lock, mapped(self.path):
             for _ in range(_ATTEMPTS):
                 connection = self._connect()

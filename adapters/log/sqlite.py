@@ -19,16 +19,15 @@ import aiosqlite
 from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from datatask.adapters.log import pages
+from datatask.adapters.log import queries
+from datatask.adapters.log.base import CheckedReader
 from datatask.adapters.log.blobs import FileBlobs
-from datatask.adapters.log.checked import CheckedReader
-from datatask.adapters.log.checkpoints import FileCheckpoints
+from datatask.adapters.log.checkpoints import FileCheckpoints, vouching
 from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
-from datatask.adapters.log.guarding import guard
-from datatask.adapters.log.holder import take_lease
 from datatask.adapters.log.inbox import FileInbox
-from datatask.adapters.log.lease import Lease
+from datatask.adapters.log.integrity.unwritten import seal, unseal
+from datatask.adapters.log.lease import Lease, take_lease
 from datatask.adapters.log.locate import (
     blobs_path,
     checkpoints_path,
@@ -38,17 +37,15 @@ from datatask.adapters.log.locate import (
     refuse_network,
     remember_home,
 )
-from datatask.adapters.log.opening import Durability, Opened, Opener, create_log, disconnect, open_log
+from datatask.adapters.log.open import Durability, Opened, Opener, create_log, disconnect, open_log
 from datatask.adapters.log.presence import Presence
+from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.seal import seal, unseal
 from datatask.adapters.log.tail import Tail, system_salts
-from datatask.adapters.log.vouching import vouching
-from datatask.adapters.log.waiting import Durable, Failed, Waiters
-from datatask.adapters.log.writer import Writer
+from datatask.adapters.log.writer import Durable, Failed, Waiters, Writer
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
-from datatask.engine.threads import in_own_thread
+from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
 from datatask.schema.troubles import as_error
@@ -80,7 +77,7 @@ class SqliteLog:
         self._checkpoints = FileCheckpoints(checkpoints_path(path), header.uuid)
         self._reader = LogReader(path)
         self._checked = CheckedReader(self._reader)
-        self._decoder = pages.Decoder(str(path))
+        self._decoder = queries.Decoder(str(path))
         self._engine = create_async_engine(
             "sqlite+aiosqlite://",
             async_creator=self._connect,
@@ -215,11 +212,11 @@ class SqliteLog:
         """Yield the durable batches behind `after`, in order, up to the one that holds `until` (or the head)."""
         last = self._head
         if until is not None and until < last:
-            ((end,),) = await self._ask(pages.Query(pages.END_OF_BATCH, (until,)))
+            ((end,),) = await self._ask(queries.Query(queries.END_OF_BATCH, (until,)))
             last = end or last
-        assembler = pages.Assembler(self._decoder, str(self.path), max(after, self._base))
+        assembler = queries.Assembler(self._decoder, str(self.path), max(after, self._base))
         while assembler.position < last:
-            rows = await self._page(pages.page(assembler.position, last))
+            rows = await self._page(queries.page(assembler.position, last))
             if not rows:
                 raise damaged("the rest of the log is missing", self.path, assembler.position + 1)
             for batch in assembler.batches(rows):
@@ -238,11 +235,11 @@ class SqliteLog:
     ) -> AsyncIterator[Recorded]:
         """Yield durable events with after < position <= until that pass the filters."""
         last = self._head if until is None else min(until, self._head)
-        while rows := await self._page(pages.page(after, last, filters)):
+        while rows := await self._page(queries.page(after, last, filters)):
             for recorded in self._decoder.recorded(rows):
                 yield recorded
             after = rows[-1][0]
-            if len(rows) < pages.PAGE_ROWS:
+            if len(rows) < queries.PAGE_ROWS:
                 return
 
     async def fetch(self, positions: Sequence[int]) -> list[Event]:
@@ -253,13 +250,13 @@ class SqliteLog:
         """Return the chain hash at a durable batch boundary; `UnknownNameError` where there is none."""
         return self._head_chain if position == self._head else self._reader.chain_at(position)
 
-    async def _page(self, query: pages.Query) -> list[pages.Stored]:
+    async def _page(self, query: queries.Query) -> list[queries.Stored]:
         rows = await self._ask(query)
         if (names := self._decoder.missing(rows)) is not None:
             self._decoder.learn(await self._ask(names))
         return rows
 
-    async def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
+    async def _ask(self, query: queries.Query) -> list[tuple[Any, ...]]:
         with mapped(self.path):
             async with self._engine.connect() as connection:
                 result = await connection.exec_driver_sql(query.sql, query.parameters)

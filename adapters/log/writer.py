@@ -1,4 +1,6 @@
-"""The writer: one thread, one connection, one transaction for everything that is waiting.
+"""Who waits for durability, and who wants to hear of it: the half of a log that lives on the event loop.
+
+The writer: one thread, one connection, one transaction for everything that is waiting.
 
 In: prepared batches, in order. Out: rows on the disk, then one call per transaction back onto the event loop
 with the new head. Each transaction checks that the log's epoch is still ours and otherwise writes nothing.
@@ -19,6 +21,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -30,10 +33,59 @@ from typing import Any
 from sqlalchemy import Connection
 
 from datatask.adapters.log.faults import translate
-from datatask.adapters.log.opening import disconnect, driver
-from datatask.adapters.log.removals import remove_payload
+from datatask.adapters.log.maintenance.removal import remove_payload
+from datatask.adapters.log.open import disconnect, driver
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
 from datatask.schema.errors import DatataskError, LeaseLostError
+
+Durable = Callable[[int], None]
+Failed = Callable[[BaseException], None]
+
+
+class Waiters:
+    """Futures by position, and subscribers; used on the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._futures: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._subscribers: list[tuple[Durable, Failed | None]] = []
+
+    def wait(self, position: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Return a future for when `position` is durable; positions only grow from call to call."""
+        future = loop.create_future()
+        self._futures.append((position, future))
+        return future
+
+    def subscribe(self, durable: Durable, failed: Failed | None) -> Callable[[], None]:
+        """Add a subscriber; return the function that removes it."""
+        entry = (durable, failed)
+        self._subscribers.append(entry)
+
+        def unsubscribe() -> None:
+            if entry in self._subscribers:
+                self._subscribers.remove(entry)
+
+        return unsubscribe
+
+    def durable(self, head: int) -> None:
+        """Release everyone who waited for a position up to `head`, then tell the subscribers."""
+        futures = self._futures
+        while futures and futures[0][0] <= head:
+            future = futures.popleft()[1]
+            if not future.done():
+                future.set_result(None)
+        for durable, _ in tuple(self._subscribers):
+            durable(head)
+
+    def failed(self, error: BaseException) -> None:
+        """Tell everyone that nothing more becomes durable."""
+        while self._futures:
+            future = self._futures.popleft()[1]
+            if not future.done():
+                future.set_exception(error)
+        for _, failed in tuple(self._subscribers):
+            if failed is not None:
+                failed(error)
+
 
 GROUP_ROWS_MAX = 4096
 _ROWS_PER_STATEMENT = 1024

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from datatask.adapters.history.when import words
+from datatask.adapters.history.moments import words
 
 WIDTH, LEFT, RIGHT, TOP = 900, 64, 8, 8
 PLOT = WIDTH - LEFT - RIGHT

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from datatask.adapters.sim.lanes import Head, Lane, both
 from datatask.adapters.sim.model import NEVER
 from datatask.engine.core.decide import BOUND
-from datatask.engine.core.moves import Place
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
+from datatask.engine.replay.batches import Place
 
 Chosen = tuple[list[tuple[Lane, Head]], dict[str, str], int]
 """The decisions, the constraints by task, and when to look again."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datatask.adapters.history.table import Table
+from datatask.adapters.history.queries import Table
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result

@@ -1,17 +1,34 @@
-"""Simulation with every event: the engine's reactor under a virtual clock, and what it appends handed on.
+"""The beginning of a simulated history: an engine opens an empty log, or goes on from the state of another.
+
+In: a model. Out: the state, its reactor, and the first steps.
+
+Simulation with every event: the engine's reactor under a virtual clock, and what it appends handed on.
 
 In: a model, a world, and a `keep` for steps. Out: records of all runs, the state, and a history that is an ordinary
 log's: arrivals, rounds, launches, starts, ends with their writes, retries and stops are made by `engine.core.reactor`,
 as in `run`. Where `quick` can tell the same story, it tells exactly the same: positions, decisions, times.
+
+A simulated history as an ordinary log: `simulate --write-log`.
+
+In: a model, a world, and a place where no log is. Out: the log, with every event that an engine would have appended, and
+the simulator that made it. The log's uuid and salts follow from the model, so the same seed writes the same events and
+the same chain.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from datatask import __version__
+from datatask.adapters.log.locate import locate
+from datatask.adapters.log.sqlite import SqliteLog
+from datatask.adapters.log.tail import seeded_salts
 from datatask.adapters.sim.model import (
     CALLED,
     CANCELLED,
@@ -26,13 +43,46 @@ from datatask.adapters.sim.model import (
     output,
     parent,
 )
-from datatask.adapters.sim.opening import opened
 from datatask.adapters.sim.worlds import World
+from datatask.engine.core.checkpoints import load
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.effects import Evaluation, StartRun, Step, StopRun, WriteStore
-from datatask.engine.core.moves import STORED
-from datatask.engine.ports import Adopted, Ended, RunSpec, Started, Write
+from datatask.engine.core.fold import apply_all
+from datatask.engine.core.reactor import Reactor
+from datatask.engine.core.state import State
+from datatask.engine.replay.batches import STORED
 from datatask.schema import events as e
+from datatask.schema.errors import CallerError
+from datatask.schema.messages import Adopted, Ended, RunSpec, Started, Write
+
+HOST = "simulated"
+
+
+def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
+    """Return the state of a log that an engine has just opened, its reactor, and the steps so far."""
+    if model.present is not None:
+        return _resumed(model, model.present)
+    state, begin = State(), model.begin
+    created = e.LogCreated(at=begin, log=model.uuid, pipeline=model.definition.name)
+    apply_all(state, 1, [created])
+    reactor = Reactor(state, model.chance)
+    reactor.open(
+        e.EngineOpened(at=begin, version=__version__, host=HOST, pid=1, boot=HOST, epoch=1), model.definition
+    )
+    for leaf in state.leaves.values():
+        if leaf.definition.medium == "foreign":
+            reactor.listed(leaf.id, [], begin, state.position, begin)
+    return state, (reactor, [Step(1, (created,), ()), *reactor.take()])
+
+
+def _resumed(model: Model, present: bytes) -> tuple[State, tuple[Reactor, list[Step]]]:
+    """Return the present state of a log, and a reactor that goes on from it."""
+    state = load(present)
+    reactor, at = Reactor(state, model.chance), max(model.begin, state.at)
+    reactor.go_on(at, model.definition)
+    reactor.redo(at)
+    return state, (reactor, [Step(state.position + 1, (), ()), *reactor.take()])
+
 
 EVALUATIONS_MAX = 4096
 
@@ -274,3 +324,63 @@ class Logged:
             target = model.translations.get(key.owner)
             return parent(what.job) if target is None else target(what.job)
         return None
+
+
+PENDING_MAX = 20_000
+"""With more events under way to the disk than this, the simulation waits for it."""
+
+
+def free_place(place: str | Path) -> Path:
+    """Return the path of a log that is to be written; `CallerError` where something is already."""
+    located = locate(place)
+    if located.path is None:
+        raise CallerError("a simulated log must be a file", where=located.url, remedy="name a file")
+    if located.path.exists():
+        raise CallerError(
+            "there is a file already, and a simulated history is never added to one",
+            where=str(located.path),
+            remedy="name another file, or remove it",
+        )
+    return located.path
+
+
+def written(place: Path, model: Model, world: World) -> Logged:
+    """Simulate, write everything, and return the simulator."""
+    with ThreadPoolExecutor(1) as pool:  # a notebook has an event loop of its own
+        return pool.submit(lambda: asyncio.run(_written(place, model, world))).result()
+
+
+async def _written(place: Path, model: Model, world: World) -> Logged:
+    log = await SqliteLog.open(
+        place,
+        pipeline=model.definition.name,
+        clock_now=model.begin,
+        version=__version__,
+        host=HOST,
+        pid=1,
+        durability="process",
+        salts=seeded_salts(int(model.uuid, 16)),
+        uuid=model.uuid,
+    )
+    try:
+        steps: list[Step] = []
+        simulator = Logged(model, world, steps.append)
+        del steps[0]  # the log has its first event already
+        for _ in simulator.instants():
+            await _append(log, steps)
+        simulator.close()
+        await _append(log, steps)
+    finally:
+        await log.close()
+    return simulator
+
+
+async def _append(log: SqliteLog, steps: list[Step]) -> None:
+    """Append batches; where many have gathered, wait for the disk."""
+    for step in steps[:-1]:
+        log.enqueue(step.events)
+    if steps and log.pending > PENDING_MAX:
+        await log.append(steps[-1].events)
+    elif steps:
+        log.enqueue(steps[-1].events)
+    steps.clear()

@@ -15,9 +15,9 @@ from typing import overload
 
 import msgspec
 
-from datatask.engine.ports import Write
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import ABSENT, Ending, ErrorInfo, Outcome
+from datatask.schema.messages import Write
 
 BEGINNING = 1_700_000_000 * 1_000_000_000
 """When a simulation begins, unless it goes on from a log."""

@@ -25,7 +25,7 @@ from datatask.adapters.sim.model import (
     Names,
     parent,
 )
-from datatask.adapters.sim.profiling import Profiling, known
+from datatask.adapters.sim.profiles import Profiling, known
 from datatask.adapters.sim.recorded import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.schema.definition import (

@@ -1,9 +1,9 @@
 """Simulation without events: the same positions, decisions and states as `logged`, several times as fast.
 
 In: a model and a world. Out: records of all runs, and on request the `State` that folding the events would have given,
-bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.core.moves`) and then
+bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.replay.batches`) and then
 looked up; `choosing` decides, on queues (`lanes`) that cost 20 bytes a job. Pipelines whose
-readiness rests on filters, translations or priorities are for `logged` (`engine.core.moves.is_simple`).
+readiness rests on filters, translations or priorities are for `logged` (`engine.replay.batches.is_simple`).
 
 The order of things at one instant, here and in `logged`: jobs arrive; what is due comes in order; runs that are out of
 time are stopped; a round is decided; what it launched begins. All of it again while anything is due.
@@ -18,6 +18,7 @@ from functools import partial
 
 from datatask.adapters.sim.choosing import Choosing
 from datatask.adapters.sim.lanes import Head, Lane
+from datatask.adapters.sim.logged import opened
 from datatask.adapters.sim.model import (
     CALLED,
     ENDED,
@@ -30,13 +31,12 @@ from datatask.adapters.sim.model import (
     SimRun,
     output,
 )
-from datatask.adapters.sim.opening import opened
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
-from datatask.engine.core.moves import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
-from datatask.engine.core.settle import Again, after_ending
+from datatask.engine.core.retry import Again, after_ending
 from datatask.engine.core.tasks import Episode
-from datatask.engine.ports import Write
+from datatask.engine.replay.batches import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
+from datatask.schema.messages import Write
 
 ARRIVED = 0
 """The key of an arrival; those of launches and endings follow."""

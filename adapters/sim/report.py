@@ -11,11 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datatask.adapters.history.whole import write_whole
+from datatask.adapters.history.atomic_file import write_whole
 from datatask.adapters.sim import charts
+from datatask.adapters.sim.bottleneck import relieve
 from datatask.adapters.sim.charts import Bar, span
 from datatask.adapters.sim.critical import critical_path, in_sum
-from datatask.adapters.sim.relief import relieve
 from datatask.adapters.sim.summary import in_short
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datatask.adapters.history.table import Table
+from datatask.adapters.history.queries import Table
 from datatask.adapters.sim.model import OUTCOMES, Records
 from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.summary import Summary, in_short

@@ -7,31 +7,45 @@ definition, its jobs, and how its runs went); a `Scenario`; for a pipeline also 
 The way of a scenario: `recorded` reads the log, `modelling` makes a `Model` for each replication, `quick` steps it
 without events where the definition allows (`logged` where not, or where the history is to be written), `summary`
 sums up, `result` holds.
+
+Where a log stands now, as the beginning of a simulation, and when what is left will be done.
+
+In: a log. Out: its state and the time, for `simulate_inputs`, and from the results the time that is left, with an interval.
+Open runs go on: each is taken to last as long as those of its task that take longer than it has so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.history import History
+from datatask.adapters.history.moments import iso
 from datatask.adapters.log.columns import collector_off
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.sim.logged import free_place
 from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed
 from datatask.adapters.sim.recorded import Recording, read
-from datatask.adapters.sim.replicating import Given, simulated
-from datatask.adapters.sim.result import Result
+from datatask.adapters.sim.replication import Given, simulated
+from datatask.adapters.sim.result import Result, results_json
 from datatask.adapters.sim.scenario import Scenario
-from datatask.adapters.sim.spreading import spread
-from datatask.adapters.sim.writing import free_place
+from datatask.adapters.sim.summary import quantile
+from datatask.adapters.sim.worker import spread
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.sim.result import Result
+    from datatask.engine.core.state import State
+
 
 WORTH_SECONDS = 4.0
 """Less work than this is done before other processes would have begun."""
@@ -175,3 +189,47 @@ def _notes(recording: Recording | None, scenario: Scenario) -> list[str]:
         else:
             notes.append(f"{name}: durations are those of {record.runs} recorded runs")
     return notes
+
+
+SECOND = 1_000_000_000
+LOW, MIDDLE, HIGH = 0.1, 0.5, 0.9
+
+
+@dataclass(frozen=True)
+class Present:
+    """A state, and when it is (UTC nanoseconds): now, or at the log's last event where the clock says less."""
+
+    state: State
+    now: int
+
+    @classmethod
+    def of(cls, log: str | Path, now: int) -> Present:
+        """Return where a log stands."""
+        with History(log) as history:
+            state = history.state()
+        return cls(state, max(now, state.at))
+
+
+@dataclass(frozen=True)
+class Left:
+    """The seconds until all is done: of the replications a tenth need less than `p10`, half `p50`, a tenth more than `p90`."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+def left(result: Result) -> Left:
+    """Return how long it still takes."""
+    spans = sorted(each.makespan for each in result.summaries)
+    return Left(quantile(spans, LOW), quantile(spans, MIDDLE), quantile(spans, HIGH))
+
+
+def left_json(results: Sequence[Result], present: Present) -> dict[str, Any]:
+    """Return the object of `simulate --continue --json`: each scenario also has `left` and `done_at`."""
+    found = results_json(results)
+    for told, result in zip(found["scenarios"], results, strict=True):
+        time = left(result)
+        told["left"] = {"p10": time.p10, "p50": time.p50, "p90": time.p90}
+        told["done_at"] = iso(present.now + round(time.p50 * SECOND))
+    return found

@@ -15,13 +15,12 @@ from datatask.adapters.store.files import FileRepositoryBase
 from datatask.adapters.store.filestore import FolderStore, is_folder, version_of
 from datatask.adapters.store.finished import sync_folder
 from datatask.adapters.store.staged import claimed, is_staged, remove
-from datatask.engine.binding import current_run
-from datatask.engine.ports import Write
-from datatask.engine.repositories import job_getter
+from datatask.engine.api.binding import current_run
+from datatask.engine.api.repositories import job_getter
 from datatask.schema.definition import Record
-from datatask.schema.errors import CallerError
-from datatask.schema.expected import FLAG, expect
+from datatask.schema.errors import FLAG, CallerError, expect
 from datatask.schema.ids import check_job
+from datatask.schema.messages import Write
 
 
 @dataclass(frozen=True)

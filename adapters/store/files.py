@@ -3,28 +3,36 @@
 A job's value is the entry `basedir/<job><extension>`; `info` is its path, which is what templates need.
 Reads and writes go through `FileStore`; what happens to them while a pipeline is open is decided in
 `StoredRepository`. Files that others put into the folder are observed, by inotify where it sees them.
+
+Streams over files: reading one, and writing one that counts only when it is whole.
+
+A writer works on a path that nobody looks at and hands it to `commit` once every byte is on the disk;
+`commit` makes it the value (a rename, a blob adopted). Whatever goes wrong before, the path is removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+from collections.abc import Awaitable, Callable
 from io import BufferedReader
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
 import msgspec
 
 from datatask.adapters.store.filestore import FileStore, FolderStore, version_of
-from datatask.adapters.store.filestreams import FileReader, FileWriter
-from datatask.adapters.store.oserrors import MissingFileError, os_errors
-from datatask.engine.binding import ABSENT_VERSION, RunContext, current_run
-from datatask.engine.ports import Write
-from datatask.engine.repositories import StoredBlobRepository, StoredRepository, job_getter
-from datatask.engine.streams import AReadStream, AWriteStream, BytesReader
+from datatask.adapters.store.inputs import MissingFileError, os_errors
+from datatask.adapters.store.staged import create
+from datatask.engine.api.binding import ABSENT_VERSION, RunContext, current_run
+from datatask.engine.api.repositories import StoredBlobRepository, StoredRepository, job_getter
+from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader
 from datatask.schema.definition import Record
-from datatask.schema.errors import CallerError, ConflictError
-from datatask.schema.expected import FLAG, PATH, TEXT, expect
+from datatask.schema.errors import FLAG, PATH, TEXT, CallerError, ConflictError, expect
+from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX
 
 
@@ -191,3 +199,119 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
 def _opened_at_once(path: str, flags: int) -> int:
     """Open without waiting for whom a pipe would need, which may have taken the file's place just now."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+FLUSH_BYTES = 1024 * 1024
+
+
+class FileReader:
+    """A read stream over a file; blocks are read in a thread."""
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self._file = file
+        self._where = where
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open the file, which must exist."""
+        return cls(await asyncio.to_thread(path.open, "rb"), str(path))
+
+    async def read(self, n: int | None = None, /) -> bytes:
+        """Return the next `n` bytes at most, all that is left without `n`."""
+        return await asyncio.to_thread(self._read, -1 if n is None else n)
+
+    def _read(self, n: int) -> bytes:
+        with os_errors(self._where):
+            return self._file.read(n)
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> bool | None:
+        self._file.close()
+        return None
+
+
+class FileWriter:
+    """A write stream into a fresh file at `path`; `commit(path)` is called when it is closed and durable."""
+
+    def __init__(self, path: Path, commit: Callable[[Path], Awaitable[None]]) -> None:
+        self._path = path
+        self._commit = commit
+        self._buffer = bytearray()
+        self._file: BinaryIO | None = None
+        self._held = -1
+
+    @classmethod
+    async def open(cls, path: Path, commit: Callable[[Path], Awaitable[None]]) -> Self:
+        """Create the file, which must not exist."""
+        writer = cls(path, commit)
+        writer._file, writer._held = await asyncio.to_thread(_create, path)
+        return writer
+
+    async def write(self, data: bytes, /) -> int:
+        """Take bytes; they reach the file a block at a time."""
+        if self._file is None:
+            raise CallerError("the stream is closed", remedy="write before closing it")
+        self._buffer += data
+        if len(self._buffer) >= FLUSH_BYTES:
+            block, self._buffer = self._buffer, bytearray()
+            await asyncio.to_thread(_write, self._file, block, str(self._path))
+        return len(data)
+
+    async def close(self) -> None:
+        """Make the content durable and commit it, once."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            await asyncio.to_thread(_finish, file, self._buffer, str(self._path))
+            await self._commit(self._path)
+        finally:
+            self._discard(file)
+
+    def _discard(self, file: BinaryIO) -> None:
+        # no await here: a cancelled body must be able to clean up
+        with contextlib.suppress(OSError):
+            file.close()
+        self._path.unlink(missing_ok=True)
+        if self._held >= 0:
+            held, self._held = self._held, -1
+            os.close(held)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is None:
+            await self.close()
+        elif self._file is not None:
+            file, self._file = self._file, None
+            self._discard(file)
+        return None
+
+
+def _create(path: Path) -> tuple[BinaryIO, int]:
+    """Make the file; the second descriptor holds its lock until the value has its name."""
+    with os_errors(str(path.parent)):
+        fd, held = create(path)
+        return os.fdopen(fd, "wb"), held
+
+
+def _write(file: BinaryIO, data: bytes | bytearray, where: str) -> None:
+    with os_errors(where):
+        file.write(data)
+
+
+def _finish(file: BinaryIO, data: bytes | bytearray, where: str) -> None:
+    with os_errors(where):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()

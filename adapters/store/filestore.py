@@ -20,18 +20,16 @@ from typing import ClassVar
 
 import msgspec
 
-from datatask.adapters.store.belonging import take_over
-from datatask.adapters.store.finished import linked, sync_folder
-from datatask.adapters.store.inputs import check_folder
-from datatask.adapters.store.inspecting import is_finished, is_fresh, is_told, is_written
-from datatask.adapters.store.oserrors import NotPermittedError, os_errors
-from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep
-from datatask.engine.binding import ABSENT_VERSION, RUN_AGAIN
-from datatask.engine.ports import Change, Found, Listed, Write
-from datatask.engine.repositories import told_invalid
-from datatask.engine.threads import in_own_thread
+from datatask.adapters.store.finished import is_finished, is_fresh, is_told, is_written, linked, sync_folder
+from datatask.adapters.store.inputs import NotPermittedError, check_folder, os_errors
+from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep, take_over
+from datatask.engine.api.binding import ABSENT_VERSION, RUN_AGAIN
+from datatask.engine.api.repositories import told_invalid
+from datatask.engine.ports import Change, Found, Listed
+from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import CallerError, ConflictError
 from datatask.schema.ids import check_job, is_job
+from datatask.schema.messages import Write
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from inotify_simple import Event, INotify, flags
 
-from datatask.engine.services import current
+from datatask.engine.runtime.services import current
 
 ENTERED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE
 LEFT = flags.DELETE | flags.MOVED_FROM

@@ -13,20 +13,20 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from datatask.engine.binding import with_content
-from datatask.engine.ports import Change, Listed, Write
-from datatask.engine.repositories import (
+from datatask.engine.api.binding import with_content
+from datatask.engine.api.repositories import (
     MetadataRepository,
     StoredBlobRepository,
     StoredRepository,
     job_getter,
     told_invalid,
 )
-from datatask.engine.streams import AReadStream, AWriteStream, BytesReader, BytesWriter
+from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader, BytesWriter
+from datatask.engine.ports import Change, Listed
 from datatask.schema.definition import Medium, Record
-from datatask.schema.errors import CallerError
-from datatask.schema.expected import expect
+from datatask.schema.errors import CallerError, expect
 from datatask.schema.ids import check_job, is_job
+from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
 V = TypeVar("V")

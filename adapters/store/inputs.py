@@ -1,4 +1,9 @@
-"""An input folder that is not as it should be: refused by name, with what was probably meant.
+"""What the operating system says about files, in our words: mapped here, once, for all stores on files.
+
+`PermissionError` and `FileNotFoundError` stay what they are for whoever catches them; what may work later
+(disk full, input/output errors, stale network handles, a missing root) is a `TemporaryError`.
+
+An input folder that is not as it should be: refused by name, with what was probably meant.
 
 In comes the path of a folder that nothing in the pipeline fills, out goes nothing, or an error with the remedy. Nothing is made:
 an empty folder in the place of one that was mistyped or is not mounted would look like one without work. Blocking.
@@ -7,12 +12,56 @@ an empty folder in the place of one that was mistyped or is not mounted would lo
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from datatask.adapters.store.oserrors import MissingFileError, NotPermittedError, os_errors
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import CallerError, DatataskError, TemporaryError, UnknownNameError
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_WRONG = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+class NotPermittedError(CallerError, PermissionError):
+    """The operating system does not let us: change the permissions, or use another folder."""
+
+    code = "not_permitted"
+    __str__ = DatataskError.__str__
+
+
+class MissingFileError(UnknownNameError, FileNotFoundError):
+    """The job has no file; write one, or ask `contains` first."""
+
+    code = "missing_file"
+    __str__ = DatataskError.__str__
+
+
+@contextmanager
+def os_errors(where: str) -> Iterator[None]:
+    """Raise the `DatataskError` for an `OSError` of the body; `where` names the place."""
+    try:
+        yield
+    except DatataskError:
+        raise
+    except OSError as error:
+        raise _mapped(error, where) from error
+
+
+def _mapped(error: OSError, where: str) -> DatataskError:
+    what = error.strerror or type(error).__name__
+    if error.errno in _FORBIDDEN:
+        return NotPermittedError(what, where=where, remedy="make it readable and writable for this user")
+    if error.errno in _WRONG:
+        return CallerError(
+            what, where=where, remedy="look at what is there: a link in a circle, or the wrong kind of file"
+        )
+    if error.errno == errno.ENOENT:
+        return TemporaryError("the folder is not there", where=where, remedy="mount or create it")
+    return TemporaryError(what, where=where, remedy="it is tried again; see to the disk if it stays")
+
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import msgspec
 
-from datatask.adapters.store.filestreams import FileReader, FileWriter
-from datatask.engine.binding import ValueRef, current_run
-from datatask.engine.ports import Store
-from datatask.engine.repositories import (
+from datatask.adapters.store.files import FileReader, FileWriter
+from datatask.engine.api.binding import ValueRef, current_run
+from datatask.engine.api.repositories import (
     MetadataRepository,
     StoredBlobRepository,
     StoredRepository,
     job_getter,
 )
-from datatask.engine.streams import AReadStream, AWriteStream
+from datatask.engine.api.streams import AReadStream, AWriteStream
+from datatask.engine.ports import Store
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import CallerError, UnknownNameError, ValueDamagedError
 from datatask.schema.ids import check_job

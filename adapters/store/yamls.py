@@ -15,13 +15,12 @@ import yaml
 
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.filestore import FileStore
-from datatask.adapters.store.oserrors import os_errors
-from datatask.engine.ports import Write
-from datatask.engine.repositories import MetadataRepository, StoredBlobRepository, job_getter
+from datatask.adapters.store.inputs import os_errors
+from datatask.engine.api.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
-from datatask.schema.errors import CallerError
-from datatask.schema.expected import PATH, expect
+from datatask.schema.errors import PATH, CallerError, expect
 from datatask.schema.ids import check_job
+from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from datatask.adapters.execute import outside
-from datatask.adapters.wiring.guarding import Guard
-from datatask.engine.closing import SHARE
+from datatask.adapters.execute.base import shutdowns
+from datatask.adapters.wiring.last_bound import Guard
+from datatask.engine.runtime.closing import SHARE
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -64,7 +64,7 @@ class Interrupts:
         self._loop.call_soon_threadsafe(self._terminate if number == signal.SIGTERM else self._interrupt)
 
     def _terminate(self) -> None:
-        outside.told_to_end()
+        shutdowns.told_to_end()
         if not self.count:
             self._interrupt()
 

@@ -28,37 +28,39 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import default_path, locate
 from datatask.adapters.wiring import succession
 from datatask.adapters.wiring.actors import this_program
-from datatask.adapters.wiring.collector import collect_seldom
+from datatask.adapters.wiring.event_loop import collect_seldom, run_in_loop
+from datatask.adapters.wiring.inbox_service import Serving
 from datatask.adapters.wiring.interrupts import Interrupts
-from datatask.adapters.wiring.looping import run_in_loop
-from datatask.adapters.wiring.serving import Serving
 from datatask.adapters.wiring.verification import Verification
-from datatask.engine.asking import answer, error_of
-from datatask.engine.closing import GRACE_SECONDS, Closing, within
+from datatask.engine.api.declare import Declared, declare, dependants, graph_of
+from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
+from datatask.engine.api.session import Session
+from datatask.engine.api.tasks import Task
 from datatask.engine.core import checkpoints
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.core.tasks import OpenRun
-from datatask.engine.declare import Declared, declare
-from datatask.engine.graph import dependants, graph_of
-from datatask.engine.loading import load_state
-from datatask.engine.observing import Observer
-from datatask.engine.ports import Checkpoint, Clock, EventLog, Write, hold_back
-from datatask.engine.quotas import ResourceManager
-from datatask.engine.repositories import DerivedLeaf, Repository, all_leaves
-from datatask.engine.runtime import Runtime
-from datatask.engine.session import Session
-from datatask.engine.tasks import Task
+from datatask.engine.ports import Checkpoint, Clock, EventLog, hold_back
+from datatask.engine.runtime.closing import GRACE_SECONDS, Closing, within
+from datatask.engine.runtime.loading import load_state
+from datatask.engine.runtime.loop import Runtime
+from datatask.engine.runtime.observe import Observer
+from datatask.engine.runtime.requests import answer, error_of
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.errors import (
+    FUNCTION,
+    TEXT,
     CallerError,
     DatataskError,
     LeaseHeldError,
     TimeLimitError,
     UnknownNameError,
+    expect,
+    expect_one,
 )
-from datatask.schema.expected import FUNCTION, TEXT, expect, expect_one
+from datatask.schema.messages import Write
 from datatask.schema.values import encode_value
 
 logger = logging.getLogger("datatask.pipeline")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from datatask.engine.api.declare import Declared
 from datatask.engine.core.state import State
-from datatask.engine.declare import Declared
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, UnknownNameError
 

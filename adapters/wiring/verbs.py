@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.history.names import unknown
+from datatask.adapters.history.queries import unknown
 from datatask.adapters.wiring.sets import evaluate, names, parse
-from datatask.engine.graph import dependants
-from datatask.engine.repositories import Repository
-from datatask.engine.tasks import Link, Task, ViewRepository
+from datatask.engine.api.declare import dependants
+from datatask.engine.api.repositories import Repository
+from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.schema.errors import CallerError, UnknownNameError
 from datatask.schema.ids import check_job
 

@@ -2,7 +2,7 @@
 
 In: an open engine over a log in a file. Out: how far the log is known to hold; at the first divergence the engine
 launches nothing more (`Runtime.damaged`). The work is done by a process of its own
-(`datatask.adapters.history.background`), which begins when an engine has lasted `START_SECONDS`, rests most of the time, and is never waited for: a short run is not prolonged by it.
+(`datatask.adapters.history.verify.background`), which begins when an engine has lasted `START_SECONDS`, rests most of the time, and is never waited for: a short run is not prolonged by it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from datatask.adapters.history.background import Told
+from datatask.adapters.history.verify.background import Told
 from datatask.adapters.log.faults import damaged
-from datatask.engine.core.divergences import Divergence
+from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.state import FOLD_VERSION
-from datatask.engine.runtime import Runtime
+from datatask.engine.runtime.loop import Runtime
 from datatask.schema.events import CheckpointWritten
 
 logger = logging.getLogger("datatask.engine")
@@ -27,7 +27,7 @@ logger = logging.getLogger("datatask.engine")
 START_SECONDS = 5.0
 PAUSE_SECONDS = 61.0
 """After so long it is tried again: it needs a process, and a machine that has none to give stops no engine."""
-MODULE = "datatask.adapters.history.background"
+MODULE = "datatask.adapters.history.verify.background"
 _REMEDY = "see `datatask verify`; restore the log from a backup"
 
 

@@ -18,12 +18,11 @@ from collections import OrderedDict, deque
 import msgspec
 from pyroaring import BitMap
 
-from datatask.engine.core.conditions import compile_condition
-from datatask.engine.core.members import DerivedState, LeafState
+from datatask.engine.core.define import NEVER, wire
+from datatask.engine.core.leaves import DerivedState, LeafState, compile_condition
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
 from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
-from datatask.engine.core.wiring import NEVER, wire
 from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, TaskDef
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import Ending, EngineOpened, StoreWriteIntended

@@ -13,12 +13,12 @@ from collections.abc import Container, Iterable
 import msgspec
 
 from datatask.engine.core.changes import Changes
-from datatask.engine.core.members import get_at, version_hash
+from datatask.engine.core.leaves import get_at, version_hash
 from datatask.engine.core.tasks import OpenRun
-from datatask.engine.ports import Write
 from datatask.schema import events as e
 from datatask.schema.definition import In
 from datatask.schema.errors import ConflictError
+from datatask.schema.messages import Write
 
 CONFLICT = "Conflict"
 """The type of the error of a run that was in conflict."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from datatask.engine.core.members import DerivedState, LeafState, get_at
+from datatask.engine.core.leaves import DerivedState, LeafState, get_at
 from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine.core.members import DerivedState, LeafState, get_at, put_at, version_hash
+from datatask.engine.core.define import define
+from datatask.engine.core.leaves import DerivedState, LeafState, get_at, put_at, version_hash
 from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
 from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
-from datatask.engine.core.wiring import define
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.ids import is_job

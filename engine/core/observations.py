@@ -12,14 +12,14 @@ from collections.abc import Sequence, Set
 
 import msgspec
 
+from datatask.engine.core.changes import put_event
 from datatask.engine.core.conflicts import Conflicts
 from datatask.engine.core.effects import Evaluation
-from datatask.engine.core.members import LeafState, get_at, version_hash
-from datatask.engine.core.records import put_event
+from datatask.engine.core.leaves import LeafState, get_at, version_hash
 from datatask.engine.core.state import PendingKey, State
-from datatask.engine.ports import Write
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND
+from datatask.schema.messages import Write
 from datatask.schema.requests import Who
 from datatask.schema.values import encode_value
 

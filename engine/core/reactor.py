@@ -18,17 +18,16 @@ from typing import Any
 import msgspec
 
 from datatask.engine.core import decide as deciding
-from datatask.engine.core.effects import Effect, StartRun
-from datatask.engine.core.members import get_at
-from datatask.engine.core.outbox import BATCH_MAX
-from datatask.engine.core.records import intended_write
+from datatask.engine.core.changes import intended_write
+from datatask.engine.core.effects import BATCH_MAX, Effect, StartRun
+from datatask.engine.core.leaves import get_at
 from datatask.engine.core.runs import Runs
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Intent, OpenRun
-from datatask.engine.ports import RunSpec, Write
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
+from datatask.schema.messages import RunSpec, Write
 
 
 class Reactor(Runs):

@@ -15,18 +15,24 @@ from typing import Any
 
 import msgspec
 
+from datatask.engine.core.changes import change_event, intent_event, put_event
 from datatask.engine.core.conflicts import in_conflict, noted
-from datatask.engine.core.done import done_value
-from datatask.engine.core.effects import Effect, ForgetRun, LookAgain, Mirror, StopRun, WriteStore
+from datatask.engine.core.effects import BATCH_MAX, Effect, ForgetRun, LookAgain, Mirror, StopRun, WriteStore
 from datatask.engine.core.observations import Observations
-from datatask.engine.core.outbox import BATCH_MAX
-from datatask.engine.core.records import change_event, intent_event, put_event
-from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending, by_machine, made_progress
+from datatask.engine.core.retry import (
+    CONFLICTS_MAX,
+    Again,
+    Over,
+    after_ending,
+    by_machine,
+    done_value,
+    made_progress,
+)
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
-from datatask.engine.ports import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, RetryDef
+from datatask.schema.messages import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
 from datatask.schema.values import encode_value
 
 PROGRESSED = (

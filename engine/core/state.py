@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
-from datatask.engine.core.members import CHANGED_MAX, DerivedState, LeafState, put_at
+from datatask.engine.core.leaves import CHANGED_MAX, DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import PipelineDef

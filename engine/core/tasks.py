@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from datatask.engine.core.conditions import Condition
-from datatask.engine.core.members import LeafState
+from datatask.engine.core.leaves import Condition, LeafState
 from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
 from datatask.schema.definition import TaskDef
 from datatask.schema.events import Ending, StopReason, StoreWriteIntended

@@ -16,7 +16,7 @@ import pytest
 from datatask.adapters.log.memory import MemoryLog
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.adapters.log.tail import seeded_salts
-from datatask.engine.core.redactions import removed
+from datatask.engine.core.redaction import removed
 from datatask.engine.core.state import State
 from datatask.engine.ports import Checkpoint, EventLog, Filters
 from datatask.schema.errors import CallerError, LeaseLostError, LogError, UnknownNameError

@@ -31,10 +31,11 @@ from datatask import (
     Resources,
     SSHLinuxManager,
 )
-from datatask.adapters.execute.polling import PollingRunner
-from datatask.engine import calls
-from datatask.engine.ports import Adopted, Ended, Fact, Runner, RunSpec, Started, Unreachable, Write
-from datatask.engine.tasks import EngineTask
+from datatask.adapters.execute.base.polling import PollingRunner
+from datatask.engine.api.tasks import EngineTask
+from datatask.engine.ports import Runner
+from datatask.engine.runtime import calls
+from datatask.schema.messages import Adopted, Ended, Fact, RunSpec, Started, Unreachable, Write
 from tests.kube.toy import target
 from tests.ssh_kit import server
 
@@ -351,7 +352,7 @@ async def test_a_function_that_ignores_its_cancellation_is_fenced_off(
     out = InProcessMetadataRepository()
 
     async def stubborn(job: str) -> None:
-        from datatask.engine.binding import current_run
+        from datatask.engine.api.binding import current_run
 
         while not go_on.is_set():
             with contextlib.suppress(asyncio.CancelledError):

@@ -19,9 +19,10 @@ from datatask.adapters.store.directories import DirectoryRepository
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.inprocess import InProcessBlobRepository, InProcessMetadataRepository
 from datatask.adapters.store.yamls import YamlMetadataFileRepository
-from datatask.engine.ports import Appeared, Change, Listed, Store, Vanished, Write
-from datatask.engine.repositories import MetadataRepository, Repository
+from datatask.engine.api.repositories import MetadataRepository, Repository
+from datatask.engine.ports import Appeared, Change, Listed, Store, Vanished
 from datatask.schema.errors import CallerError, InvalidJobError, TemporaryError
+from datatask.schema.messages import Write
 from datatask.schema.values import encode_value
 
 TRICKS = [

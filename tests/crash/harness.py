@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 
 from datatask.adapters.history.history import History
-from datatask.adapters.history.replaying import replay
+from datatask.adapters.history.replay import replay
 from datatask.adapters.wiring.pipeline import Pipeline
 from datatask.schema.events import RetriesExhausted
 from datatask.schema.requests import RetryJobs

@@ -15,13 +15,18 @@ import msgspec
 import pytest
 from integration.cli_kit import Project
 
-from datatask.adapters.history import background, remembered
 from datatask.adapters.history.states import fold
-from datatask.adapters.log.checkpoints import checkpoints_in, read_checkpoint, write_checkpoint
+from datatask.adapters.history.verify import background, progress
+from datatask.adapters.log.checkpoints import (
+    checkpoints_in,
+    code,
+    read_checkpoint,
+    vouching,
+    write_checkpoint,
+)
 from datatask.adapters.log.locate import checkpoints_path, verified_path
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.vouching import code, vouching
-from datatask.engine.core.divergences import Divergence
+from datatask.engine.audit.consistency import Divergence
 
 JOBS = 2500
 
@@ -140,7 +145,7 @@ def test_what_was_verified_is_remembered_only_where_the_log_vouches_for_it(proje
     assert project.call("run", "--failures-ok").code == 0
     assert project.ok("status", "--json").json["verified"]["position"] == 0
     with LogReader(project.log) as reader:
-        assert remembered.verified(reader).position == 0
+        assert progress.verified(reader).position == 0
 
 
 def test_a_changed_checkpoint_is_told_and_nobody_believes_it(
@@ -167,9 +172,9 @@ def test_a_changed_checkpoint_is_told_and_nobody_believes_it(
 def test_a_changed_state_in_the_middle_is_told_and_nobody_believes_it(
     project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("datatask.adapters.history.ladder.FIRST_STEP", 500)
-    monkeypatch.setattr("datatask.adapters.history.ladder.STEP_SECONDS", 0.0)
-    monkeypatch.setattr("datatask.adapters.history.ladder.PACKED_MAX", 0)
+    monkeypatch.setattr("datatask.adapters.history.states.FIRST_STEP", 500)
+    monkeypatch.setattr("datatask.adapters.history.states.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("datatask.adapters.history.states.PACKED_MAX", 0)
     shutil.rmtree(checkpoints_path(project.log))
     project.ok("ls", "double.numbers", "--at", "2000")
     (rung, *_) = checkpoints_in(checkpoints_path(project.log) / "past")
@@ -185,8 +190,8 @@ def test_a_changed_state_in_the_middle_with_a_right_code_is_told(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who can read the log can make the code that a reader's state bears; `verify` compares the state itself."""
-    monkeypatch.setattr("datatask.adapters.history.ladder.FIRST_STEP", 500)
-    monkeypatch.setattr("datatask.adapters.history.ladder.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("datatask.adapters.history.states.FIRST_STEP", 500)
+    monkeypatch.setattr("datatask.adapters.history.states.STEP_SECONDS", 0.0)
     shutil.rmtree(checkpoints_path(project.log))
     project.ok("ls", "double.numbers", "--at", "2000")
     folder = checkpoints_path(project.log) / "past"
@@ -228,7 +233,7 @@ def test_a_changed_state_of_the_verification_is_told_and_it_begins_anew(project:
         kept.parent.mkdir()
         shutil.copy(newest.path, kept)
         assert (
-            remembered.verified(reader).position == 0
+            progress.verified(reader).position == 0
         )  # the event vouches for a state, and not for its being verified
     forge(kept, b"j17", b"zzz")
     found = project.call("verify")

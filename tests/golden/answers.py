@@ -15,8 +15,8 @@ import msgspec
 
 from datatask.adapters.history import shapes
 from datatask.adapters.history.history import History
-from datatask.adapters.history.replaying import replay
-from datatask.adapters.history.verified import verify
+from datatask.adapters.history.replay import replay
+from datatask.adapters.history.verify.verify import verify
 from datatask.engine.core.checkpoints import fingerprint
 
 ANSWERS = "answers.json"

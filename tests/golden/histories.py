@@ -179,9 +179,9 @@ async def _until_killed(place: Path, log: Path, seconds: float) -> None:
 
 async def write_archived(folder: Path) -> None:
     """A log whose beginning was moved into an archive, and of which payloads were removed, there and in what was carried."""
-    from datatask.adapters.history.keeping import redact
+    from datatask.adapters.history.maintenance import redact
     from datatask.adapters.history.states import fold
-    from datatask.adapters.log.cutting import Who, cut
+    from datatask.adapters.log.maintenance.cut import Who, cut
     from datatask.adapters.log.reader import LogReader
 
     path = folder / "log.db"

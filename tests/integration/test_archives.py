@@ -22,14 +22,14 @@ import pytest
 
 from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
 from datatask.adapters.cli.recorded import changed
+from datatask.adapters.history.moments import iso
 from datatask.adapters.history.states import fold, refold
-from datatask.adapters.history.verified import verify_log
-from datatask.adapters.history.when import iso
-from datatask.adapters.log.archives import archives_of, as_row, check_archive
-from datatask.adapters.log.cutting import Cut, Who, cut
+from datatask.adapters.history.verify.verify import verify_log
 from datatask.adapters.log.locate import checkpoints_path
+from datatask.adapters.log.maintenance.archives import archives_of, as_row, check_archive
+from datatask.adapters.log.maintenance.cut import Cut, Who, cut
+from datatask.adapters.log.maintenance.restored import WholeReader, restore
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.restored import WholeReader, restore
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema.codec import chain, payload_digest
 from datatask.schema.errors import (
@@ -283,7 +283,7 @@ async def test_a_base_that_another_fold_made_is_folded_anew_from_the_archive(
     with History(log) as history:
         before = {at: fingerprint(history.state(at)) for at in (history.position(160), history.head)}
     with monkeypatch.context() as older:
-        older.setattr("datatask.adapters.log.cutting.FOLD_VERSION", 0)
+        older.setattr("datatask.adapters.log.maintenance.cut.FOLD_VERSION", 0)
         older.setattr("datatask.engine.core.checkpoints.FOLD_VERSION", 0)
         with LogReader(log) as reader:
             state = refold(reader, reader.end_of_batch(100))
@@ -389,7 +389,7 @@ async def test_a_cache_that_was_damaged_is_made_anew(log: Path) -> None:
 
 async def test_both_halves_of_a_whole_log_are_verified(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _file(cut_at(log, 150))
-    monkeypatch.setattr("datatask.adapters.history.verifying.TWO_FROM", 10)
+    monkeypatch.setattr("datatask.adapters.history.verify.fold.TWO_FROM", 10)
     with History(log, archives=True) as whole:
         assert verify_log(whole.reader).ok
         path = whole.reader.path

@@ -24,11 +24,11 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import pressure
-from datatask.adapters.execute.local.headroom import Headroom
-from datatask.adapters.execute.pressure import Pressure, is_momentary
+from datatask.adapters.execute.base import pressure
+from datatask.adapters.execute.base.pressure import Pressure, is_momentary
+from datatask.adapters.execute.local.process_limits import Headroom
 from datatask.adapters.history.history import History
-from datatask.engine.ports import Fact, Noticed
+from datatask.schema.messages import Fact, Noticed
 from tests.integration.test_local_processes import ends, run_all, spec, task_of, until
 from tests.integration.test_own_machines import Elsewhere
 from tests.machine import mounted

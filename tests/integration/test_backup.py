@@ -16,9 +16,9 @@ import pytest
 
 import datatask
 from datatask.adapters.history.states import refold
-from datatask.adapters.log.backups import copy_log
 from datatask.adapters.log.checkpoints import FileCheckpoints
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path
+from datatask.adapters.log.maintenance.backup import copy_log
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import dump, fingerprint
 from datatask.engine.core.state import FOLD_VERSION
@@ -195,7 +195,7 @@ def test_killed_at_any_step_a_backup_is_whole_or_not_there(project: Project, ste
     """What is left beside the destination the next backup removes."""
     dest = project.folder / "copy"
     code = (
-        "import os\nfrom pathlib import Path\nfrom datatask.adapters.log.backups import copy_log\n"
+        "import os\nfrom pathlib import Path\nfrom datatask.adapters.log.maintenance.backup import copy_log\n"
         f"copy_log({str(project.log)!r}, Path({str(dest)!r}), step=lambda s: s != {step!r} or os._exit(9))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)

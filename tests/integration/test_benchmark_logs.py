@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.logs import make_log
+from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.verify import verify_chain
-from datatask.engine.core import invariants
+from datatask.engine.audit import invariants
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e

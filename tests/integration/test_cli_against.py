@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datatask.adapters.history.against import Other, compare, texts
+from datatask.adapters.history.compare import Other, compare, texts
 from datatask.adapters.history.history import History
 from datatask.schema.errors import CallerError
 from tests.integration.cli_kit import PIPELINE, Project
@@ -109,7 +109,7 @@ def test_a_rename_that_is_said_is_no_difference(lived: Project) -> None:
         path.write_text(json.dumps(text))
         changed = history.against(path)
         assert {one["task"] for one in changed.differences} >= {"shout", "cry"}
-        from datatask.adapters.history.against import read_definition
+        from datatask.adapters.history.compare import read_definition
 
         there = read_definition(path)
         assert there is not None

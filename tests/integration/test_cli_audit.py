@@ -18,11 +18,10 @@ import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.history.events import Selection, causes, consequences, select
-from datatask.adapters.history.groups import GROUP_FIELDS, percentile
 from datatask.adapters.history.history import History
-from datatask.adapters.history.runs import RUN_FIELDS
-from datatask.adapters.history.when import When
-from datatask.adapters.log import pages
+from datatask.adapters.history.moments import When
+from datatask.adapters.history.runs import GROUP_FIELDS, RUN_FIELDS, percentile
+from datatask.adapters.log import queries
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 
@@ -204,7 +203,7 @@ def test_a_jobs_events_come_from_the_index(project: Project) -> None:
     """Whatever else is asked for with it, in either order."""
     for filters in (Filters(jobs=("a",)), Filters(jobs=("a", "b"), kinds=("RunEnded",), text="x")):
         for newest_first in (False, True):
-            query = pages.page(0, 10**9, filters, newest_first=newest_first)
+            query = queries.page(0, 10**9, filters, newest_first=newest_first)
             with LogReader(project.log) as reader:
                 plan = reader.query(f"EXPLAIN QUERY PLAN {query.sql}", query.parameters).rows
             steps = [step for *_, step in plan if " log" in step]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from integration.cli_kit import Project
 
-from datatask.adapters.cli import efforts
+from datatask.adapters.cli import progress_bar
 
 LONG = [
     "status", "verify", "replay --verify", "export out", "why double", "waiting", "ls double.numbers", "runs", "log", "doctor", "plan",
@@ -53,8 +53,8 @@ def test_a_simulation_tells_the_replications_that_are_done(project: Project) -> 
 
 
 def test_what_takes_long_says_how_far_it_is(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efforts, "AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(efforts, "LINE_SECONDS", 0.1)
+    monkeypatch.setattr(progress_bar, "AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0.1)
     asked = ["simulate", "--jobs", "200", "--duration", "1s", "--replications", "100000"]
     told = [
         line

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from integration.cli_kit import PIPELINE, Project
 
-from datatask.adapters.log.holder import lease_holder
+from datatask.adapters.log.lease import lease_holder
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local.families import MARK
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.local.process_tree import MARK
 from tests.ssh_kit import server
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -273,7 +273,7 @@ def test_help_is_fast_because_it_imports_next_to_nothing() -> None:
     script = (
         "import sys; from datatask.adapters.cli.main import invoke; invoke(['--help']);"
         "print([name for name in ('sqlalchemy', 'numpy', 'jinja2', 'rich', 'yaml', 'asyncio', 'pyroaring',"
-        " 'datatask.adapters.cli.running') if name in sys.modules], file=sys.stderr)"
+        " 'datatask.adapters.cli.run') if name in sys.modules], file=sys.stderr)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert found.stderr == "[]\n"

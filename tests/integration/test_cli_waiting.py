@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from datatask.adapters.history.history import History
-from datatask.adapters.history.waiting import BY, INTERVAL_FIELDS, SUM_FIELDS, TASK_FIELDS, intervals_of
+from datatask.adapters.history.waits import BY, INTERVAL_FIELDS, SUM_FIELDS, TASK_FIELDS, intervals_of
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.timelines import CAUSES
+from datatask.engine.waits.intervals import CAUSES
 from datatask.schema.errors import CallerError, UnknownNameError
 from tests.integration.cli_kit import Project
 

@@ -133,7 +133,7 @@ async def test_what_is_under_way_keeps_its_blobs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["written", "committed", "first removed", "removed", "vacuumed"])
 def test_killed_at_any_step_nothing_is_lost_and_the_next_one_finishes(project: Project, step: str) -> None:
     code = (
-        "import os\nfrom datatask.adapters.history.keeping import compact_log\n"
+        "import os\nfrom datatask.adapters.history.maintenance import compact_log\n"
         f"compact_log({str(project.log)!r}, actor='a@b: c', keep='current', grace_seconds=0,"
         f" step=lambda s: s != {step!r} or os._exit(9))\n"
     )

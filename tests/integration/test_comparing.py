@@ -23,10 +23,10 @@ from datatask import (
     Session,
     YamlMetadataFileRepository,
 )
-from datatask.adapters.cli.counts import troubles
-from datatask.adapters.store import filestore, inotify, inspecting, watching
-from datatask.engine import comparing
+from datatask.adapters.cli.status import troubles
+from datatask.adapters.store import filestore, finished, inotify, watching
 from datatask.engine.ports import Found
+from datatask.engine.runtime import comparing
 from datatask.testing import memory_log, recording
 from tests.machine import mount, mounted
 
@@ -37,7 +37,7 @@ ALARM = "the file system did not tell"
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(comparing, "REST", 1)
-    monkeypatch.setattr(inspecting, "AGE_SECONDS", 0.0)
+    monkeypatch.setattr(finished, "AGE_SECONDS", 0.0)
 
 
 def deafen(monkeypatch: pytest.MonkeyPatch, to: Callable[[Event], bool] = lambda event: True) -> None:
@@ -238,7 +238,7 @@ async def test_files_of_which_the_kernel_does_not_say_who_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those of other users: what has been quiet for a while is taken as it is, and its times may be set in silence."""
-    monkeypatch.setattr(inspecting, "is_written", lambda path: None)
+    monkeypatch.setattr(finished, "is_written", lambda path: None)
     monkeypatch.setattr(filestore, "is_written", lambda path: None)
     path = folder(tmp_path)
     (path / "a").touch()
@@ -249,7 +249,7 @@ async def test_files_of_which_the_kernel_does_not_say_who_writes_them(
         os.utime(path / "a", (1, 1))
         await compared(pipeline)
         assert leaf.versions[0] == before
-        monkeypatch.setattr(inspecting, "QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(finished, "QUIET_SECONDS", 0.0)
         await until(lambda: leaf.versions[0] != before)
         assert (leaf.count, leaf.missed) == (1, 0)
     assert ALARM not in caplog.text

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from datatask import verify
-from datatask.adapters.history.replaying import replayed
+from datatask.adapters.history.replay import replayed
 from datatask.adapters.history.states import fold, refold
-from datatask.adapters.history.verified import verify_log
-from datatask.adapters.log import columns, pages
+from datatask.adapters.history.verify.verify import verify_log
+from datatask.adapters.log import columns, queries
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema.errors import DatataskError, TemporaryError, UnknownNameError
@@ -31,9 +31,9 @@ class CutReader(LogReader):
         self._looks, self._at, self._when = 0, at, after
         self.cut = False
 
-    def _ask(self, query: pages.Query) -> list[tuple[Any, ...]]:
+    def _ask(self, query: queries.Query) -> list[tuple[Any, ...]]:
         # Looks at the header are those that find out about the cut.
-        if query.sql != pages.META and hasattr(self, "_when"):
+        if query.sql != queries.META and hasattr(self, "_when"):
             self._looks += 1
             if self._looks >= self._when and not self.cut:
                 self.cut = True
@@ -43,7 +43,7 @@ class CutReader(LogReader):
 
 @pytest.fixture(autouse=True)
 def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "PAGE_ROWS", 30)
+    monkeypatch.setattr(queries, "PAGE_ROWS", 30)
     monkeypatch.setattr(columns, "ROWS_MAX", 20)
     monkeypatch.setattr(columns, "ROWS_MIN", 10)
     monkeypatch.setattr(columns, "SHORT", 50)

@@ -19,11 +19,11 @@ from datatask import (
     Resources,
     SSHLinuxManager,
 )
-from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
-from datatask.adapters.execute.local import cgroups, leftovers, spawning
-from datatask.adapters.execute.targets import AbstractProcessManager
-from datatask.engine.ports import Ended
+from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS
+from datatask.adapters.execute.base.targets import AbstractProcessManager
+from datatask.adapters.execute.local import cgroups, cleanup, spawning
 from datatask.schema.errors import CallerError
+from datatask.schema.messages import Ended
 from tests.integration.test_local_processes import run_all, spec, until
 from tests.machine import BUSY, throttled
 from tests.ssh_kit import server
@@ -80,14 +80,14 @@ def test_groups_that_are_left_are_found_and_removed_with_what_is_in_them(tmp_pat
     try:
         for group in made[f"{log}.1.7"]:
             Path(group, "cgroup.procs").write_text(str(inside.pid))
-        assert [one.identity for one in leftovers.list_runs(tmp_path, "here")] == [f"{log}.1.7"]
+        assert [one.identity for one in cleanup.list_runs(tmp_path, "here")] == [f"{log}.1.7"]
         reaper = threading.Thread(target=inside.wait)
         reaper.start()
-        assert leftovers.remove_runs(tmp_path, [f"{log}.1.7"]) == [f"{log}.1.7"]
+        assert cleanup.remove_runs(tmp_path, [f"{log}.1.7"]) == [f"{log}.1.7"]
         reaper.join()
         assert [Path(group).exists() for group in made[f"{log}.1.7"]] == [False] * len(made[f"{log}.1.7"])
         assert all(Path(group).exists() for group in made[f"{other}.1.7"])
-        assert leftovers.list_runs(tmp_path, "here") == []
+        assert cleanup.list_runs(tmp_path, "here") == []
     finally:
         inside.kill()
         for groups in made.values():

@@ -21,8 +21,8 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.wiring.interrupts import Interrupts
-from datatask.engine.ports import RunSpec, Write
 from datatask.schema.events import EngineClosed, StopReason
+from datatask.schema.messages import RunSpec, Write
 from datatask.testing import MemoryLog, RecordingRunner, memory_log, recording
 
 

@@ -17,10 +17,10 @@ from integration.cli_kit import Project
 from integration.test_cli_lineage import ACROSS
 from integration.test_cli_trace import RETRIES
 
-from datatask.adapters.history.exporting import files
-from datatask.adapters.history.exporting.export import Order, export
-from datatask.adapters.history.exporting.tables import COLUMNS, TABLES, rows
-from datatask.adapters.history.exporting.tables import Wanted as Rows
+from datatask.adapters.history.export import files
+from datatask.adapters.history.export.export import Order, export
+from datatask.adapters.history.export.tables import COLUMNS, TABLES, rows
+from datatask.adapters.history.export.tables import Wanted as Rows
 from datatask.adapters.history.history import History
 from datatask.schema.errors import CallerError
 from datatask.schema.tables import VIEW_COLUMNS

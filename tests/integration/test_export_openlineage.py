@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
 
-from datatask.adapters.history.exporting.openlineage import EVENT_TYPES, FACETS
+from datatask.adapters.history.export.openlineage import EVENT_TYPES, FACETS
 from datatask.adapters.history.history import History
 from datatask.schema.events import Ending
 

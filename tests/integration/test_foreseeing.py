@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
-from datatask.adapters.cli import foreseeing
-from datatask.adapters.cli.foreseeing import Foreseen, foresee
-from datatask.adapters.cli.progress import Progress
-from datatask.adapters.execute.proctable import stat_fields
+from datatask.adapters.cli import progress as foreseeing
+from datatask.adapters.cli.progress import Foreseen, Progress, foresee
+from datatask.adapters.execute.base.proctable import stat_fields
 
 JOBS, AT_ONCE, SECONDS = 60, 2, 0.2
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from datatask import verify
-from datatask.adapters.history.keeping import redact
-from datatask.adapters.log.frames import Lost, lost_frames
-from datatask.adapters.log.opening import Durability
+from datatask.adapters.history.maintenance import redact
+from datatask.adapters.log.integrity.unwritten import Lost, lost_frames
+from datatask.adapters.log.open import Durability
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.schema.errors import LogDamagedError
 from tests.golden.histories import FOLDER

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from datatask.adapters.log.asking import NoEngineError, ask
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.inbox import QUARANTINE, FileInbox
-from datatask.adapters.log.opening import Opener, create_log
+from datatask.adapters.log.inbox_client import NoEngineError, ask
+from datatask.adapters.log.open import Opener, create_log
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder
 from datatask.schema.errors import CallerError, LogError
 from datatask.schema.requests import PauseTask, Ping, Reply

@@ -21,7 +21,7 @@ from datatask import (
     Pipeline,
     Session,
 )
-from datatask.engine import declare
+from datatask.engine.api import declare
 from datatask.schema import requests as r
 from datatask.schema.events import ABSENT
 from tests.unmeasured import plain_environment

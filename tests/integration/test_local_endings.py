@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from datatask import FileRepository, InProcessMetadataRepository, LocalLinuxManager, ProcessTask, Resources
-from datatask.adapters.execute.templates import TemplateError
-from datatask.engine.ports import Ended, Fact
+from datatask.adapters.execute.base.templates import TemplateError
 from datatask.schema.ids import is_job
+from datatask.schema.messages import Ended, Fact
 from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of, until
 from tests.machine import mounted
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import proctable
-from datatask.engine.ports import Adopted, Ended, Fact
+from datatask.adapters.execute.base import proctable
+from datatask.schema.messages import Adopted, Ended, Fact
 from tests.integration.test_local_processes import (
     LOG,
     ends,

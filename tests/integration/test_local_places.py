@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from datatask import LocalLinuxManager
-from datatask.adapters.execute.local import state
+from datatask.adapters.execute.local import cleanup
 from datatask.adapters.execute.local.client import _check_peer
-from datatask.adapters.execute.local.engines import SOCKET
+from datatask.adapters.execute.local.engine_connections import SOCKET
 from datatask.adapters.trust import UnsafePlaceError
-from datatask.engine.ports import Fact
 from datatask.schema.errors import CallerError
+from datatask.schema.messages import Fact
 from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of, until
 
 
@@ -26,7 +26,7 @@ def test_the_default_place_is_below_the_users_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative XDG_STATE_HOME is ignored, as its specification says; XDG_RUNTIME_DIR goes at logout."""
-    monkeypatch.setattr(state, "MACHINE_ID", tmp_path / "machine-id")
+    monkeypatch.setattr(cleanup, "MACHINE_ID", tmp_path / "machine-id")
     (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -84,7 +84,7 @@ async def test_runs_that_an_earlier_version_left_are_gone_on_with_where_they_are
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(state.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(cleanup.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     earlier = tmp_path / "tmp" / f"datatask-{os.getuid()}"
     before = task_of(earlier, f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo there")
     facts: list[Fact] = []

@@ -23,14 +23,14 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.base.targets import STDOUT
 from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.local.families import MARK
 from datatask.adapters.execute.local.manager import LocalRunner
-from datatask.adapters.execute.targets import STDOUT
-from datatask.engine.ports import Adopted, Ended, Fact, RunSpec, Started, Unreachable
+from datatask.adapters.execute.local.process_tree import MARK
 from datatask.schema.errors import CallerError
 from datatask.schema.events import MACHINE
+from datatask.schema.messages import Adopted, Ended, Fact, RunSpec, Started, Unreachable
 
 SECOND = 1_000_000_000
 LOG = "feedfacefeedface"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import outside, proctable
-from datatask.adapters.execute.endings import exit_ending
-from datatask.adapters.execute.local.families import MARK
+from datatask.adapters.execute.base import proctable, shutdowns
+from datatask.adapters.execute.base.endings import exit_ending
+from datatask.adapters.execute.local.process_tree import MARK
 from datatask.adapters.history.history import History
-from datatask.engine.ports import Fact, Started
 from datatask.schema.events import MACHINE
+from datatask.schema.messages import Fact, Started
 from tests.integration.test_local_processes import ends, keepers, launcher_pid, spec, task_of, until
 
 PIPELINE = """
@@ -209,6 +209,6 @@ async def test_a_launcher_that_alone_is_told_to_end_waits_for_its_scripts(tmp_pa
 def test_what_an_exit_code_says_of_a_stop() -> None:
     """128 and more is how shells tell of signals."""
     codes = [-15, 143, -9, 137, -1, 129, -2, 130]
-    assert all(outside.of_a_signal(code) for code in codes)
-    assert not any(outside.of_a_signal(code) for code in (0, 1, 2, 15, 128, -11, 139, 255))
+    assert all(shutdowns.of_a_signal(code) for code in codes)
+    assert not any(shutdowns.of_a_signal(code) for code in (0, 1, 2, 15, 128, -11, 139, 255))
     assert exit_ending(143).outcome == "failed"

@@ -24,8 +24,8 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute import polling, proctable
-from datatask.engine.ports import Started
+from datatask.adapters.execute.base import polling, proctable
+from datatask.schema.messages import Started
 from tests.contract.test_runner import contents, opened, process_task, spec
 from tests.integration.test_local_processes import until
 from tests.machine import mounted

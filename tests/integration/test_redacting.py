@@ -19,16 +19,15 @@ import msgspec
 import pytest
 
 import datatask
-from datatask.adapters.history.keeping import redact
-from datatask.adapters.history.ladder import Ladder
-from datatask.adapters.history.states import fold, refold
+from datatask.adapters.history.maintenance import redact
+from datatask.adapters.history.states import Ladder, fold, refold
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import FileCheckpoints, write_checkpoint
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.memory import MemoryLog
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import dump, fingerprint
-from datatask.engine.core.redactions import left_of, removed
+from datatask.engine.core.redaction import left_of, removed
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.core.tasks import Intent
 from datatask.engine.ports import Checkpoint
@@ -404,7 +403,7 @@ def test_killed_at_any_step_the_log_is_sound_and_repeating_finishes(project: Pro
     positions = guilty(project)
     code = (
         "import os, sys\n"
-        "from datatask.adapters.history.keeping import redact\n"
+        "from datatask.adapters.history.maintenance import redact\n"
         f"redact({str(project.log)!r}, {positions}, actor='a@b: c', step=lambda s: s != {step!r} or os._exit(9))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
@@ -430,7 +429,7 @@ def test_killed_at_any_step_what_was_archived_is_redacted_when_it_is_repeated(
     ]
     code = (
         "import os, sys\n"
-        "from datatask.adapters.history.keeping import redact\n"
+        "from datatask.adapters.history.maintenance import redact\n"
         f"redact({str(project.log)!r}, {positions}, actor='a@b: c', step=lambda s: s != {step!r} or os._exit(9))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)

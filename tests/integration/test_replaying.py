@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 import datatask
-from datatask.adapters.cli import watching
-from datatask.adapters.history import verifying
-from datatask.adapters.history.halves import OtherHalf
+from datatask.adapters.cli import progress_bar
+from datatask.adapters.history.verify import fold
+from datatask.adapters.history.verify.fold import OtherHalf
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema import events as e
@@ -271,10 +271,10 @@ class Bar:
 def test_a_bar_is_drawn_on_a_terminal_only(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, so that what is printed stays what it is; piped there is none."""
     assert finished.ok("replay", "--verify").err == ""
-    monkeypatch.setattr(watching, "is_terminal", lambda stream=None: True)
-    monkeypatch.setattr(watching, "AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "is_terminal", lambda stream=None: True)
+    monkeypatch.setattr(progress_bar, "AFTER_SECONDS", 0.0)
     bar = Bar()
-    monkeypatch.setattr(watching, "_bar", lambda output: bar)
+    monkeypatch.setattr(progress_bar, "_bar", lambda output: bar)
     found = finished.ok("replay", "--verify", "--json").json
     assert bar.told[0] == "start"
     assert bar.told[1:] == ["replaying", (found["head"], found["head"]), "stop"]
@@ -284,7 +284,7 @@ def test_against_another_definition(finished: Project) -> None:
     """The same log as the other definition differs in nothing; one without a task does."""
     assert datatask.replay(finished.log, against=finished.log).differences == ()
     with LogReader(finished.log) as reader:
-        state = verifying.verified(reader, reader.head).state
+        state = fold.verified(reader, reader.head).state
     less = msgspec.structs.replace(state.definition, tasks=state.definition.tasks[:1])
     assert datatask.replay(finished.log, against=less).differences
 
@@ -299,11 +299,11 @@ def test_two_processes_find_what_one_does(
     fact_of_no_run_at = otherwise(batches, e.RunEnded, task="t9")
     write_log(tmp_path / "log.db", batches)
     with LogReader(tmp_path / "log.db") as reader:
-        alone = verifying.verified(reader, reader.head, processes=1)
-        monkeypatch.setattr(verifying, "TWO_FROM", 1)
+        alone = fold.verified(reader, reader.head, processes=1)
+        monkeypatch.setattr(fold, "TWO_FROM", 1)
         if fails:
             monkeypatch.setattr(OtherHalf, "result", lambda half: None)
-        both = verifying.verified(reader, reader.head, processes=2)
+        both = fold.verified(reader, reader.head, processes=2)
     assert both.divergences == alone.divergences
     assert {one.position for one in alone.divergences} >= {fact_of_no_run_at}
     assert fingerprint(both.state) == fingerprint(alone.state)

@@ -27,20 +27,20 @@ from datatask import (
     Session,
     SSHLinuxManager,
 )
-from datatask.adapters.execute import polling
-from datatask.adapters.execute.kube.watching import Watch
+from datatask.adapters.execute.base import polling
+from datatask.adapters.execute.kube.watch import Watch
 from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.ssh.target import Target
+from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.log import presence
-from datatask.adapters.log.asking import ask
 from datatask.adapters.log.inbox import FileInbox
+from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.writer import Writer
 from datatask.adapters.store.watching import FolderWatch
-from datatask.adapters.wiring import serving, verification
-from datatask.engine import observing
-from datatask.engine import services as module
-from datatask.engine.observing import Observer
-from datatask.engine.services import Services, enter
+from datatask.adapters.wiring import inbox_service, verification
+from datatask.engine.runtime import observe
+from datatask.engine.runtime import services as module
+from datatask.engine.runtime.observe import Observer
+from datatask.engine.runtime.services import Services, enter
 from datatask.schema.errors import DatataskError, InternalError, ServiceFailedError
 from datatask.schema.requests import Ping, Reply, ServiceHealth
 from tests.integration.test_own_machines import Elsewhere
@@ -54,8 +54,8 @@ ALWAYS = 10**9
 def quickly(monkeypatch):
     monkeypatch.setattr(module, "PAUSE_SECONDS", (0.001, 0.01))
     monkeypatch.setattr(polling, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(observing, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(serving, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(observe, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(inbox_service, "WATCH_SECONDS", 0.02)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, times: int = 3) -> None:

@@ -19,7 +19,7 @@ from datatask import (
     YamlMetadataFileRepository,
     simulate,
 )
-from datatask.engine.repositories import Repository
+from datatask.engine.api.repositories import Repository
 from datatask.simulation import (
     Empirical,
     Machines,

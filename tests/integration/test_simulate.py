@@ -25,14 +25,14 @@ from datatask import (
     verify,
 )
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.sim import spreading
+from datatask.adapters.sim import worker
 from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.machines import world_of
 from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed, model_of
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.recorded import fitted
-from datatask.adapters.sim.replicating import Given
+from datatask.adapters.sim.replication import Given
 from datatask.adapters.sim.summary import Summary
 from datatask.engine.core.effects import Step
 from datatask.schema import codec
@@ -305,7 +305,7 @@ def test_replications_are_the_same_however_many_processes_work() -> None:
 def asked_of_a_process(given: Given) -> dict[int, Summary]:
     """Return what a process of its own finds for the third replication."""
     found: dict[int, Summary] = {}
-    spreading._ask(given, [2], [], found)
+    worker._ask(given, [2], [], found)
     return found
 
 

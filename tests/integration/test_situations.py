@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute.local import situation
-from datatask.engine.ports import Fact
+from datatask.adapters.execute.local import spawning
+from datatask.schema.messages import Fact
 from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of, until
 
 SHOWN = """#!{python}
 import json, sys
 sys.path.insert(0, {root!r})
-from datatask.adapters.execute.local import situation
+from datatask.adapters.execute.local import spawning as situation
 print(json.dumps(situation.present()))
 """
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,8 +61,8 @@ def batches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def idle_disk() -> Iterator[None]:
-    number = situation._IOPRIO_GET[os.uname().machine] - 1
-    before = situation._ioprio()
+    number = spawning._IOPRIO_GET[os.uname().machine] - 1
+    before = spawning._ioprio()
     ctypes.CDLL(None).syscall(number, 1, 0, 3 << 13)
     yield
     ctypes.CDLL(None).syscall(number, 1, 0, before)
@@ -114,7 +114,7 @@ CHANGES = [
 ]
 
 
-async def shown(path: Path, run: int) -> situation.Situation:
+async def shown(path: Path, run: int) -> spawning.Situation:
     """Return the situation of a script."""
     script = SHOWN.format(python=sys.executable, root=str(ROOT))
     done = await run_all(task_of(path, script), spec(run))
@@ -122,7 +122,7 @@ async def shown(path: Path, run: int) -> situation.Situation:
     (write,) = done[run].writes
     assert write.source is not None
 
-    found: situation.Situation = json.loads(write.source.read_text())
+    found: spawning.Situation = json.loads(write.source.read_text())
     return found
 
 
@@ -138,9 +138,9 @@ async def test_each_engine_gives_its_own_situation_to_its_scripts(tmp_path: Path
     await first.runner.close()
     for number, change in enumerate(CHANGES, 2):
         with change():
-            wanted = situation.present()
+            wanted = spawning.present()
             found = await shown(tmp_path, number)
-            assert situation.differences(wanted, found) == "", change.__name__
+            assert spawning.differences(wanted, found) == "", change.__name__
             launchers.add(launcher_pid(tmp_path))
     assert len(launchers) == 1 + len(CHANGES)
     facts.clear()
@@ -193,8 +193,8 @@ async def test_an_engine_that_changes_while_it_runs_is_told_what_is_different(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No launcher can be as it wants; the run is refused by name, and nothing ran."""
-    present: Callable[[], situation.Situation] = situation.present
-    monkeypatch.setattr(situation, "present", lambda: present() | {"nice": 77})
+    present: Callable[[], spawning.Situation] = spawning.present
+    monkeypatch.setattr(spawning, "present", lambda: present() | {"nice": 77})
     ending = (await run_all(task_of(tmp_path, f"touch {tmp_path}/ran"), spec(1)))[1].ending
     assert ending.outcome == "refused"
     assert ending.error is not None
@@ -205,5 +205,5 @@ async def test_an_engine_that_changes_while_it_runs_is_told_what_is_different(
 
 def test_differences_are_told_in_words() -> None:
     assert (
-        situation.differences({"nice": 3, "cores": [0]}, {"nice": 0, "cores": [0]}) == "nice: 0 instead of 3"
+        spawning.differences({"nice": 3, "cores": [0]}, {"nice": 0, "cores": [0]}) == "nice: 0 instead of 3"
     )

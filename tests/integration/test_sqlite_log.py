@@ -23,12 +23,12 @@ import msgspec
 import pytest
 
 from datatask.adapters.log import locate
-from datatask.adapters.log.asking import ask
-from datatask.adapters.log.holder import lease_holder
 from datatask.adapters.log.inbox import FileInbox
+from datatask.adapters.log.inbox_client import ask
+from datatask.adapters.log.integrity.verify import verify_chain
+from datatask.adapters.log.lease import lease_holder
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.sqlite import SqliteLog
-from datatask.adapters.log.verify import verify_chain
 from datatask.engine.ports import Checkpoint, Filters
 from datatask.schema.errors import (
     CallerError,

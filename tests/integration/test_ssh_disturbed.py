@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datatask import SSHLinuxManager
-from datatask.engine.ports import Ended, Started
+from datatask.schema.messages import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.machine import mounted
 from tests.ssh_kit import server

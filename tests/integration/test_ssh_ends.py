@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.engine.ports import Ended, Started
+from datatask.schema.messages import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, serving
 from tests.ssh_runs import left_behind, record_of, runs_of, ssh_task, until

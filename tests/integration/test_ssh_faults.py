@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from datatask import InProcessBlobRepository
+from datatask.adapters.execute.ssh import contact as ssh_target
 from datatask.adapters.execute.ssh import link
 from datatask.adapters.execute.ssh import manager as ssh_manager
-from datatask.adapters.execute.ssh import target as ssh_target
-from datatask.engine.ports import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
+from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import proxied, server, serving
 from tests.ssh_runs import (

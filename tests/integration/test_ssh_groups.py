@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from datatask import Resources
-from datatask.adapters.execute.endings import OUT_OF_MEMORY_PERHAPS
+from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.local.cgroups import Groups, remove
 from datatask.adapters.execute.ssh import link as ssh_link
-from datatask.adapters.execute.ssh.leftovers import remove_runs
+from datatask.adapters.execute.ssh.folders import remove_runs
 from tests.contract.test_runner import contents, spec
 from tests.machine import BUSY, throttled
 from tests.ssh_kit import server

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datatask import STDOUT, CallerError, Resources, SSHLinuxManager, TemporaryError
-from datatask.engine.ports import Adopted, Ended, Reachable, Started, Unreachable
+from datatask.schema.messages import Adopted, Ended, Reachable, Started, Unreachable
 from tests.contract.test_runner import Facts, opened, spec
 from tests.ssh_kit import proxied, server, serving
 from tests.ssh_runs import ended, make, message, on_server, until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.engine.ports import Ended, Started
+from datatask.schema.messages import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_runs import ended, make, message, on_server
 

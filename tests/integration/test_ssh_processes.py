@@ -23,7 +23,7 @@ from datatask import (
     SSHHost,
     SSHLinuxManager,
 )
-from datatask.engine.ports import Noticed, Started
+from datatask.schema.messages import Noticed, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
 from tests.machine import mounted

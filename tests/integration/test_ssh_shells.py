@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datatask.adapters.execute.ssh import link
-from datatask.engine.ports import Started
+from datatask.schema.messages import Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, serving
 from tests.ssh_runs import SECOND, ended, make, message, on_server

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute.ssh.records import parse
-from datatask.engine.ports import Noticed, Started
+from datatask.adapters.execute.ssh.agent_messages import parse
+from datatask.schema.messages import Noticed, Started
 from tests.contract.test_runner import Facts, opened, spec
 from tests.integration.test_back_pressure import processes_bounded
 from tests.ssh_runs import ssh_task

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager, TemporaryError
-from datatask.adapters.execute.ssh import target
-from datatask.engine.ports import Started, Unreachable
+from datatask.adapters.execute.ssh import contact
+from datatask.schema.messages import Started, Unreachable
 from tests import ssh_kit
 from tests.contract.test_runner import contents, opened, spec
 from tests.ssh_kit import Server, server, serving
@@ -319,8 +319,8 @@ async def test_a_server_that_allows_too_little_is_told_once_with_the_remedy(
     """By `doctor`, by the run that waits, and on stderr; it is tried again, for it may be mended meanwhile."""
     allowing = ssh_kit.CONFIG
     monkeypatch.setattr(ssh_kit, "CONFIG", config)
-    monkeypatch.setattr(target, "SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(target, "RETRY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(contact, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(contact, "RETRY_SECONDS_MAX", 0.2)
     folder = tmp_path / "server"
     with serving(folder) as at:
         manager = on_server(tmp_path, at)

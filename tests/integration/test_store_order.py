@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datatask import FileRepository, InProcessSyncTask, LogMetadataRepository, Pipeline, Session
-from datatask.engine.ports import Write
+from datatask.schema.messages import Write
 from datatask.testing import memory_log, recording
 
 

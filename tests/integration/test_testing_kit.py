@@ -16,7 +16,7 @@ from datatask import (
     RunOpenError,
     Session,
 )
-from datatask.engine.ports import Write
+from datatask.schema.messages import Write
 from datatask.testing import RecordingRunner, VirtualClock, memory_log, recording
 
 

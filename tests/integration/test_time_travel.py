@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.logs import make_log
-from datatask.adapters.history import ladder as ladders
-from datatask.adapters.history.ladder import Ladder, superfluous
-from datatask.adapters.history.states import fold, follow
+from datatask.adapters.history import states as ladders
+from datatask.adapters.history.states import Ladder, fold, follow, superfluous
 from datatask.adapters.log.checkpoints import Found, checkpoints_in
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader

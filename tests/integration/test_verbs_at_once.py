@@ -18,7 +18,7 @@ from tests.unmeasured import plain_environment
 AT_ONCE = """
 import json, os, sys
 from datatask.adapters.cli.main import invoke
-import datatask.adapters.cli.contents, datatask.adapters.cli.running, datatask.adapters.log.sqlite, datatask.adapters.wiring.pipeline
+import datatask.adapters.cli.inject, datatask.adapters.cli.run, datatask.adapters.log.sqlite, datatask.adapters.wiring.pipeline
 
 def start(number, commands):
     if pid := os.fork():

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 import datatask
-from datatask.adapters.history.integrity import SCHEMA, schema_digest
 from datatask.adapters.history.states import refold
-from datatask.adapters.history.verified import LogVerified
-from datatask.adapters.log.anchors import read_anchors
+from datatask.adapters.history.verify.files import SCHEMA, schema_digest
+from datatask.adapters.history.verify.verify import LogVerified
 from datatask.adapters.log.checkpoints import FileCheckpoints
+from datatask.adapters.log.integrity.anchors import read_anchors
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.checkpoints import dump
-from datatask.engine.core.divergences import Divergence
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import Checkpoint
 from datatask.schema.tables import create_statements

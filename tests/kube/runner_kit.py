@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from datatask import InProcessBlobRepository, InProcessMetadataRepository, KubeTask, PodManager
-from datatask.engine.ports import Ended, Fact, RunSpec, Started
+from datatask.schema.messages import Ended, Fact, RunSpec, Started
 from tests.kube.scripted import Scripted, scripted
 
 SECOND = 1_000_000_000

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datatask import InProcessBlobRepository, InProcessMetadataRepository, KubeTask
-from datatask.engine.ports import Ended, Noticed, Started
+from datatask.schema.messages import Ended, Noticed, Started
 from tests.kube.runner_kit import opened, spec, text
 from tests.kube.toy import Target, target
 

@@ -23,8 +23,8 @@ from datatask import (
     PodManager,
     Session,
 )
-from datatask.adapters.execute.kube import connecting
-from datatask.adapters.execute.kube.connecting import Cluster, Location, RefusedError
+from datatask.adapters.execute.kube import connection
+from datatask.adapters.execute.kube.connection import Cluster, Location, RefusedError
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from tests.kube.api.requests import User
@@ -79,7 +79,7 @@ async def test_a_token_that_is_no_longer_taken_is_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From its file, when the server turns us away."""
-    monkeypatch.setattr(connecting, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "RELOAD_SECONDS", 0.0)
     async with scripted() as api:
         token = tmp_path / "token"
         token.write_text("old")
@@ -109,7 +109,7 @@ async def test_a_plugin_gives_the_token_and_is_asked_again_when_it_ends(
         '"status":{"token":"t\'$n\'","expirationTimestamp":"2020-01-01T00:00:00Z"}}\'\n'
     )
     plugin.chmod(0o755)
-    monkeypatch.setattr(connecting, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "REFRESH_SECONDS", 0.0)
     user = {
         "exec": {
             "apiVersion": "client.authentication.k8s.io/v1",

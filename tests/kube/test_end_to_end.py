@@ -26,7 +26,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute.kube import runner, starting
+from datatask.adapters.execute.kube import runner, starts
 from tests.kube.api.deleting import PODS
 from tests.kube.api.faults import Fault, broken, too_many
 from tests.kube.api.storage import Change
@@ -115,7 +115,7 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs, ends and is removed while its start still waits to ask anew: the job is done, once."""
-    monkeypatch.setattr(starting, "PAUSE_SECONDS", (0.6, 0.6))
+    monkeypatch.setattr(starts, "PAUSE_SECONDS", (0.6, 0.6))
     monkeypatch.setattr(runner, "DELAYED_SECONDS", 4.0)
     async with cluster() as (there, api):
         assert api is not None

@@ -25,7 +25,7 @@ from datatask import (
     Session,
     explain,
 )
-from datatask.adapters.execute.kube import names
+from datatask.adapters.execute.kube import pods
 from tests.kube.api.faults import Fault
 from tests.kube.scripted import Hand, scripted
 from tests.kube.toy import toy_cluster
@@ -198,9 +198,9 @@ async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path
             identity = f"{whose}.1.7"
             meta = {
                 "name": f"left-{number}",
-                "labels": names.labels("app", "t", "j", identity),
-                "annotations": names.told("app", "t", "j", identity),
-                "finalizers": [names.FINALIZER],
+                "labels": pods.labels("app", "t", "j", identity),
+                "annotations": pods.told("app", "t", "j", identity),
+                "finalizers": [pods.FINALIZER],
             }
             api.make(phase="Failed", metadata=meta)
         assert any(
@@ -286,12 +286,12 @@ async def test_a_function_runs_in_its_pod_and_its_results_reach_the_log(tmp_path
     async with toy_cluster({"PYTHONPATH": os.getcwd()}) as api:
         (tmp_path / "config.json").write_text(json.dumps(api.config()))
         script = tmp_path / "main.py"
-        names = {
+        pods = {
             "config": str(tmp_path / "config.json"),
             "folder": str(tmp_path),
             "python": json.dumps(sys.executable),
         }
-        script.write_text(SCRIPT.format(**names, script=json.dumps(str(script))))
+        script.write_text(SCRIPT.format(**pods, script=json.dumps(str(script))))
         has = runpy.run_path(str(script))
         async with has["pipeline"] as pipeline:
             for job, count in (("a", 21), ("bad", 0), ("huge", 1)):

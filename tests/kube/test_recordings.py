@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute.kube import watching
-from datatask.engine.ports import Ended, Started
+from datatask.adapters.execute.kube import watch
+from datatask.schema.messages import Ended, Started
 from tests.kube.api.faults import Fault
 from tests.kube.api.player import Player, onto, recorded, shuffled
 from tests.kube.runner_kit import Facts, make_task, opened, spec, until
@@ -99,7 +99,7 @@ async def test_as_it_was_recorded() -> None:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a watch that was cut begin anew soon."""
-    monkeypatch.setattr(watching, "BACKOFF", (0.02, 0.1))
+    monkeypatch.setattr(watch, "BACKOFF", (0.02, 0.1))
 
 
 @pytest.mark.parametrize("seed", range(8))

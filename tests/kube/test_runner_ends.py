@@ -9,9 +9,9 @@ import pytest
 
 from datatask import InProcessMetadataRepository, KubeFunctionTask, KubeTask, PodManager
 from datatask.adapters.execute.kube import runner as running_pods
-from datatask.adapters.execute.kube import waiting
-from datatask.engine.ports import Ended, Noticed
+from datatask.adapters.execute.kube import slow_starts
 from datatask.schema.events import MACHINE
+from datatask.schema.messages import Ended, Noticed
 from tests.kube.api.faults import away, broken
 from tests.kube.runner_kit import SECOND, TEMPLATE, opened, ready, running, spec, text, until
 from tests.kube.scripted import scripted, terminated
@@ -153,7 +153,7 @@ async def test_a_forced_deletion_that_no_node_confirms_is_lost_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever forces it says that the node is dead."""
-    monkeypatch.setattr(waiting, "FORCED_SECONDS", 0.2)
+    monkeypatch.setattr(slow_starts, "FORCED_SECONDS", 0.2)
     async with ready() as (api, runner, facts):
         name = await running(api, runner, facts, 1)
         api.delete(name, 0)

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from datatask.adapters.execute.kube import logs
-from datatask.engine.ports import Noticed, Write
+from datatask.schema.messages import Noticed, Write
 from tests.kube.api.faults import Fault
 from tests.kube.runner_kit import TEMPLATE, ready, running, text, until
 

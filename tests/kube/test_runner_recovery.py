@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from datatask.adapters.execute.kube import starting, watching
-from datatask.engine.ports import Adopted, Noticed, Reachable, Started, Unreachable
+from datatask.adapters.execute.kube import starts, watch
 from datatask.schema.events import MACHINE
+from datatask.schema.messages import Adopted, Noticed, Reachable, Started, Unreachable
 from tests.kube.api.faults import away
 from tests.kube.runner_kit import LOG, SECOND, make_task, opened, running, spec, text, until
 from tests.kube.scripted import scripted
@@ -80,7 +80,7 @@ async def test_pods_of_runs_that_are_over_are_removed_when_they_are_over_too(
 
 async def test_a_name_that_cannot_be_taken_is_waited_for_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A create of an engine that died is over by then; what arrives before is adopted."""
-    monkeypatch.setattr(starting, "DELAYED_SECONDS", 0.5)
+    monkeypatch.setattr(starts, "DELAYED_SECONDS", 0.5)
     async with scripted() as api:
         api.limit(pods="0")
         async with opened(make_task(api, logs=False)) as (runner, facts):
@@ -106,8 +106,8 @@ async def test_a_server_that_is_away_when_the_engine_opens_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Runs are unreachable, not lost."""
-    monkeypatch.setattr(watching, "TELL_AFTER_SECONDS", 0.2)
-    monkeypatch.setattr(watching, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "TELL_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "OPEN_SECONDS", 0.1)
     async with scripted() as api:
         async with opened(make_task(api, logs=False)) as (runner, facts):
             name = await running(api, runner, facts, 1)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from datatask.adapters.execute.kube.names import pod_name
-from datatask.engine.ports import Ended, Noticed, Started
+from datatask.adapters.execute.kube.pods import pod_name
+from datatask.schema.messages import Ended, Noticed, Started
 from tests.kube.api.faults import Fault, away, broken, too_many
 from tests.kube.runner_kit import LOG, SECOND, make_task, opened, ready, running, spec, text, until
 from tests.kube.scripted import scripted

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from datatask import CallerError
-from datatask.adapters.execute.kube import watching
-from datatask.engine.ports import Ended, Reachable, Started, Unreachable
+from datatask.adapters.execute.kube import watch
+from datatask.schema.messages import Ended, Reachable, Started, Unreachable
 from tests.kube.api.faults import Fault, away
 from tests.kube.runner_kit import make_task, opened, ready, running, spec, until
 from tests.kube.scripted import scripted
@@ -101,7 +101,7 @@ async def test_an_empty_watch_is_not_asked_for_in_a_circle() -> None:
 
 async def test_a_watch_that_says_nothing_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No event, no bookmark: another one is begun, where it was."""
-    monkeypatch.setattr(watching, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "SILENT_SECONDS", 0.3)
     async with scripted() as api:
         api.faults.append(Fault("watch", frozen=True))
         api.server.reader.bookmark_seconds = 0.1
@@ -118,7 +118,7 @@ async def test_a_server_that_is_away_makes_runs_unreachable_and_ends_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What ended meanwhile is told when it is back."""
-    monkeypatch.setattr(watching, "TELL_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "TELL_AFTER_SECONDS", 0.2)
     async with ready(logs=False) as (api, runner, facts):
         name = await running(api, runner, facts, 1)
         api.faults.append(away("*", "*", message="etcd is away"))

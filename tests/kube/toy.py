@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datatask import PodManager
-from datatask.adapters.execute.kube.connecting import MERGE_PATCH, Cluster, Location, RefusedError, path_of
+from datatask.adapters.execute.kube.connection import MERGE_PATCH, Cluster, Location, RefusedError, path_of
 from tests.kube.api import serve
 from tests.kube.api.kubelet import running
 from tests.kube.scripted import SPACE, Hand

@@ -28,7 +28,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.engine.following import CALLS_MAX
+from datatask.engine.runtime.store_writes import CALLS_MAX
 from datatask.schema import requests as r
 from datatask.schema.errors import StoreError, TemporaryError
 from tests.unmeasured import plain_environment

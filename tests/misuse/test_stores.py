@@ -18,8 +18,8 @@ HEAD = """
 import asyncio, os, sys, time
 from pathlib import Path
 import datatask
-from datatask.engine import observing
-from datatask.engine.repositories import repository
+from datatask.engine.runtime import observe as observing
+from datatask.engine.api.repositories import repository
 
 observing.PATIENCE_SECONDS, observing.LATE_SECONDS, observing.LISTING_SECONDS_MAX = {patience}, {late}, {most}
 repository.NAMES_MAX, observing.SAID_SECONDS = 30_000, 0

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Set
 from itertools import combinations
 from math import comb
 
+from datatask.engine.core.define import start_condition
 from datatask.engine.core.state import State
-from datatask.engine.core.trials import Trial
-from datatask.engine.core.why import Change, Explanation
-from datatask.engine.core.wiring import start_condition
+from datatask.engine.explain.what_if import Trial
+from datatask.engine.explain.why import Change, Explanation
 from datatask.schema import definition as d
 
 UNAVOIDABLE = {"start_engine", "resume", "enable", "recover", "observe", "accept_loss"}

@@ -9,8 +9,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.against import Against
-from datatask.engine.core.certainty import certain
+from datatask.engine.compare.certainty import certain
+from datatask.engine.compare.definitions import Against
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State
 from datatask.schema import events as e

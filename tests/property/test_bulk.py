@@ -8,11 +8,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.bulk import Bulk
 from datatask.engine.core.checkpoints import dump, load
-from datatask.engine.core.columns import COLUMNAR, Meaning, Page
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
+from datatask.engine.replay.bulk import Bulk
+from datatask.engine.replay.transitions import COLUMNAR, Meaning, Page
 from datatask.schema import codec
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef

@@ -24,8 +24,8 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.store import inotify
-from datatask.engine import comparing
-from datatask.engine.core.members import get_at, version_hash
+from datatask.engine.core.leaves import get_at, version_hash
+from datatask.engine.runtime import comparing
 from datatask.schema import requests as r
 from datatask.testing import memory_log, recording
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.model import BEGINNING, Fate, Model, Names, Profile
 from datatask.adapters.sim.quick import Quick
-from datatask.adapters.sim.settling import settle
+from datatask.adapters.sim.replication import settle
 from datatask.adapters.sim.worlds import Plain
+from datatask.engine.audit.invariants import Checker, check, decisions_of, rederive
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.engine.core.effects import Step
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.invariants import Checker, check, decisions_of, rederive
-from datatask.engine.core.moves import is_simple
 from datatask.engine.core.state import State
+from datatask.engine.replay.batches import is_simple
 from datatask.schema import events as e
 from datatask.schema.definition import (
     SECOND,

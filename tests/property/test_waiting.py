@@ -8,14 +8,13 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.conditions import holds
+from datatask.engine.core.define import start_condition
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.members import get_at
+from datatask.engine.core.leaves import get_at, holds
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.core.timelines import CAUSES, DAY, Episode
-from datatask.engine.core.waiting import Waits
-from datatask.engine.core.wiring import start_condition
+from datatask.engine.waits.intervals import CAUSES, DAY, Episode
+from datatask.engine.waits.ledger import Waits
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef

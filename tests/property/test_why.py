@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from datatask.engine.core.checkpoints import dump
-from datatask.engine.core.conditions import holds
 from datatask.engine.core.decide import decide
-from datatask.engine.core.remedies import changed, smallest
-from datatask.engine.core.trials import Trial
-from datatask.engine.core.why import Explanation, Node, explain, explain_all
-from datatask.engine.core.wiring import start_condition
+from datatask.engine.core.define import start_condition
+from datatask.engine.core.leaves import holds
+from datatask.engine.explain.fixes import changed, smallest
+from datatask.engine.explain.what_if import Trial
+from datatask.engine.explain.why import Explanation, Node, explain, explain_all
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from tests.property.bruteforce import smaller_set

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.why import explain
+from datatask.engine.explain.why import explain
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, FilteredDef, Not, PipelineDef, QuotaDef
 from tests.property.bruteforce import smaller_set

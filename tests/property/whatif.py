@@ -14,9 +14,9 @@ from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import decide
 from datatask.engine.core.fold import apply
 from datatask.engine.core.queues import PriorityQueue
-from datatask.engine.core.settle import Again, Over, after_ending
+from datatask.engine.core.retry import Again, Over, after_ending
 from datatask.engine.core.state import PendingKey, State
-from datatask.engine.core.why import Change
+from datatask.engine.explain.why import Change
 from datatask.schema import events as e
 from datatask.schema.definition import view_id
 

@@ -10,16 +10,16 @@ from unittest import mock
 
 import msgspec
 
-from datatask.adapters.sim.clock import BEGINNING
+from datatask.adapters.sim.virtual import BEGINNING
 from datatask.adapters.store.inprocess import InProcessMetadataRepository
 from datatask.adapters.store.logs import LogMetadataRepository
-from datatask.adapters.wiring import serving
+from datatask.adapters.wiring import inbox_service
 from datatask.adapters.wiring.pipeline import Pipeline
+from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.repositories import Repository
+from datatask.engine.api.session import Session
+from datatask.engine.api.tasks import EngineTask, Retry
 from datatask.engine.ports import Runner
-from datatask.engine.quotas import ResourceManager
-from datatask.engine.repositories import Repository
-from datatask.engine.session import Session
-from datatask.engine.tasks import EngineTask, Retry
 from datatask.schema import requests as r
 from datatask.schema.definition import SECOND, DoneShape
 from datatask.schema.errors import DatataskError
@@ -262,7 +262,7 @@ def wrong(plan: Plan) -> list[str]:
     """Live a plan; return what was wrong, or what broke."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(serving, "INBOX_SECONDS", NEWS_SECONDS):  # nobody writes into it here
+        with mock.patch.object(inbox_service, "INBOX_SECONDS", NEWS_SECONDS):  # nobody writes into it here
             return Life(plan).run()
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]

@@ -16,7 +16,7 @@ from datatask.engine.core.observations import Observations
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.runtime import Runtime
+from datatask.engine.runtime.loop import Runtime
 from datatask.schema import events as e
 
 FAR = 1 << 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from datatask.engine.core import invariants
+from datatask.engine.audit import invariants
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.memory import MemoryLog
-from datatask.engine.ports import Appeared, Change, Doubtful, Listed, Store, Vanished, Write
-from datatask.engine.repositories.stored import StoredRepository
+from datatask.engine.api.repositories.stored import StoredRepository
+from datatask.engine.ports import Appeared, Change, Doubtful, Listed, Store, Vanished
 from datatask.schema.definition import Medium
 from datatask.schema.errors import LogError, TemporaryError
+from datatask.schema.messages import Write
 from tests.simulation.plans import Plan, chance
 
 NO_BLOBS = FileBlobs(Path("/nowhere"), durable=False)

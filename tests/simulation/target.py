@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from datatask.engine.ports import Adopted, Ended, Fact, Reachable, RunSpec, Sink, Started, Unreachable, Write
+from datatask.engine.ports import Sink
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
+from datatask.schema.messages import Adopted, Ended, Fact, Reachable, RunSpec, Started, Unreachable, Write
 from tests.simulation.plans import Plan, Stage, chance
 
 SECOND = 10**9

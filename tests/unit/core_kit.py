@@ -10,7 +10,6 @@ from datatask.engine.core.effects import Effect, StartRun, WriteStore
 from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
-from datatask.engine.ports import Ended, RunSpec, Started, Write
 from datatask.schema import events as e
 from datatask.schema.definition import (
     SECOND,
@@ -25,6 +24,7 @@ from datatask.schema.definition import (
     RepositoryDef,
     TaskDef,
 )
+from datatask.schema.messages import Ended, RunSpec, Started, Write
 
 T0 = 1000 * SECOND
 VALUE = msgspec.Raw(b'{"n":1}')

@@ -19,8 +19,8 @@ from datatask import (
     UnknownNameError,
 )
 from datatask.adapters.effort import SpentError
+from datatask.adapters.sim.bottleneck import limits_of, with_limit
 from datatask.adapters.sim.capacity import Capacity, finish_by
-from datatask.adapters.sim.limits import limits_of, with_limit
 from datatask.adapters.sim.summary import quantile
 from datatask.simulation import (
     Arrivals,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SWALLOWED = """
 import os, signal
-from datatask.adapters.cli.interrupts import note_interrupts, raise_if_interrupted
+from datatask.adapters.cli.terminal import note_interrupts, raise_if_interrupted
 
 class Finalized:
     def __del__(self):

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from datatask import InProcessMetadataRepository, InProcessSyncTask, Pipeline, Session
-from datatask.adapters.wiring.collector import THRESHOLD, collect_seldom
+from datatask.adapters.wiring.event_loop import THRESHOLD, collect_seldom
 from datatask.testing import MemoryLog
 
 
 @pytest.fixture(autouse=True)
 def threshold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put the thresholds back, whatever a test does; engines that other tests killed are none of these."""
-    monkeypatch.setattr("datatask.adapters.wiring.collector._open", set())
+    monkeypatch.setattr("datatask.adapters.wiring.event_loop._open", set())
     before = gc.get_threshold()
     gc.set_threshold(700, 10, 10)
     yield

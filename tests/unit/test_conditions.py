@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.conditions import compile_condition, holds, without
+from datatask.engine.core.leaves import compile_condition, holds, without
 from datatask.schema.definition import All, Any, AnyExpr, In, Not
 from tests.property.pipelines import expressions
 

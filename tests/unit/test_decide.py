@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from datatask.engine.audit.invariants import rederive
 from datatask.engine.core.decide import constraint_on, decide
-from datatask.engine.core.invariants import rederive
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, In, Not, QuotaDef, RetryDef
 from tests.unit.core_kit import Desk, leaf, pipeline, task

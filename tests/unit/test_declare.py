@@ -18,7 +18,7 @@ from datatask import (
     Resources,
     Task,
 )
-from datatask.engine.declare import declare
+from datatask.engine.api.declare import declare
 from datatask.schema import definition as d
 
 

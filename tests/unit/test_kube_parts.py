@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datatask import CallerError, Resources, parse_quantity
-from datatask.adapters.execute.kube import names
-from datatask.adapters.execute.kube.amounts import resources_of
+from datatask.adapters.execute.base.templates import Template
+from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.connection import refusal, unanswered
 from datatask.adapters.execute.kube.manifests import parse_manifest, stamp, tombstone
 from datatask.adapters.execute.kube.pods import nanoseconds
-from datatask.adapters.execute.kube.refusals import refusal, unanswered
-from datatask.adapters.execute.kube.sketches import Unknown, requests_of, sketch
-from datatask.adapters.execute.templates import Template
+from datatask.adapters.execute.kube.preview import Unknown, requests_of, resources_of, sketch
 from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS
 
 RECORDINGS = Path(__file__).parents[1] / "kube" / "recordings"
@@ -45,34 +44,34 @@ jobs = st.builds(
 )
 def test_any_job_has_a_pod_name_and_labels_that_kubernetes_takes(app: str, task: str, job: str) -> None:
     """Upper case, dots, 128 characters: a DNS-1123 label of at most 63."""
-    name = names.pod_name(app, task, job, IDENTITY)
+    name = pods.pod_name(app, task, job, IDENTITY)
     assert len(name) <= 63
     assert DNS_LABEL.fullmatch(name)
-    for value in names.labels(app, task, job, IDENTITY).values():
+    for value in pods.labels(app, task, job, IDENTITY).values():
         assert len(value) <= 63
         assert LABEL.fullmatch(value)
-    assert names.told(app, task, job, IDENTITY)[names.JOB] == job
+    assert pods.told(app, task, job, IDENTITY)[pods.JOB] == job
 
 
 def test_a_name_is_readable_and_tells_runs_apart() -> None:
     """The same run has the same name, another one another, also where only case differs."""
-    name = names.pod_name("survey", "resize", "Cat.1", IDENTITY)
+    name = pods.pod_name("survey", "resize", "Cat.1", IDENTITY)
     assert name.startswith("survey-resize-cat-1-")
-    assert name == names.pod_name("survey", "resize", "Cat.1", IDENTITY)
+    assert name == pods.pod_name("survey", "resize", "Cat.1", IDENTITY)
     others = {
-        names.pod_name("survey", "resize", "cat.1", IDENTITY),
-        names.pod_name("survey", "resize", "cat-1", IDENTITY),
-        names.pod_name("survey", "resize", "Cat.1", IDENTITY + "0"),
-        names.pod_name("survey-resize", "cat", "1", IDENTITY),
+        pods.pod_name("survey", "resize", "cat.1", IDENTITY),
+        pods.pod_name("survey", "resize", "cat-1", IDENTITY),
+        pods.pod_name("survey", "resize", "Cat.1", IDENTITY + "0"),
+        pods.pod_name("survey-resize", "cat", "1", IDENTITY),
     }
     assert len(others | {name}) == 5
 
 
 def test_ids_that_are_labels_stay_and_others_become_digests() -> None:
     """So that `kubectl get pods -l job=cat` works for most."""
-    assert names.label_value("Cat.1_x-y") == "Cat.1_x-y"
-    assert names.label_value("x" * 63) == "x" * 63
-    assert len(names.label_value("x" * 64)) == names.DIGEST_LENGTH
+    assert pods.label_value("Cat.1_x-y") == "Cat.1_x-y"
+    assert pods.label_value("x" * 63) == "x" * 63
+    assert len(pods.label_value("x" * 64)) == pods.DIGEST_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_ids_that_are_labels_stay_and_others_become_digests() -> None:
 )
 def test_a_namespace_is_a_dns_label(text: str, good: bool) -> None:
     """Lower case, digits and hyphens."""
-    assert names.is_dns_label(text) is good
+    assert pods.is_dns_label(text) is good
 
 
 # --- what a pod takes ---------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ spec: {restartPolicy: Always, containers: [{name: m, env: [{name: MINE, value: '
         env=env,
     )
     assert made["metadata"]["labels"] == {"team": "a", "app": "s"}
-    assert made["metadata"]["finalizers"] == ["other/one", names.FINALIZER]
+    assert made["metadata"]["finalizers"] == ["other/one", pods.FINALIZER]
     assert "generateName" not in made["metadata"]
     assert made["spec"]["restartPolicy"] == "Never"
     assert made["spec"]["containers"][0]["env"] == [

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from datatask import CallerError, FileRepository, LogBlobRepository, LogMetadataRepository
-from datatask.adapters.execute.kube import messages, worker
+from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Metadata, Pod, as_pod
-from datatask.engine.binding import RunContext, ValueRef, current_run
-from datatask.engine.ports import Write
+from datatask.engine.api.binding import RunContext, ValueRef, current_run
 from datatask.schema.events import ErrorInfo
+from datatask.schema.messages import Write
 
 IDENTITY = "f" * 32 + ".1.7"
 
@@ -40,7 +40,7 @@ class Values:
 
 
 def told(
-    capfd: pytest.CaptureFixture[str], message: messages.Message, identity: str = IDENTITY
+    capfd: pytest.CaptureFixture[str], message: worker.Message, identity: str = IDENTITY
 ) -> tuple[int, bytes]:
     """Return the exit code, and what a worker wrote."""
     code = worker._told(message, identity)
@@ -59,8 +59,8 @@ async def test_inputs_travel_and_are_what_they_were(tmp_path: Path) -> None:
     }
     for leaf in (document, blob, absent):
         leaf.bind(leaf.name or "", binding)
-    text = await messages.inputs_of({"x": document, "y": blob, "z": absent}, "j", "t[j]")
-    inputs = messages.read_inputs(text)
+    text = await worker.inputs_of({"x": document, "y": blob, "z": absent}, "j", "t[j]")
+    inputs = worker.read_inputs(text)
     there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
     value = await there.value("d", "j")
     assert value is not None
@@ -94,7 +94,7 @@ async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path)
     engine: Any = Values({"d": ValueRef(msgspec.Raw(b'{"a":1}'), None, None, 3)}, tmp_path)
     for leaf in (document, absent):
         leaf.bind(leaf.name or "", engine)
-    inputs = messages.read_inputs(await messages.inputs_of({"x": document, "z": absent}, "j", "t[j]"))
+    inputs = worker.read_inputs(await worker.inputs_of({"x": document, "z": absent}, "j", "t[j]"))
     there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
     for leaf, name in ((document, "d"), (absent, "n"), (files, "f")):
         leaf.unbind()
@@ -113,8 +113,8 @@ async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path)
     finally:
         current_run.reset(token)
     assert (tmp_path / "files" / "j").read_text() == "beforeafter"
-    message = messages.Message(writes=tuple(worker._travelling(one, there.blobs) for one in context.writes()))
-    written = {one.repository: one for one in messages.writes_of(message)}
+    message = worker.Message(writes=tuple(worker._travelling(one, there.blobs) for one in context.writes()))
+    written = {one.repository: one for one in worker.writes_of(message)}
     assert (written["d"].over, written["n"].over) == (7, 7)
     assert written["f"].version is not None
 
@@ -127,42 +127,42 @@ async def test_inputs_that_are_too_large_are_refused(tmp_path: Path) -> None:
     binding._values = {"b": ValueRef(msgspec.Raw(b""), digest, size, 4)}
     blob.bind("b", binding)
     with pytest.raises(CallerError, match=r"98304 can travel to a pod; keep large inputs in a store"):
-        await messages.inputs_of({"b": blob}, "j", "t[j]")
+        await worker.inputs_of({"b": blob}, "j", "t[j]")
 
 
 def test_results_travel_through_a_log(capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever was printed before; many lines where it is long; the frame is known to the byte."""
-    written = messages.Written("out", "j", data=os.urandom(20_000))
-    message = messages.Message(
-        started_at=1, ended_at=2, writes=(written, messages.Written("d", "j", value='{"a":1}'))
+    written = worker.Written("out", "j", data=os.urandom(20_000))
+    message = worker.Message(
+        started_at=1, ended_at=2, writes=(written, worker.Written("d", "j", value='{"a":1}'))
     )
     code, trailer = told(capfd, message)
     assert (code, trailer.count(b"\n") > 6) == (0, True)
-    found = messages.find_result(b"printed\nno newline at its end" + trailer, IDENTITY)
+    found = worker.find_result(b"printed\nno newline at its end" + trailer, IDENTITY)
     assert found == (message, len(trailer))
-    put, document = messages.writes_of(message)
+    put, document = worker.writes_of(message)
     assert (put.data, put.size, bytes(document.value)) == (written.data, 20_000, b'{"a":1}')
-    ending = messages.ending_of(message)
+    ending = worker.ending_of(message)
     assert (ending.outcome, ending.started_at, ending.ended_at) == ("succeeded", 1, 2)
 
 
 def test_a_result_that_is_not_whole_or_not_this_runs_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     """Cut, changed, of another run."""
     error = ErrorInfo(type="ValueError", message="as told", traceback="Traceback …\n")
-    code, trailer = told(capfd, messages.Message(error))
+    code, trailer = told(capfd, worker.Message(error))
     assert code == 1
-    assert messages.find_result(trailer, IDENTITY) is not None
-    assert messages.find_result(trailer, IDENTITY + "0") is None
-    assert messages.find_result(trailer[:-20], IDENTITY) is None
-    assert messages.find_result(trailer.replace(b"eJ", b"eK", 1), IDENTITY) is None
-    assert messages.find_result(b"", IDENTITY) is None
+    assert worker.find_result(trailer, IDENTITY) is not None
+    assert worker.find_result(trailer, IDENTITY + "0") is None
+    assert worker.find_result(trailer[:-20], IDENTITY) is None
+    assert worker.find_result(trailer.replace(b"eJ", b"eK", 1), IDENTITY) is None
+    assert worker.find_result(b"", IDENTITY) is None
 
 
 def test_a_result_that_is_too_large_is_a_failure_that_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing of it is recorded."""
-    message = messages.Message(writes=(messages.Written("out", "j", data=os.urandom(900_000)),))
+    message = worker.Message(writes=(worker.Written("out", "j", data=os.urandom(900_000)),))
     code, trailer = told(capfd, message)
-    found = messages.find_result(trailer, IDENTITY)
+    found = worker.find_result(trailer, IDENTITY)
     assert found is not None
     assert (code, found[0].writes, found[0].error.type if found[0].error else "") == (1, (), "TooLarge")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local import journal as journals
 from datatask.adapters.execute.local.journal import Journal, Syncs
 from datatask.adapters.execute.local.launcher import REBOOTED, TORN, Launcher
-from datatask.adapters.execute.local.strangers import Strangers
+from datatask.adapters.execute.local.process_tree import Strangers
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def test_a_sync_that_the_disk_refuses_is_over_too(tmp_path: Path, monkeypatch: p
 
 KEPT = """
 import os, sys, time
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import keeper
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.local import subreaper as keeper
 def work(above):
     if not os.path.exists("first"):
         open("first", "w").close()
@@ -199,14 +199,14 @@ def test_a_keeper_has_the_exit_codes_of_what_a_launcher_leaves(tmp_path: Path, h
 
 
 def test_a_keeper_that_has_nothing_to_keep_ends_as_its_launcher(tmp_path: Path) -> None:
-    program = "import sys; from datatask.adapters.execute.local import keeper; sys.exit(keeper.keep(lambda above: 5))"
+    program = "import sys; from datatask.adapters.execute.local import subreaper as keeper; sys.exit(keeper.keep(lambda above: 5))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == 5
 
 
 DIES_BEFORE_IT_WAITS = """
 import os, time
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local.launcher import Launcher
 launcher = Launcher(".")
 launcher.runs = launcher.journal.load()

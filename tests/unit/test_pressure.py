@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datatask.adapters.execute.pressure import Pressure
-from datatask.engine.ports import Fact
+from datatask.adapters.execute.base.pressure import Pressure
+from datatask.schema.messages import Fact
 
 
 async def test_room_that_lacks_again_after_all_were_withdrawn_is_told_again(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from datatask.engine.api.tasks import Retry
 from datatask.engine.core.checkpoints import dump, fingerprint, load
-from datatask.engine.core.settle import CONFLICTS_MAX, Again, Over, after_ending
+from datatask.engine.core.retry import CONFLICTS_MAX, Again, Over, after_ending
 from datatask.engine.core.tasks import CONTENDING, Episode
-from datatask.engine.core.why import explain
-from datatask.engine.ports import Adopted, Ended, Write
-from datatask.engine.tasks import Retry
+from datatask.engine.explain.why import explain
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, In, LinkDef, PipelineDef, RetryDef, TaskDef
 from datatask.schema.errors import CallerError
+from datatask.schema.messages import Adopted, Ended, Write
 from tests.unit.core_kit import VALUE, Desk, kinds, pipeline, task
 
 KEY = "k"

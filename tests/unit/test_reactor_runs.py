@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from datatask.engine.core.effects import ForgetRun, StartRun, StopRun
-from datatask.engine.core.settle import MACHINES_MAX, Again, Over, after_ending, backoff
+from datatask.engine.core.retry import MACHINES_MAX, Again, Over, after_ending, backoff
 from datatask.engine.core.tasks import Episode
-from datatask.engine.core.why import explain
-from datatask.engine.ports import Adopted, Ended, Noticed, Reachable, Unreachable, Write
+from datatask.engine.explain.why import explain
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, Not, RetryDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
+from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, Unreachable, Write
 from tests.unit.core_kit import VALUE, Desk, kinds, leaf, pipeline, task
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from datatask.engine.audit.invariants import check
 from datatask.engine.core.effects import Finished, LookAgain
-from datatask.engine.core.invariants import check
-from datatask.engine.ports import Adopted, Write
 from datatask.schema import events as e
 from datatask.schema.definition import FilteredDef, PipelineDef, RetryDef, TranslatedDef
 from datatask.schema.errors import CallerError
+from datatask.schema.messages import Adopted, Write
 from tests.unit.core_kit import VALUE, Desk, folded, kinds, leaf, pipeline, repository, task
 
 FOREIGN = pipeline(task("t", "a", "b"), media={"b": "foreign", "done-t": "foreign"})

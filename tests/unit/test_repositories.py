@@ -11,8 +11,7 @@ import pytest
 
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.inprocess import InProcessBlobRepository, InProcessMetadataRepository
-from datatask.engine.ports import Listed, Write
-from datatask.engine.repositories import (
+from datatask.engine.api.repositories import (
     AggregateAndRepository,
     AggregateOrRepository,
     BlobRepository,
@@ -26,9 +25,11 @@ from datatask.engine.repositories import (
     all_leaves,
     job_getter,
 )
-from datatask.engine.streams import Opening
+from datatask.engine.api.streams import Opening
+from datatask.engine.ports import Listed
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError, InvalidJobError, UnknownNameError
+from datatask.schema.messages import Write
 
 
 class Listing(Repository):

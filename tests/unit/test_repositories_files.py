@@ -18,12 +18,12 @@ import pytest
 
 from datatask.adapters.store.directories import DirectoryRepository
 from datatask.adapters.store.files import FileRepository
-from datatask.adapters.store.oserrors import MissingFileError, NotPermittedError, os_errors
+from datatask.adapters.store.inputs import MissingFileError, NotPermittedError, os_errors
 from datatask.adapters.store.staged import STAGED
 from datatask.adapters.store.yamls import YamlMetadataFileRepository
-from datatask.engine.ports import Write
-from datatask.engine.repositories import Repository
+from datatask.engine.api.repositories import Repository
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.messages import Write
 
 
 async def members(repository: Repository) -> list[str]:

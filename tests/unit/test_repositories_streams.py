@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from datatask.adapters.store.inprocess import InProcessBlobRepository
-from datatask.engine.streams import (
+from datatask.engine.api.streams import (
     AReadText,
     AWriteText,
     BytesReader,

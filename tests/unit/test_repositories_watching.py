@@ -16,8 +16,8 @@ from inotify_simple import Event, flags
 from datatask.adapters.store import inotify, watching
 from datatask.adapters.store.directories import DirectoryRepository
 from datatask.adapters.store.files import FileRepository
+from datatask.engine.api.repositories import StoredRepository
 from datatask.engine.ports import Appeared, Change, Doubtful
-from datatask.engine.repositories import StoredRepository
 
 
 class Told:

@@ -10,8 +10,7 @@ import pytest
 from datatask import CallerError
 from datatask.adapters.sim.distributions import Empirical, Exponential, Lognormal, Uniform, Weibull
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
-from datatask.adapters.wiring.scenarios import scenario_of, scenarios_from_yaml
-from datatask.adapters.wiring.varying import varied
+from datatask.adapters.wiring.scenarios import scenario_of, scenarios_from_yaml, varied
 
 WHOLE = """
 jobs: 1000

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from datatask.adapters.log.inbox import check_id
-from datatask.engine import services as module
-from datatask.engine.closing import call_off
-from datatask.engine.services import FAILURES_MAX, Service, Services, current, enter, hear
+from datatask.engine.runtime import services as module
+from datatask.engine.runtime.closing import call_off
+from datatask.engine.runtime.services import FAILURES_MAX, Service, Services, current, enter, hear
 from datatask.schema.errors import InternalError, ServiceFailedError
 
 

@@ -72,7 +72,7 @@ def test_what_does_not_parse_is_told_by_column(text: str, column: int) -> None:
 
 def test_an_unknown_name_is_told_with_its_neighbours() -> None:
     """A name that is none parses, so that whoever looks it up can say what there is."""
-    from datatask.adapters.history.names import unknown
+    from datatask.adapters.history.queries import unknown
 
     assert names(parse("a.inn - nope", SETS)) == ["a.inn", "nope"]
     error = unknown("a.inn", SETS)

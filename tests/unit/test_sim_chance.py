@@ -9,7 +9,7 @@ from statistics import NormalDist
 import pytest
 
 from datatask.adapters.sim import distributions
-from datatask.adapters.sim.chance import stream
+from datatask.adapters.sim.chance import exp, ln, normal, stream
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,
@@ -20,7 +20,6 @@ from datatask.adapters.sim.distributions import (
     Weibull,
     chooser,
 )
-from datatask.adapters.sim.exact import exp, ln, normal
 from datatask.schema.errors import CallerError
 
 KINDS: list[Distribution] = [

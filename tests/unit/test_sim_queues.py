@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from datatask.adapters.sim.queues import Line
+from datatask.adapters.sim.lanes import Line
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -18,9 +18,9 @@ from datatask import (
     Session,
     simulate,
 )
+from datatask.adapters.sim.bottleneck import relieve
 from datatask.adapters.sim.charts import LANES_MAX, Bar, histogram, lanes
 from datatask.adapters.sim.critical import critical_path, in_sum, path_table
-from datatask.adapters.sim.relief import relieve
 from datatask.adapters.sim.report import MARK, page, save
 from datatask.adapters.sim.result import Result
 from datatask.simulation import Arrivals, Exponential, Machines, Scenario, TaskScenario, inputs

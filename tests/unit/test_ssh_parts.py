@@ -10,11 +10,11 @@ import asyncssh
 import pytest
 
 from datatask import CallerError, Resources, SSHHost, SSHLinuxManager, TemporaryError
-from datatask.adapters.execute.ssh.connecting import mapped
+from datatask.adapters.execute.ssh.agent_messages import parse, plain, seconds
+from datatask.adapters.execute.ssh.connections import mapped
+from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.link import Identity, OccupiedError, Owner, check_owner, home_of
 from datatask.adapters.execute.ssh.placing import Hosts
-from datatask.adapters.execute.ssh.records import parse, plain, seconds
-from datatask.adapters.execute.ssh.target import Target
 from datatask.schema.events import StopReason
 
 HERE = socket.gethostname()

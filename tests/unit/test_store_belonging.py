@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from datatask import DirectoryRepository, FileRepository, YamlMetadataFileRepository
-from datatask.adapters.history.exporting.files import whole
-from datatask.adapters.history.whole import write_whole
-from datatask.adapters.store.belonging import belonging
+from datatask.adapters.history.atomic_file import write_whole
+from datatask.adapters.history.export.files import whole
 from datatask.adapters.store.filestore import FileStore
-from datatask.engine.ports import Write
+from datatask.adapters.store.staged import belonging
+from datatask.schema.messages import Write
 from tests.machine import open_way_to
 
 OTHERS = 4242
@@ -53,7 +53,7 @@ KINDS = [
 
 @pytest.fixture(autouse=True, params=[0o022, 0o002, 0o077, 0o027])
 def umask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr("datatask.adapters.store.belonging.UMASK_SECONDS", 0.0)
+    monkeypatch.setattr("datatask.adapters.store.staged.UMASK_SECONDS", 0.0)
     before = os.umask(request.param)
     yield request.param
     os.umask(before)

@@ -13,7 +13,7 @@ import pytest
 
 from datatask.adapters.store import finished
 from datatask.adapters.store.filestore import FileStore
-from datatask.engine.ports import Write
+from datatask.schema.messages import Write
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ from datatask import (
     Session,
     Task,
 )
-from datatask.adapters.execute.templates import Lazy, Template, TemplateError
-from datatask.engine.core.done import done_record, done_value
-from datatask.engine.repositories import RelatedItemRepository
-from datatask.engine.tasks import LinkNameError, MissingFunctionError
+from datatask.adapters.execute.base.templates import Lazy, Template, TemplateError
+from datatask.engine.api.repositories import RelatedItemRepository
+from datatask.engine.api.tasks import LinkNameError, MissingFunctionError
+from datatask.engine.core.retry import done_record, done_value
 from datatask.schema.definition import SECOND, RetryDef
 from datatask.schema.errors import CallerError
 from datatask.schema.events import Ending, ErrorInfo

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from datatask.adapters.history.timeline import Lane, Span, Timeline
-from datatask.adapters.history.timeline_svg import draw, save
-from datatask.adapters.history.timeline_text import bar, lasting, lines
+from datatask.adapters.history.timeline_drawing import bar, draw, lasting, lines, save
 from datatask.schema.errors import CallerError
 
 SECOND = 1_000_000_000

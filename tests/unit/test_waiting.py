@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from datatask.engine.core.spreads import EXACT_MAX, Spread
 from datatask.engine.core.state import State
-from datatask.engine.core.timelines import DAY, Episode
-from datatask.engine.core.waiting import Waits
-from datatask.engine.ports import Noticed, Write
+from datatask.engine.waits.intervals import DAY, EXACT_MAX, Episode, Spread
+from datatask.engine.waits.ledger import Waits
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as Or
+from datatask.schema.messages import Noticed, Write
 from tests.unit.core_kit import T0, VALUE, Desk, folded, leaf, pipeline, repository, task
 
 Told = list[tuple[str, int]]

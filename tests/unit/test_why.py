@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from datatask.engine.core.why import Explanation, explain, explain_all
+from datatask.engine.explain.why import Explanation, explain, explain_all
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef
 from datatask.schema.definition import Any as AnyOf

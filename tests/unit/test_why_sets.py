@@ -11,11 +11,11 @@ import pytest
 
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.decide import decide
-from datatask.engine.core.explanations import lines
-from datatask.engine.core.layers import Layer, LayeredDict, LayeredList, LayeredQueue
 from datatask.engine.core.queues import FifoQueue
-from datatask.engine.core.trials import Trial
-from datatask.engine.core.why import Explanation, explain, explain_all
+from datatask.engine.explain.explanations import lines
+from datatask.engine.explain.overlay import Layer, LayeredDict, LayeredList, LayeredQueue
+from datatask.engine.explain.what_if import Trial
+from datatask.engine.explain.why import Explanation, explain, explain_all
 from datatask.schema import events as e
 from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as AnyOf

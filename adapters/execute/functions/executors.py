@@ -20,21 +20,21 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
+from datatask.adapters.execute.base.pressure import Pressure, is_momentary
 from datatask.adapters.execute.functions import workers
 from datatask.adapters.execute.functions.gateway import EngineGateway, pack
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.pools import Made, Pool
-from datatask.adapters.execute.pressure import Pressure, is_momentary
-from datatask.engine.binding import RunContext
-from datatask.engine.calls import error_info, stopped_message, stopped_outcome
-from datatask.engine.ports import Ended, Fact, Runner, RunSpec, Sink, Started, Write
-from datatask.engine.repositories import MetadataRepository, Repository
-from datatask.engine.services import current
-from datatask.engine.tasks import Retry
+from datatask.engine.api.binding import RunContext
+from datatask.engine.api.repositories import MetadataRepository, Repository
+from datatask.engine.api.tasks import Retry
+from datatask.engine.ports import Runner, Sink
+from datatask.engine.runtime.calls import error_info, stopped_message, stopped_outcome
+from datatask.engine.runtime.services import current
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import TemporaryError
+from datatask.schema.errors import TemporaryError, expect
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.expected import expect
+from datatask.schema.messages import Ended, Fact, RunSpec, Started, Write
 
 logger = logging.getLogger("datatask.executors")
 

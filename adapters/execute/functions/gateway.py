@@ -26,8 +26,8 @@ import cloudpickle
 
 from datatask.adapters.execute.functions import remote
 from datatask.adapters.spools import Spool
-from datatask.engine.repositories import Repository
-from datatask.engine.services import Services
+from datatask.engine.api.repositories import Repository
+from datatask.engine.runtime.services import Services
 from datatask.schema.errors import CallerError, DatataskError
 
 logger = logging.getLogger("datatask.workers")

@@ -12,13 +12,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
-from datatask.engine.calls import CallRunner
-from datatask.engine.ports import Runner, RunSpec
-from datatask.engine.repositories import MetadataRepository, Repository
-from datatask.engine.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
+from datatask.engine.api.repositories import MetadataRepository, Repository
+from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
+from datatask.engine.ports import Runner
+from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape
-from datatask.schema.errors import CallerError
-from datatask.schema.expected import FUNCTION, expect
+from datatask.schema.errors import FUNCTION, CallerError, expect
+from datatask.schema.messages import RunSpec
 
 Function = Callable[..., Any]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.base.pressure import is_momentary
 from datatask.adapters.execute.functions import workers
-from datatask.adapters.execute.pressure import is_momentary
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.executors")

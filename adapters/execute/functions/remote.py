@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from datatask.engine.binding import RunContext, ValueRef, current_run
-from datatask.engine.ports import Blobs, Write
-from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository, all_leaves
-from datatask.engine.streams import (
+from datatask.engine.api.binding import RunContext, ValueRef, current_run
+from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository, all_leaves
+from datatask.engine.api.streams import (
     AReadText,
     AWriteText,
     BytesReader,
@@ -31,8 +30,10 @@ from datatask.engine.streams import (
     Opening,
     check_mode,
 )
+from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, LogDamagedError, ValueDamagedError
 from datatask.schema.ids import check_job
+from datatask.schema.messages import Write
 from datatask.schema.values import decode_value, encode_value
 
 SPOOLED_BYTES = 1024 * 1024

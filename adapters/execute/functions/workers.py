@@ -21,16 +21,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.functions import remote
-from datatask.engine import intact
-from datatask.engine.binding import Binding, RunContext, ValueRef, current_run
-from datatask.engine.calls import error_detail, error_info
-from datatask.engine.ports import Blobs, Write
-from datatask.engine.repositories import Repository
+from datatask.engine.api.binding import Binding, RunContext, ValueRef, current_run
+from datatask.engine.api.repositories import Repository
+from datatask.engine.ports import Blobs
+from datatask.engine.runtime import process
+from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.definition import Conflicts
 from datatask.schema.errors import CallerError
 from datatask.schema.events import ErrorInfo
+from datatask.schema.messages import Write
 
 FUNCTIONS_MAX = 64
 
@@ -83,7 +84,7 @@ class Call:
                 if inspect.isawaitable(result):
                     self._finish(loop, result)
             finally:
-                intact.returned(pid, f"{self.context.task} {self.context.job}")
+                process.returned(pid, f"{self.context.task} {self.context.job}")
             writes = loop.run_until_complete(self.context.settle())
         except BaseException as caught:
             writes = self.context.fence()

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from datatask.adapters.execute.functions.in_process import Function, parameters_of
-from datatask.adapters.execute.kube import messages
+from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.manager import PodManager
-from datatask.adapters.execute.kube.recipes import Recipe, Result
+from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.tasks import KubeTask
-from datatask.engine.core.done import done_value
-from datatask.engine.ports import RunSpec, Write
-from datatask.engine.quotas import ResourceManager
-from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.core.retry import done_value
 from datatask.schema.errors import CallerError
 from datatask.schema.events import Ending
+from datatask.schema.messages import RunSpec, Write
 
 
 class KubeFunctionTask(KubeTask):
@@ -79,7 +79,7 @@ class KubeFunctionTask(KubeTask):
             given = {name: self.links[name].repo for name in names}
             where = f"{self.name}[{spec.job}]"
             return {
-                "DATATASK_INPUTS": await messages.inputs_of(given, spec.job, where),
+                "DATATASK_INPUTS": await worker.inputs_of(given, spec.job, where),
                 "PYTHONUNBUFFERED": "1",
             }
 
@@ -96,11 +96,11 @@ class KubeFunctionTask(KubeTask):
         )
 
     def _result(self, spec: RunSpec, log_end: bytes) -> tuple[Result, int] | None:
-        found = messages.find_result(log_end, spec.identity)
+        found = worker.find_result(log_end, spec.identity)
         if found is None:
             return None
         message, length = found
-        return Result(messages.ending_of(message), messages.writes_of(message)), length
+        return Result(worker.ending_of(message), worker.writes_of(message)), length
 
     def _finished(self, spec: RunSpec, ending: Ending) -> tuple[Write, ...]:
         """Return the entry of `func_done`, where `done` is the pod's; otherwise the engine writes it."""

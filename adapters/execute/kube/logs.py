@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from datatask.adapters.execute.kube.connecting import Cluster, RefusedError, path_of
+from datatask.adapters.execute.kube.connection import Cluster, RefusedError, path_of
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import ContainerStatus, Pod
 from datatask.adapters.spools import Spool
-from datatask.engine.services import current
+from datatask.engine.runtime.services import current
 
 logger = logging.getLogger("datatask.kube")
 

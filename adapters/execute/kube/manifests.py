@@ -1,4 +1,6 @@
-"""A Pod manifest, from the text that a template rendered to what is sent to the API server.
+"""What a Kubernetes task tells its runner: how to make a pod of a job, what of it to keep, how long to wait for a start.
+
+A Pod manifest, from the text that a template rendered to what is sent to the API server.
 
 In: YAML of one Pod. Out: a mapping with the run's name, labels and annotations on it, and with what a run must have:
 restartPolicy Never, and the finalizer that keeps the pod until its end and logs are collected. What cannot be a pod is
@@ -7,13 +9,48 @@ refused here, by name; everything else is for the server to judge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from datatask.adapters.execute.kube import names
+from datatask.adapters.execute.kube import pods
+from datatask.engine.api.repositories import BlobRepository
 from datatask.schema.errors import CallerError
+from datatask.schema.events import Ending
+from datatask.schema.messages import RunSpec, Write
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a function in a pod brought back: its ending where it tells one, and what it wrote."""
+
+    ending: Ending | None
+    writes: tuple[Write, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the pods of one task. Times are nanoseconds; None waits for ever."""
+
+    task: str
+    manifest: Callable[[RunSpec], Awaitable[Manifest]]
+    logs: BlobRepository | None
+    start_within: int | None = 300 * SECOND
+    schedule_within: int | None = 3600 * SECOND
+    env: Callable[[RunSpec], Awaitable[Mapping[str, str]]] | None = None
+    result: Callable[[RunSpec, bytes], tuple[Result, int] | None] | None = None
+    """Takes the end of a container's log; returns what the function brought back, and how many bytes of it said so."""
+    finished: Callable[[RunSpec, Ending], tuple[Write, ...]] | None = None
+    handle_timeout: Callable[[Any], Awaitable[None]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.task!r})"
+
 
 Manifest = dict[str, Any]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,8 +124,8 @@ def stamp(
         "annotations": {**(metadata.get("annotations") or {}), **annotations},
     }
     if finalizer:
-        kept = [one for one in metadata.get("finalizers") or () if one != names.FINALIZER]
-        metadata["finalizers"] = [*kept, names.FINALIZER]
+        kept = [one for one in metadata.get("finalizers") or () if one != pods.FINALIZER]
+        metadata["finalizers"] = [*kept, pods.FINALIZER]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
@@ -115,11 +152,11 @@ def tombstone(
             "name": name,
             "namespace": namespace,
             "labels": dict(labels),
-            "annotations": {**annotations, names.TOMBSTONE: "true"},
+            "annotations": {**annotations, pods.TOMBSTONE: "true"},
         },
         "spec": {
             "restartPolicy": "Never",
-            "schedulingGates": [{"name": names.TOMBSTONE}],
+            "schedulingGates": [{"name": pods.TOMBSTONE}],
             "automountServiceAccountToken": False,
             "containers": [container],
         },

@@ -14,15 +14,16 @@ import math
 import time
 from collections.abc import Iterable
 
-from datatask.adapters.execute.endings import stopped_ending, unstarted_ending
-from datatask.adapters.execute.kube import names
-from datatask.adapters.execute.kube.collecting import Collecting
-from datatask.adapters.execute.kube.connecting import RefusedError
+from datatask.adapters.execute.base.endings import stopped_ending, unstarted_ending
+from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.cluster import Shared
+from datatask.adapters.execute.kube.collect import Collecting
+from datatask.adapters.execute.kube.connection import RefusedError
 from datatask.adapters.execute.kube.logs import PodLogs
+from datatask.adapters.execute.kube.manifests import Recipe
 from datatask.adapters.execute.kube.pods import Pod
-from datatask.adapters.execute.kube.recipes import Recipe
-from datatask.adapters.execute.kube.sharing import Shared
-from datatask.adapters.execute.kube.starting import DELAYED_SECONDS
+from datatask.adapters.execute.kube.slow_starts import Run
+from datatask.adapters.execute.kube.starts import DELAYED_SECONDS
 from datatask.adapters.execute.kube.verdicts import (
     containers_over,
     is_running,
@@ -30,20 +31,13 @@ from datatask.adapters.execute.kube.verdicts import (
     times,
     verdict,
 )
-from datatask.adapters.execute.kube.waiting import Run
-from datatask.engine.binding import RunContext, current_run
-from datatask.engine.calls import error_info
-from datatask.engine.ports import (
-    Adopted,
-    Reachable,
-    RunSpec,
-    Sink,
-    Started,
-    Unreachable,
-)
-from datatask.engine.services import current
+from datatask.engine.api.binding import RunContext, current_run
+from datatask.engine.ports import Sink
+from datatask.engine.runtime.calls import error_info
+from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import ErrorInfo, StopReason
+from datatask.schema.messages import Adopted, Reachable, RunSpec, Started, Unreachable
 
 logger = logging.getLogger("datatask.kube")
 
@@ -73,7 +67,7 @@ class KubeRunner(Collecting):
         self.shared.watch.join(self)
 
     def _take(self, spec: RunSpec) -> Run:
-        name = names.pod_name(self.shared.app, spec.task, spec.job, spec.identity)
+        name = pods.pod_name(self.shared.app, spec.task, spec.job, spec.identity)
         run = self.runs[spec.run] = self.by_name[name] = Run(spec, name)
         self.shared.runs.add(spec.identity)
         self.shared.watch.own(name, self)
@@ -205,7 +199,7 @@ class KubeRunner(Collecting):
             known = run.uid
             if pod is None:
                 pod = await self.found(run)
-            if pod is not None and names.identity_of(pod) == run.spec.identity and known in ("", pod.uid):
+            if pod is not None and pods.identity_of(pod) == run.spec.identity and known in ("", pod.uid):
                 run.uid = pod.uid
                 run.asked = True
                 self._adopted(run, pod)
@@ -250,11 +244,11 @@ class KubeRunner(Collecting):
     async def _swept_later(self) -> None:
         await self.shared.watch.listed.wait()
         for pod in list(self.shared.watch.known.values()):
-            found = names.identity_of(pod)
-            mine = found.startswith(f"{self._log}.") and pod.annotation(names.TASK) == self.recipe.task
+            found = pods.identity_of(pod)
+            mine = found.startswith(f"{self._log}.") and pod.annotation(pods.TASK) == self.recipe.task
             if not mine or found in self._kept or found in self.shared.runs:
                 continue
-            if pod.is_over or pod.annotation(names.TOMBSTONE):
+            if pod.is_over or pod.annotation(pods.TOMBSTONE):
                 logger.info("pod %s is of run %s, which is over: it is removed", pod.name, found)
                 self.shared.discard(pod)
             else:
@@ -265,7 +259,7 @@ class KubeRunner(Collecting):
     def on_pod(self, pod: Pod) -> None:
         """Turn a pod's state into facts."""
         run = self.by_name.get(pod.name)
-        if run is None or run.told or run.recovering or names.identity_of(pod) != run.spec.identity:
+        if run is None or run.told or run.recovering or pods.identity_of(pod) != run.spec.identity:
             return
         if run.uid and run.uid != pod.uid:
             return
@@ -363,7 +357,7 @@ class KubeRunner(Collecting):
         if found.logs is not None:
             found.logs.close()
         pod, late = self.shared.watch.known.get(found.name), self._late(found)
-        if pod is not None and names.identity_of(pod) == found.spec.identity:
+        if pod is not None and pods.identity_of(pod) == found.spec.identity:
             if late > 0:
                 self.shared.discard_later(pod, late)
             else:

@@ -16,22 +16,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.execute.kube import names
-from datatask.adapters.execute.kube.amounts import resources_of
+from datatask.adapters.execute.base.process_task import LateRunner
+from datatask.adapters.execute.base.templates import Lazy, Template
+from datatask.adapters.execute.kube import pods as names
 from datatask.adapters.execute.kube.manager import PodManager
-from datatask.adapters.execute.kube.manifests import Manifest, parse_manifest
+from datatask.adapters.execute.kube.manifests import Manifest, Recipe, parse_manifest
 from datatask.adapters.execute.kube.pods import as_pod
-from datatask.adapters.execute.kube.recipes import Recipe
+from datatask.adapters.execute.kube.preview import Unknown, requests_of, resources_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
-from datatask.adapters.execute.kube.sketches import Unknown, requests_of, sketch
-from datatask.adapters.execute.late import LateRunner
-from datatask.adapters.execute.templates import Lazy, Template
-from datatask.engine.ports import Runner, RunSpec, Sink
-from datatask.engine.quotas import ResourceManager, nanoseconds
-from datatask.engine.repositories import BlobRepository, MetadataRepository, Repository
-from datatask.engine.tasks import EngineTask, Retry, ViewRepository
+from datatask.engine.api.quotas import ResourceManager, nanoseconds
+from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.api.tasks import EngineTask, Retry, ViewRepository
+from datatask.engine.ports import Runner, Sink
 from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import CallerError
+from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 
 _WINDOW = dt.timedelta(seconds=60)

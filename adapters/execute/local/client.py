@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datatask.adapters import trust
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import folders, owners, situation
-from datatask.adapters.execute.local.engines import SOCKET
-from datatask.engine.services import current
-from datatask.engine.threads import in_own_thread
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.local import folders, owners, spawning
+from datatask.adapters.execute.local.engine_connections import SOCKET
+from datatask.engine.runtime.closing import in_own_thread
+from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.processes")
@@ -333,7 +333,7 @@ class LauncherClient(asyncio.Protocol):
             "home": self._home,
         }
         self._greeted = False
-        self._put(hello if self._is_earlier else {**hello, "wanted": situation.present()})
+        self._put(hello if self._is_earlier else {**hello, "wanted": spawning.present()})
         asked = {_line(one.question) for one in self._asked.values()}
         for one in self._asked.values():
             self._put(one.question)

@@ -1,4 +1,6 @@
-"""The folder of a run on this machine: made, filled and removed, many a second.
+"""A run's folder on this machine, for a person who looks into it while it runs.
+
+The folder of a run on this machine: made, filled and removed, many a second.
 
 In: a path, a file's bytes. Out: the folder, or an `OSError`. ext4 puts new files beside those of their folder and keeps
 away from inodes that were freed in the last minutes, past all of which it looks at each creation; so the folders of a
@@ -7,12 +9,48 @@ log are spread over the file system (`spread_below`). Blocking.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import struct
+from pathlib import Path
+
+from datatask.schema.errors import CallerError
+
+CHUNK_BYTES = 1 << 20
+
+
+class LocalPlace:
+    """One run's folder here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def read(self, name: str, offset: int) -> bytes:
+        """Return what `stdout` or `stderr` has from an offset on, at most 1 MiB; nothing where it is not there (yet)."""
+        try:
+            with (self._folder / name).open("rb") as file:
+                file.seek(offset)
+                return file.read(CHUNK_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    async def enter(self) -> int:
+        """Open a shell in the folder, on the terminal if there is one; return its exit code."""
+        try:
+            shell = await asyncio.create_subprocess_exec(
+                os.environ.get("SHELL", "/bin/sh"), cwd=self._folder / "cwd"
+            )
+        except OSError as error:
+            raise CallerError(f"{error.strerror}: {error.filename}", where=str(self._folder)) from error
+        return await shell.wait()
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
 
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 _TOP_OF_TREES = 0x00020000

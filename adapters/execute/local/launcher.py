@@ -25,18 +25,16 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import cgroups, folders, keeper, outputs, owners, situation
-from datatask.adapters.execute.local.doubts import Doubts
-from datatask.adapters.execute.local.engines import Engine, Engines
-from datatask.adapters.execute.local.families import MARK, Families, signal_group
-from datatask.adapters.execute.local.headroom import Headroom
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.base.shutdowns import Doubts, of_a_signal, stopped_from_outside
+from datatask.adapters.execute.local import cgroups, folders, outputs, owners, spawning, subreaper
+from datatask.adapters.execute.local.engine_connections import Engine, Engines
 from datatask.adapters.execute.local.journal import Facts, Journal, Syncs
 from datatask.adapters.execute.local.outputs import Files, Outputs
 from datatask.adapters.execute.local.owners import Owners
+from datatask.adapters.execute.local.process_limits import Headroom
+from datatask.adapters.execute.local.process_tree import MARK, Families, Strangers, signal_group
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
-from datatask.adapters.execute.local.strangers import Strangers
-from datatask.adapters.execute.outside import of_a_signal, stopped_from_outside
 
 LOCK = "launcher.lock"
 JOURNAL = "journal"
@@ -58,13 +56,13 @@ VANISHED = "the launcher was killed and the process is gone; nobody recorded how
 class Launcher:
     """All runs of one directory, `{directory}/{log}/{identity}/`, and the engines that are connected."""
 
-    def __init__(self, directory: str, keepers: Sequence[keeper.Keeper] = ()) -> None:
+    def __init__(self, directory: str, keepers: Sequence[subreaper.Keeper] = ()) -> None:
         self.place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.directory = directory = (
             f"/proc/self/fd/{self.place}"  # the same one, however it is called by and by
         )
         self.keepers = keepers
-        self.situation = situation.present()
+        self.situation = spawning.present()
         self.goes_on = True
         self.doubts = Doubts()
         self.held: dict[str, Facts] = {}
@@ -99,7 +97,7 @@ class Launcher:
         self.syncs = Syncs(self.journal, lambda: signalled.send(b"."))
         signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in keeper.GOODBYES:
+        for number in subreaper.GOODBYES:
             signal.signal(number, lambda *_: self.doubts.told_to_end())
         self.selector.register(wake, selectors.EVENT_READ, "child")
         if self.outputs.cuts.fileno() >= 0:
@@ -224,7 +222,7 @@ class Launcher:
         pid: int,
         start: int,
         home: list[Any],
-        wanted: situation.Situation | None = None,
+        wanted: spawning.Situation | None = None,
     ) -> None:
         """An engine says whose runs it is about; a live engine of another log, or of a copy, keeps the directory."""
         for other in self.engines:
@@ -243,7 +241,7 @@ class Launcher:
             self.owners.move(log, home)
         engine.log, engine.epoch, engine.home = log, epoch, home
         engine.pid, engine.start = pid, start
-        engine.unfit = situation.differences(wanted, self.situation) if wanted else ""
+        engine.unfit = spawning.differences(wanted, self.situation) if wanted else ""
         engine.tell({"hello": os.getpid(), "boot": self.boot})
 
     def do_bye(self, engine: Engine) -> None:
@@ -615,7 +613,7 @@ class Launcher:
         until = since + proctable.ticks(SPAWN_SECONDS_MAX)
         zombies = {
             child.start: pid
-            for one in self.keepers or (keeper.Keeper(os.getppid(), 0),)
+            for one in self.keepers or (subreaper.Keeper(os.getppid(), 0),)
             for pid, child in proctable.children(one.pid).items()
             if child.is_zombie
             and child.session == pid
@@ -665,16 +663,16 @@ def main(directory: str) -> int:
     except BlockingIOError:
         return 0
     place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return keeper.keep(lambda keepers: _serve(f"/proc/self/fd/{place}", lock, keepers))
+    return subreaper.keep(lambda keepers: _serve(f"/proc/self/fd/{place}", lock, keepers))
 
 
-def _serve(directory: str, lock: int, keepers: Sequence[keeper.Keeper]) -> int:
+def _serve(directory: str, lock: int, keepers: Sequence[subreaper.Keeper]) -> int:
     """Serve; where that is over before the runs are, be what keeps them: of the next launcher, or beside it."""
     _close_all_but(lock, int(os.path.basename(directory)))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return keeper.RETIRED  # the launcher before us has left the directory to another one
+        return subreaper.RETIRED  # the launcher before us has left the directory to another one
     proctable.adopt_orphans()  # so that they do not pile up as zombies where pid 1 reaps none
     pid = str(os.getpid()).encode()
     os.pwrite(lock, pid, 0)  # never empty: who reads it may be about to signal what it names
@@ -684,10 +682,10 @@ def _serve(directory: str, lock: int, keepers: Sequence[keeper.Keeper]) -> int:
         return 0
     if launcher.keepers:
         launcher.hang_up()
-        return keeper.keep(lambda above: _serve(directory, lock, above), launcher.keepers)
+        return subreaper.keep(lambda above: _serve(directory, lock, above), launcher.keepers)
     fcntl.flock(lock, fcntl.LOCK_UN)
     launcher.hang_up()
-    keeper.linger()
+    subreaper.linger()
     return 0
 
 

@@ -15,13 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.local import leftovers, owners
-from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.local.places import LocalPlace
-from datatask.adapters.execute.local.runner import WHERE, LocalRunner
-from datatask.adapters.execute.local.state import default_path, path_of_earlier_versions
-from datatask.adapters.execute.targets import (
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.base.targets import (
     STDOUT,
     AbstractProcessManager,
     Leftover,
@@ -29,10 +24,15 @@ from datatask.adapters.execute.targets import (
     RunPlace,
     _StderrIsStdout,
 )
+from datatask.adapters.execute.local import cleanup, owners
+from datatask.adapters.execute.local.cleanup import default_path, path_of_earlier_versions
+from datatask.adapters.execute.local.client import LauncherClient
+from datatask.adapters.execute.local.folders import LocalPlace
+from datatask.adapters.execute.local.runner import WHERE, LocalRunner
 from datatask.engine.ports import (
     Runner,
 )
-from datatask.schema.expected import PATH, TEXT, expect
+from datatask.schema.errors import PATH, TEXT, expect
 from datatask.schema.ids import check_name
 
 
@@ -70,7 +70,7 @@ class LocalLinuxManager(AbstractProcessManager):
         """Return what is left of runs of every log below `basedir`, and of copies beside it."""
         found = []
         for where, place in self._places().items():
-            found += await asyncio.to_thread(leftovers.list_runs, place, where)
+            found += await asyncio.to_thread(cleanup.list_runs, place, where)
         return found
 
     async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
@@ -78,7 +78,7 @@ class LocalLinuxManager(AbstractProcessManager):
         removed = []
         for where, place in self._places().items():
             names = [run.identity for run in runs if run.where == where]
-            gone = await asyncio.to_thread(leftovers.remove_runs, place, names)
+            gone = await asyncio.to_thread(cleanup.remove_runs, place, names)
             removed += [run for run in runs if run.where == where and run.identity in gone]
         return removed
 

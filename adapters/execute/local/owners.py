@@ -13,7 +13,7 @@ import os
 from collections.abc import Container
 from typing import Any
 
-from datatask.adapters.execute import proctable
+from datatask.adapters.execute.base import proctable
 
 Claim = dict[str, Any]
 Home = list[Any]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from datatask.adapters.execute.endings import (
+from datatask.adapters.execute.base.endings import (
     OUT_OF_MEMORY_PERHAPS,
     UNSTARTED,
     ended_by_machine,
@@ -24,32 +24,20 @@ from datatask.adapters.execute.endings import (
     stopped_ending,
     unstarted_ending,
 )
-from datatask.adapters.execute.local import collecting, folders
+from datatask.adapters.execute.base.pressure import NO_ROOM, OCCUPIED, Pressure, is_momentary
+from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
+from datatask.adapters.execute.base.targets import STDOUT, Recipe, _StderrIsStdout
+from datatask.adapters.execute.local import collect, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
-from datatask.adapters.execute.outside import hit_us_too, stopped_from_outside
-from datatask.adapters.execute.pressure import NO_ROOM, OCCUPIED, Pressure, is_momentary
-from datatask.adapters.execute.targets import (
-    STDOUT,
-    Recipe,
-    _StderrIsStdout,
-)
-from datatask.engine.binding import RunContext, current_run
-from datatask.engine.calls import error_info
-from datatask.engine.ports import (
-    Adopted,
-    Ended,
-    Reachable,
-    RunSpec,
-    Sink,
-    Started,
-    Unreachable,
-    Write,
-)
-from datatask.engine.repositories import BlobRepository
-from datatask.engine.services import current
-from datatask.engine.streams import BLOCK_BYTES
+from datatask.engine.api.binding import RunContext, current_run
+from datatask.engine.api.repositories import BlobRepository
+from datatask.engine.api.streams import BLOCK_BYTES
+from datatask.engine.ports import Sink
+from datatask.engine.runtime.calls import error_info
+from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
 
 WHERE = "local"
 SECOND = 1_000_000_000
@@ -314,8 +302,8 @@ class LocalRunner:
     def _collect(self, run: _Open, ending: Ending, message: Message) -> None:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
         identity, names = run.spec.identity, self._repositories()
-        outputs = collecting.outputs_of(message, self._client.folder(identity), names)
-        wrong = collecting.wrong_of(message, names)
+        outputs = collect.outputs_of(message, self._client.folder(identity), names)
+        wrong = collect.wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
             self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
         elif self._client.is_moved():
@@ -327,9 +315,9 @@ class LocalRunner:
             self._services.mind(run.collecting, "the collecting of a local run's output")
 
     async def _rescue(
-        self, run: _Open, ending: Ending, outputs: dict[str, collecting.Output], wrong: dict[str, str]
+        self, run: _Open, ending: Ending, outputs: dict[str, collect.Output], wrong: dict[str, str]
     ) -> None:
-        found, missing = await asyncio.to_thread(collecting.collect, outputs)
+        found, missing = await asyncio.to_thread(collect.collect, outputs)
         self._collected(run, ending, found, wrong | missing)
 
     def _collected(self, run: _Open, ending: Ending, found: dict[str, Path], wrong: dict[str, str]) -> None:

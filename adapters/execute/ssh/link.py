@@ -24,8 +24,8 @@ from urllib.parse import quote, unquote
 
 import asyncssh
 
-from datatask.adapters.execute import proctable
-from datatask.adapters.execute.ssh.connecting import mapped
+from datatask.adapters.execute.base import proctable
+from datatask.adapters.execute.ssh.connections import mapped
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
 
 SETUP_SECONDS = 20.0

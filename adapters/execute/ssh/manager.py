@@ -19,14 +19,7 @@ from typing import Any, Literal
 
 import asyncssh
 
-from datatask.adapters.execute.ssh.connecting import Connect, SSHHost, mapped
-from datatask.adapters.execute.ssh.leftovers import list_runs, remove_runs
-from datatask.adapters.execute.ssh.link import let_go, open_sftp
-from datatask.adapters.execute.ssh.places import SSHPlace
-from datatask.adapters.execute.ssh.placing import Hosts
-from datatask.adapters.execute.ssh.runner import SSHRunner
-from datatask.adapters.execute.ssh.target import Target
-from datatask.adapters.execute.targets import (
+from datatask.adapters.execute.base.targets import (
     STDOUT,
     AbstractProcessManager,
     Leftover,
@@ -34,6 +27,12 @@ from datatask.adapters.execute.targets import (
     RunPlace,
     _StderrIsStdout,
 )
+from datatask.adapters.execute.ssh.connections import Connect, SSHHost, mapped
+from datatask.adapters.execute.ssh.contact import Target
+from datatask.adapters.execute.ssh.folders import SSHPlace, list_runs, remove_runs
+from datatask.adapters.execute.ssh.link import let_go, open_sftp
+from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.runner import SSHRunner
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_name

@@ -11,9 +11,9 @@ import asyncio
 from collections import OrderedDict
 from decimal import Decimal
 
-from datatask.adapters.execute.ssh.connecting import SSHHost
-from datatask.adapters.execute.ssh.target import Target
-from datatask.adapters.execute.targets import Recipe
+from datatask.adapters.execute.base.targets import Recipe
+from datatask.adapters.execute.ssh.connections import SSHHost
+from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources

@@ -11,37 +11,37 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from datatask.adapters.execute.endings import (
+from datatask.adapters.execute.base.endings import (
     ended_by_machine,
     judged,
     on_full_disk,
     stopped_ending,
     unstarted_ending,
 )
-from datatask.adapters.execute.outside import NEAR_SECONDS, stopped_from_outside
-from datatask.adapters.execute.pressure import Pressure, is_momentary
-from datatask.adapters.execute.ssh import questions
-from datatask.adapters.execute.ssh.collecting import Contents, differs, drop, fetch, kept, writes
+from datatask.adapters.execute.base.pressure import Pressure, is_momentary
+from datatask.adapters.execute.base.shutdowns import NEAR_SECONDS, stopped_from_outside
+from datatask.adapters.execute.base.targets import Recipe
+from datatask.adapters.execute.ssh import agent_messages
+from datatask.adapters.execute.ssh.agent_messages import Record, parse
+from datatask.adapters.execute.ssh.contact import LinkLostError, Target
 from datatask.adapters.execute.ssh.placing import Hosts
-from datatask.adapters.execute.ssh.records import Record, parse
-from datatask.adapters.execute.ssh.target import LinkLostError, Target
-from datatask.adapters.execute.ssh.transfers import make_folder, upload
-from datatask.adapters.execute.targets import Recipe
-from datatask.engine.binding import RunContext, current_run
-from datatask.engine.calls import error_info
-from datatask.engine.ports import (
-    Adopted,
-    Ended,
-    Noticed,
-    Reachable,
-    RunSpec,
-    Sink,
-    Started,
-    Unreachable,
+from datatask.adapters.execute.ssh.transfers import (
+    Contents,
+    differs,
+    drop,
+    fetch,
+    kept,
+    make_folder,
+    upload,
+    writes,
 )
-from datatask.engine.services import current
+from datatask.engine.api.binding import RunContext, current_run
+from datatask.engine.ports import Sink
+from datatask.engine.runtime.calls import error_info
+from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable
 
 SECOND = 1_000_000_000
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
@@ -164,7 +164,7 @@ class SSHRunner:
         assert run.target is not None
         self._sweep([])
         variables = self._hosts.variables(self._recipe)
-        question = questions.start(
+        question = agent_messages.start(
             self._recipe, run.target.name(spec.identity), variables, script, again=run.again
         )
         run.target.watch(spec.identity, self, question)
@@ -189,7 +189,7 @@ class SSHRunner:
             try:
                 async with asyncio.timeout(WAIT_SECONDS):
                     await run.target.up()
-                if questions.travels(self._recipe, script):
+                if agent_messages.travels(self._recipe, script):
                     await make_folder(run.target, identity)
                 else:
                     await upload(run.target, identity, script, self._recipe.stdin, job)

@@ -1,0 +1,130 @@
+"""`plan`: what would be launched now and why, and how the definition differs from the recorded one.
+
+In: the pipeline and a copy of the recorded state. The copy takes the new definition, learns by listing what the
+stores hold now, evaluates what decisions need, and decides. Nothing of it is kept: no lease, no byte, no run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datatask.adapters.cli.options import command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.recorded import look, recorded_state
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.wiring.event_loop import run_in_loop
+from datatask.engine.core import decide as deciding
+from datatask.engine.core.state import State
+from datatask.schema import definition as d
+from datatask.schema import events as e
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
+
+DIFFERENT = 3
+SHOWN_MAX = 20
+
+
+@command("plan", example="datatask plan\ndatatask -p pipeline.py plan --exit-code")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
+              help="At most this many launches, as in one round.")  # fmt: skip
+@click.option(
+    "--exit-code", "wanted", is_flag=True, help="Exit with 3 when something would be launched or differs."
+)
+def plan(settings: Settings, limit: int, wanted: bool) -> int:
+    """Show what would be launched now, what holds the rest back, and how the definition changed.
+
+    Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
+    "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}]}.
+    """
+    pipeline = settings.load_pipeline()
+    state, round, differences = foresee(pipeline, limit)
+    shape = {
+        "log": pipeline.log_location(),
+        "launches": [_launch(decision) for decision in round.decisions],
+        "held": _held(state, round),
+        "definition": differences,
+    }
+    _tell(Output(settings), shape)
+    return DIFFERENT if wanted and (round.decisions or differences) else 0
+
+
+def foresee(pipeline: Pipeline, limit: int) -> tuple[State, deciding.Round, list[dict[str, Any]]]:
+    """Return a copy of the state that has seen the stores, what a round on it decides, and how the definition differs."""
+    state, recorded = recorded_state(pipeline)
+    differences = list(_differences(recorded, pipeline.declare().definition))
+    now = max(SystemClock().now(), state.at)
+    run_in_loop(look(pipeline, state, now))
+    return state, deciding.decide(state, now, bound=limit), differences
+
+
+def _launch(decision: e.LaunchDecided) -> dict[str, Any]:
+    from datatask.adapters.history.shapes import units
+
+    return {
+        "task": decision.task,
+        "job": decision.job,
+        "attempt": decision.attempt,
+        "priority": decision.priority,
+        "resources": units(decision.resources),
+    }
+
+
+def _held(state: State, round: deciding.Round) -> dict[str, dict[str, Any]]:
+    launched: dict[str, int] = {}
+    for decision in round.decisions:
+        launched[decision.task or ""] = launched.get(decision.task or "", 0) + 1
+    found = {}
+    for task in state.tasks.values():
+        waiting = len(task.queue) + len(task.awaiting) - launched.get(task.name, 0)
+        if waiting > 0:
+            found[task.name] = {
+                "waiting": waiting,
+                "constraint": round.constraints.get(task.name, "evaluation"),
+            }
+    return found
+
+
+def _differences(before: d.PipelineDef | None, after: d.PipelineDef) -> Iterator[dict[str, Any]]:
+    """Yield what was added, removed or changed, by name."""
+    for what in ("tasks", "repositories", "quotas"):
+        noun = {"tasks": "task", "repositories": "repository", "quotas": "quota"}[what]
+        old = _by_name(getattr(before, what)) if before is not None else {}
+        new = _by_name(getattr(after, what))
+        for name in [*old, *(name for name in new if name not in old)]:
+            if name not in new:
+                yield {"op": "removed", "what": noun, "name": name, "fields": []}
+            elif name not in old:
+                yield {"op": "added", "what": noun, "name": name, "fields": []}
+            elif old[name] != new[name]:
+                fields = [
+                    f for f in old[name].__struct_fields__ if getattr(old[name], f) != getattr(new[name], f)
+                ]
+                yield {"op": "changed", "what": noun, "name": name, "fields": fields}
+
+
+def _by_name(parts: tuple[Any, ...]) -> dict[str, Any]:
+    return {getattr(part, "name", None) or part.id: part for part in parts}
+
+
+def _tell(output: Output, shape: dict[str, Any]) -> None:
+    if output.json:
+        output.document(shape)
+        return
+    for found in shape["definition"]:
+        fields = f" ({', '.join(found['fields'])})" if found["fields"] else ""
+        output.line(shown(f"definition: {found['op']} {found['what']} {found['name']}{fields}"))
+    launches = shape["launches"]
+    for launch in launches[:SHOWN_MAX]:
+        attempt = f", attempt {launch['attempt']}" if launch["attempt"] > 1 else ""
+        output.line(shown(f"launch {launch['task']} {launch['job']}{attempt}"))
+    if len(launches) > SHOWN_MAX:
+        output.line(f"… and {len(launches) - SHOWN_MAX} more")
+    for name, held in shape["held"].items():
+        output.line(shown(f"held: {name}: {held['waiting']} wait: {held['constraint']}"))
+    if not (launches or shape["definition"] or shape["held"]):
+        output.line("nothing to do")

@@ -1,0 +1,109 @@
+"""`replay`: a log folded from its beginning, as a state, verified, against another definition, or step by step.
+
+In: a log, nothing else; no checkpoint is used. Out: how many events, how far, what does not hold or would have been
+different, and the state that follows. Exit code 3 tells of either. The work is in `adapters/history/replay`.
+
+`--against PIPELINE`: the other definition, from whatever names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from datatask.adapters.cli.loading import load, parse_reference
+from datatask.adapters.cli.options import WHEN, command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.progress_bar import progress_bar
+from datatask.adapters.cli.recorded import opened
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.status import lines
+from datatask.adapters.history.compare import Other, other_of, read_definition, texts
+from datatask.adapters.history.moments import When, position_of
+from datatask.adapters.history.replay import Replayed, replayed
+from datatask.adapters.log.locate import at_home, locate
+from datatask.adapters.log.reader import LogReader
+from datatask.schema.errors import CallerError
+
+DIFFERENT = 3
+
+
+@command(
+    "replay",
+    example="datatask replay --at -1h\ndatatask replay .datatask/log.db --verify --json\n"
+    "datatask replay --against changed.py\ndatatask replay --step",
+)
+@click.argument("place", required=False, metavar="[LOG]")
+@click.option("--step", is_flag=True, help="Walk through event by event; `help` tells how.")
+@click.option(
+    "--verify", "checks", is_flag=True, help="Also check the chain, and each decision where it stands."
+)
+@click.option(
+    "--at", type=WHEN, metavar="WHEN", help="Only up to a position, an ISO time or an age such as -2h."
+)
+@click.option(
+    "--against",
+    metavar="PIPELINE",
+    help="Also tell what would have been different under this definition: FILE[:NAME], MODULE[:NAME], a definition"
+    " in JSON, or another log.",
+)
+def replay(
+    settings: Settings, place: str | None, at: When | None, checks: bool, step: bool, against: str | None
+) -> int:
+    """Fold a log from its beginning, without any checkpoint, and show the state that follows.
+
+    Exit code 3 when something does not hold or would have been different. With --json: {"events", "head", "chain",
+    "divergences", "differences", "seconds", "state"}.
+    """
+    output = Output(settings)
+    if step and (checks or against is not None or output.json):
+        raise CallerError("--step walks by itself", remedy="leave out --verify, --against and --json")
+    other = other_definition(against) if against is not None else None
+    with _reading(settings, place) as reader:
+        until = position_of(reader, at)
+        if step:
+            from datatask.adapters.cli.replay_step import walk
+
+            walk(output, reader, until if at is not None else 0)
+            return 0
+        with progress_bar(output, "replaying", until) as progress:
+            found = replayed(reader, until, verify=checks, against=other, progress=progress)
+    _tell(output, found, reader, compared=other is not None and found.head == until)
+    return DIFFERENT if found.divergences or found.differences else 0
+
+
+@contextmanager
+def _reading(settings: Settings, place: str | None) -> Iterator[LogReader]:
+    if place is not None:
+        if settings.log is not None:
+            raise CallerError("two logs are named", remedy="leave out --log or the argument")
+        settings.log = place
+    with opened(settings) as reader:
+        yield reader
+
+
+def _tell(output: Output, found: Replayed, reader: LogReader, *, compared: bool) -> None:
+    shape = found.to_json()
+    if output.json:
+        output.document({name: shape[name] for name in output.chosen(tuple(shape))})
+        return
+    for one in found.divergences:
+        output.line(shown(f"{reader.path.name} {one}"))
+    output.line(found.summary())
+    output.line()
+    for line in lines(shape["state"]):
+        output.line(line)
+    if compared:
+        for line in texts(list(found.differences), found.skipped):
+            output.line(shown(line))
+
+
+def other_definition(text: str) -> Other:
+    """Return the definition of a pipeline (as -p names one: declared, not run), of a JSON file, or of a log."""
+    path = locate(text).path if "://" in text else at_home(text)
+    found = read_definition(path) if path is not None else None
+    if found is not None:
+        return found
+    return other_of(load(parse_reference(text)).pipeline)

@@ -1,0 +1,302 @@
+"""`run` and `update`: the engine at work, how it is going, and what to look at afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datatask.adapters.cli import progress as showing
+from datatask.adapters.cli.asking import ANSWER_SECONDS, Change, Done, who
+from datatask.adapters.cli.options import changing, command
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.progress import Progress
+from datatask.adapters.cli.settings import Settings, near
+from datatask.adapters.history.moments import words
+from datatask.adapters.history.verify.progress import UpTo, verified
+from datatask.adapters.log.locate import locate
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.wiring.event_loop import run_in_loop
+from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
+from datatask.adapters.wiring.last_bound import guard
+from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
+from datatask.schema.requests import AcceptLoss
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Outcome, Pipeline
+
+TIMED_OUT = 7
+ROUND_MAX = 1000
+TOLD_MAX = 5
+
+
+@command(
+    "run",
+    example="datatask run\ndatatask run --forever\ndatatask -p pipeline.py run --timeout 3600 --failures-ok",
+)
+@click.option("--accept-loss", multiple=True, metavar="REPO",
+              help="Believe that what vanished from this repository, or with it, is gone.")  # fmt: skip
+@click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+              help="Stop after this many seconds (exit code 7).")  # fmt: skip
+@click.option("--grace", type=click.FloatRange(min=0), metavar="S",
+              help="Once it is to end, wait for what runs, and for what is slow, so many seconds at most (10).")  # fmt: skip
+@click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
+@click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")
+@changing
+def run(
+    settings: Settings, forever: bool, launch_once: bool, timeout: float | None, grace: float | None,
+    failures_ok: bool, accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool,
+) -> int:  # fmt: skip
+    """Work until all is quiet.
+
+    A first Ctrl-C launches nothing more and waits for what runs as long as --grace says, a second one abandons it. Exit codes: 0 done,
+    1 jobs failed, 6 jobs wait for what cannot come, 7 time-out, 130 interrupted.
+    """
+    if forever and launch_once:
+        raise CallerError("--forever and --launch-once contradict each other", remedy="leave out one of them")
+    pipeline = settings.load_pipeline()
+    if dry_run:
+        return _foretell(settings, pipeline, "run", exit_code)
+    pipeline.accepted |= set(accept_loss)
+    if grace is not None:
+        pipeline.grace_seconds = grace
+    work = _Work(settings, pipeline, failures_ok)
+    try:
+        return run_in_loop(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
+    except LeaseHeldError:
+        _accept_elsewhere(pipeline, accept_loss, reason)
+        raise
+
+
+@command("update", example="datatask update\ndatatask update --dry-run")
+@click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
+@changing
+def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, exit_code: bool) -> int:
+    """Work one round: look at the world, launch what may start, wait for what cannot run on by itself."""
+    if dry_run:
+        return _foretell(settings, settings.load_pipeline(), "update", exit_code)
+    work = _Work(settings, settings.load_pipeline(), failures_ok)
+    return run_in_loop(work.update())
+
+
+def _foretell(settings: Settings, pipeline: Pipeline, verb: str, wanted: bool) -> int:
+    """Tell what the first round would put in force and launch; `plan` tells more."""
+    from datatask.adapters.cli.plan import foresee
+    from datatask.adapters.cli.verbs import told
+
+    _, round, differences = foresee(pipeline, ROUND_MAX)
+    changes = [
+        Change("define", about=f"{found['op']} {found['what']} {found['name']}") for found in differences
+    ]
+    changes += [Change("launch", task=decision.task, job=decision.job) for decision in round.decisions]
+    return told(Output(settings), Done(changes, None, "none"), verb, True, wanted)
+
+
+def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...], reason: str) -> None:
+    """Tell the engine that runs what it was to believe."""
+    path = locate(pipeline.log_location()).path
+    if not repositories or path is None:
+        return
+    from datatask.adapters.cli.asking import refused
+    from datatask.adapters.log.inbox_client import ask
+
+    for repository in repositories:
+        request = AcceptLoss(**who("run", reason), repository=repository)
+        reply = ask(path, request, timeout_seconds=ANSWER_SECONDS)
+        if reply.refusal is not None:
+            raise refused(reply.refusal)
+
+
+class _Work:
+    """One `run` or `update`: what it prints, and the exit code."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, failures_ok: bool) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._failures_ok = failures_ok
+        self._output = Output(settings)
+
+    async def run(self, *, timeout: float | None, **options: Any) -> int:
+        """Open, work, tell, close. The time-out is for the work; opening may take half of the grace from the closing."""
+        grace = self._pipeline.grace_seconds
+        began = time.monotonic()
+        if timeout is not None:
+            seconds = timeout + grace + SPARE_SECONDS
+            guard.within(seconds, TIMED_OUT, f"not ended {seconds:g} s after its start: {BLOCKED}")
+
+        async def work(interrupts: Interrupts) -> int:
+            if timeout is None:
+                return await self._run(interrupts, options)
+            late = time.monotonic() - began
+            code = await self._run(
+                interrupts, {**options, "timeout": min(timeout, timeout + grace / 2 - late)}, timeout
+            )
+            self._pipeline.hurry(began + timeout + grace - time.monotonic())
+            return code
+
+        return await self._open(work, None if timeout is None else timeout + grace / 2)
+
+    async def _open(self, work: Callable[[Interrupts], Awaitable[int]], seconds: float | None = None) -> int:
+        """Open the pipeline, do the work, close it again; a signal ends each of these."""
+        pipeline = self._pipeline
+        with Interrupts(pipeline, self._output.say, guard=guard) as interrupts:
+            try:
+                try:
+                    async with asyncio.timeout(seconds) as limit:
+                        await pipeline.open()
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    raise TimeLimitError(
+                        f"not open after {seconds:g} s", remedy="see `datatask doctor`"
+                    ) from None
+                try:
+                    return await work(interrupts)
+                finally:
+                    await pipeline.close()
+            except asyncio.CancelledError:
+                interrupts.swallow()
+                return INTERRUPTED
+
+    async def _run(
+        self, interrupts: Interrupts, options: dict[str, Any], timeout: float | None = None
+    ) -> int:
+        pipeline, progress = self._pipeline, Progress(self._pipeline)
+        self._start()
+        outcome: Outcome | None = None
+        timed_out = False
+        try:
+            async with showing.shown(self._output, progress):
+                outcome = await pipeline.run(**options)
+        except TimeLimitError as limit:
+            timed_out = True
+            self._output.say(f"datatask: not quiet after {timeout:g} s; {limit.remedy}")
+        except asyncio.CancelledError:
+            interrupts.swallow()
+        progress.close()
+        outcome = outcome or pipeline.outcome()
+        code = self._code(outcome, interrupted=interrupts.count > 0, timed_out=timed_out)
+        self._tell(outcome, progress, code)
+        return code
+
+    async def update(self) -> int:
+        """Open, work one round, wait for what would end with us, close."""
+        return await self._open(self._update)
+
+    async def _update(self, interrupts: Interrupts) -> int:
+        pipeline = self._pipeline
+        try:
+            await pipeline.update()
+            while pipeline.is_ending:
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            interrupts.swallow()
+        failed = any(task.failed.count for task in pipeline.state.tasks.values())
+        live = len(pipeline.state.open_runs)
+        if self._output.json:
+            self._output.document({"failed": failed, "live": live})
+        return INTERRUPTED if interrupts.count else 1 if failed and not self._failures_ok else 0
+
+    def _code(self, outcome: Outcome, *, interrupted: bool, timed_out: bool) -> int:
+        if interrupted or outcome.interrupted:
+            return INTERRUPTED
+        if timed_out:
+            return TIMED_OUT
+        if outcome.failed and not self._failures_ok:
+            return 1
+        return 6 if outcome.stuck else 0
+
+    def _start(self) -> None:
+        if self._output.json or self._output.draws:
+            return
+        waiting = sum(len(task.queue) + len(task.awaiting) for task in self._pipeline.state.tasks.values())
+        count = len(self._pipeline.tasks)
+        self._output.progress(
+            f"started: {count} task{'s' * (count != 1)}, {waiting} ready, log {self._place()}"
+        )
+
+    def _place(self) -> str:
+        path = locate(self._pipeline.log_location()).path
+        return "in memory" if path is None else near(path)
+
+    def _tell(self, outcome: Outcome, progress: Progress, code: int) -> None:
+        if self._output.json:
+            self._output.document(self._shape(outcome, progress, code))
+            return
+        ended = sum(progress.ended.values())
+        parts = [f"{count} {name}" for name, count in sorted(progress.ended.items())]
+        if (known := self._verified()) is not None:
+            self._output.say(str(known))
+        word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
+        runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")
+        self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
+        for line in [*self._outputs(), *self._advice(outcome)]:
+            self._output.line(shown(line))
+
+    def _verified(self) -> UpTo | None:
+        """Return how far the log is known to hold: by this engine, else by those before it."""
+        path = locate(self._pipeline.log_location()).path
+        if path is None:
+            return None
+        with LogReader(path) as reader:
+            known = verified(reader)
+        return known._replace(position=max(known.position, self._pipeline.verified))
+
+    def _outputs(self) -> list[str]:
+        """Return where the tasks' output files are: the newest one of each link, and how many more there are."""
+        from datatask.adapters.store.files import FileRepositoryBase
+
+        lines = []
+        for name, task in self._pipeline.tasks.items():
+            for link, repository in task.output.items():
+                if isinstance(repository, FileRepositoryBase) and (newest := self._newest(repository.id)):
+                    count = self._pipeline.state.leaves[repository.id].count
+                    more = f" and {count - 1} more" if count > 1 else ""
+                    lines.append(f"output: {name}.{link}: {near(repository.fullpath(newest))}{more}")
+        return lines
+
+    def _newest(self, repository: str) -> str | None:
+        state = self._pipeline.state
+        leaf = state.leaves[repository]
+        newest = max(leaf.members(state.masks), key=lambda job: leaf.positions[job], default=None)
+        return None if newest is None else state.jobs[newest]
+
+    def _advice(self, outcome: Outcome) -> list[str]:
+        """Return what is not as it should be, each with a command that explains it."""
+        if locate(self._pipeline.log_location()).path is None:
+            return [f"stuck: {reason}: {count} jobs" for reason, count in outcome.stuck.items()]
+        state = self._pipeline.state
+        lines = []
+        for name in self._pipeline.tasks:
+            task = state.tasks[name]
+            if task.failed.count:
+                (first,) = [state.jobs[job] for job in list(task.failed.members(state.masks))[:1]]
+                lines.append(f"failed: {name}: {task.failed.count} job{'s' * (task.failed.count != 1)}; see: "
+                             + self._settings.command("why", name, first))  # fmt: skip
+                lines.append(f"  what happened to it: {self._settings.command('trace', first)}")
+                lines.append(f"  and when:            {self._settings.command('log', '--job', first)}")
+        for reason, count in list(outcome.stuck.items())[:TOLD_MAX]:
+            task_name = reason.partition(":")[0]
+            see = f"; see: {self._settings.command('why', task_name)}" if task_name in state.tasks else ""
+            lines.append(f"stuck: {reason}: {count} job{'s' * (count != 1)}{see}")
+        if state.open_runs:
+            lines.append(f"still running: {len(state.open_runs)}; see: {self._settings.command('runs')}")
+        return lines
+
+    def _shape(self, outcome: Outcome, progress: Progress, code: int) -> dict[str, Any]:
+        return {
+            "exit_code": code,
+            "seconds": round(progress.seconds, 6),
+            "launched": progress.launched,
+            "ended": progress.ended,
+            "failed": outcome.failed,
+            "stuck": outcome.stuck,
+            "interrupted": code == INTERRUPTED,
+            "timed_out": code == TIMED_OUT,
+            "log": self._pipeline.log_location(),
+            "verified": None if (known := self._verified()) is None else known._asdict(),
+        }

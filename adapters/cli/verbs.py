@@ -1,0 +1,210 @@
+"""`launch`, `cancel`, `retry`, `pause`, `resume`: what people ask of an engine, running or not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datatask.adapters.cli.asking import Change, Done, Wish, carry_out, exit_code, shape, sliced, who
+from datatask.adapters.cli.options import JOB, changing, command, waits
+from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.recorded import changed, recorded
+from datatask.adapters.cli.settings import Settings
+from datatask.adapters.cli.terminal import note_interrupts
+from datatask.adapters.history import shapes
+from datatask.adapters.history.states import follow
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.engine.ports import Blobs
+from datatask.schema import requests as r
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.wiring.pipeline import Pipeline
+
+Requests = Callable[[TaskState, State], Iterable[Wish]]
+
+
+def told(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> int:
+    """Print what a command did, one line a change, and return its exit code."""
+    if output.json:
+        output.document(shape(done, verb, dry_run))
+    for change in [] if output.json else done.changes:
+        about = " ".join(part for part in change[1:] if part is not None)
+        output.line(shown(f"would {change.op} {about}" if dry_run else f"{change.op} {about}"))
+    if not done.changes and not output.json:
+        output.say("nothing to do")
+    return exit_code(done, dry_run, wanted)
+
+
+@command(
+    "launch",
+    example="datatask launch resize cat\ndatatask launch resize cat --force --sync --reason 'second look'",
+)
+@click.argument("task")
+@click.argument("job", type=JOB)
+@click.option("--meta/--no-meta", default=True, help="Write the done entry (default), or do not.")
+@click.option("--over-quota", is_flag=True, help="Although it does not fit its quota.")
+@click.option("--sync", is_flag=True, help="Wait until the run has ended; exit code 1 when it failed.")
+@click.option("-f", "--force", is_flag=True, help="Although the job is not ready.")
+@changing
+def launch(
+    settings: Settings, task: str, job: str, force: bool, sync: bool, over_quota: bool, meta: bool,
+    dry_run: bool, reason: str, exit_code: bool,
+) -> int:  # fmt: skip
+    """Launch one job now, ahead of the queue."""
+    if sync and "DATATASK_INPUTS" in os.environ:
+        return _work(settings, task, job)
+
+    def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
+        found = shapes.find_task(state, task)
+        index = state.job_index.get(job)
+        if dry_run and not force and (index is None or index not in found.queue):
+            raise CallerError(
+                "Task is not ready to launch - use -f to force",
+                where=f"{task} {job}",
+                remedy=f"see `{settings.command('why', task, job)}`",
+            )
+        request = r.LaunchJob(
+            **who("launch", reason), task=task, job=job, force=force, over_quota=over_quota, meta=meta
+        )
+        yield Wish(request, (Change("launch", task=task, job=job),))
+
+    async def wait(pipeline: Pipeline) -> None:
+        if pipeline.tasks[task].outlives and not sync:
+            return  # closing would end any other run
+        while pipeline.runtime.failure is None and any(
+            (run.task, pipeline.state.jobs[run.job]) == (task, job) for run in _open_runs(pipeline.state)
+        ):
+            await asyncio.sleep(0.02)
+
+    done = carry_out(settings, plan, dry_run=dry_run, afterwards=wait)
+    code = told(Output(settings), done, "launch", dry_run, exit_code)
+    return _ended(settings, task, job) if sync and not dry_run else code
+
+
+def _work(settings: Settings, task: str, job: str) -> int:
+    """Do the work of the run whose pod this is: no log is opened, and nothing is decided."""
+    from datatask.adapters.execute.kube import worker
+    from datatask.adapters.execute.kube.functions import KubeFunctionTask
+
+    pipeline = settings.load_pipeline()
+    found = pipeline.tasks.get(task)
+    if not worker.is_worker(task, job) or not isinstance(found, KubeFunctionTask):
+        raise CallerError(
+            f"this is the pod of a run of {os.environ.get('DATATASK_TASK')} {os.environ.get('DATATASK_JOB')}",
+            where=f"{task} {job}",
+            remedy="launch that one, by the script that made the pod",
+        )
+    return worker.work(found, pipeline.declare().objects, pipeline.session)
+
+
+def _open_runs(state: State) -> list[Any]:
+    return list(state.open_runs.values())
+
+
+def _ended(settings: Settings, task: str, job: str) -> int:
+    """Wait until the job has no open run, by the log alone; return 1 unless the last one succeeded."""
+    note_interrupts()
+    with recorded(settings) as log:
+        state = log.state
+        while any((run.task, state.jobs[run.job]) == (task, job) for run in _open_runs(state)):
+            changed(log.reader, state.position, 1.0)
+            follow(log.reader, state)
+            time.sleep(0.01)
+        return 0 if state.contains(shapes.find_task(state, task).succeeded.id, job) else 1
+
+
+@command("cancel", example="datatask cancel resize cat dog --reason 'wrong input'")
+@click.argument("task")
+@click.argument("jobs", nargs=-1, required=True, type=JOB, metavar="JOB...")
+@waits
+@changing
+def cancel(
+    settings: Settings,
+    task: str,
+    jobs: tuple[str, ...],
+    wait: bool,
+    dry_run: bool,
+    reason: str,
+    exit_code: bool,
+) -> int:
+    """Cancel jobs of a task: stop those that run, take out of the queue those that wait."""
+
+    def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
+        found = shapes.find_task(state, task)
+        mine = [job for job in dict.fromkeys(jobs) if _is_pending(state, found, job)]
+        for part in sliced(mine):
+            request = r.CancelJobs(**who("cancel", reason), task=task, jobs=part)
+            yield Wish(request, tuple(Change("cancel", task=task, job=job) for job in part))
+
+    done = carry_out(settings, plan, dry_run=dry_run, wait=wait)
+    return told(Output(settings), done, "cancel", dry_run, exit_code)
+
+
+def _is_pending(state: State, task: TaskState, job: str) -> bool:
+    index = state.job_index.get(job)
+    return index is not None and (index in task.queue or index in task.awaiting or index in task.episodes)
+
+
+@command("retry", example="datatask retry resize cat\ndatatask retry resize --failed")
+@click.argument("task")
+@click.argument("jobs", nargs=-1, type=JOB, metavar="[JOB]...")
+@click.option("--failed", is_flag=True, help="All jobs whose last run failed.")
+@changing
+def retry(
+    settings: Settings,
+    task: str,
+    jobs: tuple[str, ...],
+    failed: bool,
+    dry_run: bool,
+    reason: str,
+    exit_code: bool,
+) -> int:
+    """Run jobs of a task again whose last run has ended."""
+    if bool(jobs) is failed:
+        raise CallerError("retry takes jobs, or --failed", remedy=f"see `{settings.program} retry --help`")
+
+    def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
+        found = shapes.find_task(state, task)
+        wanted = state.members(found.failed.id) if failed else list(dict.fromkeys(jobs))
+        for part in sliced(wanted):
+            request = r.RetryJobs(**who("retry", reason), task=task, jobs=part)
+            yield Wish(request, tuple(Change("retry", task=task, job=job) for job in part))
+
+    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
+
+
+@command("pause", example="datatask pause resize --reason 'disk is nearly full'")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@changing
+def pause(settings: Settings, tasks: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool) -> int:
+    """Launch no more jobs of these tasks; what runs goes on."""
+    return _mark(settings, "pause", tasks, dry_run, reason, exit_code)
+
+
+@command("resume", example="datatask resume resize")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@changing
+def resume(settings: Settings, tasks: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool) -> int:
+    """Launch jobs of paused tasks again."""
+    return _mark(settings, "resume", tasks, dry_run, reason, exit_code)
+
+
+def _mark(
+    settings: Settings, verb: str, tasks: Sequence[str], dry_run: bool, reason: str, wanted: bool
+) -> int:
+    kind = r.PauseTask if verb == "pause" else r.ResumeTask
+
+    def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
+        found = [shapes.find_task(state, task) for task in dict.fromkeys(tasks)]
+        for task in found:
+            if bool(task.paused) is (verb == "resume"):
+                yield Wish(kind(**who(verb, reason), task=task.name), (Change(verb, task=task.name),))
+
+    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), verb, dry_run, wanted)

@@ -1,0 +1,196 @@
+"""Answers of `why` with the events that they cite: read from the log where the state knows only positions.
+
+In: a reader, a state, an `Explanation`. Out: the same with `events`, one for each position that it names (kind, time,
+actor, run, reason), and with positions that only the log has: the end of the run that a view tells of, the answer of a
+filter or translator, who cancelled. A few reads by job, each over an index. `explain` asks a log without a `History`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import msgspec
+
+from datatask.adapters.clock import SystemClock
+from datatask.adapters.history.moments import iso
+from datatask.adapters.history.queries import Table
+from datatask.adapters.log.lease import probe
+from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.state import State
+from datatask.engine.explain.explanations import Cited, Explanation, Group, Hold, Node
+from datatask.engine.ports import Filters
+from datatask.schema.errors import UnknownNameError
+from datatask.schema.events import Event, Recorded, RunEnded, RunObserved, RunUnreachable, UnknownEvent
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.history import Moment
+
+_OF_A_RUN = ("RunObserved", "RunUnreachable", "RunReachable", "RunStarted", "RunAdopted")
+GROUP_COLUMNS = ("what", "count", "explain", "sample", "until")
+
+
+@overload
+def explain(place: str | Path, task: str, job: str, *, at: Moment = None) -> Explanation: ...
+@overload
+def explain(place: str | Path, task: str, job: None = None, *, at: Moment = None) -> Table: ...
+def explain(
+    place: str | Path, task: str, job: str | None = None, *, at: Moment = None
+) -> Explanation | Table:
+    """Return why a job of the log at a URL or path does not run, and the least that would let it.
+
+    Without `job` all waiting jobs of the task by reason, a row each: `what`, `count`, `explain`, `sample` (ids of a few),
+    `until` (the ISO time at which the first is due, where time heals it). A notebook shows both. `CallerError` where there
+    is no log, `UnknownNameError` for a task that is none.
+    """
+    from datatask.adapters.history.history import History
+
+    with History(place) as history:
+        return history.explain(task, at=at) if job is None else history.explain(task, job, at=at)
+
+
+class Surroundings(NamedTuple):
+    """What a state does not know of itself: is an engine alive, what time is it, whose runner takes nothing."""
+
+    engine_alive: bool
+    now: int
+    unavailable: frozenset[str]
+
+
+def surroundings(reader: LogReader, state: State, *, past: bool) -> Surroundings:
+    """Return how it is now, or, for a state of the `past`, how it was then, as far as the log tells."""
+    if past:
+        alive, now = state.engine is not None and not state.closed, state.at
+    else:
+        alive, now = probe(reader.path) is not None, max(SystemClock().now(), state.at)
+    # The last recorded round says so; without an engine there is none to take anything, which is said instead.
+    away = {task.name for task in state.tasks.values() if alive and task.constraint == "adapter"}
+    return Surroundings(alive, now, frozenset(away))
+
+
+def table_of(groups: Iterable[Group]) -> Table:
+    """Return groups as rows."""
+    rows = ([getattr(group, name) for name in GROUP_COLUMNS] for group in groups)
+    return Table(GROUP_COLUMNS, rows)
+
+
+def with_events(reader: LogReader, state: State, found: Explanation) -> Explanation:
+    """Return the answer with every event that it cites."""
+    sources = Sources(reader, state, found.job)
+    tree = sources.of(found.tree, found.job)
+    conditions = [
+        msgspec.structs.replace(condition, since=sources.since(condition.since, before, after))
+        for condition, before, after in zip(found.conditions, found.tree.of, tree.of, strict=True)
+    ]
+    holds = [sources.of_hold(hold, found.task) for hold in found.held_by]
+    answer = msgspec.structs.replace(found, tree=tree, conditions=conditions, held_by=holds)
+    return msgspec.structs.replace(answer, events=cited(reader, answer.positions()))
+
+
+def cited(reader: LogReader, positions: list[int]) -> list[Cited]:
+    """Return what stands at these positions; what an archive has taken is left out."""
+    events: list[Recorded] = []
+    try:
+        fetched = reader.fetch(positions) if positions else []
+        events = [Recorded(*pair) for pair in zip(positions, fetched, strict=True)]
+    except UnknownNameError:
+        for position in positions:
+            events += reader.read(position - 1, position)
+    return [_cited(position, event) for position, event in events]
+
+
+def _cited(position: int, event: Event) -> Cited:
+    kind = event.name if isinstance(event, UnknownEvent) else type(event).__name__
+    run = position if kind == "LaunchDecided" else event.run
+    if isinstance(event, RunEnded):
+        kind = f"{kind}: {event.outcome}"
+    reason = str(getattr(event, "reason", ""))
+    about = {"position": position, "kind": kind, "at": iso(event.at) or "", "actor": event.actor}
+    return Cited(**about, run=run, reason=reason)  # type: ignore[arg-type]
+
+
+class Sources:
+    """Finds the events behind what the state says of one job; of those that were archived nothing is said."""
+
+    def __init__(self, reader: LogReader, state: State, job: str) -> None:
+        self._reader, self._state, self._job = reader, state, job
+        self._base = reader.header.base
+
+    def since(self, told: int | None, before: Node, after: Node) -> int | None:
+        """Return the newest position in a tree; None where it may be one that was archived."""
+        known = max(_positions(after), default=0)
+        if len(_positions(after)) == len(_positions(before)):
+            return max(known, told or 0) or None
+        return known if known > self._base else None
+
+    def of(self, node: Node, job: str) -> Node:
+        """Return a node with the position of the event that made it so, and all below."""
+        job = node.job or job
+        below = [self.of(part, job) for part in node.of]
+        since = node.since
+        if node.by == "view" and since is not None:
+            since = self._ended(job, since) or (None if self._is_archived(since) else since)
+        elif node.by in ("filter", "translation") and node.answer:
+            last = self._last(job, "Evaluated", repository=node.repository)
+            since = max(since or 0, 0 if last is None else last.position) or None
+            if last is None and since is not None and since <= self._base:
+                since = None
+        if not below and since == node.since:
+            return node
+        return msgspec.structs.replace(node, of=below, since=since)
+
+    def of_hold(self, hold: Hold, task: str) -> Hold:
+        """Return a hold with the event that made it so, where only the log has that."""
+        found: Recorded | None = None
+        if hold.what == "live" and hold.since is not None:
+            return self._with_words(hold, hold.since)
+        if hold.what == "cancelled":
+            found = self._last(self._job, "CancelRequested", task=task)
+        elif hold.what == "claimed" and hold.since is not None:
+            ended = self._ended(self._job, hold.since)
+            if ended is None and not self._is_archived(hold.since):
+                return hold
+            return msgspec.structs.replace(hold, since=ended)
+        elif hold.what == "observing" and self._state.leaves[hold.repository].held:
+            found = self._last(None, "ObservationHeld", repository=hold.repository)
+        elif hold.what == "observing" and self._state.leaves[hold.repository].trouble:
+            found = self._last(None, "RepositoryUnreachable", repository=hold.repository)
+        elif hold.what == "evaluation" and hold.until:
+            where = {"repository": hold.repository} if hold.repository else {"task": task}
+            found = self._last(self._job, "Evaluated", **where)
+        return hold if found is None else msgspec.structs.replace(hold, since=found.position)
+
+    def _with_words(self, hold: Hold, run: int) -> Hold:
+        """Add what the runner told last of an open run: a pod that no node takes, a server that refuses it."""
+        filters = Filters(kinds=_OF_A_RUN, jobs=(self._job,), runs=(run,))
+        last = next(self._reader.read_back(run, self._state.position, filters, page_rows=1), None)
+        event = None if last is None else last.event
+        if last is None or not isinstance(event, RunObserved | RunUnreachable) or not event.message:
+            return hold
+        reason = f"{event.reason}: " if isinstance(event, RunObserved) and event.reason else ""
+        told = f"{hold.explain}; {reason}{event.message} (position {last.position})"
+        return msgspec.structs.replace(hold, explain=told)
+
+    def _is_archived(self, run: int) -> bool:
+        return run <= self._base and run not in self._state.open_runs
+
+    def _ended(self, job: str, run: int) -> int | None:
+        """Return where a run of the job ended, None where it has not, or where this is no run."""
+        filters = Filters(kinds=("RunEnded",), jobs=(job,), runs=(run,))
+        found = next(self._reader.read_back(run, self._state.position, filters, page_rows=1), None)
+        return None if found is None else found.position
+
+    def _last(self, job: str | None, kind: str, *, task: str = "", repository: str = "") -> Recorded | None:
+        filters = Filters(
+            kinds=(kind,),
+            jobs=() if job is None else (job,),
+            tasks=(task,) if task else (),
+            repositories=(repository,) if repository else (),
+        )
+        return next(self._reader.read_back(0, self._state.position, filters, page_rows=1), None)
+
+
+def _positions(node: Node) -> list[int]:
+    found = [node.since] if node.since else []
+    return found + [position for part in node.of for position in _positions(part)]

@@ -1,0 +1,1 @@
+"""Whether a log is what was written: the chain, anchors, and what SQLite has not read."""

@@ -1,0 +1,164 @@
+"""The state that a quick simulation stands for: what folding its events would have given, made from its columns.
+
+One replication: a model stepped to its end, and summed up.
+
+In: what all replications of a simulation have in common (`Given`), and a replication's number. Out: its summary and the
+records of its runs. `spreading` hands replications to other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyroaring import BitMap
+
+from datatask.adapters.log.columns import collector_off
+from datatask.adapters.sim.logged import Logged, opened, written
+from datatask.adapters.sim.machines import world_of
+from datatask.adapters.sim.model import Model, Records
+from datatask.adapters.sim.modelling import model_of
+from datatask.adapters.sim.quick import Quick
+from datatask.adapters.sim.recorded import Recording
+from datatask.adapters.sim.scenario import Scenario
+from datatask.adapters.sim.summary import Summary, summed_up
+from datatask.engine.core.decide import inputs_of
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import Episode, OpenRun
+from datatask.engine.explain.why import explain_all
+from datatask.engine.replay.batches import is_simple
+from datatask.engine.replay.transitions import RUNNING
+from datatask.schema.definition import PipelineDef
+from datatask.schema.errors import CallerError
+
+if TYPE_CHECKING:
+    from datatask.adapters.sim.quick import Quick
+
+
+def settle(quick: Quick) -> State:
+    """Make the state exact and return it; the simulation cannot go on."""
+    state, model = quick.state, quick.model
+    arrived = quick.arrived
+    quick.choosing.settle()
+    state.jobs = [model.names[job] for job in range(arrived)]
+    state.job_index = {name: job for job, name in enumerate(state.jobs)}
+    places = quick.places[:arrived]
+    state.masks = [place.mask for place in places]
+    for leaf in state.leaves.values():
+        bit = leaf.bit
+        leaf.load(BitMap([job for job, mask in enumerate(state.masks) if mask & bit]))
+    for lane in quick.lanes:
+        task = lane.task
+        for job, position, _ in lane.line.entries():
+            task.queue.push(job, 0.0, position)
+        task.episodes = dict(lane.between)
+        task.retries = list(lane.retries)
+        task.open_runs = lane.open_runs
+        task.constraint = quick.recorded.get(task.name, "")
+    for number, run in sorted(quick.open.items()):
+        task = quick.lanes[run.task].task
+        assert places[run.job].marks[run.task] == RUNNING
+        task.episodes[run.job] = Episode(run.ready, 0.0, run.attempt, run.lost, number, forgiven=run.forgiven)
+        state.open_runs[number] = OpenRun(
+            number,
+            task.name,
+            run.job,
+            task.episode_count[run.job],
+            run.attempt,
+            run.decided_at,
+            "derived",
+            task.definition.resources,
+            task.definition.quota,
+            inputs_of(state, task, run.job),
+            epoch=0 if state.engine is None else state.engine.epoch,
+            started_at=run.started_at or None,
+            handle={} if run.started_at else None,
+            where=run.where,
+            stopping="timeout" if run.stopping else None,
+        )
+    state.position, state.at = quick.position, quick.last_at
+    return state
+
+
+class Given(NamedTuple):
+    """What all replications have in common."""
+
+    definition: PipelineDef
+    recording: Recording | None
+    scenario: Scenario
+    begin: int
+    present: bytes | None
+
+
+class Simulated(NamedTuple):
+    """One replication."""
+
+    summary: Summary
+    records: Records
+    names: Sequence[str]
+
+
+def simulated(given: Given, replication: int, place: Path | None = None) -> Simulated:
+    """Simulate one replication; with a `place` its history is written there."""
+    definition, recording, scenario, begin, present = given
+    model = model_of(definition, recording, scenario, replication, present, begin)
+    world = world_of(definition, scenario, replication)
+    with collector_off():
+        simulator: Quick | Logged
+        if place is not None:
+            simulator = written(place, model, world)
+        elif _is_quick(model):
+            simulator = Quick(model, world)
+            simulator.run()
+        else:
+            simulator = Logged(model, world, lambda step: None)
+            simulator.run()
+        events, stuck = simulator.position, _stuck(simulator)
+        if len(simulator.records) >= model.runs_max:
+            raise CallerError(
+                f"{len(simulator.records):,} runs and no end",
+                where=f"scenario {scenario.name}",
+                remedy="a loop in the pipeline makes jobs ready again and again: give `until`",
+            )
+        summary = summed_up(
+            definition,
+            simulator.records,
+            model.begin,
+            replication=replication,
+            jobs=len(model.names),
+            events=events,
+            machines=world.busy(simulator.now),
+        )
+        names: Sequence[str] = simulator.state.jobs if isinstance(simulator, Logged) else model.names
+        return Simulated(replace(summary, stuck=stuck), simulator.records, names)
+
+
+def _is_quick(model: Model) -> bool:
+    """Whether the definition needs no event to be made."""
+    if model.present is not None or any(profile.spawns for profile in model.profiles):
+        return False
+    return is_simple(opened(model)[0])
+
+
+def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
+    """Return, a line for each reason, which jobs still wait where nothing is due any more."""
+    if not simulator.finished:
+        return ()
+    if isinstance(simulator, Quick):
+        if not any(len(lane.line) for lane in simulator.lanes):
+            return simulator.world.stuck()
+        settle(simulator)
+    return simulator.world.stuck() + stuck_in(simulator.state, simulator.now)
+
+
+def stuck_in(state: State, now: int) -> tuple[str, ...]:
+    """Return, a line for each task and reason, which jobs are in line and cannot go on."""
+    told = []
+    for task in state.tasks.values():
+        if len(task.queue) or task.awaiting:
+            for group in explain_all(state, task.name, now, engine_alive=True):
+                jobs = ", ".join(group.sample[:3]) + (", …" if group.count > 3 else "")
+                told.append(f"{task.name}: {group.count} jobs ({jobs}) wait: {group.explain}")
+    return tuple(told)

@@ -1,0 +1,79 @@
+"""Replications in other processes: `python -m datatask.adapters.sim.worker` is one of them.
+
+In: what they have in common and their numbers, pickled, on stdin. Out: their summaries, pickled, on stdout. Such a process
+imports nothing of the caller's program, so scripts need no guard around what they do, and no code of theirs is run
+again. What a process does not manage, for whatever reason, is done here, where errors are told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.sim.replication import Given, simulated
+from datatask.adapters.sim.summary import Summary
+
+
+def spread(given: Given, replications: Sequence[int], workers: int) -> list[Summary]:
+    """Return the summaries of these replications, in order, made by so many processes; when the time is over, of those
+    that are done.
+    """
+    shares = [replications[worker::workers] for worker in range(workers)]
+    found: dict[int, Summary] = {}
+    processes: list[subprocess.Popen[bytes]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            list(pool.map(lambda share: _ask(given, share, processes, found), shares))
+            for replication in replications:
+                if replication not in found:
+                    found[replication] = simulated(given, replication).summary
+        except SpentError:
+            pass
+        finally:
+            for process in processes:
+                process.kill()
+    return [found[replication] for replication in replications if replication in found]
+
+
+def _ask(
+    given: Given, share: Sequence[int], processes: list[subprocess.Popen[bytes]], found: dict[int, Summary]
+) -> None:
+    """Have a process do a share, and note what it finds as it comes."""
+    try:
+        asked = pickle.dumps((given, list(share)))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return  # a distribution of the caller's own, say
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    processes.append(process)
+    with process, contextlib.suppress(BrokenPipeError, EOFError, pickle.UnpicklingError):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(asked)
+        process.stdin.close()
+        for replication in share:
+            found[replication] = pickle.load(process.stdout)
+            effort.at(effort.stage, len(found) + 1, effort.total)
+
+
+def main() -> None:
+    """Do a share that is told on stdin."""
+    given, share = pickle.load(sys.stdin.buffer)
+    for replication in share:
+        sys.stdout.buffer.write(pickle.dumps(simulated(given, replication).summary))
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Sets of jobs with a value each: what all repositories can do, those derived from others, and opaque ones.
+
+Repositories whose values live somewhere (in the process, in files, in the log, in buckets) are adapters and
+build on `StoredRepository`; nothing in this folder touches the world.
+"""
+
+from datatask.engine.api.repositories.aggregates import (
+    AggregateAndRepository,
+    AggregateOrRepository,
+    BlockingRepository,
+)
+from datatask.engine.api.repositories.mapped import MapRepository
+from datatask.engine.api.repositories.opaque import ListedStore
+from datatask.engine.api.repositories.related import RelatedItemRepository
+from datatask.engine.api.repositories.repository import (
+    BlobRepository,
+    DerivedLeaf,
+    MetadataRepository,
+    Repository,
+    all_leaves,
+    job_getter,
+    told_invalid,
+)
+from datatask.engine.api.repositories.stored import StoredBlobRepository, StoredRepository
+
+__all__ = [
+    "AggregateAndRepository",
+    "AggregateOrRepository",
+    "BlobRepository",
+    "BlockingRepository",
+    "DerivedLeaf",
+    "ListedStore",
+    "MapRepository",
+    "MetadataRepository",
+    "RelatedItemRepository",
+    "Repository",
+    "StoredBlobRepository",
+    "StoredRepository",
+    "all_leaves",
+    "job_getter",
+    "told_invalid",
+]

@@ -1,0 +1,328 @@
+"""A repository: a set of jobs with a value each, as users, links and the command line see it.
+
+For its users it is an asynchronous mapping that checks every job id. For the engine it is an expression over
+*leaves*, the repositories whose membership the engine keeps: a leaf says what it is (`medium`, `kind`,
+`locator`, `record`, `ephemeral`, `store`), anything else says what it is made of (`parts`, `expression`).
+The pipeline gives each leaf its id and its `Binding` when it opens and takes the binding back at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
+
+from datatask.engine.api.binding import Binding
+from datatask.engine.api.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
+from datatask.engine.ports import Store
+from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
+from datatask.schema.errors import TEXT, CallerError, expect
+from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
+from datatask.schema.messages import Write
+
+if TYPE_CHECKING:
+    from datatask.engine.api.repositories.mapped import Filter, Mapping, MapRepository
+
+logger = logging.getLogger("datatask.repositories")
+
+TOLD_MAX = 10_000
+NAMES_MAX = 10_000_000
+FAIR = 1_000
+"""So many names of a listing are looked at before others have a turn."""
+_told: set[tuple[str, str]] = set()
+
+F = TypeVar("F", bound=Callable[..., Any])
+Resolve = Callable[["Repository"], str]
+
+
+def check_names(looked: int, where: object) -> None:
+    """Raise `CallerError` when a listing has told more names than anybody can mean."""
+    if looked > NAMES_MAX:
+        raise CallerError(
+            f"a listing of more than {NAMES_MAX} names",
+            where=f"{where!r:.160}",
+            remedy="split it (names_max is the limit); or does it never end?",
+        )
+
+
+def told_invalid(where: str, name: str) -> None:
+    """Warn that a listing holds a name that is not a job id: once per name and place in this process."""
+    if (where, name) in _told or len(_told) > TOLD_MAX:
+        return
+    _told.add((where, name))
+    if len(_told) > TOLD_MAX:
+        logger.warning("More than %d names that are not job ids: no more of them are told", TOLD_MAX)
+    else:
+        logger.warning("Skipping %s %r - not a valid job id", where, name[:160])
+
+
+def told_unrecorded(where: str, why: str) -> None:
+    """Warn that values found in a store are not in the log, only that they are there: once per place."""
+    if (where, "") not in _told and len(_told) <= TOLD_MAX:
+        _told.add((where, ""))
+        logger.warning("Values in %s are not recorded, only that they are there: %s", where, why)
+
+
+def job_getter(method: F) -> F:
+    """Mark an async method whose first argument is a job, so that related repositories can translate it."""
+    if not inspect.iscoroutinefunction(method):
+        raise TypeError("only async methods can be job getters")
+    method.is_job_getter = True  # type: ignore[attr-defined]
+    return method
+
+
+class Repository(ABC):
+    """A set of jobs with a value each. Subclasses must have `unfiltered_iter`, `info` and `delete`.
+
+    `name` fixes the repository's id for ever, `was` names the id that it had before, `record` says how much
+    of its values the log keeps. A subclass that does not call this constructor works with the defaults.
+    """
+
+    CHARSET: ClassVar[Collection[str]] = JOB_CHARACTERS
+    CHARSET_START_END: ClassVar[Collection[str]] = JOB_ENDS
+    """The characters of a job id, and those at its ends; a subclass may allow fewer."""
+
+    medium: Medium = "foreign"
+    record: Record = "version"
+    ephemeral: bool = False
+    name: str | None = None
+    was: str | None = None
+    _id: str | None = None
+    _binding: Binding | None = None
+
+    def __init__(
+        self, *, name: str | None = None, was: str | None = None, record: Record | None = None
+    ) -> None:
+        expect(self, TEXT, optional=True, name=name, was=was)
+        self.name = name
+        self.was = was
+        if record is not None:
+            if record not in ("value", "digest", "version"):
+                raise CallerError(
+                    f"record={record!r} is not a choice", remedy="use 'value', 'digest' or 'version'"
+                )
+            self.record = record
+
+    def __repr__(self) -> str:
+        name = self._id or self.name
+        return f"{type(self).__name__}({'' if name is None else repr(name)})"
+
+    # --- for users ------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_valid_job_id(cls, job: str) -> bool:
+        """Whether `job` may be a job id; a subclass can be stricter than the rule, not laxer."""
+        if not is_job(job):
+            return False
+        if cls.CHARSET is JOB_CHARACTERS and cls.CHARSET_START_END is JOB_ENDS:
+            return True
+        return all(c in cls.CHARSET for c in job) and all(
+            c in cls.CHARSET_START_END for c in (job[0], job[-1])
+        )
+
+    async def filter_jobs(self, iterator: AsyncIterable[str]) -> AsyncIterator[str]:
+        """Yield the valid job ids of `iterator`; the others are told once each."""
+        skipped = 0
+        async for job in iterator:
+            if is_job(job) and self.is_valid_job_id(job):
+                yield job
+                continue
+            skipped += 1
+            told_invalid(repr(self), job if isinstance(job, str) else f"{job!r:.160}")
+            if skipped % FAIR == 0:
+                await asyncio.sleep(0)
+            check_names(skipped, self)
+
+    async def contains(self, item: str) -> bool:
+        """Whether the job is a member. By default all members are listed to find out."""
+        check_job(item, where=self)
+        async for job in self:
+            if job == item:
+                return True
+        return False
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        iterator = self.unfiltered_iter()
+        if not isinstance(iterator, AsyncIterable):
+            if inspect.iscoroutine(iterator):
+                iterator.close()
+            raise CallerError(
+                f"unfiltered_iter returns a {type(iterator).__name__}, no asynchronous iterator",
+                where=f"{self!r:.160}",
+                remedy="write it as an async function that yields",
+            )
+        return self.filter_jobs(iterator)
+
+    @abstractmethod
+    def unfiltered_iter(self) -> AsyncIterator[str]:
+        """Yield all members, and names that are not job ids if the place holds such."""
+
+    @abstractmethod
+    async def info(self, job: str) -> Any:
+        """Return what templates see for the job: a document, a path, …."""
+
+    @abstractmethod
+    async def delete(self, job: str) -> None:
+        """Remove the job; absent is fine."""
+
+    async def info_all(self) -> dict[str, Any]:
+        """Return `info` for every member."""
+        return {job: await self.info(job) async for job in self}
+
+    async def validate(self) -> None:
+        """Raise when the repository cannot work as declared; called when the pipeline opens."""
+        return
+
+    async def check_input(self, whose: str) -> None:
+        """Raise when it cannot be read; called instead of `validate` where nothing in the pipeline fills it.
+
+        `whose` names the link by which it is read, for the message.
+        """
+        await self.validate()
+
+    def map(
+        self,
+        func: Mapping,
+        filt: Filter | None = None,
+        allow_deletes: bool = False,
+        *,
+        name: str | None = None,
+    ) -> MapRepository:
+        """Return the same jobs with `func` applied to each info, only those for which `filt(job)` is true."""
+        from datatask.engine.api.repositories.mapped import MapRepository
+
+        return MapRepository(self, func, filt, allow_deletes, name=name)
+
+    def is_blob(self) -> bool:
+        """Whether `open` works: `cat` and `inject` move bytes."""
+        return isinstance(self, BlobRepository)
+
+    def is_metadata(self) -> bool:
+        """Whether `info` gives documents (and `dump` takes them, where the repository can be written)."""
+        return isinstance(self, MetadataRepository)
+
+    # --- for the engine -------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """What the user made it with, for people to read."""
+        return type(self).__name__
+
+    def locator(self) -> str | None:
+        """Return kind and canonical place, or None; two objects with one locator are one repository."""
+        return None
+
+    @property
+    def store(self) -> Store:
+        """The port through which the engine lists, writes and watches this leaf."""
+        from datatask.engine.api.repositories.opaque import ListedStore
+
+        return ListedStore(self)
+
+    def observed(self, job: str, version: str | None) -> Write:
+        """Return what the log is to know of a member that was found in the store: that it is there."""
+        return Write(repository=self.id, job=job, version=version)
+
+    @property
+    def id(self) -> str:
+        """The id under which the pipeline knows this leaf."""
+        if self._id is None:
+            raise CallerError(f"{self!r} has no id yet", remedy="link it to a task and open the pipeline")
+        return self._id
+
+    @property
+    def binding(self) -> Binding | None:
+        """The engine of the open pipeline, or None."""
+        return self._binding
+
+    def bind(self, id: str, binding: Binding) -> None:
+        """Connect with the engine of a pipeline that opens, under the id that it gave."""
+        if self._binding is not None and self._binding is not binding:
+            raise CallerError(
+                f"{self!r} belongs to another open pipeline",
+                remedy="make one repository object per open pipeline",
+            )
+        self._id = id
+        self._binding = binding
+
+    def unbind(self) -> None:
+        """Let go of the engine; the id stays."""
+        self._binding = None
+
+    def parts(self) -> list[Repository]:
+        """Return the repositories that this one is directly made of."""
+        return []
+
+    def leaves(self) -> list[Repository]:
+        """Return the leaves that `expression` looks at, each once."""
+        return [self]
+
+    def expression(self, resolve: Resolve) -> AnyExpr:
+        """Return the membership as a condition over leaves; `resolve` gives a leaf's id."""
+        return In(leaf=resolve(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A repository that is sent to a worker takes its id along and leaves the engine here."""
+        return {key: value for key, value in self.__dict__.items() if key != "_binding"}
+
+
+class MetadataRepository(Repository):
+    """A repository whose values are documents: plain data, dates and bytes."""
+
+    @abstractmethod
+    async def dump(self, job: str, data: Any) -> None:
+        """Make `data` the job's value."""
+
+
+class BlobRepository(Repository):
+    """A repository whose values are bytes."""
+
+    @overload
+    def open(self, job: str, mode: Literal["r"] = "r") -> Opening[AReadText]: ...
+    @overload
+    def open(self, job: str, mode: Literal["rb"]) -> Opening[AReadStream]: ...
+    @overload
+    def open(self, job: str, mode: Literal["w"]) -> Opening[AWriteText]: ...
+    @overload
+    def open(self, job: str, mode: Literal["wb"]) -> Opening[AWriteStream]: ...
+    @abstractmethod
+    def open(self, job: str, mode: Mode = "r") -> Opening[Any]:
+        """Open the job's value: `async with repo.open(job, "w") as f: await f.write(…)`.
+
+        Leaving the block writes the whole value; a body that raises writes nothing.
+        """
+
+
+class DerivedLeaf(Repository):
+    """A leaf that the engine keeps by evaluating user code: `evaluate` is called when its parts change."""
+
+    medium: Medium = "derived"
+
+    @abstractmethod
+    def derivation(self, resolve: Resolve) -> TranslatedDef | FilteredDef:
+        """Return what the leaf is derived from."""
+
+    @abstractmethod
+    def evaluate(self, job: str) -> Awaitable[bool | str | None]:
+        """Return the filter's answer, or the job that `job` translates to (None: to nothing)."""
+
+    @abstractmethod
+    def structural_id(self, child_ids: list[str]) -> str:
+        """Return an id made of the ids of `parts()`; equal ones of different objects get `#2` and so on."""
+
+
+def all_leaves(repository: Repository) -> list[Repository]:
+    """Return every leaf below a repository, each once, those that a derived leaf stands on before it."""
+    found: dict[int, Repository] = {}
+    _collect(repository, found)
+    return list(found.values())
+
+
+def _collect(repository: Repository, found: dict[int, Repository]) -> None:
+    for part in repository.parts():
+        _collect(part, found)
+    if repository.leaves() == [repository]:
+        found.setdefault(id(repository), repository)

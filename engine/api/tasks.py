@@ -1,0 +1,514 @@
+"""A task as the user writes it: links to repositories, a start condition, and how a run is made.
+
+In: constructor parameters, `link` and `plug`. Out: what `declare` turns into the definition, and a `Runner`
+that makes runs happen. A task of ours is run by the engine (`EngineTask`): its `launch`, `update` and `cancel`
+ask the open pipeline. A subclass with its own `launch` and `update` is opaque: the call of `launch` is its run.
+Readiness is `AND(required_for_start) and not OR(inhibits_start)`, unless `ready` overrides it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from datatask.engine.api.binding import current_run
+from datatask.engine.api.quotas import ResourceManager, nanoseconds
+from datatask.engine.api.repositories import (
+    AggregateAndRepository,
+    AggregateOrRepository,
+    BlockingRepository,
+    RelatedItemRepository,
+    Repository,
+)
+from datatask.engine.ports import Runner
+from datatask.engine.runtime.calls import CallRunner
+from datatask.schema.definition import (
+    INFRASTRUCTURE_ATTEMPTS,
+    PROGRESS,
+    SECOND,
+    VIEW_NAMES,
+    Conflicts,
+    DoneShape,
+    Medium,
+    RetryDef,
+    ViewName,
+    view_id,
+)
+from datatask.schema.errors import FLAG, TEXT, CallerError, expect
+from datatask.schema.ids import check_job, check_name
+from datatask.schema.messages import RunSpec
+from datatask.schema.resources import Resources
+
+logger = logging.getLogger("datatask.tasks")
+
+RETRIED = ("failed", "timed_out", "cancelled", "refused")
+
+
+class MissingFunctionError(CallerError, ValueError):
+    """A function task has no function: decorate one with the task, or pass `func=`."""
+
+
+class LinkNameError(CallerError, NameError):
+    """A function's parameter is neither `job` nor the name of a link."""
+
+
+class TaskEngine(Protocol):
+    """What a task asks of the pipeline that is open."""
+
+    async def launch(self, task_name: str, job: str) -> object:
+        """Launch the job now, as asked for directly; `RunOpenError` when it has an open run."""
+
+    async def cancel(self, task_name: str, job: str) -> object:
+        """Stop the job's open run, or drop it from waiting."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a job is tried in all (`attempts`), and how long to wait between.
+
+    `backoff` is seconds, or (first, factor, longest); `on` lists the outcomes that are tried again: failed,
+    timed_out, cancelled, refused. `jitter` spreads each wait by that fraction. Runs that were lost to the
+    infrastructure have a budget of their own: `infrastructure_attempts` of them in a row are run again. One that had been
+    up for `progress_after` (seconds or a timedelta; None: never) made progress: those before it count no more.
+    """
+
+    attempts: int = 1
+    backoff: float | tuple[float, float, float] = 1.0
+    on: tuple[str, ...] = ("failed", "timed_out")
+    jitter: float = 0.1
+    infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
+    progress_after: float | dt.timedelta | None = PROGRESS / SECOND
+
+    def __post_init__(self) -> None:
+        unknown = [outcome for outcome in self.on if outcome not in RETRIED]
+        if isinstance(self.on, str) or unknown:
+            raise CallerError(f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}")
+        if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
+            raise CallerError(f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1")
+        lost = self.infrastructure_attempts
+        if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
+            raise CallerError(
+                f"infrastructure_attempts={lost!r} is no number of runs",
+                remedy="use 0 or more: so many lost runs in a row are run again",
+            )
+        self.to_def()
+
+    def to_def(self) -> RetryDef:
+        """Return the declared form, in nanoseconds."""
+        pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
+        if len(pair) != 3 or pair[1] < 1:
+            raise CallerError(
+                f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
+            )
+        first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
+        return RetryDef(
+            attempts=self.attempts,
+            first=first,
+            factor=pair[1],
+            longest=longest,
+            jitter=self.jitter,
+            on=self.on,
+            infrastructure_attempts=self.infrastructure_attempts,
+            progress=(
+                None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
+            ),
+        )
+
+
+@dataclass
+class Link:
+    """A repository's role in a task; made by `Task.link`."""
+
+    repo: Repository
+    is_input: bool = False
+    is_output: bool = False
+    is_status: bool = False
+    inhibits_start: bool = False
+    required_for_start: bool = False
+    inhibits_output: bool = False
+    required_for_output: bool = False
+
+    def __post_init__(self) -> None:
+        expect(self, Repository, repo=self.repo)
+        roles = {name: value for name, value in vars(self).items() if name != "repo"}
+        expect(self, FLAG, **roles)
+
+
+class ViewRepository(Repository):
+    """The jobs of a task that are `live`, or whose current episode's last run has `succeeded` or `failed`.
+
+    Kept by the engine; empty while no pipeline is open. Deleting a job from `live` stops its run, and the job
+    becomes ready anew; the other two cannot be changed by hand.
+    """
+
+    medium: Medium = "view"
+
+    def __init__(self, task: Task, view: ViewName) -> None:
+        super().__init__()
+        self.task = task
+        self.view = view
+
+    def __repr__(self) -> str:
+        return f"<{self.view} of {self.task.name}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A view that is sent to a worker leaves its task here."""
+        return {"_id": self.id, "view": self.view}
+
+    @property
+    def id(self) -> str:
+        """`live(TASK)` and so on."""
+        return self._id or view_id(self.task.name, self.view)
+
+    async def contains(self, item: str) -> bool:
+        """Whether the engine counts the job here now."""
+        check_job(item, where=self)
+        return self._binding is not None and self._binding.contains(self.id, item)
+
+    async def unfiltered_iter(self) -> AsyncIterator[str]:
+        """Yield the members of this moment."""
+        for job in self._binding.members(self.id) if self._binding is not None else ():
+            yield job
+
+    async def info(self, job: str) -> None:
+        """A view has members and no values."""
+        check_job(job, where=self)
+
+    async def delete(self, job: str) -> None:
+        """Stop the job's run, if it has one; only `live` can be deleted from."""
+        check_job(job, where=self)
+        if self.view != "live":
+            raise CallerError(
+                f"{self!r} follows from what happened",
+                where=job,
+                remedy="delete the done entry, or use retry",
+            )
+        if self._binding is not None:
+            await self._binding.delete(self.id, job)
+
+
+class Task(ABC):
+    """The base of all tasks: name, links, policy. Subclasses say what `launch` and `update` do.
+
+    `outlives` says whether its runs go on without the engine.
+
+    `timeout` and `grace` are seconds or timedeltas; `concurrency` limits the open runs of the task;
+    `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
+    `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
+    again, whatever `retry` says; with "allow" it overwrites what it has not seen.
+    """
+
+    done_link: str | None = None
+    pids_link: str | None = None
+    done_shape: DoneShape = "none"
+    outlives: bool = False
+    synchronous: bool = False
+    conflicts: Conflicts = "rerun"
+    metadata: bool = True
+    resource_manager: ResourceManager | None = None
+    job_resources: Resources | None = None
+
+    def __init__(
+        self,
+        name: str,
+        ready: Repository | None = None,
+        disabled: bool = False,
+        *,
+        retry: Retry | None = None,
+        timeout: float | dt.timedelta | None = None,
+        grace: float | dt.timedelta = 10.0,
+        concurrency: int | None = None,
+        repeat: bool = False,
+        was: str | None = None,
+        conflicts: Conflicts = "rerun",
+    ) -> None:
+        expect(self, TEXT, name=name)
+        expect(self, TEXT, optional=True, was=was)
+        expect(self, Repository, optional=True, ready=ready)
+        expect(self, FLAG, disabled=disabled, repeat=repeat)
+        expect(self, Retry, "pass Retry(attempts=3)", optional=True, retry=retry)
+        self.name = check_name(name, "task")
+        self.links: dict[str, Link] = {}
+        self.disabled = disabled
+        self.retry = retry
+        self.timeout = timeout
+        self.grace = grace
+        self.concurrency = concurrency
+        self.repeat = repeat
+        self.was = was
+        self.conflicts = conflicts
+        self._ready = ready
+        self._engine: TaskEngine | None = None
+        self._views = {view: ViewRepository(self, view) for view in VIEW_NAMES}
+        for duration, what in ((timeout, "timeout"), (grace, "grace")):
+            if duration is not None:
+                nanoseconds(duration, f"{what} of task {name}")
+        if conflicts not in ("rerun", "allow"):
+            raise CallerError(
+                f"conflicts={conflicts!r} of task {name} is no choice", remedy="use 'rerun' or 'allow'"
+            )
+        if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
+            raise CallerError(f"concurrency={concurrency!r} of task {name}", remedy="use 1 or more, or None")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    # --- links ------------------------------------------------------------------------------------
+
+    def link(
+        self,
+        name: str,
+        repo: Repository,
+        is_input: bool = False,
+        is_output: bool = False,
+        is_status: bool = False,
+        inhibits_start: bool = False,
+        required_for_start: bool | None = None,
+        inhibits_output: bool = False,
+        required_for_output: bool | None = None,
+    ) -> None:
+        """Link a repository under a name of its own in this task.
+
+        `required_for_start` defaults to `is_input`, `required_for_output` to `is_output`.
+        """
+        check_name(name, "link")
+        if not isinstance(repo, Repository):
+            raise CallerError(
+                f"link {name} is a {type(repo).__name__}", where=self.name, remedy="link a Repository"
+            )
+        if name in self.links:
+            raise CallerError(
+                f"task {self.name} has a link {name} already ({self.links[name].repo!r})",
+                remedy="give each link a name of its own; plug(output_links=[...]) leaves some out",
+            )
+        self.links[name] = Link(
+            repo,
+            is_input=is_input,
+            is_output=is_output,
+            is_status=is_status,
+            inhibits_start=inhibits_start,
+            required_for_start=is_input if required_for_start is None else required_for_start,
+            inhibits_output=inhibits_output,
+            required_for_output=is_output if required_for_output is None else required_for_output,
+        )
+
+    def plug(
+        self,
+        output: Task,
+        output_links: Iterable[str] | None = None,
+        meta: bool = True,
+        translator: Repository | None = None,
+        translate_allow_deletes: bool = False,
+        translate_prefetch_lookup: bool = True,
+        *,
+        require_success: bool = False,
+    ) -> None:
+        """Link the outputs of `output` as inputs here, under their names.
+
+        With `meta` what inhibits or is required for its output inhibits or is required for the start here, as
+        `{output.name}_{link}`. `output_links` lists the outputs to take. With a `translator`, job k here
+        stands for the job `await translator.info(k)` there. `require_success` requires that the other task
+        succeeded, where otherwise its `done` entry is enough.
+        """
+        allowed = None if output_links is None else set(output_links)
+        if allowed is not None and (unknown := allowed - output.links.keys()):
+            raise CallerError(f"task {output.name} has no link {', '.join(sorted(unknown))}", where=self.name)
+
+        def translated(repo: Repository) -> Repository:
+            if translator is None:
+                return repo
+            return RelatedItemRepository(repo, translator, translate_allow_deletes, translate_prefetch_lookup)
+
+        for name, link in output.links.items():
+            inhibits = meta and link.inhibits_output
+            required = link.required_for_output if meta else None
+            if link.is_output and (allowed is None or name in allowed):
+                self.link(
+                    name,
+                    translated(link.repo),
+                    is_input=True,
+                    inhibits_start=inhibits,
+                    required_for_start=required,
+                )
+                continue
+            required = bool(required) and not link.is_output
+            required = required and not (require_success and name == output.done_link)
+            if inhibits or required:
+                own = f"{output.name}_{name}"
+                self.link(own, translated(link.repo), inhibits_start=inhibits, required_for_start=required)
+        if require_success:
+            self.link(f"{output.name}_succeeded", translated(output.succeeded), required_for_start=True)
+
+    def _linked(self, disposition: str) -> dict[str, Repository]:
+        return {name: link.repo for name, link in self.links.items() if getattr(link, disposition)}
+
+    @property
+    def input(self) -> dict[str, Repository]:
+        """The links that are inputs: name to repository."""
+        return self._linked("is_input")
+
+    @property
+    def output(self) -> dict[str, Repository]:
+        """The links that are outputs: name to repository."""
+        return self._linked("is_output")
+
+    @property
+    def status(self) -> dict[str, Repository]:
+        """The links that hold the task's own bookkeeping: name to repository."""
+        return self._linked("is_status")
+
+    @property
+    def inhibits_start(self) -> dict[str, Repository]:
+        """The links whose members are not launched: name to repository."""
+        return self._linked("inhibits_start")
+
+    @property
+    def required_for_start(self) -> dict[str, Repository]:
+        """The links that a job must be in to be launched: name to repository."""
+        return self._linked("required_for_start")
+
+    @property
+    def inhibits_output(self) -> dict[str, Repository]:
+        """The links whose members are not launched in tasks that this one is plugged into."""
+        return self._linked("inhibits_output")
+
+    @property
+    def required_for_output(self) -> dict[str, Repository]:
+        """The links that a job must be in for tasks that this one is plugged into."""
+        return self._linked("required_for_output")
+
+    @property
+    def ready(self) -> Repository:
+        """The repository whose members are to be launched: the override, else what the links say."""
+        if self._ready is not None:
+            return self._ready
+        required, inhibits = self.required_for_start, self.inhibits_start
+        if not required:
+            raise CallerError(
+                f"nothing says which jobs task {self.name} is for",
+                remedy="link an input (is_input=True or required_for_start=True), or pass ready=",
+            )
+        source = AggregateAndRepository(**required)
+        return BlockingRepository(source, AggregateOrRepository(**inhibits)) if inhibits else source
+
+    @property
+    def succeeded(self) -> ViewRepository:
+        """The jobs whose last run succeeded."""
+        return self._views["succeeded"]
+
+    @property
+    def failed(self) -> ViewRepository:
+        """The jobs whose last run ended in any other way."""
+        return self._views["failed"]
+
+    @property
+    def live(self) -> ViewRepository:
+        """The jobs with an open run; deleting one stops it."""
+        return self._views["live"]
+
+    # --- running ----------------------------------------------------------------------------------
+
+    kind: str = "Task"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.kind = cls.__name__
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the engine knows nothing of its runs but the call of `launch`."""
+        return True
+
+    @property
+    def runner(self) -> Runner:
+        """What makes this task's runs happen; one object for the life of the task."""
+        if not hasattr(self, "_runner"):
+            self._runner: Runner = self._make_runner()
+        return self._runner
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def _make_runner(self) -> Runner:
+        async def launched(spec: RunSpec) -> None:
+            await self.launch(spec.job)
+
+        return CallRunner(self.name, launched, outcome="handed_over", contained=False)
+
+    def bind(self, engine: TaskEngine) -> None:
+        """Connect with the pipeline that opens."""
+        self._engine = engine
+
+    def unbind(self) -> None:
+        """Let go of the pipeline that closes."""
+        self._engine = None
+
+    async def validate(self) -> None:
+        """Raise when the task is misconfigured; called once, when the pipeline opens."""
+        self.ready  # noqa: B018 - raises when nothing says which jobs are ready
+
+    @abstractmethod
+    async def update(self) -> bool:
+        """Look after what runs; True when anything is live or something happened."""
+
+    @abstractmethod
+    async def launch(self, job: str) -> None:
+        """Begin to execute the job."""
+
+
+class EngineTask(Task):
+    """A task whose runs the engine makes, watches and stops through its runner."""
+
+    _own: ClassVar[tuple[str, str]] = ("launch", "update")
+
+    @property
+    def opaque(self) -> bool:
+        """Only a subclass that brings its own `launch` or `update` is."""
+        return any(getattr(type(self), verb) is not getattr(EngineTask, verb) for verb in self._own)
+
+    @property
+    def runner(self) -> Runner:
+        """The runner of the task's kind, or, for an overridden `launch`, that of opaque tasks."""
+        if not hasattr(self, "_runner"):
+            self._runner = Task._make_runner(self) if self.opaque else self._make_runner()
+        return self._runner
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @abstractmethod
+    def _make_runner(self) -> Runner:
+        """Return the runner of this kind of task."""
+
+    def _open_engine(self) -> TaskEngine:
+        if self._engine is None:
+            raise CallerError(
+                f"task {self.name} is not in an open pipeline", remedy="use `async with pipeline:`"
+            )
+        return self._engine
+
+    async def update(self) -> bool:
+        """Whether any run is open; the engine does the rest by itself."""
+        self._open_engine()
+        return bool([job async for job in self.live])
+
+    async def launch(self, job: str) -> None:
+        """Decide, durably, to run this job now; `RunOpenError` when it has an open run."""
+        run = current_run.get()
+        if self.opaque and run is not None and (run.task, run.job) == (self.name, job):
+            raise CallerError(
+                f"the launch of {self.name} calls that of {EngineTask.__name__} for its own run",
+                where=job,
+                remedy="do the whole work in the overridden launch, or do not override it",
+            )
+        await self._open_engine().launch(self.name, check_job(job, where=self.name))
+
+    async def cancel(self, job: str) -> None:
+        """Stop the job's run, or do nothing when it has none."""
+        await self._open_engine().cancel(self.name, check_job(job, where=self.name))

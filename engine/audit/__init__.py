@@ -1,0 +1,1 @@
+"""The invariants of a log and of a state, checked from scratch."""

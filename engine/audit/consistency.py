@@ -1,0 +1,299 @@
+"""What does not hold, as a value: where, in words, what was expected, what is recorded instead, and what to do.
+
+Whether one state is consistent in itself: `check(state)`, from scratch, for tests and `verify`.
+
+In: a state. Out: what does not follow from the rest of it: counts and bitmaps from masks, queues from readiness,
+`live` and usage from open runs. Costs O(jobs * (leaves + tasks)), so `verify` asks at the end and now and then.
+
+Whether a recorded decision could be decided where it stands, and whether a recorded round is decided again.
+
+In: the state before a batch, and its events. Out: divergences. `admissible` holds for ever: whichever version
+decided, a launch must have been possible. `rederive` asks the decider itself, where it is still shipped, and finds
+what is missing, what is extra and what is otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from datatask.engine.core.decide import DECIDER_VERSION, decide
+from datatask.engine.core.leaves import get_at
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.schema import events as e
+
+
+class Divergence(NamedTuple):
+    """One thing found wrong; `expected` and `recorded` are plain values (text, numbers) or None for nothing."""
+
+    position: int
+    what: str
+    expected: Any = None
+    recorded: Any = None
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return it as one line; position 0 stands for the file as a whole."""
+        where = f"position {self.position}: " if self.position else ""
+        line = f"{where}{self.what}: expected {told(self.expected)}, recorded {told(self.recorded)}"
+        return f"{line}; {self.remedy}" if self.remedy else line
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented shape."""
+        return self._asdict()
+
+
+def told(value: Any) -> str:
+    """Return an expected or a recorded value in words."""
+    return "nothing" if value is None else value if isinstance(value, str) else repr(value)
+
+
+TOLD_MAX = 1000
+
+
+def check(state: State) -> list[Divergence]:
+    """Return what does not hold in this state."""
+    found = _members(state) + _runs(state) + _usage(state)
+    for task in state.tasks.values():
+        found += _task(state, task)
+    return found[:TOLD_MAX]
+
+
+def _members(state: State) -> list[Divergence]:
+    found = []
+    for leaf in state.leaves.values():
+        bit = leaf.bit
+        by_mask = [job for job, mask in enumerate(state.masks) if mask & bit]
+        if leaf.count != len(by_mask):
+            found.append(
+                Divergence(state.position, f"{leaf.id}: number of members", len(by_mask), leaf.count)
+            )
+        if list(leaf.members(state.masks)) != by_mask:
+            found.append(Divergence(state.position, f"{leaf.id}: members", "those of the masks", "others"))
+    return found
+
+
+def _runs(state: State) -> list[Divergence]:
+    found = []
+    pairs = Counter((run.task, run.job) for run in state.open_runs.values())
+    for (task, job), number in pairs.items():
+        if number > 1:
+            what = f"{task} {state.jobs[job]}: open runs"
+            found.append(Divergence(state.position, what, 1, number))
+    for run in state.open_runs.values():
+        episode = state.tasks[run.task].episodes.get(run.job)
+        told = None if episode is None else episode.run
+        if told != run.run:
+            found.append(
+                Divergence(state.position, f"the run of the episode of run {run.run}", run.run, told)
+            )
+        counted = get_at(state.tasks[run.task].episode_count, run.job)
+        if run.episode != counted:
+            found.append(Divergence(state.position, f"the episode of run {run.run}", counted, run.episode))
+    return found
+
+
+def _usage(state: State) -> list[Divergence]:
+    used: Counter[tuple[str, str]] = Counter()
+    for run in state.open_runs.values():
+        for name, amount in run.resources.items() if run.quota is not None else ():
+            used[run.quota or "", name] += amount
+    told = {(name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n}
+    summed = {key: amount for key, amount in used.items() if amount}
+    if told == summed:
+        return []
+    return [Divergence(state.position, "usage of quotas", repr(summed), repr(told))]
+
+
+def _task(state: State, task: TaskState) -> list[Divergence]:
+    found = []
+    live = task.live.members(state.masks)
+    open_here = {run.job for run in state.open_runs.values() if run.task == task.name}
+    if set(live) != open_here or task.open_runs != len(open_here):
+        found.append(
+            Divergence(state.position, f"{task.name}: live", len(open_here), f"{len(live)}, {task.open_runs}")
+        )
+    test, claim, queue, awaiting = task.condition.test, task.claim, task.queue, task.awaiting
+    for job, mask in enumerate(state.masks):
+        waits = (job in queue) + (job in awaiting)
+        expected = int(test(mask) and not mask & claim)
+        if waits != expected:
+            what = f"{task.name} {state.jobs[job]}: places in queues"
+            found.append(Divergence(state.position, what, expected, waits))
+        if job in task.episodes and not mask & claim:
+            what = f"{task.name} {state.jobs[job]}: claim of its episode"
+            found.append(Divergence(state.position, what, "claimed", "not claimed"))
+    return found
+
+
+SHIPPED = frozenset({DECIDER_VERSION})
+"""The decider versions that are still shipped, for `rederive`."""
+
+
+@dataclass(slots=True)
+class Planned:
+    """What the launches of one batch have taken so far."""
+
+    used: dict[tuple[str, str], int] = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)
+
+    def take(self, task: TaskState, event: e.LaunchDecided) -> None:
+        """Account for a launch."""
+        self.running[task.name] = self.running.get(task.name, 0) + 1
+        quota = task.definition.quota
+        if quota is not None:
+            for name, amount in event.resources.items():
+                self.used[quota, name] = self.used.get((quota, name), 0) + amount
+
+
+def admissible(
+    state: State, position: int, event: e.LaunchDecided, planned: Planned | None = None
+) -> list[Divergence]:
+    """Return why this launch could not be decided on this state, after the ones planned; empty if it could.
+
+    A forced launch need not be ready, a launch by hand may be of a paused task, and `over_quota` is a person's word
+    that limits do not count; everything else holds for all.
+    """
+    task, job = state.tasks.get(event.task or ""), state.job_index.get(event.job or "")
+    if task is None or (job is None and event.origin != "forced"):
+        what = f"{event.task} {event.job}: who is launched"
+        return [Divergence(position, what, "a known task and job", "unknown")]
+    found = [] if job is None else _episode(state, position, event, task, job)
+    if event.origin == "derived" and (
+        task.paused or task.definition.disabled or not all(leaf.synced for leaf in task.reads)
+    ):
+        who = f"{event.task} {event.job}"
+        if task.paused or task.definition.disabled:
+            told = "paused" if task.paused else "disabled"
+            found.append(Divergence(position, f"{who}: its task", "open for launches", told))
+        found += [
+            Divergence(position, f"{who}: reads {leaf.id}", "synced", "not known yet")
+            for leaf in task.reads
+            if not leaf.synced
+        ]
+    if not event.over_quota:
+        found += _limits(state, position, event, task, planned or Planned())
+    return found
+
+
+def _episode(
+    state: State, position: int, event: e.LaunchDecided, task: TaskState, job: int
+) -> list[Divergence]:
+    """Check that the job waits (or is forced), and that episode and attempt go on from the last."""
+    episode, count = task.episodes.get(job), get_at(task.episode_count, job)
+    waits = job in task.queue
+    if episode is None and waits and (event.episode, event.attempt) == (count, 1):
+        if event.origin == "forced" or task.condition.test(state.masks[job]):
+            return []  # by far the most
+    found, who = [], f"{event.task} {event.job}"
+    if event.origin != "forced":
+        if not task.condition.test(state.masks[job]):
+            found.append(Divergence(position, f"{who}: condition", "ready", "not ready"))
+        if episode is None and not waits:
+            found.append(Divergence(position, f"{who}: place", "in the queue", "does not wait"))
+    if episode is not None and episode.run:
+        found.append(Divergence(position, f"{who}: open run", None, f"run {episode.run}"))
+    elif episode is not None and event.origin == "derived":
+        if episode.not_before is None or episode.not_before > event.at:
+            due = (
+                "no retry is scheduled" if episode.not_before is None else f"not before {episode.not_before}"
+            )
+            found.append(Divergence(position, f"{who}: retry", due, f"at {event.at}"))
+    opens = episode is None and not waits and job not in task.awaiting
+    expected = (count + opens, 1 if episode is None else episode.attempt + 1)
+    if (event.episode, event.attempt) != expected:
+        recorded = f"{event.episode}.{event.attempt}"
+        found.append(
+            Divergence(position, f"{who}: episode and attempt", f"{expected[0]}.{expected[1]}", recorded)
+        )
+    return found
+
+
+def _limits(
+    state: State, position: int, event: e.LaunchDecided, task: TaskState, planned: Planned
+) -> list[Divergence]:
+    found: list[Divergence] = []
+    limit, name = task.definition.concurrency, task.definition.quota
+    if limit is not None:
+        running = task.open_runs + planned.running.get(task.name, 0) + 1
+        if running > limit:
+            what = f"{event.task} {event.job}: runs of {task.name}"
+            found.append(Divergence(position, what, f"at most {limit}", running))
+    if name is None:
+        return found
+    quota = state.quotas[name]
+    for part, amount in event.resources.items():
+        taken = quota.used.get(part, 0) + planned.used.get((name, part), 0) + amount
+        allowed = quota.limits.get(part, 0)
+        if amount and taken > allowed:
+            what = f"{event.task} {event.job}: {name}.{part}"
+            found.append(Divergence(position, what, f"at most {allowed}", taken))
+    return found
+
+
+def rederive(state: State, event: e.DecisionRound, decisions: Sequence[e.LaunchDecided]) -> list[Divergence]:
+    """Decide a recorded round again; return what is missing, extra or otherwise. `state` is the one before it."""
+    if event.decider not in SHIPPED:
+        return []
+    position = state.position + 1
+    if state.position != event.state:
+        return [Divergence(position, "the state that the round was decided on", state.position, event.state)]
+    again = decide(
+        state, event.now, bound=event.bound, unavailable=frozenset(event.unavailable), actor=event.actor
+    )
+    found = [] if again.decisions == list(decisions) else _compared(again.decisions, decisions, position)
+    if again.constraints != event.constraints:
+        found.append(Divergence(position, "constraints", repr(again.constraints), repr(event.constraints)))
+    return found
+
+
+def _compared(
+    derived: Sequence[e.LaunchDecided], recorded: Sequence[e.LaunchDecided], position: int
+) -> list[Divergence]:
+    """Return how the decisions that follow on a round at `position` differ from those derived again."""
+    places = {_pair(one): place for place, one in enumerate(recorded, position + 1)}
+    there, told = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
+    found = [
+        Divergence(position, f"decision missing: {one.task} {one.job}", _in_words(one), None)
+        for one in derived
+        if _pair(one) not in told
+    ]
+    found += [
+        Divergence(places[pair], f"decision extra: {one.task} {one.job}", None, _in_words(one))
+        for pair, one in told.items()
+        if pair not in there
+    ]
+    for one in derived:
+        old = told.get(_pair(one))
+        if old is not None:
+            found += _fields(one, old, places[_pair(one)])
+    if not found and list(map(_pair, derived)) != list(map(_pair, recorded)):
+        orders = (" ".join(one.job or "" for one in some[:10]) for some in (derived, recorded))
+        found.append(Divergence(position, "the order of the decisions", *orders))
+    return found
+
+
+def _fields(fresh: e.LaunchDecided, old: e.LaunchDecided, position: int) -> list[Divergence]:
+    if fresh == old:
+        return []
+    return [
+        Divergence(position, f"{old.task} {old.job}: {name}", _plain(getattr(fresh, name)), _plain(value))
+        for name in e.LaunchDecided.__struct_fields__
+        if (value := getattr(old, name)) != getattr(fresh, name)
+        and not (name == "cause" and value is None)  # not told by earlier versions
+    ]
+
+
+def _pair(decision: e.LaunchDecided) -> tuple[str, str]:
+    return (decision.task or "", decision.job or "")
+
+
+def _in_words(decision: e.LaunchDecided) -> str:
+    return f"launch of {decision.task} {decision.job}, episode {decision.episode}.{decision.attempt}"
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else repr(value)

@@ -1,0 +1,312 @@
+"""What would have been different under another definition: one log, two states, side by side.
+
+In: the batches of a log, and a definition that takes the place of every recorded one. The same facts are folded
+under both (`facts`); launches are facts too, so the two differ by what the definitions make of them, not by what a
+simulation would have led to. Out: per task the jobs that were ready in one and not in the other at some batch boundary,
+runs that the other definition would not have admitted where they were decided, jobs that its decisions at the recorded
+rounds name and the recorded ones do not, and what exists in one only. Where user code of the other definition has not
+answered, that is told as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from datatask.engine.compare.certainty import certain, failing
+from datatask.engine.compare.facts import Difference, Facts, Findings, Names, Was, Where
+from datatask.engine.core.checkpoints import dump, load
+from datatask.engine.core.decide import closed, constraint_on, decide
+from datatask.engine.core.define import define, start_condition
+from datatask.engine.core.fold import apply_all
+from datatask.engine.core.retry import Again, after_ending, by_machine, made_progress
+from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
+from datatask.schema import events as e
+from datatask.schema.definition import PipelineDef
+
+_STOPPED = ("cancelled", "deleted", "shutdown")
+_IN_A_ROUND = "a recorded round of decisions would have launched it"
+_CONSTRAINTS = {
+    "paused": "the task is paused",
+    "disabled": "the task is disabled",
+    "observing": "the contents of {name} are not known",
+    "concurrency": "the task has as many runs as it may have",
+    "quota": "the quota {name} is used up",
+    "rate": "the quota {name} allows no further launch yet",
+    "infeasible": "it asks for more than the quota {name} has",
+}
+_UNANSWERED = "what its filter or translation would answer is not in the log"
+
+
+class Pair(NamedTuple):
+    """A task in both states, or in the other only; `stalled` says why none of its jobs can start, if so."""
+
+    name: str
+    here: TaskState | None
+    there: TaskState
+    stalled_here: str
+    stalled_there: str
+
+
+class Against:
+    """Follow a log batch by batch with `batch`; `differences` at the end."""
+
+    def __init__(
+        self,
+        definition: PipelineDef,
+        *,
+        renames: Sequence[e.Recorded] = (),
+        was: Iterable[Was] = (),
+        base: State | None = None,
+    ) -> None:
+        """Take the other definition; `renames` are the log's `Renamed`, `base` a state to begin from (kept)."""
+        self.here = State() if base is None else base
+        self.there = State() if base is None else load(dump(base))
+        self.definition = definition
+        self._names = Names(definition, renames, was)
+        self._facts = Facts(definition, definition.digest(), self._names)
+        self._pairs: list[Pair] = []
+        self._leaves: dict[str, str] = {}
+        self._derived = any(leaf.derived is not None for leaf in definition.repositories)
+        self._findings = Findings()
+        self._defined_at = 0
+        if base is not None and base.defined_at:
+            self._names.at(base.position)
+            self._facts.defined, self._defined_at = True, base.position
+            define(self.there, definition, max(1, base.position))
+            self._pair()
+            self._compare(list(self.here.jobs), base.position)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many events were about what the other definition does not have, by kind."""
+        return dict(self._facts.skipped)
+
+    def batch(self, batch: e.Batch) -> None:
+        """Fold a batch under both definitions and compare what it touched."""
+        position = batch.first
+        apply_all(self.here, position, batch.events)
+        everything = False
+        if isinstance(batch.events[0], e.DecisionRound):
+            self._decide_again(position, batch.events[0], batch.events[1:])
+        for event in batch.events:
+            if isinstance(event, e.Renamed):
+                self._names.at(position)
+            fact = self._facts.of(self.there, event)
+            if isinstance(fact, e.LaunchDecided) and fact.origin == "derived":
+                self._admit(position, fact)
+            elif isinstance(fact, e.RunEnded):
+                self._end(position, fact)
+            apply_all(self.there, position, (fact,))
+            if isinstance(event, e.PipelineDefined | e.Renamed | e.RepositoryReset | e.QuotaChanged):
+                everything = True
+                self._defined_at = self._defined_at or position
+            position += 1
+        if everything:
+            self._pair()
+            self._compare(list(dict.fromkeys((*self.here.jobs, *self.there.jobs))), batch.last)
+        elif self._pairs:
+            self._compare(self._touched(batch.events), batch.last)
+
+    def differences(self) -> list[Difference]:
+        """Return what differs: what exists in one only, then by task in the order of the other definition."""
+        return [*self._only(), *self._findings.ordered(task.name for task in self.definition.tasks)]
+
+    # --- who is compared with whom ------------------------------------------------------------------
+
+    def _pair(self) -> None:
+        """Work out anew which tasks and leaves are the same in both."""
+        names = self._names
+        here = {
+            there: self.here.tasks[task.name]
+            for task in self.here.definition.tasks
+            if (there := names.find("task", task.name)) is not None
+        }
+        self._pairs = [
+            Pair(
+                name,
+                here.get(name),
+                self.there.tasks[name],
+                _stalled(self.here, here[name]) if name in here else "",
+                _stalled(self.there, self.there.tasks[name]),
+            )
+            for name in (task.name for task in self.there.definition.tasks)
+        ]
+        leaves = ((names.find("repository", leaf.id), leaf.id) for leaf in self.here.definition.repositories)
+        self._leaves = {there: here for there, here in leaves if there is not None}
+
+    def _only(self) -> Iterator[Difference]:
+        """Yield what the last recorded definition and the other one do not have in common."""
+        for what, recorded, other in (
+            ("task", [t.name for t in self.here.definition.tasks], [t.name for t in self.definition.tasks]),
+            (
+                "repository",
+                [leaf.id for leaf in self.here.definition.repositories],
+                [leaf.id for leaf in self.definition.repositories],
+            ),
+        ):
+            known = {self._names.find(what, name): name for name in recorded}
+            for name in recorded:
+                if self._names.find(what, name) is None:
+                    yield self._only_in(what, name, "here")
+            for name in other:
+                if name not in known:
+                    yield self._only_in(what, name, "there")
+
+    def _only_in(self, what: str, name: str, where: Where) -> Difference:
+        place = "as recorded" if where == "here" else "in the other definition"
+        explain = f"the {what} {name} exists only {place}"
+        if what == "task":
+            return Difference(name, "only_in", where, self._defined_at, explain)
+        return Difference(None, "only_in", where, self._defined_at, explain, repository=name)
+
+    # --- readiness at a batch boundary --------------------------------------------------------------
+
+    def _touched(self, events: Sequence[e.Event]) -> list[str]:
+        """Return the jobs whose readiness these events may have changed: theirs, and those that stand for them."""
+        found = dict.fromkeys(event.job for event in events if event.job is not None)
+        for state in (self.here, self.there):
+            rules = [leaf.derived for leaf in state.leaves.values() if leaf.derived is not None]
+            translated = [rule.reverse for rule in rules if rule.translator is not None and rule.reverse]
+            if not translated:
+                continue
+            line = list(found)
+            for job in line:
+                index = state.job_index.get(job, -1)
+                for reverse in translated:
+                    fresh = [
+                        state.jobs[key] for key in reverse.get(index, ()) if state.jobs[key] not in found
+                    ]
+                    found.update(dict.fromkeys(fresh))
+                    line += fresh
+        return list(found)
+
+    def _compare(self, jobs: list[str], position: int) -> None:
+        here_index, there_index = self.here.job_index, self.there.job_index
+        unanswered = self._derived and bool(self.there.pending)
+        told = bool(self._findings)
+        for pair in self._pairs:
+            for job in jobs:
+                i, j = here_index.get(job), there_index.get(job)
+                here = (
+                    i is not None and pair.here is not None and not pair.stalled_here and _waits(pair.here, i)
+                )
+                there = j is not None and not pair.stalled_there and _waits(pair.there, j)
+                unknown = (
+                    unanswered
+                    and not there
+                    and j is not None
+                    and not self.there.masks[j] & pair.there.claim
+                    and self._is_unknown(pair.there, j)
+                )
+                if here is there and not unknown and not told:
+                    continue
+                for what, holds in (
+                    ("unknown", unknown),
+                    ("ready", there and not here),
+                    ("blocked", here and not there and not unknown),
+                ):
+                    why = partial(self._why, pair, what, job) if holds else None
+                    self._findings.note(pair.name, what, job, position, why)  # type: ignore[arg-type]
+
+    def _why(self, pair: Pair, what: str, job: str) -> str:
+        if what == "unknown":
+            return _UNANSWERED
+        if what == "blocked":
+            return pair.stalled_there or failing(self.there, pair.there, job)
+        if pair.here is None:
+            return "the task is not in the recorded definition"
+        return "as recorded: " + (pair.stalled_here or failing(self.here, pair.here, job))
+
+    def _is_unknown(self, task: TaskState, job: int) -> bool:
+        return certain(self.there, start_condition(task.definition), job, self._unanswered) is None
+
+    def _unanswered(self, what: str, leaf: str, job: int) -> bool:
+        """Whether a leaf's answer for a job is wanted there, and is not just as much wanted as recorded."""
+        if (what, leaf, job) not in self.there.pending:
+            return False
+        recorded = self.here.job_index.get(self.there.jobs[job])
+        return (what, self._leaves.get(leaf), recorded) not in self.here.pending
+
+    # --- decisions ----------------------------------------------------------------------------------
+
+    def _admit(self, position: int, event: e.LaunchDecided) -> None:
+        """Tell of a recorded launch that the other definition would not have allowed where it stands."""
+        state, task = self.there, self.there.tasks[event.task]
+        job = state.intern(event.job)
+        condition = start_condition(task.definition)
+        if task.condition.test(state.masks[job]):
+            why = self._held(task, job, event.at)
+        elif certain(state, condition, job, self._unanswered) is None:
+            self._findings.tell(task.name, "unknown", "there", event.job, position, lambda: _UNANSWERED)
+            return
+        else:
+            why = failing(state, task, event.job)
+        if why:
+            self._findings.tell(task.name, "launched", "here", event.job, position, lambda: why)
+
+    def _held(self, task: TaskState, job: int, now: int) -> str:
+        """Return what keeps a job whose condition holds from being launched now, or the empty string."""
+        constraint = closed(task, frozenset()) or constraint_on(self.there, task, now)
+        if constraint:
+            kind, _, name = constraint.partition(": ")
+            return _CONSTRAINTS.get(kind, kind).format(name=name)
+        episode = task.episodes.get(job)
+        if episode is not None:
+            return "" if episode.not_before is not None and episode.not_before <= now else "it is not due"
+        if job in task.awaiting:
+            return "its priority is not known"
+        return "" if job in task.queue else "it does not wait"
+
+    def _decide_again(self, position: int, event: e.DecisionRound, batch: Sequence[e.Event]) -> None:
+        """Tell of jobs that the other definition would have launched in a recorded round."""
+        if not self._facts.defined:
+            return
+        find = self._names.find
+        away = {name for name in (find("task", task) for task in event.unavailable) if name is not None}
+        recorded = {(find("task", one.task), one.job) for one in batch if isinstance(one, e.LaunchDecided)}
+        for decision in decide(self.there, event.now, bound=event.bound, unavailable=away).decisions:
+            if (decision.task, decision.job) not in recorded:
+                self._findings.tell(
+                    decision.task, "launched", "there", decision.job, position, lambda: _IN_A_ROUND
+                )
+
+    def _end(self, position: int, event: e.RunEnded) -> None:
+        """Tell where the other definition's retry policy says something else."""
+        run = self.there.open_runs[event.run]
+        task = self.there.tasks[run.task]
+        verdict = after_ending(
+            task.definition.retry,
+            task.episodes[run.job],
+            event.outcome,
+            event.at,
+            0.5,
+            stopped=run.stopping in _STOPPED,
+            progress=made_progress(task.definition.retry, run, self.there.engine, event.at),
+            machine=by_machine(event),
+        )
+        again = isinstance(verdict, Again)
+        if again is event.final:
+            where: Where = "there" if again else "here"
+            why = f"its run {event.run} would {'' if again else 'not '}have been tried again"
+            self._findings.tell(task.name, "launched", where, event.job, position, lambda: why)
+
+
+def _waits(task: TaskState, job: int) -> bool:
+    return job in task.queue or job in task.awaiting
+
+
+def _stalled(state: State, task: TaskState) -> str:
+    """Return why no job of a task can ever start under its definition and quota, or the empty string."""
+    if task.definition.disabled:
+        return "the task is disabled"
+    name = task.definition.quota
+    if name is None:
+        return ""
+    quota = state.quotas[name]
+    dimension = quota.infeasible(task.definition.resources)
+    if dimension is None and quota.launches is not None and quota.launches <= 0:
+        dimension = "launches"
+    return f"the quota {name} is too small in {dimension}" if dimension else ""

@@ -1,0 +1,364 @@
+"""What `why` answers, as values: `Explanation` is one (task, job), `Group` the waiting jobs that wait for the same.
+
+The JSON of the command line is `Explanation.to_json()`, its text is `lines`; a notebook shows `_repr_html_`.
+
+The words of `why`: conditions, evaluations, runs and times as people say them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+import msgspec
+
+from datatask.engine.core.state import Pending, PendingKey, State
+from datatask.engine.core.tasks import OpenRun
+from datatask.schema import definition as d
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition on data: a link's, or a part of a custom `ready=` (then `link` is `ready`).
+
+    `since` is the position of the event that made it as it is: the newest of those about its leaves.
+    """
+
+    link: str
+    repository: str
+    needs: str
+    is_: str = msgspec.field(name="is")
+    since: int | None
+    satisfied: bool
+    explain: str
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A condition as a tree: `op` is `and`, `or`, `not` or `in`; `holds` says whether it does for the job.
+
+    An `in` names its repository, since when it is so, and for a derived one `by` (`filter`, `translation`, `view`) with
+    what it rests on in `of`; `target` is the job that it stands for, `task` the one that a view is about.
+    """
+
+    op: str
+    holds: bool
+    of: list[Node] = []
+    repository: str = ""
+    job: str = ""
+    since: int | None = None
+    by: str = ""
+    answer: str = ""
+    target: str = ""
+    task: str = ""
+    explain: str = ""
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An open run, what it holds of a quota (in units), and since when."""
+
+    run: int
+    task: str
+    job: str
+    since: str
+    amounts: dict[str, float] = {}
+    where: str = ""
+
+
+class Amount(msgspec.Struct, frozen=True, kw_only=True):
+    """One dimension of a quota, in units: how much is needed, in use, and granted in all."""
+
+    needed: float
+    used: float
+    limit: float
+
+
+class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing other than data that holds the job back.
+
+    `since` is the position of the event that made it so. Where a limit holds: which `quota`, the `amounts` that are
+    lacking, the open runs that have them (`runs`, the first 50, `more` beyond). `until`: when time heals it, as ISO time.
+    `repository`: which one is not known, or waits for user code.
+    """
+
+    what: str
+    explain: str
+    since: int | None = None
+    until: str = ""
+    repository: str = ""
+    quota: str = ""
+    amounts: dict[str, Amount] = {}
+    runs: list[User] = []
+    more: int = 0
+
+
+class Cited(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that an answer cites; who fills this in has read the log."""
+
+    position: int
+    kind: str
+    at: str
+    actor: str
+    run: int | None
+    reason: str = ""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing to do; which fields are there depends on `op`. Amounts are billionths, times ISO-8601 UTC."""
+
+    op: str
+    repository: str = ""
+    task: str = ""
+    job: str = ""
+    quota: str = ""
+    limits: dict[str, int] = {}
+    launches: int | None = None
+    concurrency: int | None = None
+    run: int | None = None
+    until: str = ""
+    at: int | None = None
+    outcome: str = ""
+    explain: str = ""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job runs or does not.
+
+    `ready`: the data conditions hold and no run is open. `launching`: the next round launches it; else something in
+    `conditions` or `held_by` says why not. `changes` is the smallest set after which the next round does, in the order
+    in which they are to be made (`proposals` says what counts as one); empty where it does anyhow, or where no set was
+    found, which `held_by` then says. `tree` is an `and` of one node for each of `conditions`, in the same order. `events`
+    are those cited, for whoever has the log.
+    """
+
+    task: str
+    job: str
+    ready: bool
+    at_position: int
+    conditions: list[Condition]
+    held_by: list[Hold]
+    changes: list[Change]
+    launching: bool = False
+    tree: Node = Node(op="and", holds=True)
+    events: list[Cited] = []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON object as plain data."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        for change in plain["changes"]:
+            change.pop("at", None)
+        return plain
+
+    def positions(self) -> list[int]:
+        """Return the positions that the answer cites, each once, oldest first."""
+        cited = {condition.since for condition in self.conditions} | {hold.since for hold in self.held_by}
+        cited |= {user.run for hold in self.held_by for user in hold.runs}
+        nodes = [self.tree]
+        while nodes:
+            node = nodes.pop()
+            cited.add(node.since)
+            nodes += node.of
+        return sorted(position for position in cited if position)
+
+    def __repr__(self) -> str:
+        return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        first, *rest = lines(self)
+        told = "\n".join(rest)
+        return f"<p><b>{escape(first)}</b></p><pre>{escape(told)}</pre>"
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Waiting jobs of a task that wait for the same: how many, and a few of them."""
+
+    what: str
+    explain: str
+    count: int
+    sample: list[str]
+    until: str = ""
+
+
+# --- as text ----------------------------------------------------------------------------------------
+
+_OPS = {
+    "put": "put {job} into {repository}",
+    "delete": "delete {job} from {repository}",
+    "set_filter": "let the filter of {repository} answer {outcome} for {job}",
+    "set_translation": "let {job} stand for {outcome} in {repository}",
+    "wait_for": "wait until the run of {task} for {job} has {outcome}",
+    "evaluate": "let the priority of {task} answer for {job}",
+    "retry": "ask to retry {job} in {task}",
+    "resume": "resume {task}",
+    "enable": "enable {task} in the pipeline",
+    "recover": "bring back the runner of {task}",
+    "observe": "have {repository} listed",
+    "accept_loss": "accept the loss in {repository}, or bring back what vanished",
+    "raise_quota": "raise {quota} to {amounts}",
+    "raise_concurrency": "let {task} run {concurrency} at once",
+    "raise_priority": "let {job} come first in {task}",
+    "wait_until": "wait until {until}",
+    "start_engine": "start the engine",
+    "end_run": "end run {run} ({task} {job})",
+}
+
+
+_RUNNING = {"live": "wait until {task} runs {job}", "not live": "wait until {task} no longer runs {job}"}
+
+
+def change_in_words(change: Change) -> str:
+    """Say what is to be done."""
+    fields = {name: getattr(change, name) for name in change.__struct_fields__}
+    amounts = [f"{amount / 1e9:g} {part}" for part, amount in change.limits.items()]
+    amounts += [f"{change.launches} launches in its window"] if change.launches is not None else []
+    pattern = _OPS[change.op]
+    if change.op == "wait_for" and change.run is not None:
+        pattern = "wait until run {run} ({task} {job}) has ended"
+    elif change.outcome in _RUNNING:
+        pattern = _RUNNING[change.outcome]
+    text = pattern.format(**fields, amounts=", ".join(amounts))
+    return f"{text} ({change.explain})" if change.explain else text
+
+
+def verdict(found: Explanation) -> str:
+    """Say in a few words how it stands with the job."""
+    if any(hold.what == "live" for hold in found.held_by):
+        return "is running"
+    if found.launching:
+        return "is ready, and will be launched"
+    return "is ready, and held back" if found.ready else "is not ready"
+
+
+def lines(found: Explanation, *history: str) -> list[str]:
+    """Return the answer as lines of text; `history` are lines on what was before."""
+    cited = {event.position: event for event in found.events}
+    text = [f"{found.task} {found.job}: {verdict(found)}"]
+    for condition, node in zip(found.conditions, found.tree.of, strict=True):
+        mark = "ok " if condition.satisfied else "NOT"
+        since = f", since {cite(condition.since, cited)}" if condition.since else ""
+        text.append(
+            f"  {mark} {condition.link}: needs {condition.needs} in {condition.repository}, is {condition.is_}{since}"
+        )
+        text += _tree(node, cited, "      ")
+    for hold in found.held_by:
+        event = cited.get(hold.since or 0) if hold.what != "engine" else None
+        text.append(f"  held by {hold.what}: {hold.explain}{'' if event is None else f' — {_who(event)}'}")
+    text += [f"  {line}" for line in history]
+    if found.changes:
+        text.append("  to let it run: " + "; ".join(map(change_in_words, found.changes)))
+    return text
+
+
+def cite(position: int, cited: dict[int, Cited]) -> str:
+    """Return a position, and what stands there where that is known."""
+    event = cited.get(position)
+    return f"position {position}" if event is None else f"position {position} ({_who(event)})"
+
+
+def _who(event: Cited) -> str:
+    run = f", run {event.run}" if event.run is not None else ""
+    reason = f": {event.reason}" if event.reason else ""
+    return f"{event.kind} by {event.actor} at {event.at}{run}{reason}"
+
+
+def _tree(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
+    """Yield what a condition is made of; nothing for a plain repository and its absence."""
+    plain = node.of[0] if node.op == "not" else node
+    if plain.op == "in" and not plain.explain:
+        return
+    for part in [node] if plain.op == "in" else plain.of:
+        yield from _branch(part, cited, indent)
+
+
+def _branch(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
+    mark = "ok " if node.holds else "NOT"
+    wanted, plain = ("not in", node.of[0]) if node.op == "not" else ("in", node)
+    if plain.op == "in":
+        about = f"{plain.job} " if plain.job else ""
+        since = f", since {cite(plain.since, cited)}" if plain.since else ""
+        rule = f": {plain.explain}" if plain.explain else ""
+        yield f"{indent}{mark} {about}{wanted} {plain.repository}{since}{rule}"
+    else:
+        words = {"and": "all of these", "or": "any of these"}[plain.op]
+        yield f"{indent}{mark} {'not ' if node.op == 'not' else ''}{words}"
+    for part in plain.of:
+        yield from _branch(part, cited, indent + "  ")
+
+
+NANO = 1_000_000_000
+
+
+def iso(at: int) -> str:
+    """Return engine time as ISO-8601 UTC, rounded up to the microsecond."""
+    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=-(-at // 1000))
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def units(amount: int) -> float:
+    """Return billionths as cores, bytes and units."""
+    return amount // NANO if amount % NANO == 0 else amount / NANO
+
+
+def in_words(expr: d.AnyExpr) -> str:
+    """Return a condition as a person would say it."""
+    match expr:
+        case d.In(leaf=leaf):
+            return leaf
+        case d.Not(of=part):
+            return f"not {in_words(part)}"
+        case d.All(of=parts):
+            return "(" + " and ".join(map(in_words, parts)) + ")" if parts else "everything"
+        case d.Any(of=parts):
+            return "(" + " or ".join(map(in_words, parts)) + ")" if parts else "nothing"
+
+
+def parts_of(expr: d.AnyExpr) -> Iterator[d.AnyExpr]:
+    """Yield the conditions that must all hold."""
+    if isinstance(expr, d.All):
+        for part in expr.of:
+            yield from parts_of(part)
+    elif isinstance(expr, d.Not) and isinstance(expr.of, d.Any):
+        for part in expr.of.of:
+            yield from parts_of(d.Not(of=part))
+    elif isinstance(expr, d.Not) and isinstance(expr.of, d.Not):
+        yield from parts_of(expr.of.of)
+    else:
+        yield expr
+
+
+def subject(part: d.AnyExpr) -> d.AnyExpr:
+    """Return what a condition is about, whether it needs it or its absence."""
+    return part.of if isinstance(part, d.Not) else part
+
+
+def needs(part: d.AnyExpr) -> str:
+    """Return `present` or `absent`."""
+    return "absent" if isinstance(part, d.Not) else "present"
+
+
+def link_of(task: d.TaskDef, part: d.AnyExpr) -> str:
+    """Return the link that a condition stems from, or `ready` for a part of a custom one."""
+    bare, absent = subject(part), isinstance(part, d.Not)
+    for link in task.links:
+        if link.expr == bare and (link.inhibits_start if absent else link.required_for_start):
+            return link.name
+    return next((link.name for link in task.links if link.expr == bare), "ready")
+
+
+def pending_in_words(key: PendingKey, why: Pending) -> str:
+    """Tell of an evaluation that is due."""
+    text = f"the {key.what} of {key.owner} is to be evaluated (since position {why.position})"
+    return f"{text}: {why.error}; again at {iso(why.retry_at)}" if why.error else text
+
+
+def user_of(state: State, run: OpenRun) -> User:
+    """Return what a run holds."""
+    amounts = {part: units(amount) for part, amount in run.resources.items() if amount}
+    about = {"run": run.run, "task": run.task, "job": state.jobs[run.job], "where": run.where}
+    return User(**about, since=iso(run.decided_at), amounts=amounts)  # type: ignore[arg-type]
+
+
+def user_in_words(user: User) -> str:
+    """Tell a run and what it holds."""
+    amounts = ", ".join(f"{amount:g} {part}" for part, amount in user.amounts.items())
+    return f"run {user.run} ({user.task} {user.job}{': ' + amounts if amounts else ''})"

@@ -1,0 +1,259 @@
+"""What would be, if: changes are made to a layer over a state, and the next round is asked for its launches.
+
+In: a state, the time, which runners take nothing, whether an engine lives; then `Change`s, in their order. Each becomes
+the events that it would become in a log. What user code and other tasks have to bring about is simply made so, and an
+ending that is being stored goes well. Out: whether the next round launches a job. The state below is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from datatask.engine.core import decide as deciding
+from datatask.engine.core.fold import apply
+from datatask.engine.core.leaves import LeafState
+from datatask.engine.core.retry import Again, after_ending, by_machine, made_progress
+from datatask.engine.core.state import PendingKey, State
+from datatask.engine.core.tasks import OpenRun, TaskState
+from datatask.engine.explain.explanations import Change
+from datatask.engine.explain.overlay import Layer
+from datatask.schema import events as e
+from datatask.schema.definition import view_id
+
+FIRST = 1e15
+"""A priority before all others."""
+LATEST = 1 - 2**-53
+"""The chance with which a backoff is longest."""
+
+
+class Trial:
+    """A state in which changes can be made and taken back."""
+
+    def __init__(
+        self, state: State, now: int, *, engine_alive: bool = True, unavailable: Set[str] = frozenset()
+    ) -> None:
+        self._layer = Layer(state)
+        self.below, self.state = state, self._layer.state
+        self._start = (now, engine_alive, unavailable)
+        self.now, self.engine_alive, self.unavailable = now, engine_alive, set(unavailable)
+
+    def reset(self, *changes: Change) -> None:
+        """Take back all changes, and make these."""
+        self._layer.reset()
+        self.now, self.engine_alive, unavailable = self._start
+        self.unavailable = set(unavailable)
+        for change in changes:
+            self.make(change)
+
+    def make(self, change: Change) -> None:
+        """Make one change."""
+        _MAKE[change.op](self, change)
+
+    def in_line(self, task: TaskState, job: int) -> bool:
+        """Whether the job waits to be launched now, whatever the limits."""
+        if job in task.queue:
+            return True
+        episode = task.episodes.get(job)
+        if episode is None or episode.run or task.contends(episode):
+            return False
+        return (episode.not_before or self.now + 1) <= self.now
+
+    def settle(self, name: str, job: int) -> None:
+        """The engine asks for the priority of an episode that the changes have opened; it is taken to be 0."""
+        key = PendingKey("priority", name, job)
+        if key in self.state.pending and self.state.pending[key].position > self.below.position:
+            self._ask_priority(name, job)
+
+    def round(self, name: str, job: int, *, bound: int = deciding.BOUND) -> deciding.Round | None:
+        """Return the next round, None where it cannot launch this job by what is known without deciding it.
+
+        Whoever knows that the job comes first of all needs no more than a `bound` of 1.
+        """
+        task = self.state.tasks[name]
+        if not self.engine_alive or deciding.closed(task, self.unavailable):
+            return None
+        self.settle(name, job)
+        if not self.in_line(task, job):
+            return None
+        line = islice(deciding.entries(task, self.now, bound), bound)
+        if not any(entry[2] == job for entry in line):
+            return None  # so many of its own task come before it
+        return deciding.decide(self.state, self.now, bound=bound, unavailable=self.unavailable)
+
+    def launches(self, name: str, job: int) -> bool:
+        """Whether the next round launches the job."""
+        found = self.round(name, job)
+        return found is not None and place(found, name, self.state.jobs[job]) is not None
+
+    # --- the changes ------------------------------------------------------------------------------
+
+    def _fold(self, *events: e.Event) -> None:
+        for event in events:
+            apply(self.state, self.state.position + 1, event)
+
+    def _flip(self, leaf: LeafState, job: int, present: bool) -> None:
+        self.state.position += 1
+        self.state.flip(leaf, job, present, self.state.position)
+
+    def _job(self, change: Change) -> int:
+        return self.state.intern(change.job)
+
+    def _put(self, change: Change) -> None:
+        self._fold(e.ValuePut(at=self.now, repository=change.repository, job=change.job))
+
+    def _delete(self, change: Change) -> None:
+        self._fold(e.ValueDeleted(at=self.now, repository=change.repository, job=change.job))
+
+    def _set_filter(self, change: Change) -> None:
+        leaf, job = self.state.leaves[change.repository], self._job(change)
+        self.state.pending.pop(PendingKey("filter", leaf.id, job), None)
+        assert leaf.derived is not None, "only filtered repositories have a filter"
+        holds = change.outcome == "true" and leaf.derived.base.test(self.state.masks[job])
+        self._flip(leaf, job, holds)
+
+    def _set_translation(self, change: Change) -> None:
+        leaf, job = self.state.leaves[change.repository], self._job(change)
+        self.state.pending.pop(PendingKey("translation", leaf.id, job), None)
+        translator = leaf.derived.translator if leaf.derived is not None else None
+        assert translator is not None, "only translated repositories have a translator"
+        holds = translator.test(self.state.masks[job])
+        self._flip(leaf, job, holds)
+
+    def _wait_for(self, change: Change) -> None:
+        if change.run is not None:
+            self._let_end(self.state.open_runs[change.run])
+            return
+        wanted = not change.outcome.startswith("not ")
+        view = view_id(change.task, change.outcome.removeprefix("not "))  # type: ignore[arg-type]
+        self._flip(self.state.leaves[view], self._job(change), wanted)
+
+    def _about(self, run: OpenRun) -> dict[str, Any]:
+        return {"at": self.now, "task": run.task, "job": self.state.jobs[run.job], "run": run.run}
+
+    def _let_end(self, run: OpenRun) -> None:
+        """Its outputs are stored, and the run ends as its target said."""
+        ending, task = run.settling, self.state.tasks[run.task]
+        assert ending is not None, "only an ending that is being stored is waited for"
+        about = self._about(run)
+        for _, intent in list(run.intents.values()):
+            where = {**about, "repository": intent.repository, "job": intent.job}
+            self._fold(e.ValueDeleted(**where) if intent.op == "delete" else e.ValuePut(**where))
+        stopped = run.stopping in ("cancelled", "deleted", "shutdown")
+        episode = task.episodes[run.job]
+        retry = task.definition.retry
+        progress = made_progress(retry, run, self.state.engine, self.now)
+        again = after_ending(
+            retry,
+            episode,
+            ending.outcome,
+            self.now,
+            LATEST,
+            stopped=stopped,
+            progress=progress,
+            machine=by_machine(ending),
+        )
+        self._fold(e.RunEnded(**about, outcome=ending.outcome, final=not isinstance(again, Again)))
+        if isinstance(again, Again):
+            self._fold(e.RetryScheduled(**about, **again._asdict()))
+
+    def _end_run(self, change: Change) -> None:
+        run = self.state.open_runs[change.run or 0]
+        about = self._about(run)
+        self._fold(e.StopDecided(**about, reason="deleted"))
+        pids = self.state.tasks[run.task].definition.pids
+        if pids is not None and self.state.contains(pids, about["job"]):
+            self._fold(e.ValueDeleted(**about, repository=pids))
+        self._fold(e.RunEnded(**about, outcome="cancelled"))
+
+    def _retry(self, change: Change) -> None:
+        self._fold(e.RetryRequested(at=self.now, task=change.task, job=change.job))
+
+    def _evaluate(self, change: Change) -> None:
+        self._ask_priority(change.task, self._job(change))
+
+    def _ask_priority(self, name: str, job: int) -> None:
+        if PendingKey("priority", name, job) in self.state.pending:
+            value, job_name = msgspec.Raw(b"0"), self.state.jobs[job]
+            self._fold(e.Evaluated(at=self.now, what="priority", task=name, job=job_name, value=value))
+
+    def _resume(self, change: Change) -> None:
+        self._fold(e.TaskResumed(at=self.now, task=change.task))
+
+    def _enable(self, change: Change) -> None:
+        self._redefine(change.task, disabled=False)
+
+    def _raise_concurrency(self, change: Change) -> None:
+        self._redefine(change.task, concurrency=change.concurrency)
+
+    def _redefine(self, name: str, **fields: object) -> None:
+        task = self.state.tasks[name]
+        task.definition = msgspec.structs.replace(task.definition, **fields)
+
+    def _raise_quota(self, change: Change) -> None:
+        self._fold(
+            e.QuotaChanged(at=self.now, quota=change.quota, limits=change.limits, launches=change.launches)
+        )
+
+    def _raise_priority(self, change: Change) -> None:
+        task, job = self.state.tasks[change.task], self._job(change)
+        self.settle(task.name, job)
+        episode = task.episodes.get(job)
+        if episode is not None:
+            episode.priority = FIRST
+        if job in task.queue:
+            position = task.queue.position(job)
+            task.queue.discard(job)
+            task.queue.push(job, FIRST, position)
+
+    def _recover(self, change: Change) -> None:
+        self.unavailable.discard(change.task)
+
+    def _observe(self, change: Change) -> None:
+        synced = e.RepositorySynced(at=self.now, repository=change.repository, listed_at=self.now, members=0)
+        self._fold(synced)
+
+    def _start_engine(self, change: Change) -> None:
+        self.engine_alive = True
+
+    def _wait_until(self, change: Change) -> None:
+        self.now = max(self.now, change.at or 0)
+
+
+_MAKE: dict[str, Callable[[Trial, Change], None]] = {
+    "put": Trial._put,
+    "delete": Trial._delete,
+    "set_filter": Trial._set_filter,
+    "set_translation": Trial._set_translation,
+    "wait_for": Trial._wait_for,
+    "end_run": Trial._end_run,
+    "retry": Trial._retry,
+    "evaluate": Trial._evaluate,
+    "resume": Trial._resume,
+    "enable": Trial._enable,
+    "raise_concurrency": Trial._raise_concurrency,
+    "raise_quota": Trial._raise_quota,
+    "raise_priority": Trial._raise_priority,
+    "recover": Trial._recover,
+    "observe": Trial._observe,
+    "accept_loss": Trial._observe,
+    "start_engine": Trial._start_engine,
+    "wait_until": Trial._wait_until,
+}
+
+
+def place(found: deciding.Round, name: str, job: str) -> int | None:
+    """Return which launch of a round is this job's, counted from 0, or None."""
+    return next(
+        (index for index, each in enumerate(found.decisions) if each.job == job and each.task == name), None
+    )
+
+
+def run_over(state: State, run: int) -> Change:
+    """Return what ends a run: a person, or, where its outputs are being stored, only time."""
+    open_run = state.open_runs[run]
+    op = "end_run" if open_run.settling is None else "wait_for"
+    return Change(op=op, run=run, task=open_run.task, job=state.jobs[open_run.job])

@@ -1,0 +1,1 @@
+"""Many events folded at once: by columns, by situation, with writes deferred."""

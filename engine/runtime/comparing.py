@@ -1,0 +1,197 @@
+"""The slow full comparison of watched stores with the state, for ever: what no notice has told is found all the same.
+
+In come the names and versions that a store holds, a slice at a time; out go the differences as if they had been told,
+and an alarm where the store should have told them. What it cannot tell, such as the target of a link, is taken up in
+silence; what is still being written is left for the next time. After each slice it rests so long that it takes a
+hundredth of one core, however large the store is. Listings, doubts and what is held are the business of `observing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from pyroaring import BitMap
+
+from datatask.engine.core.leaves import get_at
+from datatask.engine.core.observations import LOSS_LEAST
+from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Found, Store, Vanished
+from datatask.engine.runtime.closing import call_off, in_own_thread
+from datatask.engine.runtime.loop import Runtime
+from datatask.schema.errors import DatataskError
+from datatask.schema.messages import Write
+
+logger = logging.getLogger("datatask.observing")
+
+PAUSE_SECONDS = 5.0
+"""The rest between two comparisons of everything."""
+REST = 99
+"""So many times as long as a slice took, it rests."""
+REST_SECONDS_MAX = 600.0
+SLICE = 500
+SETTLE_SECONDS = 10.0
+"""So long it waits until what has been told is heard; where that takes longer, the next comparison looks again."""
+SUSPECTS_MAX = 100_000
+FAIR = 100
+SAMPLE = 3
+
+Tell = Callable[[str, Change], None]
+
+
+class Comparer:
+    """Compares the `watched` stores, one after another. `settled(leaf)`: all that the store has told is in the state."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        stores: Mapping[str, Store],
+        watched: Mapping[str, object],
+        *,
+        settled: Callable[[str], bool],
+        tell: Tell,
+    ) -> None:
+        self._runtime = runtime
+        self._stores = stores
+        self._watched = watched
+        self._settled = settled
+        self._tell = tell
+        self._task: asyncio.Task[None] | None = None
+        self._told: set[tuple[str, str]] | None = None
+
+    def open(self) -> None:
+        """Begin, where there is something to compare."""
+        if any(isinstance(store, Comparable) for store in self._stores.values()):
+            self._task = self._runtime.services.keep(
+                "the comparison of watched stores", lambda service: self._go_on(), ends=True
+            )
+
+    def heard(self, leaf: str, job: str) -> None:
+        """A store has told of a job: what was seen of it before is out of date."""
+        if self._told is not None:
+            self._told.add((leaf, job))
+
+    async def close(self) -> None:
+        """End."""
+        if self._task is not None:
+            await call_off(self._task)
+
+    async def _go_on(self) -> None:
+        while self._runtime.failure is None:
+            await asyncio.sleep(PAUSE_SECONDS)
+            for leaf in list(self._watched):
+                store = self._stores[leaf]
+                if isinstance(store, Comparable):
+                    try:
+                        if await self._is_in_place(leaf, store) and self._settled(leaf):
+                            await self._compare(leaf, store)
+                    except (OSError, DatataskError) as error:
+                        self._tell(leaf, Doubtful(leaf, f"it cannot be compared: {error}"))
+
+    async def _is_in_place(self, leaf: str, store: Comparable) -> bool:
+        """Whether what is watched is what is there, also while that is not believed; else it is watched from now on."""
+        await identity(store)  # a disk that is gone may never answer: what follows does not wait
+        renew: Callable[[], bool] = getattr(self._watched.get(leaf), "renew", lambda: True)
+        return renew()
+
+    async def _compare(self, leaf: str, store: Comparable) -> None:
+        if suspects := await self._suspects(leaf, store):
+            try:
+                await self._look_closer(leaf, store, suspects)
+            finally:
+                self._told = None
+
+    async def _suspects(self, leaf: str, store: Comparable) -> list[str]:
+        """Return the jobs in which the store and the state seem to differ."""
+        state, reactor = self._runtime.state, self._runtime.reactor
+        clock = asyncio.get_running_loop().time
+        began = state.position
+        unseen = BitMap(state.leaves[leaf].members(state.masks))
+        suspects: list[str] = []
+        start = clock()
+        names = await in_own_thread(store.names, f"the names in {leaf}")
+        await _rest(clock() - start)
+        for first in range(0, len(names), SLICE):
+            start, some = clock(), names[first : first + SLICE]
+            found = await in_own_thread(lambda some=some: store.versions(some), f"the files in {leaf}")  # type: ignore[misc]
+            writes = [Write(repository=leaf, job=job, version=version) for job, version in found]
+            suspects += reactor.unknown(leaf, writes, by_version=store.tells_versions)
+            unseen -= BitMap(state.job_index[job] for job, _ in found if job in state.job_index)
+            await _rest(clock() - start)
+            if len(suspects) > SUSPECTS_MAX:
+                break
+        else:
+            positions = state.leaves[leaf].positions
+            suspects += [state.jobs[job] for job in unseen if get_at(positions, job) <= began]
+        return suspects[:SUSPECTS_MAX]
+
+    async def _look_closer(self, leaf: str, store: Comparable, suspects: Sequence[str]) -> None:
+        """Look at each again, and compare it when all that the store has told until then is known."""
+        missed: list[str] = []
+        for first in range(0, len(suspects), SLICE):
+            some = suspects[first : first + SLICE]
+            self._told = set()
+            found = await in_own_thread(
+                lambda some=some: [store.inspect(job) for job in some],  # type: ignore[misc]
+                f"the files in {leaf}",
+            )
+            if not await self._is_settled(leaf):
+                break
+            told, self._told = self._told, None  # which is newer than the look
+            fresh = [one for one in found if (leaf, one.job) not in told]
+            different = [one for one in fresh if self._differs(leaf, one, store.tells_versions)]
+            missed += [one.job for one in different if self._should_be_known(leaf, one)]
+            if sum(one.version is None for one in different) > LOSS_LEAST:
+                self._tell(leaf, Doubtful(leaf, "many members are gone"))  # a listing knows what is credible
+                break
+            await self._take_up(leaf, different)
+        if missed:
+            self._alarm(leaf, missed)
+
+    def _should_be_known(self, leaf: str, found: Found) -> bool:
+        changed = found.version is not None and self._runtime.reactor.is_surely_member(leaf, found.job)
+        return found.told and (found.known or not changed)
+
+    async def _is_settled(self, leaf: str) -> bool:
+        clock = asyncio.get_running_loop().time
+        until = clock() + SETTLE_SECONDS
+        while not self._settled(leaf) and clock() < until:
+            await asyncio.sleep(0.02)
+        return self._settled(leaf) and self._runtime.failure is None
+
+    def _differs(self, leaf: str, found: Found, by_version: bool) -> bool:
+        reactor = self._runtime.reactor
+        if not found.finished:
+            return False
+        if found.version is None:
+            return reactor.is_surely_member(leaf, found.job)
+        write = Write(repository=leaf, job=found.job, version=found.version)
+        return bool(reactor.unknown(leaf, [write], by_version=by_version))
+
+    async def _take_up(self, leaf: str, different: Sequence[Found]) -> None:
+        for number, (job, version, *_) in enumerate(different, 1):
+            self._tell(leaf, Vanished(leaf, job) if version is None else Appeared(leaf, job, version))
+            if number % FAIR == 0:
+                await asyncio.sleep(0)
+
+    def _alarm(self, leaf: str, missed: Sequence[str]) -> None:
+        sample = ", ".join(missed[:SAMPLE])
+        logger.warning(
+            "%s: %d change%s the file system did not tell, found by comparing all of it: %s%s; it has been mended",
+            leaf, len(missed), "" if len(missed) == 1 else "s", sample, " …" if len(missed) > SAMPLE else "",
+        )  # fmt: skip
+        runtime = self._runtime
+        runtime.reactor.missed(leaf, missed, runtime.now())
+        runtime.pump()
+        runtime.wake()
+
+
+async def identity(store: Store) -> str:
+    """Ask where a store's root is; a disk that is gone may never answer."""
+    if getattr(store, "blocking", False):
+        return await in_own_thread(store.identity, f"the root of {store!r:.80}")
+    return store.identity()
+
+
+async def _rest(seconds: float) -> None:
+    await asyncio.sleep(min(REST * seconds, REST_SECONDS_MAX))

@@ -1,0 +1,219 @@
+"""What an engine has just written or read, so that it need not be read from the log, and checked, again.
+
+In: the events that it appends, and values that it has read and found sound. Out: a value by its position, and the last changes of
+keys. What is kept is bounded by its bytes; the oldest goes first. A value that is not here is read from the log: it costs a
+query, and its whole batch is hashed, which is several times what keeping it costs.
+
+Runs are started once what they are to read is what was recorded.
+
+In: `StartRun` effects whose batch is durable. Out: `Runner.start`, at once where every input is at hand or lives elsewhere;
+else after the values in the log and their blobs were read and checked, many runs at a time. A run with a damaged input
+is not started: `refuse` hears of it, with the error that names what and where. What is to be done to a run meanwhile
+(stop it, forget it) is done when it has been started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+from datatask.engine.core.effects import Effect
+from datatask.engine.core.leaves import LeafState
+from datatask.engine.core.state import State
+from datatask.engine.ports import EventLog, Runner
+from datatask.schema import events as e
+from datatask.schema.definition import leaves_of
+from datatask.schema.errors import DatataskError, LogDamagedError
+from datatask.schema.messages import RunSpec
+
+BYTES_MAX = 24 * 1024 * 1024
+ENTRY_BYTES = 320
+"""What an entry takes besides its content: 75,000 small values are kept."""
+BARE_MAX = 4096
+
+
+class AtHand:
+    """Values by position (`values`, only to be read), and changes that have none."""
+
+    def __init__(self) -> None:
+        self.values: OrderedDict[int, e.ValuePut] = OrderedDict()
+        self._bare: OrderedDict[int, e.ValuePut | e.ValueDeleted] = OrderedDict()
+        self._bytes = 0
+
+    def append(self, first: int, events: Sequence[e.Event]) -> None:
+        """Keep what a batch changes."""
+        values = self.values
+        for position, event in enumerate(events, first):
+            if type(event) is e.ValuePut:
+                if event.value or event.digest is not None:
+                    values[position] = event
+                    self._bytes += ENTRY_BYTES + len(event.value)
+                else:
+                    self._bare[position] = event
+            elif type(event) is e.ValueDeleted:
+                self._bare[position] = event
+        while self._bytes > BYTES_MAX:
+            self._drop(values.popitem(last=False)[1])
+        while len(self._bare) > BARE_MAX:
+            self._bare.popitem(last=False)
+
+    def add(self, position: int, put: e.ValuePut) -> None:
+        """Keep a value that was read and found sound."""
+        if position not in self.values:
+            self.append(position, (put,))
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """Keep these no longer: the log has been changed there."""
+        for position in positions:
+            self._bare.pop(position, None)
+            put = self.values.pop(position, None)
+            if put is not None:
+                self._drop(put)
+
+    def change(self, position: int) -> e.Event | None:
+        """Return one of the last changes; what is told of a conflict is better with it."""
+        return self.values.get(position) or self._bare.get(position)
+
+    def _drop(self, put: e.ValuePut) -> None:
+        self._bytes -= ENTRY_BYTES + len(put.value)
+
+
+Refuse = Callable[[RunSpec, DatataskError], None]
+
+
+class Starter:
+    """The runs of one engine on their way to their runners.
+
+    `behind` are the runs that are not started yet, each with what is to be done to it then.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        state: State,
+        runners: Mapping[str, Runner],
+        *,
+        at_hand: AtHand,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        perform: Callable[[Effect], None],
+        refuse: Refuse,
+    ) -> None:
+        self._log, self._state, self._runners, self._at_hand = log, state, runners, at_hand
+        self._spawn, self._perform, self._refuse = spawn, perform, refuse
+        self._native: dict[str, tuple[object, frozenset[str]]] = {}
+        self._unread: list[RunSpec] = []
+        self.behind: dict[int, list[Effect]] = {}
+        self._damage: DatataskError | None = None
+        self.closed = False
+
+    def start(self, spec: RunSpec) -> None:
+        """Start the run now, or with the next `flush` where an input has to be read first."""
+        if self._damage is None and self._is_at_hand(spec):
+            self._runners[spec.task].start(spec)
+        else:
+            self._unread.append(spec)
+            self.behind[spec.run] = []
+
+    def waits(self, run: int, effect: Effect) -> bool:
+        """Whether the run is not started yet; then the effect follows its start."""
+        behind = self.behind.get(run)
+        if behind is None:
+            return False
+        behind.append(effect)
+        return True
+
+    def flush(self) -> None:
+        """Read and check the inputs of the runs that wait for it."""
+        if self._unread:
+            specs, self._unread = self._unread, []
+            self._spawn(self._check_and_start(specs))
+
+    def _is_at_hand(self, spec: RunSpec) -> bool:
+        values = self._at_hand.values
+        for name, position in spec.inputs.items():
+            put = values.get(position)
+            if (put is None or put.digest is not None) and name in self._native_inputs(spec.task):
+                return False
+        return True
+
+    def _native_inputs(self, task: str) -> frozenset[str]:
+        """Return the names of the inputs whose values live in the log, as `LaunchDecided.inputs` names them."""
+        definition = self._state.tasks[task].definition
+        known = self._native.get(task)
+        if known is None or known[0] is not definition:
+            found = set()
+            for link in definition.links:
+                for leaf in leaves_of(link.expr) if link.is_input else ():
+                    if _home(self._state.leaves[leaf]).definition.medium == "native":
+                        found |= {link.name, f"{link.name}.{leaf}"}
+            known = self._native[task] = definition, frozenset(found)
+        return known[1]
+
+    async def _check_and_start(self, specs: list[RunSpec]) -> None:
+        inputs = {
+            spec.run: [spec.inputs[name] for name in self._native_inputs(spec.task) if name in spec.inputs]
+            for spec in specs
+        }
+        try:
+            puts = await self._read({position for positions in inputs.values() for position in positions})
+        except DatataskError:
+            puts = None  # whose input it is, is looked for below
+        for spec in specs:
+            # On a damaged log no other run is started either, and looking for more would take a hash of a batch each.
+            error = self._damage or await self._fault(inputs[spec.run], puts)
+            if isinstance(error, LogDamagedError):
+                self._damage = error
+            self._go_on(spec, error)
+
+    async def _read(self, positions: set[int]) -> dict[int, e.ValuePut]:
+        values = self._at_hand.values
+        puts = {position: put for position in positions if (put := values.get(position)) is not None}
+        missing = sorted(positions - puts.keys())
+        for position, event in zip(missing, await self._log.fetch(missing) if missing else (), strict=True):
+            if isinstance(event, e.ValuePut):
+                puts[position] = event
+                self._at_hand.add(position, event)
+        return puts
+
+    async def _fault(
+        self, positions: list[int], puts: Mapping[int, e.ValuePut] | None
+    ) -> DatataskError | None:
+        """Return what is wrong with one run's inputs, or None."""
+        try:
+            found = await self._read(set(positions)) if puts is None else puts
+        except DatataskError as error:
+            return error
+        for put in (found[position] for position in positions if position in found):
+            if put.digest is not None and not put.value:
+                try:
+                    await asyncio.to_thread(self._log.blobs.intact, put.digest)
+                except DatataskError as error:
+                    return _of(put, error)
+        return None
+
+    def _go_on(self, spec: RunSpec, error: DatataskError | None) -> None:
+        behind = self.behind.pop(spec.run)
+        if self.closed:  # the next engine finds it decided and not started
+            return
+        if error is not None:
+            self._refuse(spec, error)
+            return
+        self._runners[spec.task].start(spec)
+        for effect in behind:
+            self._perform(effect)
+
+
+def _home(leaf: LeafState) -> LeafState:
+    """Return the leaf that holds the values which a derived one shows."""
+    while leaf.derived is not None and leaf.derived.base_leaf is not None:
+        leaf = leaf.derived.base_leaf
+    return leaf
+
+
+def _of(put: e.ValuePut, error: DatataskError) -> DatataskError:
+    """Return the error about a value's blob with the value's name."""
+    return type(error)(
+        f"the value of {put.repository} {put.job}: {error.what}", where=error.where, remedy=error.remedy
+    )

@@ -1,0 +1,1 @@
+"""The waiting ledger: every nanosecond of a job under exactly one cause."""
