@@ -3,7 +3,7 @@
 In: the pipeline and an errand. Out: what was done, noted there, and what was left, in words. A pipeline that does not open
 finds the requests in its inbox, next time; one that opened has them in the log, and what was to follow, a store that is
 to be written or a run that is to end, goes on with the next engine. As long as stores are written one after the other,
-that is waited for.
+that is waited for. A function that others launch is left to an engine that waits for functions: that of a launch.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ async def carry_out_alone(
         return None if began is None else max(began + PATIENCE_SECONDS - time.monotonic(), LEAST_SECONDS)
 
     pipeline.grace_seconds = CLOSING_SECONDS
+    pipeline.brief, pipeline.waits = True, False
+    pipeline.serves_functions = afterwards is not None  # it is a launch, which waits for functions
     try:
         await pipeline.open(patience=patience)
     except TimeLimitError as error:
@@ -56,6 +58,8 @@ async def carry_out_alone(
         left = patience()
         until = None if left is None else asyncio.get_running_loop().time() + left
         await _settled(pipeline, until)
+        if pipeline.serves_functions:
+            await _functions(pipeline)
         errand.leaves(*await _stopped(pipeline, until))
     finally:
         await pipeline.close()
@@ -112,10 +116,16 @@ class _Asking:
 
 
 async def _settled(pipeline: Pipeline, until: float | None) -> None:
-    """Serve what others ask meanwhile; a function that one of them launched is waited for until it has ended."""
+    """Serve what others ask meanwhile; what is not done in time is asked of the next engine by those who wait for it."""
     clock = asyncio.get_running_loop().time
-    while (pipeline.is_serving and (until is None or clock() < until)) or pipeline.is_ending:
+    while pipeline.is_serving and (until is None or clock() < until):
         await asyncio.sleep(LOOK_SECONDS / 10)
+
+
+async def _functions(pipeline: Pipeline) -> None:
+    """Wait for functions that others launched here meanwhile, as for our own: they would end with this engine."""
+    while pipeline.is_ending:
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _stopped(pipeline: Pipeline, until: float | None) -> Iterator[str]:

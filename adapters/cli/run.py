@@ -80,6 +80,7 @@ def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, ex
     if dry_run:
         return _foretell(settings, settings.load_pipeline(), "update", exit_code)
     work = _Work(settings, settings.load_pipeline(), failures_ok)
+    settings.load_pipeline().brief = True
     return run_in_loop(work.update())
 
 

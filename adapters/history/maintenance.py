@@ -7,6 +7,7 @@ engine on the log `redact` asks it through its inbox; `compact` needs the lease;
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from datatask.adapters.history.moments import iso
 from datatask.adapters.history.states import Ladder, beginning, fold
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.integrity.anchors import compare, head_anchor
-from datatask.adapters.log.lease import probe
+from datatask.adapters.log.lease import PAUSE_SECONDS, Patience, probe
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.maintenance import redact as redacting
 from datatask.adapters.log.maintenance.backup import Backup, copy_log
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from datatask.adapters.history.verify.verify import LogVerified
 
 ANSWER_SECONDS = 120.0
+TRIES_LEAST = 10
 Step = Callable[[str], None]
 Refuse = Callable[[Refusal], Exception]
 
@@ -95,14 +97,16 @@ def redact(
             found = redacting.find(reader, positions)
             _announced(reader, found, Who(actor, reason))
             return _result(found, "none")
-    for _ in range(3):
+    patience, tries = Patience(path), 0
+    while True:
         try:
             if probe(path) is None:
                 return _redact_here(path, positions, Who(actor, reason), step)
             return _redact_there(path, positions, Who(actor, reason), refused)
         except (LeaseHeldError, TemporaryError) as error:
-            last = error  # one has started, or ended, just now
-    raise last
+            tries += 1  # one has started, or ended, just now
+            pause = PAUSE_SECONDS[0] if tries < TRIES_LEAST else patience.pause(error)
+        time.sleep(pause)
 
 
 def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Step) -> Redacted:

@@ -9,7 +9,8 @@ The lease: at most one engine writes a log, for as long as it lives and not a mo
 It is a POSIX record lock on a file beside the log. The kernel gives it back when the process dies, however it
 dies, and forked children do not inherit it; time never takes it. Two things POSIX locks do not do are done
 here: they do not conflict inside one process, hence the registry; and closing *any* descriptor of the file
-gives the lock up, hence nobody in the holding process may open the file again, `probe` included.
+gives the lock up, hence nobody in the holding process may open the file again, `probe` included. The length of the lock tells
+a command, which has the log for a moment, from an engine: both conflict, and whoever meets a command can wait for its end.
 
 That file has the log's name. A log that is reached by another name, which leads past it, is met by its own lock
 (possession.py), which is part of the lease once the log exists.
@@ -20,11 +21,15 @@ Who holds a log: the lease's pid and the header's words about it, put together.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import random
 import struct
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from datatask.adapters.log.locate import lease_path
 from datatask.adapters.log.reader import LogReader
@@ -108,8 +113,19 @@ def _open_elsewhere(ours: set[int]) -> set[Key]:
     return found
 
 
+logger = logging.getLogger("datatask.log")
+
+BRIEF_SECONDS = 30.0
+"""So long a command is waited for that has the log for a moment: it is done within 10 s, unless it was told to wait."""
+COMMANDS_SECONDS = 120.0
+"""So long all of them are waited for, one after the other."""
+TOLD_SECONDS = 1.0
+PAUSE_SECONDS = (0.01, 0.05)
+
 _DARWIN = sys.platform == "darwin"
 _FLOCK = "qqihh" if _DARWIN else "hhqqi"
+_TO_THE_END, _ONE_BYTE = 0, 1
+"""The bytes that an engine locks, and a command; both begin with the first one."""
 _held: dict[tuple[int, int], int] = {}
 """(device, inode) of each lease that this process holds -> its descriptor."""
 
@@ -118,14 +134,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_held.clear)
 
 
+class Holder(NamedTuple):
+    """The process that holds a lease; `brief`: for one command, not for as long as there is work."""
+
+    pid: int
+    brief: bool
+
+
 class Lease:
     """A held lease; `release` gives it back."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *, brief: bool = False) -> None:
         """Take the lease of the log at this path, or raise `LeaseHeldError` naming the holder's pid."""
         self.path = lease_path(log)
         while True:
-            self._descriptor, self._key = self._take(log)
+            self._descriptor, self._key = self._take(log, _ONE_BYTE if brief else _TO_THE_END)
             # Between our opening and locking it, somebody may have deleted the file: then it guards nothing.
             with suppress(FileNotFoundError):
                 if key(os.stat(self.path)) == self._key:
@@ -154,7 +177,7 @@ class Lease:
                 remedy="check the file's permissions",
             ) from error
 
-    def _take(self, log: Path) -> tuple[int, tuple[int, int]]:
+    def _take(self, log: Path, length: int) -> tuple[int, tuple[int, int]]:
         with suppress(FileNotFoundError):
             if key(os.stat(self.path)) in _held:
                 raise held(log, "", os.getpid())
@@ -167,11 +190,11 @@ class Lease:
                 remedy="check the permissions of the log's folder",
             ) from error
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length)
         except OSError as error:
-            pid = _locked_by(descriptor)
+            holder = _locked_by(descriptor)
             os.close(descriptor)
-            raise held(log, "", pid or 0) from error
+            raise held(log, "", holder.pid if holder else 0) from error
         return descriptor, key(os.fstat(descriptor))
 
     @property
@@ -206,10 +229,16 @@ def held(log: Path, host: str, pid: int) -> LeaseHeldError:
 
 def probe(log: Path) -> int | None:
     """Return the pid that holds the log's lease, or None when it is free; never takes it, not for an instant."""
+    holder = holder_of(log)
+    return None if holder is None else holder.pid
+
+
+def holder_of(log: Path) -> Holder | None:
+    """Return who holds the log's lease, as `probe` does."""
     path = lease_path(log)
     try:
         if key(os.stat(path)) in _held:
-            return os.getpid()
+            return Holder(os.getpid(), brief=False)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
@@ -219,20 +248,50 @@ def probe(log: Path) -> int | None:
         os.close(descriptor)
 
 
-def _locked_by(descriptor: int) -> int | None:
-    """Return the pid whose lock stands in the way of an exclusive one (F_GETLK), or None."""
+def _locked_by(descriptor: int) -> Holder | None:
+    """Return whose lock stands in the way of an exclusive one (F_GETLK), or None."""
     fields = (0, 0, 0, fcntl.F_WRLCK, 0) if _DARWIN else (fcntl.F_WRLCK, 0, 0, 0, 0)
     answer = struct.unpack_from(
         _FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK + "4x", *fields))
     )
-    kind, pid = (answer[3], answer[2]) if _DARWIN else (answer[0], answer[4])
-    return None if kind == fcntl.F_UNLCK else int(pid)
+    kind, length, pid = (answer[3], answer[1], answer[2]) if _DARWIN else (answer[0], answer[3], answer[4])
+    return None if kind == fcntl.F_UNLCK else Holder(int(pid), length == _ONE_BYTE)
 
 
-def take_lease(log: Path) -> Lease:
+class Patience:
+    """Waits for commands that have a log, one after the other, and for no engine."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._began = self._since = time.monotonic()
+        self._pid = 0
+        self._told = False
+
+    def pause(self, error: DatataskError) -> float:
+        """Return how long to wait before the next try; raise the error of this one where there is to be none."""
+        now = time.monotonic()
+        holder = holder_of(self._log)  # None: it has ended since
+        if holder is not None and not holder.brief:
+            raise error
+        if holder is not None and holder.pid != self._pid:
+            self._pid, self._since = holder.pid, now
+        waited = now - self._began
+        if waited > COMMANDS_SECONDS or now - self._since > BRIEF_SECONDS:
+            raise LeaseHeldError(
+                f"a command still has the log after {waited:.0f} s: pid {self._pid}",
+                where=str(self._log),
+                remedy="wait for its end, or end it; then again",
+            ) from error
+        if waited > TOLD_SECONDS and holder is not None and not self._told:
+            self._told = True
+            logger.warning("%s: waiting for a command that has the log, pid %s", self._log, holder.pid)
+        return random.uniform(*PAUSE_SECONDS)
+
+
+def take_lease(log: Path, *, brief: bool = False) -> Lease:
     """Take the lease, or raise `LeaseHeldError` with the holder's host and pid."""
     try:
-        return Lease(log)
+        return Lease(log, brief=brief)
     except LeaseHeldError as error:
         holder = lease_holder(log)
         if holder is None:

@@ -30,7 +30,7 @@ from datatask.adapters.log.presence import gone
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import CHAIN_START, Row
-from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
+from datatask.schema.errors import CallerError, LogError, LogGoneError, TemporaryError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
 
 _ATTEMPTS = 20
@@ -338,14 +338,15 @@ class LogReader:
         """
         for _ in range(_ATTEMPTS):
             stamp = self._stamp()
-            connection = self._open(stamp)
-            begin()
             try:
-                told = self._answer(
-                    connection, sql, parameters, time.monotonic() + timeout_seconds, rows_max, take
-                )
-            finally:
-                connection.close()
+                with closing(self._open(stamp)) as connection:
+                    begin()
+                    until = time.monotonic() + timeout_seconds
+                    told = self._answer(connection, sql, parameters, until, rows_max, take)
+            except LogError:
+                if self._is_same(stamp):
+                    raise
+                continue
             if not (_unwritten(stamp) or self._unshared) or self._stamp() == stamp:
                 return told
         raise self._unsteady()
@@ -402,11 +403,28 @@ class LogReader:
         """Return the connection, a new one when the present one was made for what has changed since."""
         if self._connection is not None and not self._steady():
             self.close()
-        if self._connection is None:
+        for attempt in range(_ATTEMPTS if self._connection is None else 0):
             self._stamped = self._stamp()
-            self._connection = self._open(self._stamped)
-            self._refuse_another(self._connection)
+            try:
+                self._connection = self._open(self._stamped)
+                self._refuse_another(self._connection)
+                break
+            except (sqlite3.DatabaseError, LogError) as error:
+                self.close()
+                if (
+                    attempt + 1 == _ATTEMPTS
+                    or isinstance(error, LogGoneError)
+                    or self._is_same(self._stamped)
+                ):
+                    raise
+        assert self._connection is not None
         return self._connection
+
+    def _is_same(self, stamp: Stamp) -> bool:
+        """Whether the files are still those that were to be opened; the last engine removes its write-ahead log."""
+        return [status and status[:2] for status in self._stamp()] == [
+            status and status[:2] for status in stamp
+        ]
 
     def _refuse_another(self, connection: sqlite3.Connection) -> None:
         """Raise `LogGoneError` where the file that has the name by now is of another log."""
@@ -430,6 +448,7 @@ class LogReader:
                 "the file is empty", self.path, remedy="restore it from a backup, or delete it to start anew"
             )
         option = "immutable=1" if _unwritten(stamp) else "mode=ro"
+        self._unshared = False
         with mapped(self.path):
             connection = self._made(option)
             try:

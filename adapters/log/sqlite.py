@@ -27,7 +27,7 @@ from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.integrity.unwritten import seal, unseal
-from datatask.adapters.log.lease import Lease, take_lease
+from datatask.adapters.log.lease import Lease, Patience, take_lease
 from datatask.adapters.log.locate import (
     blobs_path,
     checkpoints_path,
@@ -46,7 +46,7 @@ from datatask.adapters.log.writer import Durable, Failed, Waiters, Writer
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.engine.runtime.closing import in_own_thread
-from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
+from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, UnknownNameError
 from datatask.schema.events import Batch, Event, Recorded
 from datatask.schema.troubles import as_error
 
@@ -109,10 +109,13 @@ class SqliteLog:
         salts: Iterator[int] | None = None,
         uuid: str | None = None,
         mounts: str | None = None,
+        brief: bool = False,
+        waits: bool = True,
     ) -> Self:
         """Take the lease, make the log when there is none, raise its epoch, and return it.
 
-        `LeaseHeldError` names who holds it; `LogDamagedError`, `FutureLogError` and `CallerError` (another
+        `LeaseHeldError` names who holds it; commands, which have it for a moment (`brief`), are waited for if we do
+        not ask them instead (`waits`). `LogDamagedError`, `FutureLogError` and `CallerError` (another
         pipeline, a network file system) leave everything as it was. `salts`, `uuid` and `mounts` are for
         tests and simulation.
         """
@@ -123,7 +126,18 @@ class SqliteLog:
         opener = Opener(pipeline, version, host, pid, clock_now)
         drawn = salts or system_salts()
         new = uuid or uuids.uuid4().hex
-        lease, opened = await asyncio.to_thread(_open, path, opener, durability, drawn, new, mounts)
+        patience = Patience(path)
+        while True:
+            try:
+                lease, opened = await asyncio.to_thread(
+                    _open, path, opener, durability, drawn, new, mounts, brief
+                )
+                break
+            except LeaseHeldError as error:
+                if not waits:
+                    raise
+                pause = patience.pause(error)
+            await asyncio.sleep(pause)
         try:
             return cls(path, lease, opened, durability, drawn)
         except BaseException:
@@ -324,7 +338,13 @@ class SqliteLog:
 
 
 def _open(
-    path: Path, opener: Opener, durability: Durability, salts: Iterator[int], uuid: str, mounts: str | None
+    path: Path,
+    opener: Opener,
+    durability: Durability,
+    salts: Iterator[int],
+    uuid: str,
+    mounts: str | None,
+    brief: bool,
 ) -> tuple[Lease, Opened]:
     refuse_network(path.parent, mounts)
     if path.is_dir():
@@ -333,7 +353,7 @@ def _open(
         )
     with mapped(path):
         guard(path)
-    lease = take_lease(path)
+    lease = take_lease(path, brief=brief)
     try:
         if not path.exists():
             create_log(path, opener, uuid, salts)

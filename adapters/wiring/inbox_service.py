@@ -32,9 +32,17 @@ Answer = Callable[[AnyRequest], Awaitable[Reply]]
 class Serving:
     """One engine's inbox; `open` begins, `close` answers what is left and ends."""
 
-    def __init__(self, inbox: Inbox, answer: Answer, services: Services) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        answer: Answer,
+        services: Services,
+        takes: Callable[[AnyRequest], bool] = lambda _: True,
+    ) -> None:
+        """`takes` says which requests are for this engine; the others stay in the inbox for the next one."""
         self._inbox = inbox
         self._answer = answer
+        self._takes = takes
         self._services = services
         self._hands: dict[str, asyncio.Task[None]] = {}
         self._writing = asyncio.Semaphore(ANSWERS_AT_ONCE)
@@ -83,7 +91,7 @@ class Serving:
 
     async def _news(self) -> list[AnyRequest]:
         if not self._inbox.blocking:
-            return self._inbox.pending()
+            return [request for request in self._inbox.pending() if self._takes(request)]
         known = frozenset(self._hands)
         return await in_own_thread(lambda: self._watch(known), "the inbox")
 
@@ -91,7 +99,11 @@ class Serving:
         """Return the requests that are in no hand, as soon as there are any; in a thread."""
         until = time.monotonic() + WATCH_SECONDS
         while True:
-            news = [request for request in self._inbox.pending() if request.id not in known]
+            news = [
+                request
+                for request in self._inbox.pending()
+                if request.id not in known and self._takes(request)
+            ]
             if news or time.monotonic() > until or self._ended.wait(INBOX_SECONDS):
                 return news
 

@@ -93,7 +93,9 @@ class Pipeline:
     """Tasks that run on one log. `log` is a path, a URL or an open `EventLog`; it defaults to `.datatask/log.db`
     beside the program's file, or to memory when nothing in the pipeline outlives the process; until the pipeline
     is opened, `location` can be set to another place, and `actor` and `reason` to who opens it and why: what this
-    program does to the pipeline bears that actor, `user@host: PROGRAM` unless it says otherwise.
+    program does to the pipeline bears that actor, `user@host: PROGRAM` unless it says otherwise. A command that opens it for a
+    moment sets `brief`; it unsets `waits` where it asks another one that has the log rather than wait for its end, and
+    `serves_functions` where it does not wait for functions that others launch.
     """
 
     def __init__(
@@ -128,6 +130,9 @@ class Pipeline:
         self.default_log: Path | None = None
         self.accepted: set[str] = set()
         self.needed: Collection[Repository | str] | None = None
+        self.brief = False
+        self.waits = True
+        self.serves_functions = True
         self.actor = ""
         self.reason = ""
         self.grace_seconds = GRACE_SECONDS
@@ -280,6 +285,8 @@ class Pipeline:
             version=_version(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            brief=self.brief,
+            waits=self.waits,
         )
 
     async def _load(self, declared: Declared, log: EventLog) -> State:
@@ -328,11 +335,18 @@ class Pipeline:
         await self._observer.open()
         await runtime.recover()
         await runtime.flushed()
-        self._serving = Serving(log.inbox, self.request, runtime.services)
+        self._serving = Serving(log.inbox, self.request, runtime.services, self._takes)
         self._serving.open()
         path = locate(log.url).path
         if path is not None:
             self._verification = Verification(runtime, path)
+
+    def _takes(self, request: r.AnyRequest) -> bool:
+        """Whether a request of others is for this engine; a function would end with one that does not wait for it."""
+        if self.serves_functions or not isinstance(request, r.LaunchJob):
+            return True
+        task = self.tasks.get(request.task)
+        return task is None or task.outlives
 
     def _opened(self, state: State, log: EventLog) -> e.EngineOpened:
         return e.EngineOpened(

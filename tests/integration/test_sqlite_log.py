@@ -200,6 +200,31 @@ async def test_a_reader_follows_a_log_through_opening_and_closing(path):
             assert reader.fetch([head]) == [put(f"j{head}")]
 
 
+async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(path, monkeypatch):
+    """Its write-ahead log was seen, and is removed before SQLite opens it; for `query` too."""
+    await (await opened(path)).close()
+    for read in (lambda reader: reader.head, lambda reader: reader.query("SELECT max(position) FROM log")):
+        writer = sqlite3.connect(path, isolation_level=None)
+        writer.execute("CREATE TABLE IF NOT EXISTS more (x)")
+        writer.execute("INSERT INTO more VALUES (1)")
+        made = LogReader._made
+        seen = []
+
+        def late(self, option, writer=writer, made=made, seen=seen):
+            seen.append(option)
+            if len(seen) == 1:
+                writer.close()
+                sqlite3.connect(path.with_name("nothing").as_uri() + "?mode=ro", uri=True)  # cannot be opened
+            return made(self, option)
+
+        monkeypatch.setattr(LogReader, "_made", late)
+        with LogReader(path) as reader:
+            assert read(reader)
+        monkeypatch.setattr(LogReader, "_made", made)
+        assert seen[0] == "mode=ro"
+        assert seen[-1] == "immutable=1"
+
+
 async def test_worker_threads_fetch_while_the_loop_appends(path):
     log = await opened(path)
     await log.append([put(f"j{number}") for number in range(2, 102)])

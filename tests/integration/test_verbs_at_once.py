@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from datatask.adapters.cli.asking import ANSWER_SECONDS, _Patience
+from datatask.adapters.log import lease
+from datatask.adapters.log.asking import leave
+from datatask.adapters.log.lease import holder_of
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
+from datatask.schema.requests import LaunchJob
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 
@@ -78,7 +86,7 @@ def test_values_that_are_injected_at_once_into_a_new_log_are_all_there_once(tmp_
 
 
 def test_all_verbs_at_once_while_runs_come_and_go(tmp_path):
-    """What ends well is done; only `run` itself may be refused, in one line, because another engine is at work."""
+    """What ends well is done; `run` waits for commands that have the log."""
     project = Project(tmp_path)
     project.put(**{f"p{number}": number for number in range(8)})
     project.ok("run")
@@ -97,6 +105,8 @@ def test_all_verbs_at_once_while_runs_come_and_go(tmp_path):
     runs = [["run", "--failures-ok"]] * 3
     done = at_once(tmp_path, *verbs, runs)
     assert [code for code, _ in done[:-1]] == [0] * len(verbs), done
+    assert done[-1][0] in (0, 6), done[-1]  # 6: while shout is paused
+    assert "holds the log" not in done[-1][1], done[-1]
     assert all(
         line.count("datatask:") <= 1 and "internal" not in line
         for _, out in done
@@ -120,3 +130,118 @@ def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch):
     assert not patience.is_over(8)
     now += ANSWER_SECONDS + 1
     assert patience.is_over(8)
+
+
+def test_verbs_and_the_care_of_the_log_at_once(tmp_path):
+    """Those that need the log for themselves wait for those that have it for a moment."""
+    project = Project(tmp_path)
+    project.put(**{f"p{number}": number for number in range(12)})
+    project.ok("run")
+    verbs = [
+        *(["inject", "double.numbers", f"j{number}"] for number in range(4)),
+        *(["launch", "double", f"p{number}", "--force"] for number in range(3)),
+        *(["retry", "double", f"p{number}"] for number in range(3, 6)),
+        *(["cancel", "double", f"p{number}"] for number in range(6, 8)),
+        ["rm", "double.numbers", "p8", "p9"],
+        ["rm", "-r", "double", "p10"],
+        ["pause", "shout"],
+        ["update", "--failures-ok"],
+        ["update", "--failures-ok"],
+        ["log-compact"],
+        ["log-archive", "--before", "10"],
+        ["redact", "8", "--reason", "personal"],
+        ["redact", "9"],
+        ["backup", "copy"],
+    ]
+    done = at_once(tmp_path, *([verb] for verb in verbs))
+    assert [code for code, _ in done] == [0] * len(verbs), [
+        (verb, *told) for verb, told in zip(verbs, done, strict=True) if told[0]
+    ]
+    assert not [out for _, out in done if "internal" in out or "Traceback" in out]
+    assert {job: put(project.log)[job] for job in ("j0", "j1", "j2", "j3")} == dict.fromkeys(
+        ("j0", "j1", "j2", "j3"), 1
+    )
+    assert project.ok("status", "--json").json["tasks"]["shout"]["paused"]
+    assert {"p8", "p9"}.isdisjoint(project.ok("ls", "double.numbers").lines)
+    project.ok("verify")
+    project.ok("--log", "copy/log.db", "verify")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from datatask.adapters.log.lease import Lease
+lease = Lease(Path(sys.argv[1]), brief=sys.argv[2] == "brief")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held(log: Path, how: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process hold a log, until its stdin is closed."""
+    command = [sys.executable, "-c", HOLD, str(log), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+
+
+@pytest.mark.parametrize("command", ["run", "update", "log-compact"])
+def test_a_command_that_has_the_log_is_waited_for(tmp_path, monkeypatch, command):
+    project = Project(tmp_path)
+    project.put(a=1)
+    paused = lease.Patience.pause
+    with held(project.log, "brief") as process:
+        assert holder_of(project.log) == (process.pid, True)
+
+        def pause(self, error):
+            process.stdin.close()  # it ends only now that it is waited for
+            return paused(self, error)
+
+        monkeypatch.setattr(lease.Patience, "pause", pause)
+        assert project.call(command).code == 0
+        assert process.wait() == 0
+
+
+def test_a_command_that_does_not_let_go_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BRIEF_SECONDS", 0.2)
+    project = Project(tmp_path)
+    project.put(a=1)
+    with held(project.log, "brief") as process:
+        refused = project.call("run")
+    assert refused.code == 4
+    assert f"a command still has the log after 0 s: pid {process.pid}" in refused.err
+
+
+def test_an_engine_is_not_waited_for(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    project.put(a=1)
+    monkeypatch.setattr(lease, "random", None)  # what a pause needs
+    with held(project.log, "long") as process:
+        assert holder_of(project.log) == (process.pid, False)
+        assert [project.call(command).code for command in ("run", "update", "log-compact")] == [4, 4, 4]
+
+
+def test_a_function_that_others_launch_holds_up_no_other_command(tmp_path):
+    """It is left to an engine that waits for functions: that of a launch, or of `run`."""
+    project = Project(tmp_path)
+    project.ok("inject", "double.numbers", "slow", stdin=b'{"n": 1, "seconds": 3600}')
+    project.put(a=1)
+    request = LaunchJob(id="others", actor="ada@lab: test", task="double", job="slow", force=True)
+    leave(project.log, request)
+    for verb in (["cancel", "double", "a"], ["rm", "double.numbers", "a"], ["pause", "shout"]):
+        project.ok(*verb)
+    assert [path.name for path in inbox_path(project.log).glob("*.json")] == ["others.json"]
+    assert project.ok("runs", "--json").out.strip() in ("", "[]")
+    quick = LaunchJob(id="quick", actor="ada@lab: test", task="double", job="b", force=True)
+    project.put(b=2, c=3)
+    (inbox_path(project.log) / "others.json").unlink()
+    leave(project.log, quick)
+    project.ok("launch", "double", "c")
+    assert set(project.ok("ls", "double.done").lines) >= {"b", "c"}
+    assert list(inbox_path(project.log).glob("*.json")) == []

@@ -7,6 +7,7 @@ engine: it checks what an engine checks before it writes, appends whole batches,
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,13 +17,14 @@ from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.header import check_may_write
 from datatask.adapters.log.integrity.unwritten import refuse_hidden
 from datatask.adapters.log.integrity.verify import verify_chain
-from datatask.adapters.log.lease import take_lease
+from datatask.adapters.log.lease import Lease, Patience, take_lease
 from datatask.adapters.log.locate import refuse_network
 from datatask.adapters.log.maintenance.removal import remove_payload
 from datatask.adapters.log.open import sync_folder
 from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail, system_salts
+from datatask.schema.errors import LeaseHeldError
 from datatask.schema.events import Event
 
 _INSERT = f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({', '.join('?' * COLUMNS)}))"
@@ -101,13 +103,15 @@ class Caretaker:
 
 @contextmanager
 def caretaking(path: Path) -> Iterator[Caretaker]:
-    """Take the lease and open the log; `LeaseHeldError` where an engine has it, `LogDamagedError` where the end is."""
+    """Take the lease and open the log, once no command has it; `LeaseHeldError` where an engine has it, `LogDamagedError` where
+    its end is damaged.
+    """
     refuse_network(path.parent)
     with LogReader(path):
         pass  # no log: told before anything is made beside it
     with mapped(path):
         guard(path)
-    lease = take_lease(path)
+    lease = _lease(path)
     try:
         # The reader goes last where it is refused: whoever is the last to close clears the write-ahead log away.
         with (
@@ -129,6 +133,16 @@ def caretaking(path: Path) -> Iterator[Caretaker]:
         sync_folder(path.parent)
     finally:
         lease.release()
+
+
+def _lease(path: Path) -> Lease:
+    patience = Patience(path)
+    while True:
+        try:
+            return take_lease(path, brief=True)
+        except LeaseHeldError as error:
+            pause = patience.pause(error)
+        time.sleep(pause)
 
 
 def _end(path: Path, connection: sqlite3.Connection) -> tuple[Tail, int]:
