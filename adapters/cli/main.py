@@ -66,7 +66,7 @@ def main(pipeline: Pipeline | None = None, instrument: Instrument | None = None)
         return  # a pipeline file is being loaded by the command line: it is in charge already
     if code == BROKEN:
         os._exit(code)  # threads of ours wait for files that are gone; Python would wait for them
-    guard.within(END_SECONDS, code, "a thread that does not end was left behind")
+    guard.at_last(END_SECONDS, code, "a thread that does not end was left behind")
     sys.exit(code)
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 TIMED_OUT = 7
 ROUND_MAX = 1000
+CLOSING_SHARE = 0.9
+"""The part of the grace that an orderly end after a time-out may take; the rest, and a second, is for a busy machine."""
 TOLD_MAX = 5
 
 
@@ -136,7 +138,7 @@ class _Work:
             code = await self._run(
                 interrupts, {**options, "timeout": min(timeout, timeout + grace / 2 - late)}, timeout
             )
-            self._pipeline.hurry(began + timeout + grace - time.monotonic())
+            self._pipeline.hurry(began + timeout + CLOSING_SHARE * grace - time.monotonic())
             return code
 
         return await self._open(work, None if timeout is None else timeout + grace / 2)

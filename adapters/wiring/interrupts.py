@@ -20,7 +20,7 @@ from datatask.engine.runtime.closing import SHARE
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
-SPARE_SECONDS = 3.0
+SPARE_SECONDS = 1.0
 """What the guard adds to the time that an orderly end takes at most."""
 HAND_BACK_SECONDS = 0.5
 INTERRUPTED = 130

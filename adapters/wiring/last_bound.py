@@ -14,6 +14,8 @@ from contextlib import suppress
 
 TELL_SECONDS = 0.5
 LOOK_SECONDS = 0.2
+LEAST_SECONDS = 1.0
+"""So long threads have to end at least, also where the time for the work is over."""
 
 
 class Guard:
@@ -21,6 +23,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._due: tuple[float, int, str] | None = None
+        self._put_off: float | None = None
         self._thread: threading.Thread | None = None
 
     def within(self, seconds: float, code: int, why: str) -> None:
@@ -37,8 +40,14 @@ class Guard:
             self.within(seconds, code, why)
 
     def put_off(self) -> None:
-        """Let the process live."""
-        self._due = None
+        """Let the process live: the work is done."""
+        self._put_off, self._due = self._due and self._due[0], None
+
+    def at_last(self, seconds: float, code: int, why: str) -> None:
+        """As `within`, for what is left after the work; a moment that was put off still holds."""
+        if self._put_off is not None:
+            seconds = min(seconds, max(self._put_off - time.monotonic(), LEAST_SECONDS))
+        self.within(seconds, code, why)
 
     def _watch(self) -> None:
         while (due := self._due) is not None:

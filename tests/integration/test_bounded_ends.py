@@ -13,6 +13,7 @@ import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.cli import alone
+from datatask.adapters.wiring.guarding import Guard
 
 HEAD = """
 import asyncio, os, signal, threading, time
@@ -149,6 +150,28 @@ def test_a_timeout_ends_a_run_whatever_hangs(tmp_path: Path, hangs: str) -> None
     out, err = ended.communicate(timeout=60)
     assert ended.returncode == 7, (out, err)
     goes_on(made)
+
+
+def test_what_is_blocked_for_good_is_ended_a_second_after_the_grace(tmp_path: Path) -> None:
+    made = project(tmp_path, HANGS["a function that blocks the loop"])
+    ended = made.spawn("run", "--timeout", "1", "--grace", GRACE)
+    err = ended.communicate(timeout=60)[1].decode()
+    assert (ended.returncode, "not ended 2.5 s after its start: something blocks" in err) == (7, True), err
+
+
+def test_an_end_that_was_put_off_still_bounds_what_comes_after_the_work() -> None:
+    guard = Guard()
+    guard.within(20, 7, "too long")
+    guard.put_off()
+    guard.at_last(100, 0, "a thread")
+    assert guard._due is not None
+    assert 10 < guard._due[0] - time.monotonic() <= 20
+    guard.put_off()
+    fresh = Guard()
+    fresh.at_last(100, 0, "a thread")
+    assert fresh._due is not None
+    assert fresh._due[0] - time.monotonic() > 50
+    fresh.put_off()
 
 
 @pytest.mark.parametrize(
