@@ -13,7 +13,7 @@ import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.cli import alone
-from datatask.adapters.wiring.guarding import Guard
+from datatask.adapters.wiring.last_bound import Guard
 
 HEAD = """
 import asyncio, os, signal, threading, time

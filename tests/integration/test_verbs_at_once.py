@@ -15,7 +15,7 @@ import pytest
 
 from datatask.adapters.cli.asking import ANSWER_SECONDS, _Patience
 from datatask.adapters.log import lease
-from datatask.adapters.log.asking import leave
+from datatask.adapters.log.inbox_client import leave
 from datatask.adapters.log.lease import holder_of
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
