@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,9 +43,6 @@ INTERRUPTED = 130
 BROKEN = 70
 END_SECONDS = 3.0
 """Python waits so long for threads that an error, or a pipeline's end, has left without anyone to end them."""
-
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-"""Where code is that is neither ours nor the pipeline's."""
 
 CLOSED = "a function closed files that are not its own: the engine cannot go on; start it again"
 Instrument = Callable[[Any], None]
@@ -202,14 +198,17 @@ def _of_the_pipeline(error: BaseException) -> CallerError | None:
 
     It is the pipeline's where the innermost frame is not ours, libraries left out.
     """
+    import sysconfig
+
     own = str(Path(__file__).parents[2].resolve())
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     last = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         name = str(frame.f_globals.get("__name__", ""))
         if name.partition(".")[0] == "datatask" or str(Path(file).resolve()).startswith(f"{own}/"):
             last = None
-        elif not file.startswith(("<", *_LIBRARIES)):
+        elif not file.startswith(("<", *libraries)):
             last = f"{file}:{line}"
     if last is None:
         return None
