@@ -46,6 +46,8 @@ ASKED: dict[str, tuple[str, float]] = {
     "truth.work_makespan_apart": ("at most", 0.10),
     "truth.work_waits_apart": ("at most", 0.15),
     "start.run_with_nothing_to_do_ms": ("at most", 1_000),
+    "verification.runs_per_second_ratio": ("at least", 0.97),
+    "verification.share_of_engine_cpu": ("at most", 0.03),
 }
 """What a figure is to be, by its dotted name."""
 

@@ -9,6 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,7 +19,7 @@ import pytest
 from integration.cli_kit import Project
 
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.verify import background, progress
+from datatask.adapters.history.verify import background, progress, rounds
 from datatask.adapters.log.checkpoints import (
     checkpoints_in,
     code,
@@ -60,14 +63,20 @@ def forge(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(json.dumps(header).encode() + b"\n" + body)
 
 
-def verify_in_background(project: Project, answer: bytes) -> tuple[list[background.Told], bytes]:
-    """Let the process that an engine starts do its work, with this answer; return what it told until it followed the log."""
+def verify_in_background(
+    project: Project, answer: bytes, over: Callable[[], bool] | None = None
+) -> tuple[list[background.Told], bytes]:
+    """Let the process that an engine starts do its work, with this answer; return what it told until it followed the log.
+
+    Until `over` instead, where that is given, or until it ends by itself.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", background.__name__, str(project.log)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     told: list[background.Told] = []
-    try:
+
+    def hear() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         for line in process.stdout:
@@ -75,10 +84,21 @@ def verify_in_background(project: Project, answer: bytes) -> tuple[list[backgrou
             if told[-1].digest:
                 process.stdin.write(answer)
                 process.stdin.flush()
-                break
+
+    hearing = threading.Thread(target=hear)
+    hearing.start()
+    try:
+        deadline = time.monotonic() + 120
+        while hearing.is_alive() and not (over() if over else any(one.digest for one in told)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     finally:
         process.kill()
-        _, err = process.communicate()
+        hearing.join()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        with process:
+            pass
     return told, err
 
 
@@ -97,6 +117,90 @@ def test_it_tells_the_first_divergence_and_ends(project: Project) -> None:
     assert told[-1].divergence is not None
     assert "the hash of the batch" in told[-1].divergence.what
     assert told[-1].verified == 0
+
+
+BLOB = b"0123456789abcdef" * 5000
+
+
+def vouched(project: Project) -> None:
+    """Let an engine run until its verification has kept a state; then the log is closed."""
+    engine = project.spawn("run", "--forever")
+    try:
+        project.until(
+            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=120
+        )
+        project.until("-", "query", "SELECT '-'")
+        engine.send_signal(signal.SIGTERM)
+        engine.communicate(timeout=60)
+    finally:
+        engine.kill()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_blob_that_is_damaged_is_a_divergence(project: Project, damage: str) -> None:
+    """The process looks at blobs when it has come to the head, the one after another; it ends with the first that is wrong."""
+    project.ok("inject", "shout.blobs", "first", stdin=BLOB)
+    project.ok("inject", "shout.blobs", "big", stdin=BLOB + b"x")
+    name = hashlib.sha256(BLOB + b"x").hexdigest()
+    blob = project.log.with_name("log.db.blobs") / name[:2] / name
+    if damage == "missing":
+        blob.unlink()
+    else:
+        blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    told, err = verify_in_background(project, b"0\n", lambda: False)
+    assert err == b""
+    found = told[-1].divergence
+    assert found is not None, told
+    assert found.what == f"the blob {name} of blobs big"
+    assert ("other bytes" if damage == "changed" else "missing") in str(found.recorded)
+
+
+def test_all_blobs_are_hashed_once_and_that_is_told(project: Project) -> None:
+    project.ok("inject", "shout.blobs", "big", stdin=BLOB)
+    told, err = verify_in_background(project, b"0\n", lambda: rounds.read_rounds(project.log).blobs_at > 0)
+    assert (err, [one for one in told if one.divergence]) == (b"", [])
+    known = project.ok("status", "--json").json["verified"]
+    assert known["blobs_at"] > known["events_at"] > "2020"
+    line = f"verified up to position 0 of {known['head']}; all events last at {known['events_at'][:19]}Z"
+    assert line in project.ok("status").err
+    assert f"; all blobs last at {known['blobs_at'][:19]}Z" in project.call("doctor").out
+
+
+def test_a_round_of_blobs_goes_on_where_the_last_one_was_ended_and_goes_all_the_way_round(
+    project: Project,
+) -> None:
+    """So the note beside the log keeps nothing from being looked at, whatever it says."""
+    project.ok("inject", "shout.blobs", "big", stdin=BLOB)
+    (blob,) = [path for path in project.log.with_name("log.db.blobs").rglob("*") if path.is_file()]
+    blob.unlink()
+    with LogReader(project.log) as reader:
+        head = reader.head
+    rounds.write_rounds(project.log, rounds.Rounds(next_blob=head + 7))
+    told, _ = verify_in_background(project, b"0\n", lambda: False)
+    assert told[-1].divergence is not None
+    assert told[-1].divergence.recorded == "missing"
+
+
+def test_what_was_verified_is_verified_again_after_a_day(project: Project) -> None:
+    """A bit that turned on the disk after it was verified, without anybody writing to the file."""
+    vouched(project)
+    flip(project)
+    now = time.time_ns()
+    day = int(background.AGAIN_SECONDS) * 10**9
+    rounds.write_rounds(project.log, rounds.Rounds(events_at=now, blobs_at=0))
+    told, _ = verify_in_background(project, b"0\n", lambda: rounds.read_rounds(project.log).blobs_at > 0)
+    assert told[0].verified > JOBS
+    assert [one.divergence for one in told if one.divergence] == []
+    rounds.write_rounds(project.log, rounds.Rounds(events_at=now - day, blobs_at=now))
+    told, _ = verify_in_background(project, b"0\n", lambda: False)
+    assert told[0].verified > JOBS
+    assert told[-1].divergence is not None
+    assert "the hash of the batch" in told[-1].divergence.what
+
+
+@pytest.mark.parametrize(("at", "due"), [(-1, False), (-86_399, False), (-86_401, True), (3600, True)])
+def test_a_round_is_due_after_a_day_and_where_a_clock_was_wrong(at: int, due: bool) -> None:
+    assert background._is_due(background._now() + at * 10**9) is due
 
 
 def test_an_engine_stops_launching_on_the_first_divergence(project: Project) -> None:
@@ -137,7 +241,9 @@ def test_what_was_verified_is_remembered_only_where_the_log_vouches_for_it(proje
     known = project.ok("status", "--json").json["verified"]
     assert known["head"] >= known["position"] > JOBS
     assert f"verified up to position {known['position']} of" in project.call("doctor").out
-    (kept,) = checkpoints_in(verified_path(project.log))
+    kept, *older = checkpoints_in(verified_path(project.log))
+    for one in older:
+        one.path.unlink()
     kept.path.rename(kept.path.with_name(f"{kept.position}-{kept.fold_version}-{kept.event - 1}"))
     assert project.ok("status", "--json").json["verified"]["position"] == 0
     kept.path.with_name(f"{kept.position}-{kept.fold_version}-{kept.event - 1}").rename(kept.path)

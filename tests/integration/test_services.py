@@ -254,6 +254,7 @@ async def test_the_verification_of_the_log_goes_on_after_it_failed(tmp_path, mon
     """However often: it needs a process, and a machine that has none to give stops no engine."""
     (tmp_path / "files").mkdir()
     monkeypatch.setattr(verification, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(verification, "START_CPU_SECONDS", 0.0)
     monkeypatch.setattr(module, "WELL_SECONDS", 0.0)
     broken(monkeypatch, verification.Verification, "_verified", 30)
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:

@@ -8,13 +8,10 @@ Position 0 stands for the file as a whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import msgspec
-
-from datatask.adapters.log.blobs import FileBlobs
+from datatask.adapters.history.verify.blobs import Blobs
 from datatask.adapters.log.checkpoints import (
     ChangedError,
     checkpoints_in,
@@ -25,22 +22,20 @@ from datatask.adapters.log.checkpoints import (
 from datatask.adapters.log.header import Header
 from datatask.adapters.log.integrity.unwritten import lost_frames
 from datatask.adapters.log.lease import probe
-from datatask.adapters.log.locate import blobs_path, checkpoints_path
+from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.queries import Query
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.trust import UnsafePlaceError
 from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
-from datatask.schema.errors import DatataskError, UnknownNameError
-from datatask.schema.events import ArchiveCut, BlobsCollected, EngineOpened, Event
+from datatask.schema.errors import DatataskError
+from datatask.schema.events import ArchiveCut, EngineOpened, Event
 from datatask.schema.version import APPLICATION_ID, FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"
 _CUT = "events were cut off the end: restore the log from a backup (or: a loss of power took them, with durability `process`)"
 _HIDDEN = "restore the log with its write-ahead log from a backup (or: a loss of power did it, with durability `process`)"
 _HEADER = "the header was changed: restore the log from a backup"
-_PAGE = 20_000
 
 SCHEMA: dict[str, tuple[str, ...]] = {
     "names": ("5380407385afd068",),
@@ -264,104 +259,10 @@ def _longer(reader: LogReader, found: Looked) -> None:
             )
 
 
-# --- blobs ------------------------------------------------------------------------------------------
-
-
-class _Named(msgspec.Struct):
-    digest: str | None = None
-    size: int | None = None
-
-
 def _blobs(reader: LogReader, state: State, until: int, found: Looked, progress: Progress | None) -> None:
     """Check that each blob that an event names is there, and is what its name says."""
-    blobs = FileBlobs(blobs_path(reader.path))
-    seen: dict[bytes, str] = {}
-    collected = _collected(reader, until)
-    gone = 0
-    for position, leaf, job, named in _named(reader, until, progress):
-        known = state.leaves.get(leaf)
-        if named.digest is None or known is None or known.definition.medium not in ("native", "mirror"):
-            continue
-        key = _key(named.digest)
-        trouble = seen.get(key)
-        if trouble is None:
-            trouble = seen[key] = _trouble(blobs, named.digest, named.size)
-        if not trouble:
-            continue
-        index = state.job_index.get(job)
-        now = index is not None and index < len(known.positions) and known.positions[index] == position
-        if trouble == "missing" and position < collected and not now:
-            gone += 1
-            continue
-        found.wrong.append(
-            Divergence(position, f"the blob {named.digest} of {leaf} {job}", "there and intact", trouble,
-                       f"restore {blobs.root.name}/{named.digest[:2]}/{named.digest} from a backup")
-        )  # fmt: skip
-    found.checked.append(f"{len(seen)} blobs")
-    if gone:
-        found.rests_on.append(f"{gone} values that are no more named blobs that were collected")
-
-
-def _collected(reader: LogReader, until: int) -> int:
-    """Return the last position at which blobs that only past values name were removed, 0 where none was."""
-    filters = Filters(kinds=(BlobsCollected.__name__,))
-    try:
-        found = (position for position, event in reader.read(0, until, filters) if _of_past(event))
-        return max(found, default=0)
-    except DatataskError:
-        return 0  # told by whoever folds it
-
-
-def _of_past(event: Event) -> bool:
-    return isinstance(event, BlobsCollected) and event.kept == "current"
-
-
-def _named(
-    reader: LogReader, until: int, progress: Progress | None
-) -> Iterator[tuple[int, str, str, _Named]]:
-    """Yield (position, repository, job, payload) of the values that are kept as blobs."""
-    decode = msgspec.json.Decoder(_Named).decode
-    after = 0  # values that were carried over a cut stand before the base
-    while after < until:
-        last = min(after + _PAGE, until)
-        rows = reader.query(
-            "SELECT l.position, r.text, j.text, l.payload FROM log l JOIN names k ON k.id = l.kind"
-            " JOIN names r ON r.id = l.repository JOIN names j ON j.id = l.job"
-            " WHERE l.position > ? AND l.position <= ? AND k.text = 'ValuePut' AND instr(l.payload, '\"digest\":')",
-            (after, last),
-            timeout_seconds=600.0,
-        ).rows
-        for position, leaf, job, payload in rows:
-            try:
-                yield position, leaf, job, decode(payload)
-            except msgspec.DecodeError:
-                continue  # told by whoever folds it
-        after = last
-        if progress is not None:
-            progress(after, until)
-
-
-def _key(digest: str) -> bytes:
-    try:
-        return bytes.fromhex(digest)
-    except ValueError:
-        return digest.encode()
-
-
-def _trouble(blobs: FileBlobs, digest: str, size: int | None) -> str:
-    """Return what is wrong with a blob's file; the empty string when nothing is."""
-    try:
-        path: Path = blobs.path(digest)
-        with path.open("rb") as file:
-            told = hashlib.file_digest(file, "sha256").hexdigest()
-    except UnknownNameError:
-        return "missing"
-    except UnsafePlaceError as error:
-        return error.what
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    if told != digest:
-        return f"other bytes, with the SHA-256 {told}"
-    if size is not None and path.stat().st_size != size:
-        return f"{path.stat().st_size} bytes instead of {size}"
-    return ""
+    blobs = Blobs(reader, until)
+    found.wrong += blobs.faults(state, 0, until, progress=progress)
+    found.checked.append(f"{len(blobs.seen)} blobs")
+    if blobs.gone:
+        found.rests_on.append(f"{blobs.gone} values that are no more named blobs that were collected")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from datatask.adapters.history.moments import iso
+from datatask.adapters.history.verify.rounds import read_rounds
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, told_by
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
@@ -15,21 +17,26 @@ from datatask.engine.core.state import FOLD_VERSION
 
 
 class UpTo(NamedTuple):
-    """Up to which position a log is known to hold, and its last one."""
+    """Up to which position a log is known to hold, its last one, and when all events and all blobs were looked at last."""
 
     position: int
     head: int
+    events_at: str | None = None
+    blobs_at: str | None = None
 
     def __str__(self) -> str:
         """Return it as a line for people."""
-        return f"verified up to position {self.position} of {self.head}"
+        rounds = [("events", self.events_at), ("blobs", self.blobs_at)]
+        told = "".join(f"; all {what} last at {at[:19]}Z" for what, at in rounds if at)
+        return f"verified up to position {self.position} of {self.head}{told}"
 
 
 def verified(reader: LogReader | None) -> UpTo:
     """Return how far a log has been verified, by the word of its own events."""
     if reader is None:
         return UpTo(0, 0)
-    return UpTo(next((one.position for one in vouched(reader)), 0), reader.head)
+    position, rounds = next((one.position for one in vouched(reader)), 0), read_rounds(reader.path)
+    return UpTo(position, reader.head, iso(rounds.events_at or None), iso(rounds.blobs_at or None))
 
 
 def vouched(reader: LogReader) -> list[Found]:
