@@ -106,8 +106,7 @@ if TYPE_CHECKING:
     from datatask.schema.resources import Resources as Resources
     from datatask.schema.resources import ResourceType as ResourceType
     from datatask.schema.resources import parse_quantity as parse_quantity
-
-__version__ = "0.1.0"
+    from datatask.schema.version import VERSION as __version__
 
 _HOME: dict[str, str] = {
     "AbstractProcessManager": "datatask.adapters.execute.base.targets",
@@ -222,6 +221,10 @@ def __getattr__(name: str) -> Any:
         return sys.modules[__name__]
     if name in ("simulation", "testing"):
         return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        from datatask.schema.version import VERSION
+
+        return VERSION
     if name not in _HOME:
         raise AttributeError(f"module 'datatask' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -1,6 +1,6 @@
 """Trying the future: what a scenario is made of, and what comes of it.
 
-from datatask import simulate
+from datatask.adapters.sim.simulate import simulate
 from datatask.simulation import Arrivals, Exponential, Machines, Scenario, TaskScenario
 
 scenario = Scenario(

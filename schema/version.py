@@ -1,9 +1,12 @@
-"""The storage format: its number, its mark, and the keys of the table `meta`.
+"""The version of datatask, and the storage format: its number, its mark, and the keys of the table `meta`.
 
 Apart from `tables`, so that reading a log does not load SQLAlchemy.
 """
 
 from __future__ import annotations
+
+VERSION = "0.1.0"
+"""The version of datatask; `datatask.__version__` and the wheel have it from here."""
 
 FORMAT = 1
 """The storage format that this version writes; raised by a `LogUpgraded`."""

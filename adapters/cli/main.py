@@ -35,6 +35,7 @@ from datatask.adapters.cli.terminal import (  # fmt: skip
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, DatataskError, InternalError, LogError
 from datatask.schema.troubles import trouble
+from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -232,8 +233,6 @@ def _command(arguments: Sequence[str]) -> str:
 
 def make_group(settings: Settings, instrument: Instrument | None = None) -> click.Group:
     """Return the command line as a click group."""
-    import datatask
-
     group = LazyGroup(
         name="datatask",
         help="Run data pipelines, and ask what happened in them.",
@@ -241,7 +240,7 @@ def make_group(settings: Settings, instrument: Instrument | None = None) -> clic
         params=[parameter for parameter in shared_options(hidden=False) if _fits(parameter, settings)],
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    click.version_option(datatask.__version__, prog_name="datatask")(group)
+    click.version_option(VERSION, prog_name="datatask")(group)
     if instrument is not None and settings.given is not None:
         from datatask.adapters.cli.instruments import add_verbs
 

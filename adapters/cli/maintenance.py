@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from datatask import __version__
 from datatask.adapters.cli.options import WHEN, changing, command
 from datatask.adapters.cli.output import Output, shown
 from datatask.adapters.cli.settings import Settings
@@ -27,6 +26,7 @@ from datatask.adapters.log.maintenance.cut import Cut, Who, cut, plan_cut
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.actors import actor
 from datatask.schema.errors import CallerError
+from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
     from datatask.adapters.history.maintenance import BackupChecked, Redacted
@@ -53,7 +53,7 @@ def log_archive(settings: Settings, before: When, dry_run: bool, reason: str, ex
     if dry_run:
         _tell_cut(output, plan, dry_run)
         return WOULD_CHANGE if exit_code and plan.events else 0
-    who = Who(actor("datatask log-archive"), reason, SystemClock().now(), __version__)
+    who = Who(actor("datatask log-archive"), reason, SystemClock().now(), VERSION)
     _tell_cut(output, cut(path, state, who), dry_run)
     return 0
 

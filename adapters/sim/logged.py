@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datatask import __version__
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.adapters.log.tail import seeded_salts
@@ -54,6 +53,7 @@ from datatask.engine.replay.batches import STORED
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Adopted, Ended, RunSpec, Started, Write
+from datatask.schema.version import VERSION
 
 HOST = "simulated"
 
@@ -67,7 +67,7 @@ def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
     apply_all(state, 1, [created])
     reactor = Reactor(state, model.chance)
     reactor.open(
-        e.EngineOpened(at=begin, version=__version__, host=HOST, pid=1, boot=HOST, epoch=1), model.definition
+        e.EngineOpened(at=begin, version=VERSION, host=HOST, pid=1, boot=HOST, epoch=1), model.definition
     )
     for leaf in state.leaves.values():
         if leaf.definition.medium == "foreign":
@@ -355,7 +355,7 @@ async def _written(place: Path, model: Model, world: World) -> Logged:
         place,
         pipeline=model.definition.name,
         clock_now=model.begin,
-        version=__version__,
+        version=VERSION,
         host=HOST,
         pid=1,
         durability="process",

@@ -62,6 +62,7 @@ from datatask.schema.errors import (
 )
 from datatask.schema.messages import Write
 from datatask.schema.values import encode_value
+from datatask.schema.version import VERSION
 
 logger = logging.getLogger("datatask.pipeline")
 
@@ -282,7 +283,7 @@ class Pipeline:
             pipeline=self.name,
             durability="process" if self.durability == "process" else "full",
             clock_now=self._clock.now(),
-            version=_version(),
+            version=VERSION,
             host=socket.gethostname(),
             pid=os.getpid(),
             brief=self.brief,
@@ -353,7 +354,7 @@ class Pipeline:
             at=max(self._clock.now(), state.at),
             actor=self.actor,
             reason=self.reason,
-            version=_version(),
+            version=VERSION,
             host=socket.gethostname(),
             pid=os.getpid(),
             boot=_boot_id(),
@@ -767,12 +768,6 @@ def program() -> Path:
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     return Path(file) if file is not None else Path.cwd()
-
-
-def _version() -> str:
-    import datatask
-
-    return datatask.__version__
 
 
 def _boot_id() -> str:

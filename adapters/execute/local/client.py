@@ -545,9 +545,7 @@ def prepare_directory(directory: Path, *, group: bool = True) -> None:
 
 def start_launcher(directory: Path) -> None:
     """Start a launcher, detached; one that finds another at work ends at once. Blocks for a moment."""
-    import datatask
-
-    root = Path(str(datatask.__file__)).parent.parent
+    root = Path(__file__).parents[4]
     env = {key: os.environ[key] for key in PASSED if key in os.environ}
     with open(directory / "launcher.log", "ab", opener=trust.private) as log:
         pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever

@@ -15,7 +15,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from datatask import __version__
 from datatask.adapters.history.events import Selection, bounds
 from datatask.adapters.history.export.tables import OPTIONS, Wanted
 from datatask.adapters.history.lineage import digest_of, size_of
@@ -26,8 +25,9 @@ from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError
+from datatask.schema.version import VERSION
 
-PRODUCER = f"urn:datatask:engine:{__version__}"
+PRODUCER = f"urn:datatask:engine:{VERSION}"
 SPEC = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 FACETS = {
     "parent": "https://openlineage.io/spec/facets/1-0-1/ParentRunFacet.json#/$defs/ParentRunFacet",
@@ -175,7 +175,7 @@ class _Story:
         return self._with_sessions and self._first <= position <= self._last
 
     def _session_event(self, kind: str, at: int, session: str) -> dict[str, Any]:
-        facets = {"processing_engine": _facet("processing_engine", version=__version__, name="datatask")}
+        facets = {"processing_engine": _facet("processing_engine", version=VERSION, name="datatask")}
         return _event(
             kind,
             at,
@@ -225,7 +225,7 @@ class _Story:
         run = self._open[number]
         facets = {
             "nominalTime": _facet("nominalTime", nominalStartTime=iso(run.decided.at)),
-            "processing_engine": _facet("processing_engine", version=__version__, name="datatask"),
+            "processing_engine": _facet("processing_engine", version=VERSION, name="datatask"),
             "datatask_run": self._own(number, run, ended),
         }
         if run.parent is not None:
