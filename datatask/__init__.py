@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.local.manager import LocalLinuxManager as LocalLinuxManager
     from datatask.adapters.execute.ssh.connections import SSHHost as SSHHost
     from datatask.adapters.execute.ssh.manager import SSHLinuxManager as SSHLinuxManager
-    from datatask.adapters.history.explain import explain as explain
     from datatask.adapters.history.history import History as History
+    from datatask.adapters.history.history import explain as explain
     from datatask.adapters.history.maintenance import backup as backup
     from datatask.adapters.history.replay import Replayed as Replayed
     from datatask.adapters.history.replay import replay as replay
@@ -106,7 +106,8 @@ if TYPE_CHECKING:
     from datatask.schema.resources import Resources as Resources
     from datatask.schema.resources import ResourceType as ResourceType
     from datatask.schema.resources import parse_quantity as parse_quantity
-    from datatask.schema.version import VERSION as __version__
+
+__version__: str
 
 _HOME: dict[str, str] = {
     "AbstractProcessManager": "datatask.adapters.execute.base.targets",
@@ -129,7 +130,7 @@ _HOME: dict[str, str] = {
     "delete_data": "datatask.adapters.wiring.verbs",
     "dependants": "datatask.engine.api.declare",
     "DirectoryRepository": "datatask.adapters.store.directories",
-    "explain": "datatask.adapters.history.explain",
+    "explain": "datatask.adapters.history.history",
     "ExecutorTask": "datatask.adapters.execute.functions.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",

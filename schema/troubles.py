@@ -43,6 +43,9 @@ _OF_SYSTEM = {
 }  # fmt: skip
 
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)}
+
+
 def trouble(error: BaseException, where: str = "") -> DatataskError | None:
     """Return our error for one of the machine's; `where` is told where the error itself names nothing."""
     match error:
@@ -77,6 +80,11 @@ def printable(text: str) -> str:
     return "".join(f"\\x{ord(one) - 0xDC00:02x}" if "\udc80" <= one <= "\udcff" else one for one in text).encode(
         "utf-8", "backslashreplace"
     ).decode()  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """Return text from a log or a store without what would act on a terminal, and that can be encoded."""
+    return text if text.isprintable() else printable(text.translate(_CONTROL))
 
 
 def _of_system(error: OSError, where: str) -> DatataskError:

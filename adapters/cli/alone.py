@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datatask.adapters.cli.asking import Afterwards, Errand, refused
+from datatask.adapters.cli.errand import Afterwards, Errand, refused
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.inbox_client import leave
 from datatask.adapters.log.locate import blobs_path, locate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from datatask.adapters.cli.output import shown
+from datatask.schema.troubles import shown
 
 _LOGGER, _LOOP = "datatask", "asyncio"
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import click
 
 from datatask.adapters.cli.options import WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import declared_state, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
+from datatask.schema.troubles import shown
 
 FORMS = ("text", "mermaid", "dot", "json")
 

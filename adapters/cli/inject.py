@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from datatask.adapters.cli.asking import Change, Wish, carry_out, sliced, who
+from datatask.adapters.cli.asking import carry_out
 from datatask.adapters.cli.downstream import reached
+from datatask.adapters.cli.errand import Change, Wish, sliced, who
 from datatask.adapters.cli.inject_items import Content, Spooled, document_of, portions, read_many
 from datatask.adapters.cli.options import JOB, changing, command, waits
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.verbs import told
 from datatask.adapters.history import shapes
@@ -23,6 +24,7 @@ from datatask.schema import definition as d
 from datatask.schema import requests as r
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
+from datatask.schema.troubles import shown
 
 EVERY_JOB = "__all__"
 

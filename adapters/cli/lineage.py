@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from datatask.adapters.cli.options import WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.lineage import Direction
@@ -13,6 +13,7 @@ from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import When
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
+from datatask.schema.troubles import shown
 
 
 @command(

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from datatask.adapters.cli.options import JOB, WHEN, command
-from datatask.adapters.cli.output import Output, encode, shown
+from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import changed, opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
@@ -26,6 +26,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
 from datatask.schema.events import KINDS, Recorded
+from datatask.schema.troubles import shown
 
 EVENT_FIELDS = ("position", "at", "kind", "actor", "cause", "task", "repository", "job", "run", "data")
 FOLLOW_SECONDS = 1.0

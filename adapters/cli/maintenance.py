@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from datatask.adapters.cli.options import WHEN, changing, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.moments import When, last_kept
@@ -26,6 +26,7 @@ from datatask.adapters.log.maintenance.cut import Cut, Who, cut, plan_cut
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.actors import actor
 from datatask.schema.errors import CallerError
+from datatask.schema.troubles import shown
 from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def redact(
     What the log needs to be read stays: that there was a value, its size, how a run ended, names. With an engine
     running it is asked, through its inbox. Copies made earlier (backups, exports, files of stores) are not reached.
     """
-    from datatask.adapters.cli.asking import refused
+    from datatask.adapters.cli.errand import refused
     from datatask.adapters.history import maintenance
     from datatask.adapters.wiring.actors import actor
 

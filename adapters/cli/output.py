@@ -19,7 +19,7 @@ import msgspec
 
 from datatask.adapters.effort import effort
 from datatask.schema.errors import CallerError, DatataskError
-from datatask.schema.troubles import printable
+from datatask.schema.troubles import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _TIME = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d{6}Z$")
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)}
 
 
 def error_document(error: DatataskError) -> dict[str, Any]:
@@ -40,11 +39,6 @@ def error_document(error: DatataskError) -> dict[str, Any]:
 def error_line(error: DatataskError) -> str:
     """Return an error as one line."""
     return shown(" ".join(f"datatask: {error}".split()))
-
-
-def shown(text: str) -> str:
-    """Return text from a log or a store without what would act on a terminal, and that can be encoded."""
-    return text if text.isprintable() else printable(text.translate(_CONTROL))
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli.options import command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import look, recorded_state
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
@@ -21,6 +21,7 @@ from datatask.engine.core import decide as deciding
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema import events as e
+from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline

@@ -19,11 +19,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from datatask.adapters.cli.output import Output, is_terminal, shown
+from datatask.adapters.cli.output import Output, is_terminal
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.moments import words
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, TimeLimitError
+from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress

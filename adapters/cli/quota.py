@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import click
 
-from datatask.adapters.cli.asking import Change, Wish, carry_out, who
+from datatask.adapters.cli.asking import carry_out
+from datatask.adapters.cli.errand import Change, Wish, who
 from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings

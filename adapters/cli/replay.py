@@ -15,7 +15,7 @@ import click
 
 from datatask.adapters.cli.loading import load, parse_reference
 from datatask.adapters.cli.options import WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import progress_bar
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
@@ -26,6 +26,7 @@ from datatask.adapters.history.replay import Replayed, replayed
 from datatask.adapters.log.locate import at_home, locate
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import CallerError
+from datatask.schema.troubles import shown
 
 DIFFERENT = 3
 

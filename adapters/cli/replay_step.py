@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 
-from datatask.adapters.cli.output import Output, encode, error_line, is_terminal, shown
+from datatask.adapters.cli.output import Output, encode, error_line, is_terminal
 from datatask.adapters.cli.status import lines
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
@@ -20,6 +20,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.explain import why
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.troubles import shown
 
 HELP = """\
 next [N]              fold the next event (or N of them); so does an empty line

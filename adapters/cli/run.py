@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli import progress as showing
-from datatask.adapters.cli.asking import ANSWER_SECONDS, Change, Done, who
+from datatask.adapters.cli.asking import ANSWER_SECONDS
+from datatask.adapters.cli.errand import Change, Done, who
 from datatask.adapters.cli.options import changing, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
 from datatask.adapters.history.moments import words
@@ -24,6 +25,7 @@ from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECO
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
 from datatask.schema.requests import AcceptLoss
+from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Outcome, Pipeline
@@ -104,7 +106,7 @@ def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...], reason:
     path = locate(pipeline.log_location()).path
     if not repositories or path is None:
         return
-    from datatask.adapters.cli.asking import refused
+    from datatask.adapters.cli.errand import refused
     from datatask.adapters.log.inbox_client import ask
 
     for repository in repositories:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from datatask.adapters.cli.options import WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Recorded, Seen, changed, seen
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
@@ -33,6 +33,7 @@ from datatask.adapters.wiring.actors import actor
 from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, DatataskError, TimeLimitError
 from datatask.schema.requests import Ping, ServiceHealth
+from datatask.schema.troubles import shown
 
 WATCH_SECONDS = 1.0
 

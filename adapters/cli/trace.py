@@ -8,16 +8,19 @@ from typing import Any
 import click
 
 from datatask.adapters.cli.options import JOB, WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Seen, seen
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history import shapes, timeline_drawing
+from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
-from datatask.adapters.history.timeline import Timeline, timeline
+from datatask.adapters.history.timeline import Timeline, draw, save
+from datatask.adapters.history.timeline import lines as text_lines
+from datatask.adapters.history.timeline_spans import timeline
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema.errors import UnknownNameError
+from datatask.schema.troubles import shown
 
 
 @command(
@@ -65,7 +68,7 @@ def trace(
         for line in _lines(log.state, jobs, all_links):
             output.line(line)
         for found in lines.values() if with_timeline or (with_timeline is None and output.draws) else ():
-            for line in timeline_drawing.lines(found):
+            for line in text_lines(found):
                 output.line(shown(line))
             output.line()
 
@@ -81,11 +84,11 @@ def _timelines(log: Seen, jobs: tuple[str, ...]) -> dict[str, Timeline]:
 def _draw(output: Output, svg: str, log: Seen, lines: list[Timeline]) -> None:
     if not lines:
         raise UnknownNameError("the log knows none of these jobs", remedy="list jobs with `datatask ls`")
-    text = timeline_drawing.draw(lines)
+    text = draw(lines)
     if svg == "-":
         output.line(text.rstrip())
         return
-    timeline_drawing.save(Path(svg), text)
+    save(Path(svg), text)
     output.say(f"drawn: {svg}")
 
 

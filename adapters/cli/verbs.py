@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli.asking import Change, Done, Wish, carry_out, exit_code, shape, sliced, who
+from datatask.adapters.cli.asking import carry_out
+from datatask.adapters.cli.errand import Change, Done, Wish, exit_code, shape, sliced, who
 from datatask.adapters.cli.options import JOB, changing, command, waits
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import changed, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
@@ -23,6 +24,7 @@ from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Blobs
 from datatask.schema import requests as r
 from datatask.schema.errors import CallerError
+from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli.options import JOB, WHEN, command
-from datatask.adapters.cli.output import Output, shown
+from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When, iso
+from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from datatask.engine.explain.why import Group

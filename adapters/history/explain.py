@@ -2,14 +2,13 @@
 
 In: a reader, a state, an `Explanation`. Out: the same with `events`, one for each position that it names (kind, time,
 actor, run, reason), and with positions that only the log has: the end of the run that a view tells of, the answer of a
-filter or translator, who cancelled. A few reads by job, each over an index. `explain` asks a log without a `History`.
+filter or translator, who cancelled. A few reads by job, each over an index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,30 +23,8 @@ from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import Event, Recorded, RunEnded, RunObserved, RunUnreachable, UnknownEvent
 
-if TYPE_CHECKING:
-    from datatask.adapters.history.history import Moment
-
 _OF_A_RUN = ("RunObserved", "RunUnreachable", "RunReachable", "RunStarted", "RunAdopted")
 GROUP_COLUMNS = ("what", "count", "explain", "sample", "until")
-
-
-@overload
-def explain(place: str | Path, task: str, job: str, *, at: Moment = None) -> Explanation: ...
-@overload
-def explain(place: str | Path, task: str, job: None = None, *, at: Moment = None) -> Table: ...
-def explain(
-    place: str | Path, task: str, job: str | None = None, *, at: Moment = None
-) -> Explanation | Table:
-    """Return why a job of the log at a URL or path does not run, and the least that would let it.
-
-    Without `job` all waiting jobs of the task by reason, a row each: `what`, `count`, `explain`, `sample` (ids of a few),
-    `until` (the ISO time at which the first is due, where time heals it). A notebook shows both. `CallerError` where there
-    is no log, `UnknownNameError` for a task that is none.
-    """
-    from datatask.adapters.history.history import History
-
-    with History(place) as history:
-        return history.explain(task, at=at) if job is None else history.explain(task, job, at=at)
 
 
 class Surroundings(NamedTuple):

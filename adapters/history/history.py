@@ -20,16 +20,18 @@ from datatask.adapters.history.events import Selection, select
 from datatask.adapters.history.explain import surroundings, table_of, with_events
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
-from datatask.adapters.history.moments import When, iso, nanoseconds, parse_when, position_of
+from datatask.adapters.history.moments import Moment, When, iso, nanoseconds, parse_when, position_of
 from datatask.adapters.history.queries import Table
 from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.timeline import Timeline, timeline
+from datatask.adapters.history.timeline import Timeline
+from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.history.waits import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader, Parameters
 from datatask.engine.core.state import State
-from datatask.engine.explain.why import Explanation, explain, explain_all
+from datatask.engine.explain import why
+from datatask.engine.explain.explanations import Explanation
 from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import Interval
 from datatask.schema.definition import PipelineDef
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from datatask.adapters.history.export.export import Format
     from datatask.adapters.history.export.files import Written
 
-Moment = int | str | dt.datetime | dt.timedelta | When | None
 """A position, an ISO time or an age such as `-2h`, a time, an age as a timedelta; None is the head."""
 
 Names = str | Sequence[str]
@@ -98,8 +99,8 @@ class History:
         shapes.find_task(state, task)
         around = surroundings(self.reader, state, past=at is not None)._asdict()
         if job is None:
-            return table_of(explain_all(state, task, **around))
-        found = explain(state, task, check_job(job), **around)
+            return table_of(why.explain_all(state, task, **around))
+        found = why.explain(state, task, check_job(job), **around)
         return with_events(self.reader, state, found)
 
     def trace(self, job: str, at: Moment = None) -> Timeline:
@@ -302,3 +303,20 @@ def _when(at: Moment) -> When | None:
             return When(at=nanoseconds(at if at.tzinfo is not None else at.astimezone()))
         case dt.timedelta():
             return When(at=max(0, SystemClock().now() - abs(at) // dt.timedelta(microseconds=1) * 1000))
+
+
+@overload
+def explain(place: str | Path, task: str, job: str, *, at: Moment = None) -> Explanation: ...
+@overload
+def explain(place: str | Path, task: str, job: None = None, *, at: Moment = None) -> Table: ...
+def explain(
+    place: str | Path, task: str, job: str | None = None, *, at: Moment = None
+) -> Explanation | Table:
+    """Return why a job of the log at a URL or path does not run, and the least that would let it.
+
+    Without `job` all waiting jobs of the task by reason, a row each: `what`, `count`, `explain`, `sample` (ids of a few),
+    `until` (the ISO time at which the first is due, where time heals it). A notebook shows both. `CallerError` where there
+    is no log, `UnknownNameError` for a task that is none.
+    """
+    with History(place) as history:
+        return history.explain(task, at=at) if job is None else history.explain(task, job, at=at)

@@ -160,3 +160,6 @@ def _wrong(text: str) -> CallerError:
         f"{text!r:.80} is no point in time",
         remedy="use a position, an ISO time such as 2026-03-01T12:00, or an age such as -2h, -30m, -7d",
     )
+
+
+Moment = int | str | dt.datetime | dt.timedelta | When | None

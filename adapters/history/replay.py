@@ -19,8 +19,8 @@ from typing import Any
 
 from datatask.adapters.history import shapes
 from datatask.adapters.history.compare import Declaring, Other, compare, other_of
-from datatask.adapters.history.history import History, Moment
-from datatask.adapters.history.moments import iso
+from datatask.adapters.history.history import History
+from datatask.adapters.history.moments import Moment, iso
 from datatask.adapters.history.states import beginning, collector_off, fold, follow, refold, uncut
 from datatask.adapters.history.verify.fold import Verified, verified
 from datatask.adapters.log.reader import LogReader

@@ -1,37 +1,28 @@
-"""One job's way through every task, as spans of time: waiting, ready, starting, running, retrying, ended.
+"""One job's way through every task, as a value: a lane a task, spans of time without gaps; as SVG and as text.
 
-In: a log and a job. Out: a `Timeline`, a lane a task, each a row of spans without gaps from the job's first
-appearance in what the task reads. The spans are not guessed from events: the job's own events, and those of the
-jobs that it translates to, are folded by the one fold there is, and what the state says at each batch boundary is
-what the span says. That costs the index of one job, not the log. `timeline_svg` draws it, `timeline_text` prints it.
+In: the spans, from `timeline_spans`. Out: the documented JSON; one self-contained SVG, which keeps apart by pattern and
+height what it keeps apart by colour, and says in `<title>` and `<desc>` what it shows; lines of text, where each phase
+has a character of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
-from datatask.adapters.history.moments import iso
-from datatask.adapters.history.states import beginning
-from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.fold import apply
-from datatask.engine.core.state import State
-from datatask.engine.core.tasks import TaskState
-from datatask.engine.ports import Filters
-from datatask.schema import definition as d
-from datatask.schema import events as e
-from datatask.schema.errors import UnknownNameError
+from datatask.adapters.history.atomic_file import write_whole
+from datatask.adapters.history.moments import iso, words
 
 Phase = Literal["waiting", "ready", "starting", "running", "retrying", "ended"]
-FOLLOWED_JOBS_MAX = 64
+
+
 EVENTS_MAX = 200_000
 """More events of one job than this are not drawn: the last ones are left out, and `cut` says so."""
-
-_SECONDS = 600.0
-_FRAME = ("PipelineDefined", "Renamed", "RepositoryReset")
-_DEFINING = ("PipelineDefined", "Renamed")
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,250 +94,218 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def _repr_svg_(self) -> str:
-        from datatask.adapters.history.timeline_drawing import draw
-
         return draw([self])
 
     def __str__(self) -> str:
-        from datatask.adapters.history.timeline_drawing import lines
-
         return "\n".join(lines(self))
 
 
-def timeline(reader: LogReader, state: State, job: str) -> Timeline:
-    """Return the job's time line up to the state's position; `UnknownNameError` where the log has no such job."""
-    if job not in state.job_index:
-        raise UnknownNameError(f"there is no job {job} in the log", remedy="list jobs with `datatask ls`")
-    events, cut = _story(reader, state, job)
-    return Timeline(
-        job=job,
-        position=state.position,
-        until=state.at,
-        lanes=_lanes(events, beginning(reader), state, job),
-        cut=cut,
-    )
+# --- drawn ---
+
+WIDTH = 960
+ROW = 26
+BAR = 16
+TOP = 34
+FOOT = 46
+LABEL_CHARACTERS_MAX = 40
+_CHARACTER = 7.2
+_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_HEIGHTS = {"waiting": 4, "ready": 8, "starting": 12, "running": BAR, "retrying": 8, "ended": 2}
+_STYLE = """
+  .datatask-timeline { font: 12px ui-monospace, Menlo, Consolas, monospace; }
+  .datatask-timeline .ground { fill: #ffffff; } .datatask-timeline text { fill: #1f2328; }
+  .datatask-timeline .grid { stroke: #d0d7de; stroke-width: 1; }
+  .datatask-timeline .waiting { fill: #8c959f; } .datatask-timeline .ready { fill: #bf8700; }
+  .datatask-timeline .starting { fill: #54aeff; } .datatask-timeline .running { fill: #0969da; }
+  .datatask-timeline .retrying { fill: #bc4c00; } .datatask-timeline .ended { fill: #8c959f; }
+  .datatask-timeline .succeeded, .datatask-timeline .handed_over { fill: #1a7f37; }
+  .datatask-timeline .bad { fill: #cf222e; } .datatask-timeline .cancelled { fill: #6e7781; }
+  .datatask-timeline .mark { stroke: #cf222e; stroke-width: 2; fill: none; }
+  @media (prefers-color-scheme: dark) {
+    .datatask-timeline .ground { fill: #0d1117; } .datatask-timeline text { fill: #e6edf3; }
+    .datatask-timeline .grid { stroke: #30363d; } .datatask-timeline .running { fill: #58a6ff; }
+    .datatask-timeline .ready { fill: #d29922; } .datatask-timeline .succeeded { fill: #3fb950; }
+    .datatask-timeline .bad { fill: #f85149; } .datatask-timeline .mark { stroke: #f85149; }
+  }
+"""
 
 
-# --- which events ---------------------------------------------------------------------------------------
-
-
-def _story(reader: LogReader, state: State, job: str) -> tuple[list[e.Recorded], bool]:
-    """Return the events that the job's way follows from, in order, and whether there are more."""
-    followed, found, cut = [job], list[e.Recorded](), False
-    for name in followed:  # grows: what a job translates to may translate in turn
-        for event in reader.read(reader.header.base, state.position, filters=Filters(jobs=(name,))):
-            if len(found) >= EVENTS_MAX:
-                cut = True
-                break
-            found.append(event)
-            target = _target(event.event)
-            if target is not None and target not in followed:
-                if len(followed) < FOLLOWED_JOBS_MAX:
-                    followed.append(target)
-                else:
-                    cut = True
-    found.sort(key=lambda recorded: recorded.position)
-    frame = _frame(reader, state, found[0].position) if found else []
-    return sorted([*frame, *found], key=lambda recorded: recorded.position), cut
-
-
-def _target(event: e.Event) -> str | None:
-    """Return the job that this evaluation says its job stands for in a translated repository."""
-    if not isinstance(event, e.Evaluated) or event.what != "translation" or not event.value:
-        return None
-    value = msgspec.json.decode(event.value)
-    return value if isinstance(value, str) else None
-
-
-def _frame(reader: LogReader, state: State, first: int) -> list[e.Recorded]:
-    """Return what concerns all jobs: the definition in force at `first`, and what changed it or emptied stores.
-
-    A log without changes since `first` is asked for one event by its position; else the events about no job at
-    all are looked through, which the index finds apart from the millions about one.
-    """
-    positions = [state.defined_at]
-    if state.defined_at > first:
-        before = _jobless(reader, _DEFINING[:1], 0, first, only_last=True)
-        positions = before + _jobless(reader, _DEFINING, first, state.position)
-    if state.defined_at > first or any(leaf.ephemeral for leaf in state.definition.repositories):
-        positions += _jobless(reader, ("RepositoryReset",), first, state.position)
-    positions = sorted({position for position in positions if position})
-    return [
-        e.Recorded(position, event)
-        for position, event in zip(positions, reader.fetch(positions), strict=True)
-        if type(event).__name__ in _FRAME
+def draw(timelines: Sequence[Timeline]) -> str:
+    """Return one SVG of these time lines, one below the other on one axis."""
+    rows = [(line, lane) for line in timelines for lane in line.lanes if lane.spans]
+    began = min((line.began_at for line in timelines if line.began_at is not None), default=0)
+    until = max([began + 1, *(line.until for line in timelines)])
+    labels = [_label(line, lane, len(timelines) > 1) for line, lane in rows]
+    left = 16 + math.ceil(_CHARACTER * max((len(label) for label in labels), default=0))
+    height = TOP + ROW * len(rows) + FOOT
+    axis = _Axis(began, until, left)
+    title = "Time line of " + ", ".join(line.job for line in timelines)
+    about = f'role="img" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="datatask-timeline" {about} aria-labelledby="tl-title">',
+        f'<title id="tl-title">{escape(title)}</title>',
+        f"<desc>{escape(_described(rows))}</desc>",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="ground" width="{WIDTH}" height="{height}"/>',
+        f'<text x="8" y="20">{escape(_heading(timelines, began, until))}</text>',
+        *_ticks(axis, TOP + ROW * len(rows)),
     ]
+    for index, ((line, lane), label) in enumerate(zip(rows, labels, strict=True)):
+        parts += _row(axis, TOP + ROW * index, lane, label, line.until)
+    parts += _legend(height - 10)
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _jobless(
-    reader: LogReader, kinds: tuple[str, ...], after: int, until: int, *, only_last: bool = False
-) -> list[int]:
-    """Return the positions of events of these kinds, which are about no job, in (after, until]."""
-    sql = (
-        "SELECT position FROM log WHERE job IS NULL AND position > ? AND position <= ? AND kind IN"
-        f" (SELECT id FROM names WHERE text IN ({', '.join('?' * len(kinds))})) ORDER BY position"
+def save(path: Path, svg: str) -> None:
+    """Write a drawing whole or not at all; over an earlier drawing, but over no other file."""
+    write_whole(path, svg, mark="<svg", what="drawing")
+
+
+class _Axis:
+    """Maps engine time to x."""
+
+    def __init__(self, began: int, until: int, left: int) -> None:
+        self.began, self.until, self.left = began, until, left
+        self.scale = (WIDTH - left - 16) / (until - began)
+
+    def x(self, at: int) -> float:
+        return round(self.left + (at - self.began) * self.scale, 2)
+
+
+def _row(axis: _Axis, top: int, lane: Lane, label: str, until: int) -> Iterator[str]:
+    yield f'<g role="listitem" aria-label="{escape(label, quote=True)}">'
+    yield f'<text x="8" y="{top + BAR - 2}">{escape(label)}</text>'
+    for span in lane.spans:
+        yield from _span(axis, top, span, until)
+    yield "</g>"
+
+
+def _span(axis: _Axis, top: int, span: Span, until: int) -> Iterator[str]:
+    end = span.ended_at if span.ended_at is not None else until
+    tall = _HEIGHTS[span.phase]
+    x, y = axis.x(span.began_at), top + (BAR - tall) / 2 + 2
+    wide = max(1.5 if span.phase == "running" else 0.5, round(axis.x(end) - x, 2))
+    title = f"<title>{escape(told(span, until))}</title>"
+    yield f'<rect class="{_class(span)}" x="{x}" y="{y}" width="{wide}" height="{tall}">{title}</rect>'
+    if span.phase == "running" and _class(span) == "bad":
+        across = f"M{x + wide - 4} {y + 3}l6 {BAR - 6}m0 {6 - BAR}l-6 {BAR - 6}"
+        yield f'<path class="mark" d="{across}"/>'
+
+
+def _class(span: Span) -> str:
+    if span.outcome in ("failed", "timed_out", "lost", "refused", "conflicted"):
+        return "bad"
+    return span.outcome or span.phase
+
+
+def _ticks(axis: _Axis, bottom: int) -> Iterator[str]:
+    seconds = (axis.until - axis.began) / 1e9
+    step = next((step for step in _STEPS if seconds / step <= 8), 86400 * math.ceil(seconds / 8 / 86400))
+    if seconds < 2:
+        step = 10 ** math.floor(math.log10(seconds / 2))
+    for number in range(int(seconds / step) + 1):
+        x = axis.x(axis.began + int(number * step * 1e9))
+        yield f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{bottom}"/>'
+        yield f'<text x="{x}" y="{bottom + 13}" text-anchor="middle">+{lasting(number * step)}</text>'
+
+
+def _legend(y: int) -> Iterator[str]:
+    x = 8
+    names = ("waiting", "ready", "starting", "running", "retrying", "succeeded", "bad", "cancelled")
+    for name in names:
+        tall = _HEIGHTS.get(name, BAR) / 2 + 2
+        text = "failed" if name == "bad" else name
+        yield f'<rect class="{name}" x="{x}" y="{y - 4 - tall / 2}" width="12" height="{tall}"/>'
+        yield f'<text x="{x + 16}" y="{y}">{text}</text>'
+        x += 34 + math.ceil(_CHARACTER * len(text))
+
+
+def _label(line: Timeline, lane: Lane, with_job: bool) -> str:
+    text = f"{line.job} {lane.task}" if with_job else lane.task
+    return text if len(text) <= LABEL_CHARACTERS_MAX else text[: LABEL_CHARACTERS_MAX - 1] + "…"
+
+
+def _heading(timelines: Sequence[Timeline], began: int, until: int) -> str:
+    job = timelines[0].job if len(timelines) == 1 else f"{len(timelines)} jobs"
+    return (
+        f"{job}: {iso(began)} + {lasting((until - began) / 1e9)}" if began else f"{job}: no task has seen it"
     )
-    sql += " DESC LIMIT 1" if only_last else ""
-    return [row[0] for row in reader.query(sql, (after, until, *kinds), timeout_seconds=_SECONDS).rows]
 
 
-# --- what the state says after each ---------------------------------------------------------------------
+def _described(rows: Sequence[tuple[Timeline, Lane]]) -> str:
+    """Return each row in a sentence, for who cannot see the picture."""
+    told_rows = []
+    for line, lane in rows:
+        runs = [span for span in lane.spans if span.phase == "running"]
+        outcomes = ", ".join(span.outcome or "runs" for span in runs) or f"{lane.spans[-1].phase}"
+        told_rows.append(f"{line.job} in {lane.task}: {len(runs)} runs ({outcomes}).")
+    return " ".join(told_rows) or "No task has seen the job."
 
 
-class _Pen:
-    """Draws one lane: closes a span when the phase changes, and opens the next."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.open: Span | None = None
-
-    def move(self, span: Span | None, now: int) -> None:
-        """From `now` on the job is in this span's phase; None: nowhere near the task."""
-        before = self.open
-        if before is not None and span is not None and _same(before, span):
-            return
-        self.close(now)
-        self.open = span
-
-    def close(self, now: int, **more: Any) -> None:
-        """End the open span; one in which no time passed is kept only where a run ended in it."""
-        if self.open is None:
-            return
-        if now > self.open.began_at or more:
-            self.spans.append(msgspec.structs.replace(self.open, ended_at=now, **more))
-        self.open = None
+SIGNS = {"waiting": "·", "ready": "-", "starting": "~", "running": "#", "retrying": "r", "ended": "_"}
+BAR_WIDTH = 60
+_LEGEND = "  ".join(f"{sign} {phase}" for phase, sign in SIGNS.items())
 
 
-def _same(one: Span, other: Span) -> bool:
-    return one.phase == other.phase and one.run == other.run and one.outcome == other.outcome
-
-
-def _lanes(events: Iterable[e.Recorded], start: State, state: State, job: str) -> tuple[Lane, ...]:
-    part, pens = start, dict[str, _Pen]()
-    endings: dict[str, e.RunEnded] = {}
-    _look(part, job, pens, endings, part.position)
-    for position, moment in _moments(events):
-        for recorded in moment:
-            if _is_gone(part, recorded.event):
-                continue
-            _rename(recorded.event, pens, endings)
-            part.position = recorded.position - 1
-            apply(part, recorded.position, recorded.event)
-            if isinstance(recorded.event, e.RunEnded) and recorded.event.job == job:
-                endings[recorded.event.task] = recorded.event
-                _end(pens, recorded)
-        _look(part, job, pens, endings, position)
-    lanes = []
-    for task in state.definition.tasks:
-        pen = pens.get(task.name, _Pen())
-        spans = [*pen.spans, *([pen.open] if pen.open is not None else [])]
-        lanes.append(Lane(task=task.name, spans=tuple(spans)))
-    return tuple(lanes)
-
-
-def _moments(events: Iterable[e.Recorded]) -> Iterator[tuple[int, list[e.Recorded]]]:
-    """Yield events that belong together, with the last position: consecutive ones of the same time.
-
-    What a run's events say of it is looked at after each, or a run that took no time would not be seen.
-    """
-    together: list[e.Recorded] = []
-    for recorded in events:
-        last = together[-1] if together else None
-        if last is not None and (
-            recorded.position != last.position + 1
-            or recorded.event.at != last.event.at
-            or isinstance(last.event, e.LaunchDecided | e.RunStarted | e.RunAdopted)
-        ):
-            yield last.position, together
-            together = []
-        together.append(recorded)
-    if together:
-        yield together[-1].position, together
-
-
-def _is_gone(part: State, event: e.Event) -> bool:
-    """Whether this is about a task or repository of before the first definition here: gone, and in no lane."""
-    if event.repository is not None:
-        return event.repository not in part.leaves
-    return event.task is not None and event.task not in part.tasks
-
-
-def _rename(event: e.Event, pens: dict[str, _Pen], endings: dict[str, e.RunEnded]) -> None:
-    """A renamed task goes on in the same lane."""
-    if isinstance(event, e.Renamed) and event.what == "task":
-        if event.old in pens:
-            pens[event.new] = pens.pop(event.old)
-        if event.old in endings:
-            endings[event.new] = endings.pop(event.old)
-
-
-def _end(pens: dict[str, _Pen], recorded: e.Recorded) -> None:
-    """Give the running span what its ending says."""
-    event = recorded.event
-    assert isinstance(event, e.RunEnded)
-    pen = pens.setdefault(event.task, _Pen())
-    if pen.open is not None and pen.open.run == event.run:
-        more = {"outcome": event.outcome, "exit_code": event.exit_code, "error": _words(event.error)}
-        pen.close(event.at, **more, where=event.where or pen.open.where)
-
-
-def _words(error: e.ErrorInfo | None) -> str | None:
-    return None if error is None else f"{error.type}: {error.message}"
-
-
-def _look(
-    part: State, job: str, pens: dict[str, _Pen], endings: dict[str, e.RunEnded], position: int
-) -> None:
-    index = part.job_index.get(job)
-    if index is None:
+def lines(line: Timeline, *, width: int = BAR_WIDTH) -> Iterator[str]:
+    """Yield the time line as text; bars are `width` characters wide."""
+    began = line.began_at
+    if began is None:
+        yield f"{line.job}: no task has seen it (position {line.position})"
         return
-    for name, task in part.tasks.items():
-        span = _span(part, task, index, endings.get(name), position)
-        if span is not None and span.phase == "ready":
-            endings.pop(name, None)  # a new episode: what ends it now is another ending
-        pens.setdefault(name, _Pen()).move(span, part.at)
+    total = lasting((line.until - began) / 1e9)
+    yield f"{line.job}: {total}, {iso(began)} to {iso(line.until)} (position {line.position})"
+    lanes = [lane for lane in line.lanes if lane.spans]
+    name_width = max(len(lane.task) for lane in lanes)
+    for lane in lanes:
+        yield f"  {lane.task:<{name_width}} |{bar(lane, began, line.until, width)}|"
+    yield f"  {'':<{name_width}}  {_LEGEND}"
+    for lane in lanes:
+        yield lane.task
+        for span in lane.spans:
+            yield f"  {told(span, line.until)}"
+    if line.cut:
+        yield f"{line.job} has more than {EVENTS_MAX} events: the later ones are not shown"
 
 
-def _span(part: State, task: TaskState, job: int, ending: e.RunEnded | None, position: int) -> Span | None:
-    """Return the span that begins now, as the state has the job in this task."""
-    began: dict[str, Any] = {"began_at": part.at, "ended_at": None, "position": position}
-    episode = task.episodes.get(job)
-    if episode is not None and episode.run:
-        run = part.open_runs[episode.run]
-        phase: Phase = "starting" if run.started_at is None else "running"
-        return Span(phase=phase, run=run.run, attempt=run.attempt, where=run.where, **began)
-    if episode is not None:
-        return Span(phase="retrying", **began)
-    if job in task.queue or job in task.awaiting:
-        return Span(phase="ready", **began)
-    mask = part.masks[job]
-    if mask & (task.claim | task.outcomes) or (ending is not None and mask & _bits(part, task).done):
-        if ending is None:  # cancelled while it waited
-            return Span(phase="ended", outcome="cancelled", **began)
-        error = _words(ending.error)
-        return Span(
-            phase="ended",
-            run=ending.run,
-            outcome=ending.outcome,
-            exit_code=ending.exit_code,
-            error=error,
-            **began,
-        )
-    return Span(phase="waiting", **began) if mask & _bits(part, task).reads else None
+def bar(lane: Lane, began: int, until: int, width: int) -> str:
+    """Return a lane as one line; a run is at least one character wide."""
+    cells = [" "] * width
+    for span in lane.spans:
+        first = min(width - 1, _cell(span.began_at, began, until, width))
+        for index in range(first, max(first + 1, _cell(_end(span, until), began, until, width))):
+            if cells[index] != SIGNS["running"]:
+                cells[index] = SIGNS[span.phase]
+    return "".join(cells)
 
 
-class _Bits(NamedTuple):
-    """The leaves in which a job shows up for a task (inputs and what it requires), and its own `done`."""
+def told(span: Span, until: int) -> str:
+    """Return a span in words: its phase, since when, how long, and what is known of its run."""
+    seconds = lasting((_end(span, until) - span.began_at) / 1e9)
+    lasts = f"for {seconds}" if span.ended_at is not None else f"since {seconds}"
+    parts = [f"{span.phase:<8} {iso(span.began_at)} {lasts}"]
+    if span.run is not None:
+        attempt = f", attempt {span.attempt}" if span.attempt and span.attempt > 1 else ""
+        parts.append(f"run {span.run}{attempt}")
+    if span.where:
+        parts.append(f"on {span.where}")
+    if span.outcome is not None:
+        parts.append(span.outcome + (f", exit code {span.exit_code}" if span.exit_code is not None else ""))
+    if span.error and span.phase != "ended":
+        parts.append(span.error.partition("\n")[0])
+    return "; ".join(parts) + f" @{span.position}"
 
-    reads: int
-    done: int
+
+def lasting(seconds: float) -> str:
+    """Return a duration for people, below a second in milliseconds."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return words(seconds) if seconds else "0 s"
 
 
-def _bits(part: State, task: TaskState) -> _Bits:
-    reads = 0
-    for link in task.definition.links:
-        if link.is_input or link.required_for_start:
-            for name in d.leaves_of(link.expr):
-                reads |= part.leaves[name].bit
-    done = task.definition.done
-    return _Bits(reads, part.leaves[done].bit if done is not None else 0)
+def _end(span: Span, until: int) -> int:
+    return span.ended_at if span.ended_at is not None else max(until, span.began_at)
+
+
+def _cell(at: int, began: int, until: int, width: int) -> int:
+    return (at - began) * width // max(1, until - began)

@@ -31,6 +31,11 @@ class DirectoryStore(FolderStore):
     tells_versions: ClassVar[bool] = False
     """What is changed within a folder is its own affair, and that of the run that fills it."""
 
+    @property
+    def looks_within(self) -> bool:
+        """Whether what is in an entry that is a folder decides if it is a member."""
+        return self.discard_empty
+
     def member(self, path: Path) -> str | None:
         """Return the version of a folder, links followed; with `discard_empty` of a filled one."""
         status = is_folder(path)

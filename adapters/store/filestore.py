@@ -48,6 +48,11 @@ class FolderStore(ABC):
     def member(self, path: Path) -> str | None:
         """Return the version of the entry at `path`, or None when it is not a member's."""
 
+    @property
+    def looks_within(self) -> bool:
+        """Whether what is in an entry that is a folder decides if it is a member."""
+        return False
+
     # --- names ----------------------------------------------------------------------------------------
 
     def path(self, job: str) -> Path:
@@ -183,7 +188,7 @@ class FolderStore(ABC):
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Tell changes by inotify, where that sees them."""
-        from datatask.adapters.store.watching import watch_folder  # late: Linux only, and it knows this file
+        from datatask.adapters.store.watching import watch_folder  # late: Linux only
 
         return watch_folder(self, tell)
 

@@ -12,11 +12,11 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 from inotify_simple import Event, flags
 
-from datatask.adapters.store.directories import DirectoryStore
-from datatask.adapters.store.filestore import FolderStore
 from datatask.adapters.store.inotify import LEFT, LOST, Handler, Watcher, is_remote
 from datatask.engine.ports import Appeared, Change, Doubtful, Vanished
 from datatask.schema.errors import DatataskError
@@ -30,7 +30,27 @@ DEGRADED_SECONDS = 5.0
 _warned: set[str] = set()
 
 
-def watch_folder(store: FolderStore, tell: Callable[[Change], None]) -> Callable[[], None] | None:
+class Watchable(Protocol):
+    """A store on a folder, as far as watching needs it."""
+
+    @property
+    def basedir(self) -> Path: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def case_insensitive(self) -> bool: ...
+    @property
+    def looks_within(self) -> bool:
+        """Whether what is in an entry that is a folder decides if it is a member."""
+
+    def job_of(self, name: str) -> str | None: ...
+    def member(self, path: Path) -> str | None: ...
+    def version_now(self, job: str) -> str | None: ...
+    def touched(self, path: Path) -> bool: ...
+    def unfinished(self, path: Path) -> bool: ...
+
+
+def watch_folder(store: Watchable, tell: Callable[[Change], None]) -> Callable[[], None] | None:
     """Tell the changes of a folder until the returned function is called; None where inotify cannot."""
     if is_remote(store.basedir):
         return None
@@ -63,7 +83,7 @@ def _remedy(error: BaseException) -> str:
 class FolderWatch:
     """One store's folder, watched for one listener; survives that the folder goes away and comes back."""
 
-    def __init__(self, watcher: Watcher, store: FolderStore, tell: Callable[[Change], None]) -> None:
+    def __init__(self, watcher: Watcher, store: Watchable, tell: Callable[[Change], None]) -> None:
         self._watcher = watcher
         self._store = store
         self._tell = tell
@@ -72,7 +92,7 @@ class FolderWatch:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._inner: dict[str, tuple[int, Handler]] = {}
         self._filled: set[str] = set()
-        self._within = isinstance(store, DirectoryStore) and store.discard_empty
+        self._within = store.looks_within
         watcher.enter(self)
 
     def start(self) -> None:

@@ -11,14 +11,13 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from datatask.adapters.execute.base import shutdowns
 from datatask.adapters.wiring.last_bound import Guard
-from datatask.engine.runtime.closing import SHARE
-
-if TYPE_CHECKING:
-    from datatask.adapters.wiring.pipeline import Pipeline
+from datatask.engine.core.state import State
+from datatask.engine.runtime.closing import SHARE, Closing
+from datatask.engine.runtime.loop import Runtime
 
 SPARE_SECONDS = 1.0
 """What the guard adds to the time that an orderly end takes at most."""
@@ -27,10 +26,33 @@ INTERRUPTED = 130
 BLOCKED = "something blocks the engine; the next run goes on from the log"
 
 
+class Work(Protocol):
+    """What interrupts need of a pipeline."""
+
+    grace_seconds: float
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def is_ending(self) -> bool: ...
+    @property
+    def is_closing(self) -> bool: ...
+    @property
+    def closing(self) -> Closing | None: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    def interrupt(self, why: str) -> None: ...
+    def drain(self) -> int: ...
+    def abandon(self) -> None: ...
+    def hurry(self, seconds: float) -> Closing: ...
+
+
 class Interrupts:
     """Turns signals into what a pipeline is to do; `count` is how many have come, `given_up` whether the work was cut."""
 
-    def __init__(self, pipeline: Pipeline, say: Callable[[str], None], *, guard: Guard | None = None) -> None:
+    def __init__(self, pipeline: Work, say: Callable[[str], None], *, guard: Guard | None = None) -> None:
         self.count = 0
         self.given_up = False
         self._pipeline = pipeline

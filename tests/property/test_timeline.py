@@ -10,7 +10,8 @@ from pathlib import Path
 from hypothesis import given, settings
 
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.timeline import Timeline, timeline
+from datatask.adapters.history.timeline import Timeline
+from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
