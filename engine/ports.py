@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from datatask.schema.definition import Medium, Record
 from datatask.schema.events import Batch, Event, Recorded, StopReason
 from datatask.schema.messages import Fact, RunSpec, Write
 from datatask.schema.requests import AnyRequest, Reply
@@ -305,6 +306,16 @@ class Store(Protocol):
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Tell changes as they happen until the returned function is called; None: this store cannot."""
+
+
+class Observable(Protocol):
+    """A repository whose store is watched: what the log is to know of a member that was found there."""
+
+    record: Record
+    medium: Medium
+
+    def observed(self, job: str, version: str | None) -> Write:
+        """Return the member as the log records it; may read its value."""
 
 
 @runtime_checkable

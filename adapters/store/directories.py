@@ -15,8 +15,8 @@ from datatask.adapters.store.files import FileRepositoryBase
 from datatask.adapters.store.filestore import FolderStore, is_folder, version_of
 from datatask.adapters.store.finished import sync_folder
 from datatask.adapters.store.staged import claimed, is_staged, remove
-from datatask.engine.api.binding import current_run
 from datatask.engine.api.repositories import job_getter
+from datatask.engine.run_context import current_run
 from datatask.schema.definition import Record
 from datatask.schema.errors import FLAG, CallerError, expect
 from datatask.schema.ids import check_job

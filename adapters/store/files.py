@@ -27,9 +27,9 @@ import msgspec
 from datatask.adapters.store.filestore import FileStore, FolderStore, version_of
 from datatask.adapters.store.inputs import MissingFileError, os_errors
 from datatask.adapters.store.staged import create
-from datatask.engine.api.binding import ABSENT_VERSION, RunContext, current_run
 from datatask.engine.api.repositories import StoredBlobRepository, StoredRepository, job_getter
 from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader
+from datatask.engine.run_context import ABSENT_VERSION, RunContext, current_run
 from datatask.schema.definition import Record
 from datatask.schema.errors import FLAG, PATH, TEXT, CallerError, ConflictError, expect
 from datatask.schema.messages import Write

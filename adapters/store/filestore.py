@@ -23,9 +23,9 @@ import msgspec
 from datatask.adapters.store.finished import is_finished, is_fresh, is_told, is_written, linked, sync_folder
 from datatask.adapters.store.inputs import NotPermittedError, check_folder, os_errors
 from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep, take_over
-from datatask.engine.api.binding import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.api.repositories import told_invalid
 from datatask.engine.ports import Change, Found, Listed
+from datatask.engine.run_context import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import CallerError, ConflictError
 from datatask.schema.ids import check_job, is_job

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from datatask.engine.api.binding import with_content
 from datatask.engine.api.repositories import (
     MetadataRepository,
     StoredBlobRepository,
@@ -23,6 +22,7 @@ from datatask.engine.api.repositories import (
 )
 from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader, BytesWriter
 from datatask.engine.ports import Change, Listed
+from datatask.engine.run_context import with_content
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import CallerError, expect
 from datatask.schema.ids import check_job, is_job

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.store.files import FileReader, FileWriter
-from datatask.engine.api.binding import ValueRef, current_run
 from datatask.engine.api.repositories import (
     MetadataRepository,
     StoredBlobRepository,
@@ -23,6 +22,7 @@ from datatask.engine.api.repositories import (
 )
 from datatask.engine.api.streams import AReadStream, AWriteStream
 from datatask.engine.ports import Store
+from datatask.engine.run_context import ValueRef, current_run
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import CallerError, UnknownNameError, ValueDamagedError
 from datatask.schema.ids import check_job

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from datatask.engine.api.binding import current_run
 from datatask.engine.api.quotas import ResourceManager, nanoseconds
 from datatask.engine.api.repositories import (
     AggregateAndRepository,
@@ -25,6 +24,7 @@ from datatask.engine.api.repositories import (
     Repository,
 )
 from datatask.engine.ports import Runner
+from datatask.engine.run_context import current_run
 from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import (
     INFRASTRUCTURE_ATTEMPTS,

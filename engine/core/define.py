@@ -64,9 +64,9 @@ def define(state: State, definition: PipelineDef, position: int) -> None:
 
 
 def wire(state: State) -> None:
-    """Compile conditions and tell each leaf who watches it and what is derived from it."""
+    """Compile conditions, and index by leaf the tasks that watch it and the leaves derived from it."""
+    state.watchers = [[] for _ in state.leaves]
     for leaf in state.leaves.values():
-        leaf.watchers.clear()
         leaf.feeds.clear()
         leaf.translates.clear()
     bits = {leaf.id: leaf.bit for leaf in state.leaves.values()}
@@ -82,7 +82,10 @@ def wire(state: State) -> None:
         names = [name for part in (expr, *inputs) for name in leaves_of(part)]
         task.reads = tuple(_known_first(state, names))
         for name in leaves_of(expr):
-            state.leaves[name].watchers.append(task)
+            state.watchers[state.leaves[name].index].append(task)
+    for task in state.tasks.values():
+        views = (task.live, task.succeeded, task.failed)
+        task.seen = any(state.watchers[view.index] or view.feeds or view.translates for view in views)
 
 
 def start_condition(task: TaskDef) -> AnyExpr:

@@ -17,15 +17,11 @@ import hashlib
 from array import array
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pyroaring import BitMap
 
 from datatask.schema.definition import All, Any, AnyExpr, In, Not, RepositoryDef
-
-if TYPE_CHECKING:
-    from datatask.engine.core.tasks import TaskState
-
 
 Predicate = Callable[[int], bool]
 
@@ -142,7 +138,7 @@ def get_at(cells: array[int], index: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class LeafState:
-    """One leaf. `watchers` are the tasks that look at it, `feeds` the derived leaves that stand on it."""
+    """One leaf; `feeds` and `translates` are the derived leaves that stand on it."""
 
     definition: RepositoryDef
     index: int
@@ -157,7 +153,6 @@ class LeafState:
     """Changes since the engine opened that the store had not told and a comparison found."""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
-    watchers: list[TaskState] = field(default_factory=list)
     feeds: list[DerivedState] = field(default_factory=list)
     translates: list[DerivedState] = field(default_factory=list)
     derived: DerivedState | None = None

@@ -56,6 +56,8 @@ class State:
         self.job_index: dict[str, int] = {}
         self.masks: list[int] = []
         self.leaves: dict[str, LeafState] = {}
+        self.watchers: list[list[TaskState]] = []
+        """By leaf index: the tasks whose conditions look at the leaf."""
         self.tasks: dict[str, TaskState] = {}
         self.quotas: dict[str, QuotaState] = {}
         self.open_runs: dict[int, OpenRun] = {}
@@ -138,7 +140,7 @@ class State:
         leaf.changed.append(job)
         if len(leaf.changed) > CHANGED_MAX:
             leaf.members(masks)
-        for task in leaf.watchers:
+        for task in self.watchers[leaf.index]:
             care, want, predicate = task.condition
             if predicate is None:
                 was, now = before & care == want, after & care == want

@@ -103,19 +103,13 @@ class TaskState:
     open_runs: int = 0
     paused: int = 0
     constraint: str = ""
+    seen: bool = False
+    """Whether any task or derived leaf looks at this one's views."""
     outcomes: int = field(init=False, default=0)
 
     @property
     def name(self) -> str:
         return self.definition.name
-
-    @property
-    def seen(self) -> bool:
-        """Whether any task or derived leaf looks at this one's views."""
-        for view in (self.live, self.succeeded, self.failed):
-            if view.watchers or view.feeds or view.translates:
-                return True
-        return False
 
     def __post_init__(self) -> None:
         self.outcomes = self.succeeded.bit | self.failed.bit

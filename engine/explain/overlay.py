@@ -216,10 +216,10 @@ class Layer:
             id(leaf.derived): self._derived(leaf.derived, own) for leaf, _ in self._leaves if leaf.derived
         }
         for leaf, made in self._leaves:
-            made.watchers = [tasks[id(task)] for task in leaf.watchers]
             made.feeds = [derived[id(one)] for one in leaf.feeds]
             made.translates = [derived[id(one)] for one in leaf.translates]
             made.derived = derived[id(leaf.derived)] if leaf.derived else None
+        state.watchers = [[tasks[id(task)] for task in watchers] for watchers in below.watchers]
         state.leaves = {name: own[id(leaf)] for name, leaf in below.leaves.items()}
         state.tasks = {name: tasks[id(task)] for name, task in below.tasks.items()}
         state.jobs = self._kept(LayeredList(below.jobs))
@@ -277,7 +277,7 @@ class Layer:
         made.awaiting = self._kept(LayeredDict(task.awaiting))
         made.episodes = self._kept(LayeredDict(task.episodes, copy.copy))
         made.retries, made.contenders = list(task.retries), list(task.contenders)
-        made.contending = task.contending
+        made.contending, made.seen = task.contending, task.seen
         made.last_run = self._kept(LayeredCells(task.last_run))
         made.episode_count = self._kept(LayeredCells(task.episode_count))
         made.open_runs, made.paused, made.constraint = task.open_runs, task.paused, task.constraint

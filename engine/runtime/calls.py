@@ -20,8 +20,8 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import ClassVar
 
-from datatask.engine.api.binding import RunContext, current_run
 from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
 from datatask.engine.runtime import process
 from datatask.engine.runtime.closing import leave_behind
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine.api.binding import ABSENT_VERSION, ValueRef, with_content
 from datatask.engine.core.effects import (
     Effect,
     Evaluation,
@@ -31,6 +30,7 @@ from datatask.engine.core.effects import (
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs, Clock, EventLog, Runner, Store
+from datatask.engine.run_context import ABSENT_VERSION, ValueRef, with_content
 from datatask.engine.runtime import process, services
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.closing import Closing, call_off

@@ -15,9 +15,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from datatask.engine.api.repositories import Repository
 from datatask.engine.core.observations import NOBODY
-from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Store, Vanished
+from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Observable, Store, Vanished
 from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
 from datatask.engine.runtime.comparing import Comparer, identity
@@ -87,7 +86,7 @@ class Observer:
         self,
         runtime: Runtime,
         stores: Mapping[str, Store],
-        repositories: Mapping[str, Repository],
+        repositories: Mapping[str, Observable],
     ) -> None:
         self._runtime = runtime
         self._stores = stores

@@ -13,7 +13,7 @@ import os
 import signal
 import weakref
 
-from datatask.engine.api.binding import current_run
+from datatask.engine.run_context import current_run
 
 BROKEN = 70
 """The exit code of an engine whose files were closed."""

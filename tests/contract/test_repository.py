@@ -22,8 +22,8 @@ from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.inprocess import InProcessBlobRepository, InProcessMetadataRepository
 from datatask.adapters.store.logs import LogBlobRepository, LogMetadataRepository
 from datatask.adapters.store.yamls import YamlMetadataFileRepository
-from datatask.engine.api.binding import READS_MAX, RunContext, ValueRef, current_run, with_content
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
+from datatask.engine.run_context import READS_MAX, RunContext, ValueRef, current_run, with_content
 from datatask.schema.errors import CallerError, InvalidJobError, UnknownNameError
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value

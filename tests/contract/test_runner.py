@@ -352,7 +352,7 @@ async def test_a_function_that_ignores_its_cancellation_is_fenced_off(
     out = InProcessMetadataRepository()
 
     async def stubborn(job: str) -> None:
-        from datatask.engine.api.binding import current_run
+        from datatask.engine.run_context import current_run
 
         while not go_on.is_set():
             with contextlib.suppress(asyncio.CancelledError):

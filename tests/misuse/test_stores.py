@@ -19,10 +19,10 @@ import asyncio, os, sys, time
 from pathlib import Path
 import datatask
 from datatask.engine.runtime import observe as observing
-from datatask.engine.api.repositories import repository
+from datatask.engine.api.repositories import listing
 
 observing.PATIENCE_SECONDS, observing.LATE_SECONDS, observing.LISTING_SECONDS_MAX = {patience}, {late}, {most}
-repository.NAMES_MAX, observing.SAID_SECONDS = 30_000, 0
+listing.NAMES_MAX, observing.SAID_SECONDS = 30_000, 0
 HERE = Path(__file__).parent
 
 class Jobs(datatask.Repository):

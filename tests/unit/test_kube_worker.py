@@ -15,7 +15,7 @@ from datatask import CallerError, FileRepository, LogBlobRepository, LogMetadata
 from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Metadata, Pod, as_pod
-from datatask.engine.api.binding import RunContext, ValueRef, current_run
+from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.schema.events import ErrorInfo
 from datatask.schema.messages import Write
 

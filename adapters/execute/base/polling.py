@@ -31,10 +31,10 @@ from datatask.adapters.execute.base.pressure import Pressure, is_momentary
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.sums import fits
 from datatask.adapters.spools import Spool
-from datatask.engine.api.binding import RunContext, current_run
 from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import Service, current
 from datatask.schema.errors import TemporaryError

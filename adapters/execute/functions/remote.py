@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from datatask.engine.api.binding import RunContext, ValueRef, current_run
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository, all_leaves
 from datatask.engine.api.streams import (
     AReadText,
@@ -31,6 +30,7 @@ from datatask.engine.api.streams import (
     check_mode,
 )
 from datatask.engine.ports import Blobs
+from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.schema.errors import CallerError, LogDamagedError, ValueDamagedError
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.functions import remote
-from datatask.engine.api.binding import Binding, RunContext, ValueRef, current_run
 from datatask.engine.api.repositories import Repository
 from datatask.engine.ports import Blobs
+from datatask.engine.run_context import Binding, RunContext, ValueRef, current_run
 from datatask.engine.runtime import process
 from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.definition import Conflicts

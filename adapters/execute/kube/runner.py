@@ -31,8 +31,8 @@ from datatask.adapters.execute.kube.verdicts import (
     times,
     verdict,
 )
-from datatask.engine.api.binding import RunContext, current_run
 from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError

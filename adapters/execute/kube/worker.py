@@ -30,10 +30,10 @@ import msgspec
 
 from datatask.adapters.spools import Spool
 from datatask.adapters.trust import TRUST
-from datatask.engine.api.binding import RunContext, ValueRef, current_run
 from datatask.engine.api.repositories import Repository, all_leaves
 from datatask.engine.api.session import Session
 from datatask.engine.ports import Blobs
+from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.errors import CallerError
 from datatask.schema.events import ABSENT, Ending, ErrorInfo

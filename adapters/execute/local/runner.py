@@ -29,10 +29,10 @@ from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_ou
 from datatask.adapters.execute.base.targets import STDOUT, Recipe, _StderrIsStdout
 from datatask.adapters.execute.local import collect, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
-from datatask.engine.api.binding import RunContext, current_run
 from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError

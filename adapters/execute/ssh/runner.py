@@ -35,8 +35,8 @@ from datatask.adapters.execute.ssh.transfers import (
     upload,
     writes,
 )
-from datatask.engine.api.binding import RunContext, current_run
 from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError

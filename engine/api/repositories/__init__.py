@@ -9,17 +9,16 @@ from datatask.engine.api.repositories.aggregates import (
     AggregateOrRepository,
     BlockingRepository,
 )
-from datatask.engine.api.repositories.mapped import MapRepository
-from datatask.engine.api.repositories.opaque import ListedStore
+from datatask.engine.api.repositories.listing import ListedStore, told_invalid
 from datatask.engine.api.repositories.related import RelatedItemRepository
 from datatask.engine.api.repositories.repository import (
     BlobRepository,
     DerivedLeaf,
+    MapRepository,
     MetadataRepository,
     Repository,
     all_leaves,
     job_getter,
-    told_invalid,
 )
 from datatask.engine.api.repositories.stored import StoredBlobRepository, StoredRepository
 

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from datatask.engine.api.repositories.repository import DerivedLeaf, Repository, Resolve, told_invalid
+from datatask.engine.api.repositories.listing import told_invalid
+from datatask.engine.api.repositories.repository import DerivedLeaf, Repository, Resolve
 from datatask.engine.api.streams import Mode, Opening, check_mode
 from datatask.schema.definition import AnyExpr, In, TranslatedDef
 from datatask.schema.errors import FLAG, CallerError, UnknownNameError, expect

@@ -10,60 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
-from datatask.engine.api.binding import Binding
+from datatask.engine.api.repositories.listing import FAIR, ListedStore, check_names, told_invalid
 from datatask.engine.api.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
 from datatask.engine.ports import Store
+from datatask.engine.run_context import Binding
 from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
-from datatask.schema.errors import TEXT, CallerError, expect
+from datatask.schema.errors import FLAG, FUNCTION, TEXT, CallerError, expect
 from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 from datatask.schema.messages import Write
 
-if TYPE_CHECKING:
-    from datatask.engine.api.repositories.mapped import Filter, Mapping, MapRepository
-
-logger = logging.getLogger("datatask.repositories")
-
-TOLD_MAX = 10_000
-NAMES_MAX = 10_000_000
-FAIR = 1_000
-"""So many names of a listing are looked at before others have a turn."""
-_told: set[tuple[str, str]] = set()
-
 F = TypeVar("F", bound=Callable[..., Any])
 Resolve = Callable[["Repository"], str]
-
-
-def check_names(looked: int, where: object) -> None:
-    """Raise `CallerError` when a listing has told more names than anybody can mean."""
-    if looked > NAMES_MAX:
-        raise CallerError(
-            f"a listing of more than {NAMES_MAX} names",
-            where=f"{where!r:.160}",
-            remedy="split it (names_max is the limit); or does it never end?",
-        )
-
-
-def told_invalid(where: str, name: str) -> None:
-    """Warn that a listing holds a name that is not a job id: once per name and place in this process."""
-    if (where, name) in _told or len(_told) > TOLD_MAX:
-        return
-    _told.add((where, name))
-    if len(_told) > TOLD_MAX:
-        logger.warning("More than %d names that are not job ids: no more of them are told", TOLD_MAX)
-    else:
-        logger.warning("Skipping %s %r - not a valid job id", where, name[:160])
-
-
-def told_unrecorded(where: str, why: str) -> None:
-    """Warn that values found in a store are not in the log, only that they are there: once per place."""
-    if (where, "") not in _told and len(_told) <= TOLD_MAX:
-        _told.add((where, ""))
-        logger.warning("Values in %s are not recorded, only that they are there: %s", where, why)
+Mapping = Callable[[Any], Any] | Callable[[Any], Awaitable[Any]]
+Filter = Callable[[str], bool] | Callable[[str], Awaitable[bool]]
 
 
 def job_getter(method: F) -> F:
@@ -192,8 +156,6 @@ class Repository(ABC):
         name: str | None = None,
     ) -> MapRepository:
         """Return the same jobs with `func` applied to each info, only those for which `filt(job)` is true."""
-        from datatask.engine.api.repositories.mapped import MapRepository
-
         return MapRepository(self, func, filt, allow_deletes, name=name)
 
     def is_blob(self) -> bool:
@@ -218,8 +180,6 @@ class Repository(ABC):
     @property
     def store(self) -> Store:
         """The port through which the engine lists, writes and watches this leaf."""
-        from datatask.engine.api.repositories.opaque import ListedStore
-
         return ListedStore(self)
 
     def observed(self, job: str, version: str | None) -> Write:
@@ -314,6 +274,109 @@ class DerivedLeaf(Repository):
         """Return an id made of the ids of `parts()`; equal ones of different objects get `#2` and so on."""
 
 
+class MapRepository(DerivedLeaf):
+    """`func` over each info of `base` and `filt` over its jobs; both may be plain or async functions.
+
+    `info` works for filtered-out jobs too. Deletions reach `base` only with `allow_deletes`.
+    """
+
+    def __init__(
+        self,
+        base: Repository,
+        func: Mapping,
+        filt: Filter | None = None,
+        allow_deletes: bool = False,
+        *,
+        name: str | None = None,
+        was: str | None = None,
+    ) -> None:
+        super().__init__(name=name, was=was)
+        expect(self, Repository, base=base)
+        expect(self, FUNCTION, func=func)
+        expect(self, FUNCTION, optional=True, filt=filt)
+        expect(self, FLAG, allow_deletes=allow_deletes)
+        self.base = base
+        self.func = func
+        self.filter = filt
+        self.allow_deletes = allow_deletes
+
+    def __repr__(self) -> str:
+        filtered = "" if self.filter is None else f", {_called(self.filter)}"
+        return f"MapRepository({self.base!r}, {_called(self.func)}{filtered})"
+
+    async def contains(self, item: str) -> bool:
+        """Whether `base` has the job and the filter takes it."""
+        check_job(item, where=self)
+        return await self.base.contains(item) and await self.evaluate(item)
+
+    async def unfiltered_iter(self) -> AsyncIterator[str]:
+        """Yield the jobs of `base` that the filter takes."""
+        async for job in self.base:
+            if await self.evaluate(job):
+                yield job
+
+    async def info(self, job: str) -> Any:
+        """Return `func` of the base's info."""
+        check_job(job, where=self)
+        return await _outcome(self.func(await self.base.info(job)))
+
+    async def info_all(self) -> dict[str, Any]:
+        """Return `func` of each info of the jobs that the filter takes."""
+        infos = await self.base.info_all()
+        return {
+            job: await _outcome(self.func(info)) for job, info in infos.items() if await self.evaluate(job)
+        }
+
+    async def delete(self, job: str) -> None:
+        """Remove the job from `base` when deletions are allowed, else nothing."""
+        check_job(job, where=self)
+        if self.allow_deletes:
+            await self.base.delete(job)
+
+    async def dump(self, job: str, data: Any) -> None:
+        """Refuse: a function cannot be run backwards."""
+        raise CallerError(
+            f"{self!r} cannot be written", where=job, remedy="write to the repository that it maps"
+        )
+
+    def is_metadata(self) -> bool:
+        """What the function returns can be shown as a document."""
+        return True
+
+    async def validate(self) -> None:
+        """Validate the base."""
+        await self.base.validate()
+
+    async def check_input(self, whose: str) -> None:
+        """Check the base."""
+        await self.base.check_input(whose)
+
+    def parts(self) -> list[Repository]:
+        """Return the base."""
+        return [self.base]
+
+    def leaves(self) -> list[Repository]:
+        """With a filter the leaf is this one, else those of the base."""
+        return self.base.leaves() if self.filter is None else [self]
+
+    def expression(self, resolve: Resolve) -> AnyExpr:
+        """With a filter this leaf, else the base's expression."""
+        return self.base.expression(resolve) if self.filter is None else In(leaf=resolve(self))
+
+    def derivation(self, resolve: Resolve) -> FilteredDef:
+        """Filtered from the base."""
+        return FilteredDef(base=self.base.expression(resolve))
+
+    async def evaluate(self, job: str) -> bool:
+        """Return what the filter says of the job."""
+        return self.filter is None or bool(await _outcome(self.filter(job)))
+
+    def structural_id(self, child_ids: list[str]) -> str:
+        """Return `filtered(base,function)`."""
+        (base,) = child_ids
+        return f"filtered({base},{_called(self.filter)})"
+
+
 def all_leaves(repository: Repository) -> list[Repository]:
     """Return every leaf below a repository, each once, those that a derived leaf stands on before it."""
     found: dict[int, Repository] = {}
@@ -326,3 +389,13 @@ def _collect(repository: Repository, found: dict[int, Repository]) -> None:
         _collect(part, found)
     if repository.leaves() == [repository]:
         found.setdefault(id(repository), repository)
+
+
+async def _outcome(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
+
+
+def _called(function: object) -> str:
+    """Return the function's own name, which stays the same from process to process."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return re.sub(r"[^\w.]", "", name.rpartition("<locals>.")[2])

@@ -24,17 +24,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from datatask.engine.api.binding import (
-    ABSENT_VERSION,
-    RUN_AGAIN,
-    Binding,
-    RunContext,
-    Seen,
-    ValueRef,
-    current_run,
-)
-from datatask.engine.api.repositories.opaque import ListedStore
-from datatask.engine.api.repositories.repository import BlobRepository, Repository, told_unrecorded
+from datatask.engine.api.repositories.listing import ListedStore, told_unrecorded
+from datatask.engine.api.repositories.repository import BlobRepository, Repository
 from datatask.engine.api.streams import (
     AReadStream,
     AReadText,
@@ -45,6 +36,15 @@ from datatask.engine.api.streams import (
     check_mode,
 )
 from datatask.engine.ports import Store
+from datatask.engine.run_context import (
+    ABSENT_VERSION,
+    RUN_AGAIN,
+    Binding,
+    RunContext,
+    Seen,
+    ValueRef,
+    current_run,
+)
 from datatask.schema.errors import CallerError, ConflictError, LogDamagedError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job

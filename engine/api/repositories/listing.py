@@ -1,32 +1,70 @@
-"""The store of a repository that somebody else wrote: it can only be listed, through its own iteration.
+"""Listing a repository through its own iteration: names are checked, and a listing has an end.
 
-In comes a `Repository` of which nothing is known but its public methods; out comes the `Store` port, so that
-the engine can observe its members and write `done` entries into it. There is no version of a value, hence a
-value that changes in place is not noticed, only appearing and vanishing are.
+In comes a repository of which nothing is known but its public methods; out comes the `Store` port, so that the
+engine can observe its members and write `done` entries into it. There is no version of a value, hence a value
+that changes in place is not noticed, only appearing and vanishing are. Names that are no job ids are warned of once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
-from datatask.engine.api.repositories.repository import (
-    FAIR,
-    BlobRepository,
-    MetadataRepository,
-    Repository,
-    check_names,
-)
 from datatask.engine.ports import Change, Listed, Store
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 from datatask.schema.values import decode_value
 
+logger = logging.getLogger("datatask.repositories")
+
+TOLD_MAX = 10_000
+NAMES_MAX = 10_000_000
+FAIR = 1_000
+"""So many names of a listing are looked at before others have a turn."""
+_told: set[tuple[str, str]] = set()
 MEMBER = "-"
 """The version of every member: it is there, and that is all."""
+
+
+def check_names(looked: int, where: object) -> None:
+    """Raise `CallerError` when a listing has told more names than anybody can mean."""
+    if looked > NAMES_MAX:
+        raise CallerError(
+            f"a listing of more than {NAMES_MAX} names",
+            where=f"{where!r:.160}",
+            remedy="split it (names_max is the limit); or does it never end?",
+        )
+
+
+def told_invalid(where: str, name: str) -> None:
+    """Warn that a listing holds a name that is not a job id: once per name and place in this process."""
+    if (where, name) in _told or len(_told) > TOLD_MAX:
+        return
+    _told.add((where, name))
+    if len(_told) > TOLD_MAX:
+        logger.warning("More than %d names that are not job ids: no more of them are told", TOLD_MAX)
+    else:
+        logger.warning("Skipping %s %r - not a valid job id", where, name[:160])
+
+
+def told_unrecorded(where: str, why: str) -> None:
+    """Warn that values found in a store are not in the log, only that they are there: once per place."""
+    if (where, "") not in _told and len(_told) <= TOLD_MAX:
+        _told.add((where, ""))
+        logger.warning("Values in %s are not recorded, only that they are there: %s", where, why)
+
+
+class Listable(Protocol):
+    """What is used of a repository; where it takes values, it has `dump` (documents) or `open` (bytes) too."""
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+    def is_blob(self) -> bool: ...
+    async def contains(self, item: str) -> bool: ...
+    async def delete(self, job: str) -> None: ...
 
 
 class ListedStore:
@@ -35,7 +73,7 @@ class ListedStore:
     `inner` is the store of a built-in repository whose listing a subclass has overridden: writes go there.
     """
 
-    def __init__(self, repository: Repository, inner: Store | None = None) -> None:
+    def __init__(self, repository: Listable, inner: Store | None = None) -> None:
         self._repository = repository
         self._inner = inner
 
@@ -50,9 +88,7 @@ class ListedStore:
             members[job] = None
             looked += 1
             if looked % FAIR == 0:
-                await asyncio.sleep(
-                    0
-                )  # whoever yields without ever waiting leaves room for others all the same
+                await asyncio.sleep(0)  # others have their turn, also where the iteration itself never waits
             check_names(looked, self._repository)
         for job in members:
             yield Listed(job, MEMBER)
@@ -62,11 +98,9 @@ class ListedStore:
         check_job(write.job, where=self._repository)
         if self._inner is not None:
             await self._inner.put(write)
-        elif write.value and isinstance(self._repository, MetadataRepository):
+        elif write.value and hasattr(self._repository, "dump"):
             await self._repository.dump(write.job, decode_value(write.value))
-        elif isinstance(self._repository, BlobRepository) and (
-            write.data is not None or write.source is not None
-        ):
+        elif self._repository.is_blob() and (write.data is not None or write.source is not None):
             await _write_blob(self._repository, write)
         else:
             raise CallerError(
@@ -101,7 +135,7 @@ class ListedStore:
         return None
 
 
-async def _write_blob(repository: BlobRepository, write: Write) -> None:
+async def _write_blob(repository: Any, write: Write) -> None:
     data = write.data
     if data is None and write.source is not None:
         data = await asyncio.to_thread(write.source.read_bytes)
