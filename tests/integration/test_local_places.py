@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import datatask
 from datatask import LocalLinuxManager
-from datatask.adapters.execute.local import cleanup, client
+from datatask.adapters.execute.local import cleanup
 from datatask.adapters.execute.local.client import _check_peer
 from datatask.adapters.execute.local.engine_connections import SOCKET
-from datatask.adapters.execute.local.launcher import LOCK
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Fact
-from tests.integration.test_local_processes import LOG, ends, launcher_pid, run_all, spec, task_of, until
-from tests.integration.test_situations import fewer_files
+from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of, until
 
 
 def test_the_default_place_is_below_the_users_state_folder(
@@ -154,71 +149,3 @@ async def test_a_launcher_of_an_earlier_version_is_greeted_in_its_words(tmp_path
         await asyncio.wait_for(task.runner.recover([spec(1)]), 20)
         await task.runner.close()
     assert [end.ending.outcome for end in ends(facts).values()] == ["lost"]
-
-
-EARLIER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from datatask.adapters.execute.local import launcher
-understood = launcher.Launcher.do_hello
-
-def do_hello(self, engine, log, epoch, pid, start, home):
-    understood(self, engine, log, epoch, pid, start, home)
-
-launcher.Launcher.do_hello = do_hello
-launcher.Launcher.do_retire = None
-sys.exit(launcher.main(sys.argv[2]))
-"""
-
-
-def earlier_launcher(folder: Path) -> int:
-    """Start a launcher that does not know what engines ask since; return its pid."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    root = str(Path(datatask.__file__).parent.parent)
-    command = [sys.executable, "-I", "-S", "-c", EARLIER, root, str(folder)]
-    subprocess.run(command, check=True, timeout=60)
-    deadline = time.monotonic() + 60
-    while not (folder / SOCKET).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return int((folder / LOCK).read_text())
-
-
-async def test_an_idle_launcher_of_an_earlier_version_is_replaced(tmp_path: Path) -> None:
-    """It would give scripts its own limits."""
-    before = earlier_launcher(tmp_path / "app")
-    with fewer_files():
-        wanted = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        done = await run_all(task_of(tmp_path, "ulimit -Sn"), spec(1))
-    (write,) = done[1].writes
-    assert write.source is not None
-    assert int(write.source.read_text()) == wanted
-    assert launcher_pid(tmp_path) != before
-    assert not Path(f"/proc/{before}").exists()
-
-
-async def test_an_earlier_launcher_is_replaced_once_its_runs_have_ended(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = earlier_launcher(tmp_path / "app")
-    task = task_of(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 5")
-    facts: list[Fact] = []
-    monkeypatch.setattr(client, "is_without_runs", lambda *_: False)  # one of its own engines starts the run
-    await task.runner.open(facts.append)
-    task.runner.start(spec(1))
-    await until(lambda: facts)
-    await task.runner.close()
-    monkeypatch.undo()
-    facts.clear()
-    await task.runner.open(facts.append)
-    await task.runner.recover([spec(1)])
-    assert launcher_pid(tmp_path) == before
-    assert "is of an earlier version and has runs" in caplog.text
-    (tmp_path / "go").touch()
-    await until(lambda: ends(facts))
-    assert ends(facts)[1].ending.exit_code == 5
-    await until(lambda: not Path(f"/proc/{before}").exists())
-    task.runner.start(spec(2))
-    await until(lambda: len(ends(facts)) == 2)
-    assert ends(facts)[2].ending.exit_code == 5
-    await task.runner.close()

@@ -25,7 +25,6 @@ from datatask.adapters import trust
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local import folders, owners, spawning
 from datatask.adapters.execute.local.engine_connections import SOCKET
-from datatask.adapters.execute.local.launcher import LOCK
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError
@@ -103,9 +102,6 @@ class LauncherClient(asyncio.Protocol):
         self._retiring = False
         self._greeted = True
         self._is_earlier = False
-        self._holding = False
-        self._earlier_told = False
-        self._earlier_pid = 0
         self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
@@ -263,7 +259,7 @@ class LauncherClient(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._transport is not None and self._outgoing and not self._holding:
+        if self._transport is not None and self._outgoing:
             self._transport.write(b"".join(self._outgoing))
             self._outgoing.clear()
 
@@ -337,8 +333,7 @@ class LauncherClient(asyncio.Protocol):
             "home": self._home,
         }
         self._greeted = False
-        self._holding = self._is_earlier  # until it is known whether it goes on
-        transport.write(_line(hello if self._is_earlier else {**hello, "wanted": spawning.present()}))
+        self._put(hello if self._is_earlier else {**hello, "wanted": spawning.present()})
         asked = {_line(one.question) for one in self._asked.values()}
         for one in self._asked.values():
             self._put(one.question)
@@ -365,18 +360,12 @@ class LauncherClient(asyncio.Protocol):
                 self._turned_away(message)
             elif kind == "hello":
                 self._in_contact()
-                if self._holding:
-                    self._holding = False
-                    self._replace_earlier(message["hello"])
-                    self._flush()
             elif kind == "swept":
                 self.remove(identity)
             elif kind == "unfit":
                 self._unfit(identity, message["message"])
             elif (asked := self._asked.get(identity)) is not None:
                 asked.watcher.on_message(identity, message)
-                if kind == "ended" and self._is_earlier:
-                    self._loop.call_later(RETRY_SECONDS_MAX, self._replace_earlier, None)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Connect again while anything is open."""
@@ -393,24 +382,6 @@ class LauncherClient(asyncio.Protocol):
                 self._loop.call_later(pause, self._reconnect)
             elif self._users and (self._asked or self._outgoing):
                 self._connect()
-
-    def _replace_earlier(self, pid: int | None) -> None:
-        """Have a launcher of an earlier version, which does not know how to retire, end once it has no runs; the next is ours."""
-        self._earlier_pid = pid = self._earlier_pid if pid is None else pid
-        if not self._is_earlier or self._transport is None:
-            return
-        if is_without_runs(self.directory, pid):
-            os.kill(pid, signal.SIGKILL)  # all that it knows is in its journal
-            self._is_earlier = False
-            self._transport.abort()
-        elif not self._earlier_told:
-            self._earlier_told = True
-            logger.warning(
-                "%s: the launcher (pid %s) is of an earlier version and has runs: until it has none, scripts get its limits,"
-                " priority and groups, not those of this engine",
-                self.directory,
-                pid,
-            )
 
     def _turned_away(self, message: Message) -> None:
         """Another log's engine works here: use a directory beside this one, unless runs of ours are in this one."""
@@ -503,24 +474,6 @@ def _check_peer(sock: socket.socket) -> None:
     )
     if uid != os.geteuid():
         raise PermissionError(f"the process at its socket belongs to uid {uid}, not to this user")
-
-
-def is_without_runs(directory: Path, pid: int) -> bool:
-    """Whether a launcher, as its lock names it, has no children, and its keepers have none but it."""
-    try:
-        if int((directory / LOCK).read_text()) != pid or proctable.children(pid):
-            return False
-    except (OSError, ValueError):
-        return False
-    program = proctable.command_line(pid)
-    while (fields := proctable.stat_fields(pid)) is not None:
-        parent = int(fields[1])
-        if proctable.command_line(parent) != program:
-            return True
-        if set(proctable.children(parent)) != {pid}:
-            return False
-        pid = parent
-    return False
 
 
 def prepare_directory(directory: Path, *, group: bool = True) -> None:
