@@ -60,28 +60,41 @@ class Not(Expr, frozen=True, kw_only=True):
 AnyExpr = In | All | Any | Not
 
 
-def leaves_of(expr: AnyExpr) -> list[str]:
-    """Return the leaves that the condition looks at, each once, in order of appearance."""
-    match expr:
-        case In(leaf=leaf):
-            return [leaf]
-        case Not(of=part):
-            return leaves_of(part)
-        case All(of=parts) | Any(of=parts):
-            return list(dict.fromkeys(leaf for part in parts for leaf in leaves_of(part)))
-
-
 class TranslatedDef(Value, frozen=True, kw_only=True, tag_field="by", tag="translated"):
     """Job k is a member when `base` holds for the job that k translates to (`Evaluated: translation`)."""
 
     base: AnyExpr
     translator: AnyExpr
 
+    @property
+    def candidates(self) -> AnyExpr:
+        """The condition of the jobs that user code is asked about."""
+        return self.translator
+
+    @property
+    def conditions(self) -> tuple[AnyExpr, ...]:
+        """The conditions that membership rests on."""
+        return self.base, self.translator
+
 
 class FilteredDef(Value, frozen=True, kw_only=True, tag_field="by", tag="filtered"):
     """Job k is a member when `base` holds for it and its filter said yes (`Evaluated: filter`)."""
 
     base: AnyExpr
+
+    @property
+    def candidates(self) -> AnyExpr:
+        """The condition of the jobs that user code is asked about."""
+        return self.base
+
+    @property
+    def conditions(self) -> tuple[AnyExpr, ...]:
+        """The conditions that membership rests on."""
+        return (self.base,)
+
+
+DerivedDef = TranslatedDef | FilteredDef
+"""The rules that rest on user code's answers."""
 
 
 class ViewDef(Value, frozen=True, kw_only=True, tag_field="by", tag="view"):

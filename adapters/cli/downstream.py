@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from datatask.engine.core.expressions import unnegated
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 
@@ -19,7 +20,7 @@ def reached(state: State, task: str | None, expr: d.AnyExpr | None, recursive: b
     """Return the leaves to delete from, nearest first, for a task or for a repository's membership."""
     following = _edges(state.definition)
     start: list[Node] = [("task", task)] if task is not None else []
-    start += [("leaf", leaf) for leaf in positive(expr)] if expr is not None else []
+    start += [("leaf", leaf) for leaf in unnegated(expr)] if expr is not None else []
     found: dict[Node, None] = {}
     stack = list(reversed(start))
     while stack:
@@ -38,17 +39,7 @@ def _turn(state: State, leaf: str) -> int:
     if state.leaves[leaf].definition.derived is not None:
         return 0
     inhibits = (link for task in state.definition.tasks for link in task.links if link.inhibits_start)
-    return 2 if any(leaf in positive(link.expr) for link in inhibits) else 1
-
-
-def positive(expr: d.AnyExpr) -> list[str]:
-    """Return the leaves that a membership needs, in order: what a deletion from it deletes from."""
-    match expr:
-        case d.In(leaf=leaf):
-            return [leaf]
-        case d.All(of=parts) | d.Any(of=parts):
-            return list(dict.fromkeys(leaf for part in parts for leaf in positive(part)))
-    return []
+    return 2 if any(leaf in unnegated(link.expr) for link in inhibits) else 1
 
 
 def is_deletable(state: State, leaf: str) -> bool:
@@ -64,7 +55,7 @@ def _edges(definition: d.PipelineDef) -> dict[Node, list[Node]]:
         found[this] = [("leaf", d.view_id(task.name, "live"))]
         for link in task.links:
             into = link.is_input or link.required_for_start or link.inhibits_start
-            for leaf in positive(link.expr):
+            for leaf in unnegated(link.expr):
                 if into:
                     found.setdefault(("leaf", leaf), []).append(this)
                 if not into or link.is_output or link.is_status:
@@ -77,5 +68,5 @@ def _edges(definition: d.PipelineDef) -> dict[Node, list[Node]]:
 def _filtered(definition: d.PipelineDef) -> Iterator[tuple[str, str]]:
     for repository in definition.repositories:
         if isinstance(repository.derived, d.FilteredDef):
-            for leaf in positive(repository.derived.base):
+            for leaf in unnegated(repository.derived.base):
                 yield leaf, repository.id

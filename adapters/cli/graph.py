@@ -13,6 +13,7 @@ from datatask.adapters.cli.recorded import declared_state, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
+from datatask.engine.core.expressions import set_text
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema.troubles import shown
@@ -66,7 +67,7 @@ def edges_of(definition: d.PipelineDef) -> Iterable[Edge]:
         for link in task.links:
             into = link.is_input or link.required_for_start or link.inhibits_start
             out = not into or link.is_output or link.is_status
-            yield Edge(task.name, link.name, shapes.text_of(link.expr), into, out, link.inhibits_start)
+            yield Edge(task.name, link.name, set_text(link.expr), into, out, link.inhibits_start)
 
 
 def _document(state: State, edges: list[Edge]) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _document(state: State, edges: list[Edge]) -> dict[str, Any]:
             {
                 "task": task.name,
                 "link": link.name,
-                "repository": shapes.text_of(link.expr),
+                "repository": set_text(link.expr),
                 "kinds": [kind for kind in shapes.KINDS if getattr(link, kind)],
             }
             for task in state.definition.tasks

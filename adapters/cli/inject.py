@@ -18,6 +18,7 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.verbs import told
 from datatask.adapters.history import shapes
+from datatask.engine.core.expressions import set_text
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import definition as d
@@ -100,7 +101,7 @@ def _target(state: State, name: str) -> d.RepositoryDef:
     if definition is None or definition.derived is not None:
         raise CallerError(
             f"{name} follows from other repositories",
-            where=shapes.text_of(expr),
+            where=set_text(expr),
             remedy="inject into one that it is made of",
         )
     return definition

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import click
 
-from datatask.adapters.cli.downstream import positive
 from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Recorded, recorded, seen
@@ -24,6 +23,7 @@ from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
 from datatask.adapters.wiring.sets import evaluate, parse
 from datatask.engine.api.streams import BLOCK_BYTES
+from datatask.engine.core.expressions import unnegated
 from datatask.engine.core.leaves import get_at
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError, UnknownNameError
@@ -133,7 +133,7 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
     state = log.state
     expr = shapes.find_link(state, name)
     index = state.job_index.get(job)
-    leaves = [leaf for leaf in positive(expr) if state.contains(leaf, job)]
+    leaves = [leaf for leaf in unnegated(expr) if state.contains(leaf, job)]
     if index is None or not leaves or index not in shapes.members(state, expr):
         raise UnknownNameError(
             f"{job} is not there", where=name, remedy=f"see `{settings.command('ls', name)}`"

@@ -16,6 +16,7 @@ from datatask.adapters.history.moments import When
 from datatask.adapters.history.timeline import Timeline, draw, save
 from datatask.adapters.history.timeline import lines as text_lines
 from datatask.adapters.history.timeline_spans import timeline
+from datatask.engine.core.expressions import set_text
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
@@ -126,7 +127,7 @@ def _path(state: State, job: str, all_links: bool) -> dict[str, Any]:
             index = state.job_index.get(job)
             present = index is not None and index in shapes.members(state, link.expr)
             links[link.name] = {
-                "repository": shapes.text_of(link.expr),
+                "repository": set_text(link.expr),
                 "present": present,
                 "since": _since(state, link.expr, index) if present and index is not None else None,
             }

@@ -18,9 +18,10 @@ from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.compare.definitions import Against
 from datatask.engine.compare.facts import Difference, Was
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
-from datatask.schema.definition import VIEW_NAMES, FilteredDef, PipelineDef, TranslatedDef, leaves_of, view_id
+from datatask.schema.definition import VIEW_NAMES, DerivedDef, PipelineDef, view_id
 from datatask.schema.errors import CallerError
 from datatask.schema.events import PipelineDefined
 
@@ -201,7 +202,7 @@ def incomplete(definition: PipelineDef) -> str:
     leaves |= {view_id(task.name, view) for task in definition.tasks for view in VIEW_NAMES}
     quotas = {quota.name for quota in definition.quotas}
     for task in definition.tasks:
-        names = [*leaves_of(task.ready), *(name for link in task.links for name in leaves_of(link.expr))]
+        names = leaves_of(task.ready, *(link.expr for link in task.links))
         for name in (*names, *filter(None, (task.done, task.pids))):
             if name not in leaves:
                 return f"the task {task.name} uses the repository {name}, which is not declared"
@@ -209,10 +210,8 @@ def incomplete(definition: PipelineDef) -> str:
             return f"the task {task.name} uses the quota {task.quota}, which is not declared"
     for leaf in definition.repositories:
         rule = leaf.derived
-        if isinstance(rule, FilteredDef | TranslatedDef):
-            names = leaves_of(rule.base)
-            names += leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else []
-            for name in names:
+        if isinstance(rule, DerivedDef):
+            for name in leaves_of(*rule.conditions):
                 if name not in leaves:
                     return f"the repository {leaf.id} is made of {name}, which is not declared"
     return ""

@@ -27,10 +27,10 @@ from datatask.adapters.history.lineage import (
 )
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.decide import value_position
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
-from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, UnknownNameError
 
@@ -65,7 +65,7 @@ def start_of(reader: LogReader, state: State, what: str | int) -> Start:
     if not repository:
         return Start(job, (), job)
     expr = shapes.find_link(state, repository)
-    found = {_last_put(reader, state, leaf, job) for leaf in d.leaves_of(expr)} - {0}
+    found = {_last_put(reader, state, leaf, job) for leaf in leaves_of(expr)} - {0}
     if not found:
         raise UnknownNameError(
             f"{job} has had no value in {repository}", remedy=f"see its values: datatask lineage {job}"

@@ -13,6 +13,7 @@ from pyroaring import BitMap
 
 from datatask.adapters.history.moments import iso
 from datatask.adapters.history.queries import unknown
+from datatask.engine.core.expressions import jobs_where, set_text
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import definition as d
@@ -36,21 +37,9 @@ NANO = 1_000_000_000
 
 
 def members(state: State, expr: d.AnyExpr) -> BitMap:
-    """Return the jobs for which a condition holds, by set algebra on the leaves' members."""
-    match expr:
-        case d.In(leaf=leaf):
-            return state.leaves[leaf].members(state.masks)
-        case d.Not(of=part):
-            return BitMap(range(len(state.jobs))) - members(state, part)
-        case d.Any(of=parts):
-            return BitMap.union(BitMap(), *(members(state, part) for part in parts))
-        case d.All(of=parts):
-            wanted = [members(state, part) for part in parts if not isinstance(part, d.Not)]
-            found = BitMap.intersection(*wanted) if wanted else BitMap(range(len(state.jobs)))
-            for part in parts:
-                if isinstance(part, d.Not):
-                    found = found - members(state, part.of)
-            return found
+    """Return the jobs for which a condition holds (shared: do not change it)."""
+    everyone = BitMap(range(len(state.jobs)))
+    return jobs_where(expr, lambda leaf: state.leaves[leaf].members(state.masks), everyone)
 
 
 def waiting(task: TaskState) -> BitMap:
@@ -148,7 +137,7 @@ def _task(state: State, task: TaskState, all_links: bool) -> dict[str, Any]:
         "paused": bool(task.paused),
         "links": {
             link.name: {
-                "repository": text_of(link.expr),
+                "repository": set_text(link.expr),
                 "count": len(members(state, link.expr)),
                 "kinds": [kind for kind in KINDS if getattr(link, kind)],
             }
@@ -167,27 +156,6 @@ def units(amounts: dict[str, int]) -> dict[str, float]:
         name: amount // NANO if amount % NANO == 0 else amount / NANO
         for name, amount in sorted(amounts.items())
     }
-
-
-def text_of(expr: d.AnyExpr) -> str:
-    """Return a condition as a set expression that `ls` understands, where no negation stands alone."""
-    match expr:
-        case d.In(leaf=leaf):
-            return leaf
-        case d.Not(of=part):
-            return f"not {_part(part)}"
-        case d.Any(of=parts):
-            return " | ".join(map(_part, parts)) or "nothing"
-        case d.All(of=parts):
-            wanted = [_part(part) for part in parts if not isinstance(part, d.Not)]
-            unwanted = [_part(part.of) for part in parts if isinstance(part, d.Not)]
-            return " - ".join([" & ".join(wanted) or "everything", *unwanted])
-
-
-def _part(expr: d.AnyExpr) -> str:
-    if isinstance(expr, d.All | d.Any) and len(expr.of) == 1:
-        return _part(expr.of[0]) if not isinstance(expr.of[0], d.Not) else f"({text_of(expr)})"
-    return text_of(expr) if isinstance(expr, d.In) else f"({text_of(expr)})"
 
 
 # --- events -----------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ import msgspec
 from datatask.adapters.history.states import beginning
 from datatask.adapters.history.timeline import EVENTS_MAX, Lane, Phase, Span, Timeline
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Filters
-from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import UnknownNameError
 
@@ -264,7 +264,7 @@ def _bits(part: State, task: TaskState) -> _Bits:
     reads = 0
     for link in task.definition.links:
         if link.is_input or link.required_for_start:
-            for name in d.leaves_of(link.expr):
+            for name in leaves_of(link.expr):
                 reads |= part.leaves[name].bit
     done = task.definition.done
     return _Bits(reads, part.leaves[done].bit if done is not None else 0)

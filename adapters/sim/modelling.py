@@ -28,15 +28,8 @@ from datatask.adapters.sim.model import (
 from datatask.adapters.sim.profiles import Profiling, known
 from datatask.adapters.sim.recorded import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
-from datatask.schema.definition import (
-    SECOND,
-    FilteredDef,
-    PipelineDef,
-    QuotaDef,
-    TaskDef,
-    TranslatedDef,
-    leaves_of,
-)
+from datatask.engine.core.expressions import leaves_of
+from datatask.schema.definition import SECOND, DerivedDef, PipelineDef, QuotaDef, TaskDef
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity, to_nano
 
@@ -211,10 +204,8 @@ def _sources(definition: PipelineDef) -> tuple[str, ...]:
     def see(names: Iterable[str]) -> None:
         for name in names:
             rule = rules.get(name)
-            if isinstance(rule, FilteredDef | TranslatedDef):
-                see(leaves_of(rule.base))
-                if isinstance(rule, TranslatedDef):
-                    see(leaves_of(rule.translator))
+            if isinstance(rule, DerivedDef):
+                see(leaves_of(*rule.conditions))
             elif name in rules:
                 read[name] = None
 

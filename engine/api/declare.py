@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Link, Task, ViewRepository
+from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_name
@@ -81,17 +82,6 @@ def _inputs(tasks: Sequence[Task], names: _Names) -> dict[str, str]:
             ):  # the last: its code does with it as it likes
                 filled.update(names.resolve(leaf) for leaf in all_leaves(link.repo))
     return {leaf: link for leaf, link in read.items() if leaf not in filled}
-
-
-def _positive(expr: d.AnyExpr) -> list[str]:
-    """Return the leaves whose members a condition asks for, without those that it keeps out."""
-    match expr:
-        case d.In(leaf=leaf):
-            return [leaf]
-        case d.Not():
-            return []
-        case d.All(of=parts) | d.Any(of=parts):
-            return [leaf for part in parts for leaf in _positive(part)]
 
 
 def _check_names(tasks: Sequence[Task]) -> None:
@@ -163,7 +153,7 @@ class _Names:
 
     def wanted(self, repository: Repository) -> list[str]:
         """Return the leaves in which a job has to be, with those that they are derived from."""
-        found = _positive(repository.expression(self.resolve))
+        found = unnegated(repository.expression(self.resolve))
         derived = [leaf for leaf in found if isinstance(self.leaves[leaf], DerivedLeaf)]
         return [*found, *(self.resolve(part) for leaf in derived for part in all_leaves(self.leaves[leaf]))]
 

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
 from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
-from datatask.schema.definition import In, LinkDef, leaves_of
+from datatask.schema.definition import In, LinkDef
 from datatask.schema.events import LaunchDecided
 
 DECIDER_VERSION = 1

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from datatask.engine.core.leaves import DerivedState, LeafState, compile_condition, put_at, without
+from datatask.engine.core.expressions import compile_condition, leaves_of, without
+from datatask.engine.core.leaves import DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import TaskState
@@ -18,18 +19,16 @@ from datatask.schema.definition import (
     VIEW_NAMES,
     Any,
     AnyExpr,
-    FilteredDef,
+    DerivedDef,
     In,
     PipelineDef,
     RepositoryDef,
     TaskDef,
     TranslatedDef,
     ViewDef,
-    leaves_of,
     view_id,
 )
 
-Derived = FilteredDef | TranslatedDef
 NEVER = Any(of=())
 INSIDE = ("native", "derived", "view")
 """The media whose contents are known without looking."""
@@ -79,8 +78,7 @@ def wire(state: State) -> None:
         inputs = (
             [link.expr for link in task.definition.links if link.is_input] if task.name in current else []
         )
-        names = [name for part in (expr, *inputs) for name in leaves_of(part)]
-        task.reads = tuple(_known_first(state, names))
+        task.reads = tuple(_known_first(state, leaves_of(expr, *inputs)))
         for name in leaves_of(expr):
             state.watchers[state.leaves[name].index].append(task)
     for task in state.tasks.values():
@@ -116,7 +114,7 @@ def _empty(state: State, leaf: LeafState, position: int) -> None:
 
 def _wire_derived(state: State, definition: RepositoryDef, bits: dict[str, int]) -> None:
     rule, leaf = definition.derived, state.leaves[definition.id]
-    if not isinstance(rule, Derived):
+    if not isinstance(rule, DerivedDef):
         return
     base = compile_condition(rule.base, bits)
     derived = leaf.derived = leaf.derived or DerivedState(leaf, base, None)
@@ -134,10 +132,9 @@ def _rederive(state: State, leaf: LeafState, position: int) -> None:
     derived = leaf.derived
     if derived is None:
         return
-    source = derived.translator or derived.base
     for job in range(len(state.masks)):
         key = PendingKey(derived.what, leaf.id, job)
-        if source.test(state.masks[job]):
+        if derived.candidates.test(state.masks[job]):
             state.pending[key] = Pending(position)
             target = derived.forward.get(job)
             if target is not None:
@@ -156,10 +153,8 @@ def _known_first(state: State, names: Iterable[str]) -> list[LeafState]:
             continue
         leaf = found[name] = state.leaves[name]
         rule = leaf.definition.derived
-        if isinstance(rule, Derived):
-            below = leaves_of(rule.base) + (
-                leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else []
-            )
+        if isinstance(rule, DerivedDef):
+            below = leaves_of(*rule.conditions)
             found.update((under.id, under) for under in _known_first(state, below))
     return list(found.values())
 

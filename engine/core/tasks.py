@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from datatask.engine.core.leaves import Condition, LeafState
+from datatask.engine.core.expressions import MaskTest
+from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
 from datatask.schema.definition import TaskDef
 from datatask.schema.events import Ending, StopReason, StoreWriteIntended
@@ -86,7 +87,7 @@ class TaskState:
 
     definition: TaskDef
     index: int
-    condition: Condition
+    condition: MaskTest
     claim: int
     live: LeafState
     succeeded: LeafState

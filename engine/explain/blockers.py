@@ -15,48 +15,32 @@ from collections.abc import Set
 from typing import Any
 
 from datatask.engine.core.define import start_condition
-from datatask.engine.core.leaves import LeafState, get_at, holds
+from datatask.engine.core.expressions import conjuncts, fold, leaves_of, text
+from datatask.engine.core.leaves import LeafState, get_at
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState, contenders
 from datatask.engine.explain.explanations import (
     Condition,
     Hold,
     Node,
-    in_words,
     iso,
     link_of,
     needs,
-    parts_of,
     pending_in_words,
     subject,
 )
 from datatask.schema import definition as d
 
 
-class Members:
-    """The leaves that a job is in, for `holds`."""
-
-    def __init__(self, state: State, job: int) -> None:
-        self._state, self._mask = state, state.masks[job]
-
-    def __contains__(self, leaf: object) -> bool:
-        return self._mask & self._state.leaves[str(leaf)].bit != 0
-
-
 def tree(state: State, expr: d.AnyExpr, job: int, *, about: str = "") -> Node:
     """Return the tree of a condition; `about` names the job where it is another one than was asked for."""
-    match expr:
-        case d.In(leaf=name):
-            return _leaf(state, state.leaves[name], job, about)
-        case d.Not(of=d.Not(of=part)):
-            return tree(state, part, job, about=about)
-        case d.Not(of=part):
-            inner = tree(state, part, job, about=about)
-            return Node(op="not", holds=not inner.holds, of=[inner])
-        case d.All(of=parts) | d.Any(of=parts):
-            nodes = [tree(state, part, job, about=about) for part in parts]
-            op = "and" if isinstance(expr, d.All) else "or"
-            return Node(op=op, holds=holds(expr, Members(state, job)), of=nodes)
+    return fold(
+        expr,
+        lambda leaf: _leaf(state, state.leaves[leaf], job, about),
+        lambda part: part.of[0] if part.op == "not" else Node(op="not", holds=not part.holds, of=[part]),
+        lambda parts: Node(op="and", holds=all(part.holds for part in parts), of=parts),
+        lambda parts: Node(op="or", holds=any(part.holds for part in parts), of=parts),
+    )
 
 
 def since(state: State, leaf: LeafState, job: int) -> int:
@@ -68,12 +52,12 @@ def since(state: State, leaf: LeafState, job: int) -> int:
         return _view_since(state, rule, job)
     target = job
     if isinstance(rule, d.TranslatedDef):
-        own = max((since(state, state.leaves[name], job) for name in d.leaves_of(rule.translator)), default=0)
+        own = max((since(state, state.leaves[name], job) for name in leaves_of(rule.translator)), default=0)
         found = None if leaf.derived is None else leaf.derived.forward.get(job)
         if found is None:
             return own
         target = found
-    below = (since(state, state.leaves[name], target) for name in d.leaves_of(rule.base))
+    below = (since(state, state.leaves[name], target) for name in leaves_of(rule.base))
     return max(below, default=0)
 
 
@@ -151,7 +135,7 @@ class Obstacles:
         self.state, self.task, self.job, self.now = state, task, job, now
         self.engine_alive, self.unavailable = engine_alive, unavailable
         self.name = state.jobs[job]
-        parts = tuple(parts_of(start_condition(task.definition)))
+        parts = tuple(conjuncts(start_condition(task.definition)))
         self.tree = tree(state, d.All(of=parts), job)
         self.conditions = [self._condition(part) for part in parts]
         self.satisfied = self.tree.holds
@@ -174,7 +158,7 @@ class Obstacles:
     def _condition(self, part: d.AnyExpr) -> Condition:
         bare = subject(part)
         node = tree(self.state, bare, self.job)
-        names = d.leaves_of(bare)
+        names = leaves_of(bare)
         newest = max((since(self.state, self.state.leaves[name], self.job) for name in names), default=0)
         where = f"since position {newest}" if newest else "and has never been"
         told = f"; {node.explain}" if node.explain else ""
@@ -185,12 +169,12 @@ class Obstacles:
             )
         return Condition(
             link=link_of(self.task.definition, part),
-            repository=in_words(bare),
+            repository=text(bare),
             needs=needs(part),
             is_="present" if node.holds else "absent",
             since=newest or None,
             satisfied=node.holds is not isinstance(part, d.Not),
-            explain=f"{self.name} is {'in' if node.holds else 'not in'} {in_words(bare)} {where}{told}",
+            explain=f"{self.name} is {'in' if node.holds else 'not in'} {text(bare)} {where}{told}",
         )
 
     # --- the job's own past -----------------------------------------------------------------------

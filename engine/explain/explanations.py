@@ -299,33 +299,6 @@ def units(amount: int) -> float:
     return amount // NANO if amount % NANO == 0 else amount / NANO
 
 
-def in_words(expr: d.AnyExpr) -> str:
-    """Return a condition as a person would say it."""
-    match expr:
-        case d.In(leaf=leaf):
-            return leaf
-        case d.Not(of=part):
-            return f"not {in_words(part)}"
-        case d.All(of=parts):
-            return "(" + " and ".join(map(in_words, parts)) + ")" if parts else "everything"
-        case d.Any(of=parts):
-            return "(" + " or ".join(map(in_words, parts)) + ")" if parts else "nothing"
-
-
-def parts_of(expr: d.AnyExpr) -> Iterator[d.AnyExpr]:
-    """Yield the conditions that must all hold."""
-    if isinstance(expr, d.All):
-        for part in expr.of:
-            yield from parts_of(part)
-    elif isinstance(expr, d.Not) and isinstance(expr.of, d.Any):
-        for part in expr.of.of:
-            yield from parts_of(d.Not(of=part))
-    elif isinstance(expr, d.Not) and isinstance(expr.of, d.Not):
-        yield from parts_of(expr.of.of)
-    else:
-        yield expr
-
-
 def subject(part: d.AnyExpr) -> d.AnyExpr:
     """Return what a condition is about, whether it needs it or its absence."""
     return part.of if isinstance(part, d.Not) else part

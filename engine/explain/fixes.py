@@ -30,6 +30,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from datatask.engine.core.define import start_condition
+from datatask.engine.core.expressions import fold_literals
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState, contenders
@@ -37,16 +38,7 @@ from datatask.engine.explain.capacity_fixes import Room
 from datatask.engine.explain.explanations import Change, iso
 from datatask.engine.explain.what_if import Trial, run_over
 from datatask.schema import definition as d
-from datatask.schema.definition import (
-    All,
-    Any,
-    AnyExpr,
-    FilteredDef,
-    In,
-    Not,
-    TranslatedDef,
-    ViewDef,
-)
+from datatask.schema.definition import AnyExpr, FilteredDef, TranslatedDef, ViewDef
 
 WAYS_MAX = 256
 
@@ -98,17 +90,13 @@ def smallest(state: State, expr: AnyExpr, job: int) -> Way | None:
 
 
 def _ways(state: State, expr: AnyExpr, job: int, wanted: bool) -> list[Way]:
-    match expr:
-        case In(leaf=name):
-            return _leaf_ways(state, state.leaves[name], job, wanted)
-        case Not(of=part):
-            return _ways(state, part, job, not wanted)
-        case All(of=parts) | Any(of=parts):
-            each = [_ways(state, part, job, wanted) for part in parts]
-            together = isinstance(expr, All) is wanted
-            return _cheapest(
-                state, _products(state, each) if together else [way for ways in each for way in ways]
-            )
+    return fold_literals(
+        expr,
+        lambda leaf, wanted: _leaf_ways(state, state.leaves[leaf], job, wanted),
+        lambda each: _cheapest(state, _products(state, each)),
+        lambda each: _cheapest(state, [way for ways in each for way in ways]),
+        wanted=wanted,
+    )
 
 
 def _leaf_ways(state: State, leaf: LeafState, job: int, wanted: bool) -> list[Way]:

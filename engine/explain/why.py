@@ -21,6 +21,7 @@ from pyroaring import BitMap
 
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.define import start_condition
+from datatask.engine.core.expressions import conjuncts, jobs_where, literals, text
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.queues import Entry
 from datatask.engine.core.state import PendingKey, State
@@ -34,9 +35,7 @@ from datatask.engine.explain.explanations import (
     Hold,
     Node,
     User,
-    in_words,
     iso,
-    parts_of,
 )
 from datatask.engine.explain.overlay import Layer
 from datatask.schema import definition as d
@@ -167,7 +166,7 @@ class Groups:
         for name in _wanted(state, expr):
             waiting |= state.leaves[name].members(state.masks)
         own = {link.expr for link in task.definition.links if link.is_status and link.inhibits_start}
-        parts = list(parts_of(expr))
+        parts = conjuncts(expr)
         for part in parts:
             if isinstance(part, d.Not) and part.of in own:
                 waiting -= self._within(part.of, waiting)
@@ -181,21 +180,12 @@ class Groups:
 
     def _within(self, expr: d.AnyExpr, among: BitMap) -> BitMap:
         """Return which of these jobs a condition holds for."""
-        match expr:
-            case d.In(leaf=name):
-                return among & self.state.leaves[name].members(self.state.masks)
-            case d.Not(of=part):
-                return among - self._within(part, among)
-            case d.All(of=parts):
-                for part in parts:
-                    among = self._within(part, among)
-                return among
-            case d.Any(of=parts):
-                return BitMap.union(BitMap(), *(self._within(part, among) for part in parts))
+        state = self.state
+        return among & jobs_where(expr, lambda leaf: state.leaves[leaf].members(state.masks), among)
 
     def _lack(self, part: d.AnyExpr, jobs: BitMap) -> Iterator[Group]:
         if isinstance(part, d.Not):
-            told = f"in {in_words(part.of)}, which inhibits"
+            told = f"in {text(part.of)}, which inhibits"
             yield from self._group(Hold("inhibitor", told), len(jobs), jobs)
             return
         if isinstance(part, d.In):
@@ -204,7 +194,7 @@ class Groups:
                 jobs = yield from self._underived(leaf, jobs)
             yield from self._group(Hold("upstream", f"not yet in {part.leaf}"), len(jobs), jobs)
             return
-        yield from self._group(Hold("condition", f"not {in_words(part)}"), len(jobs), jobs)
+        yield from self._group(Hold("condition", f"not {text(part)}"), len(jobs), jobs)
 
     def _underived(self, leaf: LeafState, jobs: BitMap) -> Generator[Group, None, BitMap]:
         """Group those that a derived leaf has not by what its rule says of them; return the others."""
@@ -250,22 +240,14 @@ class Groups:
         yield from self._group(Hold("occasion", "its conditions never began to hold"), len(fresh), fresh)
 
 
-def _wanted(state: State, expr: d.AnyExpr, wanted: bool = True) -> Iterator[str]:
+def _wanted(state: State, expr: d.AnyExpr) -> Iterator[str]:
     """Yield the leaves whose presence helps a condition, and those from which such leaves get their jobs."""
-    match expr:
-        case d.In(leaf=name):
-            if wanted:
-                yield name
-                rule = state.leaves[name].definition.derived
-                if isinstance(rule, d.FilteredDef):
-                    yield from _wanted(state, rule.base)
-                elif isinstance(rule, d.TranslatedDef):
-                    yield from _wanted(state, rule.translator)
-        case d.Not(of=part):
-            yield from _wanted(state, part, not wanted)
-        case d.All(of=parts) | d.Any(of=parts):
-            for part in parts:
-                yield from _wanted(state, part, wanted)
+    for name, wanted in literals(expr):
+        if wanted:
+            yield name
+            rule = state.leaves[name].definition.derived
+            if isinstance(rule, d.DerivedDef):
+                yield from _wanted(state, rule.candidates)
 
 
 def _last(times: Iterable[str]) -> str:

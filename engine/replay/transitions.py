@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, get_args
 
 from datatask.engine.core.define import NEVER, wire
+from datatask.engine.core.expressions import compile_condition
 from datatask.engine.core.fold import apply
-from datatask.engine.core.leaves import DerivedState, LeafState, compile_condition, get_at
+from datatask.engine.core.leaves import DerivedState, LeafState, get_at
 from datatask.engine.core.queues import FifoQueue
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State

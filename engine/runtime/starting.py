@@ -20,11 +20,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from datatask.engine.core.effects import Effect
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import State
 from datatask.engine.ports import EventLog, Runner
 from datatask.schema import events as e
-from datatask.schema.definition import leaves_of
 from datatask.schema.errors import DatataskError, LogDamagedError
 from datatask.schema.messages import RunSpec
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from datatask.engine.core.define import start_condition
-from datatask.engine.core.leaves import LeafState
+from datatask.engine.core.expressions import literals, unmet
+from datatask.engine.core.leaves import LeafState, Memberships
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import definition as d
@@ -45,8 +46,8 @@ class Reading:
         self.current = current = any(known.name == definition.name for known in state.definition.tasks)
         self.expr: d.AnyExpr = start_condition(definition) if current else d.Any(of=())
         links = definition.links if current else ()
-        wanted = [name for name, want in signed(self.expr, True) if want]
-        wanted += [name for link in links if link.is_input for name, want in signed(link.expr, True) if want]
+        wanted = [name for name, want in literals(self.expr) if want]
+        wanted += [name for link in links if link.is_input for name, want in literals(link.expr) if want]
         own = {d.view_id(definition.name, view) for view in d.VIEW_NAMES}
         leaves = [state.leaves[name] for name in dict.fromkeys(wanted) if name not in own]
         self.derived = tuple(leaf for leaf in leaves if leaf.derived is not None)
@@ -80,52 +81,30 @@ class Reading:
         return any(_due(state, leaf, job) > position for leaf in self.derived)
 
 
-def signed(expr: d.AnyExpr, wanted: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the leaves of a condition with whether being in them speaks for it."""
-    match expr:
-        case d.In(leaf=leaf):
-            yield leaf, wanted
-        case d.Not(of=part):
-            yield from signed(part, not wanted)
-        case d.All(of=parts) | d.Any(of=parts):
-            for part in parts:
-                yield from signed(part, wanted)
-
-
 def blame(state: State, expr: d.AnyExpr, job: int) -> Blame:
     """Return what keeps a condition that does not hold from holding."""
     found = Blame([], [], [])
-    _lacking(state, expr, job, True, found)
+    _lacking(state, expr, job, found)
     return Blame(*(list(dict.fromkeys(names)) for names in found))
 
 
-def _lacking(state: State, expr: d.AnyExpr, job: int, wanted: bool, found: Blame) -> None:
-    match expr:
-        case d.In(leaf=name):
-            leaf = state.leaves[name]
-            if wanted:
-                _absent(state, leaf, job, found)
-            else:
-                found.inhibiting.append(name)
-        case d.Not(of=part):
-            _lacking(state, part, job, not wanted, found)
-        case d.All(of=parts) | d.Any(of=parts):
-            for part in parts:
-                if _holds(state, part, job) is not wanted:
-                    _lacking(state, part, job, wanted, found)
+def _lacking(state: State, expr: d.AnyExpr, job: int, found: Blame) -> None:
+    for name, wanted in unmet(expr, Memberships(state.leaves, state.masks[job])) or ():
+        if wanted:
+            _absent(state, state.leaves[name], job, found)
+        else:
+            found.inhibiting.append(name)
 
 
 def _absent(state: State, leaf: LeafState, job: int, found: Blame) -> None:
     """A derived leaf is absent because of an evaluation, of what it stands on, or because user code said so."""
     rule, derived = leaf.definition.derived, leaf.derived
-    if isinstance(rule, d.TranslatedDef | d.FilteredDef) and derived is not None:
+    if isinstance(rule, d.DerivedDef) and derived is not None:
         if _due(state, leaf, job):
             found.evaluating.append(leaf.id)
             return
-        test = derived.translator or derived.base
-        expr = rule.translator if isinstance(rule, d.TranslatedDef) else rule.base
-        if job not in derived.forward and not test.test(state.masks[job]):
-            _lacking(state, expr, job, True, found)
+        if job not in derived.forward and not derived.candidates.test(state.masks[job]):
+            _lacking(state, rule.candidates, job, found)
             return
     found.missing.append(leaf.id)
 
@@ -136,14 +115,13 @@ def likely(state: State, leaf: LeafState, job: int) -> bool:
     if mask & leaf.bit:
         return True
     rule, derived = leaf.definition.derived, leaf.derived
-    if derived is None or not isinstance(rule, d.TranslatedDef | d.FilteredDef):
+    if derived is None or not isinstance(rule, d.DerivedDef):
         return False
     if _due(state, leaf, job) or job in derived.forward:
         return True
-    if (derived.translator or derived.base).test(mask):
+    if derived.candidates.test(mask):
         return False  # user code has said no
-    expr = rule.translator if isinstance(rule, d.TranslatedDef) else rule.base
-    return any(want and likely(state, state.leaves[name], job) for name, want in signed(expr, True))
+    return any(want and likely(state, state.leaves[name], job) for name, want in literals(rule.candidates))
 
 
 def _due(state: State, leaf: LeafState, job: int) -> int:
@@ -154,25 +132,12 @@ def _due(state: State, leaf: LeafState, job: int) -> int:
     return pending.position if pending is not None else 0
 
 
-def _holds(state: State, expr: d.AnyExpr, job: int) -> bool:
-    match expr:
-        case d.In(leaf=name):
-            return state.masks[job] & state.leaves[name].bit != 0
-        case d.Not(of=part):
-            return not _holds(state, part, job)
-        case d.All(of=parts):
-            return all(_holds(state, part, job) for part in parts)
-        case d.Any(of=parts):
-            return any(_holds(state, part, job) for part in parts)
-
-
 def _sources(state: State, leaf: LeafState) -> Iterator[LeafState]:
     """Yield a leaf and those below it in which the same job appears for it."""
     yield leaf
     rule = leaf.definition.derived
-    if isinstance(rule, d.TranslatedDef | d.FilteredDef):
-        expr = rule.translator if isinstance(rule, d.TranslatedDef) else rule.base
-        for name, want in signed(expr, True):
+    if isinstance(rule, d.DerivedDef):
+        for name, want in literals(rule.candidates):
             if want:
                 yield from _sources(state, state.leaves[name])
 

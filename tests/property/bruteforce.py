@@ -13,6 +13,7 @@ from itertools import combinations
 from math import comb
 
 from datatask.engine.core.define import start_condition
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
 from datatask.engine.explain.what_if import Trial
 from datatask.engine.explain.why import Change, Explanation
@@ -93,7 +94,7 @@ def candidates(state: State, name: str, job: str, now: int) -> list[Change]:
     """Return every change, other than the unavoidable ones, that could matter."""
     task = state.tasks[name]
     found: list[Change] = []
-    for leaf in d.leaves_of(start_condition(task.definition)):
+    for leaf in leaves_of(start_condition(task.definition)):
         for change in _of_leaf(state, leaf, job):
             if change not in found:
                 found.append(change)
@@ -131,14 +132,14 @@ def _of_leaf(state: State, name: str, job: str) -> Iterator[Change]:
             yield Change(op="wait_for", task=task, job=job, outcome=outcome)
         case d.FilteredDef(base=base):
             yield Change(op="set_filter", repository=name, job=job, outcome=str(not present).lower())
-            for below in d.leaves_of(base):
+            for below in leaves_of(base):
                 yield from _of_leaf(state, below, job)
         case d.TranslatedDef(base=base, translator=translator):
-            for below in d.leaves_of(translator):
+            for below in leaves_of(translator):
                 yield from _of_leaf(state, below, job)
             target = None if leaf.derived is None or index is None else leaf.derived.forward.get(index)
             if target is None:
                 yield Change(op="set_translation", repository=name, job=job)
                 return
-            for below in d.leaves_of(base):
+            for below in leaves_of(base):
                 yield from _of_leaf(state, below, state.jobs[target])

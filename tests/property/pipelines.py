@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import (
     SECOND,
     All,
@@ -19,7 +20,6 @@ from datatask.schema.definition import (
     RetryDef,
     TaskDef,
     TranslatedDef,
-    leaves_of,
     view_id,
 )
 

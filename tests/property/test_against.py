@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from datatask.engine.compare.certainty import certain
 from datatask.engine.compare.definitions import Against
 from datatask.engine.core.checkpoints import dump
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import (
@@ -23,7 +24,6 @@ from datatask.schema.definition import (
     Not,
     PipelineDef,
     TranslatedDef,
-    leaves_of,
     view_id,
 )
 from tests.property.pipelines import pipelines, variants

@@ -13,11 +13,12 @@ from datatask.adapters.history.states import fold
 from datatask.adapters.history.timeline import Timeline
 from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
-from datatask.schema.definition import PipelineDef, leaves_of
+from datatask.schema.definition import PipelineDef
 from tests.property.logs import write_log
 from tests.property.test_state import families
 from tests.property.test_waiting import lived, lives

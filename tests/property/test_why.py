@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.decide import decide
 from datatask.engine.core.define import start_condition
-from datatask.engine.core.leaves import holds
+from datatask.engine.core.expressions import holds, leaves_of
 from datatask.engine.explain.fixes import changed, smallest
 from datatask.engine.explain.what_if import Trial
 from datatask.engine.explain.why import Explanation, Node, explain, explain_all
@@ -101,7 +101,7 @@ def test_data_changes_are_fewest(family: Family, life: list[Action]) -> None:
     state = lived(family, life).state
     stored = {*STORED, *(r.id for r in state.definition.repositories if r.derived is None)}
     for task in state.definition.tasks:
-        if not set(d.leaves_of(task.ready)) <= stored:
+        if not set(leaves_of(task.ready)) <= stored:
             continue
         for index in range(len(state.jobs)):
             members = {leaf.id for leaf in state.leaves.values() if state.masks[index] & leaf.bit}
@@ -111,7 +111,7 @@ def test_data_changes_are_fewest(family: Family, life: list[Action]) -> None:
 
 
 def _fewest(expr: d.AnyExpr, members: set[str]) -> int | None:
-    leaves = d.leaves_of(expr)
+    leaves = leaves_of(expr)
     for size in range(len(leaves) + 1):
         if any(holds(expr, members ^ set(flipped)) for flipped in combinations(leaves, size)):
             return size

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from datatask.engine.core.leaves import holds
+from datatask.engine.core.expressions import holds
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import (
