@@ -23,7 +23,8 @@ from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.modelling import model_of
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.worlds import Plain
-from datatask.schema.definition import SECOND, PipelineDef, QuotaDef
+from datatask.schema.definition import PipelineDef, QuotaDef
+from datatask.schema.units import SECOND
 from datatask.simulation import Exponential, Scenario, TaskScenario
 
 CORES = 64

@@ -21,7 +21,8 @@ from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.state import State
 from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, PipelineDef, QuotaDef
+from datatask.schema.definition import PipelineDef, QuotaDef
+from datatask.schema.units import SECOND
 
 JOBS = 1_000_000
 RUNNING = 16

@@ -13,10 +13,11 @@ from typing import Literal
 
 import msgspec
 
-SECOND = 1_000_000_000
+from datatask.schema.units import HOUR, MINUTE, SECOND
+
 CONCURRENCY_IN_PROCESS = 15
 INFRASTRUCTURE_ATTEMPTS = 5
-PROGRESS = 60 * SECOND
+PROGRESS = MINUTE
 
 Record = Literal["value", "digest", "version"]
 Medium = Literal["native", "mirror", "foreign", "derived", "view"]
@@ -141,7 +142,7 @@ class RetryDef(Value, frozen=True, kw_only=True):
     attempts: int = 1
     first: int = SECOND
     factor: float = 2.0
-    longest: int = 3600 * SECOND
+    longest: int = HOUR
     jitter: float = 0.1
     on: tuple[str, ...] = ("failed", "timed_out")
     infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
@@ -188,8 +189,8 @@ class QuotaDef(Value, frozen=True, kw_only=True):
     name: str
     limits: dict[str, int]
     launches: int | None = None
-    window: int = 60 * SECOND
-    starvation_after: int = 60 * SECOND
+    window: int = MINUTE
+    starvation_after: int = MINUTE
 
 
 class PipelineDef(Value, frozen=True, kw_only=True):

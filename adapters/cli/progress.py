@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from datatask.adapters.cli.output import Output
-from datatask.adapters.history.moments import words
 from datatask.adapters.log.locate import locate
 from datatask.schema import events as e
+from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,7 +128,7 @@ class Progress:
             sum(getattr(task, name) for task in tasks) for name in ("done", "live", "ready", "failed")
         )
         rate = sum(task.rate for task in tasks)
-        return f"{words(self.seconds)}: {done} done, {live} live, {ready} ready, {failed} failed" + (
+        return f"{duration_words(self.seconds)}: {done} done, {live} live, {ready} ready, {failed} failed" + (
             f", {rate:.1f}/s" if rate else ""
         )
 
@@ -139,9 +139,9 @@ class Progress:
     def caption(self) -> str:
         """Return how long it has been going on, and how long it still will where that is known."""
         if self.foreseen is None or not self.foreseen.now()[0]:
-            return words(self.seconds)
-        middle, least, most = (words(seconds) for seconds in self.foreseen.now())
-        return f"{words(self.seconds)}, about {middle} left" + (
+            return duration_words(self.seconds)
+        middle, least, most = (duration_words(seconds) for seconds in self.foreseen.now())
+        return f"{duration_words(self.seconds)}, about {middle} left" + (
             f" ({least} to {most})" if least != most else ""
         )
 
@@ -156,7 +156,7 @@ class Progress:
         for title in ("task", "done", "live", "ready", "failed", "rate", "left"):
             table.add_column(title, justify="left" if title == "task" else "right", min_width=6)
         for task in self.tasks():
-            left = "" if not task.seconds_left else words(task.seconds_left)
+            left = "" if not task.seconds_left else duration_words(task.seconds_left)
             table.add_row(
                 Text(task.name, "bold"),
                 Text(str(task.done), "green"),

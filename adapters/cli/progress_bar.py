@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.output import Output, is_terminal
 from datatask.adapters.effort import SpentError, effort
-from datatask.adapters.history.moments import words
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, TimeLimitError
 from datatask.schema.troubles import shown
+from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -138,7 +138,7 @@ class _Teller:
                 wait = AFTER_SECONDS if self._draws else LINE_SECONDS
                 continue
             wait = every
-            line = shown(f"{effort.name}: {words(now - self._began)}{effort.words()}")
+            line = shown(f"{effort.name}: {duration_words(now - self._began)}{effort.words()}")
             if not self._ended.is_set():
                 _write(f"\r\x1b[2K{line[: _columns()]}" if self._draws else f"{line}\n")
                 self._drawn = self._draws

@@ -24,7 +24,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import raise_if_interrupted
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.effort import effort
-from datatask.adapters.history.moments import When, iso, position_of
+from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
@@ -38,6 +38,7 @@ from datatask.engine.runtime.closing import within
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.units import SECOND, iso
 from datatask.schema.values import encode_value
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ async def _evaluate(pipeline: Pipeline, state: State, now: int) -> bool:
         except Exception as error:  # user code may raise anything; here as in a run it holds the job
             outcome: dict[str, Any] = {
                 "error": f"{type(error).__name__}: {error}"[:1024],
-                "retry_at": now + d.SECOND,
+                "retry_at": now + SECOND,
             }
         else:
             outcome = {"value": msgspec.Raw(encode_value(value))}

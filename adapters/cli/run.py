@@ -16,7 +16,6 @@ from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
-from datatask.adapters.history.moments import words
 from datatask.adapters.history.verify.progress import UpTo, verified
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
@@ -26,6 +25,7 @@ from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
 from datatask.schema.requests import AcceptLoss
 from datatask.schema.troubles import shown
+from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Outcome, Pipeline
@@ -238,7 +238,7 @@ class _Work:
             self._output.say(str(known))
         word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
         runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")
-        self._output.line(f"{word} after {words(progress.seconds)}: {runs}")
+        self._output.line(f"{word} after {duration_words(progress.seconds)}: {runs}")
         for line in [*self._outputs(), *self._advice(outcome)]:
             self._output.line(shown(line))
 

@@ -18,9 +18,10 @@ from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.effort import effort
-from datatask.adapters.history.moments import parse_span, words
+from datatask.adapters.history.moments import parse_span
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import CallerError
+from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.recorded import Recording
@@ -287,5 +288,5 @@ def _worded(output: Output, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _word(name: str, value: Any) -> Any:
     if name in DURATIONS:
-        return words(value) if value >= 1 or not value else f"{value * 1000:.3g} ms"
+        return duration_words(value) if value >= 1 or not value else f"{value * 1000:.3g} ms"
     return f"{value:.1%}" if name == "utilisation" else value

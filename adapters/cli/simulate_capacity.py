@@ -9,16 +9,16 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.effort import effort
-from datatask.adapters.history.moments import iso, parse_span, parse_when, words
+from datatask.adapters.history.moments import parse_span, parse_when
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity
+from datatask.schema.units import SECOND, duration_words, iso
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result
     from datatask.adapters.sim.scenario import Scenario
     from datatask.schema.definition import PipelineDef
 
-SECOND = 1e9
 NOTHING_MAKES_IT = 6
 COLUMNS = ("limit", "level", "seconds", "in time", "chosen", "knee")
 
@@ -114,11 +114,11 @@ def tell(
         output.say(f"{found.why}: {found.simulations} scenarios were tried; give it more by --budget")
         return code
     if found.why:
-        output.say(f"nothing makes it in {words(asked.by)}: {found.why}")
+        output.say(f"nothing makes it in {duration_words(asked.by)}: {found.why}")
         return code
     limits = ", ".join(f"{name} {level:g}" for name, level in found.limits.items()) or "what there is now"
     output.say(
-        f"in time with {limits}: {words(found.seconds)} in {asked.confidence:.0%} of the replications; "
+        f"in time with {limits}: {duration_words(found.seconds)} in {asked.confidence:.0%} of the replications; "
         f"then {found.binds} binds; {found.simulations} scenarios were tried"
         + ("" if found.proven else ", and a cheaper one may be among those that were not")
     )

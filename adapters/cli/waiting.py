@@ -12,9 +12,10 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import waits as past
-from datatask.adapters.history.moments import When, iso, words
+from datatask.adapters.history.moments import When
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.ids import check_job
+from datatask.schema.units import duration_words, iso
 
 DURATIONS = ("seconds", "waited", "mean", "p50", "p95", "max")
 DRAWN_SUMS = ("seconds", "share", "episodes", "p50", "p95", "max")
@@ -103,5 +104,5 @@ def _shown(output: Output, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mappin
 
 def _words(name: str, value: Any) -> Any:
     if name in DURATIONS:
-        return words(value) if value >= 1 or not value else f"{value * 1000:.3g} ms"
+        return duration_words(value) if value >= 1 or not value else f"{value * 1000:.3g} ms"
     return f"{value:.1%}" if name == "share" else value

@@ -13,8 +13,9 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
-from datatask.adapters.history.moments import When, iso
+from datatask.adapters.history.moments import When
 from datatask.schema.troubles import shown
+from datatask.schema.units import iso
 
 if TYPE_CHECKING:
     from datatask.engine.explain.why import Group

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import msgspec
 
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.moments import iso
 from datatask.adapters.history.queries import Table
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
@@ -22,6 +21,7 @@ from datatask.engine.explain.explanations import Cited, Explanation, Group, Hold
 from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import Event, Recorded, RunEnded, RunObserved, RunUnreachable, UnknownEvent
+from datatask.schema.units import iso
 
 _OF_A_RUN = ("RunObserved", "RunUnreachable", "RunReachable", "RunStarted", "RunAdopted")
 GROUP_COLUMNS = ("what", "count", "explain", "sample", "until")

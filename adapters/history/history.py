@@ -20,7 +20,7 @@ from datatask.adapters.history.events import Selection, select
 from datatask.adapters.history.explain import surroundings, table_of, with_events
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
-from datatask.adapters.history.moments import Moment, When, iso, nanoseconds, parse_when, position_of
+from datatask.adapters.history.moments import Moment, When, parse_when, position_of
 from datatask.adapters.history.queries import Table
 from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
 from datatask.adapters.history.states import fold
@@ -37,6 +37,7 @@ from datatask.engine.waits.intervals import Interval
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
 from datatask.schema.ids import check_job
+from datatask.schema.units import iso, nanoseconds
 
 if TYPE_CHECKING:
     from datatask.adapters.history.export.export import Format

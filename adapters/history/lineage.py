@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from datatask.adapters.history.moments import iso
 from datatask.engine.core.redaction import is_redacted
 from datatask.schema import events as e
+from datatask.schema.units import iso
 
 DIGEST_SHOWN = 12
 DEEP = 200

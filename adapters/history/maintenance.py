@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.moments import iso
 from datatask.adapters.history.states import Ladder, beginning, fold
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.integrity.anchors import compare, head_anchor
@@ -41,6 +40,7 @@ from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, LeaseHeldError, LogDamagedError, TemporaryError
 from datatask.schema.events import Event, PayloadRedacted
 from datatask.schema.requests import Redact, Refusal, Reply, Who
+from datatask.schema.units import iso
 
 if TYPE_CHECKING:
     from datatask.adapters.history.verify.verify import LogVerified

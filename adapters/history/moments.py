@@ -1,6 +1,6 @@
 """Points in time as people write them: a position, an ISO time, or an age such as `-2h`.
 
-Also the way back: engine time (UTC nanoseconds) as ISO 8601, durations as seconds or in words.
+In come their words, out go positions and engine times; the way back is in `schema.units`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.faults import archived
 from datatask.schema.errors import CallerError
+from datatask.schema.units import iso, nanoseconds
 
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
@@ -19,7 +20,6 @@ _AGE = re.compile(r"-(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ms|s|m|h|d|w)?", re.ASCII)
 _POSITION_MAX = 2**62
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class When(NamedTuple):
@@ -64,12 +64,6 @@ def parse_span(text: str) -> float | None:
         seconds += float(part[1]) * _UNIT_SECONDS[part[2] or "s"]
         rest = rest[part.end() :].lstrip()
     return None if rest or not text.strip() else seconds
-
-
-def nanoseconds(time: dt.datetime) -> int:
-    """Return an aware time as UTC nanoseconds."""
-    passed = time - _EPOCH
-    return (passed.days * 86_400 + passed.seconds) * 10**9 + passed.microseconds * 1000
 
 
 def position_of(reader: LogReader, when: When | None) -> int:
@@ -128,31 +122,6 @@ def last_before(reader: LogReader, at: int, head: int) -> int:
 def _at(reader: LogReader, position: int, otherwise: int) -> int:
     rows = reader.query("SELECT at FROM log WHERE position = ?", (position,)).rows
     return int(rows[0][0]) if rows else otherwise
-
-
-def iso(at: int | None) -> str | None:
-    """Return UTC nanoseconds as ISO 8601 to the microsecond, None for None."""
-    if at is None:
-        return None
-    seconds, rest = divmod(at, 10**9)
-    time = _EPOCH + dt.timedelta(seconds=seconds)
-    return f"{time:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
-
-
-def words(seconds: float) -> str:
-    """Return a duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = int(seconds)
-    for size, unit, smaller, smaller_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
-    return f"{whole} s"
 
 
 def _wrong(text: str) -> CallerError:

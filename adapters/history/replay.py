@@ -20,7 +20,7 @@ from typing import Any
 from datatask.adapters.history import shapes
 from datatask.adapters.history.compare import Declaring, Other, compare, other_of
 from datatask.adapters.history.history import History
-from datatask.adapters.history.moments import Moment, iso
+from datatask.adapters.history.moments import Moment
 from datatask.adapters.history.states import beginning, collector_off, fold, follow, refold, uncut
 from datatask.adapters.history.verify.fold import Verified, verified
 from datatask.adapters.log.reader import LogReader
@@ -30,6 +30,7 @@ from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.units import iso
 
 Progress = Callable[[int, int], None]
 """Called with (events done, events in all)."""

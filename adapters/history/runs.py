@@ -19,7 +19,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
 
-from datatask.adapters.history.moments import When, iso, last_before, position_of
+from datatask.adapters.history.moments import When, last_before, position_of
 from datatask.adapters.history.queries import unknown
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
@@ -27,6 +27,7 @@ from datatask.engine.ports import Filters
 from datatask.engine.waits.phases import NEAR
 from datatask.schema.errors import CallerError
 from datatask.schema.events import EngineOpened
+from datatask.schema.units import SECOND, iso
 
 _COLUMNS = {
     "run": "d.position",
@@ -71,7 +72,6 @@ SORTS = {
 }
 """What runs can be sorted by -> the column."""
 
-NANO = 1_000_000_000
 FOREVER = 2**62
 QUERY_SECONDS = 3600.0
 _ASIDE = ("run", "state", "where", "started_at", "ended_at")
@@ -245,7 +245,7 @@ def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
     shape = dict(zip(RUN_FIELDS, row, strict=True))
     for name in TIMES:
         if shape[name] is not None:
-            seconds, rest = divmod(shape[name], NANO)
+            seconds, rest = divmod(shape[name], SECOND)
             shape[name] = f"{second_of(seconds)}.{rest // 1000:06d}Z"
     return shape
 
@@ -253,7 +253,7 @@ def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
 @lru_cache(maxsize=10_000)
 def second_of(seconds: int) -> str:
     """Return a second as ISO 8601; many runs share one, and writing it out is what takes time."""
-    return (iso(seconds * NANO) or "")[:19]
+    return (iso(seconds * SECOND) or "")[:19]
 
 
 GROUP_FIELDS = (
@@ -351,7 +351,7 @@ def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[
     ):
         values = dict(zip(named, names, strict=True))
         if not made.isdisjoint(by):
-            second, place = second_of(decided_at // NANO), values["where"] or ""
+            second, place = second_of(decided_at // SECOND), values["where"] or ""
             values["day"], values["hour"] = second[:10], second[:13]
             values["host"] = engines[bisect(begins, run) - 1][1] if engines and place in NEAR else place
         key = tuple(values[name] for name in by)

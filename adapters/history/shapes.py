@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from pyroaring import BitMap
 
-from datatask.adapters.history.moments import iso
 from datatask.adapters.history.queries import unknown
 from datatask.engine.core.expressions import jobs_where, set_text
 from datatask.engine.core.state import State
@@ -20,6 +19,7 @@ from datatask.schema import definition as d
 from datatask.schema.codec import encode
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import ABSENT, ENVELOPE, Event, Recorded, UnknownEvent
+from datatask.schema.units import NANO, iso
 
 KINDS = (
     "is_input",
@@ -30,7 +30,6 @@ KINDS = (
     "inhibits_output",
     "required_for_output",
 )
-NANO = 1_000_000_000
 
 
 # --- sets of jobs -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from datatask.adapters.history.atomic_file import write_whole
-from datatask.adapters.history.moments import iso, words
+from datatask.schema.units import duration_words, iso
 
 Phase = Literal["waiting", "ready", "starting", "running", "retrying", "ended"]
 
@@ -300,7 +300,7 @@ def lasting(seconds: float) -> str:
     """Return a duration for people, below a second in milliseconds."""
     if 0 < seconds < 1:
         return f"{seconds * 1000:.3g} ms"
-    return words(seconds) if seconds else "0 s"
+    return duration_words(seconds) if seconds else "0 s"
 
 
 def _end(span: Span, until: int) -> int:

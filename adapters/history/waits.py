@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.moments import When, iso, position_of
+from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.queries import Table, unknown
 from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.log.lease import probe
@@ -21,6 +21,7 @@ from datatask.engine.waits.intervals import CAUSES, WORKING, Episode, Interval, 
 from datatask.engine.waits.ledger import Waits
 from datatask.schema.errors import CallerError, UnknownNameError
 from datatask.schema.events import EngineOpened, PipelineDefined, Renamed
+from datatask.schema.units import SECOND, iso
 
 BY = ("task", "host", "day", "job", "cause")
 USUAL = ("task", "cause")
@@ -30,7 +31,6 @@ INTERVAL_FIELDS = (
     "task", "episode", "from", "to", "seconds", "nanoseconds", "cause", "detail", "began", "ended", "run",
     "repository", "job",
 )  # fmt: skip
-NANO = 1_000_000_000
 
 Sink = Callable[[Episode], None]
 
@@ -84,7 +84,7 @@ def interval_row(one: Interval) -> dict[str, Any]:
         "episode": one.episode,
         "from": iso(one.start),
         "to": iso(one.end),
-        "seconds": one.nanoseconds / NANO,
+        "seconds": one.nanoseconds / SECOND,
         "nanoseconds": one.nanoseconds,
         "cause": one.cause,
         "detail": one.detail,
@@ -155,10 +155,10 @@ class _Group:
 
     def told(self, *, waited: bool = False) -> tuple[Any, ...]:
         spread = self.spread
-        mean = spread.total / spread.count / NANO
-        rest = (mean, spread.quantile(0.5) / NANO, spread.quantile(0.95) / NANO, spread.largest / NANO)
+        mean = spread.total / spread.count / SECOND
+        rest = (mean, spread.quantile(0.5) / SECOND, spread.quantile(0.95) / SECOND, spread.largest / SECOND)
         if waited:
-            return spread.count, self.open, self.total / NANO, spread.total / NANO, *rest
+            return spread.count, self.open, self.total / SECOND, spread.total / SECOND, *rest
         return spread.count, self.open, *rest
 
 
@@ -179,7 +179,7 @@ def _rows(groups: dict[tuple[Any, ...], _Group], by: Sequence[str], order: dict[
         of = wholes[tuple(key[index] for index in among)]
         shown = (_shown(name, value) for name, value in zip(by, key, strict=True))
         share = group.total / of if of else 0.0
-        rows.append((*shown, group.total / NANO, group.total, share, *group.told()))
+        rows.append((*shown, group.total / SECOND, group.total, share, *group.told()))
     return Table((*by, *SUM_FIELDS), rows)
 
 

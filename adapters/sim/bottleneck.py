@@ -20,6 +20,7 @@ from datatask.adapters.sim.scenario import Machines, Scenario
 from datatask.adapters.sim.simulate import simulate_inputs
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import UnknownNameError
+from datatask.schema.units import NANO
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.recorded import Recording
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from datatask.schema.definition import PipelineDef
 
 
-NANO = 1_000_000_000
 POOL = "machines "
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from datatask.adapters.history.moments import words
+from datatask.schema.units import duration_words
 
 WIDTH, LEFT, RIGHT, TOP = 900, 64, 8, 8
 PLOT = WIDTH - LEFT - RIGHT
@@ -34,7 +34,7 @@ class Bar(NamedTuple):
 
 def span(seconds: float) -> str:
     """Return a length of time in words."""
-    return words(seconds) if seconds >= 1 or not seconds else f"{seconds * 1000:.3g} ms"
+    return duration_words(seconds) if seconds >= 1 or not seconds else f"{seconds * 1000:.3g} ms"
 
 
 def histogram(values: Sequence[float], about: str) -> str:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datatask.adapters.history.queries import Table
+from datatask.schema.units import SECOND
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result
 
-SECOND = 1e9
 LOOKED_AT_MAX = 100_000
 """Runs looked at when the cause of a wait is sought; it is nearly always among those that ended at that instant."""
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from datatask.adapters.sim.chance import Chance, exp, ln, normal
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import is_job
+from datatask.schema.units import SECOND
 
-SECOND = 1_000_000_000
 AHEAD = 256
 SMALLEST = 2.0**-54
 

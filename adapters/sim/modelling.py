@@ -29,9 +29,10 @@ from datatask.adapters.sim.profiles import Profiling, known
 from datatask.adapters.sim.recorded import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of
-from datatask.schema.definition import SECOND, DerivedDef, PipelineDef, QuotaDef, TaskDef
+from datatask.schema.definition import DerivedDef, PipelineDef, QuotaDef, TaskDef
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import parse_quantity, to_nano
+from datatask.schema.units import SECOND
 
 T = TypeVar("T")
 

@@ -14,8 +14,9 @@ from datatask.adapters.sim.distributions import Distribution, Empirical, Sampler
 from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Profile, fates
 from datatask.adapters.sim.recorded import Recording, TaskRecord
 from datatask.adapters.sim.scenario import Scenario
-from datatask.schema.definition import SECOND, In, PipelineDef, TaskDef
+from datatask.schema.definition import In, PipelineDef, TaskDef
 from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.units import SECOND
 
 T = TypeVar("T")
 

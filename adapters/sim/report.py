@@ -17,6 +17,7 @@ from datatask.adapters.sim.bottleneck import relieve
 from datatask.adapters.sim.charts import Bar, span
 from datatask.adapters.sim.critical import critical_path, in_sum
 from datatask.adapters.sim.summary import in_short
+from datatask.schema.units import SECOND
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.recorded import Recording
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from datatask.schema.definition import PipelineDef
 
 MARK = "<!doctype html><!-- datatask simulate -->"
-SECOND = 1e9
 PATH_ROWS = 12
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --ground: #fff; --line: #d0d7de; --soft: #656d76; }

@@ -16,9 +16,9 @@ from datatask.adapters.sim.model import OUTCOMES, Records
 from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.summary import Summary, in_short
 from datatask.schema.definition import PipelineDef
+from datatask.schema.units import SECOND
 
 POINTS = 200
-SECOND = 1e9
 RUN_COLUMNS = (
     "run",
     "task",

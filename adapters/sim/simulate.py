@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.history import History
-from datatask.adapters.history.moments import iso
 from datatask.adapters.log.columns import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.sim.logged import free_place
@@ -41,6 +40,7 @@ from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
+from datatask.schema.units import SECOND, iso
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result
@@ -191,7 +191,6 @@ def _notes(recording: Recording | None, scenario: Scenario) -> list[str]:
     return notes
 
 
-SECOND = 1_000_000_000
 LOW, MIDDLE, HIGH = 0.1, 0.5, 0.9
 
 

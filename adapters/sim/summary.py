@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Records
 from datatask.schema.definition import PipelineDef, TaskDef
 from datatask.schema.resources import UNLIMITED_LAUNCHES
-
-SECOND = 1e9
+from datatask.schema.units import SECOND
 
 
 @dataclass(frozen=True)

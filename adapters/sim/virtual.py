@@ -14,10 +14,10 @@ from typing import Protocol
 
 from datatask.engine.api.tasks import Task
 from datatask.engine.ports import Sink
-from datatask.schema.definition import SECOND
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 from datatask.schema.messages import Ended, Fact, RunSpec, Started, Write
+from datatask.schema.units import SECOND
 
 BEGINNING = 1_700_000_000 * SECOND
 

@@ -21,6 +21,7 @@ from datatask.schema import definition as d
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_name
 from datatask.schema.resources import UNLIMITED_LAUNCHES
+from datatask.schema.units import SECOND
 
 TASKS_MAX = 10_000
 REPOSITORIES_MAX = 100_000
@@ -261,7 +262,7 @@ def _nanoseconds(duration: float | dt.timedelta | None) -> int | None:
     if duration is None:
         return None
     seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
-    return int(seconds * d.SECOND)
+    return int(seconds * SECOND)
 
 
 class Edge(NamedTuple):

@@ -29,7 +29,6 @@ from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import (
     INFRASTRUCTURE_ATTEMPTS,
     PROGRESS,
-    SECOND,
     VIEW_NAMES,
     Conflicts,
     DoneShape,
@@ -42,6 +41,7 @@ from datatask.schema.errors import FLAG, TEXT, CallerError, expect
 from datatask.schema.ids import check_job, check_name
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
+from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.tasks")
 

@@ -18,9 +18,9 @@ from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.leaves import LeafState, get_at, version_hash
 from datatask.engine.core.state import PendingKey, State
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND
 from datatask.schema.messages import Write
 from datatask.schema.requests import Who
+from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
 
 EVALUATION_RETRY = 5 * SECOND

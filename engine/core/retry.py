@@ -20,16 +20,17 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from datatask.engine.core.tasks import Episode, OpenRun
-from datatask.schema.definition import SECOND, DoneShape, RetryDef
+from datatask.schema.definition import DoneShape, RetryDef
 from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, ErrorInfo, Outcome, RunEnded
+from datatask.schema.units import EPOCH, MINUTE, SECOND, moment
 
 INFRASTRUCTURE_FIRST = SECOND // 10
-INFRASTRUCTURE_LONGEST = 300 * SECOND
+INFRASTRUCTURE_LONGEST = 5 * MINUTE
 CONFLICT_FIRST = SECOND // 100
 CONFLICT_LONGEST = 30 * SECOND
 CONFLICTS_MAX = 1000
 """A job that was in conflict so often in one episode is given up: its runs are in conflict with themselves, by another way."""
-MACHINE_LONGEST = 60 * SECOND
+MACHINE_LONGEST = MINUTE
 MACHINES_MAX = 1000
 """A job that was lost so often in one episode is given up even where the machine ended it."""
 THROTTLED = "throttled"
@@ -120,7 +121,6 @@ def backoff(first: int, factor: float, longest: int, failures: int, jitter: floa
 
 
 _encode = msgspec.json.Encoder().encode
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _RESULTS: dict[Outcome, str] = {
     "succeeded": "success",
@@ -137,7 +137,7 @@ _REASONS: dict[Outcome, str] = {"succeeded": "Succeeded", "handed_over": "Succee
 
 def done_record(shape: DoneShape, ending: Ending) -> dict[str, Any]:
     """Return the `done` document of an ending; `{}` for the shape "none"."""
-    return _record(shape, ending, _moment)
+    return _record(shape, ending, moment)
 
 
 def done_value(shape: DoneShape, ending: Ending) -> msgspec.Raw:
@@ -161,12 +161,6 @@ def _record(shape: DoneShape, ending: Ending, moment: Callable[[int | None], obj
     return {}
 
 
-def _moment(nanoseconds: int | None) -> dt.datetime | None:
-    if nanoseconds is None:
-        return None
-    return _EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
-
-
 def _stored_moment(nanoseconds: int | None) -> dict[str, str] | None:
     """Return a moment as `schema.values` stores a datetime."""
     if nanoseconds is None:
@@ -178,7 +172,7 @@ def _stored_moment(nanoseconds: int | None) -> dict[str, str] | None:
 @lru_cache(maxsize=64)
 def _second(seconds: int) -> str:
     """Return a second in ISO 8601, without its zone; the runs of one second share it."""
-    return (_EPOCH + dt.timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
+    return (EPOCH + dt.timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
 
 def _exception(ending: Ending) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from datatask.engine.core.retry import (
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, RetryDef
+from datatask.schema.definition import RetryDef
 from datatask.schema.messages import Adopted, Ended, Fact, Noticed, Reachable, Started, Unreachable, Write
+from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
 
 PROGRESSED = (
@@ -118,7 +119,10 @@ class Runs(Observations):
         if pids is None or "pid" not in fact.handle:
             self._emit([started])
         else:
-            entry = {"pid": fact.handle["pid"], "start_time": _utc(fact.started_at or now)}
+            entry = {
+                "pid": fact.handle["pid"],
+                "start_time": dt.datetime.fromtimestamp((fact.started_at or now) / SECOND, dt.UTC),
+            }
             write = Write(repository=pids, job=job, value=msgspec.Raw(encode_value(entry)))
             medium = self._medium(write)
             if medium == "foreign":
@@ -469,7 +473,3 @@ def _noticed(fact: Noticed) -> dict[str, Any]:
 
 def _reopened(outcome: str) -> bool:
     return outcome in ("cancelled", "handed_over")
-
-
-def _utc(at: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(at / SECOND, dt.UTC)

@@ -17,11 +17,12 @@ from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import EngineOpened
+from datatask.schema.units import SECOND
 
 FOLD_VERSION = 1
 REQUESTS_MAX = 4096
 MARKS_MAX = 4096
-MARK_EVERY = 1_000_000_000
+MARK_EVERY = SECOND
 MAX_TIME = 1 << 63
 
 

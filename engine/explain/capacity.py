@@ -16,18 +16,10 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.engine.explain.blockers import Obstacles
 from datatask.engine.explain.capacity_fixes import next_launch
-from datatask.engine.explain.explanations import (
-    NANO,
-    Amount,
-    Explanation,
-    Hold,
-    iso,
-    units,
-    user_in_words,
-    user_of,
-)
+from datatask.engine.explain.explanations import Amount, Explanation, Hold, iso, units, user_in_words, user_of
 from datatask.engine.explain.fixes import propose
 from datatask.engine.explain.what_if import Trial
+from datatask.schema.units import NANO
 
 AHEAD_MAX = 1000
 SHOWN_MAX = 5

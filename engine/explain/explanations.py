@@ -17,6 +17,7 @@ import msgspec
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import definition as d
+from datatask.schema.units import NANO
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,9 +284,6 @@ def _branch(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
         yield f"{indent}{mark} {'not ' if node.op == 'not' else ''}{words}"
     for part in plain.of:
         yield from _branch(part, cited, indent + "  ")
-
-
-NANO = 1_000_000_000
 
 
 def iso(at: int) -> str:

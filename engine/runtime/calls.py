@@ -26,6 +26,7 @@ from datatask.engine.runtime import process
 from datatask.engine.runtime.closing import leave_behind
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 from datatask.schema.messages import Ended, RunSpec, Started, Write
+from datatask.schema.units import SECOND
 from datatask.schema.values import storable
 
 logger = logging.getLogger("datatask.runs")
@@ -33,7 +34,6 @@ logger = logging.getLogger("datatask.runs")
 BLOCKED_SECONDS = 5.0
 MESSAGE_MAX = 4_096
 TRACE_MAX = 16_384
-SECOND = 1_000_000_000
 
 LISTING = "the listing of "
 """How the tasks are named that list stores; those of users may block the loop too."""

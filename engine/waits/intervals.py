@@ -61,8 +61,6 @@ class Spread:
         return self.largest
 
 
-DAY = 86_400_000_000_000
-
 CAUSES = (
     "engine down",
     "observing",

@@ -25,9 +25,10 @@ from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.causes import Reading
 from datatask.engine.waits.episodes import Occasions
-from datatask.engine.waits.intervals import DAY, Episode, Reason
+from datatask.engine.waits.intervals import Episode, Reason
 from datatask.engine.waits.phases import QUEUED, Tracker
 from datatask.schema import events as e
+from datatask.schema.units import DAY
 
 
 class Waits(Occasions):

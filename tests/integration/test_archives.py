@@ -22,7 +22,6 @@ import pytest
 
 from datatask import History, InProcessSyncTask, LogMetadataRepository, Pipeline, Session, replay, verify
 from datatask.adapters.cli.recorded import changed
-from datatask.adapters.history.moments import iso
 from datatask.adapters.history.states import fold, refold
 from datatask.adapters.history.verify.verify import verify_log
 from datatask.adapters.log.locate import checkpoints_path
@@ -39,6 +38,7 @@ from datatask.schema.errors import (
     LogDamagedError,
     UnknownNameError,
 )
+from datatask.schema.units import iso
 from tests.integration.cli_kit import Project
 
 WHO = Who("ada@lab: datatask log-archive", "the disk is small", time.time_ns(), "0.1.0")

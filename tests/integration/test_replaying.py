@@ -15,7 +15,8 @@ from datatask.adapters.history.verify.fold import OtherHalf
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, QuotaDef
+from datatask.schema.definition import QuotaDef
+from datatask.schema.units import SECOND
 from tests.integration.cli_kit import Project
 from tests.property.logs import write_log
 from tests.unit.core_kit import Desk, pipeline, task

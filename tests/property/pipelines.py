@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import (
-    SECOND,
     All,
     Any,
     AnyExpr,
@@ -22,6 +21,7 @@ from datatask.schema.definition import (
     TranslatedDef,
     view_id,
 )
+from datatask.schema.units import SECOND
 
 JOBS = ("a", "b", "c", "d", "e")
 STORED = ("r0", "r1", "r2", "r3")

@@ -23,7 +23,6 @@ from datatask.engine.core.state import State
 from datatask.engine.replay.batches import is_simple
 from datatask.schema import events as e
 from datatask.schema.definition import (
-    SECOND,
     All,
     Any,
     AnyExpr,
@@ -36,6 +35,7 @@ from datatask.schema.definition import (
     RetryDef,
     TaskDef,
 )
+from datatask.schema.units import SECOND
 from tests.property.pipelines import pipelines
 
 FATES = (

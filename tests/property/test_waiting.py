@@ -14,11 +14,12 @@ from datatask.engine.core.fold import apply_all
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.waits.intervals import CAUSES, DAY, Episode
+from datatask.engine.waits.intervals import CAUSES, Episode
 from datatask.engine.waits.ledger import Waits
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
+from datatask.schema.units import DAY
 from tests.property.test_state import BEGIN, families, small
 from tests.property.world import ACTIONS, Action, World
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, FilteredDef, Not, PipelineDef, QuotaDef
+from datatask.schema.definition import All, FilteredDef, Not, PipelineDef, QuotaDef
+from datatask.schema.units import SECOND
 from tests.property.bruteforce import smaller_set
 from tests.property.whatif import WhatIf, launches
 from tests.unit.core_kit import Desk, leaf, pipeline, repository, task

@@ -18,9 +18,10 @@ from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, PipelineDef
+from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.units import SECOND
 from tests.property.pipelines import JOBS, QUOTAS, STORED
 
 Action = tuple[str, int, int, int]

@@ -21,9 +21,10 @@ from datatask.engine.api.session import Session
 from datatask.engine.api.tasks import EngineTask, Retry
 from datatask.engine.ports import Runner
 from datatask.schema import requests as r
-from datatask.schema.definition import SECOND, DoneShape
+from datatask.schema.definition import DoneShape
 from datatask.schema.errors import DatataskError
 from datatask.schema.resources import Resources
+from datatask.schema.units import SECOND
 from tests.simulation.loop import Crashed, SimLoop, bury, live
 from tests.simulation.oracle import Oracle
 from tests.simulation.plans import Action, Plan, Stage, chance

@@ -13,17 +13,8 @@ from math import factorial
 import pytest
 
 from datatask import simulate
-from datatask.schema.definition import (
-    SECOND,
-    All,
-    In,
-    LinkDef,
-    Not,
-    PipelineDef,
-    QuotaDef,
-    RepositoryDef,
-    TaskDef,
-)
+from datatask.schema.definition import All, In, LinkDef, Not, PipelineDef, QuotaDef, RepositoryDef, TaskDef
+from datatask.schema.units import SECOND
 from datatask.simulation import Arrivals, Constant, Distribution, Exponential, Scenario, TaskScenario
 from tests.unmeasured import unmeasured
 

@@ -12,7 +12,6 @@ from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import (
-    SECOND,
     All,
     AnyExpr,
     In,
@@ -25,6 +24,7 @@ from datatask.schema.definition import (
     TaskDef,
 )
 from datatask.schema.messages import Ended, RunSpec, Started, Write
+from datatask.schema.units import SECOND
 
 T0 = 1000 * SECOND
 VALUE = msgspec.Raw(b'{"n":1}')

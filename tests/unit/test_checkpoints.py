@@ -13,8 +13,9 @@ from datatask.engine.core.decide import decide
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, QuotaDef, RetryDef
+from datatask.schema.definition import QuotaDef, RetryDef
 from datatask.schema.errors import LogDamagedError
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import T0, VALUE, Desk, folded, pipeline, task
 
 LIMITED = QuotaDef(name="q", limits={"cpu": 4}, launches=9)

@@ -8,7 +8,8 @@ import pytest
 from datatask.engine.audit.invariants import rederive
 from datatask.engine.core.decide import constraint_on, decide
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, In, Not, QuotaDef, RetryDef
+from datatask.schema.definition import All, In, Not, QuotaDef, RetryDef
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import Desk, leaf, pipeline, task
 
 

@@ -11,9 +11,10 @@ from datatask.engine.core.retry import CONFLICTS_MAX, Again, Over, after_ending
 from datatask.engine.core.tasks import CONTENDING, Episode
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, In, LinkDef, PipelineDef, RetryDef, TaskDef
+from datatask.schema.definition import In, LinkDef, PipelineDef, RetryDef, TaskDef
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Adopted, Ended, Write
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import VALUE, Desk, kinds, pipeline, task
 
 KEY = "k"

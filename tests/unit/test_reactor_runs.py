@@ -10,9 +10,10 @@ from datatask.engine.core.retry import MACHINES_MAX, Again, Over, after_ending, 
 from datatask.engine.core.tasks import Episode
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, Not, RetryDef
+from datatask.schema.definition import All, Not, RetryDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
 from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, Unreachable, Write
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import VALUE, Desk, kinds, leaf, pipeline, task
 
 

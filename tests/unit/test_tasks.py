@@ -31,10 +31,11 @@ from datatask.adapters.execute.base.templates import Lazy, Template, TemplateErr
 from datatask.engine.api.repositories import RelatedItemRepository
 from datatask.engine.api.tasks import LinkNameError, MissingFunctionError
 from datatask.engine.core.retry import done_record, done_value
-from datatask.schema.definition import SECOND, RetryDef
+from datatask.schema.definition import RetryDef
 from datatask.schema.errors import CallerError
 from datatask.schema.events import Ending, ErrorInfo
 from datatask.schema.resources import ResourceType
+from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
 
 Meta = InProcessMetadataRepository

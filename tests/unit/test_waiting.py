@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from datatask.engine.core.state import State
-from datatask.engine.waits.intervals import DAY, EXACT_MAX, Episode, Spread
+from datatask.engine.waits.intervals import EXACT_MAX, Episode, Spread
 from datatask.engine.waits.ledger import Waits
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
+from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as Or
 from datatask.schema.messages import Noticed, Write
+from datatask.schema.units import DAY, SECOND
 from tests.unit.core_kit import T0, VALUE, Desk, folded, leaf, pipeline, repository, task
 
 Told = list[tuple[str, int]]

@@ -8,9 +8,10 @@ import pytest
 
 from datatask.engine.explain.why import Explanation, explain, explain_all
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef
+from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef
 from datatask.schema.definition import Any as AnyOf
 from datatask.schema.errors import UnknownNameError
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import Desk, leaf, pipeline, repository, task
 
 

@@ -17,8 +17,9 @@ from datatask.engine.explain.overlay import Layer, LayeredDict, LayeredList, Lay
 from datatask.engine.explain.what_if import Trial
 from datatask.engine.explain.why import Explanation, explain, explain_all
 from datatask.schema import events as e
-from datatask.schema.definition import SECOND, All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
+from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as AnyOf
+from datatask.schema.units import SECOND
 from tests.unit.core_kit import Desk, leaf, pipeline, repository, task
 
 CPU = {"cpu": SECOND}

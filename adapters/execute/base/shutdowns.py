@@ -17,6 +17,8 @@ from __future__ import annotations
 import signal
 import time
 
+from datatask.schema.units import SECOND
+
 STOPS = (signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGINT)
 
 STOP_SECONDS_MAX = 100.0
@@ -25,7 +27,6 @@ STOP_SECONDS_MAX = 100.0
 NEAR_SECONDS = 1.0
 """So far apart the signals of one stop reach two processes at most, where nothing but its order is between them."""
 
-SECOND = 1_000_000_000
 _told: list[int] = []
 
 

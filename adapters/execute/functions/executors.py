@@ -35,11 +35,11 @@ from datatask.schema.definition import Conflicts
 from datatask.schema.errors import TemporaryError, expect
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.messages import Ended, Fact, RunSpec, Started, Write
+from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.executors")
 
 CONCURRENCY = 32
-SECOND = 1_000_000_000
 
 
 class ExecutorTask(FunctionTask):

@@ -20,8 +20,7 @@ from datatask.engine.api.repositories import BlobRepository
 from datatask.schema.errors import CallerError
 from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write
-
-SECOND = 1_000_000_000
+from datatask.schema.units import SECOND
 
 
 @dataclass(frozen=True)

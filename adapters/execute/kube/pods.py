@@ -20,8 +20,7 @@ from typing import Any
 
 import msgspec
 
-SECOND = 1_000_000_000
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+from datatask.schema import units
 
 
 class Value(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
@@ -239,8 +238,7 @@ def nanoseconds(time: str | None) -> int | None:
         return None
     if moment.tzinfo is None or moment.year < 1971:
         return None
-    delta = moment - _EPOCH
-    return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+    return units.nanoseconds(moment)
 
 
 def as_pod(value: Any) -> Pod:

@@ -38,10 +38,10 @@ from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import ErrorInfo, StopReason
 from datatask.schema.messages import Adopted, Reachable, RunSpec, Started, Unreachable
+from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.kube")
 
-SECOND = 1_000_000_000
 GRACE_SECONDS_MIN = 1
 TIMEOUT_HANDLER_SECONDS = 60.0
 RETRY_SECONDS = (1.0, 30.0)

@@ -13,13 +13,14 @@ import time
 from datatask.adapters.execute.kube.cluster import Shared
 from datatask.adapters.execute.kube.connection import RefusedError, path_of
 from datatask.adapters.execute.kube.logs import PodLogs
-from datatask.adapters.execute.kube.manifests import SECOND, Recipe
+from datatask.adapters.execute.kube.manifests import Recipe
 from datatask.adapters.execute.kube.pods import Pod, decode_pod_events
 from datatask.adapters.execute.kube.verdicts import Verdict, is_running, trouble
 from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import Services
 from datatask.schema.events import StopReason
 from datatask.schema.messages import Noticed, RunSpec
+from datatask.schema.units import SECOND
 
 FORCED_SECONDS = 30.0
 """So long after a forced deletion the node has to tell how the pod ended."""

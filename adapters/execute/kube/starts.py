@@ -19,10 +19,11 @@ from datatask.adapters.execute.base.pressure import OCCUPIED
 from datatask.adapters.execute.kube import pods
 from datatask.adapters.execute.kube.cluster import Shared
 from datatask.adapters.execute.kube.connection import Refusal, RefusedError
-from datatask.adapters.execute.kube.manifests import SECOND, Manifest, Recipe, stamp, tombstone
+from datatask.adapters.execute.kube.manifests import Manifest, Recipe, stamp, tombstone
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.slow_starts import Run, Waiting
 from datatask.schema.errors import CallerError
+from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.kube")
 

@@ -11,8 +11,9 @@ import re
 import signal
 from typing import NamedTuple
 
-from datatask.adapters.execute.kube.pods import SECOND, ContainerStatus, Pod, Terminated, nanoseconds
+from datatask.adapters.execute.kube.pods import ContainerStatus, Pod, Terminated, nanoseconds
 from datatask.schema.events import Outcome
+from datatask.schema.units import SECOND
 
 MESSAGE_MAX = 2000
 NEVER_RAN = ("StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError")

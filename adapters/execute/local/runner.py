@@ -38,9 +38,9 @@ from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.units import SECOND
 
 WHERE = "local"
-SECOND = 1_000_000_000
 OF_THE_ORIGINAL = "if it was started, it was for the log of which this is a copy"
 
 

@@ -37,6 +37,7 @@ from datatask.adapters.execute.ssh.link import (
 )
 from datatask.engine.runtime.services import Service, current
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.processes")
 _at_work: weakref.WeakValueDictionary[tuple[object, ...], Target] = weakref.WeakValueDictionary()
@@ -198,7 +199,7 @@ class Target:
 
     def was_lost_near(self, at: int) -> bool:
         """Whether the link to the agent broke at about this time by our clock, or is broken."""
-        return self._link is None or abs(self._lost_at - at) < LOST_SECONDS * 1_000_000_000
+        return self._link is None or abs(self._lost_at - at) < LOST_SECONDS * SECOND
 
     def folder(self, identity: str) -> str:
         """Return a run's folder; known once the target has answered."""

@@ -27,6 +27,7 @@ import asyncssh
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.ssh.connections import mapped
 from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.units import SECOND
 
 SETUP_SECONDS = 20.0
 SHELL = "/bin/sh"
@@ -34,7 +35,6 @@ SFTP_LINE = "Subsystem sftp internal-sftp"
 LINE_BYTES_MAX = 1 << 20
 LIVE_SECONDS = 60
 PLACES_MAX = 100
-SECOND = 1_000_000_000
 
 _FAILURES = {
     "folder": ("{} cannot be made", "pass another remote_path"),

@@ -42,8 +42,8 @@ from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable
+from datatask.schema.units import SECOND
 
-SECOND = 1_000_000_000
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
 WAIT_SECONDS = 1.0
 _TORN = ErrorInfo(

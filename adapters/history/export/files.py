@@ -18,9 +18,9 @@ from typing import IO, Any, NamedTuple, Protocol
 import msgspec
 
 from datatask.adapters.history.export.tables import Row, Type
-from datatask.adapters.history.moments import iso
 from datatask.adapters.store.staged import take_over
 from datatask.schema.errors import CallerError
+from datatask.schema.units import iso
 
 GROUP_ROWS = 50_000
 GROUP_BYTES = 32 * 1024 * 1024

@@ -18,13 +18,13 @@ from urllib.parse import quote
 from datatask.adapters.history.events import Selection, bounds
 from datatask.adapters.history.export.tables import OPTIONS, Wanted
 from datatask.adapters.history.lineage import digest_of, size_of
-from datatask.adapters.history.moments import iso
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError
+from datatask.schema.units import iso
 from datatask.schema.version import VERSION
 
 PRODUCER = f"urn:datatask:engine:{VERSION}"

@@ -38,8 +38,8 @@ from datatask.engine.audit.consistency import Divergence, told
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint
-from datatask.schema.definition import SECOND
 from datatask.schema.errors import DatataskError, UnknownNameError
+from datatask.schema.units import SECOND
 
 NICE = 15
 REST_BUSY = 50.0

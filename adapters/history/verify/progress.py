@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from datatask.adapters.history.moments import iso
 from datatask.adapters.history.verify.rounds import read_rounds
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, told_by
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import FOLD_VERSION
+from datatask.schema.units import iso
 
 
 class UpTo(NamedTuple):

@@ -1,0 +1,50 @@
+"""Times and amounts as the engine counts them, and as people and files have them.
+
+Times are UTC nanoseconds and durations nanoseconds, amounts are billionths; both are integers, so that sums are exact.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+NANO = 1_000_000_000
+"""One core, byte or unit in the billionths in which amounts are counted."""
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def moment(at: int | None) -> dt.datetime | None:
+    """Return UTC nanoseconds as a time, to the microsecond; None for None."""
+    return None if at is None else EPOCH + dt.timedelta(microseconds=at // 1000)
+
+
+def nanoseconds(time: dt.datetime) -> int:
+    """Return an aware time as UTC nanoseconds."""
+    passed = time - EPOCH
+    return (passed.days * 86_400 + passed.seconds) * SECOND + passed.microseconds * 1000
+
+
+def iso(at: int | None) -> str | None:
+    """Return UTC nanoseconds as ISO 8601 to the microsecond, None for None."""
+    time = moment(at)
+    return None if time is None else f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def duration_words(seconds: float) -> str:
+    """Return a duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    for size, unit, smaller, smaller_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
+    return f"{whole} s"
