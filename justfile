@@ -18,20 +18,25 @@ types:
 layers:
     lint-imports --no-cache
 
-# the tests
+# the tests; without arguments the quick ones, spread over the cores
 test *args:
     {{ python }} -m pytest {{ args }}
 
-# the tests with the branch-coverage gate
+# what takes minutes, and more of everything that can be done more of (docs/testing.md)
+thorough *args:
+    DATATASK_TEST_EFFORT=thorough {{ python }} -m pytest {{ args }}
+
+# the quick and the thorough tests with the branch-coverage gate
 coverage:
     coverage erase
-    coverage run -m pytest
+    COVERAGE_PROCESS_START={{ justfile_directory() }}/pyproject.toml {{ python }} -m pytest
+    COVERAGE_PROCESS_START={{ justfile_directory() }}/pyproject.toml DATATASK_TEST_EFFORT=thorough {{ python }} -m pytest
     coverage combine --quiet
     coverage report
 
 # the long runs, for hours if you let them
 soak *args:
-    {{ python }} -m pytest -m soak {{ args }}
+    DATATASK_TEST_EFFORT=soak {{ python }} -m pytest {{ args }}
 
 # one imagined life, or many: `just sim 42`, `just sim 0 100000`
 sim *args:

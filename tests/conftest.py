@@ -7,21 +7,33 @@ a user may do with `@pytest.mark.machine("root")` (see `tests.machine`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import shutil
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from tests.effort import EFFORT, EFFORTS, by_effort, is_chosen, mark
 
 TEST_SECONDS = 120.0
 SOAK_SECONDS = 3600.0
 
 # No deadline per example: under coverage, on a busy machine, time says nothing. The blob replays a failure.
-settings.register_profile("datatask", deadline=None, print_blob=True)
+settings.register_profile(
+    "datatask",
+    max_examples=by_effort(quick=20, thorough=60, soak=4000),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+    derandomize=EFFORT != "soak",  # the same examples each time: what lands does not depend on luck
+)
 settings.load_profile("datatask")
 
 # Where the tests run in the background of a script, Ctrl-C is ignored; the processes that they interrupt must not
@@ -30,8 +42,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with files marked `long`: one that came last would leave the other processes without work."""
+def pytest_configure() -> None:
+    """Refuse an effort that there is not."""
+    if EFFORT not in EFFORTS:
+        raise pytest.UsageError(f"DATATASK_TEST_EFFORT={EFFORT}: use one of {', '.join(EFFORTS)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spread a run of all tests over the cores, by file; named tests run in this process, as debuggers like it.
+
+    One process more than there are cores, since many tests wait for other processes.
+    """
+    options = config.option
+    options.named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS  # workers are given it
+    debugged = options.usepdb or options.collectonly or options.capture == "no"
+    if not (options.named or debugged) and options.numprocesses is None and options.dist == "no":
+        options.numprocesses, options.dist = len(os.sched_getaffinity(0)) + 1, "loadfile"
+        options.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for other efforts, and begin with what is `long`, so that it does not run alone at the end."""
+    mark(items)
+    chosen = [item for item in items if is_chosen(item, named=config.option.named)]
+    kept = set(chosen)
+    if others := [item for item in items if item not in kept]:
+        config.hook.pytest_deselected(items=others)
+    items[:] = chosen
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
@@ -58,6 +97,50 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 _misses(words, "run .ci/run as root on a machine of its own")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """End the processes that a test which fails has left: they would fail another, by a ResourceWarning."""
+    begun: list[subprocess.Popen[Any]] = []
+    original = subprocess.Popen.__init__
+    measured = _unmeasured(item)
+
+    def noted(self: subprocess.Popen[Any], *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        begun.append(self)
+
+    subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
+    try:
+        return (yield)
+    except BaseException:
+        for process in begun:
+            _end(process)
+        raise
+    finally:
+        subprocess.Popen.__init__ = original  # type: ignore[method-assign]
+        if measured is not None:
+            measured.start()
+
+
+def _unmeasured(item: pytest.Item) -> Any:
+    """Stop measuring coverage where more of the same is done, which it makes three times slower; return what to start."""
+    if EFFORT == "quick" or item.get_closest_marker("scaled") is None or "coverage" not in sys.modules:
+        return None
+    measured = sys.modules["coverage"].Coverage.current()
+    if measured is not None:
+        measured.stop()
+    return measured
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
 def _misses(what: str, remedy: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"needs {what}: {remedy}", pytrace=False)
@@ -75,7 +158,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         if name in pyfuncitem.funcargs
     }
 
-    soaks = pyfuncitem.get_closest_marker("soak") is not None
+    soaks = EFFORT == "soak"
 
     async def limited() -> None:
         async with asyncio.timeout(SOAK_SECONDS if soaks else TEST_SECONDS):

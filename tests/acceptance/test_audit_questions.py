@@ -28,6 +28,7 @@ def document() -> list[Block]:
     return list(blocks("docs/audit.md"))
 
 
+@pytest.mark.slow
 def test_the_questions_are_answered_as_printed(document: list[Block], tmp_path: Path) -> None:
     """Numbers and times may differ, positions too: later commands ask for those that they need."""
     shell = Shell(tmp_path)

@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "stdlib"
 BROKEN = "example.unparsable.py"
 SECONDS_MAX = 600

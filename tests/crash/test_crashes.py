@@ -11,12 +11,12 @@ import pytest
 
 from tests.crash.harness import effects, given_up, losses, memberships
 from tests.crash.shop import lay_out
+from tests.effort import by_effort
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 300
-JOBS = 420
+KILLS, JOBS = by_effort(quick=(40, 70), thorough=(300, 420), soak=(300, 420))
 INFRASTRUCTURE_BUDGET = 5
 OUTLIVES = ("copy",)
 
@@ -56,7 +56,8 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(jobs)}
 
 
-def test_three_hundred_kills_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.scaled
+def test_hundreds_of_kills_change_nothing(tmp_path: Path) -> None:
     lived(tmp_path, KILLS, JOBS, seed=1)
 
 

@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from datatask import (
     InProcessMetadataRepository,
     LocalLinuxManager,
@@ -20,12 +22,13 @@ from datatask import (
 )
 from datatask.adapters.history.history import History
 from tests.crash.harness import effects, kill_launchers
+from tests.effort import by_effort
 
-JOBS = 2000
-KILLS_MIN = 10
+JOBS, KILLS_MIN = by_effort(quick=(300, 2), thorough=(2000, 10), soak=(2000, 10))
 SCRIPT = "#!/bin/sh\necho x >> {effects}/{{{{ job }}}}\nexit 3\n"
 
 
+@pytest.mark.scaled
 async def test_launchers_killed_at_full_speed_change_nothing(tmp_path: Path) -> None:
     """Scripts end within milliseconds: before their pid is written down, before anybody waits, before their end is."""
     (tmp_path / "effects").mkdir()

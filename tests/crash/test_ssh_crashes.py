@@ -10,11 +10,11 @@ import pytest
 from tests.crash.harness import effects, memberships
 from tests.crash.remote import lay_out
 from tests.crash.test_crashes import told
+from tests.effort import by_effort
 from tests.ssh_kit import server
 
 pytestmark = pytest.mark.server("sshd")
-KILLS = 60
-JOBS = 240
+KILLS, JOBS = by_effort(quick=(12, 60), thorough=(60, 240), soak=(60, 240))
 LIVES = (0.05, 0.7)
 REMOTE = "make=__import__('tests.crash.remote').crash.remote.remote"
 
@@ -36,7 +36,8 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     assert told(f"verified(Path({str(folder)!r}))") == "[]"
 
 
-def test_sixty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+@pytest.mark.scaled
+def test_tens_of_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     lived(tmp_path, KILLS, JOBS, seed=1)
 
 

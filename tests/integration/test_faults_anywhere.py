@@ -23,6 +23,7 @@ from integration.cli_kit import PIPELINE, Project
 from integration.faultlines import errors
 
 from datatask.adapters.cli.commands import COMMANDS
+from tests.effort import by_effort
 from tests.unmeasured import plain_environment
 
 TEXT = PIPELINE.replace(
@@ -78,7 +79,7 @@ OURS = re.compile(
     r"please report|Traceback|internal error|Exception ignored|Exception in|never retrieved|its own code failed"
 )
 CODES = {0, 1, 2, 3, 4, 5, 6, 7, 70, 130, -signal.SIGINT}
-POINTS, POINTS_SOAKING = 3, 200
+POINTS, POINTS_SOAKING = by_effort(quick=1, thorough=3, soak=3), 200
 WHOLE_ENDS = 0.1
 """So many of the commands end with all that the interpreter does at its end, which takes a tenth of a second."""
 
@@ -221,6 +222,7 @@ def seed() -> int:
 
 
 @pytest.mark.long
+@pytest.mark.scaled
 @pytest.mark.parametrize("part", range(2))
 def test_a_sample_of_points(stage: Stage, base: Path, part: int) -> None:
     """A few points of some commands, others each time."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 KERNEL = shutil.which("linux.uml")
-pytestmark = pytest.mark.server("linux.uml")
+pytestmark = [pytest.mark.server("linux.uml"), pytest.mark.slow, pytest.mark.long]
 UNFIT = "ptrace set fp regs failed, errno = 14"
 """What it says before its first program begins, on processors whose registers are larger than it knows (as with AMX)."""
 REPOSITORY = Path(__file__).parents[2]

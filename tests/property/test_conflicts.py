@@ -108,7 +108,7 @@ async def left_by(all_of_them: list[Program], how: str, folder: Path) -> dict[tu
         }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 @given(plans=programs, how=st.sampled_from(("loop", "threads")))
 def test_what_programs_leave_some_order_of_them_leaves(plans: list[list[Any]], how: str) -> None:
     """Each update once, and in one order wherever two jobs meet."""

@@ -42,7 +42,7 @@ def written(folder: str, family: tuple[PipelineDef, list[PipelineDef]], life: li
     return path
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples // 2)
 @given(families(), lives)
 def test_random_lives_are_clean(family: tuple[PipelineDef, list[PipelineDef]], life: list[Action]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def test_random_lives_are_clean(family: tuple[PipelineDef, list[PipelineDef]], l
     assert found.ok, found
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 4)
 @given(families(), lives, st.integers(0, 1 << 30))
 def test_random_damage_is_found(
     family: tuple[PipelineDef, list[PipelineDef]], life: list[Action], seed: int

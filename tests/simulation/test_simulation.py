@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from tests.effort import by_effort
 from tests.simulation.life import Life, wrong
 from tests.simulation.many import many, shrink
 from tests.simulation.mutants import MUTANTS, no_backoff
@@ -22,7 +23,7 @@ pytestmark = [
         "ignore::pytest.PytestUnraisableExceptionWarning"  # what a dead engine leaves behind is never awaited
     ),
 ]
-LIVES = 20_000
+LIVES = by_effort(quick=400, thorough=2_000, soak=20_000)
 MUTANT_LIVES = 500
 
 
@@ -33,6 +34,7 @@ def _the_dead_are_gone() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.mark.scaled
 def test_no_life_breaks_a_promise() -> None:
     assert many(0, LIVES - 1) == []
 

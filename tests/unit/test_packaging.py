@@ -136,5 +136,6 @@ def test_a_missing_server_skips_here_and_fails_in_ci(
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = server\n")
     (tmp_path / "test_suite.py").write_text(SUITE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.effort
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
     assert summary in done.stdout
