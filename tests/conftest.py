@@ -54,6 +54,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     One process more than there are cores, since many tests wait for other processes.
     """
+    if hasattr(config, "workerinput"):
+        return  # a worker, which has the options of the process that spread the run
     options = config.option
     options.named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS  # workers are given it
     debugged = options.usepdb or options.collectonly or options.capture == "no"
