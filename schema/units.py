@@ -17,6 +17,11 @@ NANO = 1_000_000_000
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
+def in_units(amount: int) -> float:
+    """Return billionths as cores, bytes and units."""
+    return amount // NANO if amount % NANO == 0 else amount / NANO
+
+
 def moment(at: int | None) -> dt.datetime | None:
     """Return UTC nanoseconds as a time, to the microsecond; None for None."""
     return None if at is None else EPOCH + dt.timedelta(microseconds=at // 1000)

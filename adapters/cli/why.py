@@ -18,7 +18,7 @@ from datatask.schema.troubles import shown
 from datatask.schema.units import iso
 
 if TYPE_CHECKING:
-    from datatask.engine.explain.why import Group
+    from datatask.engine.explain.explanations import Group
 
 TOLD_OF_MAX = 200
 """So many runs of a job are looked at for what to tell of its past."""

@@ -17,7 +17,7 @@ from datatask.adapters.history.queries import Table
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
-from datatask.engine.explain.explanations import Cited, Explanation, Group, Hold, Node
+from datatask.engine.explain.explanations import Blocker, CitedEvent, Explanation, Group, Node
 from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import Event, Recorded, RunEnded, RunObserved, RunUnreachable, UnknownEvent
@@ -60,12 +60,12 @@ def with_events(reader: LogReader, state: State, found: Explanation) -> Explanat
         msgspec.structs.replace(condition, since=sources.since(condition.since, before, after))
         for condition, before, after in zip(found.conditions, found.tree.of, tree.of, strict=True)
     ]
-    holds = [sources.of_hold(hold, found.task) for hold in found.held_by]
-    answer = msgspec.structs.replace(found, tree=tree, conditions=conditions, held_by=holds)
+    blockers = [sources.of_blocker(blocker, found.task) for blocker in found.held_by]
+    answer = msgspec.structs.replace(found, tree=tree, conditions=conditions, held_by=blockers)
     return msgspec.structs.replace(answer, events=cited(reader, answer.positions()))
 
 
-def cited(reader: LogReader, positions: list[int]) -> list[Cited]:
+def cited(reader: LogReader, positions: list[int]) -> list[CitedEvent]:
     """Return what stands at these positions; what an archive has taken is left out."""
     events: list[Recorded] = []
     try:
@@ -77,14 +77,14 @@ def cited(reader: LogReader, positions: list[int]) -> list[Cited]:
     return [_cited(position, event) for position, event in events]
 
 
-def _cited(position: int, event: Event) -> Cited:
+def _cited(position: int, event: Event) -> CitedEvent:
     kind = event.name if isinstance(event, UnknownEvent) else type(event).__name__
     run = position if kind == "LaunchDecided" else event.run
     if isinstance(event, RunEnded):
         kind = f"{kind}: {event.outcome}"
     reason = str(getattr(event, "reason", ""))
     about = {"position": position, "kind": kind, "at": iso(event.at) or "", "actor": event.actor}
-    return Cited(**about, run=run, reason=reason)  # type: ignore[arg-type]
+    return CitedEvent(**about, run=run, reason=reason)  # type: ignore[arg-type]
 
 
 class Sources:
@@ -117,37 +117,37 @@ class Sources:
             return node
         return msgspec.structs.replace(node, of=below, since=since)
 
-    def of_hold(self, hold: Hold, task: str) -> Hold:
-        """Return a hold with the event that made it so, where only the log has that."""
+    def of_blocker(self, blocker: Blocker, task: str) -> Blocker:
+        """Return a blocker with the event that made it so, where only the log has that."""
         found: Recorded | None = None
-        if hold.what == "live" and hold.since is not None:
-            return self._with_words(hold, hold.since)
-        if hold.what == "cancelled":
+        if blocker.what == "live" and blocker.since is not None:
+            return self._with_message(blocker, blocker.since)
+        if blocker.what == "cancelled":
             found = self._last(self._job, "CancelRequested", task=task)
-        elif hold.what == "claimed" and hold.since is not None:
-            ended = self._ended(self._job, hold.since)
-            if ended is None and not self._is_archived(hold.since):
-                return hold
-            return msgspec.structs.replace(hold, since=ended)
-        elif hold.what == "observing" and self._state.leaves[hold.repository].held:
-            found = self._last(None, "ObservationHeld", repository=hold.repository)
-        elif hold.what == "observing" and self._state.leaves[hold.repository].trouble:
-            found = self._last(None, "RepositoryUnreachable", repository=hold.repository)
-        elif hold.what == "evaluation" and hold.until:
-            where = {"repository": hold.repository} if hold.repository else {"task": task}
+        elif blocker.what == "claimed" and blocker.since is not None:
+            ended = self._ended(self._job, blocker.since)
+            if ended is None and not self._is_archived(blocker.since):
+                return blocker
+            return msgspec.structs.replace(blocker, since=ended)
+        elif blocker.what == "observing" and self._state.leaves[blocker.repository].held:
+            found = self._last(None, "ObservationHeld", repository=blocker.repository)
+        elif blocker.what == "observing" and self._state.leaves[blocker.repository].trouble:
+            found = self._last(None, "RepositoryUnreachable", repository=blocker.repository)
+        elif blocker.what == "evaluation" and blocker.until:
+            where = {"repository": blocker.repository} if blocker.repository else {"task": task}
             found = self._last(self._job, "Evaluated", **where)
-        return hold if found is None else msgspec.structs.replace(hold, since=found.position)
+        return blocker if found is None else msgspec.structs.replace(blocker, since=found.position)
 
-    def _with_words(self, hold: Hold, run: int) -> Hold:
+    def _with_message(self, blocker: Blocker, run: int) -> Blocker:
         """Add what the runner told last of an open run: a pod that no node takes, a server that refuses it."""
         filters = Filters(kinds=_OF_A_RUN, jobs=(self._job,), runs=(run,))
         last = next(self._reader.read_back(run, self._state.position, filters, page_rows=1), None)
         event = None if last is None else last.event
         if last is None or not isinstance(event, RunObserved | RunUnreachable) or not event.message:
-            return hold
+            return blocker
         reason = f"{event.reason}: " if isinstance(event, RunObserved) and event.reason else ""
-        told = f"{hold.explain}; {reason}{event.message} (position {last.position})"
-        return msgspec.structs.replace(hold, explain=told)
+        told = f"{blocker.explain}; {reason}{event.message} (position {last.position})"
+        return msgspec.structs.replace(blocker, explain=told)
 
     def _is_archived(self, run: int) -> bool:
         return run <= self._base and run not in self._state.open_runs

@@ -19,7 +19,7 @@ from datatask.schema import definition as d
 from datatask.schema.codec import encode
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import ABSENT, ENVELOPE, Event, Recorded, UnknownEvent
-from datatask.schema.units import NANO, iso
+from datatask.schema.units import in_units, iso
 
 KINDS = (
     "is_input",
@@ -151,10 +151,7 @@ def _launches(launches: int | None) -> dict[str, float]:
 
 def units(amounts: dict[str, int]) -> dict[str, float]:
     """Return amounts in cores, bytes and units instead of billionths."""
-    return {
-        name: amount // NANO if amount % NANO == 0 else amount / NANO
-        for name, amount in sorted(amounts.items())
-    }
+    return {name: in_units(amount) for name, amount in sorted(amounts.items())}
 
 
 # --- events -----------------------------------------------------------------------------------------

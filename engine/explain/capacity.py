@@ -1,12 +1,12 @@
-"""What others take: quotas and who uses them, launch windows, a task's own concurrency, and those who come first.
+"""What others use: quotas and their open runs, launch windows, a task's own concurrency, and the jobs that come first.
 
-In: a case, and the trial that its proposal has left in line. Out: holds with the amounts that are lacking and the open
-runs that have them. Whether others come first is asked of the decider itself, not foretold.
+In: a `Case`; for the order also a what-if in which only the order is left in the way. Out: `Blocker`s, with the amounts
+that are lacking and the open runs that use them. Whether others come first is asked of the decider, not foretold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from datatask.engine.core import decide as deciding
@@ -14,121 +14,84 @@ from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun, TaskState
-from datatask.engine.explain.blockers import Obstacles
+from datatask.engine.explain.blockers import Case
 from datatask.engine.explain.capacity_fixes import next_launch
-from datatask.engine.explain.explanations import Amount, Explanation, Hold, iso, units, user_in_words, user_of
-from datatask.engine.explain.fixes import propose
-from datatask.engine.explain.what_if import Trial
-from datatask.schema.units import NANO
+from datatask.engine.explain.explanations import Amount, Blocker, iso_up, usage_of, usage_text
+from datatask.engine.explain.what_if import WhatIf
+from datatask.schema.units import NANO, in_units
 
 AHEAD_MAX = 1000
 SHOWN_MAX = 5
-USERS_MAX = 50
+RUNS_MAX = 50
 
 
-class Case(Obstacles):
-    """One (task, job): all that holds it back."""
+# --- limits -----------------------------------------------------------------------------------------
 
-    def explanation(self) -> Explanation:
-        """Look at everything, and try what would help."""
-        self.look()
-        self._capacity()
-        trial = Trial(self.state, self.now, engine_alive=self.engine_alive, unavailable=self.unavailable)
-        proposal = propose(trial, self.task, self.job)
-        launching = proposal.changes == []
-        if proposal.beaten:
-            self._order(trial)
-        if proposal.changes is None:
-            self._unreachable()
-        return Explanation(
-            task=self.task.name,
-            job=self.name,
-            ready=self.satisfied and self.run is None,
-            at_position=self.state.position,
-            conditions=self.conditions,
-            held_by=self.holds,
-            changes=proposal.changes or [],
-            launching=launching,
-            tree=self.tree,
-        )
 
-    def shared(self) -> list[Hold]:
-        """Return what holds every job of the task that is in line as it holds this one."""
-        self._surroundings()
-        self._capacity()
-        return self.holds
+def limits(case: Case) -> Iterator[Blocker]:
+    """Yield the limits that the job would exceed now; its own open run counts against none of them."""
+    task, own = case.task, 0 if case.run is None else 1
+    limit, name = task.definition.concurrency, task.definition.quota
+    if limit is not None and task.open_runs - own >= limit:
+        runs, shown = _using(case, lambda run: run.task == task.name)
+        told = f"{task.name} runs {task.open_runs} of at most {limit} at once: {shown}"
+        yield Blocker("concurrency", told, **runs)
+    if name is not None:
+        yield from _amounts(case, name, case.state.quotas[name])
+        yield from _rate(case, name, case.state.quotas[name])
 
-    def _unreachable(self) -> None:
-        told = "no set of changes was found that lets it run"
-        own = {view.id for view in (self.task.succeeded, self.task.failed)}
-        if own & {leaf.id for leaf in self.task.reads}:
-            told += ": its condition looks at the outcome of its own runs, which a new occasion clears"
-        self._hold("unreachable", f"{told}; `launch --force` does")
 
-    # --- capacity ---------------------------------------------------------------------------------
+def _amounts(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
+    freed = case.run.resources if case.run is not None and case.run.quota == name else {}
+    for part, amount in case.task.definition.resources.items():
+        limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
+        lacking = {part: Amount(needed=in_units(amount), used=in_units(used), limit=in_units(limit))}
+        if amount > limit:
+            told = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
+            yield Blocker("infeasible", told, quota=name, amounts=lacking)
+        elif amount and used + amount > limit:
+            runs, shown = _using(case, lambda run: run.quota == name, part)
+            told = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
+            yield Blocker("quota", told, quota=name, amounts=lacking, **runs)
 
-    def _capacity(self) -> None:
-        own = 0 if self.run is None else 1
-        limit, task = self.task.definition.concurrency, self.task
-        if limit is not None and task.open_runs - own >= limit:
-            runs, shown = self._users(lambda run: run.task == task.name)
-            told = f"{task.name} runs {task.open_runs} of at most {limit} at once: {shown}"
-            self._hold("concurrency", told, **runs)
-        name = task.definition.quota
-        if name is not None:
-            self._quota(name, self.state.quotas[name])
-            self._rate(name, self.state.quotas[name])
 
-    def _quota(self, name: str, quota: QuotaState) -> None:
-        freed = self.run.resources if self.run is not None and self.run.quota == name else {}
-        for part, amount in self.task.definition.resources.items():
-            limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
-            lacking = {part: Amount(needed=units(amount), used=units(used), limit=units(limit))}
-            if amount > limit:
-                told = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
-                self._hold("infeasible", told, quota=name, amounts=lacking)
-            elif amount and used + amount > limit:
-                runs, shown = self._users(lambda run: run.quota == name, part)
-                told = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
-                self._hold("quota", told, quota=name, amounts=lacking, **runs)
+def _rate(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
+    free_at = next_launch(quota, case.now)
+    if free_at is None:
+        yield Blocker("infeasible", f"{name} allows no launches at all", quota=name)
+    elif free_at > case.now:
+        seconds, at = quota.definition.window / NANO, iso_up(free_at)
+        told = f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {at}"
+        yield Blocker("rate", told, quota=name, until=at)
 
-    def _rate(self, name: str, quota: QuotaState) -> None:
-        free_at = next_launch(quota, self.now)
-        if free_at is None:
-            self._hold("infeasible", f"{name} allows no launches at all", quota=name)
-        elif free_at > self.now:
-            seconds = quota.definition.window / NANO
-            told = f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {iso(free_at)}"
-            self._hold("rate", told, quota=name, until=iso(free_at))
 
-    def _users(self, of: Callable[[OpenRun], bool], part: str = "") -> tuple[dict[str, Any], str]:
-        """Return the open runs that have what is lacking, as fields of a hold and in words."""
-        found = [
-            run
-            for run in self.state.open_runs.values()
-            if of(run) and run is not self.run and (not part or run.resources.get(part))
-        ]
-        users = [user_of(self.state, run) for run in found[:USERS_MAX]]
-        words = ", ".join(user_in_words(user) for user in users[:SHOWN_MAX])
-        more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
-        return {"runs": users, "more": len(found) - len(users)}, words + more or "nothing runs"
+def _using(case: Case, of: Callable[[OpenRun], bool], part: str = "") -> tuple[dict[str, Any], str]:
+    """Return the other open runs that use what is lacking, as fields of a blocker and in words."""
+    found = [
+        run
+        for run in case.state.open_runs.values()
+        if of(run) and run is not case.run and (not part or run.resources.get(part))
+    ]
+    runs = [usage_of(case.state, run) for run in found[:RUNS_MAX]]
+    words = ", ".join(usage_text(run) for run in runs[:SHOWN_MAX])
+    more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
+    return {"runs": runs, "more": len(found) - len(runs)}, words + more or "nothing runs"
 
-    # --- the order --------------------------------------------------------------------------------
 
-    def _order(self, trial: Trial) -> None:
-        """What is free goes to those who come first, or is kept for one of them."""
-        state, task = trial.state, trial.state.tasks[self.task.name]
-        mine = _entry(task, self.job)
-        keeper = reserving(state, task, trial.now, mine, trial.unavailable)
-        if keeper is not None:
-            other, job, position = keeper
-            told = f"{task.definition.quota} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
-            self._hold("reserved", told, position, quota=task.definition.quota or "")
-            return
-        ahead = {other.name: _ahead(other, trial, mine, task) for other in state.tasks.values()}
-        same, count = ahead[task.name], sum(ahead.values())
-        over = "at least " if count >= AHEAD_MAX else ""
-        self._hold("priority", f"{over}{count} waiting jobs come first, {same} of them in {task.name}")
+# --- the order --------------------------------------------------------------------------------------
+
+
+def order(case: Case, what_if: WhatIf) -> Blocker:
+    """Return the blocker of a job that is queued and within its limits: a reservation, or the jobs that come first."""
+    state, task = what_if.state, what_if.state.tasks[case.task.name]
+    mine = _entry(task, case.job)
+    reserved = reservation(state, task, what_if.now, mine, what_if.unavailable)
+    if reserved is not None:
+        return reserved
+    ahead = {other.name: _ahead(other, what_if, mine, task) for other in state.tasks.values()}
+    same, count = ahead[task.name], sum(ahead.values())
+    over = "at least " if count >= AHEAD_MAX else ""
+    return Blocker("priority", f"{over}{count} waiting jobs come first, {same} of them in {task.name}")
 
 
 def _entry(task: TaskState, job: int) -> Entry:
@@ -138,25 +101,25 @@ def _entry(task: TaskState, job: int) -> Entry:
     return (-task.queue.priority(job), task.queue.position(job), job)
 
 
-def _ahead(task: TaskState, trial: Trial, mine: Entry, own: TaskState) -> int:
+def _ahead(task: TaskState, what_if: WhatIf, mine: Entry, own: TaskState) -> int:
     """Return how many jobs of a task come before this one, at most `AHEAD_MAX`."""
-    if deciding.closed(task, trial.unavailable):
+    if deciding.closed(task, what_if.unavailable):
         return 0
     count = 0
-    for entry in deciding.entries(task, trial.now, AHEAD_MAX):
+    for entry in deciding.entries(task, what_if.now, AHEAD_MAX):
         if count >= AHEAD_MAX or (entry, task.index) >= (mine, own.index):
             break
         count += 1
     return count
 
 
-def reserving(
-    state: State, task: TaskState, now: int, mine: Entry | None, unavailable: Set[str]
-) -> tuple[TaskState, int, int] | None:
-    """Return who keeps this task's quota for itself: its task, the job, and since which position it waits.
+def reservation(
+    state: State, task: TaskState, now: int, mine: Entry, unavailable: Set[str]
+) -> Blocker | None:
+    """Return the blocker of an entry whose quota is kept for an earlier one that lacks more, None where it is not.
 
-    The first, before `mine`, that is held by an amount and has waited for longer than `starvation_after`; and only where
-    the task would have room without it.
+    The earliest, before `mine`, that lacks an amount and has waited for longer than `starvation_after`; and only where
+    the task would have what it needs without that.
     """
     name = task.definition.quota
     if name is None:
@@ -165,37 +128,35 @@ def reserving(
     decided = deciding.decide(state, now, unavailable=unavailable)
     if not decided.constraints.get(task.name, "").startswith("quota: "):
         return None
-    launched = decided.decisions
-    used = dict(quota.used)
-    for launch in launched:
-        if state.tasks[launch.task].definition.quota == name:
+    sharing = {other.name: other for other in state.tasks.values() if other.definition.quota == name}
+    used, launched = dict(quota.used), set[tuple[str, int]]()
+    for launch in decided.decisions:
+        if launch.task in sharing:
+            launched.add((launch.task, state.job_index[launch.job]))
             for part, amount in launch.resources.items():
                 used[part] = used.get(part, 0) + amount
-    request = task.definition.resources
-    if any(
-        amount and used.get(part, 0) + amount > quota.limits.get(part, 0) for part, amount in request.items()
-    ):
+    if _lacks(task, used, quota):
         return None
-    gone = {(launch.task, state.job_index[launch.job]) for launch in launched}
     found: list[tuple[Entry, int, TaskState]] = []
-    for other in state.tasks.values():
-        if other.definition.quota != name or deciding.closed(other, unavailable):
+    for other in sharing.values():
+        if deciding.closed(other, unavailable):
             continue
         line = deciding.entries(other, now, deciding.BOUND)
-        head = next((entry for entry in line if (other.name, entry[2]) not in gone), None)
-        if head is None or (mine is not None and (head, other.index) >= (mine, task.index)):
+        head = next((entry for entry in line if (other.name, entry[2]) not in launched), None)
+        if head is None or (head, other.index) >= (mine, task.index):
             continue
         if now - state.time_of(head[1]) >= quota.definition.starvation_after:
-            if _lacks(other, used, quota):
+            if quota.infeasible(other.definition.resources) is None and _lacks(other, used, quota):
                 found.append((head, other.index, other))
     if not found:
         return None
-    entry, _, other = min(found, key=lambda each: each[:2])
-    return other, entry[2], entry[1]
+    (_, position, job), _, other = min(found, key=lambda each: each[:2])
+    told = f"{name} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
+    return Blocker("reserved", told, position or None, quota=name)
 
 
 def _lacks(task: TaskState, used: dict[str, int], quota: QuotaState) -> bool:
-    request = task.definition.resources
-    return quota.infeasible(request) is None and any(
-        amount and used.get(part, 0) + amount > quota.limits.get(part, 0) for part, amount in request.items()
+    return any(
+        amount and used.get(part, 0) + amount > quota.limits.get(part, 0)
+        for part, amount in task.definition.resources.items()
     )

@@ -1,8 +1,7 @@
-"""What `why` answers, as values: `Explanation` is one (task, job), `Group` the waiting jobs that wait for the same.
+"""What `why` answers, as values and in words: `Explanation` is one (task, job), `Group` the waiting jobs of one reason.
 
-The JSON of the command line is `Explanation.to_json()`, its text is `lines`; a notebook shows `_repr_html_`.
-
-The words of `why`: conditions, evaluations, runs and times as people say them.
+The command line's JSON is `Explanation.to_json()`, its text `lines`; a notebook shows `_repr_html_`. Below them the words
+for conditions, evaluations, runs and times that the rest of the package shares.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import definition as d
-from datatask.schema.units import NANO
+from datatask.schema.units import EPOCH, in_units
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +54,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     explain: str = ""
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An open run, what it holds of a quota (in units), and since when."""
+class RunUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An open run, what it uses of a quota (in units), and since when."""
 
     run: int
     task: str
@@ -74,11 +73,11 @@ class Amount(msgspec.Struct, frozen=True, kw_only=True):
     limit: float
 
 
-class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
+class Blocker(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing other than data that holds the job back.
 
-    `since` is the position of the event that made it so. Where a limit holds: which `quota`, the `amounts` that are
-    lacking, the open runs that have them (`runs`, the first 50, `more` beyond). `until`: when time heals it, as ISO time.
+    `since` is the position of the event that made it so. For a limit: which `quota`, the `amounts` that are lacking, the
+    open runs that use them (`runs`, the first 50, and `more`). `until`: the ISO time at which it ends by itself.
     `repository`: which one is not known, or waits for user code.
     """
 
@@ -89,12 +88,12 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
     repository: str = ""
     quota: str = ""
     amounts: dict[str, Amount] = {}
-    runs: list[User] = []
+    runs: list[RunUsage] = []
     more: int = 0
 
 
-class Cited(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that an answer cites; who fills this in has read the log."""
+class CitedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that an answer cites, as read from the log."""
 
     position: int
     kind: str
@@ -127,9 +126,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     `ready`: the data conditions hold and no run is open. `launching`: the next round launches it; else something in
     `conditions` or `held_by` says why not. `changes` is the smallest set after which the next round does, in the order
-    in which they are to be made (`proposals` says what counts as one); empty where it does anyhow, or where no set was
-    found, which `held_by` then says. `tree` is an `and` of one node for each of `conditions`, in the same order. `events`
-    are those cited, for whoever has the log.
+    in which they are to be made; empty where it does anyhow, or where no set was found, which `held_by` then says.
+    `tree` is an `and` of one node for each of `conditions`, in the same order. `events` are those cited.
     """
 
     task: str
@@ -137,11 +135,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     at_position: int
     conditions: list[Condition]
-    held_by: list[Hold]
+    held_by: list[Blocker]
     changes: list[Change]
     launching: bool = False
     tree: Node = Node(op="and", holds=True)
-    events: list[Cited] = []
+    events: list[CitedEvent] = []
 
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON object as plain data."""
@@ -152,8 +150,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     def positions(self) -> list[int]:
         """Return the positions that the answer cites, each once, oldest first."""
-        cited = {condition.since for condition in self.conditions} | {hold.since for hold in self.held_by}
-        cited |= {user.run for hold in self.held_by for user in hold.runs}
+        cited = {condition.since for condition in self.conditions} | {
+            blocker.since for blocker in self.held_by
+        }
+        cited |= {run.run for blocker in self.held_by for run in blocker.runs}
         nodes = [self.tree]
         while nodes:
             node = nodes.pop()
@@ -171,7 +171,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Waiting jobs of a task that wait for the same: how many, and a few of them."""
+    """Waiting jobs of a task with one reason: how many, and a few of them."""
 
     what: str
     explain: str
@@ -207,8 +207,8 @@ _OPS = {
 _RUNNING = {"live": "wait until {task} runs {job}", "not live": "wait until {task} no longer runs {job}"}
 
 
-def change_in_words(change: Change) -> str:
-    """Say what is to be done."""
+def change_text(change: Change) -> str:
+    """Return what is to be done, in words."""
     fields = {name: getattr(change, name) for name in change.__struct_fields__}
     amounts = [f"{amount / 1e9:g} {part}" for part, amount in change.limits.items()]
     amounts += [f"{change.launches} launches in its window"] if change.launches is not None else []
@@ -222,8 +222,8 @@ def change_in_words(change: Change) -> str:
 
 
 def verdict(found: Explanation) -> str:
-    """Say in a few words how it stands with the job."""
-    if any(hold.what == "live" for hold in found.held_by):
+    """Return the state of the job in a few words."""
+    if any(blocker.what == "live" for blocker in found.held_by):
         return "is running"
     if found.launching:
         return "is ready, and will be launched"
@@ -231,7 +231,7 @@ def verdict(found: Explanation) -> str:
 
 
 def lines(found: Explanation, *history: str) -> list[str]:
-    """Return the answer as lines of text; `history` are lines on what was before."""
+    """Return the answer as lines of text; `history` are lines about the job's past runs."""
     cited = {event.position: event for event in found.events}
     text = [f"{found.task} {found.job}: {verdict(found)}"]
     for condition, node in zip(found.conditions, found.tree.of, strict=True):
@@ -241,29 +241,30 @@ def lines(found: Explanation, *history: str) -> list[str]:
             f"  {mark} {condition.link}: needs {condition.needs} in {condition.repository}, is {condition.is_}{since}"
         )
         text += _tree(node, cited, "      ")
-    for hold in found.held_by:
-        event = cited.get(hold.since or 0) if hold.what != "engine" else None
-        text.append(f"  held by {hold.what}: {hold.explain}{'' if event is None else f' — {_who(event)}'}")
+    for blocker in found.held_by:
+        event = cited.get(blocker.since or 0) if blocker.what != "engine" else None
+        source = "" if event is None else f" — {_event_text(event)}"
+        text.append(f"  held by {blocker.what}: {blocker.explain}{source}")
     text += [f"  {line}" for line in history]
     if found.changes:
-        text.append("  to let it run: " + "; ".join(map(change_in_words, found.changes)))
+        text.append("  to let it run: " + "; ".join(map(change_text, found.changes)))
     return text
 
 
-def cite(position: int, cited: dict[int, Cited]) -> str:
-    """Return a position, and what stands there where that is known."""
+def cite(position: int, cited: dict[int, CitedEvent]) -> str:
+    """Return a position, with the event there where it is known."""
     event = cited.get(position)
-    return f"position {position}" if event is None else f"position {position} ({_who(event)})"
+    return f"position {position}" if event is None else f"position {position} ({_event_text(event)})"
 
 
-def _who(event: Cited) -> str:
+def _event_text(event: CitedEvent) -> str:
     run = f", run {event.run}" if event.run is not None else ""
     reason = f": {event.reason}" if event.reason else ""
     return f"{event.kind} by {event.actor} at {event.at}{run}{reason}"
 
 
-def _tree(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
-    """Yield what a condition is made of; nothing for a plain repository and its absence."""
+def _tree(node: Node, cited: dict[int, CitedEvent], indent: str) -> Iterator[str]:
+    """Yield the parts of a condition; nothing for a plain repository and its absence."""
     plain = node.of[0] if node.op == "not" else node
     if plain.op == "in" and not plain.explain:
         return
@@ -271,7 +272,7 @@ def _tree(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
         yield from _branch(part, cited, indent)
 
 
-def _branch(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
+def _branch(node: Node, cited: dict[int, CitedEvent], indent: str) -> Iterator[str]:
     mark = "ok " if node.holds else "NOT"
     wanted, plain = ("not in", node.of[0]) if node.op == "not" else ("in", node)
     if plain.op == "in":
@@ -286,19 +287,16 @@ def _branch(node: Node, cited: dict[int, Cited], indent: str) -> Iterator[str]:
         yield from _branch(part, cited, indent + "  ")
 
 
-def iso(at: int) -> str:
-    """Return engine time as ISO-8601 UTC, rounded up to the microsecond."""
-    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=-(-at // 1000))
-    return moment.isoformat().replace("+00:00", "Z")
+# --- words ------------------------------------------------------------------------------------------
 
 
-def units(amount: int) -> float:
-    """Return billionths as cores, bytes and units."""
-    return amount // NANO if amount % NANO == 0 else amount / NANO
+def iso_up(at: int) -> str:
+    """Return engine time as ISO-8601 UTC, rounded up to the microsecond: at that time it has come."""
+    return (EPOCH + dt.timedelta(microseconds=-(-at // 1000))).isoformat().replace("+00:00", "Z")
 
 
 def subject(part: d.AnyExpr) -> d.AnyExpr:
-    """Return what a condition is about, whether it needs it or its absence."""
+    """Return a condition without its negation."""
     return part.of if isinstance(part, d.Not) else part
 
 
@@ -316,20 +314,20 @@ def link_of(task: d.TaskDef, part: d.AnyExpr) -> str:
     return next((link.name for link in task.links if link.expr == bare), "ready")
 
 
-def pending_in_words(key: PendingKey, why: Pending) -> str:
-    """Tell of an evaluation that is due."""
+def pending_text(key: PendingKey, why: Pending) -> str:
+    """Return an evaluation that is due, in words."""
     text = f"the {key.what} of {key.owner} is to be evaluated (since position {why.position})"
-    return f"{text}: {why.error}; again at {iso(why.retry_at)}" if why.error else text
+    return f"{text}: {why.error}; again at {iso_up(why.retry_at)}" if why.error else text
 
 
-def user_of(state: State, run: OpenRun) -> User:
-    """Return what a run holds."""
-    amounts = {part: units(amount) for part, amount in run.resources.items() if amount}
+def usage_of(state: State, run: OpenRun) -> RunUsage:
+    """Return what a run uses."""
+    amounts = {part: in_units(amount) for part, amount in run.resources.items() if amount}
     about = {"run": run.run, "task": run.task, "job": state.jobs[run.job], "where": run.where}
-    return User(**about, since=iso(run.decided_at), amounts=amounts)  # type: ignore[arg-type]
+    return RunUsage(**about, since=iso_up(run.decided_at), amounts=amounts)  # type: ignore[arg-type]
 
 
-def user_in_words(user: User) -> str:
-    """Tell a run and what it holds."""
-    amounts = ", ".join(f"{amount:g} {part}" for part, amount in user.amounts.items())
-    return f"run {user.run} ({user.task} {user.job}{': ' + amounts if amounts else ''})"
+def usage_text(usage: RunUsage) -> str:
+    """Return a run and what it uses, in words."""
+    amounts = ", ".join(f"{amount:g} {part}" for part, amount in usage.amounts.items())
+    return f"run {usage.run} ({usage.task} {usage.job}{': ' + amounts if amounts else ''})"

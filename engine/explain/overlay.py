@@ -1,8 +1,8 @@
-"""A state laid over another one: looked at through it, changed in it, and the one below stays as it is.
+"""A state over another one: reads show the one below until something is folded, and writes never reach it.
 
-In: a state. Out: `Layer.state`, on which events can be folded and `decide` asked as on any other; `reset` takes back
-all that was folded. It costs what was changed, and the number of tasks and leaves, whatever the number of jobs: what is
-kept per job is a container of the changes over the one below. Bitmaps of members are the one thing it has not.
+In: a state. Out: `Overlay.state`, on which events can be folded and `decide` asked as on any other; `reset` takes back
+all that was folded. It costs what was changed, and the number of tasks and leaves, whatever the number of jobs: each
+container of what is kept per job holds the changes only. Bitmaps of members are the one thing that it does not have.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ V = TypeVar("V")
 ENDLESS = 1 << 60
 
 
-class LayeredDict(dict[K, V]):
-    """What is in it lies over `below`; `copied` makes what may be changed in place one's own when it is looked at."""
+class OverlayDict(dict[K, V]):
+    """A dict over `below`; `copied` copies a value that may be changed in place when it is first read."""
 
     def __init__(self, below: dict[K, V], copied: Callable[[V], V] | None = None) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LayeredDict(dict[K, V]):
         self._gone: set[K] = set()
 
     def reset(self) -> None:
-        """Forget all that was changed."""
+        """Forget all changes."""
         super().clear()
         self._gone.clear()
 
@@ -99,48 +99,48 @@ class LayeredDict(dict[K, V]):
         return ((key, self[key]) for key in self)
 
 
-class LayeredList(list[V]):
+class OverlayList(list[V]):
     """A list that can be appended to, and whose items can be replaced."""
 
     def __init__(self, below: list[V]) -> None:
         super().__init__()
         self._below, self._own = below, dict[int, V]()
-        self._first = len(below)
+        self._offset = len(below)
 
     def reset(self) -> None:
-        """Forget all that was changed."""
+        """Forget all changes."""
         super().clear()
         self._own.clear()
 
     def __getitem__(self, index: Any) -> Any:
-        if index >= self._first:
-            return super().__getitem__(index - self._first)
+        if index >= self._offset:
+            return super().__getitem__(index - self._offset)
         own = self._own.get(index)
         return self._below[index] if own is None else own
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if index >= self._first:
-            super().__setitem__(index - self._first, value)
+        if index >= self._offset:
+            super().__setitem__(index - self._offset, value)
         else:
             self._own[index] = value
 
     def __len__(self) -> int:
-        return self._first + super().__len__()
+        return self._offset + super().__len__()
 
 
-class LayeredCells(array):  # type: ignore[type-arg]
-    """An array of integers without an end; what nobody has written is 0."""
+class OverlayArray(array):  # type: ignore[type-arg]
+    """An array of integers without an end; cells that were never written are 0."""
 
     _below: array[int]
     _own: dict[int, int]
 
-    def __new__(cls, below: array[int]) -> LayeredCells:
+    def __new__(cls, below: array[int]) -> OverlayArray:
         made = super().__new__(cls, below.typecode)
         made._below, made._own = below, {}
         return made
 
     def reset(self) -> None:
-        """Forget all that was changed."""
+        """Forget all changes."""
         self._own.clear()
 
     def __getitem__(self, index: Any) -> Any:
@@ -156,7 +156,7 @@ class LayeredCells(array):  # type: ignore[type-arg]
         return ENDLESS
 
 
-class LayeredQueue:
+class OverlayQueue:
     """A ready queue over another one; any job in it may have a priority."""
 
     def __init__(self, below: ReadyQueue) -> None:
@@ -165,7 +165,7 @@ class LayeredQueue:
         self._gone: set[int] = set()
 
     def reset(self) -> None:
-        """Forget all that was changed."""
+        """Forget all changes."""
         self._added.clear()
         self._gone.clear()
 
@@ -200,8 +200,8 @@ class LayeredQueue:
         return -self._added[job][0] if job in self._added else self._below.priority(job)
 
 
-class Layer:
-    """`state` lies over the state given, and shows it until something is folded."""
+class Overlay:
+    """`state` shows the state below until something is folded."""
 
     def __init__(self, below: State) -> None:
         self.below = below
@@ -222,12 +222,12 @@ class Layer:
         state.watchers = [[tasks[id(task)] for task in watchers] for watchers in below.watchers]
         state.leaves = {name: own[id(leaf)] for name, leaf in below.leaves.items()}
         state.tasks = {name: tasks[id(task)] for name, task in below.tasks.items()}
-        state.jobs = self._kept(LayeredList(below.jobs))
-        state.masks = self._kept(LayeredList(below.masks))
-        state.job_index = self._kept(LayeredDict(below.job_index))
-        state.open_runs = self._kept(LayeredDict(below.open_runs, copy.copy))
-        state.pending = self._kept(LayeredDict(below.pending))
-        state.intents = self._kept(LayeredDict(below.intents))
+        state.jobs = self._resettable(OverlayList(below.jobs))
+        state.masks = self._resettable(OverlayList(below.masks))
+        state.job_index = self._resettable(OverlayDict(below.job_index))
+        state.open_runs = self._resettable(OverlayDict(below.open_runs, copy.copy))
+        state.pending = self._resettable(OverlayDict(below.pending))
+        state.intents = self._resettable(OverlayDict(below.intents))
         state._interned, state._later = {}, []
         self._scalars()
 
@@ -257,34 +257,34 @@ class Layer:
             for name, quota in below.quotas.items()
         }
 
-    def _kept(self, container: Any) -> Any:
+    def _resettable(self, container: Any) -> Any:
         self._containers.append(container)
         return container
 
     def _leaf(self, leaf: LeafState) -> LeafState:
         made = LeafState(leaf.definition, leaf.index, leaf.bit, leaf.count, leaf.synced, leaf.incarnation)
         made.held, made.trouble, made.missed = leaf.held, leaf.trouble, leaf.missed
-        made.positions = self._kept(LayeredCells(leaf.positions))
-        made.versions = self._kept(LayeredCells(leaf.versions))
-        made._members = cast(BitMap, None)  # there is none: asking for members of a layer is a mistake
+        made.positions = self._resettable(OverlayArray(leaf.positions))
+        made.versions = self._resettable(OverlayArray(leaf.versions))
+        made._members = cast(BitMap, None)  # there is none: asking an overlay for members is a mistake
         return made
 
     def _task(self, task: TaskState, leaves: dict[int, LeafState]) -> TaskState:
         live, succeeded, failed = (leaves[id(view)] for view in (task.live, task.succeeded, task.failed))
         made = TaskState(task.definition, task.index, task.condition, task.claim, live, succeeded, failed)
         made.reads = tuple(leaves[id(leaf)] for leaf in task.reads)
-        made.queue = self._kept(LayeredQueue(task.queue))
-        made.awaiting = self._kept(LayeredDict(task.awaiting))
-        made.episodes = self._kept(LayeredDict(task.episodes, copy.copy))
+        made.queue = self._resettable(OverlayQueue(task.queue))
+        made.awaiting = self._resettable(OverlayDict(task.awaiting))
+        made.episodes = self._resettable(OverlayDict(task.episodes, copy.copy))
         made.retries, made.contenders = list(task.retries), list(task.contenders)
         made.contending, made.seen = task.contending, task.seen
-        made.last_run = self._kept(LayeredCells(task.last_run))
-        made.episode_count = self._kept(LayeredCells(task.episode_count))
+        made.last_run = self._resettable(OverlayArray(task.last_run))
+        made.episode_count = self._resettable(OverlayArray(task.episode_count))
         made.open_runs, made.paused, made.constraint = task.open_runs, task.paused, task.constraint
         return made
 
     def _derived(self, one: DerivedState, leaves: dict[int, LeafState]) -> DerivedState:
         base = leaves[id(one.base_leaf)] if one.base_leaf is not None else None
-        forward = self._kept(LayeredDict(one.forward))
-        reverse = self._kept(LayeredDict(one.reverse, set))
+        forward = self._resettable(OverlayDict(one.forward))
+        reverse = self._resettable(OverlayDict(one.reverse, set))
         return DerivedState(leaves[id(one.leaf)], one.base, base, one.translator, forward, reverse)

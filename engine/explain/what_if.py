@@ -1,8 +1,8 @@
-"""What would be, if: changes are made to a layer over a state, and the next round is asked for its launches.
+"""What if: changes are made to an overlay of a state, and the next round is asked for its launches.
 
-In: a state, the time, which runners take nothing, whether an engine lives; then `Change`s, in their order. Each becomes
-the events that it would become in a log. What user code and other tasks have to bring about is simply made so, and an
-ending that is being stored goes well. Out: whether the next round launches a job. The state below is never touched.
+In: a state, the time, which runners are unavailable, whether an engine is alive; then `Change`s, in their order. Each
+becomes the events that it would become in a log. What user code and other tasks have to bring about is simply made so,
+and an ending that is being stored succeeds. Out: whether the next round launches a job. The state itself is not touched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datatask.engine.core.retry import Again, after_ending, by_machine, made_pro
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.engine.explain.explanations import Change
-from datatask.engine.explain.overlay import Layer
+from datatask.engine.explain.overlay import Overlay
 from datatask.schema import events as e
 from datatask.schema.definition import view_id
 
@@ -30,20 +30,20 @@ LATEST = 1 - 2**-53
 """The chance with which a backoff is longest."""
 
 
-class Trial:
+class WhatIf:
     """A state in which changes can be made and taken back."""
 
     def __init__(
         self, state: State, now: int, *, engine_alive: bool = True, unavailable: Set[str] = frozenset()
     ) -> None:
-        self._layer = Layer(state)
-        self.below, self.state = state, self._layer.state
+        self._overlay = Overlay(state)
+        self.below, self.state = state, self._overlay.state
         self._start = (now, engine_alive, unavailable)
         self.now, self.engine_alive, self.unavailable = now, engine_alive, set(unavailable)
 
     def reset(self, *changes: Change) -> None:
         """Take back all changes, and make these."""
-        self._layer.reset()
+        self._overlay.reset()
         self.now, self.engine_alive, unavailable = self._start
         self.unavailable = set(unavailable)
         for change in changes:
@@ -53,8 +53,8 @@ class Trial:
         """Make one change."""
         _MAKE[change.op](self, change)
 
-    def in_line(self, task: TaskState, job: int) -> bool:
-        """Whether the job waits to be launched now, whatever the limits."""
+    def is_queued(self, task: TaskState, job: int) -> bool:
+        """Whether the job could be launched now, limits aside."""
         if job in task.queue:
             return True
         episode = task.episodes.get(job)
@@ -62,32 +62,29 @@ class Trial:
             return False
         return (episode.not_before or self.now + 1) <= self.now
 
-    def settle(self, name: str, job: int) -> None:
-        """The engine asks for the priority of an episode that the changes have opened; it is taken to be 0."""
+    def answer_priority(self, name: str, job: int) -> None:
+        """Let the priority of an episode that the changes have opened be 0, as if the engine had asked for it."""
         key = PendingKey("priority", name, job)
         if key in self.state.pending and self.state.pending[key].position > self.below.position:
             self._ask_priority(name, job)
 
     def round(self, name: str, job: int, *, bound: int = deciding.BOUND) -> deciding.Round | None:
-        """Return the next round, None where it cannot launch this job by what is known without deciding it.
-
-        Whoever knows that the job comes first of all needs no more than a `bound` of 1.
-        """
+        """Return the next round, None where it cannot launch this job; a `bound` of 1 will do for a job that comes first."""
         task = self.state.tasks[name]
         if not self.engine_alive or deciding.closed(task, self.unavailable):
             return None
-        self.settle(name, job)
-        if not self.in_line(task, job):
+        self.answer_priority(name, job)
+        if not self.is_queued(task, job):
             return None
         line = islice(deciding.entries(task, self.now, bound), bound)
         if not any(entry[2] == job for entry in line):
-            return None  # so many of its own task come before it
+            return None  # a whole round of its own task comes before it
         return deciding.decide(self.state, self.now, bound=bound, unavailable=self.unavailable)
 
     def launches(self, name: str, job: int) -> bool:
         """Whether the next round launches the job."""
         found = self.round(name, job)
-        return found is not None and place(found, name, self.state.jobs[job]) is not None
+        return found is not None and index_of(found, name, self.state.jobs[job]) is not None
 
     # --- the changes ------------------------------------------------------------------------------
 
@@ -131,16 +128,16 @@ class Trial:
         view = view_id(change.task, change.outcome.removeprefix("not "))  # type: ignore[arg-type]
         self._flip(self.state.leaves[view], self._job(change), wanted)
 
-    def _about(self, run: OpenRun) -> dict[str, Any]:
+    def _envelope(self, run: OpenRun) -> dict[str, Any]:
         return {"at": self.now, "task": run.task, "job": self.state.jobs[run.job], "run": run.run}
 
     def _let_end(self, run: OpenRun) -> None:
-        """Its outputs are stored, and the run ends as its target said."""
+        """Let its outputs be stored, and the run end as its target said."""
         ending, task = run.settling, self.state.tasks[run.task]
         assert ending is not None, "only an ending that is being stored is waited for"
-        about = self._about(run)
+        envelope = self._envelope(run)
         for _, intent in list(run.intents.values()):
-            where = {**about, "repository": intent.repository, "job": intent.job}
+            where = {**envelope, "repository": intent.repository, "job": intent.job}
             self._fold(e.ValueDeleted(**where) if intent.op == "delete" else e.ValuePut(**where))
         stopped = run.stopping in ("cancelled", "deleted", "shutdown")
         episode = task.episodes[run.job]
@@ -156,18 +153,18 @@ class Trial:
             progress=progress,
             machine=by_machine(ending),
         )
-        self._fold(e.RunEnded(**about, outcome=ending.outcome, final=not isinstance(again, Again)))
+        self._fold(e.RunEnded(**envelope, outcome=ending.outcome, final=not isinstance(again, Again)))
         if isinstance(again, Again):
-            self._fold(e.RetryScheduled(**about, **again._asdict()))
+            self._fold(e.RetryScheduled(**envelope, **again._asdict()))
 
     def _end_run(self, change: Change) -> None:
         run = self.state.open_runs[change.run or 0]
-        about = self._about(run)
-        self._fold(e.StopDecided(**about, reason="deleted"))
+        envelope = self._envelope(run)
+        self._fold(e.StopDecided(**envelope, reason="deleted"))
         pids = self.state.tasks[run.task].definition.pids
-        if pids is not None and self.state.contains(pids, about["job"]):
-            self._fold(e.ValueDeleted(**about, repository=pids))
-        self._fold(e.RunEnded(**about, outcome="cancelled"))
+        if pids is not None and self.state.contains(pids, envelope["job"]):
+            self._fold(e.ValueDeleted(**envelope, repository=pids))
+        self._fold(e.RunEnded(**envelope, outcome="cancelled"))
 
     def _retry(self, change: Change) -> None:
         self._fold(e.RetryRequested(at=self.now, task=change.task, job=change.job))
@@ -200,7 +197,7 @@ class Trial:
 
     def _raise_priority(self, change: Change) -> None:
         task, job = self.state.tasks[change.task], self._job(change)
-        self.settle(task.name, job)
+        self.answer_priority(task.name, job)
         episode = task.episodes.get(job)
         if episode is not None:
             episode.priority = FIRST
@@ -223,37 +220,37 @@ class Trial:
         self.now = max(self.now, change.at or 0)
 
 
-_MAKE: dict[str, Callable[[Trial, Change], None]] = {
-    "put": Trial._put,
-    "delete": Trial._delete,
-    "set_filter": Trial._set_filter,
-    "set_translation": Trial._set_translation,
-    "wait_for": Trial._wait_for,
-    "end_run": Trial._end_run,
-    "retry": Trial._retry,
-    "evaluate": Trial._evaluate,
-    "resume": Trial._resume,
-    "enable": Trial._enable,
-    "raise_concurrency": Trial._raise_concurrency,
-    "raise_quota": Trial._raise_quota,
-    "raise_priority": Trial._raise_priority,
-    "recover": Trial._recover,
-    "observe": Trial._observe,
-    "accept_loss": Trial._observe,
-    "start_engine": Trial._start_engine,
-    "wait_until": Trial._wait_until,
+_MAKE: dict[str, Callable[[WhatIf, Change], None]] = {
+    "put": WhatIf._put,
+    "delete": WhatIf._delete,
+    "set_filter": WhatIf._set_filter,
+    "set_translation": WhatIf._set_translation,
+    "wait_for": WhatIf._wait_for,
+    "end_run": WhatIf._end_run,
+    "retry": WhatIf._retry,
+    "evaluate": WhatIf._evaluate,
+    "resume": WhatIf._resume,
+    "enable": WhatIf._enable,
+    "raise_concurrency": WhatIf._raise_concurrency,
+    "raise_quota": WhatIf._raise_quota,
+    "raise_priority": WhatIf._raise_priority,
+    "recover": WhatIf._recover,
+    "observe": WhatIf._observe,
+    "accept_loss": WhatIf._observe,
+    "start_engine": WhatIf._start_engine,
+    "wait_until": WhatIf._wait_until,
 }
 
 
-def place(found: deciding.Round, name: str, job: str) -> int | None:
-    """Return which launch of a round is this job's, counted from 0, or None."""
+def index_of(found: deciding.Round, name: str, job: str) -> int | None:
+    """Return the index of the launch of a job among those of a round, or None."""
     return next(
         (index for index, each in enumerate(found.decisions) if each.job == job and each.task == name), None
     )
 
 
-def run_over(state: State, run: int) -> Change:
-    """Return what ends a run: a person, or, where its outputs are being stored, only time."""
+def end_of_run(state: State, run: int) -> Change:
+    """Return the change that ends a run: a person's, or, where its outputs are being stored, a wait."""
     open_run = state.open_runs[run]
     op = "end_run" if open_run.settling is None else "wait_for"
     return Change(op=op, run=run, task=open_run.task, job=state.jobs[open_run.job])

@@ -1,21 +1,15 @@
-"""The waiting jobs of a whole task by what they wait for: `explain_all`.
+"""Why is this job not running? All that holds it back at once, and the least that would let it run.
 
-In: the state, a task, the time and the surroundings. Out: `Group`s, the largest first, no job in two. Who is in line is
-told apart by one round of the decider, who is not by set algebra on bitmaps: the cost is that of a round and of
-O(jobs / 64), plus what is between attempts or waits for user code, one by one.
-
-Why is this job not running? All that holds a (task, job) back at once, and the least that would let it run.
-
-In: the state, a task, a job, the time, and what only the caller knows (does an engine live, which runners are
-unavailable). Out: an `Explanation`: the data conditions link by link and as a tree, everything else that holds the job
-(`obstacles`, `crowding`), each with the position that made it so, and `changes`, the smallest set after which the next
-round launches it, found by trying (`proposals`, `room`, on a layer over the state: `trials`). `explain_all` does the same
-for a whole task, by groups (`groups`). Nothing here is stored, and the state is not touched.
+In: the state, a task, a job, the time, and what only the caller knows (is an engine alive, which runners are
+unavailable). Out: `explain` returns an `Explanation` of one job; `explain_all` the waiting jobs of the task in `Group`s by
+what they wait for, the largest first, no job in two. Queued jobs are told apart by one round of the decider, the others
+by set algebra: a group costs a round and O(jobs / 64). Nothing is stored, and the state is not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Set
+from collections.abc import Generator, Iterable, Iterator, Mapping, Set
+from itertools import islice
 
 from pyroaring import BitMap
 
@@ -24,24 +18,74 @@ from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import conjuncts, jobs_where, literals, text
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.queues import Entry
-from datatask.engine.core.state import PendingKey, State
+from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.explain.capacity import SHOWN_MAX, Case, reserving
-from datatask.engine.explain.explanations import (
-    Change,
-    Condition,
-    Explanation,
-    Group,
-    Hold,
-    Node,
-    User,
-    iso,
-)
-from datatask.engine.explain.overlay import Layer
+from datatask.engine.explain.blockers import Case, blockers, conditions, surroundings
+from datatask.engine.explain.capacity import SHOWN_MAX, limits, order, reservation
+from datatask.engine.explain.explanations import Blocker, Explanation, Group, iso_up
+from datatask.engine.explain.fixes import propose
+from datatask.engine.explain.overlay import Overlay
+from datatask.engine.explain.what_if import WhatIf
 from datatask.schema import definition as d
 from datatask.schema.errors import UnknownNameError
 
-__all__ = ["Change", "Condition", "Explanation", "Group", "Hold", "Node", "User", "explain", "explain_all"]
+
+def explain(
+    state: State,
+    task: str,
+    job: str,
+    now: int,
+    *,
+    engine_alive: bool,
+    unavailable: Set[str] = frozenset(),
+) -> Explanation:
+    """Explain one job; a job that the log has never seen is explained as one that is nowhere.
+
+    `now` is engine time in nanoseconds. `UnknownNameError` for a task that is not there.
+    """
+    _known(state, task)
+    if job not in state.job_index:
+        state = Overlay(state).state
+        state.intern(job)
+    case = Case(state, state.tasks[task], state.job_index[job], now, engine_alive, unavailable)
+    what_if = WhatIf(state, now, engine_alive=engine_alive, unavailable=unavailable)
+    held_by = [*blockers(case), *limits(case)]
+    proposal = propose(what_if, case.task, case.job)
+    if proposal.beaten:
+        held_by.append(order(case, what_if))
+    if proposal.changes is None:
+        held_by.append(_unreachable(case.task))
+    return Explanation(
+        task=task,
+        job=job,
+        ready=case.tree.holds and case.run is None,
+        at_position=state.position,
+        conditions=conditions(case),
+        held_by=held_by,
+        changes=proposal.changes or [],
+        launching=proposal.changes == [],
+        tree=case.tree,
+    )
+
+
+def _unreachable(task: TaskState) -> Blocker:
+    told = "no set of changes was found that lets it run"
+    own = {view.id for view in (task.succeeded, task.failed)}
+    if own & {leaf.id for leaf in task.reads}:
+        told += ": its condition looks at the outcome of its own runs, which a new occasion clears"
+    return Blocker("unreachable", f"{told}; `launch --force` does")
+
+
+def _known(state: State, task: str) -> TaskState:
+    found = state.tasks.get(task)
+    if found is None:
+        raise UnknownNameError(
+            f"there is no task {task}", remedy="use one of: " + ", ".join(sorted(state.tasks))
+        )
+    return found
+
+
+# --- by groups --------------------------------------------------------------------------------------
 
 
 def explain_all(
@@ -49,21 +93,16 @@ def explain_all(
 ) -> list[Group]:
     """Group the waiting jobs of a task by what they wait for, largest first.
 
-    A job waits when it is in line, between two attempts, or in some but not all of what the task requires (or of what that
-    is filtered or translated from), and when it was cancelled while its conditions hold. One that is kept out only by the task's own status entries has been
-    done, and does not wait; one that runs does not wait either.
+    A job waits when it is queued, between two attempts, or in some but not all of what the task requires (or of what
+    that is filtered or translated from), and when it was cancelled while its conditions hold. One that is kept out only
+    by the task's own status entries has been done, and does not wait; one that runs does not wait either.
     """
-    found = state.tasks.get(task)
-    if found is None:
-        raise UnknownNameError(
-            f"there is no task {task}", remedy="use one of: " + ", ".join(sorted(state.tasks))
-        )
-    groups = Groups(state, found, now, engine_alive, unavailable)
-    told = [*groups.in_line(), *groups.awaiting(), *groups.retrying(), *groups.lacking()]
-    return sorted(told, key=lambda group: -group.count)
+    groups = _Groups(state, _known(state, task), now, engine_alive, unavailable)
+    found = [*groups.queued(), *groups.unevaluated(), *groups.retrying(), *groups.lacking()]
+    return sorted(found, key=lambda group: -group.count)
 
 
-class Groups:
+class _Groups:
     """One task under examination."""
 
     def __init__(
@@ -73,93 +112,83 @@ class Groups:
         self.engine_alive, self.unavailable = engine_alive, unavailable
         between = [(job, own.not_before) for job, own in task.episodes.items() if not own.run]
         self.due = [job for job, at in between if at is not None and at <= now]
-        self.later = [(at or 0, job) for job, at in between if at is None or at > now]
+        self.later = sorted((at or 0, job) for job, at in between if at is None or at > now)
 
-    def _group(self, hold: Hold, count: int, jobs: Iterable[int]) -> list[Group]:
-        if not count:
-            return []
-        sample = [self.state.jobs[job] for _, job in zip(range(SHOWN_MAX), jobs, strict=False)]
-        return [Group(what=hold.what, explain=hold.explain, count=count, sample=sample, until=hold.until)]
+    def _group(
+        self, what: str, explain: str, jobs: Iterable[int], count: int, until: str = ""
+    ) -> Iterator[Group]:
+        if count:
+            sample = [self.state.jobs[job] for job in islice(jobs, SHOWN_MAX)]
+            yield Group(what=what, explain=explain, count=count, sample=sample, until=until)
 
-    # --- who is in line -----------------------------------------------------------------------------
+    # --- queued -------------------------------------------------------------------------------------
 
-    def in_line(self) -> Iterator[Group]:
-        """Group those that could be launched by their data: the same limits hold all of them."""
+    def queued(self) -> Iterator[Group]:
+        """Group the jobs that could be launched by their data: the same limits hold for all of them."""
         count = len(self.task.queue) + len(self.due)
         if not count:
             return
         line = deciding.entries(self.task, self.now, deciding.BOUND)
-        first = [entry for _, entry in zip(range(deciding.BOUND + SHOWN_MAX), line, strict=False)]
+        first = list(islice(line, deciding.BOUND + SHOWN_MAX))
         case = Case(self.state, self.task, first[0][2], self.now, self.engine_alive, self.unavailable)
-        holds = case.shared()
-        # An engine that does not run is the last reason to tell: the others hold when it does.
-        holds.sort(key=lambda hold: hold.what == "engine")
-        if holds and holds[0].what != "engine":
-            told = Hold(
-                holds[0].what,
-                "; ".join(hold.explain for hold in holds),
-                until=_last(hold.until for hold in holds),
-            )
-            yield from self._group(told, count, (entry[2] for entry in first))
-            return
-        yield from self._by_order(count, first, holds)
+        shared = [*surroundings(case), *limits(case)]
+        # No running engine is the last reason given: the others hold while one runs, too.
+        shared.sort(key=lambda blocker: blocker.what == "engine")
+        if shared and shared[0].what != "engine":
+            explain = "; ".join(blocker.explain for blocker in shared)
+            until = max(blocker.until for blocker in shared)
+            yield from self._group(shared[0].what, explain, (job for _, _, job in first), count, until)
+        else:
+            yield from self._by_order(count, first, shared)
 
-    def _by_order(self, count: int, first: list[Entry], holds: list[Hold]) -> Iterator[Group]:
-        """There is room: who takes it, and who comes after."""
-        decided = deciding.decide(self.state, self.now, unavailable=self.unavailable)
-        mine = {self.state.job_index[each.job] for each in decided.decisions if each.task == self.task.name}
-        launched = [entry[2] for entry in first if entry[2] in mine]
+    def _by_order(self, count: int, first: list[Entry], engine: list[Blocker]) -> Iterator[Group]:
+        """Group the jobs that the next round launches, and those that come later; no limit holds the first one."""
+        state, task = self.state, self.task
+        decided = deciding.decide(state, self.now, unavailable=self.unavailable)
+        mine = {state.job_index[each.job] for each in decided.decisions if each.task == task.name}
+        launched = [job for _, _, job in first if job in mine]
         left = [entry for entry in first if entry[2] not in mine]
-        yield from self._group(
-            holds[0] if holds else Hold("next", "the next round launches them"), len(launched), launched
-        )
+        what, explain = ("engine", engine[0].explain) if engine else ("next", "the next round launches them")
+        yield from self._group(what, explain, launched, len(launched))
         if not left:
             return
-        keeper = reserving(self.state, self.task, self.now, left[0], self.unavailable)
-        if keeper is not None:
-            other, job, position = keeper
-            what, told = (
-                "reserved",
-                (
-                    f"{self.task.definition.quota} keeps what becomes free for {other.name} {self.state.jobs[job]}, "
-                    f"which has waited longest (since position {position})"
-                ),
-            )
+        reserved = reservation(state, task, self.now, left[0], self.unavailable)
+        if reserved is not None:
+            what, explain = reserved.what, reserved.explain
         else:
-            limit = decided.constraints.get(self.task.name, "")
+            limit = decided.constraints.get(task.name, "")
             full = f", then {limit}" if limit else ""
             what = "priority"
-            told = f"others come first: the next round launches {len(decided.decisions)}, {len(mine)} of them in {self.task.name}{full}"
-        told = "; ".join([told, *(hold.explain for hold in holds)])
-        yield from self._group(Hold(what, told), count - len(launched), (entry[2] for entry in left))
+            explain = f"others come first: the next round launches {len(decided.decisions)}, {len(mine)} of them in {task.name}{full}"
+        explain = "; ".join([explain, *(blocker.explain for blocker in engine)])
+        yield from self._group(what, explain, (job for _, _, job in left), count - len(launched))
 
-    def awaiting(self) -> Iterator[Group]:
-        """Group those whose priority is not known: not asked yet, or by what user code failed with."""
-        fresh: list[int] = []
-        failed: dict[str, list[int]] = {}
-        for job in self.task.awaiting:
-            why = self.state.pending.get(PendingKey("priority", self.task.name, job))
-            if why is None or not why.error:
-                fresh.append(job)
-            else:
-                failed.setdefault(why.error, []).append(job)
-        told = f"the priority of {self.task.name} is to be evaluated"
-        yield from self._group(Hold("evaluation", told), len(fresh), fresh)
-        for error, jobs in failed.items():
-            yield from self._group(Hold("evaluation", f"{told}: {error}"), len(jobs), jobs)
+    def unevaluated(self) -> Iterator[Group]:
+        """Group the jobs whose priority is not known: not asked yet, or by the error of user code."""
+        pending = self.state.pending
+        waits = {job: pending.get(PendingKey("priority", self.task.name, job)) for job in self.task.awaiting}
+        explain = f"the priority of {self.task.name} is to be evaluated"
+        yield from self._evaluations(explain, waits)
+
+    def _evaluations(self, explain: str, waits: Mapping[int, Pending | None]) -> Iterator[Group]:
+        by_error: dict[str, list[int]] = {"": []}
+        for job, why in waits.items():
+            by_error.setdefault(why.error if why is not None else "", []).append(job)
+        for error, jobs in by_error.items():
+            detail = f"{explain}: {error}" if error else explain
+            yield from self._group("evaluation", detail, jobs, len(jobs))
 
     def retrying(self) -> Iterator[Group]:
-        """Tell those that wait between two attempts, and when the first of them is due."""
+        """Group the jobs between two attempts, with the time of the first that is due."""
         if self.later:
-            self.later.sort()
-            until = iso(self.later[0][0])
-            told = Hold("retry", f"between two attempts, the next at {until}", until=until)
-            yield from self._group(told, len(self.later), (job for _, job in self.later))
+            until = iso_up(self.later[0][0])
+            explain = f"between two attempts, the next at {until}"
+            yield from self._group("retry", explain, (job for _, job in self.later), len(self.later), until)
 
-    # --- who is not ---------------------------------------------------------------------------------
+    # --- not queued ---------------------------------------------------------------------------------
 
     def lacking(self) -> Iterator[Group]:
-        """Group those with some of what the task wants by the first part of its condition that does not hold."""
+        """Group the jobs with some of what the task wants by the first part of its condition that does not hold."""
         state, task = self.state, self.task
         expr = start_condition(task.definition)
         waiting = BitMap()
@@ -185,59 +214,52 @@ class Groups:
 
     def _lack(self, part: d.AnyExpr, jobs: BitMap) -> Iterator[Group]:
         if isinstance(part, d.Not):
-            told = f"in {text(part.of)}, which inhibits"
-            yield from self._group(Hold("inhibitor", told), len(jobs), jobs)
-            return
-        if isinstance(part, d.In):
+            yield from self._group("inhibitor", f"in {text(part.of)}, which inhibits", jobs, len(jobs))
+        elif isinstance(part, d.In):
             leaf = self.state.leaves[part.leaf]
             if leaf.derived is not None:
                 jobs = yield from self._underived(leaf, jobs)
-            yield from self._group(Hold("upstream", f"not yet in {part.leaf}"), len(jobs), jobs)
-            return
-        yield from self._group(Hold("condition", f"not {text(part)}"), len(jobs), jobs)
+            yield from self._group("upstream", f"not yet in {part.leaf}", jobs, len(jobs))
+        else:
+            yield from self._group("condition", f"not {text(part)}", jobs, len(jobs))
 
     def _underived(self, leaf: LeafState, jobs: BitMap) -> Generator[Group, None, BitMap]:
-        """Group those that a derived leaf has not by what its rule says of them; return the others."""
-        assert leaf.derived is not None
-        what = leaf.derived.what
-        fresh, failed = BitMap(), dict[str, BitMap]()
-        for key, why in self.state.pending.items():
-            if key.owner == leaf.id and key.what == what and key.job in jobs:
-                (failed.setdefault(why.error, BitMap()) if why.error else fresh).add(key.job)
-        told = f"the {what} of {leaf.id} is to be evaluated"
-        yield from self._group(Hold("evaluation", told), len(fresh), fresh)
-        jobs = jobs - fresh
-        for error, some in failed.items():
-            yield from self._group(Hold("evaluation", f"{told}: {error}"), len(some), some)
-            jobs -= some
-        rule = leaf.definition.derived
+        """Group the jobs that are not in a derived leaf by what its rule says of them; return the others."""
+        rule, derived = leaf.definition.derived, leaf.derived
+        assert derived is not None
+        waits = {
+            key.job: why
+            for key, why in self.state.pending.items()
+            if key.owner == leaf.id and key.what == derived.what and key.job in jobs
+        }
+        yield from self._evaluations(f"the {derived.what} of {leaf.id} is to be evaluated", waits)
+        jobs = jobs - BitMap(waits)
         if isinstance(rule, d.FilteredDef):
-            refused = self._within(rule.base, jobs)
-            told = f"the filter of {leaf.id} does not want them"
-            yield from self._group(Hold("filter", told), len(refused), refused)
-            return jobs - refused
-        assert isinstance(rule, d.TranslatedDef)
-        lost = self._within(rule.translator, jobs) - BitMap(leaf.derived.forward)
-        told = f"they stand for nothing in {leaf.id}: their translation is missing"
-        yield from self._group(Hold("translation", told), len(lost), lost)
-        return jobs - lost
+            what, explain = "filter", f"the filter of {leaf.id} does not want them"
+            negative = self._within(rule.base, jobs)
+        else:
+            assert isinstance(rule, d.TranslatedDef)
+            what = "translation"
+            explain = f"they stand for nothing in {leaf.id}: their translation is missing"
+            negative = self._within(rule.translator, jobs) - BitMap(derived.forward)
+        yield from self._group(what, explain, negative, len(negative))
+        return jobs - negative
 
     def _past(self, holding: BitMap) -> Iterator[Group]:
-        """Tell those whose conditions hold, and who are neither in line nor done: cancelled, or never noticed."""
+        """Group the jobs whose conditions hold, and that are neither queued nor done: cancelled, or never noticed."""
         state, task = self.state, self.task
         for view in (task.succeeded, task.failed):
             holding = holding - view.members(state.masks)
         known = len(task.queue) + len(task.awaiting) + len(self.due) + len(self.later)
         if len(holding) == known:
             return
-        in_line = BitMap(entry[2] for entry in task.queue.entries())
-        rest = holding - in_line - BitMap(task.awaiting) - BitMap(task.episodes)
+        queued = BitMap(job for _, _, job in task.queue.entries())
+        rest = holding - queued - BitMap(task.awaiting) - BitMap(task.episodes)
         claimed = BitMap(job for job in rest if state.masks[job] & task.claim)
+        what, past = ("claimed", "cancelled or handed over") if task.definition.opaque else ("cancelled",) * 2
+        yield from self._group(what, f"{past}, and no new occasion since", claimed, len(claimed))
         fresh = rest - claimed
-        what = "claimed" if task.definition.opaque else "cancelled"
-        told = "cancelled or handed over" if task.definition.opaque else "cancelled"
-        yield from self._group(Hold(what, f"{told}, and no new occasion since"), len(claimed), claimed)
-        yield from self._group(Hold("occasion", "its conditions never began to hold"), len(fresh), fresh)
+        yield from self._group("occasion", "its conditions never began to hold", fresh, len(fresh))
 
 
 def _wanted(state: State, expr: d.AnyExpr) -> Iterator[str]:
@@ -248,31 +270,3 @@ def _wanted(state: State, expr: d.AnyExpr) -> Iterator[str]:
             rule = state.leaves[name].definition.derived
             if isinstance(rule, d.DerivedDef):
                 yield from _wanted(state, rule.candidates)
-
-
-def _last(times: Iterable[str]) -> str:
-    return max(times, default="")
-
-
-def explain(
-    state: State,
-    task: str,
-    job: str,
-    now: int,
-    *,
-    engine_alive: bool,
-    unavailable: Set[str] = frozenset(),
-) -> Explanation:
-    """Explain one job; a job that the log has never seen is explained as one that is nowhere.
-
-    `now` is engine time in nanoseconds. `UnknownNameError` for a task that is not there.
-    """
-    if task not in state.tasks:
-        raise UnknownNameError(
-            f"there is no task {task}", remedy="use one of: " + ", ".join(sorted(state.tasks))
-        )
-    if job not in state.job_index:
-        state = Layer(state).state
-        state.intern(job)
-    case = Case(state, state.tasks[task], state.job_index[job], now, engine_alive, unavailable)
-    return case.explanation()

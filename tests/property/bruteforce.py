@@ -15,8 +15,8 @@ from math import comb
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
-from datatask.engine.explain.what_if import Trial
-from datatask.engine.explain.why import Change, Explanation
+from datatask.engine.explain.explanations import Change, Explanation
+from datatask.engine.explain.what_if import WhatIf
 from datatask.schema import definition as d
 
 UNAVOIDABLE = {"start_engine", "resume", "enable", "recover", "observe", "accept_loss"}
@@ -55,7 +55,7 @@ def smaller_set(
         counts["too many sets"] += 1
         return None
     counts[f"against sets of fewer than {size}"] += 1
-    trial = Trial(state, now, engine_alive=engine_alive, unavailable=unavailable)
+    trial = WhatIf(state, now, engine_alive=engine_alive, unavailable=unavailable)
     for count in range(size):
         for chosen in combinations(possible, count):
             if _launches(trial, (*fixed, *chosen), found.task, found.job):
@@ -63,7 +63,7 @@ def smaller_set(
     return None
 
 
-def _launches(trial: Trial, changes: tuple[Change, ...], task: str, job: str) -> bool:
+def _launches(trial: WhatIf, changes: tuple[Change, ...], task: str, job: str) -> bool:
     trial.reset()
     index = trial.state.intern(job)
     try:

@@ -13,15 +13,16 @@ from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.decide import decide
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import holds, leaves_of
-from datatask.engine.explain.fixes import changed, smallest
-from datatask.engine.explain.what_if import Trial
-from datatask.engine.explain.why import Explanation, Node, explain, explain_all
+from datatask.engine.explain.explanations import Explanation, Node
+from datatask.engine.explain.fixes import changed_by, smallest_plan
+from datatask.engine.explain.what_if import WhatIf
+from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from tests.property.bruteforce import smaller_set
 from tests.property.pipelines import STORED
 from tests.property.test_state import families, lives, small
-from tests.property.whatif import WhatIf, launches
+from tests.property.whatif import CopiedState, launches
 from tests.property.world import Action, World
 
 Family = tuple[d.PipelineDef, list[d.PipelineDef]]
@@ -49,9 +50,9 @@ def cases(world: World, alive: bool) -> Iterator[Explanation]:
             yield explain(world.state, task.name, job, world.now, engine_alive=alive, unavailable=away)
 
 
-def what_if(world: World, alive: bool) -> WhatIf:
+def what_if(world: World, alive: bool) -> CopiedState:
     """Return a copy of the state, which knows the stranger too."""
-    copy = WhatIf(world.state, world.now, frozenset(world.reactor.unavailable), engine_alive=alive)
+    copy = CopiedState(world.state, world.now, frozenset(world.reactor.unavailable), engine_alive=alive)
     copy.state.intern(STRANGER)
     return copy
 
@@ -71,7 +72,7 @@ def test_proposed_changes_launch_the_job_and_are_all_needed(
     """Made on a copy of the state, in their order, the next round launches the job; leave one out, and it does not."""
     world = lived(family, life)
     away = frozenset(world.reactor.unavailable)
-    trial = Trial(world.state, world.now, engine_alive=alive > 3, unavailable=away)
+    trial = WhatIf(world.state, world.now, engine_alive=alive > 3, unavailable=away)
     for found in cases(world, alive > 3):
         if unreachable(found):
             continue
@@ -105,9 +106,9 @@ def test_data_changes_are_fewest(family: Family, life: list[Action]) -> None:
             continue
         for index in range(len(state.jobs)):
             members = {leaf.id for leaf in state.leaves.values() if state.masks[index] & leaf.bit}
-            way = smallest(state, task.ready, index)
+            way = smallest_plan(state, task.ready, index)
             fewest = _fewest(task.ready, members)
-            assert (None if way is None else len(changed(state, way))) == fewest
+            assert (None if way is None else len(changed_by(state, way))) == fewest
 
 
 def _fewest(expr: d.AnyExpr, members: set[str]) -> int | None:

@@ -12,7 +12,7 @@ from datatask.schema import events as e
 from datatask.schema.definition import All, FilteredDef, Not, PipelineDef, QuotaDef
 from datatask.schema.units import SECOND
 from tests.property.bruteforce import smaller_set
-from tests.property.whatif import WhatIf, launches
+from tests.property.whatif import CopiedState, launches
 from tests.unit.core_kit import Desk, leaf, pipeline, repository, task
 
 CPU = {"cpu": SECOND}
@@ -104,7 +104,7 @@ def test_all_blockers_are_told_and_the_smallest_set_lifts_them(kinds: set[str]) 
         if reasons & kinds
     }
     assert len(found.changes) <= len(kinds)
-    copy = WhatIf(desk.state, desk.now, away, engine_alive="engine" not in kinds)
+    copy = CopiedState(desk.state, desk.now, away, engine_alive="engine" not in kinds)
     assert launches(copy, found.changes, "t", "x"), found
     counts: Counter[str] = Counter()
     smaller = smaller_set(desk.state, found, desk.now, most=SETS_MAX, counts=counts, **surroundings)  # type: ignore[arg-type]

@@ -16,14 +16,14 @@ from datatask.engine.core.fold import apply
 from datatask.engine.core.queues import PriorityQueue
 from datatask.engine.core.retry import Again, Over, after_ending
 from datatask.engine.core.state import PendingKey, State
-from datatask.engine.explain.why import Change
+from datatask.engine.explain.explanations import Change
 from datatask.schema import events as e
 from datatask.schema.definition import view_id
 
 LAST = ("raise_priority",)
 
 
-class WhatIf:
+class CopiedState:
     """A copy of a state in which proposed changes are made."""
 
     def __init__(self, state: State, now: int, unavailable: frozenset[str], *, engine_alive: bool) -> None:
@@ -166,7 +166,7 @@ class WhatIf:
         task.queue = queue
 
 
-def launches(what_if: WhatIf, changes: Iterable[Change], task: str, job: str) -> bool:
+def launches(what_if: CopiedState, changes: Iterable[Change], task: str, job: str) -> bool:
     """Make the changes and tell whether the next round launches the job."""
     changes = list(changes)
     for change in changes:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from datatask.engine.explain.why import Explanation, explain, explain_all
+from datatask.engine.explain.explanations import Explanation
+from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import events as e
 from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef
 from datatask.schema.definition import Any as AnyOf

@@ -12,10 +12,10 @@ import pytest
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.decide import decide
 from datatask.engine.core.queues import FifoQueue
-from datatask.engine.explain.explanations import lines
-from datatask.engine.explain.overlay import Layer, LayeredDict, LayeredList, LayeredQueue
-from datatask.engine.explain.what_if import Trial
-from datatask.engine.explain.why import Explanation, explain, explain_all
+from datatask.engine.explain.explanations import Explanation, lines
+from datatask.engine.explain.overlay import Overlay, OverlayDict, OverlayList, OverlayQueue
+from datatask.engine.explain.what_if import WhatIf
+from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import events as e
 from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as AnyOf
@@ -28,9 +28,9 @@ CPU = {"cpu": SECOND}
 def why(desk: Desk, name: str, job: str, **more: Any) -> Explanation:
     """Explain with an engine alive; what is proposed is tried, too."""
     found = explain(desk.state, name, job, desk.now, engine_alive=True, **more)
-    trial = Trial(desk.state, desk.now, unavailable=more.get("unavailable", frozenset()))
-    trial.reset(*found.changes)
-    assert trial.launches(name, trial.state.intern(job)) or not found.changes
+    what_if = WhatIf(desk.state, desk.now, unavailable=more.get("unavailable", frozenset()))
+    what_if.reset(*found.changes)
+    assert what_if.launches(name, what_if.state.intern(job)) or not found.changes
     return found
 
 
@@ -240,7 +240,7 @@ def test_groups_tell_who_is_next_and_who_comes_after(count: int) -> None:
 
 
 def test_asking_changes_nothing() -> None:
-    """Whatever is tried is tried on a layer over the state."""
+    """Whatever is tried is tried on an overlay of the state."""
     desk = shared(1)
     desk.put("a", "x", "y")
     desk.decide()
@@ -251,13 +251,13 @@ def test_asking_changes_nothing() -> None:
     assert dump(desk.state) == before
 
 
-def test_a_layer_shares_nothing_that_folding_changes() -> None:
-    """A new container in the state, a task or a leaf needs its line in `Layer`; requests are not made in trials."""
+def test_an_overlay_shares_nothing_that_folding_changes() -> None:
+    """A new container in the state, a task or a leaf needs its line in `Overlay`; what-ifs make no requests."""
     desk = shared(1)
     desk.put("a", "x")
-    layer = Layer(desk.state)
-    assert _shared(vars(desk.state), vars(layer.state)) == {"requests"}
-    for own, made in ((desk.state.tasks, layer.state.tasks), (desk.state.leaves, layer.state.leaves)):
+    overlay = Overlay(desk.state)
+    assert _shared(vars(desk.state), vars(overlay.state)) == {"requests"}
+    for own, made in ((desk.state.tasks, overlay.state.tasks), (desk.state.leaves, overlay.state.leaves)):
         for name, part in own.items():
             fields = [field.name for field in dataclasses.fields(part)]  # type: ignore[arg-type]
             both = ({field: getattr(one, field) for field in fields} for one in (part, made[name]))
@@ -269,10 +269,10 @@ def _shared(own: dict[str, Any], made: dict[str, Any]) -> set[str]:
     return {name for name, value in own.items() if isinstance(value, kinds) and made[name] is value}
 
 
-def test_layers_show_what_is_below_until_it_is_changed() -> None:
+def test_overlays_show_what_is_below_until_it_is_changed() -> None:
     """Containers over others: what is deleted is gone, what is put comes back, and a reset forgets it all."""
     below = {"a": [1], "b": [2]}
-    over = LayeredDict(below, list)
+    over = OverlayDict(below, list)
     over["a"].append(5)
     del over["b"]
     over["c"] = [3]
@@ -283,7 +283,7 @@ def test_layers_show_what_is_below_until_it_is_changed() -> None:
     assert (over.pop("b"), over.pop("b", None), over.get("b", 0)) == ([9], None, 0)
     over.reset()
     assert (dict(over.items()), below) == ({"a": [1], "b": [2]}, {"a": [1], "b": [2]})
-    names = LayeredList(["x"])
+    names = OverlayList(["x"])
     names.append("y")
     names[0], names[1] = "z", "w"
     assert (len(names), names[0], names[1]) == (2, "z", "w")
@@ -292,7 +292,7 @@ def test_layers_show_what_is_below_until_it_is_changed() -> None:
     line = FifoQueue()
     for job in (1, 2, 3):
         line.push(job, 0.0, job)
-    queue = LayeredQueue(line)
+    queue = OverlayQueue(line)
     assert queue.discard(2)
     assert not queue.discard(2)
     queue.push(2, 5.0, 2)
