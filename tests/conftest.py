@@ -54,14 +54,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     One process more than there are cores, since many tests wait for other processes.
     """
-    if hasattr(config, "workerinput"):
-        return  # a worker, which has the options of the process that spread the run
     options = config.option
-    options.named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS  # workers are given it
+    if hasattr(config, "workerinput"):
+        options.named = config.workerinput["named"]
+        return
+    options.named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     debugged = options.usepdb or options.collectonly or options.capture == "no"
     if not (options.named or debugged) and options.numprocesses is None and options.dist == "no":
         options.numprocesses, options.dist = len(os.sched_getaffinity(0)) + 1, "loadfile"
         options.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker whether files were named: it is given the files that there are."""
+    node.workerinput["named"] = node.config.option.named
 
 
 @pytest.hookimpl(trylast=True)
