@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from datatask.adapters.store.yamls import (
         YamlMetadataFileRepository as YamlMetadataFileRepository,
     )
-    from datatask.adapters.wiring.pipeline import Outcome as Outcome
     from datatask.adapters.wiring.pipeline import Pipeline as Pipeline
+    from datatask.adapters.wiring.rounds import Outcome as Outcome
     from datatask.adapters.wiring.verbs import cat_data as cat_data
     from datatask.adapters.wiring.verbs import delete_data as delete_data
     from datatask.adapters.wiring.verbs import inject_data as inject_data
@@ -160,7 +160,7 @@ _HOME: dict[str, str] = {
     "MapRepository": "datatask.engine.api.repositories",
     "MetadataRepository": "datatask.engine.api.repositories",
     "NothingCanProgressError": "datatask.schema.errors",
-    "Outcome": "datatask.adapters.wiring.pipeline",
+    "Outcome": "datatask.adapters.wiring.rounds",
     "parse_quantity": "datatask.schema.resources",
     "Pipeline": "datatask.adapters.wiring.pipeline",
     "PodManager": "datatask.adapters.execute.kube.manager",

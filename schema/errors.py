@@ -10,6 +10,7 @@ What constructors expect: a wrong or swapped argument is refused where it is giv
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 __all__ = [
@@ -186,6 +187,26 @@ class InternalError(DatataskError):
 
     code = "internal"
     exit_code = 1
+
+
+NAMES_MAX = 20
+
+
+def one_of(known: Iterable[str], name: str = "") -> str:
+    """Return a remedy: the names that are most like `name`, or all of them; empty where there are none."""
+    names = sorted(known)
+    if name:
+        import difflib  # costs more than all other imports of this module
+
+        names = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names
+    return "use one of: " + ", ".join(names[:NAMES_MAX]) if names else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for a name that is none; `what` says of what, `a task` for instance."""
+    return UnknownNameError(
+        f"there is no {what} {name}" if what else f"there is no {name}", remedy=one_of(known, name)
+    )
 
 
 TEXT = "a text"

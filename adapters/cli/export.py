@@ -12,9 +12,8 @@ from datatask.adapters.history.export.export import FORMATS, Format, Order, expo
 from datatask.adapters.history.export.files import STDOUT, Written
 from datatask.adapters.history.export.tables import TABLES, Wanted
 from datatask.adapters.history.moments import When
-from datatask.adapters.history.queries import unknown
 from datatask.engine.ports import Filters
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import unknown
 from datatask.schema.events import KINDS
 
 
@@ -60,8 +59,7 @@ def export_(
     """
     for name in kind:
         if name not in KINDS:
-            near = unknown(name, list(KINDS))
-            raise UnknownNameError(f"there is no kind of event {name}", remedy=near.remedy)
+            raise unknown("kind of event", name, KINDS)
     filters = Filters(kind, task, repository, job, run, actor, text=text)
     order = Order(target, form, names, Wanted(filters, since, until), force)
     output = Output(settings)

@@ -21,10 +21,9 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history import events, shapes
 from datatask.adapters.history.moments import When
-from datatask.adapters.history.queries import unknown
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, TemporaryError, UnknownNameError
+from datatask.schema.errors import CallerError, TemporaryError, unknown
 from datatask.schema.events import KINDS, Recorded
 from datatask.schema.troubles import shown
 
@@ -85,8 +84,7 @@ def log(
     """
     for name in kind:
         if name not in KINDS:
-            near = unknown(name, list(KINDS))
-            raise UnknownNameError(f"there is no kind of event {name}", remedy=near.remedy)
+            raise unknown("kind of event", name, KINDS)
     if follow and (reverse or caused_by is not None or causes_of is not None):
         raise CallerError(
             "--follow goes on with what comes: it has no end to begin at",

@@ -13,12 +13,11 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.verbs import told
 from datatask.adapters.history import shapes
-from datatask.adapters.history.queries import unknown
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, UnknownNameError, one_of, unknown
 from datatask.schema.resources import parse_quantity, to_nano
 
 LAUNCHES = "launches"
@@ -45,7 +44,7 @@ def quota(
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         found = state.quotas.get(name)
         if found is None:
-            raise UnknownNameError(f"there is no quota {name}", remedy=unknown(name, state.quotas).remedy)
+            raise unknown("quota", name, state.quotas)
         wanted = _amounts(state, found, name, given)
         launches = given.get(LAUNCHES, found.launches)
         changes = tuple(_changes(name, found, wanted, launches))
@@ -86,7 +85,7 @@ def _amounts(state: State, found: QuotaState, name: str, given: Mapping[str, int
     known = {"cpu", "mem", *found.limits, *found.definition.limits, *asked}
     for what in given:
         if what != LAUNCHES and what not in known:
-            raise UnknownNameError(f"{name} has no {what}", remedy=unknown(what, {*known, LAUNCHES}).remedy)
+            raise UnknownNameError(f"{name} has no {what}", remedy=one_of({*known, LAUNCHES}, what))
     wanted = found.limits | {
         what: amount for what, amount in given.items() if what != LAUNCHES and amount is not None
     }

@@ -19,7 +19,7 @@ from datatask.adapters.history.replay import Stepper
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.explain import why
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import CallerError, DatataskError, unknown
 from datatask.schema.troubles import shown
 
 HELP = """\
@@ -128,7 +128,7 @@ class _Walker:
         if what not in ("kind", "job", "task", "repository", "run"):
             raise CallerError(f"events have no {what}", remedy="until kind|job|task|repository|run VALUE")
         if what == "kind" and value not in e.KINDS:
-            raise CallerError(f"there is no kind {value}", remedy="use one of: " + ", ".join(sorted(e.KINDS)))
+            raise unknown("kind of event", value, e.KINDS)
 
         def matches(position: int, event: e.Event) -> bool:
             if what == "kind":

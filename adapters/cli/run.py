@@ -28,7 +28,8 @@ from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
-    from datatask.adapters.wiring.pipeline import Outcome, Pipeline
+    from datatask.adapters.wiring.pipeline import Pipeline
+    from datatask.adapters.wiring.rounds import Outcome
 
 TIMED_OUT = 7
 ROUND_MAX = 1000

@@ -1,6 +1,4 @@
-"""What a name that is none may have been meant to be.
-
-Rows with named columns: what questions about many things are answered with.
+"""Rows with named columns: what questions about many things are answered with.
 
 A `Table` is a sequence of dicts, so `json.dumps(list(table))`, `pandas.DataFrame(table)` and `polars.DataFrame(table)`
 take it as it is; a notebook shows it as a table, a terminal as aligned text.
@@ -8,20 +6,9 @@ take it as it is; a notebook shows it as a table, a terminal as aligned text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any, overload
-
-from datatask.schema.errors import UnknownNameError
-
-
-def unknown(name: str, known: Collection[str]) -> UnknownNameError:
-    """Return the error for a name that is none, with the nearest ones that are."""
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or sorted(known)[:20]
-    return UnknownNameError(f"there is no {name}", remedy="use one of: " + ", ".join(near) if near else "")
-
 
 SHOWN_ROWS = 60
 

@@ -5,19 +5,18 @@ Everything here is values in, values out; docs/cli.md lists the shapes, and test
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from pyroaring import BitMap
 
-from datatask.adapters.history.queries import unknown
 from datatask.engine.core.expressions import jobs_where, set_text
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import definition as d
 from datatask.schema.codec import encode
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import unknown
 from datatask.schema.events import ABSENT, ENVELOPE, Event, Recorded, UnknownEvent
 from datatask.schema.units import in_units, iso
 
@@ -66,7 +65,7 @@ def named_set(state: State, known: dict[str, d.AnyExpr | str], name: str) -> Bit
     """Return the set that a name stands for."""
     meaning = known.get(name)
     if meaning is None:
-        raise unknown(name, known)
+        raise unknown("", name, known)
     return waiting(state.tasks[meaning]) if isinstance(meaning, str) else members(state, meaning)
 
 
@@ -79,14 +78,8 @@ def find_task(state: State, name: str) -> TaskState:
     """Return a task of the state, or say which ones there are."""
     task = state.tasks.get(name)
     if task is None:
-        raise unknown_task(name, state.tasks)
+        raise unknown("task", name, state.tasks)
     return task
-
-
-def unknown_task(name: str, known: Collection[str]) -> UnknownNameError:
-    """Return the error for a task that is none."""
-    error = unknown(name, known)
-    return UnknownNameError(f"there is no task {name}", remedy=error.remedy)
 
 
 def find_link(state: State, name: str) -> d.AnyExpr:
@@ -94,8 +87,7 @@ def find_link(state: State, name: str) -> d.AnyExpr:
     meaning = set_names(state).get(name)
     if meaning is None or isinstance(meaning, str):
         links = [known for known, expr in set_names(state).items() if not isinstance(expr, str)]
-        error = unknown(name, links)
-        raise UnknownNameError(f"there is no repository {name}", remedy=error.remedy)
+        raise unknown("repository", name, links)
     return meaning
 
 

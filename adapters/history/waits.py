@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.moments import When, position_of
-from datatask.adapters.history.queries import Table, unknown
+from datatask.adapters.history.queries import Table
 from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import CAUSES, WORKING, Episode, Interval, Spread
 from datatask.engine.waits.ledger import Waits
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, UnknownNameError, unknown
 from datatask.schema.events import EngineOpened, PipelineDefined, Renamed
 from datatask.schema.units import SECOND, iso
 
@@ -293,7 +293,6 @@ def is_job(reader: LogReader, name: str) -> bool:
 def check(reader: LogReader, asked: Asked) -> None:
     """Refuse names that are none."""
     if asked.task is not None and asked.task not in (known := _names(reader, reader.head)):
-        remedy = unknown(asked.task, known).remedy
-        raise UnknownNameError(f"there is no task {asked.task}", remedy=remedy)
+        raise unknown("task", asked.task, known)
     if asked.job is not None and not is_job(reader, asked.job):
         raise UnknownNameError(f"there is no job {asked.job} in the log", remedy="see: datatask ls")

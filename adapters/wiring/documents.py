@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datatask.adapters.history.moments import parse_span
-from datatask.adapters.history.queries import unknown
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, one_of
 
 
 def seconds_of(told: Any, place: str) -> float:
@@ -58,7 +57,7 @@ class At:
         """Return what is below each of these names, read by its function; what nobody reads is refused."""
         for key in self.mapping():
             if key not in known:
-                self.fail(f"{key} is not known here", unknown(key, known).remedy)
+                self.fail(f"{key} is not known here", one_of(known, key))
         return {key: self.at(key)._read(known[key]) for key, value in self.value.items() if value is not None}
 
     def _read(self, read: Callable[[At], Any]) -> Any:

@@ -1,15 +1,9 @@
-"""An event loop for one piece of work, which ends with it: nothing that was left behind holds it up.
+"""An event loop for one piece of work, which ends with it, and the garbage collector while engines are open.
 
 In: the coroutine that opens a pipeline, uses it and closes it. Out: what it returns. `asyncio.run` waits for every task
-that it has cancelled and for every thread of its pool, for ever where one hangs; here they get a moment. The process's
-`guard`, where one was set, is put off in the end.
-
-Python's garbage collector while engines are open: it looks less often.
-
-In: engines that open and close. Out: the collector's first threshold, raised with the first of them and put back
-with the last. A run in flight has some twenty objects that the collector counts, none of which it will ever free:
-with thousands in flight it looked through all of them again and again, which was a fifth of the engine's time.
-Who has switched the collector off, or set a higher threshold, keeps that.
+that it has cancelled and for every thread of its pool, for ever where one hangs; here they get a moment, and the process's
+`guard` is put off. The collector looks less often: a run in flight has some twenty objects that it counts and never frees;
+with thousands in flight that was a fifth of the engine's time. A higher threshold, or a collector switched off, is kept.
 """
 
 from __future__ import annotations
@@ -18,13 +12,15 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.wiring.last_bound import guard
 from datatask.engine.runtime.closing import call_off
+from datatask.schema.errors import CallerError
 
 T = TypeVar("T")
 
@@ -45,15 +41,33 @@ def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
             guard.put_off()
 
 
-async def _in_time(work: Coroutine[Any, Any, T]) -> T:
-    left = None if effort.ends is None else effort.ends - time.monotonic()
+def refuse_running_loop() -> None:
+    """Raise `CallerError` where a loop is running already, as in a notebook."""
     try:
-        async with asyncio.timeout(left) as limit:
-            return await work
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise CallerError(
+        "run_sync was called while an event loop is running (a notebook has one)",
+        remedy="write `async with pipeline: await pipeline.run()`",
+    )
+
+
+@asynccontextmanager
+async def limited(seconds: float | None, late: BaseException) -> AsyncIterator[None]:
+    """Raise `late` when the body takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
     except TimeoutError:
         if not limit.expired():
             raise
-    raise SpentError
+        raise late from None
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    async with limited(None if effort.ends is None else effort.ends - time.monotonic(), SpentError()):
+        return await work
 
 
 async def _leave() -> None:

@@ -30,7 +30,7 @@ from datatask.adapters.sim.distributions import (
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
 from datatask.adapters.store.yamls import load_yaml
 from datatask.adapters.wiring.documents import At
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, one_of
 
 Tree = dict[str, Any]
 
@@ -159,13 +159,13 @@ def _duration(at: At) -> Distribution | float:
         return at.seconds()
     tree = at.mapping()
     if len(tree) != 1:
-        at.fail("is not one distribution", "use one of " + ", ".join([*_SHAPES, "empirical"]))
+        at.fail("is not one distribution", one_of([*_SHAPES, "empirical"]))
     (shape,) = tree
     inner = at.at(shape)
     if shape == "empirical":
         return Empirical(tuple(one.seconds() for one in inner.items()))
     if shape not in _SHAPES:
-        at.fail(f"has no distribution {shape}", "use one of " + ", ".join([*_SHAPES, "empirical"]))
+        at.fail(f"has no distribution {shape}", one_of([*_SHAPES, "empirical"]))
     made, numbers = _SHAPES[shape]
     spelt = [_SPELT.get(number, number) for number in numbers]
     read = {name: At.number if name in ("sigma", "shape") else At.seconds for name in spelt}

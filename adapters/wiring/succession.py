@@ -1,7 +1,7 @@
 """What becomes of a log's repositories and tasks when the pipeline on it has changed.
 
-In: the state that earlier definitions have led to, the declaration of now, the losses that a person accepts. Out: who goes
-on under a new name, or a `CallerError` where members or open runs would be left behind without anybody having said so.
+In: the state that earlier definitions have led to, the new declaration, the losses that a person accepts. Out: the renames,
+or a `CallerError` where members or open runs would be left behind and no option accepts it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ def renamed(state: State, declared: Declared, at: int) -> list[e.Renamed]:
     ]
 
 
-def accepted(names: Iterable[str], state: State, declared: Declared) -> set[str]:
-    """Return the ids of repositories and tasks whose loss is accepted; `UnknownNameError` for what nobody knows."""
-    return {_id_of(name, state, declared) for name in names}
-
-
-def check(state: State, declared: Declared, accepted: set[str], *, where: str) -> None:
-    """Stop and ask when members or open runs would be left behind by the new definition."""
+def check(name: str, declared: Declared, state: State, losses: Iterable[str], *, where: str) -> set[str]:
+    """Return the ids of what may be lost, by names; `CallerError` for the log of another pipeline, or for members
+    or open runs that the new definition would leave behind.
+    """
+    if state.pipeline != name:
+        raise CallerError(
+            f"the log belongs to the pipeline {state.pipeline!r}, not to {name!r}",
+            where=where,
+            remedy="give each pipeline a log of its own (log=), or the same name=",
+        )
+    accepted = {_id_of(name, state, declared) for name in losses}
     definition = declared.definition
     named = {old for _, old, _ in declared.renamed} | accepted
     kept = {repository.id for repository in definition.repositories} | named
@@ -51,6 +55,7 @@ def check(state: State, declared: Declared, accepted: set[str], *, where: str) -
                 where=where,
                 remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
             )
+    return accepted
 
 
 def _id_of(name: str, state: State, declared: Declared) -> str:

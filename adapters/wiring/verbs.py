@@ -12,16 +12,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.history.queries import unknown
 from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.api.declare import dependants
 from datatask.engine.api.repositories import Repository
 from datatask.engine.api.tasks import Link, Task, ViewRepository
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, unknown
 from datatask.schema.ids import check_job
 
 if TYPE_CHECKING:
-    from datatask.adapters.wiring.pipeline import Outcome, Pipeline
+    from datatask.adapters.wiring.pipeline import Pipeline
+    from datatask.adapters.wiring.rounds import Outcome
 
 logger = logging.getLogger("datatask.verbs")
 
@@ -100,7 +100,7 @@ async def list_data(pipeline: Pipeline, data: str | Iterable[str]) -> None:
     found: dict[str, set[str]] = {}
     for name in names(tree):
         if name not in known:
-            raise unknown(name, known)
+            raise unknown("", name, known)
         found[name] = {job async for job in known[name]}
     for job in sorted(evaluate(tree, found.__getitem__)):
         print(job)
@@ -117,7 +117,7 @@ def _names(pipeline: Pipeline) -> dict[str, Repository]:
 def _find(pipeline: Pipeline, name: str) -> Repository:
     known = _names(pipeline)
     if name not in known:
-        raise UnknownNameError(f"there is no repository {name}", remedy=unknown(name, known).remedy)
+        raise unknown("repository", name, known)
     return known[name]
 
 
@@ -204,9 +204,7 @@ async def launch(
     """Launch a job if it is ready, or with `force` in any case; with `sync` return when its run has ended."""
     task = pipeline.tasks.get(task_name)
     if task is None:
-        raise UnknownNameError(
-            f"there is no task {task_name}", remedy="use one of: " + ", ".join(pipeline.tasks)
-        )
+        raise unknown("task", task_name, pipeline.tasks)
     pipeline.settings(sync, meta)
     if not force and not await task.ready.contains(check_job(job)):
         logger.warning("Task is not ready to launch - use -f to force")

@@ -18,7 +18,7 @@ from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, unknown
 from datatask.schema.ids import check_name
 from datatask.schema.resources import UNLIMITED_LAUNCHES
 from datatask.schema.units import SECOND
@@ -38,6 +38,14 @@ class Declared:
     renamed: list[tuple[str, str, str]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     """What only comes from outside, by leaf id: tasks read it and none fills it. With the `task.link` that reads it."""
+
+    def find(self, name: str) -> Repository:
+        """Return the repository with an id or at a `task.link`; `UnknownNameError` says which there are."""
+        task, _, link = name.rpartition(".")
+        found = self.links.get((task, link)) or self.repositories.get(name)
+        if found is None:
+            raise unknown("repository", name, map(".".join, self.links))
+        return found
 
     def ephemeral_only(self) -> bool:
         """Whether nothing in the pipeline outlives the process: then neither need the log."""

@@ -26,7 +26,7 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Intent, OpenRun
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import RunOpenError, UnknownNameError
+from datatask.schema.errors import RunOpenError, unknown
 from datatask.schema.messages import RunSpec, Write
 
 
@@ -179,7 +179,7 @@ class Reactor(Runs):
         state = self.state
         task = state.tasks.get(decided.task or "")
         if task is None:
-            raise UnknownNameError(f"there is no task {decided.task}", remedy=_one_of(state.tasks))
+            raise unknown("task", decided.task or "", state.tasks)
         job = state.intern(decided.job or "")
         episode = task.episodes.get(job)
         if episode is not None and episode.run:
@@ -232,7 +232,3 @@ class Reactor(Runs):
                 self._attach([StartRun(self._spec(state.open_runs[run])) for run in runs])
         wake = [at for at in (found.wake_at, self.wake_at()) if at is not None]
         return len(found.decisions), min(wake, default=None)
-
-
-def _one_of(names: Iterable[str]) -> str:
-    return "use one of: " + ", ".join(sorted(names)[:20])

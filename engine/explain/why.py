@@ -27,7 +27,7 @@ from datatask.engine.explain.fixes import propose
 from datatask.engine.explain.overlay import Overlay
 from datatask.engine.explain.what_if import WhatIf
 from datatask.schema import definition as d
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import unknown
 
 
 def explain(
@@ -79,9 +79,7 @@ def _unreachable(task: TaskState) -> Blocker:
 def _known(state: State, task: str) -> TaskState:
     found = state.tasks.get(task)
     if found is None:
-        raise UnknownNameError(
-            f"there is no task {task}", remedy="use one of: " + ", ".join(sorted(state.tasks))
-        )
+        raise unknown("task", task, state.tasks)
     return found
 
 

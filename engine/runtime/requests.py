@@ -20,7 +20,7 @@ from datatask.schema import errors
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import CallerError, DatataskError, InternalError, UnknownNameError
+from datatask.schema.errors import CallerError, DatataskError, InternalError, unknown
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 
@@ -266,7 +266,7 @@ def _mark_task(
 
 def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
     if request.quota not in runtime.state.quotas:
-        raise _unknown("quota", request.quota, runtime.state.quotas)
+        raise unknown("quota", request.quota, runtime.state.quotas)
     event = e.QuotaChanged(
         at=runtime.now(),
         actor=request.actor,
@@ -305,21 +305,15 @@ async def _redact(runtime: Runtime, request: r.Redact) -> int:
 def _known_task(runtime: Runtime, name: str) -> TaskState:
     task = runtime.state.tasks.get(name)
     if task is None:
-        raise _unknown("task", name, runtime.state.tasks)
+        raise unknown("task", name, runtime.state.tasks)
     return task
 
 
 def _known_leaf(runtime: Runtime, name: str) -> LeafState:
     leaf = runtime.state.leaves.get(name)
     if leaf is None:
-        raise _unknown("repository", name, runtime.state.leaves)
+        raise unknown("repository", name, runtime.state.leaves)
     return leaf
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    return UnknownNameError(
-        f"there is no {what} {name}", remedy="use one of: " + ", ".join(sorted(known)[:20])
-    )
 
 
 _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {

@@ -171,7 +171,7 @@ def _import_all() -> None:
         "log.sqlite",
         "store.files",
         "sim.present",
-        "history.exporting.export",
+        "history.export.export",
         "execute.local.runner",
     ):
         with contextlib.suppress(ImportError):

@@ -76,7 +76,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def compared(pipeline: Pipeline) -> None:
     """Return when everything has been compared, from the beginning, after this call."""
-    observer = pipeline._observer
+    observer = pipeline.engine.observer
     assert observer is not None
     count, real = 0, observer._comparer._suspects
 
@@ -226,8 +226,7 @@ async def test_what_is_written_while_it_is_listed_counts_when_it_is_closed(
         await pipeline.open()
         assert pipeline.state.members("in") == ["whole"]
         with open(path / "whole.txt", "a"):
-            assert pipeline._observer is not None
-            await pipeline._observer.sync(["in"])
+            await pipeline.engine.observer.sync(["in"])
             assert pipeline.state.members("in") == ["whole"], "a member stays one"
     await until(lambda: sorted(pipeline.state.members("in")) == ["half", "whole"])
     assert pipeline.state.leaves["in"].missed == 0

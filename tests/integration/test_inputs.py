@@ -214,10 +214,9 @@ async def test_an_input_folder_that_is_made_later_is_watched_then(tmp_path: Path
     pipeline = over(FileRepository(tmp_path / "in", name="in"))
     pipeline.needed = ()
     async with pipeline, asyncio.timeout(20):
-        assert pipeline._observer is not None
-        assert pipeline._observer.unwatched() == ["in"]
+        assert pipeline.engine.observer.unwatched() == ["in"]
         (tmp_path / "in").mkdir()
-        while pipeline._observer.unwatched():
+        while pipeline.engine.observer.unwatched():
             await asyncio.sleep(0.01)
         (tmp_path / "in" / "a").touch()
         while pipeline.state.members("in") != ["a"]:

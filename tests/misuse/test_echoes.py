@@ -60,14 +60,13 @@ async def test_a_listing_that_begins_before_our_writes_and_ends_after_them(
             return found
 
         monkeypatch.setattr(FileStore, "_listed", late)
-        assert pipeline._observer is not None
-        pipeline._observer.relist("files")
+        pipeline.engine.observer.relist("files")
         await asyncio.to_thread(scanned.wait, 10)
         await write(source, "new")
         await source.delete("old")
         before = await told(pipeline)
         gate.set()
-        while pipeline._observer.busy:
+        while pipeline.engine.observer.busy:
             await asyncio.sleep(0.01)
         assert pipeline.state.members("files") == ["new"]
         await pipeline.run(timeout=20)
@@ -78,13 +77,12 @@ async def test_notices_of_our_own_writes_that_come_late_and_twice(tmp_path: Path
     """Of a value that is there they say nothing new; of one that is gone since, the store itself is asked."""
     pipeline, source = over(tmp_path)
     async with pipeline:
-        assert pipeline._observer is not None
         await write(source, "a")
         version = await source.store.version("a")
         before = await told(pipeline)
         for _ in range(3):
-            pipeline._observer._tell("files", Appeared("files", "a", version))
-            pipeline._observer._tell("files", Vanished("files", "never"))
+            pipeline.engine.observer._tell("files", Appeared("files", "a", version))
+            pipeline.engine.observer._tell("files", Vanished("files", "never"))
         await pipeline.run(timeout=20)
         assert await told(pipeline) == before
         assert pipeline.state.members("files") == ["a"]
@@ -100,12 +98,11 @@ async def test_a_listing_that_ends_early_without_an_error_is_held_when_it_lacks_
         await pipeline.run(timeout=20)
         real = FileStore._listed
         monkeypatch.setattr(FileStore, "_listed", lambda store: tuple(real(store))[:150])
-        assert pipeline._observer is not None
-        await pipeline._observer.sync(["files"])
+        await pipeline.engine.observer.sync(["files"])
         assert pipeline.state.leaves["files"].count == 400
         assert "250 of 400 members vanished" in pipeline.state.leaves["files"].held
         monkeypatch.setattr(FileStore, "_listed", real)
-        await pipeline._observer.sync(["files"])
+        await pipeline.engine.observer.sync(["files"])
         assert pipeline.state.leaves["files"].held == ""
         assert pipeline.state.leaves["files"].count == 400
         assert {origin for _, _, origin in await told(pipeline)} == {"observed"}

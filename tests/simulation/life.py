@@ -141,8 +141,7 @@ class Life:
             while not person.done() and pipe.runtime.failure is None:
                 await asyncio.wait([person], timeout=0.5)
             await pipe.run(timeout=QUIET_SECONDS)
-            assert pipe._observer is not None
-            while pipe._observer._failing:  # as a person does when a store was away
+            while pipe.engine.observer._failing:  # as a person does when a store was away
                 await asyncio.sleep(NEWS_SECONDS)
                 await pipe.run(timeout=QUIET_SECONDS)
             await pipe.close()

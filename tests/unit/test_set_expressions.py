@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datatask.adapters.wiring.sets import Name, Operation, Tree, evaluate, names, parse
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, UnknownNameError, unknown
 
 SETS = {
     "a.in": {"1", "2", "3"},
@@ -72,10 +72,8 @@ def test_what_does_not_parse_is_told_by_column(text: str, column: int) -> None:
 
 def test_an_unknown_name_is_told_with_its_neighbours() -> None:
     """A name that is none parses, so that whoever looks it up can say what there is."""
-    from datatask.adapters.history.queries import unknown
-
     assert names(parse("a.inn - nope", SETS)) == ["a.inn", "nope"]
-    error = unknown("a.inn", SETS)
+    error = unknown("set", "a.inn", SETS)
     assert isinstance(error, UnknownNameError)
     assert "a.in" in error.remedy
 

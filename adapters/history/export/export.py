@@ -27,7 +27,7 @@ from datatask.adapters.history.export.files import (
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, unknown
 
 Format = Literal["parquet", "jsonl", "csv", "openlineage"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -107,7 +107,7 @@ def _guessed(target: str) -> Format:
 def _names(form: Format, order: Order) -> tuple[str, ...]:
     for name in order.names:
         if name not in tables.TABLES:
-            raise CallerError(f"there is no table {name}", remedy="use one of: " + ", ".join(tables.TABLES))
+            raise unknown("table", name, tables.TABLES)
     names = tuple(dict.fromkeys(order.names))
     return names or (tables.TABLES if _folder(form, order) else ("events",))
 
