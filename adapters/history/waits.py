@@ -18,7 +18,7 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import CAUSES, WORKING, Episode, Interval, Spread
-from datatask.engine.waits.ledger import Waits
+from datatask.engine.waits.ledger import Ledger
 from datatask.schema.errors import CallerError, UnknownNameError, unknown
 from datatask.schema.events import EngineOpened, PipelineDefined, Renamed
 from datatask.schema.units import SECOND, iso
@@ -204,7 +204,7 @@ def _shown(name: str, value: Any) -> Any:
 
 def _follow(
     reader: LogReader, asked: Asked, sink: Sink, *, by_day: bool = False, by_host: bool = False
-) -> Waits:
+) -> Ledger:
     """Hand over the episodes that are asked for, under the names that tasks have now."""
     until = position_of(reader, asked.at)
     since = _time_of(reader, asked.since)
@@ -221,7 +221,7 @@ def _follow(
     if asked.task is not None:
         tasks = {old for old, now in names.items() if now == names.get(asked.task, asked.task)}
     with collector_off():
-        waits = Waits(
+        waits = Ledger(
             beginning(reader),
             renamed,
             tasks=tasks,

@@ -1,7 +1,7 @@
-"""Which cause of its own a job has at a batch boundary: what it lacks, what keeps it out, where it is in its task.
+"""Why a task's condition does not hold for a job at a batch boundary: a missing leaf, an inhibiting one, an evaluation.
 
-In: a state and a task's condition. Out: `Blame`, and whether the job has reason to wait for the task at all. What
-concerns a whole task or the engine (pause, quotas, observing) is no business of this module.
+In: a state, a task, a job. Out: `Blame`, and whether the job has reason to wait for the task at all. What concerns a
+whole task or the engine (pause, quotas, observing) is in `phases`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datatask.schema import definition as d
 
 
 class Blame(NamedTuple):
-    """The leaves that a job is not in and should be, is in and should not be, and those being evaluated for it."""
+    """The leaves that keep a condition from holding for a job: absent, present, or being evaluated."""
 
     missing: list[str]
     inhibiting: list[str]
@@ -26,14 +26,14 @@ class Blame(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """The first cause that holds; a condition that nothing can meet waits for what never comes."""
+        """The first cause that holds; `upstream` for a condition that nothing can meet."""
         if self.missing or not (self.inhibiting or self.evaluating):
             return "upstream"
         return "inhibitor" if self.inhibiting else "evaluation"
 
 
 class Reading:
-    """What a task reads, compiled: where a job appears for it, and which entries say that it has been done.
+    """What a task reads, compiled: in which leaves a job appears for it, and which entries mark it as done.
 
     `arrivals` are the bits of the leaves in which a job can appear: those that the condition wants or that are
     inputs, and what they are derived from. `own` are those of the task's own status entries.
@@ -62,7 +62,7 @@ class Reading:
         self.tracked = {leaf.index: leaf for leaf in (*under, *status)}
 
     def waits(self, state: State, job: int, mask: int) -> bool:
-        """Whether a job that is not ready has reason to wait: it is there, or may be, and is not marked as done."""
+        """Whether a job that is not ready has reason to wait: it is in an input, or may be, and is not marked as done."""
         if mask & self.own:
             return False
         return mask & self.plain != 0 or any(likely(state, leaf, job) for leaf in self.derived)
@@ -97,7 +97,7 @@ def _lacking(state: State, expr: d.AnyExpr, job: int, found: Blame) -> None:
 
 
 def _absent(state: State, leaf: LeafState, job: int, found: Blame) -> None:
-    """A derived leaf is absent because of an evaluation, of what it stands on, or because user code said so."""
+    """Blame a leaf that the job is not in, an evaluation that is due, or the leaves that a derived one rests on."""
     rule, derived = leaf.definition.derived, leaf.derived
     if isinstance(rule, d.DerivedDef) and derived is not None:
         if _due(state, leaf, job):

@@ -1,13 +1,9 @@
-"""How durations are spread, in bounded memory: few are kept as they are, many by their leading digits.
-
-In: nanoseconds, one at a time. Out: count, sum, largest (exact), and percentiles by nearest rank: exact up to
-`EXACT_MAX` values, within half a percent beyond.
-
-Time lines: what holds for many at once, told once, and the intervals and episodes that are made of it.
+"""Causes over time: the intervals and episodes of jobs, the lines that many jobs share, and sums of durations.
 
 A `Line` is one cause over time that all jobs in one phase of a task share: a round that says "quota" is one change
-of one line, however many jobs wait. What a job's share of it is comes from sums so far, taken when the job entered
-the phase and when it left. Times are engine time, UTC nanoseconds.
+of one line, however many jobs wait. A job's share of it is the difference between two running sums, taken when the
+job enters the phase and when it leaves. Times are engine time, UTC nanoseconds. A `Spread` adds durations up in
+bounded memory: few are kept as they are, many by their leading digits.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ DIGITS = 8
 
 
 class Spread:
-    """Adds up durations and tells how they are spread."""
+    """Count, sum and largest of durations, exact; percentiles by nearest rank, exact up to `EXACT_MAX`, then to half a percent."""
 
     __slots__ = ("_buckets", "_values", "count", "largest", "total")
 
@@ -76,14 +72,14 @@ CAUSES = (
     "running",
     "collecting",
 )
-"""What an interval may be put down to; where several hold, the first of them."""
+"""The possible causes of an interval; where several hold, the first of them."""
 
 WORKING = frozenset({"running", "collecting"})
-"""The causes that are no waiting: the job is worked on."""
+"""The causes that are no waiting: the job is being worked on."""
 
 
 class Reason(NamedTuple):
-    """A cause, and what about it: in words, and by run and repository where there is one."""
+    """A cause with its detail in words, and its run and repository where there is one."""
 
     cause: str
     detail: str = ""
@@ -92,7 +88,7 @@ class Reason(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A part of an episode, from `start` up to, not including, `end`, and what it is put down to.
+    """A part of an episode, from `start` up to, not including, `end`, and its cause.
 
     `began` and `ended` are the positions of the events that begin and end it. `ended` is None while it goes on;
     where time alone ends a backoff, it is the position of the event that had set the time.
@@ -117,15 +113,15 @@ class Interval(NamedTuple):
 
     @property
     def reason(self) -> Reason:
-        """What it is put down to, as lines and records tell it."""
+        """Its cause, as lines and records have it."""
         return Reason(self.cause, self.detail, self.run, self.repository)
 
 
 class Episode(NamedTuple):
-    """One occasion of a (task, job), from the job's first appearance to its end, or, if `open`, as far as known.
+    """One episode of a (task, job), from the job's first appearance to its end, or, if `open`, to the end of the log.
 
     `sums` has the nanoseconds by (cause, day since 1970, host); day and host are 0 and the empty string where
-    nobody asked for them, or no run came of it. `outcome` is how the last run ended, `ceased` when the episode
+    they are not asked for, or no run followed. `outcome` is that of the last run, `ceased` when the episode
     ended without a run, the empty string while it is open.
     """
 
@@ -152,7 +148,7 @@ class Mark(NamedTuple):
 
 
 class Line:
-    """A cause over time, or none; `reason` is what holds now."""
+    """A cause over time, or none; `reason` is the present one."""
 
     __slots__ = ("days", "listeners", "mark", "reason")
 
@@ -163,7 +159,7 @@ class Line:
         self.listeners: dict[object, Callable[[int, int], None]] = {}
 
     def turn(self, reason: Reason | None, at: int, position: int) -> None:
-        """From `at` on this holds; who listens is told before."""
+        """Let a reason hold from `at` on; listeners are called before."""
         if reason == self.reason:
             return
         for listener in list(self.listeners.values()):

@@ -1,21 +1,13 @@
 """Where the time of jobs went: batches in, episodes out whose every nanosecond is put down to exactly one cause.
 
-An episode of a (task, job) begins when the job first appears in a repository that the task reads: one that its
-condition wants or that is an input, or one that these are derived from. It ends with the final end of a run, when a
-person cancels it or asks for a new one, or when its conditions cease: the job has left all that the task reads, has
-been marked as done, or, having been ready, is so no more (then the next one begins at once if the job still has
-reason to wait). After the end of a run the next one begins when the job becomes ready again, is forced, loses its
-mark as done, or appears anew. Looked at are batch boundaries.
-
-Each job is in a phase of its own (`occasions`); what holds for a whole task or the engine is a line that all jobs in
-that phase share (`phases`, `timelines`). An event so costs what it changes, whatever the number of waiting jobs. While
-no run is open the cause is the first that holds, in the order of `CAUSES`; while one is, only an engine that is down
-comes before what the run does.
+In: a state to begin from, batches. Out: `Episode`s, to a sink. When an episode begins and ends, and in which order causes
+count, is under `waiting` in docs/cli.md. Looked at are batch boundaries. Each job is in a phase of its own
+(`episodes`); what holds for a whole task or the engine is a line that all jobs in that phase share (`phases`). So an
+event costs what it changes, whatever the number of waiting jobs.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -24,14 +16,14 @@ from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.causes import Reading
-from datatask.engine.waits.episodes import Occasions
+from datatask.engine.waits.episodes import Episodes
 from datatask.engine.waits.intervals import Episode, Reason
-from datatask.engine.waits.phases import QUEUED, Tracker
+from datatask.engine.waits.phases import Tracker
 from datatask.schema import events as e
 from datatask.schema.units import DAY
 
 
-class Waits(Occasions):
+class Ledger:
     """Follows a log batch by batch from `base` on and hands each episode that ends to `sink`.
 
     `tasks` and `job` restrict what is looked at; for the one `job` episodes come with their intervals. `since`
@@ -42,97 +34,92 @@ class Waits(Occasions):
         self, base: State, sink: Callable[[Episode], None], *, tasks: Collection[str] | None = None,
         job: str | None = None, since: int = 0, by_day: bool = False, by_host: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(base, sink, job=job, since=since, by_host=by_host)
-        self._tasks, self._by_day = tasks, by_day
+        self._episodes = Episodes(base, sink, job=job, since=since, by_host=by_host)
+        self.state = self._episodes.state
+        self._tasks, self._job, self._since, self._by_day = tasks, job, since, by_day
         self._trackers: dict[TaskState, Tracker] = {}
-        self._midnight = self._wide = self._redefined = 0
+        self._due = self._midnight = self._changed_at = self._defined_at = 0
         if base.position:
             self._redefine(seeding=True)
 
+    @property
+    def at(self) -> int:
+        """The time up to which all is accounted for."""
+        return self._episodes.at
+
     def take(self, batch: e.Batch) -> None:
         """Follow one batch."""
-        state, events, alone = self.state, batch.events, self._job
-        marked: list[tuple[int, e.Event]] = []
+        episodes, state, events, alone = self._episodes, self.state, batch.events, self._job
+        handled: list[tuple[int, e.Event]] = []
         for position, event in enumerate(events, batch.first):
             kind = type(event)
-            if kind in _WIDE or (kind in _NARROW and (alone is None or event.job == alone)):
-                marked.append((position, event))
+            if kind in _SHARED or (kind in _OF_A_JOB and (alone is None or event.job == alone)):
+                handled.append((position, event))
                 if kind is e.EngineOpened:
                     self.died()
         at = events[-1].at
-        if at > self.at:
-            if at >= self._next:
+        if at > episodes.at:
+            if at >= self._due or (episodes.wakes and at >= episodes.wakes[0][0]):
                 self._pass(at)
-            self.at = at
-        self._batch, self._boundary = batch, state.position
+            episodes.at = at
+        episodes.batch, episodes.boundary = batch, state.position
         apply_all(state, batch.first, events)
-        for position, event in marked:
-            _MARKED[type(event)](self, position, event)
-        if self._redefined:
+        for position, event in handled:
+            _HANDLERS[type(event)](self, position, event)
+        if self._defined_at:
             self._redefine()
-        if self._wide:
-            self._turn(self._down(), self.at, self._wide)
-            self._wide = self._redefined = 0
+        if self._changed_at:
+            self._turn(self._down(), episodes.at, self._changed_at)
+            self._changed_at = self._defined_at = 0
         if state.touched or state.before:
             for (tracker, job), position in state.touched.items():
                 if tracker.task in self._trackers:
-                    self._look(tracker, job, position)
+                    episodes.look(tracker, job, position)
             state.touched.clear()
             state.before.clear()
-        if self._ended or self._asked:
-            self._ended.clear()
-            self._asked.clear()
+        if episodes.ended or episodes.asked:
+            episodes.ended.clear()
+            episodes.asked.clear()
 
     def died(self) -> None:
         """The engine, unless it was closed, has done nothing since the last batch and never will."""
         if self.state.engine is not None and not self.state.closed:
-            told = f"the engine of epoch {self.state.engine.epoch} died"
-            self._turn(Reason("engine down", told), self.at, self.state.position)
+            detail = f"the engine of epoch {self.state.engine.epoch} died"
+            self._turn(Reason("engine down", detail), self.at, self.state.position)
 
     def finish(self, at: int = 0) -> None:
         """Hand over what is open, as it is at the last batch's time or at `at` if that is later."""
         end = max(self.at, at)
         self._pass(end)
-        self.at = end
+        self._episodes.at = end
         for tracker in self._trackers.values():
             for record in list(tracker.records.values()):
-                self._close(tracker, record, None)
+                self._episodes.close(tracker, record, None)
 
     # --- time -------------------------------------------------------------------------------------
 
     def _pass(self, until: int) -> None:
         """Let time pass: what happens at its own time, and not by an event."""
+        episodes = self._episodes
         if self._by_day and not self._midnight:
             self._midnight = (until // DAY + 1) * DAY
         while True:
-            at = min(
-                self._wakes[0][0] if self._wakes else MAX_TIME,
-                MAX_TIME if self._counts else self._since,
-                self._midnight or MAX_TIME,
-            )
+            self._due = min(MAX_TIME if episodes.counts else self._since, self._midnight or MAX_TIME)
+            at = min(episodes.wakes[0][0] if episodes.wakes else MAX_TIME, self._due)
             if at > until:
-                self._next = at
                 return
             if at == self._midnight:
                 self._midnight += DAY
                 for tracker in self._trackers.values():
                     for line in tracker.lines:
                         line.midnight(at)
-            elif not self._counts and at == self._since:
-                self._counts = True
+            elif not episodes.counts and at == self._since:
+                episodes.counts = True
                 for tracker in self._trackers.values():
                     for record in tracker.records.values():
                         record.forget(at)
             else:
-                self._wake()
-
-    def _wake(self) -> None:
-        """A backoff is over, and the job waits in line."""
-        at, _, tracker, record = heapq.heappop(self._wakes)
-        there = tracker.records.get(record.job) is record
-        if there and record.phase.cause == "backoff" and record.phase.not_before == at:
-            record.leave(at, record.position)
-            self._enter(tracker, record, QUEUED, at, record.position)
+                episodes.wake()
 
     def _down(self) -> Reason | None:
         if self.state.engine is None:
@@ -143,7 +130,7 @@ class Waits(Occasions):
         for tracker in self._trackers.values():
             tracker.turn(self.state, down, at, position)
 
-    # --- what events are about --------------------------------------------------------------------
+    # --- events --------------------------------------------------------------------
 
     def _touch(self, position: int, event: Any) -> None:
         task, job = self.state.tasks.get(event.task), self.state.job_index.get(event.job)
@@ -151,16 +138,16 @@ class Waits(Occasions):
         if tracker is not None and job is not None:
             self.state.touched[tracker, job] = position
             if type(event) in _ASKED:
-                self._asked[tracker, job] = _ASKED[type(event)]
+                self._episodes.asked[tracker, job] = _ASKED[type(event)]
 
     def _run_ended(self, position: int, event: e.RunEnded) -> None:
-        self._ended[event.run] = event
-        self._over.discard(event.run)
+        self._episodes.ended[event.run] = event
+        self._episodes.over.discard(event.run)
         self._touch(position, event)
 
     def _observed(self, position: int, event: e.RunObserved) -> None:
         if event.phase == "collecting" and event.run in self.state.open_runs:
-            self._over.add(event.run)
+            self._episodes.over.add(event.run)
             self._touch(position, event)
 
     def _intended(self, position: int, event: e.StoreWriteIntended) -> None:
@@ -171,7 +158,7 @@ class Waits(Occasions):
         )
         if run is None or (self._job is not None and self.state.jobs[run.job] != self._job):
             return
-        self._over.add(run.run)
+        self._episodes.over.add(run.run)
         tracker = self._trackers.get(self.state.tasks[run.task])
         if tracker is not None:
             self.state.touched[tracker, run.job] = position
@@ -182,24 +169,24 @@ class Waits(Occasions):
             return
         leaf, job = self.state.leaves.get(event.repository or ""), self.state.job_index.get(event.job)
         if leaf is not None and job is not None:
-            self.state.tell(leaf, job, position)
+            self.state.touch(leaf, job, position)
 
     def _round(self, position: int, event: e.DecisionRound) -> None:
         for tracker in self._trackers.values():
             constraint = event.constraints.get(tracker.name, "")
             if constraint != tracker.constraint:
-                tracker.constraint, self._wide = constraint, position
+                tracker.constraint, self._changed_at = constraint, position
 
     def _opened(self, position: int, event: e.EngineOpened) -> None:
-        self._wide = position
+        self._changed_at = position
         for tracker in self._trackers.values():
-            tracker.constraint = ""  # what bound another engine's rounds binds nobody now
+            tracker.constraint = ""  # the constraints of another engine's rounds hold no more
 
     def _changed(self, position: int, event: e.Event) -> None:
-        self._wide = position
+        self._changed_at = position
 
     def _defined(self, position: int, event: e.Event) -> None:
-        self._wide = self._redefined = position
+        self._changed_at = self._defined_at = position
 
     # --- definitions ------------------------------------------------------------------------------
 
@@ -215,13 +202,13 @@ class Waits(Occasions):
                 self._trackers[task] = tracker
         for gone in known.values():
             for record in list(gone.records.values()):
-                self._close(gone, record, state.position)
+                self._episodes.close(gone, record, state.position)
         changed = [tracker for tracker in self._trackers.values() if self._reads_anew(tracker)]
         seen: dict[int, list[Tracker]] = {}
         for tracker in self._trackers.values():
             for index in tracker.reading.tracked:
                 seen.setdefault(index, []).append(tracker)
-        state.seen = {index: tuple(trackers) for index, trackers in seen.items()}
+        state.readers = {index: tuple(trackers) for index, trackers in seen.items()}
         self._turn(self._down(), self.at, state.position)
         for tracker in changed:
             self._look_at_all(tracker, seeding)
@@ -243,36 +230,36 @@ class Waits(Occasions):
             state.touched.pop((tracker, job), None)
             is_open = job in task.episodes or job in task.queue or job in task.awaiting
             if is_open or not (seeding and get_at(task.last_run, job)):
-                self._look(tracker, job, position)
+                self._episodes.look(tracker, job, position)
         tracker.arrivals, tracker.own = tracker.reading.arrivals, tracker.reading.own
 
 
 _ASKED: dict[type[e.Event], str] = {e.CancelRequested: "cancelled", e.RetryRequested: "retried"}
 
-_WIDE: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
-    e.EngineOpened: Waits._opened,
-    e.EngineClosed: Waits._changed,
-    e.RepositorySynced: Waits._changed,
-    e.ObservationHeld: Waits._changed,
-    e.RepositoryUnreachable: Waits._changed,
-    e.TaskPaused: Waits._changed,
-    e.TaskResumed: Waits._changed,
-    e.PipelineDefined: Waits._defined,
-    e.Renamed: Waits._defined,
-    e.DecisionRound: Waits._round,
-    e.StoreWriteIntended: Waits._intended,
+_SHARED: dict[type[e.Event], Callable[[Ledger, int, Any], None]] = {
+    e.EngineOpened: Ledger._opened,
+    e.EngineClosed: Ledger._changed,
+    e.RepositorySynced: Ledger._changed,
+    e.ObservationHeld: Ledger._changed,
+    e.RepositoryUnreachable: Ledger._changed,
+    e.TaskPaused: Ledger._changed,
+    e.TaskResumed: Ledger._changed,
+    e.PipelineDefined: Ledger._defined,
+    e.Renamed: Ledger._defined,
+    e.DecisionRound: Ledger._round,
+    e.StoreWriteIntended: Ledger._intended,
 }
-_NARROW: dict[type[e.Event], Callable[[Waits, int, Any], None]] = {
-    e.Evaluated: Waits._evaluated,
-    e.RunEnded: Waits._run_ended,
-    e.LaunchDecided: Waits._touch,
-    e.RunStarted: Waits._touch,
-    e.RunObserved: Waits._observed,
-    e.RunAdopted: Waits._touch,
-    e.RetryScheduled: Waits._touch,
-    e.CancelRequested: Waits._touch,
-    e.RetryRequested: Waits._touch,
+_OF_A_JOB: dict[type[e.Event], Callable[[Ledger, int, Any], None]] = {
+    e.Evaluated: Ledger._evaluated,
+    e.RunEnded: Ledger._run_ended,
+    e.LaunchDecided: Ledger._touch,
+    e.RunStarted: Ledger._touch,
+    e.RunObserved: Ledger._observed,
+    e.RunAdopted: Ledger._touch,
+    e.RetryScheduled: Ledger._touch,
+    e.CancelRequested: Ledger._touch,
+    e.RetryRequested: Ledger._touch,
 }
-"""What is about the job that it names: nothing else needs to be looked at for it."""
+"""Events about the job that they name: no other job needs to be looked at for them."""
 
-_MARKED = _WIDE | _NARROW
+_HANDLERS = _SHARED | _OF_A_JOB

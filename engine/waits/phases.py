@@ -1,7 +1,7 @@
-"""Where a job is for a task, what is shared by all who are there, and the account of one open episode.
+"""The phase that a job is in for a task, the lines that its jobs share, and the account of one open episode.
 
 A `Tracker` has a task's four lines and its open `Record`s. A record is in one `Phase`, follows that phase's line, and
-settles its account when it leaves: what the line says comes first, else the phase's own cause.
+adds up its time when it leaves: the line's cause comes first, else the phase's own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ OVER, DATA, GATE, QUEUE = range(4)
 """The lines of a task: is an engine up · and are stores known · and is it not paused · and what binds its rounds."""
 
 NEAR = frozenset({"", "in-process", "thread", "executor", "local"})
-"""What runners call the host that the engine is on."""
+"""The names that runners give to the engine's own host."""
 
 
 class Phase(NamedTuple):
-    """A cause of its own, the line that goes before it, and the run or the time that it is about."""
+    """A cause of its own, the line that comes before it, and its run or time."""
 
     cause: str
     line: int
@@ -37,11 +37,11 @@ LACKING = {cause: Phase(cause, DATA, ready=False) for cause in ("upstream", "inh
 
 
 class Record:
-    """An open episode: since when, where it is, what it has come to so far, and, if asked for, its intervals."""
+    """An open episode: its start, its phase, its sums so far, and, if asked for, its intervals."""
 
     __slots__ = (
-        "began", "intervals", "job", "lacking", "line", "mark", "number", "phase", "phase_first", "position", "reason",
-        "ready", "since", "start", "sums", "told", "unplaced", "where",
+        "began", "cut_at", "intervals", "job", "lacking", "line", "mark", "number", "phase", "phase_first", "position", "reason",
+        "ready", "since", "start", "sums", "unplaced", "where",
     )  # fmt: skip
 
     def __init__(self, job: int, at: int, position: int) -> None:
@@ -53,29 +53,29 @@ class Record:
         self.reason = Reason("")
         self.lacking: tuple[str, ...] = ()
         self.phase_first = 0
-        self.since = self.told = at
+        self.since = self.cut_at = at
         self.position = position
         self.phase: Phase
         self.line: Line
         self.mark: Mark
 
     def enter(self, phase: Phase, line: Line, at: int, position: int) -> None:
-        """Be in a phase from `at` on."""
+        """Enter a phase at `at`."""
         self.phase, self.line, self.mark = phase, line, line.mark
         self.since, self.ready = at, phase.ready
         if self.intervals is not None:
-            self.told, self.position, self.phase_first = at, position, len(self.intervals)
+            self.cut_at, self.position, self.phase_first = at, position, len(self.intervals)
             line.listeners[self] = self.cut
 
     def leave(self, at: int, position: int | None) -> None:
-        """Be in the phase no more."""
+        """Leave the phase."""
         if self.intervals is not None:
             self.cut(at, position)
             del self.line.listeners[self]
-        self.settle(at)
+        self.add_up(at)
 
-    def settle(self, at: int) -> None:
-        """Put the time since the last settling down to its causes."""
+    def add_up(self, at: int) -> None:
+        """Add the time since the last call to the sums of its causes."""
         unplaced, own, mark = self.unplaced, self.phase.cause, self.line.mark
         if mark is self.mark:  # nothing has happened to the line meanwhile
             if at > self.since:
@@ -88,44 +88,43 @@ class Record:
         self.since, self.mark = at, mark
 
     def place(self, host: str) -> None:
-        """What led to a run, and the run itself, is its host's."""
+        """Attribute the time that led to a run, and the run itself, to its host."""
         sums = self.sums
         for (cause, day), share in self.unplaced.items():
             sums[cause, day, host] = sums.get((cause, day, host), 0) + share
         self.unplaced = {}
 
     def forget(self, at: int) -> None:
-        """What was before `at` does not count."""
-        self.settle(at)
-        self.sums, self.unplaced, self.start, self.told = {}, {}, at, at
+        """Drop the time before `at`."""
+        self.add_up(at)
+        self.sums, self.unplaced, self.start, self.cut_at = {}, {}, at, at
         if self.intervals is not None:
             self.intervals.clear()
             self.phase_first = 0
 
     def cut(self, at: int, position: int | None) -> None:
-        """An interval ends here; one that only goes on is made longer."""
+        """End an interval here; one with the same reason as the last makes that longer."""
         intervals = self.intervals
         assert intervals is not None
-        if at > self.told:
+        if at > self.cut_at:
             reason = self.line.reason or self.reason
             last = intervals[-1] if intervals else None
-            if last is not None and last.reason == reason and last.end == self.told:
+            if last is not None and last.reason == reason and last.end == self.cut_at:
                 intervals[-1] = last._replace(end=at, ended=position)
             else:
                 intervals.append(
-                    Interval("", "", 0, self.told, at, *reason[:2], self.position, position, *reason[2:])
+                    Interval("", "", 0, self.cut_at, at, *reason[:2], self.position, position, *reason[2:])
                 )
-        self.told = at
+        self.cut_at = at
         if position is not None:
             self.position = position
 
     def name(self, cause: str, reason: Reason) -> None:
-        """Say what the intervals of the present phase with this cause turned out to be."""
+        """Set the reason of the present phase's intervals with this cause."""
         intervals = self.intervals or []
         for index in range(self.phase_first, len(intervals)):
             if intervals[index].cause == cause:
-                told = intervals[index]
-                intervals[index] = told._replace(
+                intervals[index] = intervals[index]._replace(
                     detail=reason.detail, run=reason.run, repository=reason.repository
                 )
 
@@ -164,7 +163,7 @@ class Tracker:
         return down, data, gate, gate or bound_by(self.constraint)
 
     def phase(self, state: State, job: int, mask: int, at: int, over: set[int]) -> Phase | None:
-        """Return where a job is, None where its last episode is over and nothing has changed since.
+        """Return the phase of a job, None where its last episode is over and nothing has changed since.
 
         `over` has the runs that are over at their targets.
         """
@@ -186,7 +185,7 @@ class Tracker:
         return LACKING[self.reading.cause(state, job, mask)]
 
     def reason(self, state: State, record: Record, blamed: Blame | None) -> Reason:
-        """Return a record's own cause with what is to be told about it."""
+        """Return a record's own cause with its detail."""
         phase = record.phase
         if phase.run:
             run = state.open_runs[phase.run]

@@ -15,7 +15,7 @@ from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.intervals import CAUSES, Episode
-from datatask.engine.waits.ledger import Waits
+from datatask.engine.waits.ledger import Ledger
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
@@ -48,7 +48,7 @@ def lived(family: tuple[PipelineDef, list[PipelineDef]], life: list[Action]) -> 
 def followed(batches: Batches, job: str | None = None, **asked: object) -> list[Episode]:
     """Return the episodes that the incremental way finds."""
     found: list[Episode] = []
-    waits = Waits(State(), found.append, job=job, **asked)  # type: ignore[arg-type]
+    waits = Ledger(State(), found.append, job=job, **asked)  # type: ignore[arg-type]
     for batch in batches:
         waits.take(e.Batch(waits.state.position + 1, batch))
     waits.finish()

@@ -8,7 +8,7 @@ import pytest
 
 from datatask.engine.core.state import State
 from datatask.engine.waits.intervals import EXACT_MAX, Episode, Spread
-from datatask.engine.waits.ledger import Waits
+from datatask.engine.waits.ledger import Ledger
 from datatask.schema import events as e
 from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef, TranslatedDef
 from datatask.schema.definition import Any as Or
@@ -22,7 +22,7 @@ Told = list[tuple[str, int]]
 def episodes(desk: Desk, job: str | None = "x", *, at: int = 0, **asked: Any) -> list[Episode]:
     """Return what a log's time went to."""
     found: list[Episode] = []
-    waits = Waits(State(), found.append, job=job, **asked)
+    waits = Ledger(State(), found.append, job=job, **asked)
     first = [(desk.events[0],)] if desk.batches[0][0] is not desk.events[0] else []
     for batch in [*first, *desk.batches]:
         waits.take(e.Batch(waits.state.position + 1, batch))
@@ -505,7 +505,7 @@ def test_from_a_base_episodes_begin_there() -> None:
     desk.put("a", "y")
     base = folded([desk.events[0], *(event for batch in desk.batches[:before] for event in batch)])
     found: list[Episode] = []
-    waits = Waits(base, found.append)
+    waits = Ledger(base, found.append)
     for batch in desk.batches[before:]:
         waits.take(e.Batch(waits.state.position + 1, batch))
     waits.finish()
