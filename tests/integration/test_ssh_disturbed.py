@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from datatask import SSHLinuxManager
 from datatask.schema.messages import Ended, Started
 from tests.contract.test_runner import contents, opened, spec
 from tests.machine import mounted
-from tests.ssh_kit import server
+from tests.ssh_kit import server, serving
 from tests.ssh_runs import (
     ended,
     left_behind,
@@ -145,6 +148,70 @@ async def test_an_output_for_which_the_disk_there_was_too_small_is_no_success(
         end = await ended(on_server(tmp_path), script + "\n")
     assert end.ending.outcome == outcome
     assert "the disk of its outputs was full when it ended" in message(end)
+
+
+def watches(path: Path) -> bool:
+    """Whether a process has the folder's runs watched: it has their pipe open and a file of each."""
+    lock = runs_of(path) / "cuts.lock"
+    return lock.exists() and len(holders(lock)) == 1 and any("/stdout" in name for name in holders(lock)[0])
+
+
+def holders(file: Path) -> list[list[str]]:
+    """Return what each process has open that has this file open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        names: list[str] = []
+        with contextlib.suppress(OSError):
+            names += [os.readlink(fd) for fd in (process / "fd").iterdir()]
+        if str(file) in names:
+            found.append(names)
+    return found
+
+
+def emptied(folder: Path) -> None:
+    (folder / "stdout").write_bytes(b"")
+
+
+def is_told(folder: Path, *, again: bool) -> bool:
+    """Empty it, `again` after it had grown until then; whether that was noticed."""
+    if again or (folder / "stdout").stat().st_size:
+        (folder / "stdout").write_bytes(b"one\n")
+        emptied(folder)
+    return (folder / "cut.stdout").exists()
+
+
+@pytest.mark.parametrize("mode", ["", ">>$DATATASK_RUN/stdout"])
+@pytest.mark.parametrize("waits", ["with an engine", "without one"])
+async def test_an_output_that_is_emptied_while_its_process_writes_on_fails_the_run(
+    tmp_path: Path, mode: str, waits: str
+) -> None:
+    """What it writes afterwards hides it, with a hole in front or appended; a target's kernel tells it where there is python3."""
+    script = f"exec {mode}; echo one; {WAITS}; seq 9; echo three >&2\n".format(go=tmp_path / "go")
+    with serving(tmp_path / "server", f" PATH={Path(sys.executable).parent}:{os.environ['PATH']}") as at:
+        runner = ssh_task(tmp_path, script, at.host()).runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            started = await facts.first(1, Started)
+            assert isinstance(started, Started)
+            (run,) = runs_of(tmp_path).glob("*.1")
+            await until(lambda: (run / "stdout").read_text() == "one\n" and watches(tmp_path))
+            if waits == "with an engine":
+                await until(functools.partial(is_told, run, again=bool(mode)))
+                (tmp_path / "go").touch()
+                await facts.end_of(1)
+        later = ssh_task(tmp_path, "true\n", at.host()).runner
+        async with opened(later) as facts:
+            if waits == "without one":
+                await until(functools.partial(is_told, run, again=bool(mode)))
+                (tmp_path / "go").touch()
+                await until(lambda: record_of(tmp_path, run.name) is not None)
+            await later.recover([spec(1)._replace(handle=started.handle)])
+            end = await facts.end_of(1)
+            assert b"8\n9\n" in (contents(end.writes[0]) or b"")
+            assert contents(end.writes[1]) == b"three\n"
+        assert end.ending.outcome == "failed"
+        assert "its stdout was cut while it ran, when 4 bytes had been written" in message(end)
+        await until(lambda: holders(runs_of(tmp_path) / "cuts.lock") == [])
 
 
 async def test_a_folder_above_that_is_renamed_changes_nothing(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ launch() {
         *) set -- "$session" "$@" ;;
         esac
         true >"$out" && true >"$err" && exec 6>"$out" 7>"$err" # held until the end, whatever becomes of their names
+        case $merged in *[oe]*) [ ! -p "$dir/cuts" ] || ! look_at self || echo "$id $self" 1<>"$dir/cuts" ;; esac
         case $merged in
         *m*) (become "$@") 3>&1 <"$in" >&6 2>&6 6>&- 7>&- & ;;
         *) (become "$@") 3>&1 <"$in" >&6 2>&7 6>&- 7>&- & ;;
@@ -155,7 +156,8 @@ note() {
         esac
         size=$2 printed=$printed$name=$2,${1:+${name}_sum=$1,}
     fi
-    [ "$size" -ge "$written" ] || printed=${printed}${name}_written=$written,
+    [ "$size" -lt "$written" ] || { written=; [ ! -s "$run/cut.$name" ] || read -r written <"$run/cut.$name"; }
+    [ -z "$written" ] || printed=${printed}${name}_written=$written,
 }
 
 # count_kills: sets kills, how many processes the kernel has killed for lack of memory since it started, in any group.
@@ -221,6 +223,7 @@ await_claim() {
     done
 }
 
+# joined here: cuts.sh
 # joined here: stopping.sh
 # joined here: groups.sh
 
@@ -388,6 +391,7 @@ take_over() {
     read -r now rest </proc/uptime
     echo "$now" >"$base/sign"
     telling=hand_on
+    watch_cuts
     count_kills
     names=$(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 }
