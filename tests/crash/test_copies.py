@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from integration.cli_kit import Project
+
+from tests.ssh_kit import server
 
 SLEEPS = """
 import datatask
@@ -43,8 +49,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    Path(f"{made.told}.go").touch()  # what waits for it must not outlive its test
 
 
 def put(project: Project, *jobs: str) -> None:
@@ -137,6 +145,110 @@ def test_an_old_copy_that_is_put_back_waits_until_somebody_says_so(
         owner.unlink()
         first.until("b", "ls", "done")
     assert world.effects() == ["a", "b", "b", "c", "d"]
+
+
+WAITS = """
+import datatask
+from datatask import LogBlobRepository, LogMetadataRepository, ProcessTask, Resources
+
+manager = {manager}
+copy = ProcessTask(
+    "copy", lambda: manager, None, Resources(), LogMetadataRepository("pids"),
+    "#!/bin/sh\\necho {{{{ job }}}} >> {told}\\nwhile [ ! -e {told}.go ]; do sleep 0.05; done\\necho written {{{{ job }}}}\\n",
+    stdout=LogBlobRepository("out"), done=LogMetadataRepository("done"),
+)
+copy.link("numbers", LogMetadataRepository("numbers"), is_input=True)
+pipeline = datatask.Pipeline([copy], datatask.Session(), [], name="waits")
+"""
+PLACES = {
+    "own": 'datatask.LocalLinuxManager("app", "{folder}/base")',
+    "default": 'datatask.LocalLinuxManager("app")',
+    "ssh": 'datatask.SSHLinuxManager("app", datatask.SSHHost({address!r}, None, "there", {options!r}), "{folder}/remote")',
+}
+places = pytest.mark.parametrize(
+    "place", ["own", "default", pytest.param("ssh", marks=pytest.mark.server("sshd"))]
+)
+
+
+def waiting(world: World, name: str, place: str) -> Project:
+    """Make a project whose scripts wait for a file."""
+    host = server().host() if place == "ssh" else None
+    known = {} if host is None else {"address": host.address, "options": dict(host.options)}
+    manager = PLACES[place].format(folder=world.folder, **known)
+    (world.folder / name).mkdir()
+    return Project(world.folder / name, WAITS.format(manager=manager, told=world.told))
+
+
+def left_running(project: Project, world: World, *jobs: str) -> None:
+    """Have an engine start scripts and end while they go on."""
+    put(project, *jobs)
+    with working(project):
+        until(lambda: len(states(project)) == len(jobs) == len(world.effects()))
+
+
+@contextlib.contextmanager
+def working(project: Project) -> Iterator[None]:
+    """Have an engine at work, however long it takes to begin."""
+    process = project.spawn("run", "--forever")
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=120)
+
+
+def states(project: Project) -> list[list[str]]:
+    rows = project.ok("query", "SELECT job, state FROM runs ORDER BY job, run", "--json").json["rows"]
+    return [list(row) for row in rows]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@places
+@pytest.mark.parametrize("how", ["rsync", "backup"])
+def test_a_project_copied_while_its_scripts_go_on_leaves_them_to_the_original(
+    world: World, how: str, place: str
+) -> None:
+    """By a program that copies folders, or from a backup: what runs is neither taken nor ended, and no job is used up."""
+    first = waiting(world, "first", place)
+    left_running(first, world, "a", "b")
+    second = waiting(world, "second", place)
+    if how == "backup":
+        first.ok("backup", second.log.parent)
+    elif shutil.which("rsync"):
+        subprocess.run(["rsync", "-a", f"{first.folder}/", f"{second.folder}/"], check=True)
+    else:
+        shutil.copytree(first.folder, second.folder, dirs_exist_ok=True)
+    with working(second):
+        until(lambda: len(world.effects()) == 4)
+    second.call("doctor", "--clean")
+    Path(f"{world.told}.go").touch()
+    for project in (first, second):
+        project.ok("run")
+        assert project.ok("cat", "copy.stdout", "a").out == "written a\n"
+        assert project.ok("verify", "--json").json["divergences"] == []
+    assert world.effects() == ["a", "a", "b", "b"]
+    assert states(first) == [["a", "succeeded"], ["b", "succeeded"]]
+    assert states(second) == [[job, state] for job in "ab" for state in ("lost", "succeeded")]
+
+
+@places
+def test_a_project_renamed_while_its_scripts_go_on_adopts_them(world: World, place: str) -> None:
+    """Wherever they run, the command line finds them from the new place; none is started again or used up."""
+    first = waiting(world, "first", place)
+    left_running(first, world, "a", "b")
+    first.folder.rename(world.folder / "renamed")
+    renamed = Project(world.folder / "renamed", (world.folder / "renamed/pipeline.py").read_text())
+    Path(f"{world.told}.go").touch()
+    renamed.ok("run")
+    assert world.effects() == ["a", "b"]
+    assert states(renamed) == [["a", "succeeded"], ["b", "succeeded"]]
+    assert renamed.ok("cat", "copy.stdout", "b").out == "written b\n"
 
 
 def test_two_logs_on_one_target(world: World) -> None:
