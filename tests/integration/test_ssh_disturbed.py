@@ -150,12 +150,6 @@ async def test_an_output_for_which_the_disk_there_was_too_small_is_no_success(
     assert "the disk of its outputs was full when it ended" in message(end)
 
 
-def watches(path: Path) -> bool:
-    """Whether a process has the folder's runs watched: it has their pipe open and a file of each."""
-    lock = runs_of(path) / "cuts.lock"
-    return lock.exists() and len(holders(lock)) == 1 and any("/stdout" in name for name in holders(lock)[0])
-
-
 def holders(file: Path) -> list[list[str]]:
     """Return what each process has open that has this file open."""
     found = []
@@ -194,7 +188,9 @@ async def test_an_output_that_is_emptied_while_its_process_writes_on_fails_the_r
             started = await facts.first(1, Started)
             assert isinstance(started, Started)
             (run,) = runs_of(tmp_path).glob("*.1")
-            await until(lambda: (run / "stdout").read_text() == "one\n" and watches(tmp_path))
+            await until(
+                lambda: (run / "stdout").read_text() == "one\n" and holders(runs_of(tmp_path) / "cuts")
+            )
             if waits == "with an engine":
                 await until(functools.partial(is_told, run, again=bool(mode)))
                 (tmp_path / "go").touch()

@@ -9,7 +9,7 @@ watch_cuts() {
 }
 
 cutting='
-import ctypes, fcntl, os, resource, select, stat, struct, sys, time
+import ctypes, fcntl, os, select, stat, struct, sys, time
 
 CLOSED, GONE, STREAMS = 0x8, 0x8000, (("stdout", "6"), ("stderr", "7"))
 os.chdir(sys.argv[1])
@@ -21,8 +21,6 @@ for rest in (1, 1, 0):
     except OSError:
         rest or sys.exit()
         time.sleep(rest)
-many = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (many, many))
 libc = ctypes.CDLL(None)
 notices = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
 notices >= 0 or sys.exit()
@@ -42,30 +40,20 @@ def watch(run, waiter):
     for name, number in STREAMS:
         path = "/proc/%s/fd/%s" % (waiter, number)
         try:
-            if not is_there(run, name, path):
-                continue
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            regular = is_there(run, name, path) and stat.S_ISREG(os.stat(path).st_mode)
         except OSError:
             continue
-        key = libc.inotify_add_watch(notices, path.encode(), CLOSED)
-        if key < 0 or key in watched or not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-        else:
-            watched[key] = run, name, path, fd
-
-
-def forget(key):
-    libc.inotify_rm_watch(notices, key)
-    os.close(watched.pop(key)[3])
-    most.pop(key, None)
+        key = libc.inotify_add_watch(notices, path.encode(), CLOSED) if regular else -1
+        if key >= 0:
+            watched[key] = run, name, path
 
 
 def look(key):
-    run, name, path, fd = watched[key]
+    run, name, path = watched[key]
     try:
         with open(path.replace("/fd/", "/fdinfo/")) as file:
             written = int(file.readline().split()[1])
-        there = os.fstat(fd).st_size
+        there = os.stat(path).st_size  # asked last: it grows meanwhile. Nothing is held open here, or what is removed would stay on the disk
         written = max(written, most.get(key, 0))  # whoever opened it anew has an offset of its own
         most[key] = max(there, most.get(key, 0))
         if is_there(run, name, path) and written > there:
@@ -73,6 +61,12 @@ def look(key):
                 file.write("%d\n" % written)
     except (OSError, ValueError, IndexError):
         pass
+
+
+def forget(key):
+    libc.inotify_rm_watch(notices, key)
+    watched.pop(key)
+    most.pop(key, None)
 
 
 def is_wanted():
@@ -85,7 +79,7 @@ def is_wanted():
 
 def sweep():
     for key in list(watched):
-        if is_there(*watched[key][:3]):
+        if is_there(*watched[key]):
             look(key)
         else:
             forget(key)
