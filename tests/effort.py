@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -19,7 +20,8 @@ T = TypeVar("T")
 EFFORTS = ("quick", "thorough", "soak")
 EFFORT = os.environ.get("DATATASK_TEST_EFFORT") or "quick"
 
-SAMPLED = {"integration": 3, "kube": 3, "damage": 3}
+TESTS = Path(__file__).parent
+SAMPLED = {TESTS / "integration": 3, TESTS / "kube": 3, TESTS / "damage": 3}
 """Folders whose tests start processes and wait for them: the quick effort runs each third test of a file."""
 
 
@@ -43,7 +45,7 @@ def mark(items: Iterable[pytest.Item]) -> None:
     for item in items:
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("scaled")
-        if seen[item.path] % SAMPLED.get(item.path.parent.name, 1):
+        if seen[item.path] % SAMPLED.get(item.path.parent, 1):
             item.add_marker("slow")
         seen[item.path] += 1
 

@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
 
+from tests.integration.cli_kit import Project
 from tests.ssh_kit import server
 
 SLEEPS = """

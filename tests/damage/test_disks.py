@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project, complaints
 
 from tests.damage.conftest import Disk
+from tests.integration.cli_kit import Project, complaints
 from tests.unmeasured import plain_environment
 
 GROW = """

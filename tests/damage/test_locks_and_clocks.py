@@ -13,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project, complaints
 
 from datatask.adapters.log.locate import lease_path
+from tests.integration.cli_kit import Project, complaints
 
 ENGINES = 6
 READERS = 4

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.log.lease import Possession
 from datatask.adapters.log.locate import home, lease_path
 from datatask.adapters.log.presence import Presence
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import DatataskError, LogGoneError
+from tests.integration.cli_kit import Project
 
 
 @pytest.fixture

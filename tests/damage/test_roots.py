@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
 
 from tests.damage.conftest import Disk
+from tests.integration.cli_kit import Project
 from tests.machine import mount
 
 PIPELINE = """

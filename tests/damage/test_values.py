@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
+
+from tests.integration.cli_kit import Project
 
 WAYS = {
     "function": "task = InProcessSyncTask('t', done)",

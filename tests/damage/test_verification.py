@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.verify import background, progress, rounds
@@ -30,6 +29,7 @@ from datatask.adapters.log.checkpoints import (
 from datatask.adapters.log.locate import checkpoints_path, verified_path
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.audit.consistency import Divergence
+from tests.integration.cli_kit import Project
 
 JOBS = 2500
 

@@ -535,9 +535,9 @@ async def test_a_log_that_an_engine_has_is_left_alone(log: Path) -> None:
 
 DIES = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
-from integration.test_archives import cut_at
+from tests.integration.test_archives import cut_at
 cut_at(Path({path!r}), 120, lambda name: os._exit(9) if name == {step!r} else None)
 """
 
@@ -548,7 +548,7 @@ cut_at(Path({path!r}), 120, lambda name: os._exit(9) if name == {step!r} else No
 async def test_killed_at_any_step_nothing_is_lost_and_again_completes_it(
     log: Path, step: str, tmp_path: Path
 ) -> None:
-    program = DIES.format(tests=str(Path(__file__).parent.parent), path=str(log), step=step)
+    program = DIES.format(root=str(Path(__file__).parents[2]), path=str(log), step=step)
     died = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, env=dict(os.environ))  # noqa: ASYNC221
     assert died.returncode == 9
     assert verify(log).ok

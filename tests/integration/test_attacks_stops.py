@@ -27,10 +27,10 @@ STUBBORN = "#!/bin/sh\ntrap '' TERM\ntouch started\nfor i in $(seq 300); do slee
 
 DIES = """
 import asyncio, os, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
 from datatask.adapters.execute.local.manager import LocalRunner
-from integration.test_attacks_stops import pipeline
+from tests.integration.test_attacks_stops import pipeline
 LocalRunner.stop = lambda *arguments: os._exit(9)
 async def main():
     opened, _ = pipeline(Path({path!r}))
@@ -76,8 +76,8 @@ async def ends_by_its_timeout(path: Path) -> None:
 
 async def test_a_stop_that_an_engine_did_not_live_to_send_is_sent_by_the_next(tmp_path: Path) -> None:
     """`StopDecided` is durable, the engine dies, the process goes on."""
-    tests = str(Path(__file__).parent.parent)
-    program = DIES.format(tests=tests, path=str(tmp_path))
+    root = str(Path(__file__).parents[2])
+    program = DIES.format(root=root, path=str(tmp_path))
     died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], timeout=30, check=False)
     assert died.returncode == 9
     await ends_by_its_timeout(tmp_path)

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.cli import alone
 from datatask.adapters.wiring.last_bound import Guard
+from tests.integration.cli_kit import Project
 
 HEAD = """
 import asyncio, os, signal, threading, time

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.history.events import Selection, causes, consequences, select
 from datatask.adapters.history.history import History
@@ -24,6 +23,7 @@ from datatask.adapters.history.runs import GROUP_FIELDS, RUN_FIELDS, percentile
 from datatask.adapters.log import queries
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
+from tests.integration.cli_kit import Project
 
 PIPELINE = """
 import asyncio

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.cli import progress_bar
+from tests.integration.cli_kit import Project
 
 LONG = [
     "status", "verify", "replay --verify", "export out", "why double", "waiting", "ls double.numbers", "runs", "log", "doctor", "plan",

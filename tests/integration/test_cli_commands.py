@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
+
+from tests.integration.cli_kit import Project
 
 STATUS = (
     "double\ndouble.numbers 3\ndouble.done 3\ndouble.doubled 3\n\n"

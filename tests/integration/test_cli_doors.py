@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.log.checkpoints import FileCheckpoints, checkpoints_in, read_checkpoint
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import Checkpoint
+from tests.integration.cli_kit import Project
 
 STRANGER = 54321
 LARGE = b"bytes " * 20_000

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import PIPELINE, Project
 
 from datatask.adapters.log.lease import lease_holder
+from tests.integration.cli_kit import PIPELINE, Project
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 import pytest
-from integration.cli_kit import PIPELINE, Project
 
 from datatask.adapters.cli.commands import COMMANDS
 from datatask.adapters.cli.main import make_group
 from datatask.adapters.cli.settings import Settings
+from tests.integration.cli_kit import PIPELINE, Project
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = make_group(Settings())

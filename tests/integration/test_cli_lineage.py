@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.history.history import History
 from datatask.schema import events as e
+from tests.integration.cli_kit import Project
 
 ACROSS = """
 import datatask

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
+
+from tests.integration.cli_kit import Project
 
 PLANS = """
 jobs: 40

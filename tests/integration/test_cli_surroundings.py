@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import PIPELINE, Project
 
 from datatask import History
 from datatask.schema.errors import CallerError, TimeLimitError
+from tests.integration.cli_kit import PIPELINE, Project
 from tests.unmeasured import plain_environment
 
 

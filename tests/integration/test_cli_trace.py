@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.adapters.history.history import History
+from tests.integration.cli_kit import Project
 
 RETRIES = """
 import asyncio

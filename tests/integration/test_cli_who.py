@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask import (
     FileRepository,
@@ -24,6 +23,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.schema import requests as r
 from datatask.schema.events import Event, Recorded
 from datatask.schema.resources import Resources
+from tests.integration.cli_kit import Project
 
 ME = f"{getpass.getuser()}@{socket.gethostname()}"
 PIPELINE = """

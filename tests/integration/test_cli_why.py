@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
-from property.logs import write_log
-from unit.core_kit import Desk, pipeline, task
 
 import datatask
 from datatask.adapters.history.history import History
 from datatask.schema.errors import CallerError, InvalidJobError, UnknownNameError
+from tests.integration.cli_kit import Project
+from tests.property.logs import write_log
+from tests.unit.core_kit import Desk, pipeline, task
 
 ODD = """
 import datatask

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask.schema.tables import VIEW_COLUMNS
+from tests.integration.cli_kit import Project
 
 COUNTS = "SELECT state, count(*) AS n FROM runs WHERE task = :task GROUP BY state"
 

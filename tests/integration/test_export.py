@@ -13,9 +13,6 @@ from typing import Any
 import duckdb
 import polars
 import pytest
-from integration.cli_kit import Project
-from integration.test_cli_lineage import ACROSS
-from integration.test_cli_trace import RETRIES
 
 from datatask.adapters.history.export import files
 from datatask.adapters.history.export.export import Order, export
@@ -24,6 +21,9 @@ from datatask.adapters.history.export.tables import Wanted as Rows
 from datatask.adapters.history.history import History
 from datatask.schema.errors import CallerError
 from datatask.schema.tables import VIEW_COLUMNS
+from tests.integration.cli_kit import Project
+from tests.integration.test_cli_lineage import ACROSS
+from tests.integration.test_cli_trace import RETRIES
 
 LEFT_OUT = {
     "events": {"time", "salt", "digest", "chain"},

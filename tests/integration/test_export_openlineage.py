@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
-from integration.test_cli_lineage import ACROSS
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
@@ -18,6 +16,8 @@ from referencing import Registry, Resource
 from datatask.adapters.history.export.openlineage import EVENT_TYPES, FACETS
 from datatask.adapters.history.history import History
 from datatask.schema.events import Ending
+from tests.integration.cli_kit import Project
+from tests.integration.test_cli_lineage import ACROSS
 
 SCHEMAS = Path(__file__).parents[1] / "schemas" / "openlineage"
 CORE = json.loads((SCHEMAS / "OpenLineage.json").read_text())

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from integration.cli_kit import PIPELINE, Project
-from integration.faultlines import errors
 
 from datatask.adapters.cli.commands import COMMANDS
 from tests.effort import by_effort
+from tests.integration.cli_kit import PIPELINE, Project
+from tests.integration.faultlines import errors
 from tests.unmeasured import plain_environment
 
 TEXT = PIPELINE.replace(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from integration.cli_kit import Project
 
 from datatask import (
     CallerError,
@@ -24,6 +23,7 @@ from datatask import (
 from datatask.engine.api import declare
 from datatask.schema import requests as r
 from datatask.schema.events import ABSENT
+from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 
 FULL = os.environ.get("DATATASK_TEST_FULL") == "1"

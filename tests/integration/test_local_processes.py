@@ -37,8 +37,8 @@ LOG = "feedfacefeedface"
 
 ENGINE = """
 import asyncio, sys
-sys.path.insert(0, {tests!r})
-from integration.test_local_processes import task_of, spec
+sys.path.insert(0, {root!r})
+from tests.integration.test_local_processes import task_of, spec
 async def main():
     task = task_of({path!r}, {script!r})
     await task.validate()
@@ -126,8 +126,8 @@ async def run_all(task: ProcessTask, *specs: RunSpec) -> dict[int, Ended]:
 async def test_runs_survive_a_killed_engine_and_happen_once(tmp_path: Path) -> None:
     """kill -9 of the engine's whole process group; each run's side effect is counted once, outputs are collected."""
     script = f"echo {{{{job}}}} >> {tmp_path}/effects; sleep 1; echo out {{{{job}}}}"
-    tests = str(Path(__file__).parent.parent)
-    program = ENGINE.format(tests=tests, path=str(tmp_path), script=script, runs=8)
+    root = str(Path(__file__).parents[2])
+    program = ENGINE.format(root=root, path=str(tmp_path), script=script, runs=8)
     engine = subprocess.Popen(  # noqa: ASYNC220 - starts in a moment
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -207,8 +207,8 @@ async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(
 
 RESTARTED = """
 import asyncio, sys
-sys.path.insert(0, {tests!r})
-from integration.test_local_processes import ends, spec, task_of, until
+sys.path.insert(0, {root!r})
+from tests.integration.test_local_processes import ends, spec, task_of, until
 async def main():
     runner, facts = task_of({path!r}, {script!r}).runner, []
     await runner.open(facts.append)
@@ -228,7 +228,7 @@ async def test_after_a_restart_of_the_machine_what_ran_is_lost_and_what_had_ende
 ) -> None:
     """All processes die at once; the next engine and launcher see another boot id, from a /proc of their own."""
     script = "{% if job == 'j1' %}sleep 60{% else %}echo out{% endif %}"
-    told = {"tests": str(Path(__file__).parent.parent), "path": str(tmp_path), "script": script}
+    told = {"root": str(Path(__file__).parents[2]), "path": str(tmp_path), "script": script}
     engine = subprocess.Popen(  # noqa: ASYNC220 - starts in a moment
         [sys.executable, "-c", ENGINE.format(**told, runs=2)], start_new_session=True
     )

@@ -161,8 +161,8 @@ async def test_an_engine_in_the_same_situation_goes_on_with_the_launcher(tmp_pat
 
 OTHER = """
 import asyncio, resource, sys
-sys.path.insert(0, {tests!r})
-from integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
+sys.path.insert(0, {root!r})
+from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
 hard = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 end = asyncio.run(run_all(task_of(sys.argv[1], "ulimit -Hn"), spec(hard, epoch=hard)))[hard]
@@ -174,7 +174,7 @@ print(end.ending.outcome, end.writes[0].source.read_text().strip())
 @pytest.mark.server("setpriv")
 def test_a_hard_limit_that_a_launcher_cannot_raise_is_that_of_the_next_one(tmp_path: Path) -> None:
     """Of a user without the right to."""
-    program = OTHER.format(tests=str(Path(__file__).parent.parent))
+    program = OTHER.format(root=str(Path(__file__).parents[2]))
     user = [
         "setpriv",
         "--bounding-set=-sys_resource",

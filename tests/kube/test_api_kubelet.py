@@ -14,14 +14,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.kube import recorded
 from tests.kube.api import Server, serve
 from tests.kube.api.deleting import PODS
 from tests.kube.api.kubelet import Kubelet, running
 from tests.kube.api.null_kubelet import running_null
-from tests.kube.api.player import lives, recorded
+from tests.kube.api.player import lives
 from tests.kube.api.storage import Change
 
-RECORDING = Path(__file__).parent / "recordings" / "watch-whole-life-of-pods.json"
 NS = "space"
 
 
@@ -127,7 +127,7 @@ async def test_lives_take_the_recorded_steps(
     recorded_as: str, script: str, main: dict[str, Any], spec: dict[str, Any]
 ) -> None:
     """From ADDED to the end, in the same order."""
-    events = [(event["type"], event["object"]) for event in lives(recorded(RECORDING))[recorded_as]]
+    events = [(event["type"], event["object"]) for event in lives(recorded.events())[recorded_as]]
     wanted = [step for step in course(events) if step[4] == "" and step[0] != "DELETED"]
     async with node() as there:
         await there.make("x", script, main=main, **spec)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import aiohttp
 
+from tests.kube import recorded
 from tests.kube.api import serve
-from tests.kube.api.player import Player, lives, recorded, shuffled
-
-RECORDING = Path(__file__).parent / "recordings" / "watch-whole-life-of-pods.json"
+from tests.kube.api.player import Player, lives, shuffled
 
 
 async def test_a_watch_gets_what_was_recorded() -> None:
     """Every event, in order, object for object; only the versions are the server's."""
-    events = recorded(RECORDING)
+    events = recorded.events()
     async with serve() as server, aiohttp.ClientSession() as session:
         server.namespace("rec")
         player = Player(server, events)
@@ -33,7 +31,7 @@ async def test_a_watch_gets_what_was_recorded() -> None:
 
 def test_another_order_keeps_each_life() -> None:
     """Pods' events are mixed, those of one pod are not."""
-    events = recorded(RECORDING)
+    events = recorded.events()
     mixed = shuffled(events, random.Random(1))
     assert mixed != events
     assert lives(mixed) == lives(events)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,16 +16,10 @@ from tests.kube.api.deleting import PODS, mark
 from tests.kube.api.faults import too_many
 from tests.kube.api.kinds import BY_PATH
 from tests.kube.api.requests import User
+from tests.kube.recorded import RECORDINGS, exchange
 
-RECORDINGS = Path(__file__).parent / "recordings"
 SPEC = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox", "resources": {}}]}
 NAMESPACES = BY_PATH["", "v1", "namespaces"]
-
-
-def recording(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a recorded request and its answer."""
-    told = json.loads((RECORDINGS / f"{name}.json").read_text())
-    return told["request"], told["response"]
 
 
 class Cluster:
@@ -121,7 +114,7 @@ def plain(told: Any) -> Any:
 async def test_refusals_word_for_word(name: str) -> None:
     """Status, body, Retry-After."""
     async with serving() as cluster:
-        asked, wanted = recording(name)
+        asked, wanted = exchange(name)
         await arrange(cluster, name)
         token = {
             "unauthorized": "wrong",
@@ -148,7 +141,7 @@ def shape(found: Any) -> Any:
 async def test_what_is_made_has_the_recorded_shape(name: str) -> None:
     """Defaults filled in, value for value where they are no times and ids."""
     async with serving() as cluster:
-        asked, wanted = recording(name)
+        asked, wanted = exchange(name)
         cluster.server.storage.remove(PODS, cluster.server.pods()[0])
         if name == "limitrange-defaults":
             rule = {"type": "Container", "max": {"memory": "64Mi"}, "default": {"memory": "32Mi"}}

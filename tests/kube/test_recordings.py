@@ -8,40 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from pathlib import Path
 
 import pytest
 
 from datatask.adapters.execute.kube import watch
 from datatask.schema.messages import Ended, Started
+from tests.kube import recorded
 from tests.kube.api.faults import Fault
-from tests.kube.api.player import Player, onto, recorded, shuffled
+from tests.kube.api.player import Player, onto, shuffled
+from tests.kube.recorded import ENDS
 from tests.kube.runner_kit import Facts, make_task, opened, spec, until
 from tests.kube.scripted import Hand, scripted
 
-RECORDING = Path(__file__).parent / "recordings" / "watch-whole-life-of-pods.json"
-ENDS = {
-    "a": ("succeeded", 0),
-    "gen-4dfrk": ("lost", 137),
-    "p1": ("succeeded", 0),
-    "p2": ("succeeded", 0),
-    "p3": ("succeeded", 0),
-    "exit3": ("failed", 3),
-    "badcommand": ("refused", 128),
-    "imagepull": ("lost", None),
-    "deadline": ("timed_out", 137),
-    "oomkilled": ("failed", 137),
-    "configerror": ("lost", None),
-    "unschedulable": ("lost", None),
-    "del": ("lost", 137),
-}
 RUNS = {job: number for number, job in enumerate(ENDS, 1)}
 NEVER_RAN = {"badcommand", "imagepull", "configerror", "unschedulable"}
 
 
 async def played(chance: random.Random, *, mixed: bool, cuts: int = 0, finalizer: bool = True) -> Facts:
     """Let the runner start a pod for each recorded one, give them the recorded lives, and return what it told."""
-    events = recorded(RECORDING)
+    events = recorded.events()
     async with (
         scripted() as api,
         opened(make_task(api, logs=False, finalizer=finalizer)) as (runner, facts),

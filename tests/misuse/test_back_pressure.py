@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from integration.cli_kit import Project
 
 from datatask import (
     InProcessSyncTask,
@@ -31,6 +30,7 @@ from datatask import (
 from datatask.engine.runtime.store_writes import CALLS_MAX
 from datatask.schema import requests as r
 from datatask.schema.errors import StoreError, TemporaryError
+from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 
 PUTS = 2_000

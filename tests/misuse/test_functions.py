@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cli_kit import Project
+
+from tests.integration.cli_kit import Project
 
 HARM = Path(__file__).with_name("harm.py")
 GOOD = [f"good{number}" for number in range(6)]

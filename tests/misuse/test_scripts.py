@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project
+
+from tests.integration.cli_kit import Project
 
 PIPELINE = """
 import datatask

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from integration.cli_kit import Project, Result, complaints
+
+from tests.integration.cli_kit import Project, Result, complaints
 
 pytestmark = pytest.mark.long
 

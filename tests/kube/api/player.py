@@ -7,11 +7,9 @@ what was recorded; only versions are the server's own, and names, namespace, lab
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.kube.api.deleting import PODS, delete
@@ -21,12 +19,6 @@ from tests.kube.api.storage import key_of
 Object = dict[str, Any]
 Event = dict[str, Any]
 DELETION = ("deletionTimestamp", "deletionGracePeriodSeconds")
-
-
-def recorded(path: Path) -> list[Event]:
-    """Return a recording's events about objects."""
-    told = json.loads(path.read_text())["response"]["events"]
-    return [event for event in told if event["type"] in ("ADDED", "MODIFIED", "DELETED")]
 
 
 def lives(events: Sequence[Event]) -> dict[str, list[Event]]:

@@ -1,0 +1,78 @@
+"""Manifests: what cannot be a pod, and what is added to what the user wrote."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+import pytest
+
+from datatask import CallerError, Resources
+from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.manifests import parse_manifest, stamp, tombstone
+from datatask.adapters.execute.kube.preview import resources_of
+
+IDENTITY = "0123456789abcdef0123456789abcdef.1.77"
+
+
+# --- manifests ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("kind: Pod\nspec: ]", "the manifest is no YAML, line 2"),
+        ("kind: Job", "makes a Job, not a Pod"),
+        ("[]", "makes a list, not a Pod"),
+        ("", "makes 0 documents"),
+        ("kind: Pod\n---\nkind: Pod", "makes 2 documents"),
+        ("kind: Pod", "has no spec"),
+        ("kind: Pod\nspec: {}", "has no spec.containers"),
+        ("kind: Pod\nspec: {containers: [{image: x}]}", "one of spec.containers has no name"),
+        (
+            "kind: Pod\nmetadata: {labels: [1]}\nspec: {containers: [{name: x}]}",
+            "metadata.labels is no mapping",
+        ),
+    ],
+)
+def test_what_cannot_be_a_pod_is_refused_by_name(text: str, told: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(CallerError, match=re.escape(told)):
+        parse_manifest(text, "t[j]")
+
+
+def test_a_stamped_manifest_keeps_the_users_part() -> None:
+    """Labels beside ours, finalizers, variables that the user sets himself; never another restart policy."""
+    text = """
+kind: Pod
+metadata: {generateName: x-, labels: {team: a, app: b}, finalizers: [other/one]}
+spec: {restartPolicy: Always, containers: [{name: m, env: [{name: MINE, value: '1'}]}]}
+"""
+    env = {"MINE": "0", "DATATASK_RUN": IDENTITY}
+    made = stamp(
+        parse_manifest(text, "t"),
+        name="n",
+        namespace="ns",
+        labels={"app": "s"},
+        annotations={},
+        finalizer=True,
+        env=env,
+    )
+    assert made["metadata"]["labels"] == {"team": "a", "app": "s"}
+    assert made["metadata"]["finalizers"] == ["other/one", pods.FINALIZER]
+    assert "generateName" not in made["metadata"]
+    assert made["spec"]["restartPolicy"] == "Never"
+    assert made["spec"]["containers"][0]["env"] == [
+        {"name": "DATATASK_RUN", "value": IDENTITY},
+        {"name": "MINE", "value": "1"},
+    ]
+
+
+def test_a_tombstone_is_never_scheduled() -> None:
+    """It takes a name and nothing else."""
+    stone = tombstone("n", "ns", {}, {})
+    assert stone["spec"]["schedulingGates"]
+    assert resources_of(stone, "t") == Resources(Decimal(0), Decimal(0), 1)
+
+
+# --- templates without a job --------------------------------------------------------------------------
