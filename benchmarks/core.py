@@ -65,7 +65,9 @@ def opened() -> Reactor:
 def life(jobs: int) -> tuple[Reactor, list[e.Event], int]:
     """Run all jobs through the chain; return the reactor, the events and the number of runs."""
     reactor, events, runs, now = opened(), [], 0, 3
-    reactor.change([Write(repository="a", job=f"job-{index:07}", value=VALUE) for index in range(jobs)], now)
+    reactor.tickets.change(
+        [Write(repository="a", job=f"job-{index:07}", value=VALUE) for index in range(jobs)], now
+    )
     todo: list[RunSpec] = []
     while True:
         now += 1
@@ -77,8 +79,8 @@ def life(jobs: int) -> tuple[Reactor, list[e.Event], int]:
             return reactor, events, runs
         for spec in todo:
             output = Write(repository=STAGES[int(spec.task[1]) + 1], job=spec.job, value=VALUE)
-            reactor.fact(Started(spec.run, {}), now)
-            reactor.fact(Ended(spec.run, e.Ending(outcome="succeeded"), (output,)), now)
+            reactor.runs.fact(Started(spec.run, {}), now)
+            reactor.runs.fact(Ended(spec.run, e.Ending(outcome="succeeded"), (output,)), now)
         runs += len(todo)
         todo.clear()
 

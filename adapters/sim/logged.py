@@ -71,7 +71,7 @@ def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
     )
     for leaf in state.leaves.values():
         if leaf.definition.medium == "foreign":
-            reactor.listed(leaf.id, [], begin, state.position, begin)
+            reactor.stores.listed(leaf.id, [], begin, state.position, begin)
     return state, (reactor, [Step(1, (created,), ()), *reactor.take()])
 
 
@@ -160,7 +160,7 @@ class Logged:
                 elif what == CALLED:
                     about()  # type: ignore[operator]
                 self._flush()
-            reactor.stop_overdue(self.now)
+            reactor.runs.stop_overdue(self.now)
             self._flush()
             wake = self._decide()
             yield
@@ -178,13 +178,15 @@ class Logged:
         """Evaluate and decide until a round is not full; return when to look again though nothing happens."""
         reactor = self.reactor
         while True:
-            while found := reactor.evaluations(self.now, EVALUATIONS_MAX):
-                reactor.evaluated([(each, self._evaluate(each), None) for each in found], self.now)
+            while found := reactor.evaluations.due(self.now, EVALUATIONS_MAX):
+                reactor.evaluations.evaluated(
+                    [(each, self._evaluate(each), None) for each in found], self.now
+                )
                 self._flush()
             launched, wake = reactor.decide(self.now, "run", BOUND)
             self._flush()
             if launched < BOUND:
-                overdue = reactor.wake_at()
+                overdue = reactor.runs.deadlines.next()
                 return min(at for at in (wake, overdue, NEVER) if at is not None)
 
     def _flush(self) -> None:
@@ -217,7 +219,7 @@ class Logged:
             for job, episode in task.episodes.items():
                 if episode.not_before is not None:
                     self._retries[task.name, self.state.jobs[job]] = episode.not_before
-        for specs in self.reactor.recoverable().values():
+        for specs in self.reactor.runs.recoverable().values():
             for spec in specs:
                 run = self._run(spec)
                 run.decided_at = self.state.open_runs[spec.run].decided_at
@@ -226,9 +228,9 @@ class Logged:
                     self.world.start(run)
                     continue
                 run.started_at = started_at
-                self.reactor.fact(Adopted(spec.run, dict(spec.handle or {})), self.now)
+                self.reactor.runs.fact(Adopted(spec.run, dict(spec.handle or {})), self.now)
                 self.world.resume(run)
-        self.reactor.stop_again(list(self.open))
+        self.reactor.runs.stop_again(list(self.open))
         self._flush()
 
     # --- what comes -------------------------------------------------------------------------------
@@ -245,14 +247,14 @@ class Logged:
             if outside:
                 self._inject(inside)
                 for write in outside:
-                    reactor.observed(write.repository, name, write, self.now)
+                    reactor.stores.observed(write.repository, name, write, self.now)
                 inside = []
         self._inject(inside)
         self._flush()
 
     def _inject(self, writes: list[Write]) -> None:
         if writes:
-            self.reactor.change(writes, self.now, origin="injected")
+            self.reactor.tickets.change(writes, self.now, origin="injected")
 
     def _start(self, spec: RunSpec) -> None:
         self.world.start(self._run(spec))
@@ -290,7 +292,7 @@ class Logged:
         """A run has begun at its target."""
         if not run.over and not run.started_at:
             run.started_at = self.now
-            self.reactor.fact(Started(run.run, {}, run.where, self.now), self.now)
+            self.reactor.runs.fact(Started(run.run, {}, run.where, self.now), self.now)
 
     def _ended(self, run: SimRun) -> None:
         """A run is over at its target."""
@@ -305,7 +307,7 @@ class Logged:
             writes = [output(leaf, name, self._media[leaf]) for leaf in profile.fills[run.fill]]
             for leaf, count in profile.spawns:
                 writes += [output(leaf, f"{name}-{index}", self._media[leaf]) for index in range(count())]
-        self.reactor.fact(
+        self.reactor.runs.fact(
             Ended(run.run, fate.ending(run.started_at or None, self.now, run.where), tuple(writes)), self.now
         )
         self._record(run, self.now)

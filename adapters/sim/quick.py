@@ -33,7 +33,7 @@ from datatask.adapters.sim.model import (
 )
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
-from datatask.engine.core.retry import Again, after_ending
+from datatask.engine.core.retry import NextAttempt, after_ending
 from datatask.engine.core.tasks import Episode
 from datatask.engine.replay.batches import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
 from datatask.schema.messages import Write
@@ -309,7 +309,7 @@ class Quick:
         episode = Episode(run.ready, 0.0, run.attempt, lost, forgiven=forgiven)
         outcome = lane.profile.fates[run.fate].outcome
         again = after_ending(lane.retry, episode, outcome, self.now, chance)
-        assert isinstance(again, Again)
+        assert isinstance(again, NextAttempt)
         episode.not_before = again.not_before
         episode.infrastructure += again.budget == "infrastructure"
         lane.between[run.job] = episode

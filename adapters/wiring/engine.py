@@ -207,7 +207,7 @@ class Engine:
             sha256=hashlib.sha256(body).hexdigest(),
         )
         chain = log.chain_at(position)
-        event, _ = await runtime.finished(runtime.reactor.ask([written]))
+        event, _ = await runtime.finished(runtime.reactor.tickets.ask([written]))
         await log.checkpoint(Checkpoint(position, chain, FOLD_VERSION, body, event))
 
     def refuse_damage(self) -> None:
@@ -249,8 +249,10 @@ class Engine:
         actor, why = self._closed_by
         for run in list(runs):
             if run.stopping is None:
-                event, effect = runtime.reactor.stop(run, "shutdown", runtime.now(), actor=actor, why=why)
-                runtime.reactor.ask([event], [effect])
+                event, effect = runtime.reactor.runs.stop(
+                    run, "shutdown", runtime.now(), actor=actor, why=why
+                )
+                runtime.reactor.tickets.ask([event], [effect])
         runtime.pump()
         runtime.wake()
 

@@ -117,7 +117,7 @@ class Verification:
                 sha256=told.digest,
                 verified=True,
             )
-            event, _ = await runtime.finished(runtime.reactor.ask([note]))
+            event, _ = await runtime.finished(runtime.reactor.tickets.ask([note]))
         assert process.stdin is not None
         process.stdin.write(b"%d\n" % event)
         await process.stdin.drain()

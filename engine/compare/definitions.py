@@ -20,7 +20,7 @@ from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import closed, constraint_on, decide
 from datatask.engine.core.define import define, start_condition
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.retry import Again, after_ending, by_machine, made_progress
+from datatask.engine.core.retry import NextAttempt, after_ending, by_machine, made_progress
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
@@ -287,7 +287,7 @@ class Against:
             progress=made_progress(task.definition.retry, run, self.there.engine, event.at),
             machine=by_machine(event),
         )
-        again = isinstance(verdict, Again)
+        again = isinstance(verdict, NextAttempt)
         if again is event.final:
             where: Where = "there" if again else "here"
             why = f"its run {event.run} would {'' if again else 'not '}have been tried again"

@@ -8,12 +8,13 @@ others do to a foreign store is only known there: it compares versions once more
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
-from datatask.engine.core.changes import Changes
+from datatask.engine.core.effects import Outbox
 from datatask.engine.core.leaves import get_at, version_hash
+from datatask.engine.core.store_sync import Key, StoreSync
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import events as e
 from datatask.schema.definition import In
@@ -23,20 +24,24 @@ from datatask.schema.messages import Write
 CONFLICT = "Conflict"
 """The type of the error of a run that was in conflict."""
 
-Key = tuple[str, str]
 
-
-class Conflicts(Changes):
+class Conflicts:
     """Knows which keys are promised to runs whose other outputs still travel to their stores."""
 
-    def conflict(
+    def __init__(self, outbox: Outbox, stores: StoreSync) -> None:
+        self._outbox = outbox
+        self._state = outbox.state
+        self._stores = stores
+        self._promised: dict[Key, int] = {}
+
+    def find(
         self, run: OpenRun, ending: e.Ending, writes: Iterable[Write], observed: Container[Key] = ()
     ) -> str:
         """Return the first conflict of a run that has ended, in words, or the empty string.
 
         `observed` are keys that a store has told of while the run was open.
         """
-        task = self.state.tasks[run.task].definition
+        task = self._state.tasks[run.task].definition
         if task.conflicts == "allow":
             return ""
         is_process = task.done_shape == "process"
@@ -57,14 +62,39 @@ class Conflicts(Changes):
         """Whether another has written a key after the run had read it, or is about to."""
         return write.over is not None and self._overwritten(run, write, write.over) != ""
 
+    def promise(self, run: OpenRun, keys: Iterable[Key]) -> None:
+        """Keep keys for a run that is over but for writes that travel to their stores."""
+        self._promised.update((key, run.run) for key in keys)
+
+    def redeem(self, run: OpenRun, writes: Sequence[Write]) -> Sequence[Write]:
+        """Return the writes without those of promised keys that others have overwritten unseen in the meantime.
+
+        They came later and read nothing: it is as if this run had written before them, and they over it.
+        """
+        mine = self.forget(run) if self._promised else ()
+        if not mine:
+            return writes
+        return [
+            write
+            for write in writes
+            if (write.repository, write.job) not in mine or not self.stale(run, write)
+        ]
+
+    def forget(self, run: OpenRun) -> list[Key]:
+        """Let go of a run's keys, and return them."""
+        mine = [key for key, number in self._promised.items() if number == run.run]
+        for key in mine:
+            del self._promised[key]
+        return mine
+
     def _seen_by_process(self, run: OpenRun, ending: e.Ending, write: Write) -> int | None:
         """Return the position at which a process has read what it writes: an input is read from the launch on."""
-        job = self.state.jobs[run.job]
+        job = self._state.jobs[run.job]
         name = write.repository if write.job == job else f"{write.repository}/{write.job}"
         read = (ending.reads or {}).get(name)
         if read is not None or write.job != job:
             return read
-        links = self.state.tasks[run.task].definition.links
+        links = self._state.tasks[run.task].definition.links
         is_input = any(
             link.is_input and isinstance(link.expr, In) and link.expr.leaf == write.repository
             for link in links
@@ -73,12 +103,12 @@ class Conflicts(Changes):
 
     def _overwritten(self, run: OpenRun, write: Write, over: int) -> str:
         """Return who has changed a key that the run had read with the log at `over`."""
-        state, key = self.state, (write.repository, write.job)
+        state, key = self._state, (write.repository, write.job)
         if write.version is not None:
             return ""  # its store has compared and taken it
         leaf, job = state.leaves[write.repository], state.job_index.get(write.job)
         foreign = leaf.definition.medium == "foreign"
-        if foreign and self._under_way[key]:
+        if foreign and key in self._stores.under_way:
             intent = None if job is None else state.intents.get((write.repository, job))
             by = "" if intent is None or intent.event.run is None else f" by run {intent.event.run}"
             return f"{_named(key)} is being overwritten{by}, after this run had read it"
@@ -98,7 +128,7 @@ class Conflicts(Changes):
         )
 
     def _by(self, position: int) -> str:
-        event = self.event_at(position)
+        event = self._outbox.event_at(position)
         if event is None:
             return ""
         if event.run is not None:
@@ -106,13 +136,6 @@ class Conflicts(Changes):
         if event.actor != e.ENGINE:
             return f" by {event.actor}"
         return " by somebody outside" if getattr(event, "origin", "") == "observed" else ""
-
-    def event_at(self, position: int) -> e.Event | None:
-        """Return an event that is not yet handed over, or that the caller of the reactor still knows; else None."""
-        for step in reversed(self.steps):
-            if step.events and step.first <= position < step.first + len(step.events):
-                return step.events[position - step.first]
-        return self.recall(position)
 
 
 def in_conflict(ending: e.Ending, why: str) -> e.Ending:

@@ -1,22 +1,16 @@
-"""What is to be done in the world once the events it rests on are durable.
+"""What is to be done in the world once the events it rests on are durable, and the steps that say so.
 
-The reactor returns `Step`s: events to append as one batch, and the effects that follow. The runtime performs
-them in order, and nothing else.
-
-The steps that a reactor has led to: batches that are folded already, and the effects that follow them.
-
-In come events to append, folded at once, ahead of the disk; out go `Step`s in order. This is the bottom of
-the reactor: `changes`, `observations` and `runs` build on it, `reactor` puts them together.
+In come events to append: they are folded at once, ahead of the disk. Out go `Step`s in order, each a batch and the
+effects that follow it; the caller appends the batch, and performs the effects when it is durable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import PendingKey, State
-from datatask.schema import events as e
 from datatask.schema.events import Event, StopReason
 from datatask.schema.messages import RunSpec, Write
 
@@ -105,40 +99,47 @@ class Outbox:
     def __init__(self, state: State) -> None:
         self.state = state
         self.steps: list[Step] = []
+        self.recall: Callable[[int], Event | None] = lambda position: None
+        """The events that the caller remembers: they make messages better, and decide nothing."""
 
     def take(self) -> list[Step]:
         """Return the steps since the last call, in order."""
         steps, self.steps = self.steps, []
         return steps
 
-    def _emit(self, events: Sequence[e.Event], effects: Iterable[Effect] = ()) -> int:
+    def emit(self, events: Sequence[Event], effects: Iterable[Effect] = ()) -> int:
         """Fold a batch, queue it with its effects, and return the position of its last event."""
         first = self.state.position + 1
         apply_all(self.state, first, events)
         self.steps.append(Step(first, tuple(events), tuple(effects)))
         return self.state.position
 
-    def _emit_in_parts(self, events: Sequence[e.Event], effects: Sequence[Effect] = ()) -> int:
+    def emit_in_parts(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> int:
+        """The same for more than one batch may hold; 0 where there are no events."""
         position = 0
         for start in range(0, len(events), BATCH_MAX):
-            position = self._emit(events[start : start + BATCH_MAX], effects[start : start + BATCH_MAX])
+            position = self.emit(events[start : start + BATCH_MAX], effects[start : start + BATCH_MAX])
         return position
 
-    def _join(self, since: int) -> None:
-        """Make one step of those behind the first `since`: what they tell belongs together."""
+    def join(self, since: int) -> None:
+        """Make one step of those behind the first `since`: they belong together."""
         steps = self.steps
         if len(steps) - since > 1 and sum(len(step.events) for step in steps[since:]) <= BATCH_MAX:
             events = tuple(event for step in steps[since:] for event in step.events)
             effects = tuple(effect for step in steps[since:] for effect in step.effects)
             steps[since:] = [Step(steps[since].first, events, effects)]
 
-    def _attach(self, effects: Sequence[Effect]) -> None:
-        """Let effects follow the last step taken, or an empty one where there is none to follow."""
+    def attach(self, effects: Sequence[Effect]) -> None:
+        """Let effects follow the last step, or an empty one where there is none to follow."""
         if self.steps:
             last = self.steps[-1]
             self.steps[-1] = last._replace(effects=(*last.effects, *effects))
         else:
             self.steps.append(Step(self.state.position + 1, (), tuple(effects)))
 
-    def _medium(self, write: Write) -> str:
-        return self.state.leaves[write.repository].definition.medium
+    def event_at(self, position: int) -> Event | None:
+        """Return an event that is not yet taken, or that the caller still remembers; else None."""
+        for step in reversed(self.steps):
+            if step.events and step.first <= position < step.first + len(step.events):
+                return step.events[position - step.first]
+        return self.recall(position)

@@ -4,39 +4,46 @@ Everything is synchronous and single-threaded. A call folds the events that it l
 disk, and queues a `Step`; the caller takes `steps`, appends each batch in order and performs its effects when
 it is durable. Time comes in as `now`, chance as a function given at the start, so the same inputs give the same
 steps: `run`, the tests and simulation differ only in who calls. What the log alone tells is in `State`;
-what is known only while this engine lives (half-collected endings, tickets) is here and is lost with it.
-
-The layers, each on the one before: `outbox` (steps), `changes` (tickets), `observations`, `runs`, and this one:
-opening, deciding, and launches on a person's word.
+the parts of the reactor (half-collected endings, tickets) live as long as this engine, and are lost with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from datatask.engine.core import decide as deciding
-from datatask.engine.core.changes import intended_write
-from datatask.engine.core.effects import BATCH_MAX, Effect, StartRun
+from datatask.engine.core.effects import Outbox, StartRun
+from datatask.engine.core.evaluations import Evaluations
 from datatask.engine.core.leaves import get_at
-from datatask.engine.core.runs import Runs
+from datatask.engine.core.run_book import RunBook
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import Intent, OpenRun
+from datatask.engine.core.store_sync import StoreSync
+from datatask.engine.core.tickets import Tickets
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import RunOpenError, unknown
-from datatask.schema.messages import RunSpec, Write
+from datatask.schema.messages import Write
 
 
-class Reactor(Runs):
-    """One engine's mind. `steps` is what it has led to since last taken."""
+class Reactor:
+    """One engine's mind: callers talk to its parts, and take the steps that these have led to.
+
+    A fact goes to `runs`, a request for a change to `tickets`, what a store tells to `stores`, an outcome of user
+    code to `evaluations`; each emits events and effects through the one `outbox`.
+    """
 
     def __init__(self, state: State, chance: Callable[[], float]) -> None:
-        super().__init__(state, chance)
+        self.state = state
+        self.outbox = Outbox(state)
+        self.take = self.outbox.take
+        self.stores = StoreSync(self.outbox)
+        self.tickets = Tickets(self.outbox, self.stores)
+        self.runs = RunBook(self.outbox, self.stores, self.tickets, chance)
+        self.evaluations = Evaluations(self.outbox)
         self.unavailable: set[str] = set()
-        self.log = ""
         self._epoch = 0
         self._constraints: dict[str, str] = {}
 
@@ -73,10 +80,8 @@ class Reactor(Runs):
                         at=opened.at, repository=repository.id, incarnation=incarnation, cause=led["cause"]
                     )
                 )
-        self._emit(events)
+        self.outbox.emit(events)
         self._index()
-        for run in self.state.open_runs.values():
-            self._watch_deadline(run)
 
     def go_on(self, now: int, definition: PipelineDef) -> None:
         """Go on from a state in the middle of an engine's life, under a definition: what a simulation does.
@@ -91,8 +96,8 @@ class Reactor(Runs):
                     at=now, definition=definition, digest=digest, decider=deciding.DECIDER_VERSION
                 )
             )
-        self._emit(events)
-        self._emit(
+        self.outbox.emit(events)
+        self.outbox.emit(
             [
                 e.RepositorySynced(
                     at=now, repository=leaf.id, listed_at=now, members=leaf.count, root=leaf.root
@@ -103,76 +108,41 @@ class Reactor(Runs):
         )
         self._epoch = 0 if self.state.engine is None else self.state.engine.epoch
         self._index()
-        for run in self.state.open_runs.values():
-            self._watch_deadline(run)
 
-    def recoverable(self) -> dict[str, list[RunSpec]]:
-        """Return the open runs of earlier engines by task, less those whose end can be redone from the log."""
-        specs: dict[str, list[RunSpec]] = {}
+    def _index(self) -> None:
+        """Work out from the state what the parts look up."""
+        self.stores.index()
+        self.evaluations.index()
         for run in self.state.open_runs.values():
-            if not self._redoable(run):
-                specs.setdefault(run.task, []).append(self._spec(run))
-        return specs
+            self.runs.deadlines.watch(run)
 
     def redo(self, now: int) -> None:
         """Finish what an earlier engine had begun to write: ends of runs, and changes asked for."""
-        for run in list(self.state.open_runs.values()):
-            if self._redoable(run):
-                assert run.settling is not None
-                writes = [self._intended(run, intent) for intent in run.intents.values()]
-                self._collect(run, run.settling, writes, now)
-        for _, intent in sorted(self.state.intents.values(), key=lambda intent: intent.position):
-            if intent.run is None:
-                origin: e.ValueOrigin = "written" if intent.request is None else "injected"
-                ticket = self._ticket(origin, intent.actor, intent.reason, intent.request)
-                self._foreign([intended_write(intent)], ticket, now)
-
-    def _intended(self, run: OpenRun, intent: Intent) -> Write:
-        """Return what a run was about to write: by then it had been compared, what others write later stands."""
-        write, task = intended_write(intent.event), self.state.tasks[run.task].definition
-        if self._medium(write) == "foreign" or write.repository in (task.done, task.pids):
-            return write
-        return msgspec.structs.replace(write, over=intent.position)
-
-    def _redoable(self, run: OpenRun) -> bool:
-        if run.settling is None or not run.intents:
-            return False
-        intents = [intent.event for intent in run.intents.values()]
-        return all(intent.op == "delete" or intent.value or intent.digest for intent in intents)
-
-    def _spec(self, run: OpenRun) -> RunSpec:
-        identity = f"{self.state.log}.{run.epoch}.{run.run}"
-        job = self.state.jobs[run.job]
-        return RunSpec(
-            run.run,
-            identity,
-            run.task,
-            job,
-            run.episode,
-            run.attempt,
-            run.inputs,
-            run.meta,
-            run.handle,
-            self.log,
-            self.state.tasks[run.task].definition.conflicts,
-        )
+        self.runs.ends.redo(now)
+        self.tickets.redo(now)
 
     def close(self, now: int, reason: str = "", actor: str = e.ENGINE) -> None:
         """Say that this engine ends, and who ended it when it was not done."""
-        self._emit([e.EngineClosed(at=now, actor=actor, epoch=self._epoch, reason=reason)])
+        self.outbox.emit([e.EngineClosed(at=now, actor=actor, epoch=self._epoch, reason=reason)])
+
+    def written(
+        self,
+        write: Write,
+        run: int | None,
+        ticket: int | None,
+        now: int,
+        *,
+        version: str | None,
+        error: str = "",
+        conflict: bool = False,
+    ) -> None:
+        """A foreign store has followed an intent; or, with `error`, never will, with `conflict` because of another's write."""
+        if run is not None:
+            self.runs.ends.written(run, write, version, error, now, conflict=conflict)
+        elif ticket is not None:
+            self.tickets.written(ticket, write, version, error, now)
 
     # --- what people ask --------------------------------------------------------------------------
-
-    def ask(self, events: Sequence[e.Event], effects: Iterable[Effect] = ()) -> int:
-        """Append what a person asked; returns the ticket that `Finished` will name."""
-        number = self._ticket("written", e.ENGINE, "", None)
-        ticket = self._tickets[number]
-        ticket.count = len(events)
-        for start in range(0, len(events), BATCH_MAX):
-            ticket.position = self._emit(events[start : start + BATCH_MAX])
-        self._attach(tuple(effects))
-        self._finish(number)
-        return number
 
     def launch(self, decided: e.LaunchDecided) -> int:
         """Launch one job on a person's word: `decided` is complete but for episode and attempt; its ticket."""
@@ -198,13 +168,8 @@ class Reactor(Runs):
             inputs=deciding.inputs_of(state, task, job),
         )
         position = state.position + 1
-        number = self._ticket("written", decided.actor, decided.reason, decided.request)
-        ticket = self._tickets[number]
-        ticket.count = 1
-        ticket.position = self._emit([complete])
-        self._attach([StartRun(self._spec(state.open_runs[position]))])
-        self._finish(number)
-        return number
+        self.outbox.emit([complete])
+        return self.tickets.done(position, 1, [StartRun(self.runs.spec(state.open_runs[position]))])
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -226,9 +191,9 @@ class Reactor(Runs):
                 constraints=found.constraints,
             )
             position = state.position + 2
-            self._emit([record, *found.decisions])
+            self.outbox.emit([record, *found.decisions])
             runs = range(position, position + len(found.decisions))
             if found.decisions:
-                self._attach([StartRun(self._spec(state.open_runs[run])) for run in runs])
-        wake = [at for at in (found.wake_at, self.wake_at()) if at is not None]
+                self.outbox.attach([StartRun(self.runs.spec(state.open_runs[run])) for run in runs])
+        wake = [at for at in (found.wake_at, self.runs.deadlines.next()) if at is not None]
         return len(found.decisions), min(wake, default=None)

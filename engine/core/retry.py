@@ -3,26 +3,17 @@
 Pure. `chance` is a number in [0, 1) drawn outside; the resulting `not_before` is recorded, so replay needs no
 chance. Trouble of the infrastructure (`lost`) and conflicts between runs (`conflicted`) have budgets of their own and
 do not use up the user's. A lost run that the machine ended (`MACHINE`: a drained node, a stopped service) uses up none.
-
-What a `done` entry says: pydatatask's records, and whether it was a success.
-
-In: the shape that the task declares and the run's ending. Out: the document, with times as UTC datetimes.
-The record is written at the end of an episode, beside its last `RunEnded`.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from datatask.engine.core.tasks import Episode, OpenRun
-from datatask.schema.definition import DoneShape, RetryDef
-from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, ErrorInfo, Outcome, RunEnded
-from datatask.schema.units import EPOCH, MINUTE, SECOND, moment
+from datatask.schema import events as e
+from datatask.schema.definition import RetryDef
+from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, RunEnded
+from datatask.schema.units import MINUTE, SECOND
 
 INFRASTRUCTURE_FIRST = SECOND // 10
 INFRASTRUCTURE_LONGEST = 5 * MINUTE
@@ -36,7 +27,7 @@ MACHINES_MAX = 1000
 THROTTLED = "throttled"
 
 
-class Again(NamedTuple):
+class NextAttempt(NamedTuple):
     """Try again, not before this engine time, as this attempt, out of this budget, of which so much is spent then."""
 
     not_before: int
@@ -45,11 +36,14 @@ class Again(NamedTuple):
     spent: int = 0
 
 
-class Over(NamedTuple):
+class NoRetry(NamedTuple):
     """The episode is over; `exhausted` names the budget that ran out, if one did."""
 
     exhausted: Budget | Literal[""] = ""
     attempts: int = 0
+
+
+Verdict = NextAttempt | NoRetry
 
 
 def after_ending(
@@ -62,7 +56,7 @@ def after_ending(
     stopped: bool = False,
     progress: bool = False,
     machine: bool = False,
-) -> Again | Over:
+) -> Verdict:
     """Return what follows when the episode's current run ended with `outcome`.
 
     `progress` says that it made some, `machine` that it was lost by the machine's own doing.
@@ -72,26 +66,26 @@ def after_ending(
         lost = 0 if progress else episode.lost_in_a_row
         if machine:
             if stopped or episode.infrastructure >= MACHINES_MAX:
-                return Over("" if stopped else "machine", attempt)
+                return NoRetry("" if stopped else "machine", attempt)
             before = 0 if progress else episode.infrastructure
             wait = backoff(INFRASTRUCTURE_FIRST, 3.0, MACHINE_LONGEST, before, 0.1, chance)
-            return Again(now + wait, attempt + 1, "machine", lost)
+            return NextAttempt(now + wait, attempt + 1, "machine", lost)
         if stopped or lost >= retry.infrastructure_attempts:
-            return Over("" if stopped else "infrastructure", attempt)
+            return NoRetry("" if stopped else "infrastructure", attempt)
         wait = backoff(INFRASTRUCTURE_FIRST, 3.0, INFRASTRUCTURE_LONGEST, lost, 0.1, chance)
-        return Again(now + wait, attempt + 1, "infrastructure", lost + 1)
+        return NextAttempt(now + wait, attempt + 1, "infrastructure", lost + 1)
     if outcome == "conflicted":
         if stopped or episode.conflicts >= CONFLICTS_MAX:
-            return Over("" if stopped else "conflict", attempt)
+            return NoRetry("" if stopped else "conflict", attempt)
         wait = backoff(CONFLICT_FIRST, 2.0, CONFLICT_LONGEST, episode.conflicts, 1.0, chance)
-        return Again(now + wait, attempt + 1, "conflict", episode.conflicts + 1)
+        return NextAttempt(now + wait, attempt + 1, "conflict", episode.conflicts + 1)
     if outcome not in retry.on:
-        return Over()
+        return NoRetry()
     spent = attempt - episode.infrastructure - episode.conflicts
     if spent >= retry.attempts:
-        return Over("user" if retry.attempts > 1 else "", attempt)
+        return NoRetry("user" if retry.attempts > 1 else "", attempt)
     wait = backoff(retry.first, retry.factor, retry.longest, spent - 1, retry.jitter, chance)
-    return Again(now + wait, attempt + 1, "user")
+    return NextAttempt(now + wait, attempt + 1, "user")
 
 
 def by_machine(ending: Ending | RunEnded) -> bool:
@@ -120,81 +114,42 @@ def backoff(first: int, factor: float, longest: int, failures: int, jitter: floa
     return max(0, int(plain * (1 + jitter * (2 * chance - 1))))
 
 
-_encode = msgspec.json.Encoder().encode
-
-_RESULTS: dict[Outcome, str] = {
-    "succeeded": "success",
-    "handed_over": "success",
-    "failed": "exception",
-    "timed_out": "timeout",
-    "cancelled": "cancelled",
-    "lost": "lost",
-    "refused": "refused",
-    "conflicted": "conflicted",
-}
-_REASONS: dict[Outcome, str] = {"succeeded": "Succeeded", "handed_over": "Succeeded", "timed_out": "Timeout"}
-
-
-def done_record(shape: DoneShape, ending: Ending) -> dict[str, Any]:
-    """Return the `done` document of an ending; `{}` for the shape "none"."""
-    return _record(shape, ending, moment)
-
-
-def done_value(shape: DoneShape, ending: Ending) -> msgspec.Raw:
-    """Return the same document as it is stored: what `encode_value` makes of it, at a third of the price."""
-    return msgspec.Raw(_encode(_record(shape, ending, _stored_moment)))
-
-
-def _record(shape: DoneShape, ending: Ending, moment: Callable[[int | None], object]) -> dict[str, Any]:
-    times = {"start_time": moment(ending.started_at), "end_time": moment(ending.ended_at)}
-    success = ending.outcome in ("succeeded", "handed_over")
-    match shape:
-        case "function":
-            return {"result": _RESULTS[ending.outcome], **_exception(ending), **times, "success": success}
-        case "process":
-            return {"return_code": ending.exit_code, **times, "success": success, **_trouble(ending)}
-        case "pod":
-            detail = ending.detail or {}
-            reason = _REASONS.get(ending.outcome, "Failed")
-            place = {"image": detail.get("image"), "node": detail.get("node")}
-            return {"reason": reason, **times, **place, "success": success, **_trouble(ending)}
-    return {}
+def ending_events(
+    run: OpenRun, job: str, ending: Ending, verdict: Verdict, retry: RetryDef, now: int
+) -> list[e.Event]:
+    """Return what the log says of a run's end and of what follows."""
+    again = verdict if isinstance(verdict, NextAttempt) else None
+    ended = RunEnded(
+        at=now,
+        task=run.task,
+        job=job,
+        run=run.run,
+        cause=run.run,
+        outcome=ending.outcome,
+        exit_code=ending.exit_code,
+        error=ending.error,
+        started_at=ending.started_at,
+        ended_at=ending.ended_at,
+        usage=ending.usage,
+        reads=ending.reads,
+        where=ending.where or run.where,
+        detail=ending.detail if again is None else _with_budget(ending.detail, again, retry),
+        final=again is None,
+    )
+    if isinstance(verdict, NoRetry) and not verdict.exhausted:
+        return [ended]
+    about: dict[str, Any] = {"at": now, "task": run.task, "job": job, "run": run.run, "cause": run.run}
+    if isinstance(verdict, NextAttempt):
+        return [ended, e.RetryScheduled(**about, **verdict._asdict())]
+    exhausted: Any = verdict.exhausted  # not "": it had returned
+    return [ended, e.RetriesExhausted(**about, attempts=verdict.attempts, budget=exhausted)]
 
 
-def _stored_moment(nanoseconds: int | None) -> dict[str, str] | None:
-    """Return a moment as `schema.values` stores a datetime."""
-    if nanoseconds is None:
-        return None
-    seconds, microseconds = divmod(nanoseconds // 1000, 1_000_000)
-    return {"$datetime": f"{_second(seconds)}{f'.{microseconds:06}' if microseconds else ''}+00:00"}
-
-
-@lru_cache(maxsize=64)
-def _second(seconds: int) -> str:
-    """Return a second in ISO 8601, without its zone; the runs of one second share it."""
-    return (EPOCH + dt.timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
-
-
-def _exception(ending: Ending) -> dict[str, Any]:
-    if ending.error is None:
-        return {}
-    shown = (ending.detail or {}).get("exception") or _repr(ending.error)
-    return {"exception": shown, "traceback": ending.error.traceback.splitlines(keepends=True)}
-
-
-def _repr(error: ErrorInfo) -> str:
-    return f"{error.type}({error.message!r})" if error.message else f"{error.type}()"
-
-
-def _trouble(ending: Ending) -> dict[str, Any]:
-    """Return `timeout` for a timed-out run, and `error` where the exit code does not tell everything."""
-    trouble: dict[str, Any] = {"timeout": True} if ending.outcome == "timed_out" else {}
-    if ending.error is not None and ending.outcome in (
-        "lost",
-        "refused",
-        "cancelled",
-        "timed_out",
-        "conflicted",
-    ):
-        trouble["error"] = ending.error.message
-    return trouble
+def _with_budget(detail: dict[str, str] | None, again: NextAttempt, retry: RetryDef) -> dict[str, str] | None:
+    """Add the budget of the next attempt, where it is not the user's."""
+    if again.budget == "user":
+        return detail
+    if again.budget == "machine":
+        return {**(detail or {}), "again": "machine, which uses up no budget"}
+    most = retry.infrastructure_attempts if again.budget == "infrastructure" else CONFLICTS_MAX
+    return {**(detail or {}), "again": f"{again.budget} {again.spent} of {most}"}

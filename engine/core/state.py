@@ -15,7 +15,7 @@ from typing import NamedTuple
 from datatask.engine.core.leaves import CHANGED_MAX, DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import Medium, PipelineDef
 from datatask.schema.events import EngineOpened
 from datatask.schema.units import SECOND
 
@@ -102,6 +102,10 @@ class State:
         """Whether the job is in the leaf (unknown ones are in none)."""
         index = self.job_index.get(job)
         return index is not None and self.masks[index] & self.leaves[leaf].bit != 0
+
+    def medium(self, leaf: str) -> Medium:
+        """Return where a leaf's values live."""
+        return self.leaves[leaf].definition.medium
 
     def members(self, leaf: str) -> list[str]:
         """Return the jobs in a leaf, in the order of their first appearance in the log."""

@@ -16,7 +16,7 @@ import msgspec
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.fold import apply
 from datatask.engine.core.leaves import LeafState
-from datatask.engine.core.retry import Again, after_ending, by_machine, made_progress
+from datatask.engine.core.retry import NextAttempt, after_ending, by_machine, made_progress
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.engine.explain.explanations import Change
@@ -153,8 +153,8 @@ class WhatIf:
             progress=progress,
             machine=by_machine(ending),
         )
-        self._fold(e.RunEnded(**envelope, outcome=ending.outcome, final=not isinstance(again, Again)))
-        if isinstance(again, Again):
+        self._fold(e.RunEnded(**envelope, outcome=ending.outcome, final=not isinstance(again, NextAttempt)))
+        if isinstance(again, NextAttempt):
             self._fold(e.RetryScheduled(**envelope, **again._asdict()))
 
     def _end_run(self, change: Change) -> None:

@@ -109,17 +109,17 @@ class Moves:
         """
         index = next(index for index, (twin, _) in enumerate(self._tasks) if twin.name == task)
         fact = Ended(RUN + index, ending, tuple(writes))
-        return self._move(place, lambda: self._reactor.fact(fact, 0), task, tried)
+        return self._move(place, lambda: self._reactor.runs.fact(fact, 0), task, tried)
 
     # --- the scratch state ------------------------------------------------------------------------
 
     def _put(self, writes: Sequence[Write]) -> None:
         inside = [write for write in writes if self._is_inside(write.repository)]
         if inside:
-            self._reactor.change(inside, 0, origin="injected")
+            self._reactor.tickets.change(inside, 0, origin="injected")
         for write in writes:
             if not self._is_inside(write.repository):
-                self._reactor.observed(write.repository, write.job, write, 0)
+                self._reactor.stores.observed(write.repository, write.job, write, 0)
 
     def _is_inside(self, repository: str) -> bool:
         return self._twin.leaves[repository].definition.medium != "foreign"

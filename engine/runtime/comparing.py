@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pyroaring import BitMap
 
 from datatask.engine.core.leaves import get_at
-from datatask.engine.core.observations import LOSS_LEAST
+from datatask.engine.core.store_sync import LOSS_LEAST
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Found, Store, Vanished
 from datatask.engine.runtime.closing import call_off, in_own_thread
 from datatask.engine.runtime.loop import Runtime
@@ -115,7 +115,7 @@ class Comparer:
             start, some = clock(), names[first : first + SLICE]
             found = await in_own_thread(lambda some=some: store.versions(some), f"the files in {leaf}")  # type: ignore[misc]
             writes = [Write(repository=leaf, job=job, version=version) for job, version in found]
-            suspects += reactor.unknown(leaf, writes, by_version=store.tells_versions)
+            suspects += reactor.stores.unknown(leaf, writes, by_version=store.tells_versions)
             unseen -= BitMap(state.job_index[job] for job, _ in found if job in state.job_index)
             await _rest(clock() - start)
             if len(suspects) > SUSPECTS_MAX:
@@ -149,7 +149,7 @@ class Comparer:
             self._alarm(leaf, missed)
 
     def _should_be_known(self, leaf: str, found: Found) -> bool:
-        changed = found.version is not None and self._runtime.reactor.is_surely_member(leaf, found.job)
+        changed = found.version is not None and self._runtime.reactor.stores.is_surely_member(leaf, found.job)
         return found.told and (found.known or not changed)
 
     async def _is_settled(self, leaf: str) -> bool:
@@ -164,9 +164,9 @@ class Comparer:
         if not found.finished:
             return False
         if found.version is None:
-            return reactor.is_surely_member(leaf, found.job)
+            return reactor.stores.is_surely_member(leaf, found.job)
         write = Write(repository=leaf, job=found.job, version=found.version)
-        return bool(reactor.unknown(leaf, [write], by_version=by_version))
+        return bool(reactor.stores.unknown(leaf, [write], by_version=by_version))
 
     async def _take_up(self, leaf: str, different: Sequence[Found]) -> None:
         for number, (job, version, *_) in enumerate(different, 1):
@@ -181,7 +181,7 @@ class Comparer:
             leaf, len(missed), "" if len(missed) == 1 else "s", sample, " …" if len(missed) > SAMPLE else "",
         )  # fmt: skip
         runtime = self._runtime
-        runtime.reactor.missed(leaf, missed, runtime.now())
+        runtime.reactor.stores.missed(leaf, missed, runtime.now())
         runtime.pump()
         runtime.wake()
 

@@ -83,8 +83,8 @@ class Runtime:
         self.log = log
         self.state = state
         self.reactor = Reactor(state, chance)
-        self.reactor.log = log.url
-        self.reactor.tells_progress = True
+        self.reactor.runs.log = log.url
+        self.reactor.runs.deadlines.tells_progress = True
         self.clock = clock
         self.mode: e.Mode = "run"
         self.launching = False
@@ -106,7 +106,7 @@ class Runtime:
         self._tickets: dict[int, asyncio.Future[Finished]] = {}
         self._done_tickets: dict[int, Finished] = {}
         self._at_hand = AtHand()
-        self.reactor.recall = self._at_hand.change
+        self.reactor.outbox.recall = self._at_hand.change
         self._background: set[asyncio.Task[None]] = set()
         self._performed = state.position
         self._recoveries: dict[int, list[asyncio.Task[None]]] = {}
@@ -148,7 +148,7 @@ class Runtime:
 
     async def recover(self) -> None:
         """Account for the runs of earlier engines; a task launches nothing before its runner is through."""
-        specs = self.reactor.recoverable()
+        specs = self.reactor.runs.recoverable()
         self.reactor.redo(self.now())
         self.pump()
         by_runner: dict[int, tuple[Runner, list[str]]] = {}
@@ -171,7 +171,7 @@ class Runtime:
     async def _recover(self, runner: Runner, tasks: Sequence[str], specs: Sequence[RunSpec]) -> None:
         await runner.recover(specs)
         self.reactor.unavailable.difference_update(tasks)
-        self.reactor.stop_again(spec.run for spec in specs)
+        self.reactor.runs.stop_again(spec.run for spec in specs)
         self.pump()
         self.wake()
 
@@ -300,7 +300,7 @@ class Runtime:
         now = self.now()
         step = self.clock.wall_step()
         if step is not None:
-            reactor.ask([e.ClockStepped(at=now, wall_before=step[0], wall_after=step[1])])
+            reactor.tickets.ask([e.ClockStepped(at=now, wall_before=step[0], wall_after=step[1])])
         left = min(len(facts), TURN_FACTS_MAX)
         while left > 0:
             fact = facts.popleft()
@@ -310,19 +310,21 @@ class Runtime:
             if isinstance(fact, Started) and isinstance(following, Ended) and following.run == fact.run:
                 self._losses.see(facts.popleft())
                 left -= 1
-                reactor.ran(fact, following, now)
+                reactor.runs.ran(fact, following, now)
             else:
-                reactor.fact(fact, now)
-        reactor.stop_overdue(now)
-        evaluations = reactor.evaluations(now, EVALUATIONS_MAX)
+                reactor.runs.fact(fact, now)
+        reactor.runs.stop_overdue(now)
+        evaluations = reactor.evaluations.due(now, EVALUATIONS_MAX)
         if evaluations:
             self._spawn(self._evaluate_all(evaluations), "filters, translations and priorities")
         launched, wake_at = (
-            reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.wake_at())
+            reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.runs.deadlines.next())
         )
         self.pump()
         self._expected_at = wake_at
-        retry_at = reactor.retry_at()  # of user code that fails: not waited for when all else is quiet
+        retry_at = (
+            reactor.evaluations.retry_at()
+        )  # of user code that fails: not waited for when all else is quiet
         self._set_timer(min((at for at in (wake_at, retry_at) if at is not None), default=None))
         if facts or launched == BOUND:
             self.wake()
@@ -552,7 +554,7 @@ class Runtime:
 
     async def _evaluate_all(self, evaluations: Sequence[Evaluation]) -> None:
         results = await asyncio.gather(*(self._evaluate_one(evaluation) for evaluation in evaluations))
-        self.reactor.evaluated(results, self.now())
+        self.reactor.evaluations.evaluated(results, self.now())
         self.pump()
         self.wake()
 
@@ -642,7 +644,9 @@ class Runtime:
             write = msgspec.structs.replace(write, digest=digest, size=size)
         elif self._is_unstored(write):
             write = await self.stored(write)
-        await self.finished(self.reactor.change([write], self.now(), actor=self.who.actor, reason=reason))
+        await self.finished(
+            self.reactor.tickets.change([write], self.now(), actor=self.who.actor, reason=reason)
+        )
 
     async def delete(self, repository_id: str, job: str) -> None:
         """Record a deletion (from a `live` view: stop the run); returns when it is durable and has been done."""
@@ -651,13 +655,13 @@ class Runtime:
             index = self.state.job_index.get(job)
             episode = None if index is None else self.state.tasks[rule.task].episodes.get(index)
             if episode is not None and episode.run:
-                event, effect = self.reactor.stop(
+                event, effect = self.reactor.runs.stop(
                     self.state.open_runs[episode.run], "deleted", self.now(), actor=self.who.actor
                 )
-                await self.finished(self.reactor.ask([event], [effect]))
+                await self.finished(self.reactor.tickets.ask([event], [effect]))
             return
         write = Write(repository=repository_id, job=job, op="delete")
-        await self.finished(self.reactor.change([write], self.now(), actor=self.who.actor))
+        await self.finished(self.reactor.tickets.change([write], self.now(), actor=self.who.actor))
 
     def contains(self, repository_id: str, job: str) -> bool:
         return self.state.contains(repository_id, job)

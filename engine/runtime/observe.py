@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from datatask.engine.core.observations import NOBODY
+from datatask.engine.core.store_sync import NOBODY
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Observable, Store, Vanished
 from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
@@ -268,7 +268,7 @@ class Observer:
             return
         self._said[leaf] = why, clock()
         logger.warning("%s cannot be listed: %s; tasks that read it wait, all else goes on", leaf, why)
-        runtime.reactor.unreachable(leaf, why, runtime.now())
+        runtime.reactor.stores.unreachable(leaf, why, runtime.now())
         runtime.pump()
         runtime.wake()
 
@@ -295,7 +295,7 @@ class Observer:
         listing = await self._recorded(leaf, await self._finished(leaf, members))
         who = runtime.accepted.get(leaf)
         now, believe = runtime.now(), who is not None
-        if runtime.reactor.listed(
+        if runtime.reactor.stores.listed(
             leaf,
             listing,
             listed_at,
@@ -334,7 +334,7 @@ class Observer:
     async def _recorded(self, leaf: str, members: list[Write]) -> list[Write]:
         """Return the members, those that are news with as much of their values as the log records."""
         repository = self._repositories[leaf]
-        fresh = self._runtime.reactor.news(leaf, members) if repository.record != "version" else []
+        fresh = self._runtime.reactor.stores.news(leaf, members) if repository.record != "version" else []
         if not fresh:
             return members
 
@@ -376,9 +376,9 @@ class Observer:
         match change:
             case Appeared(job=job, version=version):
                 write = self._repositories[leaf].observed(job, version)
-                runtime.reactor.observed(leaf, job, write, runtime.now())
+                runtime.reactor.stores.observed(leaf, job, write, runtime.now())
             case Vanished(job=job):
-                runtime.reactor.observed(leaf, job, None, runtime.now())
+                runtime.reactor.stores.observed(leaf, job, None, runtime.now())
             case Doubtful(why=why, lost=lost):
                 logger.info("%s is listed again: %s", leaf, why)
                 look = self.relist(leaf)

@@ -103,7 +103,7 @@ def _delete(runtime: Runtime, request: r.DeleteValues) -> int:
 
 
 def _change(runtime: Runtime, request: r.Request, writes: list[Write]) -> int:
-    return runtime.reactor.change(
+    return runtime.reactor.tickets.change(
         writes,
         runtime.now(),
         origin="injected",
@@ -189,10 +189,10 @@ def _stop(
             who: dict[str, object] = {"actor": request.actor, "why": request.reason, "request": request.id}
             if cause is not None:
                 who["cause"] = cause
-            event, effect = runtime.reactor.stop(state.open_runs[episode.run], reason, now, **who)
+            event, effect = runtime.reactor.runs.stop(state.open_runs[episode.run], reason, now, **who)
             events.append(event)
             effects.append(effect)
-    return runtime.reactor.ask(events, effects)
+    return runtime.reactor.tickets.ask(events, effects)
 
 
 def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
@@ -220,7 +220,7 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
                 request=request.id,
             )
         )
-    return reactor.change(
+    return reactor.tickets.change(
         writes,
         now,
         origin="injected",
@@ -257,11 +257,11 @@ def _mark_task(
 ) -> int:
     task = _known_task(runtime, request.task)
     if bool(task.paused) is (kind is e.TaskPaused):
-        return runtime.reactor.ask([])
+        return runtime.reactor.tickets.ask([])
     event = kind(
         at=runtime.now(), actor=request.actor, task=task.name, reason=request.reason, request=request.id
     )
-    return runtime.reactor.ask([event])
+    return runtime.reactor.tickets.ask([event])
 
 
 def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
@@ -276,7 +276,7 @@ def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
         reason=request.reason,
         request=request.id,
     )
-    return runtime.reactor.ask([event])
+    return runtime.reactor.tickets.ask([event])
 
 
 def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
@@ -285,7 +285,7 @@ def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
         raise CallerError(f"{leaf.id} is not held", remedy="`datatask status` tells which repositories are")
     runtime.accepted[leaf.id] = r.Who(request.actor, request.reason, request.id)
     runtime.relist(leaf.id)
-    return runtime.reactor.ask([])
+    return runtime.reactor.tickets.ask([])
 
 
 async def _redact(runtime: Runtime, request: r.Redact) -> int:
@@ -299,7 +299,7 @@ async def _redact(runtime: Runtime, request: r.Redact) -> int:
         r.Who(request.actor, request.reason, request.id),
         runtime.now(),
     )
-    return runtime.reactor.ask(events)
+    return runtime.reactor.tickets.ask(events)
 
 
 def _known_task(runtime: Runtime, name: str) -> TaskState:

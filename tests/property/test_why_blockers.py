@@ -43,8 +43,8 @@ def definition() -> PipelineDef:
 
 def answer(desk: Desk, **values: bool) -> None:
     """Let the filter answer for these jobs."""
-    found = desk.reactor.evaluations(desk.now, 9)
-    desk.reactor.evaluated([(one, values[one.job], None) for one in found], desk.now)
+    found = desk.reactor.evaluations.due(desk.now, 9)
+    desk.reactor.evaluations.evaluated([(one, values[one.job], None) for one in found], desk.now)
     desk.take()
 
 

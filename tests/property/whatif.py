@@ -14,7 +14,7 @@ from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import decide
 from datatask.engine.core.fold import apply
 from datatask.engine.core.queues import PriorityQueue
-from datatask.engine.core.retry import Again, Over, after_ending
+from datatask.engine.core.retry import NextAttempt, NoRetry, after_ending
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.explain.explanations import Change
 from datatask.schema import events as e
@@ -96,8 +96,8 @@ class CopiedState:
             task.definition.retry, task.episodes[run.job], outcome, self.now, 0.999999999, stopped=stopped
         )
         about = {"at": self.now, "task": run.task, "job": job, "run": number}
-        self._event(e.RunEnded(**about, outcome=outcome, final=isinstance(again, Over)))
-        if isinstance(again, Again):
+        self._event(e.RunEnded(**about, outcome=outcome, final=isinstance(again, NoRetry)))
+        if isinstance(again, NextAttempt):
             self._event(
                 e.RetryScheduled(
                     **about, not_before=again.not_before, attempt=again.attempt, budget=again.budget

@@ -78,7 +78,7 @@ class World:
             e.EngineOpened(at=self.now, version="1", host="h", pid=1, boot="b", epoch=self.epoch),
             self.pipeline,
         )
-        found = [spec for specs in self.reactor.recoverable().values() for spec in specs]
+        found = [spec for specs in self.reactor.runs.recoverable().values() for spec in specs]
         self.reactor.redo(self.now)
         for spec in found:
             alive = spec.run in self.running
@@ -87,7 +87,7 @@ class World:
             fact = (
                 Unreachable(spec.run) if silent else Adopted(spec.run, {}) if alive else Ended(spec.run, lost)
             )
-            self.reactor.fact(fact, self.now)
+            self.reactor.runs.fact(fact, self.now)
             self.running[spec.run] = spec
         self.collect()
 
@@ -128,16 +128,20 @@ class World:
         self.collect()
 
     def do_put(self, a: int, b: int, c: int) -> None:
-        self.reactor.change([self._write(a, b)], self.now)
+        self.reactor.tickets.change([self._write(a, b)], self.now)
 
     def do_put_many(self, a: int, b: int, c: int) -> None:
-        self.reactor.change([self._write(a, job) for job in range(len(JOBS))], self.now, request=f"r{b}")
+        self.reactor.tickets.change(
+            [self._write(a, job) for job in range(len(JOBS))], self.now, request=f"r{b}"
+        )
 
     def do_delete(self, a: int, b: int, c: int) -> None:
         leaves = list(self.state.definition.repositories)
         leaf = leaves[a % len(leaves)]
         if leaf.derived is None:
-            self.reactor.change([Write(repository=leaf.id, job=JOBS[b % len(JOBS)], op="delete")], self.now)
+            self.reactor.tickets.change(
+                [Write(repository=leaf.id, job=JOBS[b % len(JOBS)], op="delete")], self.now
+            )
 
     def _write(self, leaf: int, job: int) -> Write:
         return Write(repository=STORED[leaf % len(STORED)], job=JOBS[job % len(JOBS)], value=VALUE)
@@ -152,10 +156,12 @@ class World:
             return
         if c % 3 == 0:
             self.stores[leaf].pop(job, None)
-            self.reactor.observed(leaf, job, None, self.now)
+            self.reactor.stores.observed(leaf, job, None, self.now)
         else:
             version = self.stores[leaf][job] = f"o{c % 4}"
-            self.reactor.observed(leaf, job, Write(repository=leaf, job=job, version=version), self.now)
+            self.reactor.stores.observed(
+                leaf, job, Write(repository=leaf, job=job, version=version), self.now
+            )
 
     def do_appear(self, a: int, b: int, c: int) -> None:
         """Something changes in a store and nobody tells."""
@@ -178,7 +184,7 @@ class World:
     def do_end_list(self, a: int, b: int, c: int) -> None:
         if self.listings:
             leaf, listing, began = self.listings.pop(a % len(self.listings))
-            self.reactor.listed(leaf, listing, self.now, began, self.now)
+            self.reactor.stores.listed(leaf, listing, self.now, began, self.now)
 
     def do_sync_all(self, a: int, b: int, c: int) -> None:
         for index in range(len(self.stores)):
@@ -200,11 +206,11 @@ class World:
         self.reactor.decide(self.now, "run", bound=1 + b)
 
     def do_evaluate(self, a: int, b: int, c: int) -> None:
-        found = self.reactor.evaluations(self.now, 8)
+        found = self.reactor.evaluations.due(self.now, 8)
         self._answer(found, a, b)
 
     def do_evaluate_later(self, a: int, b: int, c: int) -> None:
-        self.evaluating += self.reactor.evaluations(self.now, 1 + a % 8)
+        self.evaluating += self.reactor.evaluations.due(self.now, 1 + a % 8)
 
     def do_evaluated(self, a: int, b: int, c: int) -> None:
         found, self.evaluating = self.evaluating, []
@@ -217,12 +223,12 @@ class World:
             "translation": JOBS[b % len(JOBS)] if b % 4 else None,
         }
         error = "boom" if a % 7 == 6 else None
-        self.reactor.evaluated([(one, values[one.key.what], error) for one in found], self.now)
+        self.reactor.evaluations.evaluated([(one, values[one.key.what], error) for one in found], self.now)
 
     def do_start(self, a: int, b: int, c: int) -> None:
         if self.running:
             run = sorted(self.running)[a % len(self.running)]
-            self.reactor.fact(Started(run, {"pid": 7} if b % 2 else {}, "here", 1), self.now)
+            self.reactor.runs.fact(Started(run, {"pid": 7} if b % 2 else {}, "here", 1), self.now)
 
     def do_end(self, a: int, b: int, c: int) -> None:
         if self.running:
@@ -238,7 +244,7 @@ class World:
         if outputs % 4 and output is not None:
             value = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
             writes.append(Write(repository=output, job=spec.job, **value))
-        self.reactor.fact(Ended(run, self._ending(outcome), tuple(writes)), self.now)
+        self.reactor.runs.fact(Ended(run, self._ending(outcome), tuple(writes)), self.now)
 
     def _ending(self, outcome: e.Outcome) -> e.Ending:
         """Return an end; half of those that are lost are the machine's doing."""
@@ -254,12 +260,12 @@ class World:
                 Noticed(run, "x"),
                 Adopted(run, {}),
             )
-            self.reactor.fact(facts[b % len(facts)], self.now)
+            self.reactor.runs.fact(facts[b % len(facts)], self.now)
 
     def do_silence(self, a: int, b: int, c: int) -> None:
         if self.running:
             run = sorted(self.running)[a % len(self.running)]
-            self.reactor.fact(Unreachable(run) if b % 2 else Reachable(run), self.now)
+            self.reactor.runs.fact(Unreachable(run) if b % 2 else Reachable(run), self.now)
 
     def do_cancel(self, a: int, b: int, c: int) -> None:
         self._ask_to_stop(a, b, "cancelled")
@@ -278,9 +284,9 @@ class World:
         if reason == "cancelled":
             events.append(e.CancelRequested(at=self.now, task=name, job=job))
         if episode is not None and episode.run:
-            event, effect = self.reactor.stop(self.state.open_runs[episode.run], reason, self.now)
+            event, effect = self.reactor.runs.stop(self.state.open_runs[episode.run], reason, self.now)
             events, effects = [*events, event], [effect]
-        self.reactor.ask(events, effects)
+        self.reactor.tickets.ask(events, effects)
 
     def _task_name(self, a: int) -> str | None:
         names = list(self.state.tasks)
@@ -289,7 +295,7 @@ class World:
     def do_retry(self, a: int, b: int, c: int) -> None:
         name = self._task_name(a)
         if name is not None:
-            self.reactor.ask(
+            self.reactor.tickets.ask(
                 [e.RetryRequested(at=self.now, task=name, job=JOBS[b % len(JOBS)], request=f"r{c}")]
             )
 
@@ -314,15 +320,17 @@ class World:
     def do_pause(self, a: int, b: int, c: int) -> None:
         name = self._task_name(a)
         if name is not None:
-            self.reactor.ask([(e.TaskResumed if b % 3 else e.TaskPaused)(at=self.now, task=name)])
+            self.reactor.tickets.ask([(e.TaskResumed if b % 3 else e.TaskPaused)(at=self.now, task=name)])
 
     def do_quota(self, a: int, b: int, c: int) -> None:
         limits, launches = {"cpu": b % 8, "gpu": c % 8}, (None, 1, 2, 4)[c % 4]
-        self.reactor.ask([e.QuotaChanged(at=self.now, quota=QUOTAS[a % 2], limits=limits, launches=launches)])
+        self.reactor.tickets.ask(
+            [e.QuotaChanged(at=self.now, quota=QUOTAS[a % 2], limits=limits, launches=launches)]
+        )
 
     def do_wait(self, a: int, b: int, c: int) -> None:
         self.now += (1 + a) * SECOND
-        self.reactor.stop_overdue(self.now)
+        self.reactor.runs.stop_overdue(self.now)
 
     def do_flush(self, a: int, b: int, c: int) -> None:
         self.flush(1 + a)

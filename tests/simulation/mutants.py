@@ -11,13 +11,16 @@ from typing import Any
 from unittest import mock
 
 from datatask.engine.core import decide as deciding
-from datatask.engine.core import fold, runs
-from datatask.engine.core.observations import Observations
+from datatask.engine.core import fold, run_ends
 from datatask.engine.core.reactor import Reactor
+from datatask.engine.core.retry import NextAttempt, NoRetry, after_ending
+from datatask.engine.core.run_book import RunBook
 from datatask.engine.core.state import State
+from datatask.engine.core.store_sync import StoreSync
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.loop import Runtime
 from datatask.schema import events as e
+from datatask.schema.messages import Ended
 
 FAR = 1 << 60
 
@@ -34,19 +37,19 @@ def effects_before_the_disk() -> Iterator[None]:
 def a_fact_applied_twice() -> Iterator[None]:
     """An end that is told again is recorded again."""
     known: dict[int, Any] = {}
-    fact = Reactor.fact
+    fact = RunBook.fact
 
-    def twice(self: Reactor, told: Any, now: int) -> None:
-        run = self.state.open_runs.get(told.run)
+    def twice(self: RunBook, told: Any, now: int) -> None:
+        run = self._state.open_runs.get(told.run)
         if run is not None:
             known[told.run] = run
-        elif isinstance(told, runs.Ended) and told.run in known:
+        elif isinstance(told, Ended) and told.run in known:
             again = known[told.run]
-            self._emit([self._about(again, e.RunReachable, now)])
+            self._outbox.emit([self._about(again, e.RunReachable, now)])
             return
         fact(self, told, now)
 
-    with mock.patch.object(Reactor, "fact", twice):
+    with mock.patch.object(RunBook, "fact", twice):
         yield
 
 
@@ -69,7 +72,7 @@ def a_quota_freed_early() -> Iterator[None]:
 @contextmanager
 def open_runs_forgotten() -> Iterator[None]:
     """A new engine does not look for the runs of the one before."""
-    with mock.patch.object(Reactor, "recoverable", return_value={}):
+    with mock.patch.object(RunBook, "recoverable", return_value={}):
         yield
 
 
@@ -98,14 +101,14 @@ def intents_not_redone() -> Iterator[None]:
 @contextmanager
 def a_listing_believed_for_its_end() -> Iterator[None]:
     """A listing deletes members that are newer than its beginning, also those that the store has told of since."""
-    listed = Observations.listed
+    listed = StoreSync.listed
 
     def believed(
         self: Any, leaf: str, listing: Any, listed_at: int, began: int, *rest: Any, **more: Any
     ) -> bool:
         return listed(self, leaf, listing, listed_at, FAR, *rest, **{**more, "told": frozenset()})
 
-    with mock.patch.object(Observations, "listed", believed):
+    with mock.patch.object(StoreSync, "listed", believed):
         yield
 
 
@@ -132,33 +135,33 @@ def a_pause_not_heeded() -> Iterator[None]:
 @contextmanager
 def a_retry_without_an_end() -> Iterator[None]:
     """The view of a failed run is not told: `RunEnded` says final when a retry follows."""
-    after = runs.after_ending
+    after = after_ending
 
     def over(*arguments: Any, **options: Any) -> Any:
         told = after(*arguments, **options)
-        return runs.Over() if isinstance(told, runs.Again) and told.budget == "infrastructure" else told
+        return NoRetry() if isinstance(told, NextAttempt) and told.budget == "infrastructure" else told
 
-    with mock.patch.object(runs, "after_ending", over):
+    with mock.patch.object(run_ends, "after_ending", over):
         yield
 
 
 @contextmanager
 def stops_not_repeated() -> Iterator[None]:
     """A stop that the engine before decided and did not live to send is not sent."""
-    with mock.patch.object(runs.Runs, "stop_again", return_value=None):
+    with mock.patch.object(RunBook, "stop_again", return_value=None):
         yield
 
 
 @contextmanager
 def a_late_fact_revives_a_run() -> Iterator[None]:
     """Facts about closed runs start them anew."""
-    late = runs.Runs._late
+    late = RunBook._late
 
     def revived(self: Any, fact: Any, now: int) -> None:
         late(self, fact, now)
-        self._emit([e.RunReachable(at=now, task="t0", job="j0", run=fact.run)])
+        self._outbox.emit([e.RunReachable(at=now, task="t0", job="j0", run=fact.run)])
 
-    with mock.patch.object(runs.Runs, "_late", revived):
+    with mock.patch.object(RunBook, "_late", revived):
         yield
 
 

@@ -115,12 +115,12 @@ class Desk:
 
     def put(self, name: str, *jobs: str) -> list[e.Event]:
         """Put values."""
-        self.reactor.change([Write(repository=name, job=job, value=VALUE) for job in jobs], self.now)
+        self.reactor.tickets.change([Write(repository=name, job=job, value=VALUE) for job in jobs], self.now)
         return self.take()
 
     def delete(self, name: str, *jobs: str) -> list[e.Event]:
         """Delete values."""
-        self.reactor.change([Write(repository=name, job=job, op="delete") for job in jobs], self.now)
+        self.reactor.tickets.change([Write(repository=name, job=job, op="delete") for job in jobs], self.now)
         return self.take()
 
     def decide(self, **more: Any) -> list[e.LaunchDecided]:
@@ -134,17 +134,17 @@ class Desk:
 
     def started(self, run: int) -> list[e.Event]:
         """The run has started."""
-        self.reactor.fact(Started(run, {"pid": 1}, "here"), self.now)
+        self.reactor.runs.fact(Started(run, {"pid": 1}, "here"), self.now)
         return self.take()
 
     def ended(self, run: int, outcome: e.Outcome = "succeeded", *writes: Write) -> list[e.Event]:
         """The run is over at its target."""
-        self.reactor.fact(Ended(run, e.Ending(outcome=outcome), writes), self.now)
+        self.reactor.runs.fact(Ended(run, e.Ending(outcome=outcome), writes), self.now)
         return self.take()
 
     def ask(self, *events: e.Event) -> list[e.Event]:
         """A person asked."""
-        self.reactor.ask(events)
+        self.reactor.tickets.ask(events)
         return self.take()
 
     def specs(self) -> list[RunSpec]:
@@ -175,7 +175,7 @@ class Desk:
     def sync(self, name: str, *listing: tuple[str, str]) -> list[e.Event]:
         """A complete listing of a store: (job, version)."""
         writes = [Write(repository=name, job=job, version=version) for job, version in listing]
-        self.reactor.listed(name, writes, self.now, self.state.position, self.now)
+        self.reactor.stores.listed(name, writes, self.now, self.state.position, self.now)
         return self.take()
 
     def crashed(self, durable: int | None = None, *, later: int = 0) -> Desk:

@@ -38,8 +38,8 @@ def busy() -> Desk:
         desk.started(spec.run)
     desk.ended(desk.specs()[0].run, "failed")
     desk.put("b", "new")
-    for one in desk.reactor.evaluations(desk.now, 2):
-        desk.reactor.evaluated([(one, 1.5, None)], desk.now)
+    for one in desk.reactor.evaluations.due(desk.now, 2):
+        desk.reactor.evaluations.evaluated([(one, 1.5, None)], desk.now)
     desk.take()
     desk.ask(e.TaskPaused(at=desk.now, task="u", request="r1"))
     return desk

@@ -38,8 +38,10 @@ def test_larger_priority_goes_first_whenever_it_was_ready() -> None:
     """A priority is known once per episode, and orders across tasks."""
     desk = Desk(pipeline(task("t", "a", priority=True), task("u", "a")))
     desk.put("a", "x", "y")
-    found = desk.reactor.evaluations(desk.now, 10)
-    desk.reactor.evaluated([(one, {"x": -1.0, "y": 5.0}[one.job], None) for one in found], desk.now)
+    found = desk.reactor.evaluations.due(desk.now, 10)
+    desk.reactor.evaluations.evaluated(
+        [(one, {"x": -1.0, "y": 5.0}[one.job], None) for one in found], desk.now
+    )
     desk.take()
     decided = desk.decide()
     assert [f"{one.task}:{one.job}" for one in decided] == ["t:y", "u:x", "u:y", "t:x"]
@@ -51,14 +53,14 @@ def test_job_waits_until_its_priority_is_known() -> None:
     desk = Desk(pipeline(task("t", "a", priority=True)))
     desk.put("a", "x")
     assert desk.launched() == []
-    (one,) = desk.reactor.evaluations(desk.now, 10)
-    desk.reactor.evaluated([(one, None, "boom")], desk.now)
+    (one,) = desk.reactor.evaluations.due(desk.now, 10)
+    desk.reactor.evaluations.evaluated([(one, None, "boom")], desk.now)
     assert desk.launched() == []
-    assert desk.reactor.retry_at() == desk.now + 5 * SECOND
-    assert desk.reactor.evaluations(desk.now, 10) == []
+    assert desk.reactor.evaluations.retry_at() == desk.now + 5 * SECOND
+    assert desk.reactor.evaluations.due(desk.now, 10) == []
     desk.now += 5 * SECOND
-    (again,) = desk.reactor.evaluations(desk.now, 10)
-    desk.reactor.evaluated([(again, 1.0, None)], desk.now)
+    (again,) = desk.reactor.evaluations.due(desk.now, 10)
+    desk.reactor.evaluations.evaluated([(again, 1.0, None)], desk.now)
     assert desk.launched() == ["t:x"]
 
 

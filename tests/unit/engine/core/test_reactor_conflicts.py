@@ -7,7 +7,7 @@ import pytest
 
 from datatask.engine.api.tasks import Retry
 from datatask.engine.core.checkpoints import dump, fingerprint, load
-from datatask.engine.core.retry import CONFLICTS_MAX, Again, Over, after_ending
+from datatask.engine.core.retry import CONFLICTS_MAX, NextAttempt, NoRetry, after_ending
 from datatask.engine.core.tasks import CONTENDING, Episode
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
@@ -55,7 +55,7 @@ def test_the_second_of_two_in_one_turn_is_in_conflict() -> None:
     first, second = running(desk, "x", "y")
     seen = desk.state.position
     ending = e.Ending(outcome="succeeded")
-    desk.reactor.fact(Ended(first, ending, (adds(desk, over=seen),)), desk.now)
+    desk.reactor.runs.fact(Ended(first, ending, (adds(desk, over=seen),)), desk.now)
     position = desk.state.position
     batch = desk.ended(
         second, "succeeded", adds(desk, over=seen), Write(repository="b", job="y", value=VALUE)
@@ -90,13 +90,13 @@ def test_a_person_or_the_world_that_came_in_between_is_named() -> None:
     desk = two_stores()
     one, two = running(desk, "x", "y")
     seen = desk.state.position
-    desk.reactor.change(
+    desk.reactor.tickets.change(
         [Write(repository="b", job=KEY, value=VALUE)], desk.now, actor="ada@lab: datatask inject"
     )
     ended = end_of(desk.ended(one, "succeeded", adds(desk, over=seen)))
     assert ended.error is not None
     assert " by ada@lab: datatask inject, after this run had read it" in ended.error.message
-    desk.reactor.observed("f", KEY, Write(repository="f", job=KEY, version="7"), desk.now)
+    desk.reactor.stores.observed("f", KEY, Write(repository="f", job=KEY, version="7"), desk.now)
     ended = end_of(desk.ended(two, "succeeded", adds(desk, over=seen, repository="f", over_version="")))
     assert ended.error is not None
     assert " by somebody outside, after this run had read it" in ended.error.message
@@ -136,20 +136,24 @@ def test_conflicts_that_are_allowed_are_none() -> None:
 def test_conflicts_use_up_no_attempts_and_have_an_end() -> None:
     """The user's attempts are counted without them; a job that is in conflict for ever is given up."""
     retry = RetryDef(attempts=2)
-    assert isinstance(after_ending(retry, Episode(1, 0.0, attempt=7, conflicts=6), "failed", 0, 0.5), Again)
-    assert after_ending(retry, Episode(1, 0.0, attempt=8, conflicts=6), "failed", 0, 0.5) == Over("user", 8)
+    assert isinstance(
+        after_ending(retry, Episode(1, 0.0, attempt=7, conflicts=6), "failed", 0, 0.5), NextAttempt
+    )
+    assert after_ending(retry, Episode(1, 0.0, attempt=8, conflicts=6), "failed", 0, 0.5) == NoRetry(
+        "user", 8
+    )
     waits = [
         after_ending(retry, Episode(1, 0.0, attempt=n + 1, conflicts=n), "conflicted", 0, 0.5)
         for n in range(15)
     ]
-    assert [one.not_before for one in waits if isinstance(one, Again)][:3] == [
+    assert [one.not_before for one in waits if isinstance(one, NextAttempt)][:3] == [
         SECOND // 100,
         SECOND // 50,
         SECOND // 25,
     ]
-    assert waits[-1] == Again(30 * SECOND, 16, "conflict", 15)
+    assert waits[-1] == NextAttempt(30 * SECOND, 16, "conflict", 15)
     many = Episode(1, 0.0, attempt=CONFLICTS_MAX + 1, conflicts=CONFLICTS_MAX)
-    assert after_ending(retry, many, "conflicted", 0, 0.5) == Over("conflict", CONFLICTS_MAX + 1)
+    assert after_ending(retry, many, "conflicted", 0, 0.5) == NoRetry("conflict", CONFLICTS_MAX + 1)
 
 
 def test_jobs_that_were_in_conflict_again_and_again_run_one_at_a_time() -> None:
@@ -192,7 +196,7 @@ def test_what_still_travels_to_its_store_counts_as_written() -> None:
     desk.ended(
         one, "succeeded", adds(desk, over=seen), adds(desk, over=seen, repository="f", over_version="1")
     )
-    assert one in desk.reactor.collecting
+    assert one in desk.reactor.runs.ends.collecting
     ended = end_of(desk.ended(two, "succeeded", adds(desk, over=seen)))
     assert ended.error is not None
     assert f"being overwritten by run {one}" in ended.error.message
@@ -290,7 +294,7 @@ def test_time_without_an_engine_is_no_progress() -> None:
         desk.started(run)
         desk = desk.crashed(later=3600 * SECOND)
         if adopted:
-            desk.reactor.fact(Adopted(run, {}), desk.now)
+            desk.reactor.runs.fact(Adopted(run, {}), desk.now)
             desk.take()
         (scheduled,) = [one for one in lost(desk, run, 1) if isinstance(one, e.RetryScheduled)]
         assert scheduled.spent == (1 if adopted else 2)
@@ -335,17 +339,17 @@ def test_a_budget_that_is_none_is_refused() -> None:
 def test_an_engine_leaves_a_sign_of_progress_for_the_next_one() -> None:
     """Else nothing in the log would tell how long a run had been up when its engine died."""
     desk = Desk(pipeline(task("t", "a", retry=RetryDef(progress=60 * SECOND))))
-    desk.reactor.tells_progress = True
+    desk.reactor.runs.deadlines.tells_progress = True
     (run,) = running(desk, "x")
-    assert desk.reactor.wake_at() is None, "no run was lost before"
+    assert desk.reactor.runs.deadlines.next() is None, "no run was lost before"
     run = again(desk, lost(desk, run, 1))
     desk.started(run)
-    assert desk.reactor.wake_at() == desk.now + 60 * SECOND
+    assert desk.reactor.runs.deadlines.next() == desk.now + 60 * SECOND
     desk.now += 60 * SECOND
-    desk.reactor.stop_overdue(desk.now)
+    desk.reactor.runs.stop_overdue(desk.now)
     (sign,) = desk.take()
     assert isinstance(sign, e.RunObserved)
-    assert (sign.phase, desk.reactor.wake_at()) == ("progress", None)
+    assert (sign.phase, desk.reactor.runs.deadlines.next()) == ("progress", None)
     desk = desk.crashed(later=3600 * SECOND)
     (scheduled,) = [one for one in lost(desk, run, 0) if isinstance(one, e.RetryScheduled)]
     assert scheduled.spent == 1

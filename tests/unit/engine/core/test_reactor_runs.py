@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from datatask.engine.core.effects import ForgetRun, StartRun, StopRun
-from datatask.engine.core.retry import MACHINES_MAX, Again, Over, after_ending, backoff
+from datatask.engine.core.retry import MACHINES_MAX, NextAttempt, NoRetry, after_ending, backoff
 from datatask.engine.core.tasks import Episode
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
@@ -110,7 +110,7 @@ def test_lost_runs_have_a_budget_of_their_own() -> None:
 
 def machine_ended(desk: Desk, run: int) -> e.RetryScheduled:
     """The machine was stopped under a run: what follows, when the next one is launched."""
-    desk.reactor.fact(Ended(run, e.Ending(outcome="lost", detail={e.MACHINE: "stopped"})), desk.now)
+    desk.reactor.runs.fact(Ended(run, e.Ending(outcome="lost", detail={e.MACHINE: "stopped"})), desk.now)
     (scheduled,) = [one for one in desk.take() if isinstance(one, e.RetryScheduled)]
     return scheduled
 
@@ -152,12 +152,12 @@ def test_what_the_machine_ends_uses_up_no_budget() -> None:
 def test_the_machine_may_end_a_run_only_so_often() -> None:
     """A job under which machines go down again and again is given up by and by; a stopped one is not run again."""
     retry, many = RetryDef(), Episode(1, 0.0, attempt=MACHINES_MAX + 1, infrastructure=MACHINES_MAX)
-    assert after_ending(retry, many, "lost", 0, 0.5, machine=True) == Over("machine", MACHINES_MAX + 1)
+    assert after_ending(retry, many, "lost", 0, 0.5, machine=True) == NoRetry("machine", MACHINES_MAX + 1)
     assert after_ending(
         retry, Episode(1, 0.0, attempt=1), "lost", 0, 0.5, stopped=True, machine=True
-    ) == Over("", 1)
+    ) == NoRetry("", 1)
     lost = Episode(1, 0.0, attempt=4, infrastructure=3)
-    assert after_ending(retry, lost, "lost", 0, 0.5, progress=True, machine=True) == Again(
+    assert after_ending(retry, lost, "lost", 0, 0.5, progress=True, machine=True) == NextAttempt(
         SECOND // 10, 5, "machine", 0
     )
 
@@ -173,10 +173,10 @@ def test_settling_is_a_pure_function_of_the_policy() -> None:
     """Which outcomes are tried again is declared; a stopped run is not."""
     retry = RetryDef(attempts=3, on=("failed",))
     episode = Episode(1, 0.0, attempt=1)
-    assert isinstance(after_ending(retry, episode, "failed", 0, 0.5), Again)
-    assert after_ending(retry, episode, "timed_out", 0, 0.5) == Over()
-    assert after_ending(retry, episode, "lost", 0, 0.5, stopped=True) == Over("", 1)
-    assert after_ending(retry, Episode(1, 0.0, attempt=3), "failed", 0, 0.5) == Over("user", 3)
+    assert isinstance(after_ending(retry, episode, "failed", 0, 0.5), NextAttempt)
+    assert after_ending(retry, episode, "timed_out", 0, 0.5) == NoRetry()
+    assert after_ending(retry, episode, "lost", 0, 0.5, stopped=True) == NoRetry("", 1)
+    assert after_ending(retry, Episode(1, 0.0, attempt=3), "failed", 0, 0.5) == NoRetry("user", 3)
 
 
 def test_condition_that_ceased_during_a_run_ends_the_episode() -> None:
@@ -212,9 +212,9 @@ def test_late_and_doubled_facts_change_nothing() -> None:
     masks = list(desk.state.masks)
     assert kinds(desk.ended(run, "failed", output())) == ["LateFact"]
     assert kinds(desk.started(run)) == ["LateFact"]
-    desk.reactor.fact(Noticed(run, "gone"), desk.now)
+    desk.reactor.runs.fact(Noticed(run, "gone"), desk.now)
     assert desk.take() == []
-    desk.reactor.fact(Ended(10_000, e.Ending(outcome="lost")), desk.now)
+    desk.reactor.runs.fact(Ended(10_000, e.Ending(outcome="lost")), desk.now)
     assert kinds(desk.take()) == ["LateFact"]
     assert desk.state.masks == masks
 
@@ -233,11 +233,11 @@ def test_silence_keeps_the_run_open() -> None:
     (run,) = running(desk, "x")
     desk.put("a", "y")
     for _ in range(2):
-        desk.reactor.fact(Unreachable(run), desk.now)
+        desk.reactor.runs.fact(Unreachable(run), desk.now)
     assert kinds(desk.take()) == ["RunUnreachable"]
     assert desk.decide() == []
-    desk.reactor.fact(Reachable(run), desk.now)
-    desk.reactor.fact(Reachable(run), desk.now)
+    desk.reactor.runs.fact(Reachable(run), desk.now)
+    desk.reactor.runs.fact(Reachable(run), desk.now)
     assert kinds(desk.take()) == ["RunReachable"]
 
 
@@ -245,13 +245,13 @@ def test_timeout_stops_a_run_once() -> None:
     """It counts from the recorded start, in engine time, and ends in `timed_out`, which may be tried again."""
     desk = Desk(pipeline(task("t", "a", timeout=10 * SECOND, retry=RetryDef(attempts=2))))
     (run,) = running(desk, "x")
-    assert desk.reactor.wake_at() == desk.now + 10 * SECOND
+    assert desk.reactor.runs.deadlines.next() == desk.now + 10 * SECOND
     desk.now += 10 * SECOND - 1
-    desk.reactor.stop_overdue(desk.now)
+    desk.reactor.runs.stop_overdue(desk.now)
     assert desk.take() == []
     desk.now += 1
     for _ in range(2):
-        desk.reactor.stop_overdue(desk.now)
+        desk.reactor.runs.stop_overdue(desk.now)
     (stop,) = desk.take()
     assert isinstance(stop, e.StopDecided)
     assert stop.reason == "timeout"
@@ -263,15 +263,15 @@ def test_timeout_survives_a_crash() -> None:
     """The deadline is that of the recorded start, whoever watches."""
     desk = Desk(pipeline(task("t", "a", timeout=10 * SECOND)))
     running(desk, "x")
-    assert desk.crashed().reactor.wake_at() == desk.now + 10 * SECOND
+    assert desk.crashed().reactor.runs.deadlines.next() == desk.now + 10 * SECOND
 
 
 def test_cancelled_while_running_does_not_run_again() -> None:
     """Neither at once nor on a retry: the episode is over, until its conditions arise anew."""
     desk = Desk(pipeline(task("t", "a", "b", retry=RetryDef(attempts=3))))
     (run,) = running(desk, "x")
-    stop, effect = desk.reactor.stop(desk.state.open_runs[run], "cancelled", desk.now)
-    desk.reactor.ask([e.CancelRequested(at=desk.now, task="t", job="x"), stop], [effect])
+    stop, effect = desk.reactor.runs.stop(desk.state.open_runs[run], "cancelled", desk.now)
+    desk.reactor.tickets.ask([e.CancelRequested(at=desk.now, task="t", job="x"), stop], [effect])
     desk.take()
     assert kinds(desk.ended(run, "cancelled")) == ["RunEnded"]
     assert desk.decide() == []
@@ -314,8 +314,8 @@ def test_deleted_from_live_stops_and_opens_anew() -> None:
     """As in pydatatask: the run is stopped and the job starts over."""
     desk = Desk(pipeline(task("t", "a", "b")))
     (run,) = running(desk, "x")
-    stop, effect = desk.reactor.stop(desk.state.open_runs[run], "deleted", desk.now)
-    desk.reactor.ask([stop], [effect])
+    stop, effect = desk.reactor.runs.stop(desk.state.open_runs[run], "deleted", desk.now)
+    desk.reactor.tickets.ask([stop], [effect])
     desk.take()
     desk.ended(run, "cancelled")
     (decided,) = desk.decide()
@@ -326,8 +326,8 @@ def test_the_end_wins_over_a_stop_that_raced_it() -> None:
     """A process that had succeeded before the stop reached it has succeeded."""
     desk = Desk(pipeline(task("t", "a", "b")))
     (run,) = running(desk, "x")
-    stop, effect = desk.reactor.stop(desk.state.open_runs[run], "cancelled", desk.now)
-    desk.reactor.ask([stop], [effect])
+    stop, effect = desk.reactor.runs.stop(desk.state.open_runs[run], "cancelled", desk.now)
+    desk.reactor.tickets.ask([stop], [effect])
     desk.take()
     assert "done-t" in [one.repository for one in desk.ended(run, "succeeded")]
     assert desk.state.members("succeeded(t)") == ["x"]
@@ -399,7 +399,7 @@ def test_removed_task_starts_nothing_more_and_its_run_ends() -> None:
     assert {spec.task for spec in desk.specs()} == {"t", "u"}
     assert again.launched() == ["u:z"]
     for run in [number for number, run in again.state.open_runs.items() if run.task == "t"]:
-        again.reactor.fact(Adopted(run, {}), again.now)
+        again.reactor.runs.fact(Adopted(run, {}), again.now)
         again.ended(run)
     assert again.state.tasks["t"].open_runs == 0
 

@@ -62,11 +62,11 @@ def test_crash_between_any_two_steps_ends_the_run_once() -> None:
         boundaries.append(boundaries[-1] + len(batch))
     for durable in boundaries[1:]:
         again = desk.crashed(durable)
-        specs = [spec for found in again.reactor.recoverable().values() for spec in found]
+        specs = [spec for found in again.reactor.runs.recoverable().values() for spec in found]
         again.reactor.redo(again.now)
         again.take()
         for spec in specs:
-            again.reactor.fact(Adopted(spec.run, {}), again.now)
+            again.reactor.runs.fact(Adopted(spec.run, {}), again.now)
             again.ended(spec.run, "succeeded", output())
         known(again)
         again.put("a", "x")
@@ -86,7 +86,7 @@ def test_content_outside_the_log_is_asked_of_the_runner_again() -> None:
     """An intent without its content cannot be redone: the runner accounts for the run instead."""
     desk = collecting(FOREIGN, output(data=b"bytes"))
     again = desk.crashed()
-    assert [spec.job for specs in again.reactor.recoverable().values() for spec in specs] == ["x"]
+    assert [spec.job for specs in again.reactor.runs.recoverable().values() for spec in specs] == ["x"]
     again.reactor.redo(again.now)
     assert again.take() == []
 
@@ -159,7 +159,7 @@ def test_observation_in_an_output_of_an_open_run_is_settled_with_it() -> None:
     desk.sync("b")
     desk.put("a", "x")
     desk.decide()
-    desk.reactor.observed("b", "x", Write(repository="b", job="x", version="v1"), desk.now)
+    desk.reactor.stores.observed("b", "x", Write(repository="b", job="x", version="v1"), desk.now)
     assert desk.take() == []
     batch = desk.ended(desk.specs()[0].run)
     assert kinds(batch) == ["ValuePut", "ValuePut", "RunEnded"]
@@ -175,7 +175,7 @@ def test_observation_while_collecting_is_not_lost() -> None:
     desk.put("a", "x")
     desk.decide()
     desk.ended(desk.specs()[0].run)
-    desk.reactor.observed("b", "x", Write(repository="b", job="x", version="v1"), desk.now)
+    desk.reactor.stores.observed("b", "x", Write(repository="b", job="x", version="v1"), desk.now)
     (done,) = desk.store_writes()
     desk.wrote(done)
     assert desk.state.members("b") == ["x"]
@@ -188,12 +188,12 @@ def test_echo_of_our_own_write_is_dropped() -> None:
     desk.put("b", "x")
     (effect,) = desk.store_writes()
     echo = Write(repository="b", job="x", version="v1")
-    desk.reactor.observed("b", "x", echo, desk.now)
+    desk.reactor.stores.observed("b", "x", echo, desk.now)
     assert desk.take() == []
     desk.wrote(effect, "v1")
-    desk.reactor.observed("b", "x", echo, desk.now)
+    desk.reactor.stores.observed("b", "x", echo, desk.now)
     assert desk.take() == []
-    desk.reactor.observed("b", "x", Write(repository="b", job="x", version="v2"), desk.now)
+    desk.reactor.stores.observed("b", "x", Write(repository="b", job="x", version="v2"), desk.now)
     assert kinds(desk.take()) == ["ValuePut"]
 
 
@@ -210,7 +210,7 @@ def test_a_store_is_looked_at_again_only_for_what_is_not_our_own_write(
     (effect,) = desk.store_writes()
     for version in heard:
         seen = None if version is None else Write(repository="b", job="x", version=version)
-        desk.reactor.observed("b", "x", seen, desk.now)
+        desk.reactor.stores.observed("b", "x", seen, desk.now)
     assert desk.take() == []
     desk.wrote(effect, "v1")
     assert [effect for effect in desk.effects if isinstance(effect, LookAgain)] == [
@@ -228,7 +228,7 @@ def test_listing_changes_nothing_that_is_younger_than_it() -> None:
     desk.put("b", "new")
     for effect in desk.store_writes():
         desk.wrote(effect)
-    assert desk.reactor.listed("b", listing, desk.now, began, desk.now)
+    assert desk.reactor.stores.listed("b", listing, desk.now, began, desk.now)
     assert desk.take() == []
     assert desk.state.members("b") == ["old", "new"]
 
@@ -238,11 +238,11 @@ def test_mass_loss_is_held_until_a_person_believes_it() -> None:
     desk = Desk(pipeline(task("t", "f"), media={"f": "foreign"}))
     desk.sync("f", *((f"j{index}", "v") for index in range(300)))
     for _ in range(2):
-        assert not desk.reactor.listed("f", [], desk.now, desk.state.position, desk.now)
+        assert not desk.reactor.stores.listed("f", [], desk.now, desk.state.position, desk.now)
     assert kinds(desk.take()) == ["ObservationHeld"]
     assert desk.decide() == []
     assert desk.state.tasks["t"].constraint == "observing: f"
-    assert desk.reactor.listed("f", [], desk.now, desk.state.position, desk.now, believe=True)
+    assert desk.reactor.stores.listed("f", [], desk.now, desk.state.position, desk.now, believe=True)
     assert desk.state.members("f") == []
     assert not desk.state.leaves["f"].held
 
@@ -262,7 +262,7 @@ def test_failed_change_is_forgotten_and_observations_go_on() -> None:
     desk.put("b", "x")
     (effect,) = desk.store_writes()
     desk.wrote(effect, None, "read-only")
-    desk.reactor.observed("b", "x", Write(repository="b", job="x", version="v2"), desk.now)
+    desk.reactor.stores.observed("b", "x", Write(repository="b", job="x", version="v2"), desk.now)
     assert kinds(desk.take()) == ["ValuePut"]
 
 
@@ -295,14 +295,14 @@ def test_filter_is_asked_once_per_value() -> None:
     """A job is in a filtered leaf when the base has it and the answer for its present value was yes."""
     desk = Desk(DERIVED)
     desk.put("a", "j")
-    wanted = {one.key.what: one for one in desk.reactor.evaluations(desk.now, 10)}
-    desk.reactor.evaluated([(wanted["filter"], True, None)], desk.now)
+    wanted = {one.key.what: one for one in desk.reactor.evaluations.due(desk.now, 10)}
+    desk.reactor.evaluations.evaluated([(wanted["filter"], True, None)], desk.now)
     desk.take()
     assert desk.state.members("f") == ["j"]
     desk.put("a", "j")
-    (again,) = [one for one in desk.reactor.evaluations(desk.now, 10) if one.key.what == "filter"]
+    (again,) = [one for one in desk.reactor.evaluations.due(desk.now, 10) if one.key.what == "filter"]
     assert again.position == desk.state.position
-    desk.reactor.evaluated([(again, False, None)], desk.now)
+    desk.reactor.evaluations.evaluated([(again, False, None)], desk.now)
     desk.take()
     assert desk.state.members("f") == []
 
@@ -311,9 +311,9 @@ def test_stale_answer_is_not_taken() -> None:
     """An answer about a value that has changed meanwhile is logged, and waited for anew."""
     desk = Desk(DERIVED)
     desk.put("a", "j")
-    (stale,) = [one for one in desk.reactor.evaluations(desk.now, 10) if one.key.what == "filter"]
+    (stale,) = [one for one in desk.reactor.evaluations.due(desk.now, 10) if one.key.what == "filter"]
     desk.put("a", "j")
-    desk.reactor.evaluated([(stale, True, None)], desk.now)
+    desk.reactor.evaluations.evaluated([(stale, True, None)], desk.now)
     desk.take()
     assert desk.state.members("f") == []
     assert any(key.what == "filter" for key in desk.state.pending)
@@ -325,10 +325,10 @@ def test_translated_leaf_follows_its_target() -> None:
     desk.put("a", "j", "k")
     answers = [
         (one, "target", None)
-        for one in desk.reactor.evaluations(desk.now, 10)
+        for one in desk.reactor.evaluations.due(desk.now, 10)
         if one.key.what == "translation"
     ]
-    desk.reactor.evaluated(answers, desk.now)
+    desk.reactor.evaluations.evaluated(answers, desk.now)
     desk.take()
     assert desk.state.members("x") == []
     desk.put("b", "target")
@@ -343,10 +343,10 @@ def test_changed_rule_is_worked_out_for_the_jobs_there() -> None:
     """A derived leaf whose base is another one in the new definition does not keep old members."""
     desk = Desk(DERIVED)
     desk.put("a", "j")
-    desk.reactor.evaluated(
+    desk.reactor.evaluations.evaluated(
         [
             (one, True if one.key.what == "filter" else None, None)
-            for one in desk.reactor.evaluations(desk.now, 9)
+            for one in desk.reactor.evaluations.due(desk.now, 9)
         ],
         desk.now,
     )

@@ -226,8 +226,8 @@ def test_pending_evaluation_is_told_with_its_error() -> None:
         why(desk, "t", "x").held_by[0].explain
         == f"the priority of t is to be evaluated (since position {since})"
     )
-    (one,) = desk.reactor.evaluations(desk.now, 1)
-    desk.reactor.evaluated([(one, None, "ZeroDivisionError")], desk.now)
+    (one,) = desk.reactor.evaluations.due(desk.now, 1)
+    desk.reactor.evaluations.evaluated([(one, None, "ZeroDivisionError")], desk.now)
     assert "ZeroDivisionError; again at 1970-01-01T00:16:45Z" in why(desk, "t", "x").held_by[0].explain
 
 
@@ -236,8 +236,8 @@ def test_filter_that_said_no_is_a_change_of_its_own() -> None:
     filtered = repository("f", "derived", derived=FilteredDef(base=leaf("a")))
     desk = Desk(pipeline(task("t", "f"), repositories=(repository("a"), filtered)))
     desk.put("a", "x")
-    (one,) = desk.reactor.evaluations(desk.now, 1)
-    desk.reactor.evaluated([(one, False, None)], desk.now)
+    (one,) = desk.reactor.evaluations.due(desk.now, 1)
+    desk.reactor.evaluations.evaluated([(one, False, None)], desk.now)
     found = why(desk, "t", "x").to_json()
     assert found["changes"] == [{"op": "set_filter", "repository": "f", "job": "x", "outcome": "true"}]
 

@@ -172,8 +172,8 @@ def test_a_translation_that_is_missing_is_told_and_proposed() -> None:
     desk.put("a", "k")
     waiting = why(desk, "t", "k")
     assert waiting.tree.of[0].answer == "pending"
-    (one,) = desk.reactor.evaluations(desk.now, 1)
-    desk.reactor.evaluated([(one, None, None)], desk.now)
+    (one,) = desk.reactor.evaluations.due(desk.now, 1)
+    desk.reactor.evaluations.evaluated([(one, None, None)], desk.now)
     found = why(desk, "t", "k")
     assert (found.tree.of[0].answer, ops(found)) == ("none", ["set_translation"])
     assert "its translation is missing" in found.conditions[0].explain

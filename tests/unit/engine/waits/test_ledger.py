@@ -125,8 +125,8 @@ def test_evaluation_of_a_filter_and_what_it_refuses() -> None:
     desk = Desk(pipeline(task("t", "kept"), repositories=(repository("a"), kept)))
     desk.put("a", "x", "y")
     later(desk, 2)
-    found = desk.reactor.evaluations(desk.now, 8)
-    desk.reactor.evaluated([(one, one.job == "x", None) for one in found], desk.now)
+    found = desk.reactor.evaluations.due(desk.now, 8)
+    desk.reactor.evaluations.evaluated([(one, one.job == "x", None) for one in found], desk.now)
     desk.take()
     later(desk)
     life(desk)
@@ -141,7 +141,9 @@ def test_a_priority_is_evaluated_even_while_the_task_is_paused() -> None:
     desk.ask(e.TaskPaused(at=desk.now, task="t"))
     desk.put("a", "x")
     later(desk)
-    desk.reactor.evaluated([(one, 1.0, None) for one in desk.reactor.evaluations(desk.now, 8)], desk.now)
+    desk.reactor.evaluations.evaluated(
+        [(one, 1.0, None) for one in desk.reactor.evaluations.due(desk.now, 8)], desk.now
+    )
     desk.take()
     later(desk, 2)
     desk.ask(e.TaskResumed(at=desk.now, task="t"))
@@ -282,7 +284,7 @@ def test_collecting_as_a_runner_tells_it() -> None:
     run = desk.events.index(decided) + 1
     desk.started(run)
     later(desk, 2)
-    desk.reactor.fact(Noticed(run, "collecting"), desk.now)
+    desk.reactor.runs.fact(Noticed(run, "collecting"), desk.now)
     desk.take()
     later(desk, 3)
     desk.ended(run)
@@ -387,7 +389,9 @@ def test_who_stands_for_another_job_waits_for_what_that_one_lacks() -> None:
     desk = Desk(pipeline(task("t", "stands"), repositories=(repository("a"), repository("b"), stands)))
     desk.put("a", "x")
     later(desk)
-    desk.reactor.evaluated([(one, "y", None) for one in desk.reactor.evaluations(desk.now, 8)], desk.now)
+    desk.reactor.evaluations.evaluated(
+        [(one, "y", None) for one in desk.reactor.evaluations.due(desk.now, 8)], desk.now
+    )
     desk.take()
     later(desk, 2)
     desk.put("b", "y")
@@ -414,8 +418,8 @@ def test_a_new_value_of_what_a_filter_refused_is_waited_for_again() -> None:
     for answer in (False, True):
         desk.put("a", "x")
         later(desk)
-        found = desk.reactor.evaluations(desk.now, 8)
-        desk.reactor.evaluated([(one, answer, None) for one in found], desk.now)
+        found = desk.reactor.evaluations.due(desk.now, 8)
+        desk.reactor.evaluations.evaluated([(one, answer, None) for one in found], desk.now)
         desk.take()
         later(desk, 5)
     spans = [[(one.cause, one.nanoseconds // SECOND) for one in each.intervals] for each in episodes(desk)]
@@ -429,7 +433,9 @@ def test_an_appearance_that_takes_the_job_out_of_a_derived_repository_counts() -
     other = task("t", "b", ready=All(of=(leaf("b"), leaf("c"))))
     desk = Desk(pipeline(task("u", "kept"), other, repositories=(repository("a"), kept, repository("c"))))
     desk.put("a", "x")
-    desk.reactor.evaluated([(one, True, None) for one in desk.reactor.evaluations(desk.now, 8)], desk.now)
+    desk.reactor.evaluations.evaluated(
+        [(one, True, None) for one in desk.reactor.evaluations.due(desk.now, 8)], desk.now
+    )
     desk.take()
     later(desk)
     desk.put("b", "x")

@@ -1,55 +1,82 @@
-"""What was found rather than caused: listings, changes that stores tell, outcomes of user code.
+"""What stores hold, compared with the state: listings, changes that stores tell, echoes of our own writes.
 
 In come complete listings and single observations; out go the differences from the state as events. Echoes of our
-own writes are dropped by store version; what appears in an output repository of an open run is kept for that
+own writes are dropped by store version; what appears in an output repository of an open run is stashed for that
 run's end; a loss too large to believe is held until a person says that it is true.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence, Set
-
-import msgspec
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 
 from datatask.engine.core.changes import put_event
-from datatask.engine.core.conflicts import Conflicts
-from datatask.engine.core.effects import Evaluation
+from datatask.engine.core.effects import LookAgain, Outbox
 from datatask.engine.core.leaves import LeafState, get_at, version_hash
-from datatask.engine.core.state import PendingKey, State
 from datatask.schema import events as e
 from datatask.schema.messages import Write
 from datatask.schema.requests import Who
-from datatask.schema.units import SECOND
-from datatask.schema.values import encode_value
 
-EVALUATION_RETRY = 5 * SECOND
 LOSS_LEAST = 100
 LOSS_SHARE = 10
 NOBODY = Who()
 
+Key = tuple[str, str]
+"""A repository and a job."""
 
-class Observations(Conflicts):
-    """Knows which task writes which leaf, what is stashed for open runs, and what is being evaluated."""
 
-    def __init__(self, state: State) -> None:
-        super().__init__(state)
-        self._stash: dict[int, dict[tuple[str, str], Write]] = {}
-        self._disputed: dict[int, set[tuple[str, str]]] = {}
-        self._evaluating: set[PendingKey] = set()
+class StoreSync:
+    """Knows which task writes which leaf, which of our writes travel to stores, and what is stashed for open runs."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._state = outbox.state
+        self.under_way: Counter[Key] = Counter()
+        """How many writes of ours travel to the key's store."""
+        self._unheard: dict[Key, str | None] = {}
+        self._stash: dict[int, dict[Key, Write]] = {}
+        self._disputed: dict[int, set[Key]] = {}
         self._writers: dict[str, list[str]] = {}
-        self._retry_times: list[int] = []
 
-    def _index(self) -> None:
-        """Work out from the state what this layer looks up."""
-        self._retry_times = sorted(why.retry_at for why in self.state.pending.values() if why.retry_at)
+    def index(self) -> None:
+        """Work out from the state which tasks write which leaf."""
         self._writers = {}
-        for task in self.state.tasks.values():
+        for task in self._state.tasks.values():
             for link in task.definition.links:
                 if link.is_output or link.is_status:
                     leaf = getattr(link.expr, "leaf", None)
                     if leaf is not None:
                         self._writers.setdefault(leaf, []).append(task.name)
+
+    # --- our own writes -----------------------------------------------------------------------------
+
+    def sent(self, keys: Iterable[Key]) -> None:
+        """Writes of ours are on their way to these keys: what their stores tell is our echo, perhaps."""
+        self.under_way.update(keys)
+
+    def arrived(self, key: Key, version: str | None) -> None:
+        """A write of ours is no longer under way to its store, which has this version of it now."""
+        self.under_way[key] -= 1
+        if self.under_way[key] <= 0:
+            del self.under_way[key]
+            if key in self._unheard:
+                heard = self._unheard.pop(key)
+                if heard is None or heard != version:  # else the last that was heard of it is our own echo
+                    self._outbox.attach([LookAgain(*key)])
+
+    def take_stash(self, run: int) -> dict[Key, Write]:
+        """Return, and forget, what stores have told of a run's outputs since it began, or since this was asked last."""
+        return self._stash.pop(run, {})
+
+    def dispute(self, run: int, key: Key) -> None:
+        """Let a key be looked at again when the run has ended: its store and the run tell different things."""
+        self._disputed.setdefault(run, set()).add(key)
+
+    def take_disputed(self, run: int) -> set[Key]:
+        """Return, and forget, the keys that are to be looked at again."""
+        return self._disputed.pop(run, set())
+
+    # --- listings and observations ------------------------------------------------------------------
 
     def listed(
         self,
@@ -71,14 +98,14 @@ class Observations(Conflicts):
         when so much vanished that a person (`who`) must say that it is true (`believe`); where another `root` is
         looked at than before, as after an unmount, that is anything at all; so it is while the leaf is held.
         """
-        state, leaf = self.state, self.state.leaves[leaf_id]
+        state, leaf = self._state, self._state.leaves[leaf_id]
         seen = {write.job for write in listing}
         gone = [
             job
             for job in leaf.members(state.masks)
             if state.jobs[job] not in seen
             and get_at(leaf.positions, job) <= began
-            and (leaf_id, state.jobs[job]) not in self._under_way
+            and (leaf_id, state.jobs[job]) not in self.under_way
             and state.jobs[job] not in told
         ]
         moved = bool(root and leaf.root and root != leaf.root)
@@ -92,7 +119,7 @@ class Observations(Conflicts):
                 held = e.ObservationHeld(
                     at=now, repository=leaf_id, vanished=len(gone), members=leaf.count, sample=sample, why=why
                 )
-                self._emit([held])
+                self._outbox.emit([held])
             return False
         events: list[e.Event] = []
         for job in gone:
@@ -107,7 +134,7 @@ class Observations(Conflicts):
             if missing:
                 self._disputed.setdefault(run, set()).update(missing)
         for write in listing:
-            if (leaf_id, write.job) in self._under_way or self._touched(leaf, write.job) > began:
+            if (leaf_id, write.job) in self.under_way or self._touched(leaf, write.job) > began:
                 continue
             if write.job in told:
                 continue
@@ -123,33 +150,33 @@ class Observations(Conflicts):
                 **who._asdict(),
             )
             events.append(synced)
-        self._emit_in_parts(events)
+        self._outbox.emit_in_parts(events)
         return True
 
     def unreachable(self, leaf_id: str, why: str, now: int) -> None:
         """A store could not be listed, or not yet: nothing follows, but the reason is kept where it is a new one."""
-        if why != self.state.leaves[leaf_id].trouble:
-            self._emit([e.RepositoryUnreachable(at=now, repository=leaf_id, why=why)])
+        if why != self._state.leaves[leaf_id].trouble:
+            self._outbox.emit([e.RepositoryUnreachable(at=now, repository=leaf_id, why=why)])
 
     def observed(self, leaf_id: str, job: str, write: Write | None, now: int) -> None:
         """A store told that a job appeared or changed (`write`), or vanished (None)."""
-        state = self.state
+        state = self._state
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
-        if (leaf_id, job) in self._under_way:
+        if (leaf_id, job) in self.under_way:
             self._unheard[leaf_id, job] = None if write is None else write.version
             return
         if write is None:
             if not present:
                 self._doubt(leaf_id, job)
             elif not self._stashed(leaf_id, job, None):
-                self._emit([e.ValueDeleted(at=now, repository=leaf_id, job=job, origin="observed")])
+                self._outbox.emit([e.ValueDeleted(at=now, repository=leaf_id, job=job, origin="observed")])
         elif self._is_news(leaf_id, write) and not self._stashed(leaf_id, job, write):
-            self._emit([put_event(write, now, origin="observed")])
+            self._outbox.emit([put_event(write, now, origin="observed")])
 
     def _touched(self, leaf: LeafState, job: str) -> int:
         """Return the position of the last put or deletion of a job, 0 if there was none."""
-        index = self.state.job_index.get(job)
+        index = self._state.job_index.get(job)
         return 0 if index is None else abs(get_at(leaf.positions, index))
 
     def news(self, leaf_id: str, listing: Sequence[Write]) -> list[Write]:
@@ -167,21 +194,21 @@ class Observations(Conflicts):
 
     def is_surely_member(self, leaf_id: str, job: str) -> bool:
         """Whether a job is a member, and no open run or write will settle whether it stays one."""
-        state, index = self.state, self.state.job_index.get(job)
+        state, index = self._state, self._state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
         return present and not self._is_unsettled(leaf_id, job)
 
     def _is_unsettled(self, leaf_id: str, job: str) -> bool:
-        return (leaf_id, job) in self._under_way or self._writing_run(leaf_id, job) != 0
+        return (leaf_id, job) in self.under_way or self._writing_run(leaf_id, job) != 0
 
     def missed(self, leaf_id: str, jobs: Sequence[str], now: int) -> None:
         """Changes were found that the store had not told; they have been `observed`."""
         sample = tuple(jobs[:5])
-        self._emit([e.ChangesMissed(at=now, repository=leaf_id, missed=len(jobs), sample=sample)])
+        self._outbox.emit([e.ChangesMissed(at=now, repository=leaf_id, missed=len(jobs), sample=sample)])
 
     def _is_news(self, leaf_id: str, write: Write, *, by_version: bool = True) -> bool:
-        leaf, job = self.state.leaves[leaf_id], self.state.job_index.get(write.job)
-        if job is None or not self.state.masks[job] & leaf.bit:
+        leaf, job = self._state.leaves[leaf_id], self._state.job_index.get(write.job)
+        if job is None or not self._state.masks[job] & leaf.bit:
             return True
         return by_version and leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
 
@@ -198,59 +225,15 @@ class Observations(Conflicts):
         """What is not a member has vanished: if an open run says that it wrote it, the store is asked again."""
         run = self._writing_run(leaf_id, job)
         if run:
-            self._disputed.setdefault(run, set()).add((leaf_id, job))
+            self.dispute(run, (leaf_id, job))
 
     def _writing_run(self, leaf_id: str, job: str) -> int:
         """Return the open run of this job whose task writes the leaf, or 0."""
-        index = self.state.job_index.get(job)
+        index = self._state.job_index.get(job)
         if index is None:
             return 0
         for name in self._writers.get(leaf_id, ()):
-            episode = self.state.tasks[name].episodes.get(index)
+            episode = self._state.tasks[name].episodes.get(index)
             if episode is not None and episode.run:
                 return episode.run
         return 0
-
-    def evaluations(self, now: int, most: int) -> list[Evaluation]:
-        """Return user code that is due to be evaluated and not under way, at most so many."""
-        while self._retry_times and self._retry_times[0] <= now:
-            heapq.heappop(self._retry_times)
-        found: list[Evaluation] = []
-        if len(self._evaluating) >= most:
-            return found
-        for key, pending in self.state.pending.items():
-            if key in self._evaluating or pending.retry_at > now:
-                continue
-            found.append(Evaluation(key, key.owner, self.state.jobs[key.job], pending.position))
-            if len(found) + len(self._evaluating) >= most:
-                break
-        self._evaluating.update(evaluation.key for evaluation in found)
-        return found
-
-    def retry_at(self) -> int | None:
-        """Return when the next evaluation that failed is tried again, or None."""
-        return self._retry_times[0] if self._retry_times else None
-
-    def evaluated(self, results: Sequence[tuple[Evaluation, object, str | None]], now: int) -> None:
-        """Record outcomes: (evaluation, value, error text or None)."""
-        events: list[e.Event] = []
-        for evaluation, value, error in results:
-            key = evaluation.key
-            self._evaluating.discard(key)
-            if error is not None:
-                heapq.heappush(self._retry_times, now + EVALUATION_RETRY)
-            on_leaf = key.what in ("filter", "translation")
-            events.append(
-                e.Evaluated(
-                    at=now,
-                    what=key.what,  # type: ignore[arg-type]
-                    task=None if on_leaf else key.owner,
-                    repository=key.owner if on_leaf else None,
-                    job=evaluation.job,
-                    inputs=(evaluation.position,),
-                    value=msgspec.Raw(encode_value(value)) if error is None else e.ABSENT,
-                    error=error,
-                    retry_at=now + EVALUATION_RETRY if error is not None else None,
-                )
-            )
-        self._emit_in_parts(events)

@@ -1,0 +1,195 @@
+"""The open runs: facts of their runners as events, their stops, and what an earlier engine has left open.
+
+In come facts and requests to stop; out go events and `StopRun`s. The end of a run goes on in `run_ends`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from datatask.engine.core.changes import put_event
+from datatask.engine.core.deadlines import Deadlines
+from datatask.engine.core.effects import (
+    Effect,
+    Mirror,
+    Outbox,
+    StopRun,
+)
+from datatask.engine.core.run_ends import RunEnds
+from datatask.engine.core.store_sync import StoreSync
+from datatask.engine.core.tasks import OpenRun
+from datatask.engine.core.tickets import Tickets
+from datatask.schema import events as e
+from datatask.schema.messages import (
+    Adopted,
+    Ended,
+    Fact,
+    Noticed,
+    Reachable,
+    RunSpec,
+    Started,
+    Unreachable,
+    Write,
+)
+from datatask.schema.units import SECOND
+from datatask.schema.values import encode_value
+
+PROGRESSED = (
+    "it has been up for as long as counts as progress: the runs that were lost before it count no more"
+)
+
+
+class RunBook:
+    """The open runs, when they are out of time (`deadlines`), and how they end (`ends`)."""
+
+    def __init__(
+        self, outbox: Outbox, stores: StoreSync, tickets: Tickets, chance: Callable[[], float]
+    ) -> None:
+        self._outbox = outbox
+        self._state = outbox.state
+        self._tickets = tickets
+        self.ends = RunEnds(outbox, stores, chance)
+        self.deadlines = Deadlines(outbox.state)
+        self.log = ""
+        """The log's address, for runs that read it by themselves."""
+
+    def fact(self, fact: Fact, now: int) -> None:
+        """Take what a runner tells."""
+        run = self._state.open_runs.get(fact.run)
+        if run is None:
+            if not isinstance(fact, Noticed):
+                self._late(fact, now)
+            return
+        match fact:
+            case Ended():
+                if run.run in self.ends.collecting:
+                    self._late(fact, now)
+                else:
+                    self.ends.ended(run, fact, now)
+            case Started():
+                if run.started_at is None:
+                    self._started(run, fact, now)
+            case Adopted():
+                self._outbox.emit([self._about(run, e.RunAdopted, now, handle=fact.handle, where=fact.where)])
+                self.deadlines.watch(run)
+            case Unreachable() if not run.unreachable:
+                self._outbox.emit(
+                    [self._about(run, e.RunUnreachable, now, where=fact.where, message=fact.message[:1024])]
+                )
+            case Reachable() if run.unreachable:
+                self._outbox.emit([self._about(run, e.RunReachable, now, where=fact.where)])
+            case Noticed():
+                self._outbox.emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
+
+    def ran(self, started: Started, ended: Ended, now: int) -> None:
+        """Take the start and the end of a run that was over before anything else: one batch tells of both."""
+        since = len(self._outbox.steps)
+        self.fact(started, now)
+        self.fact(ended, now)
+        self._outbox.join(since)
+
+    def _about(self, run: OpenRun, kind: type[e.Event], now: int, **own: Any) -> e.Event:
+        return kind(at=now, task=run.task, job=self._state.jobs[run.job], run=run.run, cause=run.run, **own)
+
+    def _late(self, fact: Fact, now: int) -> None:
+        detail = {"outcome": fact.ending.outcome} if isinstance(fact, Ended) else {}
+        self._outbox.emit([e.LateFact(at=now, run=fact.run, fact=type(fact).__name__, detail=detail)])
+
+    def _started(self, run: OpenRun, fact: Started, now: int) -> None:
+        job = self._state.jobs[run.job]
+        started = e.RunStarted(
+            at=now,
+            task=run.task,
+            job=job,
+            run=run.run,
+            cause=run.run,
+            handle=fact.handle,
+            where=fact.where,
+            started_at=fact.started_at,
+        )
+        pids = self._state.tasks[run.task].definition.pids
+        if pids is None or "pid" not in fact.handle:
+            self._outbox.emit([started])
+        else:
+            entry = {
+                "pid": fact.handle["pid"],
+                "start_time": dt.datetime.fromtimestamp((fact.started_at or now) / SECOND, dt.UTC),
+            }
+            write = Write(repository=pids, job=job, value=msgspec.Raw(encode_value(entry)))
+            medium = self._state.medium(write.repository)
+            if medium == "foreign":
+                self._outbox.emit([started])
+                self._tickets.send([write], self._tickets.open(), now)
+            else:
+                mirrored = [Mirror(write)] if medium == "mirror" else []
+                self._outbox.emit([started, put_event(write, now, run=run)], mirrored)
+        self.deadlines.watch(run)
+
+    # --- stopping ----------------------------------------------------------------------------------
+
+    def stop(self, run: OpenRun, reason: e.StopReason, now: int, **who: object) -> tuple[e.Event, Effect]:
+        """Return the event and the effect that stop an open run."""
+        grace = self._state.tasks[run.task].definition.grace
+        stop = self._about(run, e.StopDecided, now, reason=reason, grace=grace)
+        return msgspec.structs.replace(stop, **who), StopRun(run.task, run.run, reason, grace)
+
+    def stop_again(self, runs: Iterable[int]) -> None:
+        """Repeat the stops of these runs: an engine that decided them may not have lived to send them."""
+        for number in runs:
+            run = self._state.open_runs.get(number)
+            if run is not None and run.stopping is not None and number not in self.ends.collecting:
+                grace = self._state.tasks[run.task].definition.grace
+                self._outbox.attach([StopRun(run.task, number, run.stopping, grace)])
+
+    def stop_overdue(self, now: int) -> None:
+        """Stop runs that have outlived their task's timeout, and log progress that is due."""
+        for run in self.deadlines.overdue(now):
+            if run.stopping is None and run.run not in self.ends.collecting:
+                event, effect = self.stop(run, "timeout", now)
+                self._outbox.emit([event], [effect])
+        for run in self.deadlines.progressed(now):
+            if run.run not in self.ends.collecting:
+                self._outbox.emit(
+                    [self._about(run, e.RunObserved, now, phase="progress", message=PROGRESSED)]
+                )
+
+    # --- runs of an earlier engine -----------------------------------------------------------------
+
+    def spec(self, run: OpenRun) -> RunSpec:
+        """Return what its runner is told of a run."""
+        identity = f"{self._state.log}.{run.epoch}.{run.run}"
+        job = self._state.jobs[run.job]
+        return RunSpec(
+            run.run,
+            identity,
+            run.task,
+            job,
+            run.episode,
+            run.attempt,
+            run.inputs,
+            run.meta,
+            run.handle,
+            self.log,
+            self._state.tasks[run.task].definition.conflicts,
+        )
+
+    def recoverable(self) -> dict[str, list[RunSpec]]:
+        """Return the open runs of earlier engines by task, less those whose end can be redone from the log."""
+        specs: dict[str, list[RunSpec]] = {}
+        for run in self._state.open_runs.values():
+            if not self.ends.redoable(run):
+                specs.setdefault(run.task, []).append(self.spec(run))
+        return specs
+
+
+def _noticed(fact: Noticed) -> dict[str, Any]:
+    return {
+        "phase": fact.phase,
+        "reason": fact.reason,
+        "message": fact.message[:1024],
+        "source_at": fact.source_at,
+    }
