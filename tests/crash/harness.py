@@ -32,17 +32,11 @@ from datatask.schema.requests import RetryJobs
 from tests.crash.shop import lay_out, shop
 
 FINISH_SECONDS = 180
-LOAD_SECONDS = 4.0
-"""What `load` takes at most on a machine that has time; where it takes longer, engines live longer to come as far."""
 VERIFY_EVERY = 10
 
 
-def load() -> float:
-    """Load what an engine loads by and by, so that those that are forked from here need no time for it.
-
-    Returns how many times slower than usual the machine is.
-    """
-    began = time.monotonic()
+def load() -> None:
+    """Load what an engine loads by and by, so that those that are forked from here need no time for it."""
     with tempfile.TemporaryDirectory() as scratch:
         lay_out(Path(scratch), 4)
         program = (
@@ -54,7 +48,6 @@ def load() -> float:
     for name in names:
         with suppress(ImportError):
             importlib.import_module(name)
-    return max(1.0, (time.monotonic() - began) / LOAD_SECONDS)
 
 
 def engine(folder: Path, make: Callable[[Path], Pipeline] = shop) -> int:
@@ -125,9 +118,9 @@ def kill_often(
     """Kill so many engines, then let one finish; return what was wrong on the way."""
     random = Random(seed)
     found: list[str] = []
-    slow = load()
+    load()
     for number in range(kills):
-        after = slow * random.uniform(*lives)
+        after = random.uniform(*lives)
         when = random.uniform(0, 1.25) * after
         if not killed(engine(folder, make), after, partial(kill_launchers, folder), when):
             found.append(f"all was done after {number} kills: lay out more jobs")
