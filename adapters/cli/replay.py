@@ -20,7 +20,7 @@ from datatask.adapters.cli.progress_bar import progress_bar
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.status import lines
-from datatask.adapters.history.compare import Other, other_of, read_definition, texts
+from datatask.adapters.history.compare import OtherDefinition, other_definition, read_definition, texts
 from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.replay import Replayed, replayed
 from datatask.adapters.log.locate import at_home, locate
@@ -61,7 +61,7 @@ def replay(
     output = Output(settings)
     if step and (checks or against is not None or output.json):
         raise CallerError("--step walks by itself", remedy="leave out --verify, --against and --json")
-    other = other_definition(against) if against is not None else None
+    other = named_definition(against) if against is not None else None
     with _reading(settings, place) as reader:
         until = position_of(reader, at)
         if step:
@@ -101,10 +101,10 @@ def _tell(output: Output, found: Replayed, reader: LogReader, *, compared: bool)
             output.line(shown(line))
 
 
-def other_definition(text: str) -> Other:
+def named_definition(text: str) -> OtherDefinition:
     """Return the definition of a pipeline (as -p names one: declared, not run), of a JSON file, or of a log."""
     path = locate(text).path if "://" in text else at_home(text)
     found = read_definition(path) if path is not None else None
     if found is not None:
         return found
-    return other_of(load(parse_reference(text)).pipeline)
+    return other_definition(load(parse_reference(text)).pipeline)

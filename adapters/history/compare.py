@@ -1,9 +1,8 @@
-"""A log under another definition: "what would have been different?", answered from the log alone.
+"""A log under another definition: what would have been different, from the log alone.
 
-In: a reader, how far, and the other definition: a value, a JSON file, or another log (its last definition). Out:
-`Compared`, with the differences in the documented shape. A log whose beginning is archived is compared from its base on.
-What is compared, and what is not, is in `engine/compare/definitions`; changes that follow from changes are what
-simulation is for.
+In: a reader, how far, and the other definition: a value, a JSON file, or another log (its last definition). Out: a
+`LogComparison`, with the differences in the documented shape. A log whose beginning is archived is compared from its
+base on. What is compared is in `engine/compare/definitions`; changes that follow from changes are simulation's business.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import msgspec
 
 from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.compare.definitions import Against
-from datatask.engine.compare.facts import Difference, Was
+from datatask.engine.compare.definitions import Comparison
+from datatask.engine.compare.facts import Difference, Renaming
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
@@ -31,14 +30,14 @@ Progress = Callable[[int, int], None]
 _SQLITE = b"SQLite format 3\0"
 
 
-class Other(NamedTuple):
+class OtherDefinition(NamedTuple):
     """The other definition, and the renames that it declares (`was:`)."""
 
     definition: PipelineDef
-    was: tuple[Was, ...] = ()
+    was: tuple[Renaming, ...] = ()
 
 
-class Compared(NamedTuple):
+class LogComparison(NamedTuple):
     """The state as recorded, what differs, and how many events the other definition has no place for, by kind."""
 
     state: State
@@ -47,24 +46,24 @@ class Compared(NamedTuple):
 
 
 def compare(
-    reader: LogReader, other: Other, until: int | None = None, progress: Progress | None = None
-) -> Compared:
+    reader: LogReader, other: OtherDefinition, until: int | None = None, progress: Progress | None = None
+) -> LogComparison:
     """Fold a log up to the batch boundary `until` (the head) under both definitions, without any checkpoint."""
     last = reader.head if until is None else until
     with collector_off():
         base = beginning(reader)
         renames = list(reader.read(base.position, last, Filters(kinds=("Renamed",))))
-        against = Against(
+        comparison = Comparison(
             other.definition, renames=renames, was=other.was, base=base if base.position else None
         )
         for batch in reader.batches(base.position, last):
-            against.batch(batch)
+            comparison.take(batch)
             if progress is not None:
                 progress(batch.last, last)
-    return Compared(against.here, [shape(one) for one in against.differences()], against.skipped)
+    return LogComparison(comparison.here, [row(one) for one in comparison.differences()], comparison.skipped)
 
 
-def shape(difference: Difference) -> dict[str, Any]:
+def row(difference: Difference) -> dict[str, Any]:
     """Return a difference as documented."""
     return {
         "task": difference.task,
@@ -123,13 +122,13 @@ class Declaring(Protocol):
         """Return what has a `definition`, and in `renamed` what it was called before."""
 
 
-def other_of(other: PipelineDef | Declaring | str | Path) -> Other:
+def other_definition(other: PipelineDef | Declaring | str | Path) -> OtherDefinition:
     """Return a definition as one to compare with; `CallerError` for a file that holds none."""
     if isinstance(other, PipelineDef):
         wrong = incomplete(other)
         if wrong:
             raise CallerError(wrong, remedy="declare it, or name another")
-        return Other(other)
+        return OtherDefinition(other)
     if isinstance(other, str | Path):
         found = read_definition(Path(other))
         if found is None:
@@ -140,10 +139,10 @@ def other_of(other: PipelineDef | Declaring | str | Path) -> Other:
             )
         return found
     declared = other.declare()
-    return Other(declared.definition, tuple(declared.renamed))
+    return OtherDefinition(declared.definition, tuple(declared.renamed))
 
 
-def read_definition(path: Path) -> Other | None:
+def read_definition(path: Path) -> OtherDefinition | None:
     """Return the definition in a JSON file or in another log; None for a file that is neither."""
     try:
         with open(path, "rb") as file:
@@ -151,8 +150,8 @@ def read_definition(path: Path) -> Other | None:
     except OSError:
         return None
     if begins == _SQLITE:
-        return Other(_of_log(path))
-    return Other(_of_json(path)) if path.suffix == ".json" else None
+        return OtherDefinition(_of_log(path))
+    return OtherDefinition(_of_json(path)) if path.suffix == ".json" else None
 
 
 def _of_log(path: Path) -> PipelineDef:

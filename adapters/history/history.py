@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
-from datatask.adapters.history.compare import Compared, Declaring, Progress, compare, other_of
+from datatask.adapters.history.compare import Declaring, LogComparison, Progress, compare, other_definition
 from datatask.adapters.history.events import Selection, select
 from datatask.adapters.history.explain import surroundings, table_of, with_events
 from datatask.adapters.history.lineage import Direction, Lineage
@@ -217,12 +217,12 @@ class History:
 
     def against(
         self, other: PipelineDef | Declaring | str | Path, at: Moment = None, progress: Progress | None = None
-    ) -> Compared:
+    ) -> LogComparison:
         """Return what would have been different under another definition: a value, a pipeline, a JSON file, a log.
 
         A pipeline is declared, not run. `differences` has the shape of `replay --json`.
         """
-        return compare(self.reader, other_of(other), self.position(at), progress)
+        return compare(self.reader, other_definition(other), self.position(at), progress)
 
     def export(
         self,

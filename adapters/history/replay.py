@@ -18,7 +18,7 @@ from time import perf_counter as clock
 from typing import Any
 
 from datatask.adapters.history import shapes
-from datatask.adapters.history.compare import Declaring, Other, compare, other_of
+from datatask.adapters.history.compare import Declaring, OtherDefinition, compare, other_definition
 from datatask.adapters.history.history import History
 from datatask.adapters.history.moments import Moment
 from datatask.adapters.history.states import beginning, collector_off, fold, follow, refold, uncut
@@ -35,7 +35,7 @@ from datatask.schema.units import iso
 Progress = Callable[[int, int], None]
 """Called with (events done, events in all)."""
 
-Against = Other | PipelineDef | Declaring | str | Path
+AnyDefinition = OtherDefinition | PipelineDef | Declaring | str | Path
 """Another definition: a value, a pipeline that declares one, a JSON file, another log."""
 
 BROKEN = "restore the log from a backup; what stands before this position is as it was written"
@@ -118,7 +118,7 @@ def replay(
     *,
     at: Moment = None,
     verify: bool = False,
-    against: Against | None = None,
+    against: AnyDefinition | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
     """Fold the log at a URL or path from its beginning, without any checkpoint, up to `at` (the head).
@@ -138,7 +138,7 @@ def replayed(
     until: int,
     *,
     verify: bool = False,
-    against: Against | None = None,
+    against: AnyDefinition | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
     """`replay` for a log that is open, up to a batch boundary."""
@@ -151,7 +151,7 @@ def replayed(
     differences: list[dict[str, Any]] = []
     skipped: dict[str, int] = {}
     if against is not None and found.state.position == until:
-        other = against if isinstance(against, Other) else other_of(against)
+        other = against if isinstance(against, OtherDefinition) else other_definition(against)
         _, differences, skipped = compare(reader, other, until, progress)
     told = replayed_of(reader, found, seconds=clock() - began, verified=verify)
     return replace(told, differences=tuple(differences), skipped=skipped)

@@ -1,7 +1,6 @@
-"""Conditions with three answers: yes, no, and not known because user code has not answered.
+"""Conditions with three answers: True, False, and None where user code has not answered; and what does not hold, in words.
 
-In: a state, a condition, a job, and which answers are missing. Out: True, False or None. Also, in words, which part of a
-condition does not hold. Slow and by recursion: for questions about single jobs, never for deciding.
+In: a state, a condition, a job, and which answers are missing. Slow, by recursion: for questions about single jobs.
 """
 
 from __future__ import annotations

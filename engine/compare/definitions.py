@@ -1,11 +1,10 @@
 """What would have been different under another definition: one log, two states, side by side.
 
-In: the batches of a log, and a definition that takes the place of every recorded one. The same facts are folded
-under both (`facts`); launches are facts too, so the two differ by what the definitions make of them, not by what a
-simulation would have led to. Out: per task the jobs that were ready in one and not in the other at some batch boundary,
-runs that the other definition would not have admitted where they were decided, jobs that its decisions at the recorded
-rounds name and the recorded ones do not, and what exists in one only. Where user code of the other definition has not
-answered, that is told as unknown.
+In: the batches of a log, and a definition that takes the place of every recorded one. The same events are folded under
+both (`facts`); launches are events too, so the two differ by what the definitions make of them, not by what a simulation
+would have led to. Out: per task the jobs that were ready in one only at some batch boundary, runs that the other
+definition would not have admitted, launches that only its decisions at the recorded rounds name, and what exists in one
+only. Where its user code has not answered, the difference is `unknown`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from datatask.engine.compare.certainty import certain, failing
-from datatask.engine.compare.facts import Difference, Facts, Findings, Names, Was, Where
+from datatask.engine.compare.facts import Difference, EventMapper, Findings, NameMap, Renaming, Where
 from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import closed, constraint_on, decide
 from datatask.engine.core.define import define, start_condition
@@ -50,23 +49,23 @@ class Pair(NamedTuple):
     stalled_there: str
 
 
-class Against:
-    """Follow a log batch by batch with `batch`; `differences` at the end."""
+class Comparison:
+    """Follows a log batch by batch; `differences` at the end."""
 
     def __init__(
         self,
         definition: PipelineDef,
         *,
         renames: Sequence[e.Recorded] = (),
-        was: Iterable[Was] = (),
+        was: Iterable[Renaming] = (),
         base: State | None = None,
     ) -> None:
         """Take the other definition; `renames` are the log's `Renamed`, `base` a state to begin from (kept)."""
         self.here = State() if base is None else base
         self.there = State() if base is None else load(dump(base))
         self.definition = definition
-        self._names = Names(definition, renames, was)
-        self._facts = Facts(definition, definition.digest(), self._names)
+        self._names = NameMap(definition, renames, was)
+        self._mapper = EventMapper(definition, definition.digest(), self._names)
         self._pairs: list[Pair] = []
         self._leaves: dict[str, str] = {}
         self._derived = any(leaf.derived is not None for leaf in definition.repositories)
@@ -74,7 +73,7 @@ class Against:
         self._defined_at = 0
         if base is not None and base.defined_at:
             self._names.at(base.position)
-            self._facts.defined, self._defined_at = True, base.position
+            self._mapper.defined, self._defined_at = True, base.position
             define(self.there, definition, max(1, base.position))
             self._pair()
             self._compare(list(self.here.jobs), base.position)
@@ -82,9 +81,9 @@ class Against:
     @property
     def skipped(self) -> dict[str, int]:
         """How many events were about what the other definition does not have, by kind."""
-        return dict(self._facts.skipped)
+        return dict(self._mapper.skipped)
 
-    def batch(self, batch: e.Batch) -> None:
+    def take(self, batch: e.Batch) -> None:
         """Fold a batch under both definitions and compare what it touched."""
         position = batch.first
         apply_all(self.here, position, batch.events)
@@ -94,12 +93,12 @@ class Against:
         for event in batch.events:
             if isinstance(event, e.Renamed):
                 self._names.at(position)
-            fact = self._facts.of(self.there, event)
-            if isinstance(fact, e.LaunchDecided) and fact.origin == "derived":
-                self._admit(position, fact)
-            elif isinstance(fact, e.RunEnded):
-                self._end(position, fact)
-            apply_all(self.there, position, (fact,))
+            mapped = self._mapper.of(self.there, event)
+            if isinstance(mapped, e.LaunchDecided) and mapped.origin == "derived":
+                self._admit(position, mapped)
+            elif isinstance(mapped, e.RunEnded):
+                self._end(position, mapped)
+            apply_all(self.there, position, (mapped,))
             if isinstance(event, e.PipelineDefined | e.Renamed | e.RepositoryReset | e.QuotaChanged):
                 everything = True
                 self._defined_at = self._defined_at or position
@@ -114,7 +113,7 @@ class Against:
         """Return what differs: what exists in one only, then by task in the order of the other definition."""
         return [*self._only(), *self._findings.ordered(task.name for task in self.definition.tasks)]
 
-    # --- who is compared with whom ------------------------------------------------------------------
+    # --- pairs -----------------------------------------------------------------------------------
 
     def _pair(self) -> None:
         """Work out anew which tasks and leaves are the same in both."""
@@ -186,7 +185,7 @@ class Against:
     def _compare(self, jobs: list[str], position: int) -> None:
         here_index, there_index = self.here.job_index, self.there.job_index
         unanswered = self._derived and bool(self.there.pending)
-        told = bool(self._findings)
+        any_found = bool(self._findings)
         for pair in self._pairs:
             for job in jobs:
                 i, j = here_index.get(job), there_index.get(job)
@@ -201,7 +200,7 @@ class Against:
                     and not self.there.masks[j] & pair.there.claim
                     and self._is_unknown(pair.there, j)
                 )
-                if here is there and not unknown and not told:
+                if here is there and not unknown and not any_found:
                     continue
                 for what, holds in (
                     ("unknown", unknown),
@@ -233,19 +232,19 @@ class Against:
     # --- decisions ----------------------------------------------------------------------------------
 
     def _admit(self, position: int, event: e.LaunchDecided) -> None:
-        """Tell of a recorded launch that the other definition would not have allowed where it stands."""
+        """Note a recorded launch that the other definition would not have allowed where it stands."""
         state, task = self.there, self.there.tasks[event.task]
         job = state.intern(event.job)
         condition = start_condition(task.definition)
         if task.condition.test(state.masks[job]):
             why = self._held(task, job, event.at)
         elif certain(state, condition, job, self._unanswered) is None:
-            self._findings.tell(task.name, "unknown", "there", event.job, position, lambda: _UNANSWERED)
+            self._findings.add(task.name, "unknown", "there", event.job, position, lambda: _UNANSWERED)
             return
         else:
             why = failing(state, task, event.job)
         if why:
-            self._findings.tell(task.name, "launched", "here", event.job, position, lambda: why)
+            self._findings.add(task.name, "launched", "here", event.job, position, lambda: why)
 
     def _held(self, task: TaskState, job: int, now: int) -> str:
         """Return what keeps a job whose condition holds from being launched now, or the empty string."""
@@ -261,20 +260,20 @@ class Against:
         return "" if job in task.queue else "it does not wait"
 
     def _decide_again(self, position: int, event: e.DecisionRound, batch: Sequence[e.Event]) -> None:
-        """Tell of jobs that the other definition would have launched in a recorded round."""
-        if not self._facts.defined:
+        """Note the jobs that the other definition would have launched in a recorded round."""
+        if not self._mapper.defined:
             return
         find = self._names.find
         away = {name for name in (find("task", task) for task in event.unavailable) if name is not None}
         recorded = {(find("task", one.task), one.job) for one in batch if isinstance(one, e.LaunchDecided)}
         for decision in decide(self.there, event.now, bound=event.bound, unavailable=away).decisions:
             if (decision.task, decision.job) not in recorded:
-                self._findings.tell(
+                self._findings.add(
                     decision.task, "launched", "there", decision.job, position, lambda: _IN_A_ROUND
                 )
 
     def _end(self, position: int, event: e.RunEnded) -> None:
-        """Tell where the other definition's retry policy says something else."""
+        """Note where the other definition's retry policy decides otherwise."""
         run = self.there.open_runs[event.run]
         task = self.there.tasks[run.task]
         verdict = after_ending(
@@ -291,7 +290,7 @@ class Against:
         if again is event.final:
             where: Where = "there" if again else "here"
             why = f"its run {event.run} would {'' if again else 'not '}have been tried again"
-            self._findings.tell(task.name, "launched", where, event.job, position, lambda: why)
+            self._findings.add(task.name, "launched", where, event.job, position, lambda: why)
 
 
 def _waits(task: TaskState, job: int) -> bool:

@@ -1,12 +1,9 @@
-"""What differs between two definitions over one log, as it is found: jobs by task, each with its first position.
+"""The two ends of a comparison: recorded events as another definition would have met them, and differences by task.
 
-In come single findings, out go `Difference`s in a stable order. Nothing is folded or decided here (`against`).
-
-The facts of a log as another definition would have met them: names followed, strangers left out.
-
-In: recorded events, one at a time, and a state under the other definition. Out: what to fold into that state: the
-event itself, the event under the names that the other definition uses, or nothing where it is about a task, a repository,
-a quota or a run that is not there. A recorded definition counts for nothing: the other one holds from the first on.
+In: recorded events, one at a time, and a state under the other definition. `EventMapper` returns what to fold into that
+state: the event under the names that the other definition uses, or one without effect where it is about a task, a
+repository, a quota or a run that is not there. Recorded definitions have no effect: the other one holds from the first
+on. `Findings` takes single differences and returns `Difference`s in a stable order.
 """
 
 from __future__ import annotations
@@ -64,10 +61,10 @@ class Findings:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def tell(
+    def add(
         self, task: str, what: What, where: Where, job: str, position: int, why: Callable[[], str]
     ) -> Difference:
-        """Take a job that differs; `why` is asked for the first few only."""
+        """Add a job that differs; `why` is called for the first few only."""
         known = self._found.get((task, what, where))
         if known is None:
             known = Difference(task, what, where, position, HEADINGS[what, where])
@@ -79,14 +76,14 @@ class Findings:
         return known
 
     def note(self, task: str, what: What, job: str, position: int, why: Callable[[], str] | None) -> None:
-        """Take what is so at a batch boundary: a job differs (`why` says how), or (None) it does not."""
+        """Note at a batch boundary that a job differs (`why` says how), or (None) does not."""
         known = self._found.get((task, what, "there"))
         if why is None:
             if known is not None:
                 known.now.discard(job)
             return
         if known is None or job not in known.jobs:
-            known = self.tell(task, what, "there", job, position, why)
+            known = self.add(task, what, "there", job, position, why)
         known.now.add(job)
 
     def ordered(self, tasks: Iterable[str]) -> list[Difference]:
@@ -97,7 +94,7 @@ class Findings:
         )
 
 
-Was = tuple[str, str, str]
+Renaming = tuple[str, str, str]
 """("task" or "repository", the old name, the new one), as a pipeline declares it."""
 
 _ON_REPOSITORY = (
@@ -121,11 +118,11 @@ _ON_TASK = (
 )
 
 
-class Names:
-    """What a name in the log is called in the other definition, at the position that is being read."""
+class NameMap:
+    """Names in the log -> names in the other definition, at the position that is being read."""
 
     def __init__(
-        self, definition: PipelineDef, renames: Sequence[e.Recorded] = (), was: Iterable[Was] = ()
+        self, definition: PipelineDef, renames: Sequence[e.Recorded] = (), was: Iterable[Renaming] = ()
     ) -> None:
         """Take all `Renamed` of the log, in order, and the renames that the other definition declares."""
         self._known = {
@@ -162,10 +159,10 @@ class Names:
         return None
 
 
-class Facts:
-    """Turns recorded events into those for a state under another definition; `skipped` counts the rest by kind."""
+class EventMapper:
+    """Maps recorded events to those for a state under another definition; `skipped` counts the rest by kind."""
 
-    def __init__(self, definition: PipelineDef, digest: str, names: Names) -> None:
+    def __init__(self, definition: PipelineDef, digest: str, names: NameMap) -> None:
         self.definition, self.names = definition, names
         self._digest = digest
         self.defined = False
@@ -178,7 +175,7 @@ class Facts:
             return found
         if not isinstance(event, e.PipelineDefined | e.Renamed):
             self.skipped[type(event).__name__] += 1
-        return nothing(event)
+        return no_effect(event)
 
     def _of(self, state: State, event: e.Event) -> e.Event | None:
         if isinstance(event, e.PipelineDefined):
@@ -204,7 +201,7 @@ class Facts:
         leaf = self.names.find("repository", event.repository or "")
         if leaf not in state.leaves or state.leaves[leaf].definition.derived is not None:
             return None
-        return _under(event, repository=leaf)
+        return _renamed(event, repository=leaf)
 
     def _evaluated(self, state: State, event: e.Evaluated) -> e.Event | None:
         if event.what not in ("filter", "translation"):
@@ -213,27 +210,27 @@ class Facts:
         derived = state.leaves[leaf].derived if leaf in state.leaves else None
         if derived is None or derived.what != event.what:
             return None
-        return _under(event, repository=leaf)
+        return _renamed(event, repository=leaf)
 
     def _on_task(self, state: State, event: e.Event) -> e.Event | None:
         name = self.names.find("task", event.task or "")
         if name not in state.tasks:
             return None
         if not isinstance(event, e.LaunchDecided):
-            return _under(event, task=name)
+            return _renamed(event, task=name)
         task = state.tasks[name]
         episode = task.episodes.get(state.intern(event.job))
         if episode is not None and episode.run:
             return None
         own = task.definition.resources
-        return _under(event, task=name, **({} if own == event.resources else {"resources": own}))
+        return _renamed(event, task=name, **({} if own == event.resources else {"resources": own}))
 
 
-def nothing(event: e.Event) -> e.Event:
-    """Return an event that only passes the time of this one."""
+def no_effect(event: e.Event) -> e.Event:
+    """Return an event without effect at the time of this one."""
     return e.UnknownEvent(at=event.at, name="", version=0)
 
 
-def _under(event: e.Event, **fields: Any) -> e.Event:
+def _renamed(event: e.Event, **fields: Any) -> e.Event:
     changed = {name: value for name, value in fields.items() if getattr(event, name) != value}
     return msgspec.structs.replace(event, **changed) if changed else event

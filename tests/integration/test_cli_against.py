@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datatask.adapters.history.compare import Other, compare, texts
+from datatask.adapters.history.compare import OtherDefinition, compare, texts
 from datatask.adapters.history.history import History
 from datatask.schema.errors import CallerError
 from tests.integration.cli_kit import PIPELINE, Project
@@ -113,7 +113,7 @@ def test_a_rename_that_is_said_is_no_difference(lived: Project) -> None:
 
         there = read_definition(path)
         assert there is not None
-        said = compare(history.reader, Other(there.definition, (("task", "shout", "cry"),)))
+        said = compare(history.reader, OtherDefinition(there.definition, (("task", "shout", "cry"),)))
         assert said.differences == []
         assert said.skipped == {}
 

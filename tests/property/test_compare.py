@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datatask.engine.compare.certainty import certain
-from datatask.engine.compare.definitions import Against
+from datatask.engine.compare.definitions import Comparison
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
@@ -46,20 +46,20 @@ def lived(pipeline: PipelineDef, life: list[Action]) -> list[e.Batch]:
     return found
 
 
-def compared(definition: PipelineDef, batches: list[e.Batch]) -> Against:
-    against = Against(definition)
+def compared(definition: PipelineDef, batches: list[e.Batch]) -> Comparison:
+    comparison = Comparison(definition)
     for batch in batches:
-        against.batch(batch)
-    return against
+        comparison.take(batch)
+    return comparison
 
 
 @given(pipelines(), lives)
 def test_the_same_definition_makes_no_difference(pipeline: PipelineDef, life: list[Action]) -> None:
     """Nothing differs, nothing is skipped, and both states are equal to the last bit."""
-    against = compared(pipeline, lived(pipeline, life))
-    assert against.differences() == []
-    assert against.skipped == {}
-    assert dump(against.here) == dump(against.there)
+    comparison = compared(pipeline, lived(pipeline, life))
+    assert comparison.differences() == []
+    assert comparison.skipped == {}
+    assert dump(comparison.here) == dump(comparison.there)
 
 
 @given(pipelines(), lives, st.integers(0, 15))
@@ -70,10 +70,10 @@ def test_from_a_base_in_the_middle_the_same_definition_makes_no_difference(
     batches = lived(pipeline, life)
     cut = max(2, len(batches) * where // 15)
     base = compared(pipeline, batches[:cut]).here
-    against = Against(pipeline, base=base)
+    comparison = Comparison(pipeline, base=base)
     for batch in batches[cut:]:
-        against.batch(batch)
-    assert against.differences() == []
+        comparison.take(batch)
+    assert comparison.differences() == []
 
 
 def complete(definition: PipelineDef) -> PipelineDef:
@@ -105,25 +105,27 @@ def test_another_definition_differs_as_a_slow_evaluation_says(
     """Ready and blocked jobs, ever and at the end, and the first position: recomputed for every job each time."""
     recorded, other = two
     batches = lived(recorded, life)
-    against = compared(other, batches)
-    sound(against, batches)
+    comparison = compared(other, batches)
+    sound(comparison, batches)
     slow = Slow(recorded, other)
     for batch in batches:
         slow.batch(batch)
-    found = {(one.task, one.what): one for one in against.differences() if one.what in ("ready", "blocked")}
+    found = {
+        (one.task, one.what): one for one in comparison.differences() if one.what in ("ready", "blocked")
+    }
     assert {key: set(one.jobs) for key, one in found.items()} == slow.ever
     assert {key: one.now for key, one in found.items() if one.now} == {k: v for k, v in slow.now.items() if v}
     assert {key: one.first_position for key, one in found.items()} == slow.first
 
 
-def sound(against: Against, batches: list[e.Batch]) -> None:
+def sound(comparison: Comparison, batches: list[e.Batch]) -> None:
     """What is told is about what there is, with reasons, and no job is both unknown and blocked."""
-    names = {task.name for task in against.definition.tasks}
+    names = {task.name for task in comparison.definition.tasks}
     launched = {
         event.job for batch in batches for event in batch.events if isinstance(event, e.LaunchDecided)
     }
     now: dict[str, set[tuple[str | None, str]]] = defaultdict(set)
-    for one in against.differences():
+    for one in comparison.differences():
         if one.what == "only_in":
             assert (one.task in names) is (one.where == "there")
             continue
@@ -150,9 +152,9 @@ def test_a_certain_answer_is_right_whatever_the_missing_ones_are(
     """Yes and no hold under every way in which user code may still answer; tried one by one, up to three answers."""
     recorded, other = two
     batches = lived(recorded, life)
-    against = compared(other, batches)
-    sound(against, batches)
-    state = against.there
+    comparison = compared(other, batches)
+    sound(comparison, batches)
+    state = comparison.there
     missing = [tuple(key) for key in state.pending if key.what in ("filter", "translation")][:3]
     choices = [[True, False] if key[0] == "filter" else [None, *range(len(state.jobs))] for key in missing]
     ways = [dict(zip(missing, way, strict=True)) for way in itertools.product(*choices)]
