@@ -5,7 +5,6 @@ A wall clock that somebody sets does not move engine time; the jump is told once
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -36,5 +35,7 @@ class SystemClock:
 
     def call_at(self, at: int, ring: Callable[[], None]) -> Callable[[], None]:
         """Ring on the running loop when engine time has reached `at` (an hour from now at the latest)."""
+        import asyncio  # commands that only read do without
+
         delay = max(0.0, (at - self.now()) / 1e9)
         return asyncio.get_running_loop().call_later(min(delay, LONGEST_SECONDS) + LATE_SECONDS, ring).cancel

@@ -3,11 +3,13 @@
 In: an exception that is nobody's mistake in the code: of the operating system, of a text's encoding, of memory, of depth.
 Out: a `DatataskError` with what, where and remedy, or None for any other exception, which then is a mistake of ours.
 Adapters map what they meet with words of their own; this is for what reaches an edge: the command line, the engine's loop.
+A `Divergence` is what is found wrong in a log.
 """
 
 from __future__ import annotations
 
 import errno
+from typing import Any, NamedTuple
 
 from datatask.schema.errors import CallerError, DatataskError, InternalError, SystemTroubleError
 
@@ -118,3 +120,28 @@ def _of_text(error: UnicodeError, where: str) -> DatataskError:
 
 def _text(name: str | bytes | int) -> str:
     return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+
+
+class Divergence(NamedTuple):
+    """One thing found wrong; `expected` and `recorded` are plain values (text, numbers) or None for nothing."""
+
+    position: int
+    what: str
+    expected: Any = None
+    recorded: Any = None
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return it as one line; position 0 stands for the file as a whole."""
+        where = f"position {self.position}: " if self.position else ""
+        line = f"{where}{self.what}: expected {in_words(self.expected)}, recorded {in_words(self.recorded)}"
+        return f"{line}; {self.remedy}" if self.remedy else line
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented shape."""
+        return self._asdict()
+
+
+def in_words(value: Any) -> str:
+    """Return an expected or a recorded value in words."""
+    return "nothing" if value is None else value if isinstance(value, str) else repr(value)

@@ -23,6 +23,9 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.log.locate import locate, quarantine_path
 from datatask.schema.errors import CallerError, DatataskError
 
+ENGINE_SECONDS = 5.0
+"""So long an engine may take to answer."""
+
 SQLITE_OLDEST = (3, 38, 0)
 FREE_BYTES_MIN = 1 << 30
 WATCHES_MIN = 8192
@@ -210,9 +213,10 @@ def _set_aside(path: Path) -> Iterator[Check]:
 
 def _engine(path: Path, pid: int, host: str) -> Iterator[Check]:
     """Ask the engine itself: that it holds the lease says only that its process is there."""
-    from datatask.adapters.cli.status import DOCTOR_SECONDS, take_pulse
+    from datatask.adapters.log.inbox_client import take_pulse
+    from datatask.adapters.wiring.actors import actor
 
-    pulse = take_pulse(path, DOCTOR_SECONDS)
+    pulse = take_pulse(path, actor("datatask doctor"), ENGINE_SECONDS)
     named = f"pid {pid} {host}".rstrip()
     if pulse.answers:
         yield Check("engine", "yes", f"an engine runs and answers: {named}")

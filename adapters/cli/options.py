@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
-from datatask.adapters.history.moments import When, parse_when
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import check_job
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.moments import When
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,6 +132,7 @@ waits = click.option("--wait", is_flag=True, help="Wait until it is done, howeve
 def WHEN(text: str) -> When:
     """A position, an ISO time, or an age."""
     from datatask.adapters.clock import SystemClock
+    from datatask.adapters.history.moments import parse_when
 
     return parse_when(text, SystemClock().now())
 

@@ -8,7 +8,6 @@ A bar for what takes long: on stderr, on a terminal only, and only once it has t
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -86,7 +85,7 @@ def _limited(budget: float | None) -> Iterator[None]:
 
     def spent(number: int, frame: FrameType | None) -> None:
         late = time.monotonic() - (effort.ends or 0.0)
-        if asyncio._get_running_loop() is None or late > LOOP_SECONDS:
+        if not _loop_runs() or late > LOOP_SECONDS:
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise SpentError
 
@@ -101,6 +100,11 @@ def _limited(budget: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         effort.ends = None
         guard.put_off()
+
+
+def _loop_runs() -> bool:
+    asyncio = sys.modules.get("asyncio")  # most commands do without, and it takes long to import
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 class _Teller:

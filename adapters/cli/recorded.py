@@ -28,13 +28,11 @@ from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core.define import define
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
 from datatask.engine.ports import Store
-from datatask.engine.runtime.closing import within
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.errors import CallerError, TemporaryError
@@ -126,6 +124,8 @@ def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
         )
     pipeline = settings.load_pipeline()
     state = declared_state(pipeline)
+    from datatask.adapters.wiring.event_loop import run_in_loop  # asyncio takes long to import
+
     run_in_loop(look(pipeline, state, SystemClock().now()))
     yield Seen(state, {"url": settings.log_url(), "head": 0, "at": None}, None)
 
@@ -161,6 +161,8 @@ def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
 
 async def look(pipeline: Pipeline, state: State, now: int) -> None:
     """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused."""
+    from datatask.engine.runtime.closing import within
+
     await pipeline.check_inputs()
     await pipeline.session.open()
     try:

@@ -8,8 +8,6 @@ commands come here for the log and never load a pipeline unless `-p` names one.
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -146,6 +144,8 @@ class Settings:
         prefix = _program()
         if not self._is_default():
             prefix += ["--log", near(self.log_path())]
+        import shlex
+
         return shlex.join([*prefix, *words])
 
     def _is_default(self) -> bool:
@@ -177,6 +177,8 @@ def _program() -> list[str]:
 
 
 def _from_here(program: Path) -> str:
+    import shutil  # takes long to import
+
     found = shutil.which(program.name)
     if found is not None and Path(found).absolute() == program.absolute():
         return program.name

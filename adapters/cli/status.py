@@ -1,20 +1,16 @@
 """`status`: how many jobs are where, per task and link, from the log alone.
 
 Piped, the text is pydatatask's, line for line; on a terminal it is a table per task, with what is held or paused
-said beside it. `--watch` folds only what was appended since, and prints again when the numbers changed.
-
-Whether the engine that has a log is alive, by its own word: it is asked through its inbox, as any request is.
-
-In: a log's path. Out: whether it answers, and what is wrong with its services. That it holds the lease says only that its process is there.
+beside it, and what is wrong with the engine, by its own word. `--watch` folds only what was appended since, and prints
+again when the numbers changed.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-import uuid
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -27,15 +23,13 @@ from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
 from datatask.adapters.history.states import follow
 from datatask.adapters.history.verify.progress import verified
-from datatask.adapters.log.inbox_client import NoEngineError, ask_to_ping
-from datatask.adapters.log.lease import lease_holder
-from datatask.adapters.wiring.actors import actor
+from datatask.adapters.log.lease import probe
 from datatask.engine.core.state import State
-from datatask.schema.errors import CallerError, DatataskError, TimeLimitError
-from datatask.schema.requests import Ping, ServiceHealth
+from datatask.schema.errors import CallerError
 from datatask.schema.troubles import shown
 
 WATCH_SECONDS = 1.0
+ENGINE_SECONDS = 2.0
 
 
 @command(
@@ -129,9 +123,12 @@ def missed(count: int) -> str:
 
 def _engine(path: Path) -> dict[str, str]:
     """Return what is wrong with the engine on the log, by its own word."""
-    pass
+    if probe(path) is None:
+        return {}
+    from datatask.adapters.log.inbox_client import take_pulse
+    from datatask.adapters.wiring.actors import actor
 
-    return take_pulse(path, STATUS_SECONDS).troubles()
+    return take_pulse(path, actor("datatask status"), ENGINE_SECONDS).troubles()
 
 
 def _draw(output: Output, log: Seen, counts: dict[str, Any], found: dict[str, str], again: bool) -> None:
@@ -169,43 +166,3 @@ def _draw(output: Output, log: Seen, counts: dict[str, Any], found: dict[str, st
     console.print(Text(about, "dim"))
     if log.reader is not None and not log.past:
         console.print(Text(str(verified(log.reader)), "dim"))
-
-
-DOCTOR_SECONDS = 5.0
-STATUS_SECONDS = 2.0
-
-
-class Pulse(NamedTuple):
-    """`answers` is None where there is no engine to ask, or this user may not; then `why` says so."""
-
-    answers: bool | None
-    why: str = ""
-    services: tuple[ServiceHealth, ...] = ()
-
-    def troubles(self) -> dict[str, str]:
-        """Return what is wrong, by service."""
-        found = {"engine": self.why} if self.answers is False else {}
-        for service in self.services:
-            if service.state == "down":
-                found[service.name] = f"is down: {service.why}"
-            elif service.restarts:
-                found[service.name] = f"was started again ({service.restarts}), the last time: {service.why}"
-        return found
-
-
-def take_pulse(path: Path, seconds: float) -> Pulse:
-    """Ask the engine on a log for a sign of life, and wait so long for it."""
-    request = Ping(id=str(uuid.uuid4()), actor=actor("datatask doctor"))
-    try:
-        if lease_holder(path) is None:
-            return Pulse(None, "no engine runs")
-        reply = ask_to_ping(path, request, timeout_seconds=seconds)
-    except NoEngineError:
-        return Pulse(None, "the engine has just ended")
-    except TimeLimitError:
-        return Pulse(
-            False, f"does not answer within {seconds:g} s: it is being opened, or something blocks it"
-        )
-    except DatataskError as error:
-        return Pulse(None, f"it was not asked: {error.fact}")
-    return Pulse(True, services=reply.services)  # an older one does not know the request, and says so

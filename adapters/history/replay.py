@@ -24,12 +24,12 @@ from datatask.adapters.history.moments import Moment
 from datatask.adapters.history.states import beginning, collector_off, fold, follow, refold, uncut
 from datatask.adapters.history.verify.fold import Verified, verified
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.troubles import Divergence
 from datatask.schema.units import iso
 
 Progress = Callable[[int, int], None]

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.inbox import check_id
-from datatask.adapters.log.lease import probe
+from datatask.adapters.log.lease import lease_holder, probe
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder, user_name
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import check_above, make_private
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, LogError, TemporaryError, TimeLimitError
-from datatask.schema.requests import AnyRequest, Ping, Reply
+from datatask.schema.errors import CallerError, DatataskError, LogError, TemporaryError, TimeLimitError
+from datatask.schema.requests import AnyRequest, Ping, Reply, ServiceHealth
 
 _LOOK_SECONDS = (0.005, 0.1)
 _PROBE_SECONDS = 0.25
@@ -199,3 +201,38 @@ def _after_death(log: Path, request: AnyRequest, question: _Question, before: in
         where=str(log),
         remedy="ask again: with no engine running the command opens the log itself",
     )
+
+
+class Pulse(NamedTuple):
+    """`answers` is None where there is no engine to ask, or this user may not; then `why` says so."""
+
+    answers: bool | None
+    why: str = ""
+    services: tuple[ServiceHealth, ...] = ()
+
+    def troubles(self) -> dict[str, str]:
+        """Return what is wrong, by service."""
+        found = {"engine": self.why} if self.answers is False else {}
+        for service in self.services:
+            if service.state == "down":
+                found[service.name] = f"is down: {service.why}"
+            elif service.restarts:
+                found[service.name] = f"was started again ({service.restarts}), the last time: {service.why}"
+        return found
+
+
+def take_pulse(path: Path, actor: str, seconds: float) -> Pulse:
+    """Ask the engine on a log for a sign of life, and wait so long for it."""
+    try:
+        if lease_holder(path) is None:
+            return Pulse(None, "no engine runs")
+        reply = ask_to_ping(path, Ping(id=str(uuid.uuid4()), actor=actor), timeout_seconds=seconds)
+    except NoEngineError:
+        return Pulse(None, "the engine has just ended")
+    except TimeLimitError:
+        return Pulse(
+            False, f"does not answer within {seconds:g} s: it is being opened, or something blocks it"
+        )
+    except DatataskError as error:
+        return Pulse(None, f"it was not asked: {error.fact}")
+    return Pulse(True, services=reply.services)  # an older one does not know the request, and says so

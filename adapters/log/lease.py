@@ -23,7 +23,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import random
 import struct
 import sys
 import time
@@ -285,7 +284,9 @@ class Patience:
         if waited > TOLD_SECONDS and holder is not None and not self._told:
             self._told = True
             logger.warning("%s: waiting for a command that has the log, pid %s", self._log, holder.pid)
-        return random.uniform(*PAUSE_SECONDS)
+        from random import uniform  # takes long to import
+
+        return uniform(*PAUSE_SECONDS)
 
 
 def take_lease(log: Path, *, brief: bool = False) -> Lease:

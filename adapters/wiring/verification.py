@@ -19,10 +19,10 @@ import msgspec
 
 from datatask.adapters.history.verify.background import BUSY_CORES, BUSY_EVENTS_PER_SECOND, Told
 from datatask.adapters.log.faults import damaged
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.runtime.loop import Runtime
 from datatask.schema.events import CheckpointWritten
+from datatask.schema.troubles import Divergence
 
 logger = logging.getLogger("datatask.engine")
 

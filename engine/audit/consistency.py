@@ -1,15 +1,8 @@
-"""What does not hold, as a value: where, in words, what was expected, what is recorded instead, and what to do.
+"""What does not hold in a state, or in a recorded decision, as `Divergence` values.
 
-Whether one state is consistent in itself: `check(state)`, from scratch, for tests and `verify`.
-
-In: a state. Out: what does not follow from the rest of it: counts and bitmaps from masks, queues from readiness,
-`live` and usage from open runs. Costs O(jobs * (leaves + tasks)), so `verify` asks at the end and now and then.
-
-Whether a recorded decision could be decided where it stands, and whether a recorded round is decided again.
-
-In: the state before a batch, and its events. Out: divergences. `admissible` holds for ever: whichever version
-decided, a launch must have been possible. `rederive` asks the decider itself, where it is still shipped, and finds
-what is missing, what is extra and what is otherwise.
+In: a state, and the events of the next batch. Out: counts, bitmaps, queues and usage that do not follow from the rest
+(`check`: from scratch, O(jobs * (leaves + tasks)), so `verify` asks at the end and now and then); decisions that could not
+be taken there by any version (`admissible`); and what this version's decider decides otherwise (`rederive`).
 """
 
 from __future__ import annotations
@@ -17,39 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from datatask.engine.core.decide import DECIDER_VERSION, decide
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
-
-
-class Divergence(NamedTuple):
-    """One thing found wrong; `expected` and `recorded` are plain values (text, numbers) or None for nothing."""
-
-    position: int
-    what: str
-    expected: Any = None
-    recorded: Any = None
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        """Return it as one line; position 0 stands for the file as a whole."""
-        where = f"position {self.position}: " if self.position else ""
-        line = f"{where}{self.what}: expected {told(self.expected)}, recorded {told(self.recorded)}"
-        return f"{line}; {self.remedy}" if self.remedy else line
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the documented shape."""
-        return self._asdict()
-
-
-def told(value: Any) -> str:
-    """Return an expected or a recorded value in words."""
-    return "nothing" if value is None else value if isinstance(value, str) else repr(value)
-
+from datatask.schema.troubles import Divergence
 
 TOLD_MAX = 1000
 
@@ -85,10 +52,10 @@ def _runs(state: State) -> list[Divergence]:
             found.append(Divergence(state.position, what, 1, number))
     for run in state.open_runs.values():
         episode = state.tasks[run.task].episodes.get(run.job)
-        told = None if episode is None else episode.run
-        if told != run.run:
+        in_words = None if episode is None else episode.run
+        if in_words != run.run:
             found.append(
-                Divergence(state.position, f"the run of the episode of run {run.run}", run.run, told)
+                Divergence(state.position, f"the run of the episode of run {run.run}", run.run, in_words)
             )
         counted = get_at(state.tasks[run.task].episode_count, run.job)
         if run.episode != counted:
@@ -101,11 +68,13 @@ def _usage(state: State) -> list[Divergence]:
     for run in state.open_runs.values():
         for name, amount in run.resources.items() if run.quota is not None else ():
             used[run.quota or "", name] += amount
-    told = {(name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n}
+    in_words = {
+        (name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n
+    }
     summed = {key: amount for key, amount in used.items() if amount}
-    if told == summed:
+    if in_words == summed:
         return []
-    return [Divergence(state.position, "usage of quotas", repr(summed), repr(told))]
+    return [Divergence(state.position, "usage of quotas", repr(summed), repr(in_words))]
 
 
 def _task(state: State, task: TaskState) -> list[Divergence]:
@@ -167,8 +136,8 @@ def admissible(
     ):
         who = f"{event.task} {event.job}"
         if task.paused or task.definition.disabled:
-            told = "paused" if task.paused else "disabled"
-            found.append(Divergence(position, f"{who}: its task", "open for launches", told))
+            in_words = "paused" if task.paused else "disabled"
+            found.append(Divergence(position, f"{who}: its task", "open for launches", in_words))
         found += [
             Divergence(position, f"{who}: reads {leaf.id}", "synced", "not known yet")
             for leaf in task.reads
@@ -255,19 +224,19 @@ def _compared(
 ) -> list[Divergence]:
     """Return how the decisions that follow on a round at `position` differ from those derived again."""
     places = {_pair(one): place for place, one in enumerate(recorded, position + 1)}
-    there, told = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
+    there, in_words = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
     found = [
         Divergence(position, f"decision missing: {one.task} {one.job}", _in_words(one), None)
         for one in derived
-        if _pair(one) not in told
+        if _pair(one) not in in_words
     ]
     found += [
         Divergence(places[pair], f"decision extra: {one.task} {one.job}", None, _in_words(one))
-        for pair, one in told.items()
+        for pair, one in in_words.items()
         if pair not in there
     ]
     for one in derived:
-        old = told.get(_pair(one))
+        old = in_words.get(_pair(one))
         if old is not None:
             found += _fields(one, old, places[_pair(one)])
     if not found and list(map(_pair, derived)) != list(map(_pair, recorded)):

@@ -31,17 +31,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from datatask.engine.audit.consistency import (
-    SHIPPED,
-    TOLD_MAX,
-    Divergence,
-    Planned,
-    admissible,
-    check,
-    rederive,
-)
+from datatask.engine.audit.consistency import SHIPPED, TOLD_MAX, Planned, admissible, check, rederive
 from datatask.engine.core.state import State
 from datatask.schema import events as e
+from datatask.schema.troubles import Divergence
 
 __all__ = ["SHIPPED", "TOLD_MAX", "Checker", "Divergence", "admissible", "check", "decisions_of", "rederive"]
 

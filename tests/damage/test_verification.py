@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from datatask.adapters.history.states import fold
-from datatask.adapters.history.verify import background, progress, rounds
+from datatask.adapters.history.verify import background, progress
 from datatask.adapters.log.checkpoints import (
     checkpoints_in,
     code,
@@ -28,7 +28,7 @@ from datatask.adapters.log.checkpoints import (
 )
 from datatask.adapters.log.locate import checkpoints_path, verified_path
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
+from datatask.schema.troubles import Divergence
 from tests.integration.cli_kit import Project
 
 JOBS = 2500
@@ -157,7 +157,7 @@ def test_a_blob_that_is_damaged_is_a_divergence(project: Project, damage: str) -
 
 def test_all_blobs_are_hashed_once_and_that_is_told(project: Project) -> None:
     project.ok("inject", "shout.blobs", "big", stdin=BLOB)
-    told, err = verify_in_background(project, b"0\n", lambda: rounds.read_rounds(project.log).blobs_at > 0)
+    told, err = verify_in_background(project, b"0\n", lambda: progress.read_rounds(project.log).blobs_at > 0)
     assert (err, [one for one in told if one.divergence]) == (b"", [])
     known = project.ok("status", "--json").json["verified"]
     assert known["blobs_at"] > known["events_at"] > "2020"
@@ -175,7 +175,7 @@ def test_a_round_of_blobs_goes_on_where_the_last_one_was_ended_and_goes_all_the_
     blob.unlink()
     with LogReader(project.log) as reader:
         head = reader.head
-    rounds.write_rounds(project.log, rounds.Rounds(next_blob=head + 7))
+    progress.write_rounds(project.log, progress.LastRounds(next_blob=head + 7))
     told, _ = verify_in_background(project, b"0\n", lambda: False)
     assert told[-1].divergence is not None
     assert told[-1].divergence.recorded == "missing"
@@ -187,11 +187,11 @@ def test_what_was_verified_is_verified_again_after_a_day(project: Project) -> No
     flip(project)
     now = time.time_ns()
     day = int(background.AGAIN_SECONDS) * 10**9
-    rounds.write_rounds(project.log, rounds.Rounds(events_at=now, blobs_at=0))
-    told, _ = verify_in_background(project, b"0\n", lambda: rounds.read_rounds(project.log).blobs_at > 0)
+    progress.write_rounds(project.log, progress.LastRounds(events_at=now, blobs_at=0))
+    told, _ = verify_in_background(project, b"0\n", lambda: progress.read_rounds(project.log).blobs_at > 0)
     assert told[0].verified > JOBS
     assert [one.divergence for one in told if one.divergence] == []
-    rounds.write_rounds(project.log, rounds.Rounds(events_at=now - day, blobs_at=now))
+    progress.write_rounds(project.log, progress.LastRounds(events_at=now - day, blobs_at=now))
     told, _ = verify_in_background(project, b"0\n", lambda: False)
     assert told[0].verified > JOBS
     assert told[-1].divergence is not None

@@ -22,11 +22,11 @@ from datatask.adapters.log.checkpoints import FileCheckpoints
 from datatask.adapters.log.integrity.anchors import read_anchors
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import Checkpoint
 from datatask.schema.tables import create_statements
+from datatask.schema.troubles import Divergence
 from tests.integration.cli_kit import Project
 
 BIG = b"0123456789abcdef" * 5000

@@ -24,12 +24,12 @@ from datatask.adapters.log.maintenance.archives import (
 )
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core import checkpoints
 from datatask.engine.ports import Filters
 from datatask.schema.codec import decode
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import ArchiveCut, EngineOpened, Event, PayloadRedacted
+from datatask.schema.troubles import Divergence
 
 _TOLD = ("ArchiveCut", "PayloadRedacted")
 _TOLD_MAX = 10

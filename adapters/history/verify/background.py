@@ -23,8 +23,7 @@ import msgspec
 from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.history.verify.blobs import Blobs
 from datatask.adapters.history.verify.fold import Pass, Verified
-from datatask.adapters.history.verify.progress import vouched
-from datatask.adapters.history.verify.rounds import read_rounds, write_rounds
+from datatask.adapters.history.verify.progress import read_rounds, vouched, write_rounds
 from datatask.adapters.log.checkpoints import (
     ChangedError,
     checkpoints_in,
@@ -34,11 +33,11 @@ from datatask.adapters.log.checkpoints import (
 )
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence, told
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint
 from datatask.schema.errors import DatataskError, UnknownNameError
+from datatask.schema.troubles import Divergence, in_words
 from datatask.schema.units import SECOND
 
 NICE = 15
@@ -203,11 +202,11 @@ class Background:
         start = min(self._rounds.next_blob, until)
         blobs = Blobs(self._reader, until, seen_max=BLOBS_SEEN_MAX)
 
-        def told(position: int, _: int) -> None:
+        def note(position: int, _: int) -> None:
             self._note(next_blob=position)
 
         for after, last in ((start, until), (0, start)):
-            for found in blobs.faults(self._state, after, last, progress=told, pause=self._between):
+            for found in blobs.faults(self._state, after, last, progress=note, pause=self._between):
                 # It may have been removed by right meanwhile: the log tells.
                 self._follow(self._begun)
                 at = found.position
@@ -253,7 +252,7 @@ def _is_due(at: int) -> bool:
 def _short(found: Divergence) -> Divergence:
     """Return it with texts that fit into a line."""
     expected, recorded = (
-        None if one is None else told(one)[:WORDS_MAX] for one in (found.expected, found.recorded)
+        None if one is None else in_words(one)[:WORDS_MAX] for one in (found.expected, found.recorded)
     )
     return found._replace(what=found.what[:WORDS_MAX], expected=expected, recorded=recorded)
 

@@ -17,11 +17,11 @@ from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import UnsafePlaceError
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, UnknownNameError
 from datatask.schema.events import BlobsCollected, Event
+from datatask.schema.troubles import Divergence
 
 CHUNK = 1 << 20
 _PAGE = 20_000

@@ -25,11 +25,11 @@ from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.queries import Query
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError
 from datatask.schema.events import ArchiveCut, EngineOpened, Event
+from datatask.schema.troubles import Divergence
 from datatask.schema.version import APPLICATION_ID, FORMAT
 
 _RESTORE = "restore the log from a backup; what can still be read comes out with `sqlite3 FILE .recover`"

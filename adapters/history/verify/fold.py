@@ -36,12 +36,12 @@ from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.queries import Assembler
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.audit import invariants
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.core import checkpoints
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.schema import events as e
 from datatask.schema.errors import DatataskError, FutureLogError
+from datatask.schema.troubles import Divergence
 
 _POSITION = re.compile(r"position (\d+)$")
 TOLD_MAX = 1000

@@ -1,19 +1,65 @@
 """How far a log has been verified while engines worked on it, as they remember it beside the log.
 
-In: a reader. Out: positions, and the states that were verified (`background` keeps them). What lies beside the log is believed
-only where an event in the log vouches for it.
+In: a reader, or a log's path. Out: positions and the states that were verified (`background` keeps them), believed only where
+an event in the log vouches for them; and the note of when all events and all blobs were looked at last, and where the next
+round of blobs begins. Nothing is passed over on the word of that note: a round goes all the way round.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
-from datatask.adapters.history.verify.rounds import read_rounds
+import msgspec
+
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, told_by
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.schema.units import iso
+
+_NAME = "rounds"
+_BYTES_MAX = 4096
+
+
+class LastRounds(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Times are UTC nanoseconds of the wall clock, 0 for never.
+
+    `events_at`, `blobs_at`: when all events had been verified from the beginning last, and all blobs hashed. `next_blob`: the position
+    behind which the round of blobs goes on.
+    """
+
+    events_at: int = 0
+    blobs_at: int = 0
+    next_blob: int = 0
+
+
+def read_rounds(log: Path) -> LastRounds:
+    """Return the note; an empty one where there is none that can be believed."""
+    path = verified_path(log) / _NAME
+    try:
+        with open(open_own(path, also=os.stat(path.parent).st_uid), "rb") as file:
+            return msgspec.json.decode(file.read(_BYTES_MAX), type=LastRounds)
+    except (OSError, ValueError, UnsafePlaceError):
+        return LastRounds()
+
+
+def write_rounds(log: Path, rounds: LastRounds) -> None:
+    """Keep the note, whole or not at all; a disk that does not take it loses nothing but this."""
+    path = verified_path(log) / _NAME
+    fresh = path.with_name(f"new-{os.getpid()}-{_NAME}")
+    with suppress(OSError, UnsafePlaceError):
+        make_private(path.parent)
+        try:
+            with open(fresh, "wb", opener=private) as file:
+                file.write(msgspec.json.encode(rounds))
+            os.replace(fresh, path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
 
 
 class UpTo(NamedTuple):

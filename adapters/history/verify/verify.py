@@ -22,7 +22,7 @@ from datatask.adapters.log.faults import damaged
 from datatask.adapters.log.integrity.anchors import Anchor, compare
 from datatask.adapters.log.integrity.verify import redactions
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
+from datatask.schema.troubles import Divergence
 
 
 @dataclass(frozen=True)

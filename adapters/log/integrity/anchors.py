@@ -17,8 +17,8 @@ import msgspec
 
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.troubles import Divergence
 
 _BYTES_MAX = 1 << 28
 _RESTORE = "the log was rewritten or cut: restore it from a backup that this anchor fits"

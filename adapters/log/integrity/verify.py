@@ -20,10 +20,10 @@ import msgspec
 
 from datatask.adapters.log.queries import PAGE_ROWS
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit.consistency import Divergence
 from datatask.engine.ports import Filters
 from datatask.schema.errors import DatataskError, LogDamagedError
 from datatask.schema.events import PayloadRedacted
+from datatask.schema.troubles import Divergence
 
 Stored = tuple[Any, ...]
 _FAULTS_MAX = 1000
