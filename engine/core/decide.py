@@ -1,16 +1,16 @@
-"""Launch decisions, derived from the state: `decide(state, now) -> Round`.
+"""Launch decisions, derived from the state: `decide(state, now) -> Round`, and `choose`, which it rests on.
 
-Pure: it changes nothing that anybody can see, and the same state, time and bound give the same round. Order is
-priority, then the position of becoming ready, over all tasks together. Greedy by prefix: each decision is
-admissible given those before it, so a round can be checked decision by decision. Work-conserving: what does
-not fit is passed over; the oldest passed over for longer than its quota's `starvation_after` reserves the
-dimensions that it lacks. Costs O(tasks + decisions * log tasks), whatever the number of waiting jobs.
+Pure: nothing visible changes, and the same state, time and bound give the same round. Order is priority, then the
+position of becoming ready, over all tasks together. Greedy by prefix: each decision is admissible given those before
+it, so a round can be checked decision by decision. Work-conserving: what does not fit is passed over; the oldest passed
+over for longer than its quota's `starvation_after` reserves the dimensions that it lacks. Costs
+O(tasks + decisions * log tasks), whatever the number of waiting jobs. Simulations without events call `choose` too.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,12 +39,20 @@ class Round(NamedTuple):
     wake_at: int | None
 
 
+class Choice(NamedTuple):
+    """A round before its events are made: the queue entries to launch, in order."""
+
+    launches: list[tuple[TaskState, Entry]]
+    constraints: dict[str, str]
+    wake_at: int | None
+
+
 @dataclass(slots=True)
 class Plan:
-    """What the decisions of this round have taken so far, on top of what runs.
+    """What the launches of this round have taken so far; `used` holds the amounts in use of each quota touched.
 
-    `masks` holds the jobs whose launch changes what other tasks see (`live(other)` inhibits, for one): who does
-    not fit them any more is passed by. Where a derived leaf follows such a view the round is `over` instead.
+    `masks` holds the jobs whose launch changes what other tasks see (`live(other)` inhibits, for one): those that do
+    not fit any more are passed by. Where a derived leaf follows such a view the round is `over` instead.
     """
 
     used: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -52,6 +60,7 @@ class Plan:
     open_runs: dict[str, int] = field(default_factory=dict)
     reserved: dict[str, dict[str, int]] = field(default_factory=dict)
     masks: dict[int, int] = field(default_factory=dict)
+    wake: list[int] = field(default_factory=list)
     over: bool = False
 
 
@@ -59,54 +68,65 @@ def decide(
     state: State, now: int, *, bound: int = BOUND, unavailable: Set[str] = frozenset(), actor: str = "engine"
 ) -> Round:
     """Return the launches that may start now; `unavailable` names tasks whose runner cannot take any."""
+    launches, constraints, wake_at = choose(state, now, bound=bound, unavailable=unavailable)
+    decisions = [_decision(state, task, entry, now, actor) for task, entry in launches]
+    return Round(decisions, constraints, wake_at)
+
+
+def choose(
+    state: State,
+    now: int,
+    *,
+    bound: int = BOUND,
+    unavailable: Set[str] = frozenset(),
+    mask_of: Callable[[int], int] | None = None,
+) -> Choice:
+    """Return which jobs `decide` launches; `mask_of` is asked for a job's mask where `state.masks` does not hold it."""
     plan = Plan()
-    decisions: list[LaunchDecided] = []
+    wake = plan.wake
+    launches: list[tuple[TaskState, Entry]] = []
     constraints: dict[str, str] = {}
-    wake: list[int] = []
     heads: list[Head] = []
     for task in state.tasks.values():
         retry_at = task.next_retry()
-        if retry_at is not None and retry_at > now:
+        due = retry_at is not None and retry_at <= now
+        if retry_at is not None and not due:
             wake.append(retry_at)
-        if not task.queue and (retry_at is None or retry_at > now):
+        if not due and not task.queue:
             continue
         constraint = closed(task, unavailable)
         if constraint:
             constraints[task.name] = constraint
             continue
-        line = entries(task, now, bound)
+        line = entries(task, now, bound) if due else task.queue.entries()
         head = next(line, None)
         if head is not None:
             heads.append((head, task.index, task, line))
     heapq.heapify(heads)
+    masks = plan.masks
     while heads:
-        entry, _, task, _ = heads[0]
-        if len(decisions) >= bound or plan.over:
+        entry, index, task, line = heads[0]
+        if len(launches) >= bound or plan.over:
             constraints.update((task.name, "bound") for _, _, task, _ in heads)
             break
-        request = task.definition.resources or {}
-        if entry[2] in plan.masks and not task.condition.test(plan.masks[entry[2]]):
-            _advance(heads)
-            continue
-        constraint = _refused(state, plan, task, request, now, wake)
-        if constraint:
-            constraints[task.name] = constraint
-            _reserve_if_starved(state, plan, task, request, entry, constraint, now)
+        job = entry[2]
+        if not masks or job not in masks or task.condition.test(masks[job]):
+            constraint = _refused(state, plan, task, now)
+            if constraint:
+                constraints[task.name] = constraint
+                _reserve_if_starved(state, plan, task, entry, constraint, now)
+                heapq.heappop(heads)
+                continue
+            launches.append((task, entry))
+            _take(state, plan, task)
+            if task.seen:
+                _see(plan, task, job, state.masks[job] if mask_of is None else mask_of(job))
+        following = next(line, None)
+        if following is None:
             heapq.heappop(heads)
-            continue
-        decisions.append(_decision(state, plan, task, entry, request, now, actor))
-        _advance(heads)
-    return Round(decisions, constraints, min(wake, default=None))
-
-
-def _advance(heads: list[Head]) -> None:
-    """Let the next job of the first head's task take its place among the heads."""
-    _, index, task, line = heads[0]
-    following = next(line, None)
-    if following is None:
-        heapq.heappop(heads)
-    else:
-        heapq.heapreplace(heads, (following, index, task, line))
+        else:
+            heapq.heapreplace(heads, (following, index, task, line))
+    return Choice(launches, constraints, min(wake, default=None))
 
 
 def closed(task: TaskState, unavailable: Set[str]) -> str:
@@ -122,28 +142,29 @@ def closed(task: TaskState, unavailable: Set[str]) -> str:
 
 
 def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
-    """Yield who of a task may be launched, in order; of those due for a retry at most so many."""
+    """Yield the jobs of a task that may be launched, in order; of those due for a retry at most `most`."""
     due = task.due(now, most)
     return heapq.merge(due, task.queue.entries()) if due else task.queue.entries()
 
 
 def constraint_on(state: State, task: TaskState, now: int) -> str:
     """Return what keeps one more launch of this task from being within its limits now, or the empty string."""
-    return _refused(state, Plan(), task, task.definition.resources, now, [])
+    return _refused(state, Plan(), task, now)
 
 
-def _refused(
-    state: State, plan: Plan, task: TaskState, request: dict[str, int], now: int, wake: list[int]
-) -> str:
-    """Return the constraint that keeps a job with this request from starting, or the empty string."""
-    limit = task.definition.concurrency
+def _refused(state: State, plan: Plan, task: TaskState, now: int) -> str:
+    """Return the constraint that keeps a job of this task from starting, or the empty string."""
+    definition = task.definition
+    limit, name = definition.concurrency, definition.quota
     if limit is not None and task.open_runs + plan.open_runs.get(task.name, 0) >= limit:
         return "concurrency"
-    name = task.definition.quota
     if name is None:
         return ""
     quota = state.quotas[name]
-    dimension = quota.infeasible(request)
+    lacking = quota.shortfall(definition.resources, plan.used.get(name), plan.reserved.get(name))
+    if lacking is None and quota.launches is None:
+        return ""
+    dimension = quota.infeasible(definition.resources)
     if dimension is not None:
         return f"infeasible: {name}.{dimension}"
     if quota.launches is not None:
@@ -151,10 +172,9 @@ def _refused(
             return f"infeasible: {name}.launches"
         at = _next_launch(quota, plan.launched.get(name, 0), now)
         if at > now:
-            wake.append(at)
+            plan.wake.append(at)
             return f"rate: {name}"
-    dimension = _exceeded(quota, plan, name, request)
-    return f"quota: {name}.{dimension}" if dimension else ""
+    return f"quota: {name}.{lacking}" if lacking is not None else ""
 
 
 def _next_launch(quota: QuotaState, planned: int, now: int) -> int:
@@ -167,23 +187,8 @@ def _next_launch(quota: QuotaState, planned: int, now: int) -> int:
     return max(now, recent[-room] + window) if len(recent) >= room else now
 
 
-def _exceeded(quota: QuotaState, plan: Plan, name: str, request: dict[str, int]) -> str:
-    planned, reserved = plan.used.get(name, {}), plan.reserved.get(name, {})
-    for dimension, amount in request.items():
-        taken = quota.used.get(dimension, 0) + planned.get(dimension, 0) + reserved.get(dimension, 0)
-        if amount and taken + amount > quota.limits.get(dimension, 0):
-            return dimension
-    return ""
-
-
 def _reserve_if_starved(
-    state: State,
-    plan: Plan,
-    task: TaskState,
-    request: dict[str, int],
-    entry: Entry,
-    constraint: str,
-    now: int,
+    state: State, plan: Plan, task: TaskState, entry: Entry, constraint: str, now: int
 ) -> None:
     name = task.definition.quota
     if name is None or name in plan.reserved or not constraint.startswith("quota: "):
@@ -191,30 +196,40 @@ def _reserve_if_starved(
     quota = state.quotas[name]
     if now - state.time_of(entry[1]) < quota.definition.starvation_after:
         return
-    planned = plan.used.get(name, {})
+    used = plan.used.get(name, quota.used)
     plan.reserved[name] = {
         dimension: amount
-        for dimension, amount in request.items()
-        if quota.used.get(dimension, 0) + planned.get(dimension, 0) + amount > quota.limits.get(dimension, 0)
+        for dimension, amount in task.definition.resources.items()
+        if used.get(dimension, 0) + amount > quota.limits.get(dimension, 0)
     }
 
 
-def _decision(
-    state: State, plan: Plan, task: TaskState, entry: Entry, request: dict[str, int], now: int, actor: str
-) -> LaunchDecided:
+def _take(state: State, plan: Plan, task: TaskState) -> None:
+    """Count a launch against the task's limits."""
+    definition = task.definition
+    if definition.concurrency is not None:
+        plan.open_runs[task.name] = plan.open_runs.get(task.name, 0) + 1
+    name = definition.quota
+    if name is None:
+        return
+    used = plan.used.get(name)
+    if used is None:
+        used = plan.used[name] = state.quotas[name].used.copy()
+    for dimension, amount in definition.resources.items():
+        used[dimension] = used.get(dimension, 0) + amount
+    plan.launched[name] = plan.launched.get(name, 0) + 1
+
+
+def _see(plan: Plan, task: TaskState, job: int, mask: int) -> None:
+    """Note what the other tasks see of a job that is launched."""
+    mask = plan.masks.get(job, mask) | task.live.bit
+    plan.masks[job] = mask if job in task.episodes else mask & ~task.outcomes
+    plan.over |= any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
+
+
+def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str) -> LaunchDecided:
     order, ready, job = entry
-    name = task.definition.quota
-    plan.open_runs[task.name] = plan.open_runs.get(task.name, 0) + 1
-    if name is not None:
-        used = plan.used.setdefault(name, {})
-        for dimension, amount in request.items():
-            used[dimension] = used.get(dimension, 0) + amount
-        plan.launched[name] = plan.launched.get(name, 0) + 1
     episode = task.episodes.get(job)
-    if task.seen:
-        mask = plan.masks.get(job, state.masks[job]) | task.live.bit
-        plan.masks[job] = mask if episode is not None else mask & ~task.outcomes
-        plan.over |= any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
     return LaunchDecided(
         at=now,
         actor=actor,
@@ -223,7 +238,7 @@ def _decision(
         job=state.jobs[job],
         episode=get_at(task.episode_count, job),
         attempt=episode.attempt + 1 if episode is not None else 1,
-        resources=request,
+        resources=task.definition.resources,
         priority=-order if order else 0,
         inputs=inputs_of(state, task, job),
     )

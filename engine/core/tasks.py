@@ -140,6 +140,8 @@ class TaskState:
 
     def next_retry(self) -> int | None:
         """Return when the next retry is due (engine time), or None."""
+        if not self.retries and not self.contenders:
+            return None
         times = [_next(self, self.retries)]
         if self.contenders and not self.contending:
             times.append(_next(self, self.contenders))
