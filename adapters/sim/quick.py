@@ -2,8 +2,7 @@
 
 In: a model and a world. Out: records of all runs, and on request the `State` that folding the events would have given,
 bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.replay.batches`) and then
-looked up; `choosing` decides, on queues (`lanes`) that cost 20 bytes a job. Pipelines whose
-readiness rests on filters, translations or priorities are for `logged` (`engine.replay.batches.is_simple`).
+looked up; `engine.core.decide.choose` decides (`rounds`), on a `ColumnQueue` for each task. Pipelines whose readiness rests on filters, translations or priorities are for `logged` (`engine.replay.batches.is_simple`).
 
 The order of things at one instant, here and in `logged`: jobs arrive; what is due comes in order; runs that are out of
 time are stopped; a round is decided; what it launched begins. All of it again while anything is due.
@@ -16,8 +15,6 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 
-from datatask.adapters.sim.choosing import Choosing
-from datatask.adapters.sim.lanes import Head, Lane
 from datatask.adapters.sim.logged import opened
 from datatask.adapters.sim.model import (
     CALLED,
@@ -31,8 +28,10 @@ from datatask.adapters.sim.model import (
     SimRun,
     output,
 )
+from datatask.adapters.sim.rounds import Lane, Rounds
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
+from datatask.engine.core.queues import Entry
 from datatask.engine.core.retry import NextAttempt, after_ending
 from datatask.engine.core.tasks import Episode
 from datatask.engine.replay.batches import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
@@ -71,8 +70,9 @@ class Quick:
             Lane(task, profile, self.state)
             for task, profile in zip(self.state.tasks.values(), model.profiles, strict=True)
         ]
-        self.choosing = Choosing(self.lanes, self.state, self.places)
-        self._choose, self._alike = self.choosing.choose, self.choosing.alike
+        places = self.places
+        self.rounds = Rounds(self.state, self.lanes, self.open, lambda job: places[job].mask)
+        self._choose, self._uniform = self.rounds.choose, self.rounds.uniform
         self._keys: list[Callable[[Place], Move | None]] = []
         self._register()
         self._mark_at = self.state.mark_due()
@@ -201,13 +201,13 @@ class Quick:
             for what, index, number in ops:
                 lane = self.lanes[index]
                 if what == PUSH:
-                    lane.line.push(job, first + number, self.now)
+                    lane.queue.push(job, 0.0, first + number, self.now)
                 elif what == COUNT:
                     lane.task.episode_count[job] += number
                 elif what == DISCARD:
-                    lane.line.discard(job)
+                    lane.queue.discard(job)
                 elif what == DROP:
-                    lane.between.pop(job, None)
+                    lane.task.episodes.pop(job, None)
         if deleted or versions:
             for column, offset in deleted:
                 column[job] = -(first + offset)
@@ -249,7 +249,7 @@ class Quick:
             lane = self.lanes[index]
             if what == PUSH:
                 at = begin + number
-                lane.line.push_all(
+                lane.queue.push_all(
                     range(first + 1, first + count), range(at, at + more * events, events), self.now
                 )
             else:
@@ -284,11 +284,10 @@ class Quick:
         if move[6]:
             for _ in range(move[6]):
                 chance = self._chance()
-        lane.open_runs -= 1
-        if self._alike:
-            self.choosing.running -= 1
-        elif lane.quota is not None:
-            give_back(lane.quota.used, lane.amounts)
+        if not self._uniform:
+            lane.open_runs -= 1
+            if lane.quota is not None:
+                lane.quota.free(lane.request)
         if move[7]:
             self._retry(lane, run, chance)
         self._record(run, self.now)
@@ -312,8 +311,8 @@ class Quick:
         assert isinstance(again, NextAttempt)
         episode.not_before = again.not_before
         episode.infrastructure += again.budget == "infrastructure"
-        lane.between[run.job] = episode
-        heapq.heappush(lane.retries, (again.not_before, run.job))
+        lane.task.episodes[run.job] = episode
+        lane.task.schedule(run.job, episode)
 
     def _stop_overdue(self, now: int) -> None:
         """Runs that have outlived their task's timeout are stopped; they are over at once."""
@@ -343,35 +342,39 @@ class Quick:
                 if chosen:
                     self._launch(chosen, now)
             if len(chosen) < BOUND:
-                return wake
+                return NEVER if wake is None else wake
 
-    def _launch(self, chosen: list[tuple[Lane, Head]], now: int) -> None:
+    def _launch(self, chosen: list[tuple[Lane, Entry]], now: int) -> None:
         """Let the round's decisions happen, one event each, and hand the runs to the world."""
         runs: list[SimRun] = []
         untidy = False
-        for lane, (ready, job, task, index) in chosen:
+        for lane, (_, ready, job) in chosen:
             number = self.position + 1
-            if index >= 0:
-                line = lane.line
-                run = SimRun(number, task, job, 1, 0, line.times[index], now, ready)
-                if index == line.head and line.usual:
-                    line.head = index + 1
+            episode = lane.task.episodes.pop(job, None) if lane.task.episodes else None
+            if episode is None:
+                queue = lane.queue
+                head = queue.head
+                if queue.usual and queue.positions[head] == ready:
+                    queue.head = head + 1
+                    since = queue.times[head]
                 else:
-                    line.take(index)
-                if index > line.tidy_at:
+                    since = queue.take(ready)
+                if head > queue.tidy_at:
                     untidy = True
+                run = SimRun(number, lane.index, job, 1, 0, since, now, ready)
                 self._batch(job, lane.first_key)
             else:
-                episode = lane.between.pop(job)
                 attempt, since = episode.attempt + 1, episode.not_before or 0
-                run = SimRun(number, task, job, attempt, episode.infrastructure, since, now, ready)
+                run = SimRun(number, lane.index, job, attempt, episode.infrastructure, since, now, ready)
                 run.forgiven = episode.forgiven
                 self._batch(job, lane.retry_key)
             self.open[number] = run
             runs.append(run)
+            if lane.limited is not None:
+                lane.limited.take({}, now)
         if untidy:
             for lane in self.lanes:
-                lane.line.tidy()
+                lane.queue.tidy()
         if self._in_plain:
             self._start_in_plain(runs, now)
         else:
@@ -395,13 +398,3 @@ class Quick:
                 self.world.start(run)
                 pushed = self._pushed
         self._pushed = pushed
-
-
-def give_back(used: dict[str, int], amounts: tuple[tuple[str, int], ...]) -> None:
-    """Free what a run had of a quota."""
-    for name, amount in amounts:
-        left = used.get(name, 0) - amount
-        if left:
-            used[name] = left
-        else:
-            used.pop(name, None)

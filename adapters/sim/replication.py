@@ -41,7 +41,7 @@ def settle(quick: Quick) -> State:
     """Make the state exact and return it; the simulation cannot go on."""
     state, model = quick.state, quick.model
     arrived = quick.arrived
-    quick.choosing.settle()
+    quick.rounds.settle()
     state.jobs = [model.names[job] for job in range(arrived)]
     state.job_index = {name: job for job, name in enumerate(state.jobs)}
     places = quick.places[:arrived]
@@ -49,16 +49,12 @@ def settle(quick: Quick) -> State:
     for leaf in state.leaves.values():
         bit = leaf.bit
         leaf.load(BitMap([job for job, mask in enumerate(state.masks) if mask & bit]))
-    for lane in quick.lanes:
-        task = lane.task
-        for job, position, _ in lane.line.entries():
-            task.queue.push(job, 0.0, position)
-        task.episodes = dict(lane.between)
-        task.retries = list(lane.retries)
-        task.open_runs = lane.open_runs
+    for task in state.tasks.values():
         task.constraint = quick.recorded.get(task.name, "")
+        task.open_runs = 0
     for number, run in sorted(quick.open.items()):
         task = quick.lanes[run.task].task
+        task.open_runs += 1
         assert places[run.job].marks[run.task] == RUNNING
         task.episodes[run.job] = Episode(run.ready, 0.0, run.attempt, run.lost, number, forgiven=run.forgiven)
         state.open_runs[number] = OpenRun(
@@ -147,7 +143,7 @@ def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
     if not simulator.finished:
         return ()
     if isinstance(simulator, Quick):
-        if not any(len(lane.line) for lane in simulator.lanes):
+        if not any(len(lane.queue) for lane in simulator.lanes):
             return simulator.world.stuck()
         settle(simulator)
     return simulator.world.stuck() + stuck_in(simulator.state, simulator.now)

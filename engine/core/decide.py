@@ -10,9 +10,8 @@ O(tasks + decisions * log tasks), whatever the number of waiting jobs. Simulatio
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Set
+from typing import NamedTuple, TypeVar
 
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
@@ -27,8 +26,7 @@ DECIDER_VERSION = 1
 BOUND = 1000
 
 
-Head = tuple[Entry, int, TaskState, Iterator[Entry]]
-"""The next job of a task, the task, and those that follow; compared by order, then by the task's place."""
+Amounts = dict[str, int]
 
 
 class Round(NamedTuple):
@@ -39,94 +37,154 @@ class Round(NamedTuple):
     wake_at: int | None
 
 
-class Choice(NamedTuple):
-    """A round before its events are made: the queue entries to launch, in order."""
+class Line:
+    """A task in a round: `choose` counts its launches here and in its quota."""
 
-    launches: list[tuple[TaskState, Entry]]
-    constraints: dict[str, str]
-    wake_at: int | None
+    __slots__ = (
+        "closed",
+        "concurrency",
+        "index",
+        "infeasible",
+        "name",
+        "open_runs",
+        "quota",
+        "request",
+        "reserves",
+        "seen",
+        "task",
+        "texts",
+    )
+
+    def __init__(
+        self, task: TaskState, quota: QuotaState | None, unavailable: Set[str] = frozenset()
+    ) -> None:
+        definition = task.definition
+        self.task, self.name, self.index = task, definition.name, task.index
+        self.quota, self.request = quota, definition.resources
+        self.concurrency, self.open_runs = definition.concurrency, task.open_runs
+        self.closed, self.seen = closed(task, unavailable), task.seen
+        self.infeasible: str | None = None
+        self.reserves = True
+        """Whether other tasks ask the quota for other amounts: else it makes no difference what is reserved."""
+        self.texts: dict[str, str] = {}
 
 
-@dataclass(slots=True)
-class Plan:
-    """What the launches of this round have taken so far; `used` holds the amounts in use of each quota touched.
+L = TypeVar("L", bound=Line)
 
-    `masks` holds the jobs whose launch changes what other tasks see (`live(other)` inhibits, for one): those that do
-    not fit any more are passed by. Where a derived leaf follows such a view the round is `over` instead.
-    """
+Chosen = tuple[list[tuple[L, Entry]], dict[str, str], int | None]
+"""The queue entries to launch in order, what holds each task back, and when to look again."""
 
-    used: dict[str, dict[str, int]] = field(default_factory=dict)
-    launched: dict[str, int] = field(default_factory=dict)
-    open_runs: dict[str, int] = field(default_factory=dict)
-    reserved: dict[str, dict[str, int]] = field(default_factory=dict)
-    masks: dict[int, int] = field(default_factory=dict)
-    wake: list[int] = field(default_factory=list)
-    over: bool = False
+Head = tuple[Entry, int, L, Iterator[Entry] | None]
+"""The next job of a task, and its line; compared by order, then by the task's place. None: the queue's first."""
 
 
 def decide(
     state: State, now: int, *, bound: int = BOUND, unavailable: Set[str] = frozenset(), actor: str = "engine"
 ) -> Round:
     """Return the launches that may start now; `unavailable` names tasks whose runner cannot take any."""
-    launches, constraints, wake_at = choose(state, now, bound=bound, unavailable=unavailable)
-    decisions = [_decision(state, task, entry, now, actor) for task, entry in launches]
+    lines, quotas = [], _Copies(state.quotas)
+    for task in state.tasks.values():
+        if task.queue or task.retries or task.contenders:
+            name = task.definition.quota
+            lines.append(Line(task, None if name is None else quotas[name], unavailable))
+    launches, constraints, wake_at = choose(state, lines, now, bound=bound)
+    decisions = [_decision(state, line.task, entry, now, actor) for line, entry in launches]
     return Round(decisions, constraints, wake_at)
+
+
+class _Copies(dict[str, QuotaState]):
+    """Quotas of which a round may take."""
+
+    def __init__(self, quotas: dict[str, QuotaState]) -> None:
+        self._quotas = quotas
+
+    def __missing__(self, name: str) -> QuotaState:
+        own = self._quotas[name]
+        made = self[name] = QuotaState(own.definition, own.limits, own.launches, own.used.copy(), own.recent)
+        return made
 
 
 def choose(
     state: State,
+    lines: Iterable[L],
     now: int,
     *,
     bound: int = BOUND,
-    unavailable: Set[str] = frozenset(),
     mask_of: Callable[[int], int] | None = None,
-) -> Choice:
-    """Return which jobs `decide` launches; `mask_of` is asked for a job's mask where `state.masks` does not hold it."""
-    plan = Plan()
-    wake = plan.wake
-    launches: list[tuple[TaskState, Entry]] = []
+) -> Chosen[L]:
+    """Return which jobs to launch, and count them in their lines and in the amounts of their quotas.
+
+    `mask_of` is asked for a job's mask where `state.masks` does not hold it. A launch may change what other tasks see
+    (`live(other)` inhibits, for one): jobs that do not fit any more are passed by. Where a derived leaf follows such a
+    view the round is over instead.
+    """
+    launches: list[tuple[L, Entry]] = []
     constraints: dict[str, str] = {}
-    heads: list[Head] = []
-    for task in state.tasks.values():
-        retry_at = task.next_retry()
-        due = retry_at is not None and retry_at <= now
-        if retry_at is not None and not due:
-            wake.append(retry_at)
-        if not due and not task.queue:
-            continue
-        constraint = closed(task, unavailable)
-        if constraint:
-            constraints[task.name] = constraint
-            continue
-        line = entries(task, now, bound) if due else task.queue.entries()
-        head = next(line, None)
+    heads: list[Head[L]] = []
+    wake: list[int] = []
+    for line in lines:
+        task = line.task
+        head, following = task.queue.first(), None
+        if task.retries or task.contenders:
+            retry_at = task.next_retry()
+            if retry_at is not None:
+                if retry_at > now:
+                    wake.append(retry_at)
+                else:
+                    following = entries(task, now, bound)
+                    head = next(following, None)
         if head is not None:
-            heads.append((head, task.index, task, line))
-    heapq.heapify(heads)
-    masks = plan.masks
+            if line.closed:
+                constraints[line.name] = line.closed
+            else:
+                heads.append((head, line.index, line, following))
+    if len(heads) > 1:
+        heads.sort()  # which makes a heap
+    launched: dict[str, int] = {}
+    reserved: dict[str, Amounts] = {}
+    masks: dict[int, int] = {}
+    over = False
     while heads:
-        entry, index, task, line = heads[0]
-        if len(launches) >= bound or plan.over:
-            constraints.update((task.name, "bound") for _, _, task, _ in heads)
+        entry, index, line, following = heads[0]
+        if over or len(launches) >= bound:
+            constraints.update((line.name, "bound") for _, _, line, _ in heads)
             break
-        job = entry[2]
+        job, task = entry[2], line.task
         if not masks or job not in masks or task.condition.test(masks[job]):
-            constraint = _refused(state, plan, task, now)
+            constraint = _refused(line, now, launched, reserved, wake)
             if constraint:
-                constraints[task.name] = constraint
-                _reserve_if_starved(state, plan, task, entry, constraint, now)
+                constraints[line.name] = constraint
                 heapq.heappop(heads)
+                if heads and line.reserves:
+                    _reserve_if_starved(state, line, entry, constraint, now, reserved)
                 continue
-            launches.append((task, entry))
-            _take(state, plan, task)
-            if task.seen:
-                _see(plan, task, job, state.masks[job] if mask_of is None else mask_of(job))
-        following = next(line, None)
+            launches.append((line, entry))
+            line.open_runs += 1
+            quota = line.quota
+            if quota is not None:
+                used = quota.used
+                for name, amount in line.request.items():
+                    if amount:
+                        used[name] = used.get(name, 0) + amount
+                if quota.launches is not None:
+                    name = quota.definition.name
+                    launched[name] = launched.get(name, 0) + 1
+            if line.seen:
+                mask = masks.get(job)
+                if mask is None:
+                    mask = state.masks[job] if mask_of is None else mask_of(job)
+                mask |= task.live.bit
+                masks[job] = mask if job in task.episodes else mask & ~task.outcomes
+                over = any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
         if following is None:
+            following = task.queue.entries()
+            next(following)
+        head = next(following, None)
+        if head is None:
             heapq.heappop(heads)
         else:
-            heapq.heapreplace(heads, (following, index, task, line))
-    return Choice(launches, constraints, min(wake, default=None))
+            heapq.heapreplace(heads, (head, index, line, following))
+    return launches, constraints, min(wake) if wake else None
 
 
 def closed(task: TaskState, unavailable: Set[str]) -> str:
@@ -149,32 +207,46 @@ def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
 
 def constraint_on(state: State, task: TaskState, now: int) -> str:
     """Return what keeps one more launch of this task from being within its limits now, or the empty string."""
-    return _refused(state, Plan(), task, now)
+    name = task.definition.quota
+    return _refused(Line(task, None if name is None else state.quotas[name]), now, {}, {}, [])
 
 
-def _refused(state: State, plan: Plan, task: TaskState, now: int) -> str:
+def _refused(
+    line: Line, now: int, launched: dict[str, int], reserved: dict[str, Amounts], wake: list[int]
+) -> str:
     """Return the constraint that keeps a job of this task from starting, or the empty string."""
-    definition = task.definition
-    limit, name = definition.concurrency, definition.quota
-    if limit is not None and task.open_runs + plan.open_runs.get(task.name, 0) >= limit:
+    if line.concurrency is not None and line.open_runs >= line.concurrency:
         return "concurrency"
-    if name is None:
+    quota = line.quota
+    if quota is None:
         return ""
-    quota = state.quotas[name]
-    lacking = quota.shortfall(definition.resources, plan.used.get(name), plan.reserved.get(name))
+    kept = reserved.get(quota.definition.name) if reserved else None
+    lacking = quota.shortfall(line.request, kept)
     if lacking is None and quota.launches is None:
         return ""
-    dimension = quota.infeasible(definition.resources)
-    if dimension is not None:
-        return f"infeasible: {name}.{dimension}"
+    if line.infeasible is None:
+        line.infeasible = _infeasible(quota, line.request)
+    if line.infeasible:
+        return line.infeasible
+    name = quota.definition.name
     if quota.launches is not None:
-        if quota.launches <= 0:
-            return f"infeasible: {name}.launches"
-        at = _next_launch(quota, plan.launched.get(name, 0), now)
+        at = _next_launch(quota, launched.get(name, 0), now)
         if at > now:
-            plan.wake.append(at)
+            wake.append(at)
             return f"rate: {name}"
-    return f"quota: {name}.{lacking}" if lacking is not None else ""
+    if lacking is None:
+        return ""
+    text = line.texts.get(lacking)
+    if text is None:
+        text = line.texts[lacking] = f"quota: {name}.{lacking}"
+    return text
+
+
+def _infeasible(quota: QuotaState, request: dict[str, int]) -> str:
+    dimension = quota.infeasible(request)
+    if dimension is None and quota.launches is not None and quota.launches <= 0:
+        dimension = "launches"
+    return "" if dimension is None else f"infeasible: {quota.definition.name}.{dimension}"
 
 
 def _next_launch(quota: QuotaState, planned: int, now: int) -> int:
@@ -188,43 +260,18 @@ def _next_launch(quota: QuotaState, planned: int, now: int) -> int:
 
 
 def _reserve_if_starved(
-    state: State, plan: Plan, task: TaskState, entry: Entry, constraint: str, now: int
+    state: State, line: Line, entry: Entry, constraint: str, now: int, reserved: dict[str, Amounts]
 ) -> None:
-    name = task.definition.quota
-    if name is None or name in plan.reserved or not constraint.startswith("quota: "):
+    quota = line.quota
+    if quota is None or quota.definition.name in reserved or not constraint.startswith("quota: "):
         return
-    quota = state.quotas[name]
-    if now - state.time_of(entry[1]) < quota.definition.starvation_after:
-        return
-    used = plan.used.get(name, quota.used)
-    plan.reserved[name] = {
-        dimension: amount
-        for dimension, amount in task.definition.resources.items()
-        if used.get(dimension, 0) + amount > quota.limits.get(dimension, 0)
-    }
-
-
-def _take(state: State, plan: Plan, task: TaskState) -> None:
-    """Count a launch against the task's limits."""
-    definition = task.definition
-    if definition.concurrency is not None:
-        plan.open_runs[task.name] = plan.open_runs.get(task.name, 0) + 1
-    name = definition.quota
-    if name is None:
-        return
-    used = plan.used.get(name)
-    if used is None:
-        used = plan.used[name] = state.quotas[name].used.copy()
-    for dimension, amount in definition.resources.items():
-        used[dimension] = used.get(dimension, 0) + amount
-    plan.launched[name] = plan.launched.get(name, 0) + 1
-
-
-def _see(plan: Plan, task: TaskState, job: int, mask: int) -> None:
-    """Note what the other tasks see of a job that is launched."""
-    mask = plan.masks.get(job, mask) | task.live.bit
-    plan.masks[job] = mask if job in task.episodes else mask & ~task.outcomes
-    plan.over |= any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
+    if now - state.time_of(entry[1]) >= quota.definition.starvation_after:
+        used, limits = quota.used, quota.limits
+        reserved[quota.definition.name] = {
+            name: amount
+            for name, amount in line.request.items()
+            if used.get(name, 0) + amount > limits.get(name, 0)
+        }
 
 
 def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str) -> LaunchDecided:

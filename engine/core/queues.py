@@ -29,6 +29,9 @@ class ReadyQueue(Protocol):
 
     def __len__(self) -> int: ...
 
+    def first(self) -> Entry | None:
+        """Return the first of `entries`."""
+
     def entries(self) -> Iterator[Entry]:
         """Yield the waiting jobs in order; the queue must not change meanwhile."""
 
@@ -63,6 +66,11 @@ class FifoQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def first(self) -> Entry | None:
+        for job in self._waiting:
+            return 0.0, self._waiting[job], job
+        return None
 
     def entries(self) -> Iterator[Entry]:
         for job, position in self._waiting.items():
@@ -101,15 +109,19 @@ class PriorityQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def first(self) -> Entry | None:
+        heap = self._heap
+        while heap and not self._current(heap[0]):
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
     def entries(self) -> Iterator[Entry]:
         """Pop lazily from a copy of the frontier: the first k entries cost O(k log k), not the queue's size.
 
         A job pushed again as it was before lies in the heap twice; equal entries come one after another.
         """
-        heap = self._heap
-        while heap and not self._current(heap[0]):
-            heapq.heappop(heap)
-        frontier = [(heap[0], 0)] if heap else []
+        heap, first = self._heap, self.first()
+        frontier = [(first, 0)] if first is not None else []
         last: Entry | None = None
         while frontier:
             entry, index = heapq.heappop(frontier)

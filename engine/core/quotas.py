@@ -51,25 +51,13 @@ class QuotaState:
         self.limits = dict(limits)
         self.launches = launches
 
-    def shortfall(
-        self,
-        request: dict[str, int],
-        used: dict[str, int] | None = None,
-        reserved: dict[str, int] | None = None,
-    ) -> str | None:
-        """Return the first dimension in which the request does not fit into what is left, or None.
-
-        `used` stands in for the amounts in use, `reserved` comes on top of them.
-        """
-        if used is None:
-            used = self.used
-        limits = self.limits
+    def shortfall(self, request: dict[str, int], reserved: dict[str, int] | None = None) -> str | None:
+        """Return the first dimension in which the request does not fit beside what is in use and reserved, or None."""
+        used, limits = self.used, self.limits
         for name, amount in request.items():
             if amount:
-                taken = used.get(name, 0) + amount
-                if reserved:
-                    taken += reserved.get(name, 0)
-                if taken > limits.get(name, 0):
+                free = limits.get(name, 0) - used.get(name, 0)
+                if amount > (free - reserved.get(name, 0) if reserved else free):
                     return name
         return None
 

@@ -186,6 +186,9 @@ class OverlayQueue:
     def __len__(self) -> int:
         return len(self._below) - len(self._gone) + len(self._added)
 
+    def first(self) -> Entry | None:
+        return next(self.entries(), None)
+
     def entries(self) -> Iterator[Entry]:
         gone, below = self._gone, self._below.entries()
         left = (entry for entry in below if entry[2] not in gone) if gone else below

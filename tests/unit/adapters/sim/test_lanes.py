@@ -1,4 +1,4 @@
-"""The quick simulator's queue does what a list would."""
+"""The queue in columns of simulations does what a list would."""
 
 from __future__ import annotations
 
@@ -6,42 +6,54 @@ from random import Random
 
 import pytest
 
-from datatask.adapters.sim.lanes import Line
+from datatask.adapters.sim.queue import ColumnQueue
+from datatask.engine.core.queues import ReadyQueue
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_line_is_a_list_from_which_jobs_are_taken(seed: int) -> None:
-    chance, line, plain = Random(seed), Line(), list[tuple[int, int, int]]()
-    waiting: set[int] = set()
+def test_a_queue_is_a_list_from_which_jobs_are_taken(seed: int) -> None:
+    chance, queue, plain = Random(seed), ColumnQueue(), list[tuple[int, int]]()
+    waiting: dict[int, int] = {}
     for position in range(1, 12_000):
         job = chance.randrange(6_000)
         if job not in waiting:
-            line.push(job, position, position * 10)
-            plain.append((job, position, position * 10))
-            waiting.add(job)
+            queue.push(job, 0.0, position, position * 10)
+            plain.append((position, job))
+            waiting[job] = position
         if plain and chance.random() < 0.9:
             turn = chance.random()
             if turn < 0.05 and seed:  # out of turn, by name
                 gone = chance.choice(plain)
-                line.discard(gone[0])
-            elif turn < 0.1:  # the second, by its index
-                index = line.after(line.head + 1)
-                gone = plain[min(1, len(plain) - 1)]
-                line.take(index if index >= 0 else line.head)
-            else:
-                gone = plain[0]
-                index = line.after(line.head)
-                assert (line.jobs[index], line.positions[index], line.times[index]) == gone
-                line.take(index)
+                assert queue.discard(gone[1])
+                assert not queue.discard(gone[1])
+            else:  # the first, or the second
+                gone = plain[min(1, len(plain) - 1) if turn < 0.1 else 0]
+                assert queue.take(gone[0]) == gone[0] * 10
             plain.remove(gone)
-            waiting.discard(gone[0])
-        if line.head > 4096:
-            line.tidy()
-        assert len(line) == len(plain)
-        assert (line.head < line.size) is bool(plain)
-    assert list(line.entries()) == plain
+            del waiting[gone[1]]
+        if queue.head > queue.tidy_at:
+            queue.tidy()
+        assert len(queue) == len(plain)
+        assert queue.first() == ((0.0, *plain[0]) if plain else None)
+    assert list(queue.entries()) == [(0.0, *entry) for entry in plain]
+    assert len(queue.jobs) < 2 * len(plain) + 10_000
+    kept: ReadyQueue = queue
+    for position, job in plain[:9]:
+        assert job in kept
+        assert (kept.position(job), kept.priority(job)) == (position, 0.0)
+    assert 6_000 not in kept
 
 
-def test_nobody_waits_in_an_empty_line() -> None:
-    line = Line()
-    assert (len(line), line.after(0), list(line.entries())) == (0, -1, [])
+def test_many_come_at_once() -> None:
+    queue = ColumnQueue()
+    queue.push_all(range(3), range(10, 16, 2), 7)
+    assert list(queue.entries()) == [(0.0, 10, 0), (0.0, 12, 1), (0.0, 14, 2)]
+    assert 1 in queue
+    queue.push_all(range(3, 5), range(16, 20, 2), 8)
+    assert queue.take(18) == 8
+    assert [job for _, _, job in queue.entries()] == [0, 1, 2, 3]
+
+
+def test_no_job_waits_in_an_empty_queue() -> None:
+    queue = ColumnQueue()
+    assert (len(queue), queue.first(), queue.after(0), list(queue.entries())) == (0, None, -1, [])

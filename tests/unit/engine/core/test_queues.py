@@ -20,6 +20,7 @@ def test_priority_queue_equals_sorting(changes: list[tuple[bool, int, int]]) -> 
             slow[job] = (-float(priority), position, job)
         elif not push:
             assert queue.discard(job) is (slow.pop(job, None) is not None)
+        assert queue.first() == min(slow.values(), default=None)
         assert list(queue.entries()) == sorted(slow.values())
         assert len(queue) == len(slow)
 
@@ -43,6 +44,8 @@ def test_fifo_keeps_arrival() -> None:
     queue.discard(3)
     queue.push(3, 0.0, 10)
     assert [job for _, _, job in queue.entries()] == [5, 9, 3]
+    assert queue.first() == (0.0, 0, 5)
+    assert FifoQueue().first() is None
     assert queue.position(3) == 10
     assert queue.priority(3) == 0.0
     assert 4 not in queue
