@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datatask.adapters.cli.main import main as main
+    from datatask.adapters.execute.base.machines import STDOUT as STDOUT
     from datatask.adapters.execute.base.process_task import ProcessTask as ProcessTask
-    from datatask.adapters.execute.base.targets import STDOUT as STDOUT
     from datatask.adapters.execute.base.targets import AbstractProcessManager as AbstractProcessManager
     from datatask.adapters.execute.functions.executors import ExecutorTask as ExecutorTask
     from datatask.adapters.execute.functions.in_process import (
@@ -183,7 +183,7 @@ _HOME: dict[str, str] = {
     "simulate": "datatask.adapters.sim.simulate",
     "SSHHost": "datatask.adapters.execute.ssh.connections",
     "SSHLinuxManager": "datatask.adapters.execute.ssh.manager",
-    "STDOUT": "datatask.adapters.execute.base.targets",
+    "STDOUT": "datatask.adapters.execute.base.machines",
     "Task": "datatask.engine.api.tasks",
     "StoreError": "datatask.schema.errors",
     "TemporaryError": "datatask.schema.errors",

@@ -24,7 +24,7 @@ from datatask import (
     Session,
 )
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.base.targets import STDOUT
+from datatask.adapters.execute.base.machines import STDOUT
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.local.process_tree import MARK

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datatask.adapters.execute.base.endings import (
     cut,
@@ -27,11 +27,11 @@ from datatask.adapters.execute.base.endings import (
     stopped_ending,
     unstarted_ending,
 )
+from datatask.adapters.execute.base.machines import STDOUT, Machine, Recipe
 from datatask.adapters.execute.base.pressure import Pressure, is_momentary
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.sums import fits
 from datatask.adapters.spools import Spool
-from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
 from datatask.engine.run_context import RunContext, current_run
@@ -40,9 +40,6 @@ from datatask.engine.runtime.services import Service, current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
-
-if TYPE_CHECKING:
-    from datatask.adapters.execute.base.targets import AbstractProcessManager, Recipe
 
 logger = logging.getLogger("datatask.processes")
 
@@ -104,9 +101,7 @@ class _Open:
 class PollingRunner:
     """One task's runs on a machine that can only be asked."""
 
-    def __init__(
-        self, manager: AbstractProcessManager, recipe: Recipe, poll_seconds: float = POLL_SECONDS
-    ) -> None:
+    def __init__(self, manager: Machine, recipe: Recipe, poll_seconds: float = POLL_SECONDS) -> None:
         self._manager = manager
         self._recipe = recipe
         self._poll_seconds = poll_seconds
@@ -192,13 +187,18 @@ class PollingRunner:
                     await target.write(data)
 
     async def _launch(self, run: _Open) -> None:
-        from datatask.adapters.execute.base.targets import STDOUT
-
         recipe, folder = self._recipe, self._folder(run.spec)
         stderr = None if recipe.stderr is None else str(folder / "stderr")
         run.pid = _text(
             await self._manager.spawn(
-                ["/bin/sh", "-c", f'chmod +x "$1/exe"; {CLAIM}', "run", str(folder), " ".join(self._kept())],
+                [
+                    "/bin/sh",
+                    "-c",
+                    f'chmod +x "$1/exe"; {CLAIM}',
+                    "run",
+                    str(folder),
+                    " ".join(self._recipe.outputs),
+                ],
                 None if recipe.environ is None else dict(recipe.environ),
                 str(folder / "cwd"),
                 str(folder / "return_code"),
@@ -312,21 +312,10 @@ class PollingRunner:
         found, wrong = await self._fetch(run, noted or {})
         ending = judged(ending, wrong, found)
         writes = [
-            Write(repository=self._kept()[name].id, job=run.spec.job, source=path)
+            Write(repository=self._recipe.outputs[name].id, job=run.spec.job, source=path)
             for name, path in found.items()
         ]
         self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
-
-    def _kept(self) -> dict[str, BlobRepository]:
-        """Return what is kept of a run, by stream."""
-        from datatask.adapters.execute.base.targets import _StderrIsStdout
-
-        streams = {"stdout": self._recipe.stdout, "stderr": self._recipe.stderr}
-        return {
-            name: repo
-            for name, repo in streams.items()
-            if repo is not None and not isinstance(repo, _StderrIsStdout)
-        }
 
     async def _noted(self, spec: RunSpec) -> dict[str, list[str]] | None:
         """Return what the shell that waited has written down of the outputs, by first word; None where that is not whole."""
@@ -339,7 +328,7 @@ class PollingRunner:
         """Return the outputs, and what is wrong with those of which not all is there."""
         found: dict[str, Path] = {}
         wrong: dict[str, str] = {}
-        for name in self._kept():
+        for name in self._recipe.outputs:
             target = self._spool.path(f"{run.spec.identity}.{name}")
             run.fetched.append(target)
             told = [*noted.get(name, ("0", "0")), ""]

@@ -17,13 +17,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datatask.adapters.execute.base.targets import (
-    STDOUT,
-    AbstractProcessManager,
-    Enforce,
-    Recipe,
-    _StderrIsStdout,
-)
+from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _StderrIsStdout
+from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
 from datatask.engine.api.quotas import ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository

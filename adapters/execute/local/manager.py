@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.base.targets import (
-    STDOUT,
-    AbstractProcessManager,
-    Leftover,
-    Recipe,
-    RunPlace,
-    _StderrIsStdout,
-)
+from datatask.adapters.execute.base.machines import STDOUT, Recipe, _StderrIsStdout
+from datatask.adapters.execute.base.targets import AbstractProcessManager, Leftover, RunPlace
 from datatask.adapters.execute.local import cleanup, owners
 from datatask.adapters.execute.local.cleanup import default_path, path_of_earlier_versions
 from datatask.adapters.execute.local.client import LauncherClient

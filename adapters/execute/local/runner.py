@@ -24,12 +24,11 @@ from datatask.adapters.execute.base.endings import (
     stopped_ending,
     unstarted_ending,
 )
+from datatask.adapters.execute.base.machines import STDOUT, Recipe
 from datatask.adapters.execute.base.pressure import NO_ROOM, OCCUPIED, Pressure, is_momentary
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
-from datatask.adapters.execute.base.targets import STDOUT, Recipe, _StderrIsStdout
 from datatask.adapters.execute.local import collect, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
-from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
 from datatask.engine.run_context import RunContext, current_run
@@ -301,7 +300,7 @@ class LocalRunner:
 
     def _collect(self, run: _Open, ending: Ending, message: Message) -> None:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
-        identity, names = run.spec.identity, self._repositories()
+        identity, names = run.spec.identity, self._recipe.outputs
         outputs = collect.outputs_of(message, self._client.folder(identity), names)
         wrong = collect.wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
@@ -321,22 +320,13 @@ class LocalRunner:
         self._collected(run, ending, found, wrong | missing)
 
     def _collected(self, run: _Open, ending: Ending, found: dict[str, Path], wrong: dict[str, str]) -> None:
-        repositories = self._repositories()
+        repositories = self._recipe.outputs
         ending = judged(ending, wrong, found)
         writes = [
             Write(repository=repositories[name].id, job=run.spec.job, source=path)
             for name, path in found.items()
         ]
         self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
-
-    def _repositories(self) -> dict[str, BlobRepository]:
-        """Return what is kept of a run, by stream."""
-        streams = {"stdout": self._recipe.stdout, "stderr": self._recipe.stderr}
-        return {
-            name: repo
-            for name, repo in streams.items()
-            if repo is not None and not isinstance(repo, _StderrIsStdout)
-        }
 
     def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
         if run.told:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS, cut, exit_ending, stopped_ending
+from datatask.adapters.execute.base.machines import STDOUT, Recipe
 from datatask.adapters.execute.base.shutdowns import of_a_signal
-from datatask.adapters.execute.base.targets import STDOUT, Recipe
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SCRIPT_BYTES_MAX = 4096

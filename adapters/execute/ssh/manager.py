@@ -19,14 +19,8 @@ from typing import Any, Literal
 
 import asyncssh
 
-from datatask.adapters.execute.base.targets import (
-    STDOUT,
-    AbstractProcessManager,
-    Leftover,
-    Recipe,
-    RunPlace,
-    _StderrIsStdout,
-)
+from datatask.adapters.execute.base.machines import STDOUT, Recipe, _StderrIsStdout
+from datatask.adapters.execute.base.targets import AbstractProcessManager, Leftover, RunPlace
 from datatask.adapters.execute.ssh.connections import Connect, SSHHost, mapped
 from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.folders import SSHPlace, list_runs, remove_runs

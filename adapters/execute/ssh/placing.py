@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from decimal import Decimal
 
-from datatask.adapters.execute.base.targets import Recipe
+from datatask.adapters.execute.base.machines import Recipe
 from datatask.adapters.execute.ssh.connections import SSHHost
 from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.spools import Spool

@@ -18,9 +18,9 @@ from datatask.adapters.execute.base.endings import (
     stopped_ending,
     unstarted_ending,
 )
+from datatask.adapters.execute.base.machines import Recipe
 from datatask.adapters.execute.base.pressure import Pressure, is_momentary
 from datatask.adapters.execute.base.shutdowns import NEAR_SECONDS, stopped_from_outside
-from datatask.adapters.execute.base.targets import Recipe
 from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.agent_messages import Record, parse
 from datatask.adapters.execute.ssh.contact import LinkLostError, Target
@@ -30,7 +30,6 @@ from datatask.adapters.execute.ssh.transfers import (
     differs,
     drop,
     fetch,
-    kept,
     make_folder,
     upload,
     writes,
@@ -370,7 +369,7 @@ class SSHRunner:
             where=target.label,
             detail=ending.detail,
         )
-        wanted = kept(self._recipe)
+        wanted = self._recipe.outputs
         if not wanted or told.outcome == "lost":
             self._end(run, told)
             return

@@ -1,13 +1,9 @@
-"""What a run that ended on a target has written: fetched, measured against its end, and handed to its repositories.
+"""Files to and from a target, over the one SFTP channel that all runs share; requests of many runs are in flight at once.
 
-In: a task's recipe, a run's target, the sizes and checksums that were recorded with its end. Out: the contents by stream, bytes or a
-spooled file, None where there is none; then the writes. A link that breaks is waited for, as long as it takes.
-
-Files to and from a target, over the one SFTP channel that all runs share; requests of many runs are in flight at once.
-
-In: a target, a run's folder, its script and input. Out: the folder there; later its output here: small ones in memory,
-larger ones in a local file. A link that breaks raises `LinkLostError`: an upload then begins anew, which is harmless
-as its run is started only afterwards; a download goes on where it was.
+In: a target, a run's folder, its script and input; the sizes and checksums that were recorded with its end. Out: the folder
+there; later its outputs here, measured against the end: bytes or a spooled file, None where there is none; then the writes.
+A link that breaks raises `LinkLostError`: an upload begins anew, which is harmless as its run is started only afterwards; a
+download waits for the next link, as long as it takes, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from typing import Any
 import asyncssh
 
 from datatask.adapters.execute.base.endings import exchanged
-from datatask.adapters.execute.base.targets import Recipe, _StderrIsStdout
+from datatask.adapters.execute.base.machines import Recipe
 from datatask.adapters.execute.ssh.contact import LinkLostError, Target
 from datatask.adapters.execute.ssh.link import Link
 from datatask.adapters.execute.sums import fits
@@ -40,15 +36,6 @@ DISK_WAIT_SECONDS = 5.0
 LINK_WAIT_SECONDS = 0.05
 
 Contents = dict[str, bytes | Path | None]
-
-
-def kept(recipe: Recipe) -> list[str]:
-    """Return the streams that have a repository."""
-    return [
-        name
-        for name, repo in (("stdout", recipe.stdout), ("stderr", recipe.stderr))
-        if repo is not None and not isinstance(repo, _StderrIsStdout)
-    ]
 
 
 async def fetch(
@@ -89,13 +76,13 @@ def differs(contents: Contents, sizes: Mapping[str, int], sums: Mapping[str, str
 def writes(recipe: Recipe, job: str, contents: Contents) -> tuple[Write, ...]:
     """Return what goes into the repositories."""
     found = []
-    for name in kept(recipe):
+    for name, repository in recipe.outputs.items():
         if (content := contents.get(name)) is None:
             continue
         where: dict[str, Any] = {"source": content}
         if isinstance(content, bytes):
             where = {"data": content, "size": len(content)}
-        found.append(Write(repository=getattr(recipe, name).id, job=job, **where))
+        found.append(Write(repository=repository.id, job=job, **where))
     return tuple(found)
 
 
