@@ -20,12 +20,12 @@ from benchmarks.logs import NOW, PIPELINE, make_log
 from datatask.adapters.log import sqlite
 from datatask.adapters.log.columns import Follower
 from datatask.adapters.log.sqlite import SqliteLog
+from datatask.adapters.wiring.engine import load_state
 from datatask.engine.core.checkpoints import dump, fingerprint
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint
 from datatask.engine.replay.bulk import Bulk
 from datatask.engine.replay.transitions import Page
-from datatask.engine.runtime.loading import load_state
 
 JOBS, QUICK = 187_500, 18_750
 

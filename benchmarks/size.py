@@ -24,10 +24,10 @@ from pyroaring import BitMap
 from benchmarks.pipeline import build
 from datatask.adapters.history import shapes
 from datatask.adapters.log.sqlite import SqliteLog
+from datatask.adapters.wiring.engine import load_state
 from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Checkpoint
-from datatask.engine.runtime.loading import load_state
 
 JOBS, QUICK = 1_000_000, 100_000
 TRIES = 21

@@ -29,9 +29,9 @@ from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Checkpoint, Clock, EventLog, hold_back
 from datatask.engine.runtime.closing import Closing
-from datatask.engine.runtime.loading import load_state
 from datatask.engine.runtime.loop import Runtime
 from datatask.engine.runtime.observe import Observer
+from datatask.engine.runtime.values import Values
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.errors import CallerError
@@ -143,7 +143,8 @@ class Engine:
         runtime.accepted |= dict.fromkeys(owner.accepted, runtime.who)
         opened = self._opened(runtime, log)
         runtime.reactor.open(opened, declared.definition, succession.renamed(state, declared, opened.at))
-        self._bind(owner, declared, runtime)
+        self.values = Values(runtime)
+        self._bind(owner, declared, self.values)
         await runtime.open()
         self._observer = Observer(runtime, stores, declared.repositories)
         await self._observer.open()
@@ -171,14 +172,14 @@ class Engine:
             last_sign=at,
         )
 
-    def _bind(self, owner: Owner, declared: Declared, runtime: Runtime) -> None:
+    def _bind(self, owner: Owner, declared: Declared, values: Values) -> None:
         self._declared = declared
         for leaf, id in declared.objects:
-            leaf.bind(id, runtime)
+            leaf.bind(id, values)
         for task in self._tasks.values():
             task.bind(owner)
             for view in (task.succeeded, task.failed, task.live):
-                view.bind(view.id, runtime)
+                view.bind(view.id, values)
 
     def _takes(self, owner: Owner, request: r.AnyRequest) -> bool:
         """Whether a request of others is for this engine; a function would end with one that does not wait for it."""
@@ -317,3 +318,17 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+async def load_state(log: EventLog) -> State:
+    """Return the state at the log's head: the newest checkpoint, and the events behind it."""
+    state = None
+    found = await log.latest_checkpoint(FOLD_VERSION)
+    if found is not None:
+        loaded = checkpoints.load(found.body)
+        if loaded.position == found.position and loaded.log == log.uuid:
+            state = loaded
+    if state is None:
+        base = await log.base_state()
+        state = State() if base is None else checkpoints.load(base)
+    return await log.fold(state)

@@ -349,7 +349,7 @@ class Pipeline:
         content: dict[str, Any] = {"data": value}
         if leaf.is_metadata() or not isinstance(value, bytes):
             content = {"value": msgspec.Raw(encode_value(value))}
-        await self.runtime.put(leaf.id, Write(repository=leaf.id, job=job, **content), reason=reason)
+        await self.engine.values.put(leaf.id, Write(repository=leaf.id, job=job, **content), reason=reason)
 
     def find(self, repository: Repository | str) -> Repository:
         """Return a repository by object, id or `task.link`; `UnknownNameError` names what there is."""

@@ -43,7 +43,7 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
         runtime.pump()
         position, count = await runtime.finished(ticket)
         if isinstance(request, r.Redact):
-            runtime.forget_values(request.positions)
+            runtime.contents.at_hand.forget(request.positions)
     except DatataskError as error:
         refusal = r.Refusal(
             code=error.code,
@@ -77,7 +77,9 @@ def _put(runtime: Runtime, request: r.PutValues) -> int:
     _known_leaf(runtime, request.repository)
     for item in request.items:
         if item.digest is not None:
-            runtime.blobs.path(item.digest)  # one that is not there would be found out when a job reads it
+            runtime.log.blobs.path(
+                item.digest
+            )  # one that is not there would be found out when a job reads it
     writes = [
         Write(
             repository=request.repository,

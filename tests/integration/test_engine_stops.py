@@ -116,7 +116,7 @@ async def test_a_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
     done = YamlMetadataFileRepository(tmp_path / "done", name="done")
     pipeline, _ = over(memory_log(), done)
     async with pipeline:
-        stores: Any = pipeline.runtime._stores
+        stores: Any = pipeline.runtime._performer._stores
         stores["done"] = Failing(
             stores["done"], [TemporaryError("the server is away"), TemporaryError("still")]
         )
@@ -132,7 +132,7 @@ async def test_a_store_that_refuses_for_good_fails_the_run(tmp_path: Path) -> No
     done = YamlMetadataFileRepository(tmp_path / "done", name="done")
     pipeline, _ = over(memory_log(), done)
     async with pipeline:
-        stores: Any = pipeline.runtime._stores
+        stores: Any = pipeline.runtime._performer._stores
         stores["done"] = Failing(stores["done"], [PermissionError("not yours")] * 5)
         await pipeline.put("task.source", "a", 1)
         async with asyncio.timeout(20):

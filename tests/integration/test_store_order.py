@@ -40,10 +40,12 @@ async def test_a_deletion_decided_after_a_put_is_done_after_it(tmp_path: Path) -
     task.disabled = True
     recording(pipeline)
     async with pipeline:
-        pipeline.runtime._stores["slow"] = SlowPuts(pipeline.runtime._stores["slow"])
-        put = asyncio.create_task(pipeline.runtime.put("slow", Write(repository="slow", job="a", data=b"1")))
+        pipeline.runtime._performer._stores["slow"] = SlowPuts(pipeline.runtime._performer._stores["slow"])
+        put = asyncio.create_task(
+            pipeline.engine.values.put("slow", Write(repository="slow", job="a", data=b"1"))
+        )
         await asyncio.sleep(0.02)
-        await pipeline.runtime.delete("slow", "a")
+        await pipeline.engine.values.delete("slow", "a")
         await put
         assert not (tmp_path / "slow" / "a").exists()
         assert pipeline.state.members("slow") == []

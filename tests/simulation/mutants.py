@@ -19,6 +19,7 @@ from datatask.engine.core.state import State
 from datatask.engine.core.store_sync import StoreSync
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.loop import Runtime
+from datatask.engine.runtime.performing import Performer
 from datatask.schema import events as e
 from datatask.schema.messages import Ended
 
@@ -28,8 +29,8 @@ FAR = 1 << 60
 @contextmanager
 def effects_before_the_disk() -> Iterator[None]:
     """Effects are performed when anything is durable, not when their own batch is."""
-    perform = Runtime._perform_until
-    with mock.patch.object(Runtime, "_perform_until", lambda self, head: perform(self, FAR)):
+    perform = Performer.perform_until
+    with mock.patch.object(Performer, "perform_until", lambda self, head: perform(self, FAR)):
         yield
 
 

@@ -1,0 +1,231 @@
+"""Effects are performed once the events that they rest on are durable, in order.
+
+In come the effects of each batch, and how far the log is durable; out go calls of runners, of in-process stores at once
+and of foreign stores by lanes (`Followers`), and tickets that are done. A run that its runner does not take is refused;
+any other effect that raises is our mistake, and stops the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from datatask.engine.core.effects import (
+    Effect,
+    Finished,
+    ForgetRun,
+    LookAgain,
+    Mirror,
+    StartRun,
+    Step,
+    StopRun,
+    WriteStore,
+)
+from datatask.engine.core.state import State
+from datatask.engine.ports import EventLog, Runner, Store
+from datatask.engine.run_context import ABSENT_VERSION, with_content
+from datatask.engine.runtime.background import Background
+from datatask.engine.runtime.contents import AtHand
+from datatask.engine.runtime.starting import Starter
+from datatask.engine.runtime.store_writes import Followers, Look, Written
+from datatask.schema import events as e
+from datatask.schema.errors import (
+    ConflictError,
+    DatataskError,
+    InternalError,
+    LeaseLostError,
+    LogDamagedError,
+    LogError,
+    ValueDamagedError,
+)
+from datatask.schema.messages import Ended, RunSpec, Write
+
+logger = logging.getLogger("datatask.engine")
+
+
+class Engine(Protocol):
+    """What the performer tells the engine."""
+
+    def sink(self, fact: Ended) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+    def stop(self, error: BaseException, where: str = "") -> None: ...
+    def damaged(self, error: LogDamagedError) -> None: ...
+
+
+class Performer:
+    """The effects of one engine that wait for the disk, and the tickets that wait for effects."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        log: EventLog,
+        state: State,
+        *,
+        runners: Mapping[str, Runner],
+        stores: Mapping[str, Store],
+        at_hand: AtHand,
+        background: Background,
+        written: Written,
+        look: Look,
+    ) -> None:
+        self._engine = engine
+        self._log = log
+        self._runners = runners
+        self._stores = stores
+        self._effects: deque[tuple[int, tuple[Effect, ...]]] = deque()
+        self.listeners: list[Callable[[e.Batch], None]] = []
+        self._batches: deque[e.Batch] = deque()
+        self._tickets: dict[int, asyncio.Future[Finished]] = {}
+        self._done: dict[int, Finished] = {}
+        self.performed = state.position
+        """Up to which position effects are performed."""
+        self.followers = Followers(background.spawn, self._change_store, written, look)
+        self.starter = Starter(
+            log,
+            state,
+            runners,
+            at_hand=at_hand,
+            spawn=background.spawn,
+            perform=self._perform,
+            refuse=self._refuse,
+        )
+
+    def __bool__(self) -> bool:
+        """Whether effects wait."""
+        return bool(self._effects)
+
+    def waits(self, position: int) -> bool:
+        """Whether effects wait that rest on events up to a position."""
+        return bool(self._effects) and self._effects[0][0] <= position
+
+    def queue(self, step: Step) -> None:
+        """Perform a step's effects, and let listeners have its batch, when the log is durable up to its end."""
+        if step.events and self.listeners:
+            self._batches.append(e.Batch(step.first, step.events))
+        if step.effects:
+            self._effects.append((step.first + len(step.events) - 1, step.effects))
+
+    def drop(self, error: Callable[[], BaseException]) -> None:
+        """Perform nothing more: those that wait for a ticket have an error."""
+        self._effects.clear()
+        for future in self._tickets.values():
+            if not future.done():
+                future.set_exception(error())
+        self._tickets.clear()
+
+    def ticket(self, number: int) -> asyncio.Future[Finished]:
+        """Return the end of all that a ticket stands for."""
+        future: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        done = self._done.pop(number, None)
+        if done is not None:
+            future.set_result(done)
+        else:
+            self._tickets[number] = future
+        return future
+
+    def perform_until(self, head: int) -> None:
+        """Perform what rests on events up to `head`."""
+        effects = self._effects
+        if self.waits(head) and not self._log.holds_lease:
+            self._engine.fail(LeaseLostError("another engine has taken the log", where=self._log.url))
+        while effects and effects[0][0] <= head:
+            last, due = effects.popleft()
+            for effect in due:
+                try:
+                    self._perform(effect)
+                except Exception as error:
+                    self._failed(effect, error)
+            self.performed = last
+        self.performed = max(self.performed, head)
+        self.starter.flush()
+        while self._batches and self._batches[0].last <= head:
+            self._tell(self._batches.popleft())
+
+    def _tell(self, batch: e.Batch) -> None:
+        for listener in list(self.listeners):
+            try:
+                listener(batch)
+            except Exception:
+                logger.exception(
+                    "a subscriber failed on the batch at %s; it goes on with the next", batch.first
+                )
+
+    def _perform(self, effect: Effect) -> None:
+        if self.starter.behind and isinstance(effect, StopRun | ForgetRun):
+            if self.starter.waits(effect.run, effect):
+                return
+        match effect:
+            case StartRun(spec=spec):
+                self.starter.start(spec)
+            case ForgetRun(task=task, run=run):
+                if task in self._runners:
+                    self._runners[task].forget(run)
+            case Mirror(write=write):
+                self._mirror(write)
+            case WriteStore() | LookAgain():
+                self.followers.follow(effect)
+            case StopRun(task=task, run=run, reason=reason, grace=grace):
+                self._runners[task].stop(run, reason, grace)
+            case Finished():
+                future = self._tickets.get(
+                    effect.ticket
+                )  # it stays until it is told: `drop` tells those that stay
+                if future is None:
+                    self._done[effect.ticket] = effect
+                    return
+                if not future.done():
+                    future.set_result(effect)
+                del self._tickets[effect.ticket]
+
+    def _failed(self, effect: Effect, error: Exception) -> None:
+        """A run that its runner would not take is refused; any other effect that raises is our bug."""
+        if isinstance(effect, StartRun):
+            logger.exception("%s[%s] could not be started", effect.spec.task, effect.spec.job)
+            info = e.ErrorInfo(type=type(error).__name__, message=str(error))
+            self._engine.sink(Ended(effect.spec.run, e.Ending(outcome="refused", error=info)))
+            return
+        self._engine.stop(error, type(effect).__name__)
+
+    def _refuse(self, spec: RunSpec, error: DatataskError) -> None:
+        """End a run whose input is not what was recorded; where it is the log that is damaged, launch no other."""
+        if isinstance(error, LogError) and not isinstance(error, LogDamagedError | ValueDamagedError):
+            self._engine.fail(error)
+            return
+        info = e.ErrorInfo(type=type(error).__name__, message=str(error))
+        outcome: e.Outcome = "refused"
+        if isinstance(error, LogDamagedError):
+            outcome = "lost"  # by no fault of the job's: it is run when the log is sound again
+            self._engine.damaged(error)
+        else:
+            logger.error("%s[%s] is not started: %s", spec.task, spec.job, error)
+        self._engine.sink(Ended(spec.run, e.Ending(outcome=outcome, error=info)))
+
+    def _mirror(self, write: Write) -> None:
+        """Let an in-process store follow at once: its `put` and `delete` never wait."""
+        store = self._stores[write.repository]
+        change = (
+            store.delete(write.job)
+            if write.op == "delete"
+            else store.put(with_content(write, self._log.blobs))
+        )
+        try:
+            change.send(None)
+        except StopIteration:
+            return
+        raise InternalError(f"the in-process store of {write.repository} waits")
+
+    async def _change_store(self, write: Write) -> str | None:
+        store = self._stores[write.repository]
+        if write.op == "delete":
+            if write.over_version is not None:
+                now = await store.version(write.job) or ABSENT_VERSION
+                if now not in (write.over_version, ABSENT_VERSION):
+                    raise ConflictError(
+                        f"key {write.job} of {write.repository} has been changed by another after this run had read it"
+                    )
+            await store.delete(write.job)
+            return None
+        return await store.put(with_content(write, self._log.blobs))
