@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 
 TRUST = "DATATASK_TRUST"
 _ALL = "all"
@@ -189,7 +189,7 @@ def _looked_up(path: str) -> Iterator[_Step]:
             continue
         links += 1
         if links > _LINKS_MAX:
-            raise CallerError(
+            raise InvalidValueError(
                 "too many links follow one another", where=path, remedy="name the folder itself"
             )
         target = os.readlink(name)

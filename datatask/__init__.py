@@ -85,19 +85,27 @@ if TYPE_CHECKING:
     from datatask.engine.api.tasks import Retry as Retry
     from datatask.engine.api.tasks import Task as Task
     from datatask.engine.api.tasks import ViewRepository as ViewRepository
+    from datatask.schema.errors import AlreadyOpenError as AlreadyOpenError
+    from datatask.schema.errors import AlreadyThereError as AlreadyThereError
     from datatask.schema.errors import CallerError as CallerError
     from datatask.schema.errors import ConflictError as ConflictError
     from datatask.schema.errors import DatataskError as DatataskError
     from datatask.schema.errors import FutureLogError as FutureLogError
     from datatask.schema.errors import InternalError as InternalError
     from datatask.schema.errors import InvalidJobError as InvalidJobError
+    from datatask.schema.errors import InvalidValueError as InvalidValueError
     from datatask.schema.errors import LeaseHeldError as LeaseHeldError
     from datatask.schema.errors import LeaseLostError as LeaseLostError
     from datatask.schema.errors import LogDamagedError as LogDamagedError
     from datatask.schema.errors import LogError as LogError
+    from datatask.schema.errors import NoLogError as NoLogError
     from datatask.schema.errors import (
         NothingCanProgressError as NothingCanProgressError,
     )
+    from datatask.schema.errors import NotInstalledError as NotInstalledError
+    from datatask.schema.errors import NotOpenError as NotOpenError
+    from datatask.schema.errors import NotPossibleError as NotPossibleError
+    from datatask.schema.errors import OtherPipelineError as OtherPipelineError
     from datatask.schema.errors import RunOpenError as RunOpenError
     from datatask.schema.errors import StoreError as StoreError
     from datatask.schema.errors import TemporaryError as TemporaryError
@@ -124,6 +132,14 @@ _HOME: dict[str, str] = {
     "backup": "datatask.adapters.history.maintenance",
     "BlobRepository": "datatask.engine.api.repositories",
     "BlockingRepository": "datatask.engine.api.repositories",
+    "AlreadyOpenError": "datatask.schema.errors",
+    "AlreadyThereError": "datatask.schema.errors",
+    "InvalidValueError": "datatask.schema.errors",
+    "NoLogError": "datatask.schema.errors",
+    "NotInstalledError": "datatask.schema.errors",
+    "NotOpenError": "datatask.schema.errors",
+    "NotPossibleError": "datatask.schema.errors",
+    "OtherPipelineError": "datatask.schema.errors",
     "CallerError": "datatask.schema.errors",
     "cat_data": "datatask.adapters.wiring.verbs",
     "DatataskError": "datatask.schema.errors",

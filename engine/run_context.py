@@ -17,7 +17,7 @@ import msgspec
 
 from datatask.engine.ports import Blobs
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import CallerError, ConflictError, DatataskError
+from datatask.schema.errors import ConflictError, DatataskError, NotPossibleError
 from datatask.schema.messages import Write
 
 READS_MAX = 1_000
@@ -143,7 +143,7 @@ class RunContext:
         if self._refused:
             raise ConflictError(self._refused, where=f"{self.task}[{self.job}]", remedy=RUN_AGAIN)
         if self._fenced:
-            raise CallerError(
+            raise NotPossibleError(
                 f"run {self.run} has ended; its later writes are fenced off",
                 where=f"{self.task}[{self.job}]",
                 remedy="write before the function returns or its time is up",

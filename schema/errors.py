@@ -14,17 +14,25 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 __all__ = [
+    "AlreadyOpenError",
+    "AlreadyThereError",
     "CallerError",
     "DatataskError",
     "FutureLogError",
     "InternalError",
     "InvalidJobError",
+    "InvalidValueError",
     "LeaseHeldError",
     "LeaseLostError",
     "LogDamagedError",
     "LogError",
     "LogGoneError",
+    "NoLogError",
+    "NotInstalledError",
+    "NotOpenError",
+    "NotPossibleError",
     "NothingCanProgressError",
+    "OtherPipelineError",
     "RunOpenError",
     "ServiceFailedError",
     "SystemTroubleError",
@@ -64,13 +72,45 @@ def _rebuild(cls: type[DatataskError], what: str, where: str, remedy: str) -> Da
 
 
 class CallerError(DatataskError):
-    """The call is wrong; calling again unchanged fails again."""
+    """The call is wrong; calling again unchanged fails again. The classes below say why; the `code` of most is this one's."""
 
     code = "usage"
     exit_code = 2
 
 
-class InvalidJobError(CallerError, KeyError):
+class InvalidValueError(CallerError):
+    """An argument, an option or a text is not what is expected there, or contradicts another."""
+
+
+class NotPossibleError(CallerError):
+    """What is asked for cannot be done with this one, or not in the state that it is in."""
+
+
+class NotInstalledError(CallerError):
+    """A package or program that this needs is not installed."""
+
+
+class AlreadyThereError(CallerError):
+    """A file or folder that would be made is there already."""
+
+
+class AlreadyOpenError(CallerError):
+    """A pipeline, a session or a repository is open already, or was; each is opened once."""
+
+
+class NotOpenError(CallerError):
+    """A pipeline, a session, a log or a stream is not open, or is open no longer."""
+
+
+class NoLogError(CallerError):
+    """There is no log at the place that was named, or none that lasts."""
+
+
+class OtherPipelineError(CallerError):
+    """The log belongs to another pipeline."""
+
+
+class InvalidJobError(InvalidValueError, KeyError):
     """A job id that is not 1-128 letters, digits, `.`, `_`, `-` with an alphanumeric at both ends."""
 
     code = "invalid_job"
@@ -189,6 +229,14 @@ class InternalError(DatataskError):
     exit_code = 1
 
 
+def error_with(code: str) -> type[DatataskError]:
+    """Return the class of the errors with a code, the most general one; `CallerError` for an unknown code."""
+    kinds = [
+        kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, DatataskError)
+    ]
+    return next((kind for kind in kinds if kind.code == code), CallerError)
+
+
 NAMES_MAX = 20
 
 
@@ -224,7 +272,7 @@ _CHECKS: dict[str, Any] = {
 def expect(
     owner: object, wanted: str | type, remedy: str = "", *, optional: bool = False, **values: object
 ) -> None:
-    """Raise `CallerError` for the first of `values` that is not as wanted: one of the kinds above, or a class.
+    """Raise `InvalidValueError` for the first of `values` that is not as wanted: one of the kinds above, or a class.
 
     `optional` lets None pass; `owner` is whose constructor it is.
     """
@@ -234,7 +282,7 @@ def expect(
 
 
 def expect_one(owner: object, wanted: str | type, name: str, value: object, remedy: str = "") -> None:
-    """Raise `CallerError` when the value that was given as `name` is not as wanted."""
+    """Raise `InvalidValueError` when the value that was given as `name` is not as wanted."""
     if isinstance(value, wanted) if isinstance(wanted, type) else _CHECKS[wanted](value):
         return
     what = f"a {wanted.__name__}" if isinstance(wanted, type) else wanted
@@ -242,7 +290,7 @@ def expect_one(owner: object, wanted: str | type, name: str, value: object, reme
         given = f"{value!r:.80}"
     except Exception:
         given = "what has no text"
-    raise CallerError(
+    raise InvalidValueError(
         f"{name} is {given} (of type {type(value).__name__}), not {what}",
         where=type(owner).__name__,
         remedy=remedy or f"pass {what} as {name}; are arguments swapped?",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 
-from datatask.schema.errors import CallerError, InvalidJobError
+from datatask.schema.errors import InvalidJobError, InvalidValueError
 
 JOB_LENGTH_MAX = 128
 JOB_ENDS = string.ascii_letters + string.digits
@@ -40,7 +40,7 @@ def check_job(text: str, *, where: object = "") -> str:
 def check_name(text: str, what: str) -> str:
     """Return `text` when it can name a task, link, quota or pipeline, else raise `CallerError`."""
     if not isinstance(text, str) or _NAME.fullmatch(text) is None:
-        raise CallerError(
+        raise InvalidValueError(
             f"{text!r:.160} cannot name a {what}",
             remedy="start with a letter or '_' and go on with letters, digits, '_', '-', '.' (128 at most)",
         )

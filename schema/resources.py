@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_UP, Decimal, InvalidOperation
 from enum import Enum, auto
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 
 UNLIMITED_LAUNCHES = 999_999_999
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII)
@@ -63,7 +63,7 @@ def _held(number: Decimal) -> Decimal:
 
 
 def _not_a_quantity(quantity: object) -> CallerError:
-    return CallerError(
+    return InvalidValueError(
         f"{quantity!r:.80} is not a quantity",
         remedy="write a number such as 2, '500m', '1.5', '2Gi' or '1e3'",
     )

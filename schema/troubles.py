@@ -11,7 +11,13 @@ from __future__ import annotations
 import errno
 from typing import Any, NamedTuple
 
-from datatask.schema.errors import CallerError, DatataskError, InternalError, SystemTroubleError
+from datatask.schema.errors import (
+    DatataskError,
+    InternalError,
+    InvalidValueError,
+    NotPossibleError,
+    SystemTroubleError,
+)
 
 _FULL = "free some space and do it again"
 _RIGHTS = "check the permissions of it and of the folders above it, and who runs this"
@@ -58,7 +64,7 @@ def trouble(error: BaseException, where: str = "") -> DatataskError | None:
                 "no memory is left", where=where, remedy="end something, raise `ulimit -v`, or ask for less"
             )
         case RecursionError():
-            return CallerError("this is nested too deeply", where=where, remedy="use fewer levels")
+            return InvalidValueError("this is nested too deeply", where=where, remedy="use fewer levels")
         case UnicodeError():
             return _of_text(error, where)
         case OSError():
@@ -101,17 +107,17 @@ def _of_system(error: OSError, where: str) -> DatataskError:
 def _of_text(error: UnicodeError, where: str) -> DatataskError:
     if isinstance(error, UnicodeEncodeError):
         bad = printable(error.object[max(0, error.start - 60) : error.start + 60])
-        return CallerError(
+        return NotPossibleError(
             f"this cannot be written in {error.encoding}: {bad!r:.200}", where=where,
             remedy="rename what has such a name, or leave such letters out",
         )  # fmt: skip
     if isinstance(error, UnicodeDecodeError):
         byte = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "its end"
-        return CallerError(
+        return InvalidValueError(
             f"this is not {error.encoding} text ({byte} at {error.start})", where=where,
             remedy="convert it to UTF-8, as with `iconv -f LATIN1 -t UTF-8`",
         )  # fmt: skip
-    return CallerError(
+    return InvalidValueError(
         f"this is not text in the expected encoding: {error!s:.200}",
         where=where,
         remedy="convert it to UTF-8",

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 
 INLINE_BYTES_MAX = 64 * 1024
 """Values up to this size travel in the event; larger ones are blobs beside the log, named by digest."""
@@ -31,7 +31,7 @@ def encode_value(value: object) -> bytes:
     try:
         return _encoder.encode(value if type(value) in _PLAIN else _tagged(value, "value"))
     except UnicodeEncodeError as error:
-        raise CallerError(
+        raise InvalidValueError(
             f"a text holds {error.object[error.start]!r}, which is no character",
             remedy="store bytes, or encode the text with errors='backslashreplace'",
         ) from error
@@ -74,7 +74,7 @@ def _tagged(value: object, path: str) -> object:
             return {"$decimal": str(value)}
         case bytes() | bytearray():
             return {"$bytes": base64.b64encode(value).decode()}
-    raise CallerError(
+    raise InvalidValueError(
         f"{path} is a {type(value).__name__}, which cannot be stored",
         remedy="store plain data: None, booleans, numbers, strings, lists, dicts, dates, bytes",
     )
@@ -84,7 +84,7 @@ def _tagged_mapping(value: dict[Any, Any], path: str) -> dict[str, object]:
     result = {}
     for key, item in value.items():
         if not isinstance(key, str):
-            raise CallerError(
+            raise InvalidValueError(
                 f"{path} has the key {key!r:.80} of type {type(key).__name__}",
                 remedy="use strings as keys in stored documents",
             )
@@ -93,7 +93,7 @@ def _tagged_mapping(value: dict[Any, Any], path: str) -> dict[str, object]:
 
 
 def _redacted(position: int) -> Any:
-    raise CallerError(
+    raise InvalidValueError(
         "this value was redacted: it is no longer in the log",
         where=f"position {position}",
         remedy=f"`datatask log --since {position}` tells by whom and why; put the value anew, or remove the job",

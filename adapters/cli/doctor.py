@@ -21,7 +21,7 @@ from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.log.locate import locate, quarantine_path
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import CallerError, DatataskError, InvalidValueError
 
 ENGINE_SECONDS = 5.0
 """So long an engine may take to answer."""
@@ -69,9 +69,11 @@ def doctor(settings: Settings, clean: bool, of: str) -> int:
             checks.append(Check(name, "no", error.fact, error.remedy))
             code = max(code, error.exit_code)
     if clean and not settings.names_pipeline:
-        raise CallerError("--clean needs the pipeline, which knows the machines", remedy="name it with -p")
+        raise InvalidValueError(
+            "--clean needs the pipeline, which knows the machines", remedy="name it with -p"
+        )
     if of and not clean:
-        raise CallerError("--of says whose runs to remove", remedy="add --clean")
+        raise InvalidValueError("--of says whose runs to remove", remedy="add --clean")
     if settings.names_pipeline:
         checks += _machines(settings, clean, of)
         checks += _clusters(settings, clean, of)

@@ -17,7 +17,7 @@ from datatask.adapters.cli.recorded import Recorded, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import NotPossibleError, UnknownNameError
 
 if TYPE_CHECKING:
     from datatask.adapters.execute.base.targets import RunPlace
@@ -80,7 +80,7 @@ def place_of(settings: Settings, log: Recorded, run: OpenRun) -> RunPlace:
 
         assert isinstance(task, KubeTask)
         return task.podman.place(identity)
-    raise CallerError(f"the runs of {run.task} are no processes", remedy="only these have a folder")
+    raise NotPossibleError(f"the runs of {run.task} are no processes", remedy="only these have a folder")
 
 
 def tail(settings: Settings, log: Recorded, run: OpenRun, name: str) -> int:

@@ -9,7 +9,7 @@ import click
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import AlreadyThereError
 
 PIPELINE = '''"""Counts the words of texts: `datatask run`, then `datatask status` and `datatask cat count.words poem`."""
 
@@ -57,10 +57,10 @@ def init(settings: Settings, directory: Path, dry_run: bool) -> None:
     """Make a small example project in DIRECTORY (here); nothing is overwritten."""
     output = Output(settings)
     if directory.exists() and not directory.is_dir():
-        raise CallerError("this is a file", where=str(directory), remedy="name a directory")
+        raise AlreadyThereError("this is a file", where=str(directory), remedy="name a directory")
     there = [name for name in FILES if (directory / name).exists()]
     if there:
-        raise CallerError(
+        raise AlreadyThereError(
             f"{', '.join(there)} is there already", where=str(directory), remedy="name another directory"
         )
     for name, text in () if dry_run else FILES.items():

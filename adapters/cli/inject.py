@@ -23,7 +23,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import definition as d
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.ids import check_job
 from datatask.schema.troubles import shown
 
@@ -54,7 +54,7 @@ def inject(
     Documents are written in YAML (or JSON). Everything is checked before the first value is put.
     """
     if (job is None) is (source is None):
-        raise CallerError(
+        raise InvalidValueError(
             "inject takes a job, with its value on stdin, or --from", remedy="give one of the two"
         )
     spooled = Spooled(sys.stdin.buffer, job) if job is not None else None
@@ -99,7 +99,7 @@ def _target(state: State, name: str) -> d.RepositoryDef:
     expr = shapes.find_link(state, name)
     definition = state.leaves[expr.leaf].definition if isinstance(expr, d.In) else None
     if definition is None or definition.derived is not None:
-        raise CallerError(
+        raise NotPossibleError(
             f"{name} follows from other repositories",
             where=set_text(expr),
             remedy="inject into one that it is made of",
@@ -121,7 +121,7 @@ def _is_document(settings: Settings, definition: d.RepositoryDef, form: str | No
         raise _neither(definition)
     if "Blob" in definition.kind or definition.kind in ("FileRepository", "S3BucketRepository"):
         return False
-    raise CallerError(
+    raise InvalidValueError(
         f"{definition.kind} does not tell whether it holds documents",
         where=definition.id,
         remedy="say --as document or --as bytes",
@@ -129,7 +129,7 @@ def _is_document(settings: Settings, definition: d.RepositoryDef, form: str | No
 
 
 def _neither(definition: d.RepositoryDef) -> CallerError:
-    return CallerError(
+    return NotPossibleError(
         "cannot inject data into a repository which is not a blob or metadata", where=definition.id
     )
 
@@ -162,7 +162,7 @@ def rm(
         expr = None if is_task else shapes.find_link(state, target)
         leaves = reached(state, target if is_task else None, expr, recursive)
         if not leaves:
-            raise CallerError(
+            raise NotPossibleError(
                 f"nothing can be deleted from {target}", remedy="delete from what it is made of"
             )
         for leaf in leaves:

@@ -17,7 +17,7 @@ import msgspec
 
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Blobs
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.ids import check_job
 from datatask.schema.requests import Item
 from datatask.schema.values import INLINE_BYTES_MAX, encode_value
@@ -79,11 +79,11 @@ def read_many(source: Path, documents: bool, extension: str | None) -> Iterator[
         yield from _folder(source, documents, extension)
         return
     if not source.is_file():
-        raise CallerError("there is nothing to inject from", where=str(source), remedy="check --from")
+        raise InvalidValueError("there is nothing to inject from", where=str(source), remedy="check --from")
     readers = {".csv": _csv, ".jsonl": _lines, ".ndjson": _lines}
     reader = readers.get(source.suffix.lower())
     if reader is None:
-        raise CallerError(
+        raise NotPossibleError(
             f"{source.suffix or 'a file without a suffix'} cannot be injected from",
             where=str(source),
             remedy="use a directory, .csv, .jsonl or .ndjson",
@@ -112,7 +112,7 @@ def _content(value: Any, documents: bool, where: str) -> bytes:
     if documents:
         return encode_value(value)
     if not isinstance(value, str):
-        raise CallerError(
+        raise InvalidValueError(
             "a repository of bytes takes text here", where=where, remedy='write {"job": "…", "value": "text"}'
         )
     return value.encode()
@@ -128,7 +128,7 @@ def _folder(folder: Path, documents: bool, extension: str | None) -> Iterator[tu
         job = path.name[: len(path.name) - len(extension)] if extension else path.stem
         check_job(job, where=str(path))
         if job in seen:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{seen[job]} and {path.name} are both job {job}", where=str(folder), remedy="say --extension"
             )
         seen[job] = path.name
@@ -140,13 +140,13 @@ def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
         reader = csv.DictReader(file, strict=True)
         try:
             if reader.fieldnames is None or "job" not in reader.fieldnames:
-                raise CallerError(
+                raise InvalidValueError(
                     "the first line has no column job", where=str(source), remedy="name one column job"
                 )
             for row in reader:
                 where = f"{source}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise CallerError("this line has not as many cells as the first", where=where)
+                    raise InvalidValueError("this line has not as many cells as the first", where=where)
                 job = row.pop("job")
                 yield (
                     where,
@@ -154,7 +154,7 @@ def _csv(source: Path) -> Iterator[tuple[str, str, Any]]:
                     row["value"] if list(row) == ["value"] else {k: _scalar(v) for k, v in row.items()},
                 )
         except csv.Error as error:
-            raise CallerError(f"not CSV: {error}", where=f"{source}:{reader.line_num}") from error
+            raise InvalidValueError(f"not CSV: {error}", where=f"{source}:{reader.line_num}") from error
         except UnicodeDecodeError as error:
             raise _not_utf8(source) or error from error
 
@@ -167,7 +167,7 @@ def _not_utf8(source: Path) -> CallerError | None:
                 line.decode()
             except UnicodeDecodeError as error:
                 wide = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
-                return CallerError(
+                return InvalidValueError(
                     f"this is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1})",
                     where=f"{source}:{number}",
                     remedy=f"convert it: iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8",
@@ -206,11 +206,11 @@ def _lines(source: Path) -> Iterator[tuple[str, str, Any]]:
             try:
                 value = msgspec.json.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise (None if _is_text(line) else _not_utf8(source)) or CallerError(
+                raise (None if _is_text(line) else _not_utf8(source)) or InvalidValueError(
                     f"not JSON: {error}", where=where, remedy="write one object a line"
                 ) from error
             if not isinstance(value, dict) or not isinstance(value.get("job"), str):
-                raise CallerError(
+                raise InvalidValueError(
                     'this line has no "job"', where=where, remedy='write {"job": "…", "value": …}'
                 )
             job = value.pop("job")

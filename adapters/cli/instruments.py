@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -35,7 +35,7 @@ def _command(name: str, verb: argparse.ArgumentParser, pipeline: Pipeline) -> cl
         values = vars(verb.parse_args(list(arguments)))
         func = values.pop("func", None)
         if func is None:
-            raise CallerError(
+            raise InvalidValueError(
                 f"the verb {name} has no func", remedy="call set_defaults(func=…) on its sub-parser"
             )
         result = func(pipeline, **values)

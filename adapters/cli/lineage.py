@@ -11,7 +11,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.lineage import Direction
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import When
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.ids import check_job
 from datatask.schema.troubles import shown
 
@@ -66,7 +66,7 @@ def lineage(
         check_job(what.partition("@")[0])
         asked = what
     else:
-        raise CallerError("one start is needed", remedy="name JOB, JOB@REPO or --position N")
+        raise InvalidValueError("one start is needed", remedy="name JOB, JOB@REPO or --position N")
     direction: Direction = "both" if up == down else "up" if up else "down"
     output = Output(settings)
     with recorded(settings, at, events=True) as log:

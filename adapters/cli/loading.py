@@ -19,7 +19,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.locate import at_home
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -71,7 +71,7 @@ def parse_reference(text: str) -> Reference:
         file = whole if whole.exists() and not path.endswith(".py") else Path(path)
         return Reference(text, file=at_home(str(file)).absolute(), attribute=attribute)
     if not all(part.isidentifier() for part in path.split(".")) or (separator and not attribute):
-        raise CallerError(
+        raise InvalidValueError(
             f"{text!r:.200} names no pipeline", remedy="use file.py, file.py:attribute or module:attribute"
         )
     return Reference(text, module=path, attribute=attribute)
@@ -101,15 +101,15 @@ def check_file(file: Path) -> None:
             remedy=f"try -p {file / 'pipeline.py'}",
         )
     if not file.exists():
-        raise CallerError(
+        raise InvalidValueError(
             "there is no such pipeline file", where=str(file), remedy="check -p, or run `datatask init`"
         )
     if not file.is_file():
-        raise CallerError(
+        raise InvalidValueError(
             "this is no file that can be read twice", where=str(file), remedy="name a plain file with -p"
         )
     if file.suffix in (".yaml", ".yml"):
-        raise CallerError(
+        raise NotPossibleError(
             "pipelines in YAML are not there yet",
             where=str(file),
             remedy="declare the pipeline in Python: `datatask init` makes an example",

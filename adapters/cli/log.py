@@ -23,7 +23,7 @@ from datatask.adapters.history import events, shapes
 from datatask.adapters.history.moments import When
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, TemporaryError, unknown
+from datatask.schema.errors import InvalidValueError, TemporaryError, unknown
 from datatask.schema.events import KINDS, Recorded
 from datatask.schema.troubles import shown
 
@@ -86,7 +86,7 @@ def log(
         if name not in KINDS:
             raise unknown("kind of event", name, KINDS)
     if follow and (reverse or caused_by is not None or causes_of is not None):
-        raise CallerError(
+        raise InvalidValueError(
             "--follow goes on with what comes: it has no end to begin at",
             remedy="leave out --reverse, --caused-by and --causes-of, or --follow",
         )
@@ -108,14 +108,14 @@ def _pattern(text: str, ignore_case: bool, regex: bool) -> re.Pattern[str] | Non
     """Return what to search for where plain text will not do."""
     if not text:
         if ignore_case or regex:
-            raise CallerError("--ignore-case and --regex are about --grep", remedy="say --grep TEXT")
+            raise InvalidValueError("--ignore-case and --regex are about --grep", remedy="say --grep TEXT")
         return None
     if not (ignore_case or regex):
         return None
     try:
         return re.compile(text if regex else re.escape(text), re.IGNORECASE if ignore_case else 0)
     except re.error as error:
-        raise CallerError(
+        raise InvalidValueError(
             f"{text!r:.80} is no regular expression: {error}", where="--grep", remedy="leave out --regex"
         ) from error
 

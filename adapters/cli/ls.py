@@ -26,7 +26,7 @@ from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.core.expressions import unnegated
 from datatask.engine.core.leaves import get_at
 from datatask.schema import definition as d
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import CallerError, NotPossibleError, UnknownNameError
 from datatask.schema.events import ValuePut
 from datatask.schema.values import decode_value
 
@@ -193,7 +193,7 @@ def _from_store(settings: Settings, name: str, job: str) -> Value:
             if found.is_metadata():
                 return Value(name, None, document=await found.info(job))
             if not found.is_blob():
-                raise CallerError("cannot cat a repository which is not a blob or metadata", where=name)
+                raise NotPossibleError("cannot cat a repository which is not a blob or metadata", where=name)
             from tempfile import TemporaryFile
 
             spooled = TemporaryFile()  # noqa: SIM115 - whoever prints it closes it

@@ -25,7 +25,7 @@ from datatask.adapters.history.states import fold
 from datatask.adapters.log.maintenance.cut import Cut, Who, cut, plan_cut
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.actors import actor
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
 from datatask.schema.version import VERSION
 
@@ -83,7 +83,7 @@ def DURATION(text: str) -> float:
     """Seconds, or `90s`, `30m`, `2h`, `7d`."""
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise CallerError(f"{text!r:.80} is no duration", remedy="write 90s, 30m, 2h or 7d")
+        raise InvalidValueError(f"{text!r:.80} is no duration", remedy="write 90s, 30m, 2h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 from datatask.schema.ids import check_job
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def command(
         def call(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
             settings = context.ensure_object(Settings)
             if settings.with_archives and name not in WITH_ARCHIVES:
-                raise CallerError(
+                raise NotPossibleError(
                     f"{name} does not read archives",
                     where="--with-archives",
                     remedy="leave it out here: it is for commands that read",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from datatask.adapters.effort import effort
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import DatataskError, InvalidValueError
 from datatask.schema.troubles import printable, shown
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Output:
 
     def __init__(self, settings: Settings, *, csv: bool = False) -> None:
         if csv and settings.json:
-            raise CallerError("--csv and --json contradict each other", remedy="leave out one of them")
+            raise InvalidValueError("--csv and --json contradict each other", remedy="leave out one of them")
         self._settings = settings
         self.json = settings.json
         self.csv = csv
@@ -126,7 +126,7 @@ class Output:
         wanted = self._settings.fields
         for name in wanted:
             if name not in columns:
-                raise CallerError(
+                raise InvalidValueError(
                     f"there is no field {name}", remedy="use --fields with: " + ",".join(columns)
                 )
         return wanted or columns

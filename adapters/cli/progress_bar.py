@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from datatask.adapters.cli.output import Output, is_terminal
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.wiring.last_bound import guard
-from datatask.schema.errors import CallerError, TimeLimitError
+from datatask.schema.errors import InvalidValueError, TimeLimitError
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words
 
@@ -49,7 +49,7 @@ def told(settings: Settings, name: str) -> Iterator[None]:
     budget = settings.budget
     if name in UNTOLD:
         if budget is not None:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{name} has no budget",
                 where="--budget",
                 remedy="`run` has --timeout" if name == "run" else "leave it out",

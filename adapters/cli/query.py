@@ -13,7 +13,7 @@ from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.log.query_process import Answered, Limits, ask
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.resources import parse_quantity
 
 MEMORY_MIN = 16 << 20
@@ -23,7 +23,7 @@ def AMOUNT(text: str) -> int:
     """Bytes: a number, or with K, M, G, Ki, Mi, Gi; 16 MiB at least."""
     most = int(parse_quantity(text))
     if most < MEMORY_MIN:
-        raise CallerError(f"{text} is too little", where="--memory", remedy="16Mi is the least")
+        raise InvalidValueError(f"{text} is too little", where="--memory", remedy="16Mi is the least")
     return most
 
 
@@ -55,7 +55,7 @@ def query(
     if sql == "-":
         sql = sys.stdin.read()
     if not sql.strip():
-        raise CallerError("there is no SQL", remedy="give a SELECT, or - and the SELECT on stdin")
+        raise InvalidValueError("there is no SQL", remedy="give a SELECT, or - and the SELECT on stdin")
     with opened(settings, events=True) as reader:
         path = reader.path
     answer = ask(path, sql, parameters, Limits(timeout, memory, limit))
@@ -85,7 +85,9 @@ def _parameter(text: str) -> tuple[str, Any]:
     """Return name and value of `NAME=VALUE`; a value in JSON's quotes is text whatever it looks like."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise CallerError(f"{text!r:.80} is no NAME=VALUE", where="--param", remedy="write --param job=cat")
+        raise InvalidValueError(
+            f"{text!r:.80} is no NAME=VALUE", where="--param", remedy="write --param job=cat"
+        )
     try:
         found = msgspec.json.decode(value)
     except msgspec.DecodeError:

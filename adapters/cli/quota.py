@@ -17,7 +17,7 @@ from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError, UnknownNameError, one_of, unknown
+from datatask.schema.errors import InvalidValueError, UnknownNameError, one_of, unknown
 from datatask.schema.resources import parse_quantity, to_nano
 
 LAUNCHES = "launches"
@@ -59,18 +59,18 @@ def _limit(text: str) -> tuple[str, int | None]:
     """Return the name and the amount (launches as they are, the rest in billionths) of `cpu=8`."""
     what, equals, amount = text.partition("=")
     if not equals or not what:
-        raise CallerError(f"{text!r:.80} is no limit", remedy="write cpu=8, mem=16Gi, launches=30")
+        raise InvalidValueError(f"{text!r:.80} is no limit", remedy="write cpu=8, mem=16Gi, launches=30")
     if what == LAUNCHES:
         if amount == NO_LIMIT:
             return what, None
         if not (amount.isascii() and amount.isdigit()):
-            raise CallerError(
+            raise InvalidValueError(
                 f"{amount!r:.80} is no number of launches", where=what, remedy="write launches=30"
             )
         return what, int(amount)
     quantity = parse_quantity(amount)
     if quantity < 0:
-        raise CallerError(f"{amount} is less than nothing", where=what, remedy="give 0 or more")
+        raise InvalidValueError(f"{amount} is less than nothing", where=what, remedy="give 0 or more")
     return what, to_nano(quantity)
 
 

@@ -35,7 +35,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import Store
 from datatask.schema import definition as d
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.errors import NoLogError, OtherPipelineError, TemporaryError
 from datatask.schema.units import SECOND, iso
 from datatask.schema.values import encode_value
 
@@ -119,7 +119,7 @@ def seen(settings: Settings, when: When | None = None) -> Iterator[Seen]:
             yield Seen(log.state, log.about(), log.reader, when is not None)
         return
     if when is not None:
-        raise CallerError(
+        raise NoLogError(
             "there is no log yet, and so no past", where=settings.log_url(), remedy="leave out --at"
         )
     pipeline = settings.load_pipeline()
@@ -148,7 +148,7 @@ def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
     with LogReader(path) as reader:
         state = fold(reader, reader.head)
     if state.pipeline != pipeline.name:
-        raise CallerError(
+        raise OtherPipelineError(
             f"the log belongs to the pipeline {state.pipeline!r}, not to {pipeline.name!r}",
             where=str(path),
             remedy="give each pipeline a log of its own, or the same name=",

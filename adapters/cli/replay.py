@@ -25,7 +25,7 @@ from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.replay import Replayed, replayed
 from datatask.adapters.log.locate import at_home, locate
 from datatask.adapters.log.reader import LogReader
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
 
 DIFFERENT = 3
@@ -60,7 +60,7 @@ def replay(
     """
     output = Output(settings)
     if step and (checks or against is not None or output.json):
-        raise CallerError("--step walks by itself", remedy="leave out --verify, --against and --json")
+        raise InvalidValueError("--step walks by itself", remedy="leave out --verify, --against and --json")
     other = named_definition(against) if against is not None else None
     with _reading(settings, place) as reader:
         until = position_of(reader, at)
@@ -79,7 +79,7 @@ def replay(
 def _reading(settings: Settings, place: str | None) -> Iterator[LogReader]:
     if place is not None:
         if settings.log is not None:
-            raise CallerError("two logs are named", remedy="leave out --log or the argument")
+            raise InvalidValueError("two logs are named", remedy="leave out --log or the argument")
         settings.log = place
     with opened(settings) as reader:
         yield reader

@@ -19,7 +19,7 @@ from datatask.adapters.history.replay import Stepper
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.explain import why
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError, DatataskError, unknown
+from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, NotPossibleError, unknown
 from datatask.schema.troubles import shown
 
 HELP = """\
@@ -89,7 +89,7 @@ class _Walker:
         """Do one command."""
         command: Callable[[list[str]], None] | None = getattr(self, name, None)
         if command is None or name not in HELP:
-            raise CallerError(f"there is no command {name}", remedy="`help` lists what there is")
+            raise InvalidValueError(f"there is no command {name}", remedy="`help` lists what there is")
         command(words)
 
     def next(self, words: list[str]) -> None:
@@ -126,7 +126,9 @@ class _Walker:
         """Go on to an event."""
         what, value = _exactly(words, 2, "until kind|job|task|repository|run VALUE")
         if what not in ("kind", "job", "task", "repository", "run"):
-            raise CallerError(f"events have no {what}", remedy="until kind|job|task|repository|run VALUE")
+            raise InvalidValueError(
+                f"events have no {what}", remedy="until kind|job|task|repository|run VALUE"
+            )
         if what == "kind" and value not in e.KINDS:
             raise unknown("kind of event", value, e.KINDS)
 
@@ -149,12 +151,12 @@ class _Walker:
         if words:
             (text,) = _exactly(words, 1, "event [POSITION]")
             if not text.isdecimal():
-                raise CallerError(f"{text} is no position", remedy="event [POSITION]")
+                raise InvalidValueError(f"{text} is no position", remedy="event [POSITION]")
             position = int(text)
         else:
             position = self.stepper.position
         if position == 0:
-            raise CallerError("nothing has been folded yet", remedy="`next`, or name a position")
+            raise NotPossibleError("nothing has been folded yet", remedy="`next`, or name a position")
         (event,) = self._reader.fetch([position])
         self._line(encode(shapes.event(e.Recorded(position, event))))
 
@@ -221,7 +223,7 @@ def _count(words: list[str]) -> int:
     if not words:
         return 1
     if len(words) > 1 or not words[0].isdecimal() or not 1 <= int(words[0]) <= _STEPS_MAX:
-        raise CallerError(
+        raise InvalidValueError(
             f"{' '.join(words)} is no number of steps", remedy=f"use 1 to {_STEPS_MAX}, as in `next 10`"
         )
     return int(words[0])
@@ -229,5 +231,5 @@ def _count(words: list[str]) -> int:
 
 def _exactly(words: list[str], count: int, usage: str) -> list[str]:
     if len(words) != count:
-        raise CallerError("this command is written otherwise", remedy=usage)
+        raise InvalidValueError("this command is written otherwise", remedy=usage)
     return words

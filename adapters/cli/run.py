@@ -22,7 +22,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
 from datatask.adapters.wiring.last_bound import guard
-from datatask.schema.errors import CallerError, LeaseHeldError, TimeLimitError
+from datatask.schema.errors import InvalidValueError, LeaseHeldError, TimeLimitError
 from datatask.schema.requests import AcceptLoss
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words
@@ -62,7 +62,9 @@ def run(
     1 jobs failed, 6 jobs wait for what cannot come, 7 time-out, 130 interrupted.
     """
     if forever and launch_once:
-        raise CallerError("--forever and --launch-once contradict each other", remedy="leave out one of them")
+        raise InvalidValueError(
+            "--forever and --launch-once contradict each other", remedy="leave out one of them"
+        )
     pipeline = settings.load_pipeline()
     if dry_run:
         return _foretell(settings, pipeline, "run", exit_code)

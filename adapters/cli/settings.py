@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.loading import Loaded, Reference, find_reference, load
 from datatask.adapters.log.locate import MEMORY, default_path, locate
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NoLogError
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -75,7 +75,7 @@ class Settings:
     def _reference(self) -> Reference:
         reference = find_reference(self.pipeline)
         if reference is None:
-            raise CallerError(
+            raise InvalidValueError(
                 "there is no pipeline here",
                 where=str(Path.cwd()),
                 remedy="name one with -p, or start with `datatask init`",
@@ -109,13 +109,13 @@ class Settings:
         if reference is not None and reference.file is not None:
             return default_path(reference.file.parent)
         if reference is not None:
-            raise CallerError(
+            raise NoLogError(
                 f"where the log of {reference.text} is, is known only when it is loaded",
                 remedy=f"say -p {reference.text}, or name the log with --log",
             )
         here = default_path(Path.cwd())
         if not here.exists():
-            raise CallerError(
+            raise NoLogError(
                 "there is no pipeline and no log here",
                 where=str(Path.cwd()),
                 remedy="name the pipeline with -p or the log with --log, or start with `datatask init`",
@@ -126,13 +126,13 @@ class Settings:
         """Return the file of the log; `CallerError` for one in memory."""
         path = locate(self.log_url()).path
         if path is None:
-            raise CallerError(
+            raise NoLogError(
                 "this pipeline keeps its log in memory: nothing is left of it when its process ends",
                 where=MEMORY,
                 remedy="name a file with --log, here and for `run`",
             )
         if path.is_dir():
-            raise CallerError(
+            raise NoLogError(
                 "this is a directory, not a log",
                 where=str(path),
                 remedy=f"try --log {os.path.relpath(default_path(path))}",

@@ -9,7 +9,7 @@ import click
 from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 
 
 @command("shell", example="datatask shell\ndatatask -p pipeline.py shell")
@@ -40,11 +40,11 @@ def completion(settings: Settings, shell: str) -> None:
 
     found = get_completion_class(shell)
     if found is None:
-        raise CallerError(f"{shell} is not known", remedy="use bash, zsh or fish")
+        raise InvalidValueError(f"{shell} is not known", remedy="use bash, zsh or fish")
     source = found(make_group(settings), {}, "datatask", "_DATATASK_COMPLETE").source
     try:
         Output(settings).line(source())
     except RuntimeError as error:
-        raise CallerError(
+        raise InvalidValueError(
             f"no completion for this {shell}: {error}", remedy="use bash 4.4 or newer"
         ) from error

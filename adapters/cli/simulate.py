@@ -20,7 +20,7 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.effort import effort
 from datatask.adapters.history.moments import parse_span
 from datatask.adapters.log.locate import locate
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NoLogError
 from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def SPAN(text: str) -> float:
     """A length of time: seconds, or such as 90s, 5m, 1h30m."""
     seconds = parse_span(text)
     if seconds is None:
-        raise CallerError(f"{text!r} is no length of time", remedy="write seconds, or such as 90s, 5m, 2h")
+        raise InvalidValueError(
+            f"{text!r} is no length of time", remedy="write seconds, or such as 90s, 5m, 2h"
+        )
     return seconds
 
 
@@ -146,7 +148,7 @@ def simulate(
         return simulate_capacity.tell(output, settings, definition, scenario, run, asked)
     tried = list(_scenarios(scenarios, vary, told))
     if write_log is not None and len(tried) > 1:
-        raise CallerError(
+        raise InvalidValueError(
             f"{len(tried)} scenarios have {len(tried)} histories",
             where="--write-log",
             remedy="choose one scenario",
@@ -206,14 +208,16 @@ def _recording(settings: Settings) -> Recording:
 def _log(text: str) -> Path:
     path = locate(text).path
     if path is None:
-        raise CallerError("nothing is left of a log in memory", where=text, remedy="name the file of a log")
+        raise NoLogError("nothing is left of a log in memory", where=text, remedy="name the file of a log")
     return path
 
 
 def _one(scenarios: Iterator[Scenario], option: str) -> Scenario:
     found = list(scenarios)
     if len(found) != 1:
-        raise CallerError(f"there are {len(found)} scenarios", where=option, remedy="choose one of them")
+        raise InvalidValueError(
+            f"there are {len(found)} scenarios", where=option, remedy="choose one of them"
+        )
     return found[0]
 
 
@@ -238,7 +242,7 @@ def _rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise CallerError(
+        raise InvalidValueError(
             f"{text!r} is no rate", where="--arrivals", remedy="write jobs a second, such as poisson=2.5"
         ) from None
 

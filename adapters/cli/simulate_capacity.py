@@ -10,7 +10,7 @@ from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.effort import effort
 from datatask.adapters.history.moments import parse_span, parse_when
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.resources import parse_quantity
 from datatask.schema.units import SECOND, duration_words, iso
 
@@ -39,7 +39,7 @@ def seconds_until(text: str, begin: int) -> float:
         return seconds
     at = parse_when(text, begin).at
     if at is None or at <= begin:
-        raise CallerError(
+        raise InvalidValueError(
             f"{text} is not after {iso(begin)}",
             where="--finish-by",
             remedy="write such as 2h, or a time to come",
@@ -78,7 +78,7 @@ def limit(place: str, option: str) -> str:
             return f"machines {'.'.join(name)}"
         case [*task, "concurrency"] if task:
             return place
-    raise CallerError(
+    raise InvalidValueError(
         f"{place} is no limit",
         where=option,
         remedy="with --finish-by: quota.NAME.AMOUNT, TASK.concurrency or machines.NAME.count",

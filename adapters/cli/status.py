@@ -25,7 +25,7 @@ from datatask.adapters.history.states import follow
 from datatask.adapters.history.verify.progress import verified
 from datatask.adapters.log.lease import probe
 from datatask.engine.core.state import State
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NoLogError
 from datatask.schema.troubles import shown
 
 WATCH_SECONDS = 1.0
@@ -44,7 +44,7 @@ ENGINE_SECONDS = 2.0
 def status(settings: Settings, all_links: bool, at: When | None, watch: bool) -> None:
     """Count jobs per task and link."""
     if watch and at is not None:
-        raise CallerError("--watch looks at the present", remedy="leave out --at or --watch")
+        raise InvalidValueError("--watch looks at the present", remedy="leave out --at or --watch")
     output = Output(settings)
     if watch:
         note_interrupts()
@@ -56,7 +56,7 @@ def status(settings: Settings, all_links: bool, at: When | None, watch: bool) ->
 
 def _watch(output: Output, log: Seen, all_links: bool) -> None:
     if log.reader is None:
-        raise CallerError(
+        raise NoLogError(
             "there is no log yet to watch", where=str(log.about["url"]), remedy="start `datatask run`"
         )
     while True:

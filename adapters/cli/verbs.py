@@ -23,7 +23,7 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Blobs
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def launch(
         found = shapes.find_task(state, task)
         index = state.job_index.get(job)
         if dry_run and not force and (index is None or index not in found.queue):
-            raise CallerError(
+            raise NotPossibleError(
                 "Task is not ready to launch - use -f to force",
                 where=f"{task} {job}",
                 remedy=f"see `{settings.command('why', task, job)}`",
@@ -170,7 +170,9 @@ def retry(
 ) -> int:
     """Run jobs of a task again whose last run has ended."""
     if bool(jobs) is failed:
-        raise CallerError("retry takes jobs, or --failed", remedy=f"see `{settings.program} retry --help`")
+        raise InvalidValueError(
+            "retry takes jobs, or --failed", remedy=f"see `{settings.program} retry --help`"
+        )
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         found = shapes.find_task(state, task)

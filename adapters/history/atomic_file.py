@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datatask.adapters.store.staged import take_over
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 
 
 def write_whole(path: Path, text: str, *, mark: str, what: str) -> None:
@@ -14,7 +14,9 @@ def write_whole(path: Path, text: str, *, mark: str, what: str) -> None:
     try:
         with path.open("rb") as file:
             if not file.read(len(mark)) == mark.encode():
-                raise CallerError(f"this file is no {what}", where=str(path), remedy="name another file")
+                raise InvalidValueError(
+                    f"this file is no {what}", where=str(path), remedy="name another file"
+                )
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -21,7 +21,7 @@ from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema.definition import VIEW_NAMES, DerivedDef, PipelineDef, view_id
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NotPossibleError
 from datatask.schema.events import PipelineDefined
 
 Progress = Callable[[int, int], None]
@@ -127,12 +127,12 @@ def other_definition(other: PipelineDef | Declaring | str | Path) -> OtherDefini
     if isinstance(other, PipelineDef):
         wrong = incomplete(other)
         if wrong:
-            raise CallerError(wrong, remedy="declare it, or name another")
+            raise InvalidValueError(wrong, remedy="declare it, or name another")
         return OtherDefinition(other)
     if isinstance(other, str | Path):
         found = read_definition(Path(other))
         if found is None:
-            raise CallerError(
+            raise InvalidValueError(
                 "this is neither a definition in JSON nor a log",
                 where=str(other),
                 remedy="name one of the two",
@@ -169,7 +169,7 @@ def _of_log(path: Path) -> PipelineDef:
 def _of_base(reader: LogReader) -> PipelineDef:
     state = beginning(reader)
     if not state.defined_at:
-        raise CallerError(
+        raise NotPossibleError(
             "this log has no definition yet", where=reader.url, remedy="name a log in which a pipeline ran"
         )
     return state.definition
@@ -184,14 +184,14 @@ def _of_json(path: Path) -> PipelineDef:
                 document = document[key]
         definition = msgspec.convert(document, PipelineDef)
     except (OSError, msgspec.MsgspecError) as error:
-        raise CallerError(
+        raise InvalidValueError(
             f"this is no definition: {error}",
             where=str(path),
             remedy="use the `definition` of a PipelineDefined event, as `datatask log --json` prints it",
         ) from error
     wrong = incomplete(definition)
     if wrong:
-        raise CallerError(wrong, where=str(path), remedy="declare it, or name another")
+        raise InvalidValueError(wrong, where=str(path), remedy="declare it, or name another")
     return definition
 
 

@@ -18,7 +18,7 @@ from datatask.adapters.log.faults import archived
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import Row, encode
-from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.errors import InvalidValueError, TemporaryError
 from datatask.schema.events import Event, LaunchDecided, Recorded, RunEnded, UnknownEvent
 
 _NOBODY = "\0"
@@ -237,7 +237,7 @@ def _led_to(reader: LogReader, position: int, event: Event) -> list[int]:
 
 def _known(reader: LogReader, position: int) -> None:
     if not 1 <= position <= reader.head:
-        raise CallerError(
+        raise InvalidValueError(
             f"there is no event at position {position}",
             where=reader.url,
             remedy="name a position that `datatask log` shows",

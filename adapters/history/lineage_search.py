@@ -32,7 +32,7 @@ from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import NotPossibleError, UnknownNameError
 
 LIMIT = 1000
 WHOLE_EVENTS_MAX = 100_000
@@ -84,7 +84,7 @@ def _subject(reader: LogReader, state: State, position: int) -> int:
         return position
     if event.run is not None:
         return event.run
-    raise CallerError(
+    raise NotPossibleError(
         f"the {type(event).__name__} at position {position} is about no value and no run",
         remedy="name the position of a ValuePut, or of an event of a run",
     )

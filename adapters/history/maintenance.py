@@ -37,7 +37,14 @@ from datatask.adapters.log.maintenance.redact import Found
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.redaction import removed
 from datatask.engine.core.state import State
-from datatask.schema.errors import CallerError, LeaseHeldError, LogDamagedError, TemporaryError
+from datatask.schema.errors import (
+    CallerError,
+    LeaseHeldError,
+    LogDamagedError,
+    NoLogError,
+    NotPossibleError,
+    TemporaryError,
+)
 from datatask.schema.events import Event, PayloadRedacted
 from datatask.schema.requests import Redact, Refusal, Reply, Who
 from datatask.schema.units import iso
@@ -182,7 +189,7 @@ def _refuse_based(reader: LogReader, todo: Sequence[tuple[int, Event]]) -> None:
     for position, event in early:
         said = getattr(event, "why", None) or getattr(event, "error", None)
         if position in under_way or (isinstance(said, str) and said in texts):
-            raise CallerError(
+            raise NotPossibleError(
                 f"the state at position {base}, on which the log stands, tells this too",
                 where=f"position {position}",
                 remedy="archive again up to a later position, then redact it",
@@ -326,5 +333,5 @@ def _verified(copy: Path) -> None:
 def _file(place: str | Path) -> Path:
     path = locate(place).path
     if path is None:
-        raise CallerError("a log in memory has no files", remedy="name a file with --log")
+        raise NoLogError("a log in memory has no files", remedy="name a file with --log")
     return path

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.faults import archived
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.units import iso, nanoseconds
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def position_of(reader: LogReader, when: When | None) -> int:
         return head
     if when.position is not None:
         if when.position > head:
-            raise CallerError(
+            raise InvalidValueError(
                 f"position {when.position} is beyond the head, {head}",
                 where=reader.url,
                 remedy="name a position that the log has",
@@ -125,7 +125,7 @@ def _at(reader: LogReader, position: int, otherwise: int) -> int:
 
 
 def _wrong(text: str) -> CallerError:
-    return CallerError(
+    return InvalidValueError(
         f"{text!r:.80} is no point in time",
         remedy="use a position, an ISO time such as 2026-03-01T12:00, or an age such as -2h, -30m, -7d",
     )

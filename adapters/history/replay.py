@@ -28,7 +28,7 @@ from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.errors import InvalidValueError, LogDamagedError
 from datatask.schema.troubles import Divergence
 from datatask.schema.units import iso
 
@@ -275,7 +275,7 @@ class Stepper:
         """Stand behind the event at `position`, wherever that is from here."""
         head = self.reader.head
         if not self.reader.header.base <= position <= head:
-            raise CallerError(
+            raise InvalidValueError(
                 f"position {position} is not in the log",
                 where=self.reader.url,
                 remedy=f"use {self.reader.header.base} to {head}",

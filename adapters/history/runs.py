@@ -24,7 +24,7 @@ from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.engine.waits.phases import NEAR
-from datatask.schema.errors import CallerError, one_of
+from datatask.schema.errors import InvalidValueError, one_of
 from datatask.schema.events import EngineOpened
 from datatask.schema.units import SECOND, iso
 
@@ -127,7 +127,7 @@ def find_runs(
     What is not known (the duration of a run that has not ended) comes before what is.
     """
     if sort not in SORTS:
-        raise CallerError(f"runs cannot be sorted by {sort}", remedy=one_of(SORTS, sort))
+        raise InvalidValueError(f"runs cannot be sorted by {sort}", remedy=one_of(SORTS, sort))
     rows = run_rows(reader, wanted, RUN_FIELDS, SORTS[sort], last)
     return map(_shape, rows if newest_first else reversed(rows))
 
@@ -325,10 +325,10 @@ def group_runs(
     """Return columns and rows: one row for each combination of `by`, in their order or sorted by a column."""
     for name in by:
         if name not in KEYS:
-            raise CallerError(f"runs cannot be grouped by {name}", remedy=one_of(KEYS, name))
+            raise InvalidValueError(f"runs cannot be grouped by {name}", remedy=one_of(KEYS, name))
     columns = (*by, *GROUP_FIELDS)
     if sort is not None and sort not in columns:
-        raise CallerError(f"groups cannot be sorted by {sort}", remedy=one_of(columns, sort))
+        raise InvalidValueError(f"groups cannot be sorted by {sort}", remedy=one_of(columns, sort))
     rows = [(*key, *group.figures()) for key, group in _groups(reader, wanted, by).items()]
     rows.sort(key=lambda row: tuple(map(_order, row)))
     if sort is not None:

@@ -19,7 +19,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import CAUSES, WORKING, Episode, Interval, Spread
 from datatask.engine.waits.ledger import Ledger
-from datatask.schema.errors import CallerError, UnknownNameError, unknown
+from datatask.schema.errors import InvalidValueError, UnknownNameError, unknown
 from datatask.schema.events import EngineOpened, PipelineDefined, Renamed
 from datatask.schema.units import SECOND, iso
 
@@ -108,7 +108,7 @@ def sum_up(reader: LogReader, asked: Asked, by: Sequence[str] = USUAL) -> Sums:
             if wrong is not None
             else "sums are by each name once"
         )
-        raise CallerError(what, remedy="use some of: " + ", ".join(BY))
+        raise InvalidValueError(what, remedy="use some of: " + ", ".join(BY))
     check(reader, asked)
     groups: dict[tuple[Any, ...], _Group] = {}
     tasks: dict[str, _Group] = {}

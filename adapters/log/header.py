@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from datatask.adapters.log.faults import damaged
-from datatask.schema.errors import CallerError, FutureLogError
+from datatask.schema.errors import FutureLogError, OtherPipelineError
 from datatask.schema.version import FORMAT, META_KEYS
 
 
@@ -50,7 +50,7 @@ def check_may_write(header: Header, pipeline: str, path: Path) -> None:
     if header.may_write > FORMAT:
         raise _future(header.may_write, path, "append to")
     if header.pipeline != pipeline:
-        raise CallerError(
+        raise OtherPipelineError(
             f"this log belongs to the pipeline {header.pipeline!r}, not to {pipeline!r}",
             where=str(path),
             remedy="name another log (--log), or give the pipeline its old name",

@@ -21,7 +21,7 @@ import msgspec
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.private import OddFileError, PrivateFolder, make_folder
 from datatask.adapters.trust import check_above
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.requests import AnyRequest, Refusal, Reply
 
 logger = logging.getLogger("datatask.engine")
@@ -198,5 +198,5 @@ def _read(folder: PrivateFolder, name: str) -> AnyRequest:
 def check_id(text: str) -> str:
     """Return a request's id when it can name a file, else raise `CallerError`."""
     if not _ID.fullmatch(text):
-        raise CallerError(f"{text!r:.80} cannot name a request", remedy="use a uuid")
+        raise InvalidValueError(f"{text!r:.80} cannot name a request", remedy="use a uuid")
     return text

@@ -26,7 +26,14 @@ from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateF
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import check_above, make_private
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, DatataskError, LogError, TemporaryError, TimeLimitError
+from datatask.schema.errors import (
+    DatataskError,
+    InvalidValueError,
+    LogError,
+    NotPossibleError,
+    TemporaryError,
+    TimeLimitError,
+)
 from datatask.schema.requests import AnyRequest, Ping, Reply, ServiceHealth
 
 _LOOK_SECONDS = (0.005, 0.1)
@@ -107,7 +114,7 @@ def refuse_strangers(log: Path) -> None:
     except OSError:
         return  # whoever opens it will say so
     if os.geteuid() not in (0, owner):
-        raise CallerError(
+        raise NotPossibleError(
             f"this log belongs to {user_name(owner)}; only they and root may change it",
             where=str(log),
             remedy=f"ask as {user_name(owner)}: sudo -u {user_name(owner)} datatask …",
@@ -123,7 +130,7 @@ class _Question:
         self._names = f"{check_id(request.id)}.json", f"{request.id}.reply"
         self._puts = 0
         if len(self._data) > FILE_BYTES_MAX:
-            raise CallerError(
+            raise InvalidValueError(
                 f"this request has {len(self._data):,} bytes, more than {FILE_BYTES_MAX:,}",
                 remedy="ask for it in portions",
             )

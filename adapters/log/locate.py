@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 
 MEMORY = "memory:"
 DEFAULT = Path(".datatask") / "log.db"
@@ -71,7 +71,7 @@ def locate(text: str | Path) -> Place:
         return Place(MEMORY, None)
     scheme, separator, rest = given.partition("://")
     if separator and scheme.replace("+aiosqlite", "").replace("+pysqlite", "") != "sqlite":
-        raise CallerError(
+        raise InvalidValueError(
             f"{given!r:.200} is not the place of a log",
             remedy="use sqlite:///PATH, a path, or memory:",
         )
@@ -84,7 +84,7 @@ def at_home(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise CallerError(
+        raise InvalidValueError(
             "this home is not known", where=text, remedy="set HOME, or write the whole path"
         ) from error
 

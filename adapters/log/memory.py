@@ -24,7 +24,7 @@ from datatask.engine.core.redaction import left_of
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
-from datatask.schema.errors import CallerError, DatataskError, UnknownNameError
+from datatask.schema.errors import DatataskError, NotOpenError, UnknownNameError
 from datatask.schema.events import Batch, Event, LogCreated, PayloadRedacted, Recorded
 from datatask.schema.requests import AnyRequest, Reply
 
@@ -122,7 +122,7 @@ class MemoryLog:
         if self._failure is not None:
             raise self._failure
         if self._closed:
-            raise CallerError("the log is closed", where=self.url, remedy="open it again")
+            raise NotOpenError("the log is closed", where=self.url, remedy="open it again")
         check_size(events)
         first = len(self._events) + 1
         if type(events[0]) is PayloadRedacted:

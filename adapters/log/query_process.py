@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from datatask.adapters.log.reader import LogReader, Parameters
-from datatask.schema.errors import CallerError, DatataskError, TimeLimitError
+from datatask.schema import errors
+from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, TimeLimitError
 from datatask.schema.troubles import as_error
 
 MEMORY_BYTES = 1 << 30
@@ -115,7 +116,7 @@ def time_error(seconds: float) -> TimeLimitError:
 
 def memory_error(most: int) -> CallerError:
     """Return the error for a query that needs too much memory."""
-    return CallerError(
+    return InvalidValueError(
         f"the query needs more than {most >> 20:,} MiB of memory",
         where="SQL",
         remedy=_CHANGE.format("--memory"),
@@ -123,12 +124,8 @@ def memory_error(most: int) -> CallerError:
 
 
 def _error(told: dict[str, str]) -> DatataskError:
-    from datatask.schema import errors
-
-    for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, DatataskError) and kind.code == told["code"]:
-            return kind(told["what"], where=told["where"], remedy=told["remedy"])
-    return CallerError(told["what"], where=told["where"], remedy=told["remedy"])
+    kind = getattr(errors, told["kind"], CallerError)
+    return kind(told["what"], where=told["where"], remedy=told["remedy"])
 
 
 def _rows(kept: BinaryIO | Any) -> Iterator[tuple[Any, ...]]:
@@ -197,4 +194,4 @@ def _answered(request: Request) -> tuple[list[str], bool]:
 
 
 def _shape(error: DatataskError) -> dict[str, str]:
-    return {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}
+    return {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}

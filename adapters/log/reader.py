@@ -30,7 +30,16 @@ from datatask.adapters.log.presence import gone
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import CHAIN_START, Row
-from datatask.schema.errors import CallerError, LogError, LogGoneError, TemporaryError, UnknownNameError
+from datatask.schema.errors import (
+    CallerError,
+    InvalidValueError,
+    LogError,
+    LogGoneError,
+    NoLogError,
+    NotPossibleError,
+    TemporaryError,
+    UnknownNameError,
+)
 from datatask.schema.events import Batch, Event, Recorded
 
 _ATTEMPTS = 20
@@ -84,7 +93,7 @@ class LogReader:
         """Open the log at a URL or path; `CallerError` when there is none."""
         located = locate(place)
         if located.path is None:
-            raise CallerError(
+            raise NoLogError(
                 "a log in memory is read in its own process only", remedy="name a file with --log"
             )
         self.url, self.path, self.uuid = located.url, located.path, ""
@@ -305,7 +314,7 @@ class LogReader:
             nonlocal size
             size += 64 + sum(8 if not isinstance(value, str | bytes) else len(value) for value in row)
             if size > ANSWER_BYTES_MAX:
-                raise CallerError(
+                raise InvalidValueError(
                     f"the answer has more than {ANSWER_BYTES_MAX >> 20:,} MiB",
                     where="SQL",
                     remedy="ask for less, or write it with `datatask query --csv`, which holds no rows in memory",
@@ -477,7 +486,7 @@ class LogReader:
             except (FileNotFoundError, NotADirectoryError):
                 if self.uuid:
                     raise gone("the log was removed or moved while it was read", self.path) from None
-                raise CallerError(
+                raise NoLogError(
                     "there is no log here",
                     where=str(self.path),
                     remedy="check --log, or start with `datatask run`",
@@ -511,7 +520,7 @@ class LogReader:
         try:
             cursor = connection.execute(sql, parameters)
             if cursor.description is None:
-                raise CallerError("this statement answers nothing", where="SQL", remedy="use a SELECT")
+                raise NotPossibleError("this statement answers nothing", where="SQL", remedy="use a SELECT")
             columns = tuple(column[0] for column in cursor.description)
             for number, row in enumerate(cursor):
                 if number == rows_max:
@@ -520,7 +529,7 @@ class LogReader:
             return columns, False
         except (sqlite3.Error, sqlite3.Warning) as error:
             if refused:
-                raise CallerError(
+                raise NotPossibleError(
                     f"{refused[0]} is refused: a log is only read here",
                     where="SQL",
                     remedy="one SELECT; see docs/log.md for the views",
@@ -535,7 +544,7 @@ class LogReader:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG or isinstance(
                 error, sqlite3.DataError
             ):
-                raise CallerError(
+                raise InvalidValueError(
                     f"one value has more than {VALUE_BYTES_MAX >> 20:,} MiB",
                     where="SQL",
                     remedy="ask for less",

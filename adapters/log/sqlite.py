@@ -46,7 +46,13 @@ from datatask.adapters.log.writer import Durable, Failed, Waiters, Writer
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.engine.runtime.closing import in_own_thread
-from datatask.schema.errors import CallerError, DatataskError, LeaseHeldError, UnknownNameError
+from datatask.schema.errors import (
+    DatataskError,
+    LeaseHeldError,
+    NoLogError,
+    NotOpenError,
+    UnknownNameError,
+)
 from datatask.schema.events import Batch, Event, Recorded
 from datatask.schema.troubles import as_error
 
@@ -121,7 +127,7 @@ class SqliteLog:
         """
         located = locate(place)
         if located.path is None:
-            raise CallerError(f"{located.url} is not a file", remedy="use MemoryLog for a log in memory")
+            raise NoLogError(f"{located.url} is not a file", remedy="use MemoryLog for a log in memory")
         path = located.path
         opener = Opener(pipeline, version, host, pid, clock_now)
         drawn = salts or system_salts()
@@ -196,7 +202,7 @@ class SqliteLog:
     def _refuse(self) -> None:
         if self._failure is not None:
             raise self._failure
-        raise CallerError("the log is closed", where=self.url, remedy="open it again")
+        raise NotOpenError("the log is closed", where=self.url, remedy="open it again")
 
     def _on_thread_durable(self, last: int, chain: bytes) -> None:
         self._tell(self._on_durable, last, chain)
@@ -348,7 +354,7 @@ def _open(
 ) -> tuple[Lease, Opened]:
     refuse_network(path.parent, mounts)
     if path.is_dir():
-        raise CallerError(
+        raise NoLogError(
             "this is a directory, not a log", where=str(path), remedy=f"try --log {default_path(path)}"
         )
     with mapped(path):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from datatask.schema.codec import Row, chain_of, encode, envelope_of, payload_of
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.events import Event, PayloadRedacted
 
 BATCH_EVENTS_MAX = 10_000
@@ -77,7 +77,7 @@ def seeded_salts(seed: int) -> Iterator[int]:
 def check_size(events: Sequence[Event]) -> None:
     """Raise `CallerError` unless these are 1 to 10,000 events."""
     if not 1 <= len(events) <= BATCH_EVENTS_MAX:
-        raise CallerError(
+        raise InvalidValueError(
             f"a batch has 1 to {BATCH_EVENTS_MAX:,} events, this one has {len(events):,}",
             remedy="append larger operations as a sequence of batches",
         )
@@ -175,7 +175,7 @@ class Tail:
 
 
 def _unstorable(event: Event, error: Exception) -> CallerError:
-    return CallerError(
+    return InvalidValueError(
         f"a {type(event).__name__} cannot be stored: {error}",
         where=event.job or event.task or "",
         remedy="use text that is valid Unicode, and integers of at most 64 bits",

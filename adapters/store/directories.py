@@ -18,7 +18,7 @@ from datatask.adapters.store.staged import claimed, is_staged, remove
 from datatask.engine.api.repositories import job_getter
 from datatask.engine.run_context import current_run
 from datatask.schema.definition import Record
-from datatask.schema.errors import FLAG, CallerError, expect
+from datatask.schema.errors import FLAG, NotPossibleError, expect
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 
@@ -46,7 +46,7 @@ class DirectoryStore(FolderStore):
     def _put(self, write: Write) -> str | None:
         path = self.path(write.job)
         if write.value or write.data is not None or write.source is not None:
-            raise CallerError(
+            raise NotPossibleError(
                 "a directory takes no content",
                 where=str(path),
                 remedy="make it with mkdir() and put files into it, or inject into a blob repository",

@@ -31,7 +31,15 @@ from datatask.engine.api.repositories import StoredBlobRepository, StoredReposit
 from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader
 from datatask.engine.run_context import ABSENT_VERSION, RunContext, current_run
 from datatask.schema.definition import Record
-from datatask.schema.errors import FLAG, PATH, TEXT, CallerError, ConflictError, expect
+from datatask.schema.errors import (
+    FLAG,
+    PATH,
+    TEXT,
+    ConflictError,
+    InvalidValueError,
+    NotOpenError,
+    expect,
+)
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX
 
@@ -65,7 +73,7 @@ class FileRepositoryBase(StoredRepository):
         expect(self, TEXT, remedy, extension=extension)
         expect(self, FLAG, remedy, case_insensitive=case_insensitive)
         if "/" in str(extension):
-            raise CallerError(
+            raise InvalidValueError(
                 f"extension is {extension!r:.80}, which is a path", where=type(self).__name__, remedy=remedy
             )
 
@@ -256,7 +264,7 @@ class FileWriter:
     async def write(self, data: bytes, /) -> int:
         """Take bytes; they reach the file a block at a time."""
         if self._file is None:
-            raise CallerError("the stream is closed", remedy="write before closing it")
+            raise NotOpenError("the stream is closed", remedy="write before closing it")
         self._buffer += data
         if len(self._buffer) >= FLUSH_BYTES:
             block, self._buffer = self._buffer, bytearray()

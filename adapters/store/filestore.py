@@ -27,7 +27,7 @@ from datatask.engine.api.repositories import told_invalid
 from datatask.engine.ports import Change, Found, Listed
 from datatask.engine.run_context import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.runtime.closing import in_own_thread
-from datatask.schema.errors import CallerError, ConflictError
+from datatask.schema.errors import ConflictError, InvalidValueError
 from datatask.schema.ids import check_job, is_job
 from datatask.schema.messages import Write
 
@@ -335,7 +335,7 @@ class FileStore(FolderStore):
             return write.data
         if write.value and self.encode is not None:
             return self.encode(write.value)
-        raise CallerError("a file takes bytes, not a document", where=str(self.path(write.job)))
+        raise InvalidValueError("a file takes bytes, not a document", where=str(self.path(write.job)))
 
     def _removed(self, path: Path) -> bool:
         try:

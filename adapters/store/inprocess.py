@@ -24,7 +24,7 @@ from datatask.engine.api.streams import AReadStream, AWriteStream, BytesReader, 
 from datatask.engine.ports import Change, Listed
 from datatask.engine.run_context import with_content
 from datatask.schema.definition import Medium, Record
-from datatask.schema.errors import CallerError, expect
+from datatask.schema.errors import InvalidValueError, expect
 from datatask.schema.ids import check_job, is_job
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
@@ -151,7 +151,7 @@ class InProcessMetadataRepository(_InProcess[Any], MetadataRepository):
             return decode_value(write.value)
         data = _bytes(write)
         if data is None:
-            raise CallerError("a metadata repository takes documents", where=f"{self!r} {write.job}")
+            raise InvalidValueError("a metadata repository takes documents", where=f"{self!r} {write.job}")
         return decode_value(data)  # a document that was too large for an event
 
     def _observed(self, write: Write) -> Write:
@@ -196,7 +196,9 @@ class InProcessBlobRepository(_InProcess[bytes], StoredBlobRepository):
     def _content(self, write: Write) -> bytes:
         data = _bytes(write)
         if data is None:
-            raise CallerError("a blob repository takes bytes, not a document", where=f"{self!r} {write.job}")
+            raise InvalidValueError(
+                "a blob repository takes bytes, not a document", where=f"{self!r} {write.job}"
+            )
         return data
 
     def _observed(self, write: Write) -> Write:

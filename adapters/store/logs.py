@@ -24,7 +24,7 @@ from datatask.engine.api.streams import AReadStream, AWriteStream
 from datatask.engine.ports import Store
 from datatask.engine.run_context import ValueRef, current_run
 from datatask.schema.definition import Medium, Record
-from datatask.schema.errors import CallerError, UnknownNameError, ValueDamagedError
+from datatask.schema.errors import NotPossibleError, UnknownNameError, ValueDamagedError
 from datatask.schema.ids import check_job
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
 
@@ -41,7 +41,9 @@ class _Native(StoredRepository):
 
     def _own_store(self) -> Store:
         self._engine()  # without a pipeline: says to open one
-        raise CallerError(f"{self!r} has no store", remedy="its values are in the log; read them through it")
+        raise NotPossibleError(
+            f"{self!r} has no store", remedy="its values are in the log; read them through it"
+        )
 
     async def _blob(self, digest: str) -> Path:
         try:

@@ -18,7 +18,7 @@ from datatask.adapters.store.filestore import FileStore
 from datatask.adapters.store.inputs import os_errors
 from datatask.engine.api.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
-from datatask.schema.errors import PATH, CallerError, expect
+from datatask.schema.errors import PATH, InvalidValueError, NotPossibleError, expect
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
@@ -34,9 +34,11 @@ def load_yaml(data: bytes, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise CallerError(f"not YAML: {error.problem}", where=place, remedy="mend the document") from error
+        raise InvalidValueError(
+            f"not YAML: {error.problem}", where=place, remedy="mend the document"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise CallerError(f"not YAML: {error}", where=where, remedy="mend the document") from error
+        raise InvalidValueError(f"not YAML: {error}", where=where, remedy="mend the document") from error
 
 
 def dump_yaml(document: Any, where: str) -> bytes:
@@ -44,7 +46,7 @@ def dump_yaml(document: Any, where: str) -> bytes:
     try:
         text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     except yaml.representer.RepresenterError as error:
-        raise CallerError(
+        raise NotPossibleError(
             f"{error.args[-1]!r:.160} cannot be written as YAML", where=where, remedy="store plain data"
         ) from error
     return str(text).encode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datatask.adapters.history.moments import parse_span
-from datatask.schema.errors import CallerError, one_of
+from datatask.schema.errors import CallerError, InvalidValueError, one_of
 
 
 def seconds_of(told: Any, place: str) -> float:
@@ -20,16 +20,16 @@ def seconds_of(told: Any, place: str) -> float:
         seconds = None
     elif isinstance(told, str):
         if told.strip().startswith("-") and parse_span(told.strip()[1:]) is not None:
-            raise CallerError(f"the duration {told} is negative", where=place, remedy="give 0 or more")
+            raise InvalidValueError(f"the duration {told} is negative", where=place, remedy="give 0 or more")
         seconds = parse_span(told)
     else:
         seconds = float(told)
     if seconds is None or not abs(seconds) < float("inf"):
-        raise CallerError(
+        raise InvalidValueError(
             f"{told!r:.60} is no duration", where=place, remedy="write seconds, or such as 90s, 5m, 2h"
         )
     if seconds < 0:
-        raise CallerError(f"the duration {told} is negative", where=place, remedy="give 0 or more")
+        raise InvalidValueError(f"the duration {told} is negative", where=place, remedy="give 0 or more")
     return seconds
 
 
@@ -47,7 +47,7 @@ class At:
 
     def fail(self, what: str, remedy: str) -> NoReturn:
         """Refuse this value."""
-        raise CallerError(what, where=self.place, remedy=remedy)
+        raise InvalidValueError(what, where=self.place, remedy=remedy)
 
     def at(self, key: str) -> At:
         """Return what is below a key."""
@@ -66,7 +66,7 @@ class At:
         except CallerError as error:
             if error.where:
                 raise
-            raise CallerError(error.what, where=self.place, remedy=error.remedy) from None
+            raise InvalidValueError(error.what, where=self.place, remedy=error.remedy) from None
 
     def mapping(self) -> Mapping[str, Any]:
         """Return the names and what is below each."""

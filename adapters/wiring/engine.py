@@ -34,7 +34,7 @@ from datatask.engine.runtime.observe import Observer
 from datatask.engine.runtime.values import Values
 from datatask.schema import events as e
 from datatask.schema import requests as r
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotOpenError
 from datatask.schema.version import VERSION
 
 logger = logging.getLogger("datatask.pipeline")
@@ -80,7 +80,7 @@ class Engine:
     def runtime(self) -> Runtime:
         """The loop that decides and acts; `CallerError` unless the engine is open."""
         if self._runtime is None:
-            raise CallerError("the pipeline is not open", remedy="use it within `async with pipeline:`")
+            raise NotOpenError("the pipeline is not open", remedy="use it within `async with pipeline:`")
         return self._runtime
 
     @property

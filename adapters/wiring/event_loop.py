@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.wiring.last_bound import guard
 from datatask.engine.runtime.closing import call_off
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def refuse_running_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise CallerError(
+    raise NotPossibleError(
         "run_sync was called while an event loop is running (a notebook has one)",
         remedy="write `async with pipeline: await pipeline.run()`",
     )

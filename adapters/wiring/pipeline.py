@@ -42,7 +42,7 @@ from datatask.schema import requests as r
 from datatask.schema.errors import (
     FUNCTION,
     TEXT,
-    CallerError,
+    AlreadyOpenError,
     LeaseHeldError,
     TimeLimitError,
     expect,
@@ -171,7 +171,7 @@ class Pipeline:
         `TimeLimitError` when it takes longer. The log itself takes as long as it takes.
         """
         if self._used:
-            raise CallerError("Pipeline is already used", remedy="make a new Pipeline to open it again")
+            raise AlreadyOpenError("Pipeline is already used", remedy="make a new Pipeline to open it again")
         self._used = True
         self.actor = self.actor or this_program()
         declared = self.declare()

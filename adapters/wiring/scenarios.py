@@ -30,7 +30,7 @@ from datatask.adapters.sim.distributions import (
 from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
 from datatask.adapters.store.yamls import load_yaml
 from datatask.adapters.wiring.documents import At
-from datatask.schema.errors import CallerError, one_of
+from datatask.schema.errors import CallerError, InvalidValueError, one_of
 
 Tree = dict[str, Any]
 
@@ -109,7 +109,7 @@ def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Sc
     try:
         return Scenario(**given)
     except CallerError as error:
-        raise CallerError(error.what, where=error.where or at.place, remedy=error.remedy) from None
+        raise InvalidValueError(error.what, where=error.where or at.place, remedy=error.remedy) from None
 
 
 def _tasks(at: At) -> dict[str, TaskScenario]:
@@ -200,7 +200,7 @@ def _table(path: Path, task: str) -> dict[str, float]:
     found = durations_from_csv(path)
     if task in found or "" in found:
         return {**found.get("", {}), **found.get(task, {})}
-    raise CallerError(
+    raise InvalidValueError(
         f"the table has no durations of {task}", where=str(path), remedy="it has those of " + ", ".join(found)
     )
 
@@ -273,7 +273,7 @@ def varied(trees: Mapping[str, Tree], varying: Sequence[str]) -> dict[str, Tree]
     for _, values in axes:
         count *= len(values)
     if count > COMBINATIONS_MAX:
-        raise CallerError(
+        raise InvalidValueError(
             f"{count:,} combinations are too many", where="--vary", remedy=f"at most {COMBINATIONS_MAX:,}"
         )
     found: dict[str, Tree] = {}
@@ -293,13 +293,13 @@ def axis(text: str, option: str = "--vary") -> tuple[str, list[Any]]:
     place, equals, values = text.partition("=")
     told = [value.strip() for value in values.split(",")]
     if not equals or not place.strip() or not all(told):
-        raise CallerError(
+        raise InvalidValueError(
             f"{text!r} does not say what varies",
             where=option,
             remedy="write PLACE=VALUE,VALUE such as quota.NAME.cpu=8,16",
         )
     if len(set(told)) != len(told):
-        raise CallerError(f"{text!r} has a value twice", where=option, remedy="name each value once")
+        raise InvalidValueError(f"{text!r} has a value twice", where=option, remedy="name each value once")
     return place.strip(), [_scalar(value) for value in told]
 
 
@@ -333,7 +333,7 @@ def put_at(tree: Tree, place: str, value: Any) -> None:
         case [*task, field] if task and field in TASK_FIELDS:
             _below(tree, "tasks", ".".join(task))[field] = value
         case _:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{place} is nothing that can vary",
                 where="--vary",
                 remedy="quota.NAME.AMOUNT, TASK.retry.attempts, TASK.concurrency, TASK.duration, TASK.failure, "
@@ -351,7 +351,7 @@ def _pool(tree: Tree, name: str) -> Tree:
     for pool in tree.get("machines", ()):
         if isinstance(pool, dict) and pool.get("name", "machines") == name:
             return pool
-    raise CallerError(
+    raise InvalidValueError(
         f"there are no machines {name}",
         where="--vary",
         remedy="name a pool of machines of the scenario: --scenarios FILE",

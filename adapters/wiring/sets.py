@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 
 LENGTH_MAX = 100_000
 DEPTH_MAX = 100
@@ -54,10 +54,12 @@ class _Token(NamedTuple):
 def parse(text: str, known: Collection[str]) -> Tree:
     """Return the tree of an expression; `CallerError` says at which column it goes wrong."""
     if len(text) > LENGTH_MAX:
-        raise CallerError(f"an expression of {len(text)} characters", remedy=f"length_max is {LENGTH_MAX}")
+        raise InvalidValueError(
+            f"an expression of {len(text)} characters", remedy=f"length_max is {LENGTH_MAX}"
+        )
     tokens = _tokens(text, sorted(known, key=len, reverse=True))
     if len(tokens) > TOKENS_MAX:
-        raise CallerError(f"an expression of {len(tokens)} words", remedy=f"words_max is {TOKENS_MAX}")
+        raise InvalidValueError(f"an expression of {len(tokens)} words", remedy=f"words_max is {TOKENS_MAX}")
     parser = _Parser(text, tokens)
     tree = parser.level(0)
     if (rest := parser.peek()) is not None:
@@ -126,7 +128,7 @@ class _Parser:
 
     def wrong(self, what: str, token: _Token | None) -> CallerError:
         column = len(self._text) if token is None else token.at
-        return CallerError(what, where=f"{self._text!r:.200} column {column + 1}", remedy=_REMEDY)
+        return InvalidValueError(what, where=f"{self._text!r:.200} column {column + 1}", remedy=_REMEDY)
 
 
 def _tokens(text: str, known: list[str]) -> list[_Token]:
@@ -150,7 +152,7 @@ def _name(text: str, at: int, known: list[str]) -> tuple[str, int]:
     if text[at] in "'\"":
         end = text.find(text[at], at + 1)
         if end < 0:
-            raise CallerError(
+            raise InvalidValueError(
                 "this quote is not closed", where=f"{text!r:.200} column {at + 1}", remedy=_REMEDY
             )
         return text[at + 1 : end], end + 1

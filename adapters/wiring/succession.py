@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datatask.engine.api.declare import Declared
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import NotPossibleError, OtherPipelineError, UnknownNameError
 
 
 def renamed(state: State, declared: Declared, at: int) -> list[e.Renamed]:
@@ -29,7 +29,7 @@ def check(name: str, declared: Declared, state: State, losses: Iterable[str], *,
     or open runs that the new definition would leave behind.
     """
     if state.pipeline != name:
-        raise CallerError(
+        raise OtherPipelineError(
             f"the log belongs to the pipeline {state.pipeline!r}, not to {name!r}",
             where=where,
             remedy="give each pipeline a log of its own (log=), or the same name=",
@@ -42,7 +42,7 @@ def check(name: str, declared: Declared, state: State, losses: Iterable[str], *,
         leaf = state.leaves.get(repository.id)
         lasts = repository.medium != "derived" and not repository.ephemeral
         if repository.id not in kept and leaf is not None and leaf.count and lasts:
-            raise CallerError(
+            raise NotPossibleError(
                 f"the pipeline no longer has the repository {repository.id}, which has {leaf.count} members",
                 where=where,
                 remedy=f"say was={repository.id!r} on its successor, or accept it: --accept-loss {repository.id}",
@@ -50,7 +50,7 @@ def check(name: str, declared: Declared, state: State, losses: Iterable[str], *,
     tasks = {task.name for task in definition.tasks} | named
     for name, task in state.tasks.items():
         if task.open_runs and name not in tasks:
-            raise CallerError(
+            raise NotPossibleError(
                 f"the pipeline no longer has the task {name}, which has {task.open_runs} open runs",
                 where=where,
                 remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",

@@ -16,7 +16,7 @@ from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.api.declare import dependants
 from datatask.engine.api.repositories import Repository
 from datatask.engine.api.tasks import Link, Task, ViewRepository
-from datatask.schema.errors import CallerError, unknown
+from datatask.schema.errors import NotInstalledError, unknown
 from datatask.schema.ids import check_job
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def shell(pipeline: Pipeline) -> None:
     try:
         import IPython
     except ImportError as error:
-        raise CallerError(
+        raise NotInstalledError(
             "IPython is not installed",
             remedy="pip install ipython, or install datatask with its extra [shell]",
         ) from error

@@ -18,7 +18,7 @@ from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
-from datatask.schema.errors import CallerError, unknown
+from datatask.schema.errors import InvalidValueError, unknown
 from datatask.schema.ids import check_name
 from datatask.schema.resources import UNLIMITED_LAUNCHES
 from datatask.schema.units import SECOND
@@ -95,12 +95,14 @@ def _inputs(tasks: Sequence[Task], names: _Names) -> dict[str, str]:
 
 def _check_names(tasks: Sequence[Task]) -> None:
     if len(tasks) > TASKS_MAX:
-        raise CallerError(f"a pipeline of {len(tasks)} tasks", remedy=f"tasks_max is {TASKS_MAX}")
+        raise InvalidValueError(f"a pipeline of {len(tasks)} tasks", remedy=f"tasks_max is {TASKS_MAX}")
     seen: set[str] = set()
     for task in tasks:
         check_name(task.name, "task")
         if task.name in seen:
-            raise CallerError(f"two tasks are named {task.name}", remedy="give each task a name of its own")
+            raise InvalidValueError(
+                f"two tasks are named {task.name}", remedy="give each task a name of its own"
+            )
         seen.add(task.name)
 
 
@@ -127,7 +129,7 @@ class _Names:
         else:
             leaf_id = leaf.locator() or self._fresh(f"{task}.{link}")
         if len(self.leaves) >= REPOSITORIES_MAX:
-            raise CallerError("too many repositories", remedy=f"repositories_max is {REPOSITORIES_MAX}")
+            raise InvalidValueError("too many repositories", remedy=f"repositories_max is {REPOSITORIES_MAX}")
         self.leaves.setdefault(leaf_id, leaf)
         self._ids[id(leaf)] = leaf_id
         self._objects.append(leaf)
@@ -140,7 +142,7 @@ class _Names:
             and (leaf.locator() is None or other.locator() != leaf.locator())
             and leaf.medium != "native"
         ):
-            raise CallerError(
+            raise InvalidValueError(
                 f"two repositories are named {name}: {other!r} and {leaf!r}",
                 remedy="give each place a name of its own",
             )
@@ -212,7 +214,7 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
                 starvation_after=quota.starvation_after,
             )
         if any(other.name == quota.name for other in found.values()):
-            raise CallerError(
+            raise InvalidValueError(
                 f"two quotas are named {quota.name}", remedy="share one ResourceManager, or rename one"
             )
         found[id(manager)] = quota

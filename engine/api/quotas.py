@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable
 
 from datatask.schema.definition import QuotaDef
-from datatask.schema.errors import TEXT, CallerError, expect
+from datatask.schema.errors import TEXT, InvalidValueError, expect
 from datatask.schema.ids import check_name
 from datatask.schema.resources import Resources, ResourceType
 
@@ -26,7 +26,7 @@ def nanoseconds(duration: float | dt.timedelta, what: str) -> int:
     if isinstance(duration, dt.timedelta):
         return round(duration / dt.timedelta(microseconds=1)) * 1000
     if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < 1e9:
-        raise CallerError(
+        raise InvalidValueError(
             f"{what} is {duration!r:.60}, which is no duration",
             remedy="use seconds (0 or more) or a timedelta",
         )

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import AlreadyOpenError, CallerError, InvalidValueError, NotOpenError
 
 Value = TypeVar("Value")
 Generator = AsyncGenerator[Any, None]
@@ -37,18 +37,20 @@ class Session:
         """
         name = maker.__name__
         if name in self._makers:
-            raise CallerError(
+            raise InvalidValueError(
                 f"two resources of this session are named {name}",
                 remedy="give one of the functions another name",
             )
         if self._used:
-            raise CallerError(f"resource {name} comes too late", remedy="define resources before opening")
+            raise InvalidValueError(
+                f"resource {name} comes too late", remedy="define resources before opening"
+            )
         self._makers[name] = maker
 
         def accessor() -> Value:
             value = self._values.get(name, _UNOPENED)
             if value is _UNOPENED:
-                raise CallerError(
+                raise NotOpenError(
                     f"Session is not open: resource {name} has no value",
                     remedy="use it inside `async with pipeline` (or `async with session`)",
                 )
@@ -61,7 +63,7 @@ class Session:
     async def open(self) -> None:
         """Open all resources in order; on an error close what is open and raise it."""
         if self._used:
-            raise CallerError("Session is already used", remedy="make a new Session for each opening")
+            raise AlreadyOpenError("Session is already used", remedy="make a new Session for each opening")
         self._used = True
         try:
             for name, maker in self._makers.items():
@@ -107,7 +109,7 @@ async def _first(name: str, generator: Any) -> Any:
     if not isinstance(generator, AsyncIterator):
         if isinstance(generator, Coroutine):
             generator.close()  # it was made to be awaited, and is not
-        raise CallerError(
+        raise InvalidValueError(
             f"resource {name} is no async generator, but gives a {type(generator).__name__}",
             remedy="write `async def` with one `yield`, and no decorator between it and @session.resource",
         )
@@ -127,6 +129,6 @@ async def _finish(name: str, generator: Generator) -> None:
 
 
 def _wrong_yields(name: str, what: str) -> CallerError:
-    return CallerError(
+    return InvalidValueError(
         f"resource {name} yields {what}", remedy="yield exactly once: what comes after is the closing"
     )

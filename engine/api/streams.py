@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, G
 from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NotOpenError
 
 BLOCK_BYTES = 1024 * 1024
 Mode = Literal["r", "rb", "w", "wb"]
@@ -149,7 +149,7 @@ class BytesWriter:
     async def write(self, data: bytes, /) -> int:
         """Take bytes; return how many."""
         if not self._open:
-            raise CallerError("the stream is closed", remedy="write before closing it")
+            raise NotOpenError("the stream is closed", remedy="write before closing it")
         self._parts.append(bytes(data))
         return len(data)
 
@@ -194,7 +194,7 @@ class Opening(Generic[S]):
 def check_mode(mode: str) -> None:
     """Refuse anything but r, rb, w, wb."""
     if mode not in ("r", "rb", "w", "wb"):
-        raise CallerError(f"{mode!r} is not a mode", remedy="open with 'r', 'rb', 'w' or 'wb'")
+        raise InvalidValueError(f"{mode!r} is not a mode", remedy="open with 'r', 'rb', 'w' or 'wb'")
 
 
 async def async_copyfile(src: AReadStream, dst: AWriteStream, blocksize: int = BLOCK_BYTES) -> None:

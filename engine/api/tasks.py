@@ -37,7 +37,15 @@ from datatask.schema.definition import (
     ViewName,
     view_id,
 )
-from datatask.schema.errors import FLAG, TEXT, CallerError, expect
+from datatask.schema.errors import (
+    FLAG,
+    TEXT,
+    CallerError,
+    InvalidValueError,
+    NotOpenError,
+    NotPossibleError,
+    expect,
+)
 from datatask.schema.ids import check_job, check_name
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
@@ -86,12 +94,16 @@ class Retry:
     def __post_init__(self) -> None:
         unknown = [outcome for outcome in self.on if outcome not in RETRIED]
         if isinstance(self.on, str) or unknown:
-            raise CallerError(f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}")
+            raise InvalidValueError(
+                f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}"
+            )
         if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
-            raise CallerError(f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1")
+            raise InvalidValueError(
+                f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1"
+            )
         lost = self.infrastructure_attempts
         if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
-            raise CallerError(
+            raise InvalidValueError(
                 f"infrastructure_attempts={lost!r} is no number of runs",
                 remedy="use 0 or more: so many lost runs in a row are run again",
             )
@@ -101,7 +113,7 @@ class Retry:
         """Return the declared form, in nanoseconds."""
         pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
         if len(pair) != 3 or pair[1] < 1:
-            raise CallerError(
+            raise InvalidValueError(
                 f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
             )
         first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
@@ -182,7 +194,7 @@ class ViewRepository(Repository):
         """Stop the job's run, if it has one; only `live` can be deleted from."""
         check_job(job, where=self)
         if self.view != "live":
-            raise CallerError(
+            raise NotPossibleError(
                 f"{self!r} follows from what happened",
                 where=job,
                 remedy="delete the done entry, or use retry",
@@ -248,11 +260,13 @@ class Task(ABC):
             if duration is not None:
                 nanoseconds(duration, f"{what} of task {name}")
         if conflicts not in ("rerun", "allow"):
-            raise CallerError(
+            raise InvalidValueError(
                 f"conflicts={conflicts!r} of task {name} is no choice", remedy="use 'rerun' or 'allow'"
             )
         if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
-            raise CallerError(f"concurrency={concurrency!r} of task {name}", remedy="use 1 or more, or None")
+            raise InvalidValueError(
+                f"concurrency={concurrency!r} of task {name}", remedy="use 1 or more, or None"
+            )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -277,11 +291,11 @@ class Task(ABC):
         """
         check_name(name, "link")
         if not isinstance(repo, Repository):
-            raise CallerError(
+            raise InvalidValueError(
                 f"link {name} is a {type(repo).__name__}", where=self.name, remedy="link a Repository"
             )
         if name in self.links:
-            raise CallerError(
+            raise InvalidValueError(
                 f"task {self.name} has a link {name} already ({self.links[name].repo!r})",
                 remedy="give each link a name of its own; plug(output_links=[...]) leaves some out",
             )
@@ -316,7 +330,9 @@ class Task(ABC):
         """
         allowed = None if output_links is None else set(output_links)
         if allowed is not None and (unknown := allowed - output.links.keys()):
-            raise CallerError(f"task {output.name} has no link {', '.join(sorted(unknown))}", where=self.name)
+            raise InvalidValueError(
+                f"task {output.name} has no link {', '.join(sorted(unknown))}", where=self.name
+            )
 
         def translated(repo: Repository) -> Repository:
             if translator is None:
@@ -388,7 +404,7 @@ class Task(ABC):
             return self._ready
         required, inhibits = self.required_for_start, self.inhibits_start
         if not required:
-            raise CallerError(
+            raise InvalidValueError(
                 f"nothing says which jobs task {self.name} is for",
                 remedy="link an input (is_input=True or required_for_start=True), or pass ready=",
             )
@@ -488,7 +504,7 @@ class EngineTask(Task):
 
     def _open_engine(self) -> TaskEngine:
         if self._engine is None:
-            raise CallerError(
+            raise NotOpenError(
                 f"task {self.name} is not in an open pipeline", remedy="use `async with pipeline:`"
             )
         return self._engine

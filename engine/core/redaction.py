@@ -16,7 +16,7 @@ import msgspec
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.codec import encode
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 from datatask.schema.requests import Who
 
 _MARKED = b'{"$redacted":'
@@ -35,7 +35,7 @@ def left_of(event: e.Event, position: int, by: int) -> e.Event:
     """
     strip = _STRIPPED.get(type(event))
     if strip is None:
-        raise CallerError(
+        raise NotPossibleError(
             f"a {_name(event)} cannot be redacted: the log cannot be read without it",
             where=f"position {position}",
             remedy="redact the events that hold the values and the words: "
@@ -43,7 +43,7 @@ def left_of(event: e.Event, position: int, by: int) -> e.Event:
         )
     left = strip(event, by)
     if left == event:
-        raise CallerError(
+        raise NotPossibleError(
             f"this {_name(event)} holds nothing that can be removed",
             where=f"position {position}",
             remedy=f"see `datatask log` for what it holds; names of jobs and tasks stay: {_NEEDED}",
@@ -63,7 +63,7 @@ def removed(
     events = []
     for by, (position, event) in enumerate(found, state.position + 1):
         if position in held:
-            raise CallerError(
+            raise NotPossibleError(
                 "this intent has not been carried out yet",
                 where=f"position {position}",
                 remedy="let an engine do what it says, then redact it",

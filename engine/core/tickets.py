@@ -17,7 +17,7 @@ from datatask.engine.core.changes import change_event, intended_write, intent_ev
 from datatask.engine.core.effects import BATCH_MAX, Effect, Finished, Mirror, Outbox, WriteStore
 from datatask.engine.core.store_sync import StoreSync
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 from datatask.schema.messages import Write
 
 FAILURES_TOLD_MAX = 3
@@ -110,7 +110,7 @@ class Tickets:
         """
         for write in writes:
             if self._state.medium(write.repository) in ("derived", "view"):
-                raise CallerError(
+                raise NotPossibleError(
                     f"{write.repository} follows from others and cannot be written",
                     remedy="change the repositories that it is derived from",
                 )

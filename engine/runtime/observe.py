@@ -21,7 +21,7 @@ from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
 from datatask.engine.runtime.comparing import Comparer, identity
 from datatask.engine.runtime.loop import Runtime
-from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.messages import Write
 
 logger = logging.getLogger("datatask.observing")
@@ -284,7 +284,7 @@ class Observer:
             if len(members) % FAIR == 0:
                 await asyncio.sleep(0)
             if len(members) > MEMBERS_MAX:
-                raise CallerError(
+                raise InvalidValueError(
                     f"more than {MEMBERS_MAX} members", remedy="split it (members_max is the limit)"
                 )
         if _is_called_off():  # who hears nothing of it is heard no more either

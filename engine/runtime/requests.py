@@ -20,7 +20,7 @@ from datatask.schema import errors
 from datatask.schema import events as e
 from datatask.schema import requests as r
 from datatask.schema.definition import ViewDef
-from datatask.schema.errors import CallerError, DatataskError, InternalError, unknown
+from datatask.schema.errors import DatataskError, InternalError, NotPossibleError, unknown
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 
@@ -99,7 +99,7 @@ def _delete(runtime: Runtime, request: r.DeleteValues) -> int:
     jobs = [check_job(job) for job in request.jobs]
     if isinstance(rule, ViewDef):
         if rule.view != "live":
-            raise CallerError(f"{leaf.id} is a view", remedy="use `retry` to open the job anew")
+            raise NotPossibleError(f"{leaf.id} is a view", remedy="use `retry` to open the job anew")
         return _stop(runtime, request, runtime.state.tasks[rule.task], jobs, "deleted")
     return _change(runtime, request, [Write(repository=leaf.id, job=job, op="delete") for job in jobs])
 
@@ -120,7 +120,7 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
     state, job = runtime.state, check_job(request.job)
     index = state.job_index.get(job)
     if not request.force and (index is None or index not in task.queue):
-        raise CallerError(
+        raise NotPossibleError(
             "Task is not ready to launch - use -f to force",
             where=f"{request.task} {job}",
             remedy=f"see `datatask why {request.task} {job}`",
@@ -128,7 +128,7 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
     if not request.over_quota:
         _check_quota(runtime, task)
     if task.name in runtime.reactor.unavailable:
-        raise CallerError(
+        raise NotPossibleError(
             "its runner has not finished recovery", where=task.name, remedy="try again in a moment"
         )
     decided = e.LaunchDecided(
@@ -150,7 +150,7 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
 def _check_quota(runtime: Runtime, task: TaskState) -> None:
     constraint = constraint_on(runtime.state, task, runtime.now())
     if constraint:
-        raise CallerError(
+        raise NotPossibleError(
             f"one more launch does not fit ({constraint})",
             where=task.name,
             remedy="wait, raise the limit, or launch with --over-quota",
@@ -206,7 +206,7 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
         index = runtime.state.job_index.get(check_job(job))
         episode = None if index is None else task.episodes.get(index)
         if index is None or (episode is not None and episode.run):
-            raise CallerError(
+            raise NotPossibleError(
                 f"{job} has no ended run of {task.name} to retry" if index is None else f"{job} is running",
                 where=f"{task.name} {job}",
                 remedy=f"see `datatask why {task.name} {job}`",
@@ -284,7 +284,9 @@ def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
 def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
     leaf = _known_leaf(runtime, request.repository)
     if not leaf.held:
-        raise CallerError(f"{leaf.id} is not held", remedy="`datatask status` tells which repositories are")
+        raise NotPossibleError(
+            f"{leaf.id} is not held", remedy="`datatask status` tells which repositories are"
+        )
     runtime.accepted[leaf.id] = r.Who(request.actor, request.reason, request.id)
     runtime.relist(leaf.id)
     return runtime.reactor.tickets.ask([])
@@ -333,10 +335,5 @@ _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {
 
 def error_of(refusal: r.Refusal) -> Exception:
     """Return the error that a refusal tells of."""
-    kinds = {
-        kind.code: kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.DatataskError)
-    }
-    kind = kinds.get(refusal.code, CallerError)
+    kind = errors.error_with(refusal.code)
     return kind(refusal.what, where=refusal.where, remedy=refusal.remedy)

@@ -27,7 +27,7 @@ from datatask.adapters.history.export.files import (
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
-from datatask.schema.errors import CallerError, unknown
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError, unknown
 
 Format = Literal["parquet", "jsonl", "csv", "openlineage"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -61,10 +61,10 @@ def _export(reader: LogReader, state: State, order: Order, form: Format) -> list
     if len(names) == 1 and not _folder(form, order):
         return [_one(reader, state, order, form, names[0], order.target)]
     if order.target == STDOUT:
-        raise CallerError("stdout takes one table", remedy="name it: --table events")
+        raise InvalidValueError("stdout takes one table", remedy="name it: --table events")
     folder = Path(order.target)
     if folder.exists() and not folder.is_dir():
-        raise CallerError(
+        raise InvalidValueError(
             "this is no directory", where=str(folder), remedy="name a directory, or one --table"
         )
     paths = [folder / f"{name}.{form}" for name in names]
@@ -98,7 +98,7 @@ def _guessed(target: str) -> Format:
         return "jsonl"
     found = _SUFFIXES.get(Path(target).suffix)
     if found is None:
-        raise CallerError(
+        raise InvalidValueError(
             "the name does not say the format", where=target, remedy=f"use --format {'|'.join(FORMATS)}"
         )
     return found
@@ -130,7 +130,7 @@ def _opened(target: str, force: bool) -> Iterator[IO[bytes]]:
 
 def _one(reader: LogReader, state: State, order: Order, form: Format, name: str, target: str) -> Written:
     if target == STDOUT and form == "parquet" and sys.stdout.isatty():
-        raise CallerError("Parquet is no text for a terminal", remedy="name a file, or pipe it")
+        raise InvalidValueError("Parquet is no text for a terminal", remedy="name a file, or pipe it")
     with _opened(target, order.force) as file:
         if form == "jsonl" and name == "events":  # as `log --json` has them
             found = tables.recorded(reader, state, order.wanted)
@@ -150,7 +150,7 @@ def _openlineage(reader: LogReader, state: State, order: Order) -> Written:
     from datatask.adapters.history.export.openlineage import run_events
 
     if order.names:
-        raise CallerError("OpenLineage has no tables", remedy="leave out --table")
+        raise NotPossibleError("OpenLineage has no tables", remedy="leave out --table")
     events = run_events(reader, state, order.wanted)
     with _opened(order.target, order.force) as file:
         return Written(order.target, lines(file, events), _size(order.target, file))

@@ -19,7 +19,7 @@ import msgspec
 
 from datatask.adapters.history.export.tables import Row, Type
 from datatask.adapters.store.staged import take_over
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import AlreadyThereError, CallerError, InvalidValueError, NotInstalledError
 from datatask.schema.units import iso
 
 GROUP_ROWS = 50_000
@@ -153,7 +153,7 @@ def load_arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise CallerError(
+        raise NotInstalledError(
             "Parquet needs pyarrow, which is not installed",
             remedy="pip install 'datatask-engine[parquet]', or use --format jsonl",
         ) from None
@@ -174,13 +174,15 @@ def refuse(paths: Sequence[Path], force: bool) -> None:
     """Raise `CallerError` where something is there already, or could not be written."""
     for path in paths:
         if path.is_dir():
-            raise CallerError("this is a directory", where=str(path), remedy="name a file")
+            raise AlreadyThereError("this is a directory", where=str(path), remedy="name a file")
         if path.exists() and not force:
-            raise CallerError(
+            raise AlreadyThereError(
                 "this file is there already", where=str(path), remedy="use --force, or another name"
             )
         if not path.parent.is_dir():
-            raise CallerError("there is no such directory", where=str(path.parent), remedy="make it first")
+            raise InvalidValueError(
+                "there is no such directory", where=str(path.parent), remedy="make it first"
+            )
 
 
 @contextmanager

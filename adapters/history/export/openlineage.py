@@ -23,7 +23,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema import definition as d
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 from datatask.schema.units import iso
 from datatask.schema.version import VERSION
 
@@ -95,7 +95,7 @@ class _Open:
 def run_events(reader: LogReader, state: State, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """Yield the events of the runs that were decided in the span that is wanted, and of the engine's sessions in it."""
     for name in sorted(wanted.used() - {"tasks", "jobs", "runs"}):
-        raise CallerError(
+        raise NotPossibleError(
             f"{OPTIONS[name]} does not filter OpenLineage events",
             remedy="use --task, --job, --run, --since, --until",
         )

@@ -19,7 +19,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema import events as e
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 
 Type = Literal["integer", "number", "text", "time", "flag"]
 Row = tuple[Any, ...]
@@ -122,7 +122,7 @@ OPTIONS = {
 def check(table: str, wanted: Wanted) -> None:
     """Raise `CallerError` for filters that a table has no columns for."""
     for name in sorted(wanted.used() - _TAKES[table]):
-        raise CallerError(
+        raise NotPossibleError(
             f"{OPTIONS[name]} does not filter the table {table}",
             remedy="leave it out, or name a table that it filters, such as --table events",
         )

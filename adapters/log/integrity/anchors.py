@@ -17,7 +17,7 @@ import msgspec
 
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.reader import LogReader
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import CallerError, DatataskError, InvalidValueError
 from datatask.schema.troubles import Divergence
 
 _BYTES_MAX = 1 << 28
@@ -66,7 +66,7 @@ def read_anchors(path: Path) -> list[Anchor]:
         lines = file.readlines(_BYTES_MAX)
     anchors = [_anchor(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not anchors:
-        raise CallerError(
+        raise InvalidValueError(
             "there is no anchor in it", where=str(path), remedy="note one with `datatask log-anchor FILE`"
         )
     return anchors
@@ -119,7 +119,7 @@ def _anchor(path: Path, number: int, line: bytes) -> Anchor:
 
 
 def _no_anchor(path: Path, number: int) -> CallerError:
-    return CallerError(
+    return InvalidValueError(
         "this is no anchor",
         where=f"{path} line {number}",
         remedy='a line is {"log", "position", "chain", "at"}, as `datatask log-anchor` prints it',

@@ -29,7 +29,7 @@ from datatask.adapters.log.maintenance.garbage import archives_of, named_by_even
 from datatask.adapters.log.open import sync_folder
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import make_private
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import AlreadyThereError, NoLogError, UnknownNameError
 
 _UNFINISHED = ".unfinished-"
 
@@ -74,7 +74,7 @@ def copy_log(
     """
     source = locate(place).path
     if source is None:
-        raise CallerError("a log in memory cannot be copied", remedy="name a file with --log")
+        raise NoLogError("a log in memory cannot be copied", remedy="name a file with --log")
     dest = Path(os.path.abspath(dest))
     _refuse_existing(dest)
     with mapped(dest), LogReader(source) as reader:
@@ -201,7 +201,7 @@ def _check_blob(path: Path, digest: str) -> None:
 
 def _refuse_existing(dest: Path) -> None:
     if os.path.lexists(dest):
-        raise CallerError(
+        raise AlreadyThereError(
             "this exists: a backup overwrites nothing", where=str(dest), remedy="name a new folder"
         )
 

@@ -35,7 +35,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core import checkpoints
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.ports import Filters
-from datatask.schema.errors import CallerError, LogDamagedError, UnknownNameError
+from datatask.schema.errors import AlreadyThereError, LogDamagedError, UnknownNameError
 from datatask.schema.events import ArchiveCut, PayloadRedacted
 
 _ABOUT_RUNS = """
@@ -194,7 +194,7 @@ def _left(place: Path, head: Head) -> bool:
     if (there.log, there.chain_before, there.chain_after) == (head.log, head.chain_before, head.chain_after):
         return True
     whose = "of another log" if there.log != head.log else "of another past of this log"
-    raise CallerError(
+    raise AlreadyThereError(
         f"an archive {whose} is in the way",
         where=str(place),
         remedy="move it to where its log is, then again",

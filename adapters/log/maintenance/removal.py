@@ -15,7 +15,7 @@ from datatask.adapters.log.integrity.verify import left_digest
 from datatask.adapters.log.tail import Removal
 from datatask.engine.core.redaction import left_of
 from datatask.schema.codec import Row, decode, encode, payload_digest
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import NotPossibleError, UnknownNameError
 from datatask.schema.events import Event
 
 Execute = Callable[[str, tuple[Any, ...]], Any]
@@ -51,7 +51,7 @@ def remove_payload(execute: Execute, removal: Removal, path: Path) -> None:
         stays = None if left is None else left.decode()
         hashed = bytes.fromhex(payload_digest(None if payload is None else payload.encode(), salt))
         if not hashed:
-            raise CallerError("this event has no payload", where=f"position {removal.position}")
+            raise NotPossibleError("this event has no payload", where=f"position {removal.position}")
         execute(_REMOVE, (stays, hashed, removal.position))
         payload = stays
     if left_digest(payload) != removal.left:

@@ -21,7 +21,7 @@ from datatask.adapters.log.maintenance.archives import read_rows, unbroken
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import check_above, make_private, private
 from datatask.schema.codec import CHAIN_START
-from datatask.schema.errors import CallerError, LogDamagedError, TemporaryError
+from datatask.schema.errors import CallerError, InvalidValueError, LogDamagedError, TemporaryError
 from datatask.schema.version import APPLICATION_ID
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def cache_folder(uuid: str) -> Path:
     """Return where copies of a log are kept for this user; `CallerError` where there is no such place, or others may fill it."""
     root = user_cache()
     if root is None:
-        raise CallerError(
+        raise InvalidValueError(
             "there is no place for a copy of the log: no home is known", where="--with-archives",
             remedy="set HOME or XDG_CACHE_HOME",
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from datatask.engine.api.repositories.repository import Repository, Resolve
 from datatask.schema import definition as d
-from datatask.schema.errors import FLAG, CallerError, expect, expect_one
+from datatask.schema.errors import FLAG, InvalidValueError, expect, expect_one
 from datatask.schema.ids import check_job
 
 
@@ -38,7 +38,7 @@ class _Aggregate(_Combination):
     def __init__(self, **children: Repository) -> None:
         super().__init__()
         if not children:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{type(self).__name__} needs at least one repository", remedy="pass name=repository"
             )
         for child, repository in children.items():

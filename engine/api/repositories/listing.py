@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from datatask.engine.ports import Change, Listed, Store
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 from datatask.schema.values import decode_value
@@ -33,7 +33,7 @@ MEMBER = "-"
 def check_names(looked: int, where: object) -> None:
     """Raise `CallerError` when a listing has told more names than anybody can mean."""
     if looked > NAMES_MAX:
-        raise CallerError(
+        raise InvalidValueError(
             f"a listing of more than {NAMES_MAX} names",
             where=f"{where!r:.160}",
             remedy="split it (names_max is the limit); or does it never end?",
@@ -103,7 +103,7 @@ class ListedStore:
         elif self._repository.is_blob() and (write.data is not None or write.source is not None):
             await _write_blob(self._repository, write)
         else:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{self._repository!r} cannot take this value",
                 where=write.job,
                 remedy="documents go to metadata repositories, bytes to blob repositories",

@@ -15,7 +15,7 @@ from datatask.engine.api.repositories.listing import told_invalid
 from datatask.engine.api.repositories.repository import DerivedLeaf, Repository, Resolve
 from datatask.engine.api.streams import Mode, Opening, check_mode
 from datatask.schema.definition import AnyExpr, In, TranslatedDef
-from datatask.schema.errors import FLAG, CallerError, UnknownNameError, expect
+from datatask.schema.errors import FLAG, NotPossibleError, UnknownNameError, expect
 from datatask.schema.ids import check_job, is_job
 
 
@@ -125,7 +125,7 @@ class RelatedItemRepository(DerivedLeaf):
 
     def _check(self, able: bool, what: str) -> None:
         if not able:
-            raise CallerError(f"{self.base_repository!r} does not hold {what}", where=repr(self))
+            raise NotPossibleError(f"{self.base_repository!r} does not hold {what}", where=repr(self))
 
     def is_blob(self) -> bool:
         """As the base."""

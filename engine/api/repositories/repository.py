@@ -20,7 +20,16 @@ from datatask.engine.api.streams import AReadStream, AReadText, AWriteStream, AW
 from datatask.engine.ports import Store
 from datatask.engine.run_context import Binding
 from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
-from datatask.schema.errors import FLAG, FUNCTION, TEXT, CallerError, expect
+from datatask.schema.errors import (
+    FLAG,
+    FUNCTION,
+    TEXT,
+    AlreadyOpenError,
+    CallerError,
+    InvalidValueError,
+    NotPossibleError,
+    expect,
+)
 from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 from datatask.schema.messages import Write
 
@@ -65,7 +74,7 @@ class Repository(ABC):
         self.was = was
         if record is not None:
             if record not in ("value", "digest", "version"):
-                raise CallerError(
+                raise InvalidValueError(
                     f"record={record!r} is not a choice", remedy="use 'value', 'digest' or 'version'"
                 )
             self.record = record
@@ -190,7 +199,9 @@ class Repository(ABC):
     def id(self) -> str:
         """The id under which the pipeline knows this leaf."""
         if self._id is None:
-            raise CallerError(f"{self!r} has no id yet", remedy="link it to a task and open the pipeline")
+            raise InvalidValueError(
+                f"{self!r} has no id yet", remedy="link it to a task and open the pipeline"
+            )
         return self._id
 
     @property
@@ -201,7 +212,7 @@ class Repository(ABC):
     def bind(self, id: str, binding: Binding) -> None:
         """Connect with the engine of a pipeline that opens, under the id that it gave."""
         if self._binding is not None and self._binding is not binding:
-            raise CallerError(
+            raise AlreadyOpenError(
                 f"{self!r} belongs to another open pipeline",
                 remedy="make one repository object per open pipeline",
             )
@@ -335,7 +346,7 @@ class MapRepository(DerivedLeaf):
 
     async def dump(self, job: str, data: Any) -> None:
         """Refuse: a function cannot be run backwards."""
-        raise CallerError(
+        raise NotPossibleError(
             f"{self!r} cannot be written", where=job, remedy="write to the repository that it maps"
         )
 

@@ -45,7 +45,7 @@ from datatask.engine.run_context import (
     ValueRef,
     current_run,
 )
-from datatask.schema.errors import CallerError, ConflictError, LogDamagedError
+from datatask.schema.errors import ConflictError, LogDamagedError, NotPossibleError
 from datatask.schema.events import ABSENT
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
@@ -244,7 +244,7 @@ class StoredRepository(Repository):
 
     def _engine(self) -> Binding:
         if self._binding is None:
-            raise CallerError(
+            raise NotPossibleError(
                 f"{self!r} keeps its values in the log of a pipeline",
                 remedy="use it within `async with pipeline:`, linked to one of its tasks",
             )
