@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from datatask.adapters.history.atomic_file import write_whole
+from datatask.adapters.history.export.files import write_marked
 from datatask.schema.units import duration_words, iso
 
 Phase = Literal["waiting", "ready", "starting", "running", "retrying", "ended"]
@@ -158,7 +158,7 @@ def draw(timelines: Sequence[Timeline]) -> str:
 
 def save(path: Path, svg: str) -> None:
     """Write a drawing whole or not at all; over an earlier drawing, but over no other file."""
-    write_whole(path, svg, mark="<svg", what="drawing")
+    write_marked(path, svg, mark="<svg", what="drawing")
 
 
 class _Axis:

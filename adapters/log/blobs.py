@@ -13,6 +13,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import mapped, translate
 from datatask.adapters.log.private import hand_over
 from datatask.adapters.trust import check_found, make_private, private
@@ -158,11 +159,7 @@ class FileBlobs:
 
     def _sync(self, path: Path) -> None:
         if self._durable:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -22,7 +22,6 @@ import hmac
 import itertools
 import logging
 import os
-import threading
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +30,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
+from datatask.adapters.atomic_file import whole
 from datatask.adapters.log.base import CheckedReader
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.queries import Query
@@ -145,21 +145,11 @@ def write_checkpoint(
     digest = hashlib.sha256(stored).hexdigest()
     header = _Header(uuid, position, chain.hex(), version, len(body), digest, "zlib" if packed else "", mac)
     make_private(folder)
-    fresh = folder / f"new-{os.getpid()}-{threading.get_ident()}-{next(_fresh_numbers)}"
-    try:
-        with open(fresh, "wb", opener=private) as file:
-            file.write(msgspec.json.encode(header) + b"\n")
-            file.write(stored)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-            size = file.tell()
-        os.rename(fresh, folder / (f"{position}-{version}-{event}" if event else f"{position}-{version}"))
-    except BaseException:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-    return size
+    name = f"{position}-{version}-{event}" if event else f"{position}-{version}"
+    with whole(folder / name, durable=durable, opener=private) as file:
+        file.write(msgspec.json.encode(header) + b"\n")
+        file.write(stored)
+        return file.tell()
 
 
 class ChangedError(LogError):

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
 
+from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.header import Header, check_may_write, parse_header
 from datatask.adapters.log.integrity.unwritten import refuse_hidden
@@ -91,7 +92,7 @@ def create_log(path: Path, opener: Opener, uuid: str, salts: Iterator[int]) -> N
         finally:
             connection.close()
         os.rename(fresh, path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def open_log(path: Path, opener: Opener, durability: Durability) -> Opened:
@@ -126,15 +127,6 @@ def driver(connection: Connection) -> sqlite3.Connection:
     found: Any = connection.connection.driver_connection
     assert isinstance(found, sqlite3.Connection)
     return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was renamed into a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _take_over(connection: Connection, path: Path, opener: Opener) -> Opened:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datatask.adapters.history.atomic_file import write_whole
+from datatask.adapters.history.export.files import write_marked
 from datatask.adapters.sim import charts
 from datatask.adapters.sim.bottleneck import relieve
 from datatask.adapters.sim.charts import Bar, span
@@ -48,7 +48,7 @@ def save(
     path: Path, results: Sequence[Result], definition: PipelineDef, recording: Recording | None = None
 ) -> None:
     """Write the page whole or not at all; over an earlier report, but over no other file."""
-    write_whole(path, page(results, definition, recording), mark=MARK, what="report")
+    write_marked(path, page(results, definition, recording), mark=MARK, what="report")
 
 
 def page(results: Sequence[Result], definition: PipelineDef, recording: Recording | None = None) -> str:

@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+from datatask.adapters.atomic_file import sync
 from datatask.adapters.store.staged import give, of_new_files
 
 AGE_SECONDS = 1.0
@@ -151,7 +152,7 @@ class _Syncs:
                 self._begun = number = self._begun + 1
                 self._changed.release()
                 try:
-                    _sync(folder)
+                    sync(folder)
                 finally:
                     self._changed.acquire()
                     self._busy = False
@@ -165,11 +166,3 @@ _syncs: dict[str, _Syncs] = {}
 def sync_folder(path: str | os.PathLike[str]) -> None:
     """Make a folder's names durable; as many as ask at once cost two syncs."""
     _syncs.setdefault(os.fspath(path), _Syncs()).sync(path)
-
-
-def _sync(folder: str | os.PathLike[str]) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,7 @@ from datatask.adapters.history.export.files import (
     load_arrow,
     refuse,
     stdout,
-    whole,
+    written,
 )
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
@@ -124,7 +124,7 @@ def _opened(target: str, force: bool) -> Iterator[IO[bytes]]:
             yield file
         return
     refuse([Path(target)], force)
-    with whole(Path(target)) as file:
+    with written(Path(target)) as file:
         yield file
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import msgspec
 
+from datatask.adapters.atomic_file import whole
 from datatask.adapters.history.export.tables import Row, Type
 from datatask.adapters.store.staged import take_over
 from datatask.schema.errors import AlreadyThereError, CallerError, InvalidValueError, NotInstalledError
@@ -186,25 +187,35 @@ def refuse(paths: Sequence[Path], force: bool) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name when all of it is on disk, and not otherwise."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    hidden = f".{path.name}.{os.getpid()}.part"
+    with (
+        _mapped(path),
+        whole(path, durable=True, fresh=hidden, finish=lambda fresh: take_over(fresh, path)) as file,
+    ):
+        yield file
+
+
+def write_marked(path: Path, text: str, *, mark: str, what: str) -> None:
+    """Write a text that begins with `mark`, over no file that does not; `CallerError` where that cannot be."""
+    with _mapped(path), suppress(FileNotFoundError), path.open("rb") as file:
+        if file.read(len(mark)) != mark.encode():
+            raise InvalidValueError(f"this file is no {what}", where=str(path), remedy="name another file")
+    with written(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[None]:
     try:
-        with fresh.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        take_over(fresh, path)
-        fresh.replace(path)
+        yield
     except OSError as error:
         raise CallerError(
             f"cannot write: {error.strerror or error}",
             where=str(path),
             remedy="see the disk, or name another place",
         ) from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from datatask.adapters.atomic_file import whole
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, told_by
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
@@ -50,16 +51,10 @@ def read_rounds(log: Path) -> LastRounds:
 def write_rounds(log: Path, rounds: LastRounds) -> None:
     """Keep the note, whole or not at all; a disk that does not take it loses nothing but this."""
     path = verified_path(log) / _NAME
-    fresh = path.with_name(f"new-{os.getpid()}-{_NAME}")
     with suppress(OSError, UnsafePlaceError):
         make_private(path.parent)
-        try:
-            with open(fresh, "wb", opener=private) as file:
-                file.write(msgspec.json.encode(rounds))
-            os.replace(fresh, path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
+        with whole(path, durable=False, opener=private) as file:
+            file.write(msgspec.json.encode(rounds))
 
 
 class UpTo(NamedTuple):

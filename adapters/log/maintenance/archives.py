@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from datatask.adapters.atomic_file import sync, whole
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import archives_path
 from datatask.adapters.log.queries import Stored
@@ -115,22 +115,14 @@ def write_archive(folder: Path, head: Head, rows: Iterable[Stored], *, check: bo
     with mapped(folder):
         make_private(folder)
         path = folder / f"{head.first}-{head.last}{SUFFIX}"
-        fresh = folder / "new"  # whoever writes here has the lease
-        try:
-            with open(fresh, "wb", opener=private) as raw:
-                with gzip.GzipFile(
-                    filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0
-                ) as file:
-                    _write(file, head, rows)
-                raw.flush()
-                os.fsync(raw.fileno())
-            if check:
-                check_archive(fresh)
-            os.rename(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        _sync(folder)
-        _sync(folder.parent)
+        finish = check_archive if check else lambda fresh: None
+        # Whoever writes here has the lease: one name will do.
+        with (
+            whole(path, durable=True, fresh="new", opener=private, finish=finish) as raw,
+            gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as file,
+        ):
+            _write(file, head, rows)
+        sync(folder.parent)
     return path
 
 
@@ -248,11 +240,3 @@ class _damage:
 
 def _damaged(path: Path, why: str) -> LogDamagedError:
     return LogDamagedError(f"the archive is damaged: {why}", where=str(path), remedy=_REMEDY)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import checkpoints_in
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.integrity.verify import chain_faults
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, locate
 from datatask.adapters.log.maintenance.garbage import archives_of, named_by_events, named_by_files
-from datatask.adapters.log.open import sync_folder
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import make_private
 from datatask.schema.errors import AlreadyThereError, NoLogError, UnknownNameError
@@ -93,7 +93,7 @@ def copy_log(
             _refuse_existing(dest)
             os.rename(folder, dest)
             step("renamed")
-            sync_folder(dest.parent)
+            sync(dest.parent)
     return Backup(log=dest / source.name, removed=tuple(removed), **told)
 
 
@@ -249,9 +249,5 @@ def _remove_sidecars(copy: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
-            descriptor = os.open(Path(root) / name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(root))
+            sync(Path(root) / name)
+        sync(Path(root))

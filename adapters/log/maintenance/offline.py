@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.header import check_may_write
 from datatask.adapters.log.integrity.unwritten import refuse_hidden
@@ -20,7 +21,6 @@ from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.lease import Lease, Patience, take_lease
 from datatask.adapters.log.locate import refuse_network
 from datatask.adapters.log.maintenance.removal import remove_payload
-from datatask.adapters.log.open import sync_folder
 from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail, system_salts
@@ -130,7 +130,7 @@ def caretaking(path: Path) -> Iterator[Caretaker]:
             refuse_hidden(connection.execute, path)
             reader.close()
             yield Caretaker(path, connection, *_end(path, connection))
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         lease.release()
 

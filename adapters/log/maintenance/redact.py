@@ -8,7 +8,6 @@ digest is noted first, in `<log>.blobs/redacting`, so that whoever comes after a
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import time
@@ -17,6 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from datatask.adapters.atomic_file import sync, whole
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
@@ -24,7 +24,6 @@ from datatask.adapters.log.maintenance.archives import archives_of, read_head, r
 from datatask.adapters.log.maintenance.garbage import garbage, named_by_events, named_by_files, remove
 from datatask.adapters.log.maintenance.offline import empty_wal
 from datatask.adapters.log.maintenance.removal import ROW, event_of
-from datatask.adapters.log.open import sync_folder
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import private
@@ -154,14 +153,8 @@ def note(path: Path, digests: set[str]) -> None:
     root = blobs_path(path)
     if not root.is_dir():
         return
-    with mapped(root):
-        fresh = root / f"{_NOTE}.new"
-        with open(fresh, "w", opener=private) as file:
-            file.writelines(f"{digest}\n" for digest in sorted(digests | noted(path)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(fresh, root / _NOTE)
-        sync_folder(root)
+    with mapped(root), whole(root / _NOTE, durable=True, fresh=f"{_NOTE}.new", opener=private) as file:
+        file.writelines(f"{digest}\n".encode() for digest in sorted(digests | noted(path)))
 
 
 def noted(path: Path) -> set[str]:
@@ -185,10 +178,10 @@ def settle(reader: LogReader) -> tuple[set[str], set[str]]:
             with suppress(UnknownNameError):
                 place = blobs.path(digest)
                 place.unlink()
-                sync_folder(place.parent)
+                sync(place.parent)
                 removed.add(digest)
         (root / _NOTE).unlink(missing_ok=True)
-        sync_folder(root)
+        sync(root)
     return removed, stay
 
 

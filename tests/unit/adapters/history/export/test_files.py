@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.history.atomic_file import write_whole
-from datatask.adapters.history.export.files import whole
+from datatask.adapters.history.export.files import write_marked, written
 from datatask.adapters.store.staged import belonging
 
 
@@ -17,13 +16,13 @@ def test_what_people_have_written_for_them_belongs_to_whom_it_did(tmp_path: Path
     os.chown(tmp_path, -1, 4242)
     tmp_path.chmod(0o2775)
     path = tmp_path / "report"
-    write_whole(path, "# 1", mark="#", what="report")
+    write_marked(path, "# 1", mark="#", what="report")
     (tmp_path / "made").touch()
     assert belonging(path) == belonging(tmp_path / "made")
     os.chown(path, -1, 4243)
     path.chmod(0o604)
     before = belonging(path)
-    write_whole(path, "# 2", mark="#", what="report")
-    with whole(path) as file:
+    write_marked(path, "# 2", mark="#", what="report")
+    with written(path) as file:
         file.write(b"3")
     assert (belonging(path), path.read_text()) == (before, "3")
