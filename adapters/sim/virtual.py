@@ -73,7 +73,8 @@ class VirtualClock:
 class HasTasks(Protocol):
     """A pipeline that is not open yet."""
 
-    tasks: Mapping[str, Task]
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
 
 
 class RecordingRunner:

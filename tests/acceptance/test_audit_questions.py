@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from acceptance.test_documents import ROOT, Block, Shell, blocks, sessions
+
+from tests.acceptance.test_documents import ROOT, Block, Shell, blocks, sessions
 
 NUMBERS = re.compile(r"\d[\d.:TZ-]*(?:e-\d+)?")
 IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}")

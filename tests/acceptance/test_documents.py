@@ -67,7 +67,8 @@ def shell(tmp_path: Path) -> Shell:
 
 def sessions(body: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each command of a console block and the lines that it is said to print."""
-    command, output = "", []
+    command = ""
+    output: list[str] = []
     for line in body.splitlines():
         if line.startswith("$ "):
             if command:

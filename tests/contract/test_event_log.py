@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -37,6 +38,9 @@ from tests.golden.samples import SAMPLES as EVERY_KIND
 NOW = 1_700_000_000_000_000_000
 UUID = "0123456789abcdef0123456789abcdef"
 
+Opened = Callable[[], AbstractAsyncContextManager[Any]]
+"""Opens a log, which has more than an `EventLog`, for the length of an `async with`."""
+
 SAMPLES = [event for event in EVERY_KIND if type(event).__name__ != "PayloadRedacted"]
 """A redaction is carried out where it is appended: it has tests of its own."""
 
@@ -59,9 +63,7 @@ async def memory_log(_: Path) -> MemoryLog:
 
 
 @pytest.fixture(params=[memory_log, sqlite_log], ids=["memory", "sqlite"])
-def opened(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Callable[[], AbstractAsyncContextManager[EventLog]]:
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Give a function that opens the log for the length of an `async with`."""
 
     @asynccontextmanager
@@ -87,13 +89,13 @@ async def positions(log: EventLog, filters: Filters, after: int = 0, until: int 
     return [position async for position, _ in log.read(after, until, filters)]
 
 
-async def test_a_new_log_begins_with_its_creation(opened):
+async def test_a_new_log_begins_with_its_creation(opened: Opened) -> None:
     async with opened() as log:
         assert (log.head, log.next, log.epoch, log.pipeline) == (1, 2, 1, "p")
         assert await all_batches(log) == [Batch(1, (LogCreated(at=NOW, log=log.uuid, pipeline="p"),))]
 
 
-async def test_positions_have_no_gaps_and_follow_the_order_of_the_calls(opened):
+async def test_positions_have_no_gaps_and_follow_the_order_of_the_calls(opened: Opened) -> None:
     async with opened() as log:
         assert log.enqueue([put("a"), put("b")]) == range(2, 4)
         assert log.next == 4
@@ -102,7 +104,7 @@ async def test_positions_have_no_gaps_and_follow_the_order_of_the_calls(opened):
         assert [event.job for event in await log.fetch([4, 2, 3])] == ["c", "a", "b"]
 
 
-async def test_batches_come_back_whole_and_as_they_were(opened):
+async def test_batches_come_back_whole_and_as_they_were(opened: Opened) -> None:
     async with opened() as log:
         for event in SAMPLES:
             await log.append([event, put("x")])
@@ -111,7 +113,7 @@ async def test_batches_come_back_whole_and_as_they_were(opened):
         assert [batch.first for batch in batches] == list(range(2, 2 + 2 * len(SAMPLES), 2))
 
 
-async def test_batches_go_from_a_boundary_up_to_the_one_that_holds_until(opened):
+async def test_batches_go_from_a_boundary_up_to_the_one_that_holds_until(opened: Opened) -> None:
     async with opened() as log:
         await log.append([put("a"), put("b"), put("c")])
         await log.append([put("d"), put("e")])
@@ -121,7 +123,7 @@ async def test_batches_go_from_a_boundary_up_to_the_one_that_holds_until(opened)
         assert await all_batches(log, after=6) == []
 
 
-async def test_two_hundred_callers_at_once_each_get_a_place_of_their_own(opened):
+async def test_two_hundred_callers_at_once_each_get_a_place_of_their_own(opened: Opened) -> None:
     async with opened() as log:
         told: list[int] = []
         log.subscribe(told.append)
@@ -136,7 +138,7 @@ async def test_two_hundred_callers_at_once_each_get_a_place_of_their_own(opened)
             assert event.job == f"job-{(span.start - 2) // 2}"
 
 
-async def test_nothing_is_told_from_inside_the_call_and_only_what_is_durable(opened):
+async def test_nothing_is_told_from_inside_the_call_and_only_what_is_durable(opened: Opened) -> None:
     async with opened() as log:
         told: list[int] = []
         end = log.subscribe(told.append)
@@ -152,14 +154,14 @@ async def test_nothing_is_told_from_inside_the_call_and_only_what_is_durable(ope
 
 
 @pytest.mark.parametrize("count", [0, 10_001])
-async def test_a_batch_of_the_wrong_size_is_refused_and_takes_no_position(opened, count):
+async def test_a_batch_of_the_wrong_size_is_refused_and_takes_no_position(opened: Opened, count: int) -> None:
     async with opened() as log:
         with pytest.raises(CallerError, match="10,000"):
             log.enqueue([put()] * count)
         assert await log.append([put()]) == range(2, 3)
 
 
-async def test_the_largest_batch_is_appended_whole(opened):
+async def test_the_largest_batch_is_appended_whole(opened: Opened) -> None:
     async with opened() as log:
         await log.append([put(f"j{n % 3000}") for n in range(10_000)])
         assert [len(batch.events) for batch in await all_batches(log)] == [1, 10_000]
@@ -185,7 +187,7 @@ async def test_the_largest_batch_is_appended_whole(opened):
         (Filters(kinds=("RunEnded",), jobs=("b",)), []),
     ],
 )
-async def test_filters(opened, filters, expected):
+async def test_filters(opened: Opened, filters: Filters, expected: list[int]) -> None:
     async with opened() as log:
         await log.append([put("b", at=NOW + 1, actor="zoe", value=msgspec.Raw(b'"\\"\xc3\xa9"'))])
         await log.append(
@@ -199,14 +201,14 @@ async def test_filters(opened, filters, expected):
         assert await positions(log, filters, after=2, until=4) == [p for p in expected if 2 < p <= 4]
 
 
-async def test_a_launch_decision_comes_back_without_the_run_that_it_is(opened):
+async def test_a_launch_decision_comes_back_without_the_run_that_it_is(opened: Opened) -> None:
     async with opened() as log:
         event = LaunchDecided(at=NOW, task="t", job="a", episode=1, attempt=1)
         await log.append([event])
         assert await log.fetch([2]) == [event]
 
 
-async def test_fetching_what_is_not_there_names_the_position(opened):
+async def test_fetching_what_is_not_there_names_the_position(opened: Opened) -> None:
     async with opened() as log:
         assert await log.fetch([]) == []
         assert await log.fetch([1, 1]) == [await first(log)] * 2
@@ -219,7 +221,7 @@ async def first(log: EventLog) -> Event:
     return event
 
 
-async def test_an_unknown_event_is_carried_and_chained(opened):
+async def test_an_unknown_event_is_carried_and_chained(opened: Opened) -> None:
     async with opened() as log:
         event = UnknownEvent(at=NOW, name="FutureThing", version=3, payload=b'{"a":1}')
         await log.append([event])
@@ -227,7 +229,7 @@ async def test_an_unknown_event_is_carried_and_chained(opened):
         assert len(log.chain_at(2)) == 32
 
 
-async def test_the_chain_has_a_hash_at_batch_boundaries_only(opened):
+async def test_the_chain_has_a_hash_at_batch_boundaries_only(opened: Opened) -> None:
     async with opened() as log:
         await log.append([put("a"), put("b")])
         hashes = {log.chain_at(position) for position in (0, 1, 3)}
@@ -236,7 +238,7 @@ async def test_the_chain_has_a_hash_at_batch_boundaries_only(opened):
             log.chain_at(2)
 
 
-async def test_both_adapters_compute_the_same_chain(tmp_path):
+async def test_both_adapters_compute_the_same_chain(tmp_path: Path) -> None:
     """Same uuid, same salts, same events: same hash."""
     memory, sqlite = await memory_log(tmp_path), await sqlite_log(tmp_path)
     memory.uuid = sqlite.uuid
@@ -257,7 +259,7 @@ async def kept(log: EventLog, body: bytes) -> None:
     await log.checkpoint(Checkpoint(head, log.chain_at(head), 1, body, event))
 
 
-async def test_the_newest_checkpoint_that_stands_on_this_chain_is_found(opened):
+async def test_the_newest_checkpoint_that_stands_on_this_chain_is_found(opened: Opened) -> None:
     async with opened() as log:
         assert await log.latest_checkpoint(1) is None
         for _ in range(5):
@@ -271,7 +273,7 @@ async def test_the_newest_checkpoint_that_stands_on_this_chain_is_found(opened):
         assert await log.latest_checkpoint(1) == newest
 
 
-async def test_blobs_are_content_addressed(opened, tmp_path):
+async def test_blobs_are_content_addressed(opened: Opened, tmp_path: Path) -> None:
     async with opened() as log:
         digest, size = log.blobs.put_bytes(b"hello")
         assert size == 5
@@ -289,14 +291,14 @@ async def test_blobs_are_content_addressed(opened, tmp_path):
                 log.blobs.path(unknown)
 
 
-async def test_an_answered_request_is_pending_no_more(opened):
+async def test_an_answered_request_is_pending_no_more(opened: Opened) -> None:
     async with opened() as log:
         assert log.inbox.pending() == []
         log.inbox.answer(Reply(id="nobody-asked"))
         assert log.inbox.pending() == []
 
 
-async def test_close_makes_durable_what_is_enqueued_and_nothing_follows(opened):
+async def test_close_makes_durable_what_is_enqueued_and_nothing_follows(opened: Opened) -> None:
     async with opened() as log:
         waiting = asyncio.ensure_future(log.append([put("a")]))
         await asyncio.sleep(0)
@@ -309,7 +311,7 @@ async def test_close_makes_durable_what_is_enqueued_and_nothing_follows(opened):
             log.enqueue([put()])
 
 
-async def test_a_caller_that_gave_up_waiting_takes_nothing_back(opened):
+async def test_a_caller_that_gave_up_waiting_takes_nothing_back(opened: Opened) -> None:
     async with opened() as log:
         task = asyncio.ensure_future(log.append([put("a")]))
         await asyncio.sleep(0)
@@ -318,7 +320,7 @@ async def test_a_caller_that_gave_up_waiting_takes_nothing_back(opened):
         assert [event.job for event in await log.fetch([2, 3])] == ["a", "b"]
 
 
-async def test_after_a_failed_append_every_call_fails_with_that_error(opened, tmp_path):
+async def test_after_a_failed_append_every_call_fails_with_that_error(opened: Opened, tmp_path: Path) -> None:
     async with opened() as log:
         errors: list[BaseException] = []
         log.subscribe(lambda head: None, errors.append)
@@ -342,7 +344,7 @@ async def test_after_a_failed_append_every_call_fails_with_that_error(opened, tm
         assert log.head == 2
 
 
-async def test_sqlite_an_append_under_an_older_epoch_writes_nothing(tmp_path):
+async def test_sqlite_an_append_under_an_older_epoch_writes_nothing(tmp_path: Path) -> None:
     log = await sqlite_log(tmp_path)
     with sqlite3.connect(tmp_path / "log.db") as other:
         other.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
@@ -356,7 +358,7 @@ async def test_sqlite_an_append_under_an_older_epoch_writes_nothing(tmp_path):
         assert other.execute("SELECT count(*) FROM names WHERE text = 'a'").fetchone() == (0,)
 
 
-async def test_sqlite_what_was_appended_is_there_when_opened_again(tmp_path):
+async def test_sqlite_what_was_appended_is_there_when_opened_again(tmp_path: Path) -> None:
     log = await sqlite_log(tmp_path)
     await log.append([put("a"), put("b")])
     head = log.chain_at(3)
@@ -368,7 +370,7 @@ async def test_sqlite_what_was_appended_is_there_when_opened_again(tmp_path):
     await again.close()
 
 
-async def test_memory_what_is_held_is_durable_when_released_and_lost_in_a_crash():
+async def test_memory_what_is_held_is_durable_when_released_and_lost_in_a_crash() -> None:
     log = MemoryLog(seed=1, hold=True)
     told: list[int] = []
     log.subscribe(told.append)
@@ -388,7 +390,7 @@ async def test_memory_what_is_held_is_durable_when_released_and_lost_in_a_crash(
     assert MemoryLog(seed=1).uuid == log.uuid
 
 
-async def test_memory_requests_are_asked_and_answered_in_order():
+async def test_memory_requests_are_asked_and_answered_in_order() -> None:
     log = MemoryLog()
     for number in range(3):
         log.inbox.ask(PauseTask(id=f"{number}", actor="ada", task="t"))

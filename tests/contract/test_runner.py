@@ -64,7 +64,7 @@ class Facts:
         """Wait for the run's first fact of these kinds."""
         async with asyncio.timeout(30):
             while True:
-                found = [fact for fact in self.of(run) if isinstance(fact, kinds)]
+                found: list[Fact] = [fact for fact in self.of(run) if isinstance(fact, kinds)]
                 if found:
                     return found[0]
                 self._more.clear()

@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ async def test_launchers_killed_at_full_speed_change_nothing(tmp_path: Path) -> 
         SCRIPT.format(effects=tmp_path / "effects"),
         stdout=LogBlobRepository("out"),
     )
-    jobs = {f"j{number}": {} for number in range(JOBS)}
+    jobs: dict[str, Any] = {f"j{number}": {} for number in range(JOBS)}
     task.link("given", InProcessMetadataRepository(jobs), is_input=True)
     over, seeded = threading.Event(), random.Random(5)
 

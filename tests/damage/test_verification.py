@@ -28,6 +28,7 @@ from datatask.adapters.log.checkpoints import (
 )
 from datatask.adapters.log.locate import checkpoints_path, verified_path
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.checkpoints import dump
 from datatask.schema.troubles import Divergence
 from tests.integration.cli_kit import Project
 
@@ -108,7 +109,7 @@ def test_it_tells_how_far_all_holds_and_asks_for_an_event_to_vouch_for_it(projec
         assert (told[-1].verified, err) == (reader.head, b"")
         state = fold(reader, reader.head)
     assert told[0].verified == 0
-    assert told[-1].digest == hashlib.sha256(background.checkpoints.dump(state)).hexdigest()
+    assert told[-1].digest == hashlib.sha256(dump(state)).hexdigest()
 
 
 def test_it_tells_the_first_divergence_and_ends(project: Project) -> None:

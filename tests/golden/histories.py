@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ async def write_archived(folder: Path) -> None:
     shutil.rmtree(folder / "log.db.checkpoints", ignore_errors=True)
 
 
-LIVES: dict[str, Callable[[Path], Awaitable[None]]] = {
+LIVES: dict[str, Callable[[Path], Coroutine[Any, Any, None]]] = {
     "stages": write_stages,
     "crashed": write_crashed,
     "archived": write_archived,

@@ -85,7 +85,7 @@ class Tracer:
 def _serve() -> dict[str, Any] | None:
     """Answer requests for ever; in a forked child, return the request."""
     while line := sys.__stdin__.buffer.readline():  # type: ignore[union-attr]
-        request = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
@@ -134,7 +134,7 @@ def _act(request: dict[str, Any]) -> None:
     except BaseException as error:
         if request.get("counts"):
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
             told = [[*at, count, at in tracer.interrupts] for at, count in tracer.counts.items()]
             Path(request["counts"]).write_text(json.dumps(told))
         if request.get("whole"):

@@ -38,6 +38,7 @@ from datatask.schema.errors import (
     LogDamagedError,
     UnknownNameError,
 )
+from datatask.schema.events import ArchiveCut
 from datatask.schema.units import iso
 from tests.effort import share
 from tests.integration.cli_kit import Project
@@ -113,6 +114,7 @@ async def test_what_is_cut_lies_in_a_checked_archive_and_the_state_is_the_same(l
         assert history.head == head + 1
         assert fingerprint(history.state(head)) == before
         (cut_event,) = history.events(kind="ArchiveCut")
+        assert isinstance(cut_event.event, ArchiveCut)
         assert (cut_event.event.actor, cut_event.event.reason) == (WHO.actor, WHO.reason)
         assert history.status()["tasks"]["double"]["succeeded"] == 20
 
@@ -120,7 +122,7 @@ async def test_what_is_cut_lies_in_a_checked_archive_and_the_state_is_the_same(l
 async def test_an_engine_goes_on_and_reads_values_that_were_archived(log: Path) -> None:
     done = cut_at(log, 150)
     async with pipeline(log) as pipe:
-        assert await pipe.find("doubled").info("j3") == 6  # type: ignore[attr-defined]
+        assert await pipe.find("doubled").info("j3") == 6
         await pipe.put("numbers", "j20", 20)
         outcome = await pipe.run(timeout=30)
         assert not outcome.stuck

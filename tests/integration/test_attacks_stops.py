@@ -69,6 +69,7 @@ async def ends_by_its_timeout(path: Path) -> None:
     began = time.monotonic()
     async with opened:
         await opened.run(timeout=15)
+        assert task.done is not None
         done = await task.done.info("j")
     assert done["timeout"] is True
     assert time.monotonic() - began < 15

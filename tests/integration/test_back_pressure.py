@@ -153,7 +153,7 @@ def test_jobs_wait_for_places_of_processes(tmp_path: Path) -> None:
         told = [event.event for event in history.events() if type(event.event).__name__ == "RunObserved"]
     assert [(run["state"], run["attempt"]) for run in runs] == [("succeeded", 1)] * 30
     assert told
-    assert len({event.run for event in told}) == len(told)  # type: ignore[attr-defined]
+    assert len({event.run for event in told}) == len(told)
 
 
 def test_the_last_processes_are_not_given_away(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ class ThreadsRefused(ThreadPoolExecutor):
         ThreadsRefused.refusals -= 1
         if ThreadsRefused.refusals in (0, 1, 3):
             raise RuntimeError("can't start new thread")
-        super()._adjust_thread_count()  # type: ignore[misc]
+        super()._adjust_thread_count()
 
 
 class ForksRefused(ProcessPoolExecutor):

@@ -71,8 +71,9 @@ def test_log_follow_tells_what_is_appended(project: Project) -> None:
     with project.engine():
         follower = project.spawn("log", "--follow", "--json", "--kind", "RunEnded")
         found: list[bytes] = []
-        assert follower.stdout is not None
-        reader = threading.Thread(target=lambda: found.extend(iter(follower.stdout.readline, b"")))
+        lines = follower.stdout
+        assert lines is not None
+        reader = threading.Thread(target=lambda: found.extend(iter(lines.readline, b"")))
         reader.start()
         project.ok("inject", "double.numbers", "a", stdin=b"n: 1")
         deadline = time.monotonic() + 30
@@ -84,7 +85,7 @@ def test_log_follow_tells_what_is_appended(project: Project) -> None:
     assert [json.loads(line)["task"] for line in found] == ["double", "shout"]
     assert follower.stderr is not None
     assert b"Traceback" not in follower.stderr.read()
-    follower.stdout.close()
+    lines.close()
     follower.stderr.close()
     assert follower.returncode == 130
 

@@ -132,7 +132,7 @@ async def test_a_priority_of_none_is_zero(asynchronous: bool) -> None:
 
     pipeline = make(3)
     pipeline.priority = awaited if asynchronous else plain
-    launched = []
+    launched: list[str | None] = []
     async with pipeline:
         stop = pipeline.subscribe(
             lambda batch: launched.extend(e.job for e in batch.events if type(e).__name__ == "LaunchDecided")

@@ -189,8 +189,8 @@ def test_any_life_in_a_file_gives_the_state_that_was_lived(
         await log.append(world.batches[-1])
         state = await log.fold(State())
         expected = State()
-        async for batch in log.batches():
-            apply_all(expected, batch.first, batch.events)
+        async for written in log.batches():
+            apply_all(expected, written.first, written.events)
         await log.close()
         assert dump(state) == dump(expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -179,7 +180,7 @@ def test_a_confinement_that_says_nothing_is_told_all_the_same(
     def fails(*_: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(spawning.resource, "setrlimit", fails)
+    monkeypatch.setattr(resource, "setrlimit", fails)
     with pytest.raises(OSError, match="its resources cannot be enforced: Exception occurred in preexec_fn"):
         spawning.spawn(
             str(tmp_path), {}, 0o077, False, {}, False, spawning.Confinement(address_space=1 << 30)

@@ -21,7 +21,7 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.wiring.interrupts import Interrupts
-from datatask.schema.events import EngineClosed, StopReason
+from datatask.schema.events import EngineClosed, RunEnded, StopReason
 from datatask.schema.messages import RunSpec, Write
 from datatask.testing import MemoryLog, RecordingRunner, memory_log, recording
 
@@ -108,7 +108,8 @@ class Failing:
         """Put, once the errors are used up."""
         if self._errors:
             raise self._errors.pop(0)
-        return await self._store.put(write)
+        version: str | None = await self._store.put(write)
+        return version
 
 
 async def test_a_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
@@ -140,8 +141,8 @@ async def test_a_store_that_refuses_for_good_fails_the_run(tmp_path: Path) -> No
         assert outcome.failed == 1
         log = pipeline.log
         assert log is not None
-        ends = [each.event async for each in log.read() if type(each.event).__name__ == "RunEnded"]
-        assert [(end.outcome, "not yours" in end.error.message) for end in ends] == [("failed", True)]
+        ends = [each.event async for each in log.read() if isinstance(each.event, RunEnded)]
+        assert [(end.outcome, "not yours" in str(end.error)) for end in ends] == [("failed", True)]
 
 
 class SlowRunner(RecordingRunner):

@@ -39,9 +39,12 @@ def _core(uri: str) -> Resource[Any]:
     return Resource.from_contents(CORE)
 
 
+REGISTRY: Registry[Any] = Registry(retrieve=_core)  # type: ignore[call-arg]  # made by attrs
+
+
 def _validator(schema: dict[str, Any]) -> Draft202012Validator:
     return Draft202012Validator(
-        schema, registry=Registry(retrieve=_core), format_checker=FormatChecker(["uuid", "uri", "date-time"])
+        schema, registry=REGISTRY, format_checker=FormatChecker(["uuid", "uri", "date-time"])
     )
 
 

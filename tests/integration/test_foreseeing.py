@@ -97,7 +97,7 @@ async def test_what_would_take_too_much_memory_is_not_told(
 def is_going(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     fields = stat_fields(pid)
-    return bool(fields) and fields[0] != "Z"
+    return fields is not None and fields[0] != "Z"
 
 
 def test_it_works_a_hundredth_of_the_time_of_a_core() -> None:

@@ -38,6 +38,11 @@ def huge(path: Path) -> None:
     os.truncate(path, 8 * 2**30)
 
 
+def both(path: Path) -> None:
+    path.touch()
+    path.with_suffix(".reply").mkdir()
+
+
 def writable(path: Path) -> None:
     path.write_bytes(GOOD.replace(b"good", b"odd"))
     path.chmod(0o666)
@@ -66,18 +71,20 @@ ODD: dict[str, Callable[[Path], object]] = {
     "socket": bind,
     "gigabytes": huge,
     "writable": writable,
-    "reply is a folder": lambda path: (path.touch(), path.with_suffix(".reply").mkdir()),
+    "reply is a folder": both,
 }
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path / "log.db.inbox"
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
-def test_an_odd_entry_is_set_aside_by_name_and_refused_and_others_are_read(root, make, caplog):
+def test_an_odd_entry_is_set_aside_by_name_and_refused_and_others_are_read(
+    root: Path, make: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = FileInbox(root)
     make(root / "odd.json")
     (root / "good.json").write_bytes(GOOD)
@@ -95,7 +102,9 @@ def test_an_odd_entry_is_set_aside_by_name_and_refused_and_others_are_read(root,
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe.json", b"a" * 250 + b".json", b"a\nb.json", b".json"])
-def test_an_entry_whose_name_is_no_id_is_set_aside(root, name, caplog):
+def test_an_entry_whose_name_is_no_id_is_set_aside(
+    root: Path, name: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = FileInbox(root)
     (Path(os.fsdecode(os.path.join(os.fsencode(root), name)))).touch()
     assert inbox.pending() == []
@@ -104,7 +113,7 @@ def test_an_entry_whose_name_is_no_id_is_set_aside(root, name, caplog):
     assert told.isprintable()  # one line, and a terminal of any encoding can show it
 
 
-def test_a_link_in_place_of_the_quarantine_is_not_followed(root, tmp_path):
+def test_a_link_in_place_of_the_quarantine_is_not_followed(root: Path, tmp_path: Path) -> None:
     inbox = FileInbox(root)
     (tmp_path / "elsewhere").mkdir()
     (root / QUARANTINE).symlink_to(tmp_path / "elsewhere")
@@ -114,12 +123,14 @@ def test_a_link_in_place_of_the_quarantine_is_not_followed(root, tmp_path):
     assert len(list((root / QUARANTINE).iterdir())) == 1
 
 
-def test_an_answered_request_that_cannot_be_removed_is_not_answered_for_ever(root, monkeypatch):
+def test_an_answered_request_that_cannot_be_removed_is_not_answered_for_ever(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox = FileInbox(root)
     (root / "good.json").write_bytes(GOOD)
     assert len(inbox.pending()) == 1
 
-    def remove(folder, name):
+    def remove(folder: PrivateFolder, name: bytes) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(PrivateFolder, "remove", remove)
@@ -127,7 +138,9 @@ def test_an_answered_request_that_cannot_be_removed_is_not_answered_for_ever(roo
     assert inbox.pending() == []
 
 
-def test_many_odd_entries_do_not_keep_a_request_waiting_for_ever(root, caplog):
+def test_many_odd_entries_do_not_keep_a_request_waiting_for_ever(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = FileInbox(root)
     for number in range(1200):
         (root / f"g{number}.json").write_bytes(b"{}")
@@ -140,7 +153,7 @@ def test_many_odd_entries_do_not_keep_a_request_waiting_for_ever(root, caplog):
 
 
 @pytest.mark.parametrize("instead", ["nothing", "file", "link"])
-def test_a_folder_that_vanishes_is_made_again(root, instead):
+def test_a_folder_that_vanishes_is_made_again(root: Path, instead: str) -> None:
     inbox = FileInbox(root)
     shutil.rmtree(root)
     if instead == "file":
@@ -154,7 +167,7 @@ def test_a_folder_that_vanishes_is_made_again(root, instead):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
-def test_modes_do_not_depend_on_the_umask(root, umask):
+def test_modes_do_not_depend_on_the_umask(root: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         inbox = FileInbox(root)
@@ -167,7 +180,7 @@ def test_modes_do_not_depend_on_the_umask(root, umask):
     assert {stat.S_IMODE(path.stat().st_mode) for path in root.iterdir()} == {0o600}
 
 
-def test_a_folder_that_others_may_write_is_closed_to_them(root):
+def test_a_folder_that_others_may_write_is_closed_to_them(root: Path) -> None:
     root.mkdir()
     root.chmod(0o777)
     FileInbox(root)
@@ -175,7 +188,7 @@ def test_a_folder_that_others_may_write_is_closed_to_them(root):
 
 
 @pytest.mark.machine("root")
-def test_what_a_third_user_wrote_is_not_believed(root):
+def test_what_a_third_user_wrote_is_not_believed(root: Path) -> None:
     FileInbox(root)
     (root / "good.json").write_bytes(GOOD)
     os.chown(root / "good.json", 12345, 12345)
@@ -184,7 +197,7 @@ def test_what_a_third_user_wrote_is_not_believed(root):
 
 
 @pytest.mark.machine("root")
-def test_what_root_writes_belongs_to_the_folders_owner(root):
+def test_what_root_writes_belongs_to_the_folders_owner(root: Path) -> None:
     """So that the engine of a user can read what `sudo` asks of it, and a user the answers of root's engine."""
     root.mkdir()
     os.chown(root, 12345, 12346)
@@ -200,7 +213,7 @@ def test_what_root_writes_belongs_to_the_folders_owner(root):
 
 
 @pytest.fixture
-def log(root):
+def log(root: Path) -> Path:
     """A log, and the inbox of an engine that is said to run."""
     path = root.parent / "log.db"
     create_log(path, Opener("p", "1", "lab", 1, 0), "0" * 32, itertools.repeat(1))
@@ -212,7 +225,7 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_a_request_that_vanishes_with_its_folder_is_put_again(log, root):
+async def test_a_request_that_vanishes_with_its_folder_is_put_again(log: Path, root: Path) -> None:
     inbox = FileInbox(root)
     asking = asyncio.create_task(
         asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
@@ -224,7 +237,7 @@ async def test_a_request_that_vanishes_with_its_folder_is_put_again(log, root):
     assert (await asking).position == 3
 
 
-async def test_a_request_that_is_not_believed_is_refused_at_once(log, root):
+async def test_a_request_that_is_not_believed_is_refused_at_once(log: Path, root: Path) -> None:
     inbox = FileInbox(root)
     asking = asyncio.create_task(
         asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
@@ -237,14 +250,14 @@ async def test_a_request_that_is_not_believed_is_refused_at_once(log, root):
     assert "others may write it" in reply.refusal.what
 
 
-def test_an_answer_that_is_not_believed_is_told(log, root):
+def test_an_answer_that_is_not_believed_is_told(log: Path, root: Path) -> None:
     FileInbox(root)
     (root / "p.reply").symlink_to("/etc/passwd")
     with pytest.raises(LogError, match="it is a link"):
         ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
 
 
-def test_a_request_that_no_inbox_takes_is_refused_before_it_is_written(log, root):
+def test_a_request_that_no_inbox_takes_is_refused_before_it_is_written(log: Path, root: Path) -> None:
     FileInbox(root)
     long = PauseTask(id="p", actor="ada", task="t" * FILE_BYTES_MAX)
     with pytest.raises(CallerError, match="in portions"):
@@ -252,7 +265,7 @@ def test_a_request_that_no_inbox_takes_is_refused_before_it_is_written(log, root
     assert os.listdir(root) == []
 
 
-def test_a_place_that_others_may_fill_is_refused_to_who_asks_and_by_the_engine(log, root):
+def test_a_place_that_others_may_fill_is_refused_to_who_asks_and_by_the_engine(log: Path, root: Path) -> None:
     inbox = FileInbox(root)
     root.parent.chmod(0o777)
     (root / "good.json").write_bytes(GOOD)
@@ -263,7 +276,7 @@ def test_a_place_that_others_may_fill_is_refused_to_who_asks_and_by_the_engine(l
     root.parent.chmod(0o700)
 
 
-def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log, root):
+def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log: Path, root: Path) -> None:
     FileInbox(root)
     alive = iter([1, None])
     with pytest.raises(NoEngineError, match="before it carried"):
@@ -272,7 +285,7 @@ def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log, root):
 
 
 @pytest.mark.machine("root")
-def test_a_blob_that_root_stores_belongs_to_the_owner_of_the_log(tmp_path):
+def test_a_blob_that_root_stores_belongs_to_the_owner_of_the_log(tmp_path: Path) -> None:
     """`sudo datatask inject` hands the engine of a user the name of a blob, which that has to be able to read."""
     os.chown(tmp_path, 12345, 12346)
     blobs = FileBlobs(tmp_path / "log.db.blobs")

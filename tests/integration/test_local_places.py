@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ async def test_runs_that_an_earlier_version_left_are_gone_on_with_where_they_are
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(cleanup.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     earlier = tmp_path / "tmp" / f"datatask-{os.getuid()}"
     before = task_of(earlier, f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo there")
     facts: list[Fact] = []

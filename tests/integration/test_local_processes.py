@@ -26,8 +26,8 @@ from datatask import (
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.machines import STDOUT
 from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.local.manager import LocalRunner
 from datatask.adapters.execute.local.process_tree import MARK
+from datatask.adapters.execute.local.runner import LocalRunner
 from datatask.schema.errors import CallerError
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Adopted, Ended, Fact, RunSpec, Started, Unreachable

@@ -118,7 +118,7 @@ async def test_a_mass_loss_awaits_a_persons_word(tmp_path: Path) -> None:
         assert ran.jobs == []
         reply = await second.request(r.AcceptLoss(id="1", actor="tester", repository="files"))
         assert reply.refusal is None
-        await second.engine._observer.sync(["files"])
+        await second.engine.observer.sync(["files"])
         await second.run()
         assert second.state.leaves["files"].count == 51
         assert ran.jobs == [("task", "fresh")]

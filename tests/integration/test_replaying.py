@@ -10,6 +10,7 @@ import pytest
 
 import datatask
 from datatask.adapters.cli import progress_bar
+from datatask.adapters.history.history import History
 from datatask.adapters.history.verify import fold
 from datatask.adapters.history.verify.fold import OtherHalf
 from datatask.adapters.log.reader import LogReader
@@ -229,7 +230,7 @@ def test_to_a_position_a_time_and_an_age(finished: Project) -> None:
     assert middle.head in range(whole.head // 2, whole.head)
     assert datatask.replay(finished.log, at="-1h").head == 0
     assert datatask.replay(finished.log, at="2099-01-01").head == whole.head
-    with datatask.adapters.history.history.History(finished.log) as history:  # type: ignore[attr-defined]
+    with History(finished.log) as history:
         assert fingerprint(history.state(middle.head)) == fingerprint(middle.state)
 
 

@@ -51,7 +51,7 @@ ALWAYS = 10**9
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch):
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_SECONDS", (0.001, 0.01))
     monkeypatch.setattr(polling, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(observe, "POLL_SECONDS", 0.02)
@@ -106,7 +106,9 @@ async def asked(folder: Path) -> Reply:
 
 
 @pytest.mark.parametrize(("method", "name"), [("pending", "the inbox"), ("answer", "answers")])
-async def test_the_inbox_answers_after_it_failed(tmp_path, monkeypatch, method, name):
+async def test_the_inbox_answers_after_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
     broken(monkeypatch, FileInbox, method)
     (tmp_path / "files").mkdir()
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
@@ -115,14 +117,18 @@ async def test_the_inbox_answers_after_it_failed(tmp_path, monkeypatch, method, 
 
 
 @pytest.mark.parametrize("method", ["pending", "answer"])
-async def test_an_inbox_that_fails_for_ever_stops_the_engine(tmp_path, monkeypatch, method):
+async def test_an_inbox_that_fails_for_ever_stops_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     broken(monkeypatch, FileInbox, method, ALWAYS)
     (tmp_path / "files").mkdir()
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
         if method == "answer":
-            pipeline.log.inbox._known.append(Ping(id="p", actor="ada"))
-            pipeline.log.inbox._look = lambda: (1,)
-            pipeline.log.inbox._stamp = (1,)
+            assert pipeline.log is not None
+            inbox: Any = pipeline.log.inbox
+            inbox._known.append(Ping(id="p", actor="ada"))
+            inbox._look = lambda: (1,)
+            inbox._stamp = (1,)
         with pytest.raises(
             ServiceFailedError, match=r"inbox failed 21 times in a row: RuntimeError: .* is broken"
         ):
@@ -132,7 +138,9 @@ async def test_an_inbox_that_fails_for_ever_stops_the_engine(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("owner", "method"), [(INotify, "read"), (FolderWatch, "_on_event"), (FolderWatch, "_look")]
 )
-async def test_files_are_seen_after_notices_failed(tmp_path, monkeypatch, owner, method):
+async def test_files_are_seen_after_notices_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
+) -> None:
     task, made = echo(tmp_path)
     (tmp_path / "files").mkdir()
     broken(monkeypatch, owner, method)
@@ -145,7 +153,9 @@ async def test_files_are_seen_after_notices_failed(tmp_path, monkeypatch, owner,
         assert restarted(pipeline, "notices").restarts > 0
 
 
-async def test_a_change_that_cannot_be_taken_stops_the_engine(tmp_path, monkeypatch):
+async def test_a_change_that_cannot_be_taken_stops_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "files").mkdir()
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
         broken(monkeypatch, Observer, "_taken", ALWAYS)
@@ -154,7 +164,9 @@ async def test_a_change_that_cannot_be_taken_stops_the_engine(tmp_path, monkeypa
             await pipeline.run(forever=True)
 
 
-async def test_folders_that_are_listed_are_listed_again_after_that_failed(tmp_path, monkeypatch):
+async def test_folders_that_are_listed_are_listed_again_after_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, made = echo(tmp_path)
     (tmp_path / "files").mkdir()
     monkeypatch.setattr("datatask.adapters.store.watching.is_remote", lambda path: True)
@@ -167,7 +179,9 @@ async def test_folders_that_are_listed_are_listed_again_after_that_failed(tmp_pa
 
 
 @pytest.mark.parametrize("method", ["_next_group", "_write"])
-async def test_a_writer_that_fails_stops_the_engine(tmp_path, monkeypatch, method):
+async def test_a_writer_that_fails_stops_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     (tmp_path / "files").mkdir()
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
         broken(monkeypatch, Writer, method, ALWAYS)
@@ -195,13 +209,17 @@ async def run_of(task: Any, folder: Path, name: str, restarts: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["_answered", "_keep_connecting"])
-async def test_local_runs_end_after_the_connection_to_the_launcher_failed(tmp_path, monkeypatch, method):
+async def test_local_runs_end_after_the_connection_to_the_launcher_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     broken(monkeypatch, LauncherClient, method)
     task = script(LocalLinuxManager("app", local_path=tmp_path / "runs"))
     await run_of(task, tmp_path, "launcher", 3)
 
 
-async def test_runs_of_a_users_own_manager_end_after_the_asking_failed(tmp_path, monkeypatch):
+async def test_runs_of_a_users_own_manager_end_after_the_asking_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken(monkeypatch, polling.PollingRunner, "_poll")
     await run_of(script(Elsewhere(tmp_path)), tmp_path, "asking", 3)
 
@@ -210,7 +228,9 @@ def nothing(job: str, inp: Any) -> None:
     """The work of a worker process."""
 
 
-async def test_worker_processes_are_served_after_their_gateway_failed(tmp_path, monkeypatch):
+async def test_worker_processes_are_served_after_their_gateway_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken(monkeypatch, Listener, "accept")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         task = ExecutorTask("t", pool, LogMetadataRepository("done"))
@@ -220,13 +240,15 @@ async def test_worker_processes_are_served_after_their_gateway_failed(tmp_path, 
 
 
 @pytest.mark.server("sshd")
-async def test_runs_over_ssh_end_after_the_link_failed(tmp_path, monkeypatch):
+async def test_runs_over_ssh_end_after_the_link_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken(monkeypatch, Target, "_serve")
     manager = SSHLinuxManager("app", server().host(), tmp_path / "remote")
     await run_of(script(manager), tmp_path, "link", 3)
 
 
-async def test_pods_are_seen_after_the_watch_failed(monkeypatch):
+async def test_pods_are_seen_after_the_watch_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[BaseException] = []
     services = Services(failures.append)
     enter(services)
@@ -239,7 +261,9 @@ async def test_pods_are_seen_after_the_watch_failed(monkeypatch):
     assert any("watch" in one.name and one.restarts for one in services.health())
 
 
-async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_engine(tmp_path, monkeypatch):
+async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "files").mkdir()
     monkeypatch.setattr(presence.Presence.__init__, "__kwdefaults__", {"seconds": 0.001})
     broken(monkeypatch, presence.Presence, "check", presence.FAILURES_MAX + 1)
@@ -250,7 +274,9 @@ async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_en
             await pipeline.run(forever=True)
 
 
-async def test_the_verification_of_the_log_goes_on_after_it_failed(tmp_path, monkeypatch):
+async def test_the_verification_of_the_log_goes_on_after_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However often: it needs a process, and a machine that has none to give stops no engine."""
     (tmp_path / "files").mkdir()
     monkeypatch.setattr(verification, "PAUSE_SECONDS", 0.001)

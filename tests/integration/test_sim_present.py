@@ -42,14 +42,14 @@ def no_manager() -> LocalLinuxManager:
 
 def shop(folder: Path) -> Pipeline:
     """Two tasks in a chain with places for three; what they make, and whether it is done, is kept outside of the log."""
-    quota = ResourceManager(Resources(cpu=3, mem=10, launches=None), name="all")
+    quota = ResourceManager(Resources.parse(3, 10, None), name="all")
     raw: Repository = LogMetadataRepository("raw")
     half, whole = FileRepository(folder / "half"), FileRepository(folder / "whole")
     tasks = []
     for name, source, target in (("cut", raw, half), ("glue", half, whole)):
         done = YamlMetadataFileRepository(folder / f"{name}.done", extension=".yaml")
         pids = LogMetadataRepository(f"{name}.pids")
-        task = ProcessTask(name, no_manager, quota, Resources(cpu=1, mem=1), pids, "exit 1", done=done)
+        task = ProcessTask(name, no_manager, quota, Resources.parse(1, 1), pids, "exit 1", done=done)
         task.link("inp", source, is_input=True)
         task.link("out", target, is_output=True)
         tasks.append(task)

@@ -66,7 +66,7 @@ def no_manager() -> LocalLinuxManager:
 
 def shop(cpus: int = 4) -> Pipeline:
     """Two tasks in a chain under one quota; their code must not run."""
-    quota = ResourceManager(Resources(cpu=cpus, mem=10, launches=None), name="all")
+    quota = ResourceManager(Resources.parse(cpus, 10, None), name="all")
     raw, half, whole = (LogMetadataRepository(name) for name in ("raw", "half", "whole"))
     tasks = []
     for name, source, target in (("cut", raw, half), ("glue", half, whole)):
@@ -74,7 +74,7 @@ def shop(cpus: int = 4) -> Pipeline:
             name,
             no_manager,
             quota,
-            Resources(cpu=1, mem=1),
+            Resources.parse(1, 1),
             LogMetadataRepository(f"{name}.pids"),
             "exit 1",
             done=LogMetadataRepository(f"{name}.done"),
@@ -147,7 +147,7 @@ def test_what_was_simulated_is_a_log_like_any_other(tmp_path: Path) -> None:
         assert len(history.runs()) == len(result.runs())
         assert {row["state"] for row in history.runs()} >= {"succeeded", "failed", "timed_out"}
         assert history.explain("glue", "job-00").job == "job-00"
-        assert history.trace("job-03")
+        assert history.trace("job-03").lanes
     finally:
         history.close()
     with pytest.raises(CallerError, match="a file already"):

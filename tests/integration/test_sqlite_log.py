@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -59,10 +60,10 @@ KILLS = 10
 APPENDER = Path(__file__).with_name("appender.py")
 
 
-async def opened(path: Path | str, **options: object) -> SqliteLog:
+async def opened(path: Path | str, **options: Any) -> SqliteLog:
     return await SqliteLog.open(
         path, pipeline="p", clock_now=NOW, version="0", host="here", pid=os.getpid(), **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def put(job: str = "j", repository: str = "r", **fields: object) -> ValuePut:
@@ -105,7 +106,7 @@ def wait_until_appended(path: Path, more: int) -> None:
 # --- crashes ----------------------------------------------------------------------------------------
 
 
-async def test_ten_kills_in_mid_append_lose_nothing_that_was_acknowledged(path):
+async def test_ten_kills_in_mid_append_lose_nothing_that_was_acknowledged(path: Path) -> None:
     chance = random.Random(7)
     for _ in range(KILLS):
         with appending(path) as (process, acknowledged, _):
@@ -124,7 +125,7 @@ async def test_ten_kills_in_mid_append_lose_nothing_that_was_acknowledged(path):
     await log.close()
 
 
-async def test_the_lease_is_free_after_a_kill_although_a_forked_child_lives_on(path):
+async def test_the_lease_is_free_after_a_kill_although_a_forked_child_lives_on(path: Path) -> None:
     with appending(path, "--fork") as (process, _, child):
         with pytest.raises(LeaseHeldError, match=f"pid {process.pid} on appender-host") as caught:
             await opened(path)
@@ -139,7 +140,7 @@ async def test_the_lease_is_free_after_a_kill_although_a_forked_child_lives_on(p
         await log.close()
 
 
-async def test_a_second_opener_in_the_same_process_is_refused_too(path):
+async def test_a_second_opener_in_the_same_process_is_refused_too(path: Path) -> None:
     log = await opened(path)
     with pytest.raises(LeaseHeldError, match=f"pid {os.getpid()} on here"):
         await opened(path)
@@ -150,7 +151,7 @@ async def test_a_second_opener_in_the_same_process_is_refused_too(path):
     assert lease_holder(path) is None
 
 
-async def test_a_creation_that_was_cut_short_leaves_no_log(path):
+async def test_a_creation_that_was_cut_short_leaves_no_log(path: Path) -> None:
     path.with_name("log.db.new").write_bytes(b"half of it")
     log = await opened(path)
     assert log.head == 1
@@ -161,7 +162,7 @@ async def test_a_creation_that_was_cut_short_leaves_no_log(path):
 # --- readers ----------------------------------------------------------------------------------------
 
 
-async def test_a_reader_beside_a_writer_sees_whole_batches_only(path):
+async def test_a_reader_beside_a_writer_sees_whole_batches_only(path: Path) -> None:
     with appending(path), LogReader(path) as reader:
         seen = 0
         while seen < 3_000:
@@ -172,7 +173,7 @@ async def test_a_reader_beside_a_writer_sees_whole_batches_only(path):
             assert len(reader.chain_at(seen)) == 32
 
 
-async def test_reading_a_closed_log_changes_nothing_and_leaves_nothing(path):
+async def test_reading_a_closed_log_changes_nothing_and_leaves_nothing(path: Path) -> None:
     log = await opened(path)
     await log.append([put("a"), put("b")])
     await log.close()
@@ -186,7 +187,7 @@ async def test_reading_a_closed_log_changes_nothing_and_leaves_nothing(path):
     assert sorted(os.listdir(path.parent)) == files
 
 
-async def test_a_reader_follows_a_log_through_opening_and_closing(path):
+async def test_a_reader_follows_a_log_through_opening_and_closing(path: Path) -> None:
     """The immutable connection of a closed log is given up as soon as somebody writes."""
     await (await opened(path)).close()
     with LogReader(path) as reader:
@@ -200,17 +201,25 @@ async def test_a_reader_follows_a_log_through_opening_and_closing(path):
             assert reader.fetch([head]) == [put(f"j{head}")]
 
 
-async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(path, monkeypatch):
+async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its write-ahead log was seen, and is removed before SQLite opens it; for `query` too."""
     await (await opened(path)).close()
-    for read in (lambda reader: reader.head, lambda reader: reader.query("SELECT max(position) FROM log")):
+    ways: tuple[Callable[[LogReader], object], ...] = (
+        lambda reader: reader.head,
+        lambda reader: reader.query("SELECT max(position) FROM log"),
+    )
+    for read in ways:
         writer = sqlite3.connect(path, isolation_level=None)
         writer.execute("CREATE TABLE IF NOT EXISTS more (x)")
         writer.execute("INSERT INTO more VALUES (1)")
         made = LogReader._made
-        seen = []
+        seen: list[str] = []
 
-        def late(self, option, writer=writer, made=made, seen=seen):
+        def late(
+            self: LogReader, option: Any, writer: Any = writer, made: Any = made, seen: Any = seen
+        ) -> Any:
             seen.append(option)
             if len(seen) == 1:
                 writer.close()
@@ -225,7 +234,7 @@ async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(path, monkeypat
         assert seen[-1] == "immutable=1"
 
 
-async def test_worker_threads_fetch_while_the_loop_appends(path):
+async def test_worker_threads_fetch_while_the_loop_appends(path: Path) -> None:
     log = await opened(path)
     await log.append([put(f"j{number}") for number in range(2, 102)])
     failures: list[BaseException] = []
@@ -248,7 +257,7 @@ async def test_worker_threads_fetch_while_the_loop_appends(path):
     assert failures == []
 
 
-async def test_queries_are_limited_in_time_rows_and_kind(path):
+async def test_queries_are_limited_in_time_rows_and_kind(path: Path) -> None:
     await (await opened(path)).close()
     endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
     with LogReader(path) as reader:
@@ -269,7 +278,7 @@ async def test_queries_are_limited_in_time_rows_and_kind(path):
     assert sorted(name for name in os.listdir(path.parent) if "x.db" in name) == []
 
 
-def test_a_log_that_is_not_there_is_the_callers_mistake(path):
+def test_a_log_that_is_not_there_is_the_callers_mistake(path: Path) -> None:
     with pytest.raises(CallerError, match="no log here"):
         LogReader(path)
     assert not path.exists()
@@ -312,7 +321,7 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
         return connection.execute(sql).fetchall()
 
 
-async def test_the_views_have_their_documented_columns_and_nothing_else(path):
+async def test_the_views_have_their_documented_columns_and_nothing_else(path: Path) -> None:
     await (await opened(path)).close()
     documentation = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
     with sqlite3.connect(path) as connection:
@@ -324,7 +333,7 @@ async def test_the_views_have_their_documented_columns_and_nothing_else(path):
                 assert f"| `{column}` | {meaning} |" in section
 
 
-async def test_events_read_with_plain_sqlite3(path):
+async def test_events_read_with_plain_sqlite3(path: Path) -> None:
     await fill(path)
     assert rows(
         path, "SELECT position, time, kind, actor, task, repository, job, run FROM events WHERE job = 'b'"
@@ -343,7 +352,7 @@ async def test_events_read_with_plain_sqlite3(path):
         ]
 
 
-async def test_runs_with_plain_sqlite3(path):
+async def test_runs_with_plain_sqlite3(path: Path) -> None:
     await fill(path)
     columns = (
         "run, task, job, episode, attempt, origin, state, where_, exit_code, error_type, error, priority"
@@ -359,7 +368,7 @@ async def test_runs_with_plain_sqlite3(path):
     ]
 
 
-async def test_values_now_and_lineage_with_plain_sqlite3(path):
+async def test_values_now_and_lineage_with_plain_sqlite3(path: Path) -> None:
     await fill(path)
     columns = "repository, job, position, value, digest, size, run"
     assert rows(path, f"SELECT {columns} FROM values_now ORDER BY position") == [
@@ -373,7 +382,7 @@ async def test_values_now_and_lineage_with_plain_sqlite3(path):
     ]
 
 
-async def test_all_files_are_for_the_owner_only(path):
+async def test_all_files_are_for_the_owner_only(path: Path) -> None:
     log = await opened(path)
     log.blobs.put_bytes(b"x")
     log.inbox.answer(Reply(id="x"))
@@ -383,7 +392,7 @@ async def test_all_files_are_for_the_owner_only(path):
     await log.close()
 
 
-async def test_the_log_has_one_secondary_index_and_strict_tables(path):
+async def test_the_log_has_one_secondary_index_and_strict_tables(path: Path) -> None:
     await (await opened(path)).close()
     assert rows(path, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'log'") == [
         ("log_job_position",)
@@ -409,26 +418,26 @@ async def refused(path: Path, kind: type[LogError], match: str) -> None:
     assert path.read_bytes() == before
 
 
-async def test_an_empty_file_is_damage(path):
+async def test_an_empty_file_is_damage(path: Path) -> None:
     path.touch()
     await refused(path, LogDamagedError, "empty")
     with pytest.raises(LogDamagedError, match="empty"):
         LogReader(path)
 
 
-async def test_a_file_that_is_no_database_is_damage(path):
+async def test_a_file_that_is_no_database_is_damage(path: Path) -> None:
     path.write_bytes(b"this is not a database, but it is long enough to be looked at\n" * 100)
     await refused(path, LogDamagedError, "not a log")
 
 
-async def test_another_programs_database_is_not_a_log(path):
+async def test_another_programs_database_is_not_a_log(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE t (x)")
     await refused(path, LogDamagedError, "not a log")
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
-async def test_a_cut_file_is_damage(path, keep):
+async def test_a_cut_file_is_damage(path: Path, keep: float) -> None:
     log = await opened(path)
     for _ in range(5):
         await log.append([put(f"j{number}", reason="x" * 100) for number in range(200)])
@@ -441,7 +450,7 @@ async def test_a_cut_file_is_damage(path, keep):
 
 
 @pytest.mark.parametrize(("key", "kind"), [("may_write", FutureLogError), ("may_read", FutureLogError)])
-async def test_a_newer_format_is_refused(path, key, kind):
+async def test_a_newer_format_is_refused(path: Path, key: str, kind: type[LogError]) -> None:
     await (await opened(path)).close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = 99 WHERE key = ?", (key,))
@@ -451,7 +460,7 @@ async def test_a_newer_format_is_refused(path, key, kind):
         assert LogReader(path).head == 1
 
 
-async def test_another_pipelines_log_is_refused(path):
+async def test_another_pipelines_log_is_refused(path: Path) -> None:
     await (await opened(path)).close()
     with pytest.raises(CallerError, match=r"'p'.*'q'"):
         await SqliteLog.open(path, pipeline="q", clock_now=NOW, version="0", host="h", pid=1)
@@ -468,7 +477,9 @@ async def test_another_pipelines_log_is_refused(path):
         ("UPDATE log SET payload = NULL, digest = zeroblob(32) WHERE position = 5", 5),
     ],
 )
-async def test_every_change_of_what_was_written_breaks_the_chain_where_it_is(path, change, broken):
+async def test_every_change_of_what_was_written_breaks_the_chain_where_it_is(
+    path: Path, change: str, broken: Any
+) -> None:
     await fill(path)
     with LogReader(path) as reader:
         assert verify_chain(reader) is None
@@ -477,13 +488,13 @@ async def test_every_change_of_what_was_written_breaks_the_chain_where_it_is(pat
         assert verify_chain(reader) == broken
 
 
-async def test_a_changed_last_batch_is_noticed_on_opening(path):
+async def test_a_changed_last_batch_is_noticed_on_opening(path: Path) -> None:
     await fill(path)
     rows(path, "UPDATE log SET at = at + 1 WHERE position = 15")
     await refused(path, LogDamagedError, "last batch")
 
 
-async def test_a_missing_event_is_named_while_reading(path):
+async def test_a_missing_event_is_named_while_reading(path: Path) -> None:
     await fill(path)
     rows(path, "DELETE FROM log WHERE position = 6")
     with LogReader(path) as reader, pytest.raises(LogDamagedError, match="6 to 6") as caught:
@@ -491,7 +502,7 @@ async def test_a_missing_event_is_named_while_reading(path):
     assert caught.value.where.endswith("position 7")
 
 
-async def test_a_redacted_payload_leaves_the_chain_whole_when_an_event_tells_of_it(path):
+async def test_a_redacted_payload_leaves_the_chain_whole_when_an_event_tells_of_it(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as connection:
         payload, salt = connection.execute("SELECT payload, salt FROM log WHERE position = 2").fetchone()
@@ -508,13 +519,13 @@ async def test_a_redacted_payload_leaves_the_chain_whole_when_an_event_tells_of_
         assert verify_chain(reader) is None
 
 
-async def test_a_write_ahead_log_without_its_log_is_not_played_into_a_new_one(path):
+async def test_a_write_ahead_log_without_its_log_is_not_played_into_a_new_one(path: Path) -> None:
     path.with_name("log.db-wal").write_bytes(b"x" * 100)
     with pytest.raises(LogDamagedError, match="is gone"):
         await opened(path)
 
 
-async def test_network_file_systems_are_refused_by_name(path):
+async def test_network_file_systems_are_refused_by_name(path: Path) -> None:
     mounts = f"22 1 8:1 / / rw - ext4 /dev/root rw\n30 22 0:50 / {path.parent} rw - nfs4 server:/x rw\n"
     with pytest.raises(CallerError, match="nfs4"):
         await opened(path, mounts=mounts)
@@ -533,12 +544,12 @@ async def test_network_file_systems_are_refused_by_name(path):
         ("sqlite://", None),
     ],
 )
-def test_places(given, file):
+def test_places(given: Any, file: Any) -> None:
     assert locate.locate(given).path == file
 
 
 @pytest.mark.parametrize("given", ["mysql://x/y", "http://x"])
-def test_a_place_that_no_log_has_is_refused(given):
+def test_a_place_that_no_log_has_is_refused(given: Any) -> None:
     with pytest.raises(CallerError, match="not the place"):
         locate.locate(given)
 
@@ -546,7 +557,7 @@ def test_a_place_that_no_log_has_is_refused(given):
 # --- beside the log ---------------------------------------------------------------------------------
 
 
-async def test_requests_are_asked_answered_and_gone(path):
+async def test_requests_are_asked_answered_and_gone(path: Path) -> None:
     log = await opened(path)
     request = PauseTask(id="a-1", actor="ada", task="t")
     asking = asyncio.create_task(asyncio.to_thread(ask, path, request, timeout_seconds=30))
@@ -563,7 +574,7 @@ async def test_requests_are_asked_answered_and_gone(path):
     await log.close()
 
 
-async def test_a_request_that_nobody_understands_is_refused_and_not_kept(path):
+async def test_a_request_that_nobody_understands_is_refused_and_not_kept(path: Path) -> None:
     log = await opened(path)
     (log.inbox.root / "b-2.json").write_text('{"ask":"Unheard","id":"b-2","actor":"ada"}')
     assert log.inbox.pending() == []
@@ -573,7 +584,7 @@ async def test_a_request_that_nobody_understands_is_refused_and_not_kept(path):
     await log.close()
 
 
-async def test_asking_notices_that_the_engine_died_and_what_it_did_before(path):
+async def test_asking_notices_that_the_engine_died_and_what_it_did_before(path: Path) -> None:
     request = PauseTask(id="c-3", actor="ada", task="t")
     with pytest.raises(TemporaryError, match="no engine"):
         ask(path, request, timeout_seconds=1)
@@ -592,7 +603,7 @@ async def test_asking_notices_that_the_engine_died_and_what_it_did_before(path):
     await log.close()
 
 
-def test_an_unchanged_inbox_is_not_listed_again(tmp_path, monkeypatch):
+def test_an_unchanged_inbox_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox = FileInbox(tmp_path)
     os.utime(tmp_path, ns=(NOW, NOW))
     assert inbox.pending() == []
@@ -601,7 +612,9 @@ def test_an_unchanged_inbox_is_not_listed_again(tmp_path, monkeypatch):
         assert inbox.pending() == []
 
 
-async def test_old_foreign_and_changed_checkpoints_are_passed_over(path, caplog):
+async def test_old_foreign_and_changed_checkpoints_are_passed_over(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = await opened(path)
     for _ in range(5):
         await log.append([put()])

@@ -380,6 +380,7 @@ async def test_an_old_log_that_was_put_back_waits_where_a_later_state_of_it_has_
         back.start(spec(2, epoch=3))
         await until(lambda: any(isinstance(fact, Unreachable) for fact in facts.of(2)))
         (silent,) = facts.of(2)
+        assert isinstance(silent, Unreachable)
         assert "a later state of this log" in silent.message
         (owner,) = (tmp_path / "remote").glob("**/owner")
         owner.unlink()

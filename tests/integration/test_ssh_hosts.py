@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,7 +208,7 @@ async def test_two_managers_that_say_the_same_are_one(tmp_path: Path) -> None:
     ],
 )
 async def test_two_managers_that_say_otherwise_are_told_apart(
-    tmp_path: Path, quota: Resources, options: dict[str, None], what: str
+    tmp_path: Path, quota: Resources, options: dict[str, Any], what: str
 ) -> None:
     """While one works, the other is refused; afterwards it may."""
     at_first = server().host(quota=Resources.parse(1, "1Gi"))

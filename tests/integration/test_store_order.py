@@ -23,7 +23,8 @@ class SlowPuts:
     async def put(self, write: Write) -> str | None:
         """Put, after a moment."""
         await asyncio.sleep(0.1)
-        return await self._store.put(write)
+        version: str | None = await self._store.put(write)
+        return version
 
 
 async def test_a_deletion_decided_after_a_put_is_done_after_it(tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ async def test_a_deletion_decided_after_a_put_is_done_after_it(tmp_path: Path) -
     task.disabled = True
     recording(pipeline)
     async with pipeline:
-        pipeline.runtime._performer._stores["slow"] = SlowPuts(pipeline.runtime._performer._stores["slow"])
+        stores: Any = pipeline.runtime._performer._stores
+        stores["slow"] = SlowPuts(stores["slow"])
         put = asyncio.create_task(
             pipeline.engine.values.put("slow", Write(repository="slow", job="a", data=b"1"))
         )

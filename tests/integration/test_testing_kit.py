@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,9 @@ from datatask.schema.messages import Write
 from datatask.testing import RecordingRunner, VirtualClock, memory_log, recording
 
 
-def two_steps(**options: object) -> tuple[Pipeline, RecordingRunner, VirtualClock]:
+def two_steps(
+    clock: VirtualClock | None = None, **options: Any
+) -> tuple[Pipeline, RecordingRunner, VirtualClock]:
     """Return raw -> clean -> report with a recording runner, over a log in memory."""
 
     async def never(job: str) -> None:
@@ -32,7 +35,7 @@ def two_steps(**options: object) -> tuple[Pipeline, RecordingRunner, VirtualCloc
     clean.link("cleaned", cleaned, is_output=True)
     report = InProcessSyncTask("report", LogMetadataRepository("report-done"), func=never)
     report.plug(clean, require_success=True)
-    clock = VirtualClock()
+    clock = clock or VirtualClock()
     pipeline = Pipeline([clean, report], Session(), log=memory_log(), clock=clock)
     return pipeline, recording(pipeline), clock
 
@@ -115,8 +118,8 @@ async def test_what_a_runner_left_is_recovered() -> None:
         await pipeline.put("clean.raw", "a", {})
         await pipeline.update()
         pipeline.tasks["clean"].outlives = True
-    successor, heir, _ = two_steps()
-    successor.location, successor._clock = log, clock
+    successor, heir, _ = two_steps(clock)
+    successor.location = log
     async with successor:
         await settled(successor)
         assert [(spec.task, spec.job, spec.run) for spec in heir.recovered] == [

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def put(log: Path) -> Counter[str]:
     )
 
 
-def test_values_that_are_injected_at_once_into_a_new_log_are_all_there_once(tmp_path):
+def test_values_that_are_injected_at_once_into_a_new_log_are_all_there_once(tmp_path: Path) -> None:
     project = Project(tmp_path)
     jobs = [f"j{number}" for number in range(12)]
     done = at_once(tmp_path, *([["inject", "double.numbers", job]] for job in jobs))
@@ -85,7 +86,7 @@ def test_values_that_are_injected_at_once_into_a_new_log_are_all_there_once(tmp_
     project.ok("verify")
 
 
-def test_all_verbs_at_once_while_runs_come_and_go(tmp_path):
+def test_all_verbs_at_once_while_runs_come_and_go(tmp_path: Path) -> None:
     """What ends well is done; `run` waits for commands that have the log."""
     project = Project(tmp_path)
     project.put(**{f"p{number}": number for number in range(8)})
@@ -120,7 +121,7 @@ def test_all_verbs_at_once_while_runs_come_and_go(tmp_path):
     project.ok("verify")
 
 
-def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch):
+def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine two minutes pass before a command has looked at the log for the first time."""
     patience = _Patience()
     now = time.monotonic() + 10 * ANSWER_SECONDS
@@ -132,7 +133,7 @@ def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch):
     assert patience.is_over(8)
 
 
-def test_verbs_and_the_care_of_the_log_at_once(tmp_path):
+def test_verbs_and_the_care_of_the_log_at_once(tmp_path: Path) -> None:
     """Those that need the log for themselves wait for those that have it for a moment."""
     project = Project(tmp_path)
     project.put(**{f"p{number}": number for number in range(12)})
@@ -192,14 +193,17 @@ def held(log: Path, how: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("command", ["run", "update", "log-compact"])
-def test_a_command_that_has_the_log_is_waited_for(tmp_path, monkeypatch, command):
+def test_a_command_that_has_the_log_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     project = Project(tmp_path)
     project.put(a=1)
     paused = lease.Patience.pause
     with held(project.log, "brief") as process:
         assert holder_of(project.log) == (process.pid, True)
 
-        def pause(self, error):
+        def pause(self: lease.Patience, error: Any) -> Any:
+            assert process.stdin is not None
             process.stdin.close()  # it ends only now that it is waited for
             return paused(self, error)
 
@@ -208,7 +212,7 @@ def test_a_command_that_has_the_log_is_waited_for(tmp_path, monkeypatch, command
         assert process.wait() == 0
 
 
-def test_a_command_that_does_not_let_go_is_named(tmp_path, monkeypatch):
+def test_a_command_that_does_not_let_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BRIEF_SECONDS", 0.2)
     project = Project(tmp_path)
     project.put(a=1)
@@ -218,7 +222,7 @@ def test_a_command_that_does_not_let_go_is_named(tmp_path, monkeypatch):
     assert f"a command still has the log after 0 s: pid {process.pid}" in refused.err
 
 
-def test_an_engine_is_not_waited_for(tmp_path, monkeypatch):
+def test_an_engine_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     project.put(a=1)
     monkeypatch.setattr(lease, "random", None)  # what a pause needs
@@ -227,7 +231,7 @@ def test_an_engine_is_not_waited_for(tmp_path, monkeypatch):
         assert [project.call(command).code for command in ("run", "update", "log-compact")] == [4, 4, 4]
 
 
-def test_a_function_that_others_launch_holds_up_no_other_command(tmp_path):
+def test_a_function_that_others_launch_holds_up_no_other_command(tmp_path: Path) -> None:
     """It is left to an engine that waits for functions: that of a launch, or of `run`."""
     project = Project(tmp_path)
     project.ok("inject", "double.numbers", "slow", stdin=b'{"n": 1, "seconds": 3600}')

@@ -20,7 +20,7 @@ class Client(NamedTuple):
     """A server, and kubernetes_asyncio's door to it."""
 
     server: Server
-    v1: client.CoreV1Api
+    v1: Any  # it takes manifests as they are read from YAML, which its hints do not say
     api: client.ApiClient
 
     async def make(self, name: str, labels: dict[str, str] | None = None, **spec: Any) -> Any:
@@ -67,7 +67,7 @@ async def refused(asking: Awaitable[Any], code: int, reason: str | None = None) 
     with pytest.raises(ApiException) as caught:
         await asking
     assert caught.value.status == code
-    told: dict[str, Any] = json.loads(caught.value.body)
+    told: dict[str, Any] = json.loads(caught.value.body or b"")
     assert reason is None or told["reason"] == reason
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from kubernetes_asyncio import client
 from kubernetes_asyncio.client.exceptions import ApiException
@@ -60,7 +61,7 @@ async def test_strangers_and_crowds() -> None:
         answers = await asyncio.gather(*asked, return_exceptions=True)
         told = [one for one in answers if isinstance(one, ApiException)]
         assert len(told) == 9
-        assert {(one.status, one.headers["Retry-After"], one.body) for one in told} == {
+        assert {(one.status, one.headers and one.headers["Retry-After"], str(one.body)) for one in told} == {
             (429, "1", "Too many requests, please try again later.\n")
         }
 
@@ -75,7 +76,7 @@ async def test_a_disruption_budget_refuses_evictions() -> None:
             "metadata": {"name": "b"},
             "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}},
         }
-        policy = client.PolicyV1Api(to.api)
+        policy: Any = client.PolicyV1Api(to.api)
         await policy.create_namespaced_pod_disruption_budget(NS, budget)
         eviction = {"metadata": {"name": "a"}}
         told = await refused(to.v1.create_namespaced_pod_eviction("a", NS, eviction), 429, "TooManyRequests")

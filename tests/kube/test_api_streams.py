@@ -56,7 +56,7 @@ async def test_commands_in_a_container() -> None:
                 await asyncio.sleep(0.01)
         how = {"stderr": True, "stdout": True, "stdin": False, "tty": False}
         async with WsApiClient(configuration(to.server)) as sockets:
-            v1 = client.CoreV1Api(sockets)
+            v1: Any = client.CoreV1Api(sockets)
             said = await v1.connect_get_namespaced_pod_exec(
                 "a", NS, command=["sh", "-c", "echo hi; echo err >&2"], **how
             )

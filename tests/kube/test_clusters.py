@@ -228,8 +228,10 @@ async def test_a_pods_log_is_printed_while_it_runs_and_kubectl_opens_the_shell(t
 
         async def begin(*words: str) -> asyncio.subprocess.Process:
             command = [sys.executable, "-m", "datatask", "-p", "pipeline.py", *words]
-            pipes = {"stdout": asyncio.subprocess.PIPE, "stdin": asyncio.subprocess.PIPE}
-            return await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, **pipes)
+            pipe = asyncio.subprocess.PIPE
+            return await asyncio.create_subprocess_exec(
+                *command, cwd=tmp_path, env=environment, stdout=pipe, stdin=pipe
+            )
 
         await (await begin("inject", "t.inp", "a")).communicate(b"{}")
         engine = await begin("run", "--timeout", "60")

@@ -48,7 +48,7 @@ fake_only = pytest.mark.skipif(
 )
 
 
-def task_of(there: Target, name: str, script: str, inp: LogMetadataRepository, **more: Any) -> KubeTask:
+def task_of(there: Target, name: str, script: str, inp: Any, **more: Any) -> KubeTask:
     """Return a task whose pods run a script for each job."""
     logs, done = LogBlobRepository(f"{name}_logs"), LogMetadataRepository(f"{name}_done")
     quota = more.pop("quota", ResourceManager(Resources.parse(1, "1Gi")))

@@ -44,7 +44,7 @@ spec:
 
 def kube_task(api: Hand, script: str, **more: Any) -> tuple[KubeTask, dict[str, Any]]:
     """Return a task whose pods run a script with job and word, and its repositories."""
-    repositories = {
+    repositories: dict[str, Any] = {
         "inp": LogMetadataRepository("inp"),
         "logs": LogBlobRepository("logs"),
         "done": LogMetadataRepository("done"),
@@ -119,7 +119,8 @@ async def test_deleting_from_live_deletes_the_pod_and_the_job_runs_anew(tmp_path
                 and api.pods[pod["metadata"]["name"]]["status"]["phase"] != "Running"
             ):
                 await asyncio.sleep(0.01)
-            (listed,) = await task.live.pods()
+            live: Any = task.live
+            (listed,) = await live.pods()
             (tmp_path / "go").touch()
             await task.delete(listed)
             await running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -21,7 +22,12 @@ async def test_a_watch_that_is_cut_goes_on_where_it_was() -> None:
         name = await running(api, runner, facts, 1)
         seen: list[str] = []
         told = runner._runner.on_pod
-        runner._runner.on_pod = lambda pod: (seen.append(pod.metadata.resource_version), told(pod))
+
+        def noted(pod: Any) -> None:
+            seen.append(pod.metadata.resource_version)
+            told(pod)
+
+        runner._runner.on_pod = noted
         api.faults.extend(Fault("watch", events=1, torn=True) for _ in range(3))
         api.end_watches()
         await asyncio.sleep(0.1)

@@ -12,6 +12,7 @@ from datatask.schema.definition import (
     FilteredDef,
     In,
     LinkDef,
+    Medium,
     Not,
     PipelineDef,
     QuotaDef,
@@ -46,12 +47,12 @@ def expressions(leaves: tuple[str, ...]) -> st.SearchStrategy[AnyExpr]:
 @st.composite
 def repositories(draw: st.DrawFn) -> tuple[RepositoryDef, ...]:
     """Four stored ones, a `done` for each task, and mostly one filtered and one translated."""
-    medium = st.sampled_from(["native", "native", "foreign", "mirror"])
+    medium: st.SearchStrategy[Medium] = st.sampled_from(["native", "native", "foreign", "mirror"])
     found = [
         RepositoryDef(id=name, kind="test", medium=draw(medium), ephemeral=draw(st.integers(0, 9)) == 0)
         for name in STORED
     ]
-    outside = st.sampled_from(["native", "foreign"])
+    outside: st.SearchStrategy[Medium] = st.sampled_from(["native", "foreign"])
     found += [RepositoryDef(id=f"done-{task}", kind="test", medium=draw(outside)) for task in TASKS]
     filtered = FilteredDef(base=All(of=(In(leaf=draw(st.sampled_from(STORED))), draw(expressions(STORED)))))
     found.append(RepositoryDef(id="f0", kind="test", medium="derived", derived=filtered))
@@ -70,9 +71,9 @@ def tasks(draw: st.DrawFn, index: int) -> TaskDef:
     views = tuple(view_id(task, view) for task in TASKS for view in ("live", "succeeded", "failed"))
     dones = tuple(f"done-{task}" for task in TASKS)
     source = draw(st.sampled_from((*STORED, *DERIVED, *dones[:index], *views[: 3 * index])))
-    plain = All(of=(In(leaf=source), Not(of=In(leaf=own))))
-    free = All(of=(In(leaf=source), draw(expressions((*STORED, *DERIVED, *views, *dones)))))
-    ready = draw(st.sampled_from([plain, plain, free, Any(of=(plain, free))]))
+    plain: AnyExpr = All(of=(In(leaf=source), Not(of=In(leaf=own))))
+    free: AnyExpr = All(of=(In(leaf=source), draw(expressions((*STORED, *DERIVED, *views, *dones)))))
+    ready: AnyExpr = draw(st.sampled_from([plain, plain, free, Any(of=(plain, free))]))
     output = draw(st.sampled_from(STORED))
     return TaskDef(
         name=name,

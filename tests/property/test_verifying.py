@@ -92,4 +92,4 @@ def damage(path: Path, chance: random.Random) -> int:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute(f"UPDATE log SET {column} = ? WHERE position = ?", (new, position))
         connection.commit()
-        return end
+        return int(end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -378,5 +378,5 @@ def test_days_hosts_and_a_later_beginning_only_tell_the_sums_apart(
     assert all(sum(one.sums.values()) == one.end - one.start for one in later)
 
 
-def _fields(event: e.Event) -> dict[str, object]:
+def _fields(event: e.Event) -> dict[str, Any]:
     return {name: getattr(event, name) for name in event.__struct_fields__}

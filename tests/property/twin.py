@@ -7,7 +7,9 @@ Nothing is shared with the code under test but `holds`, itself a recursion over 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -21,11 +23,12 @@ from datatask.schema.definition import (
     PipelineDef,
     TaskDef,
     TranslatedDef,
+    ViewName,
     view_id,
 )
 
 INSIDE = ("native", "derived", "view")
-VIEW_OF = {
+VIEW_OF: dict[str, ViewName] = {
     "succeeded": "succeeded",
     "failed": "failed",
     "timed_out": "failed",
@@ -33,6 +36,8 @@ VIEW_OF = {
     "refused": "failed",
 }
 Key = tuple[str, str]
+Rule = TypeVar("Rule", FilteredDef, TranslatedDef)
+Same = Callable[[str, object, object], None]
 
 
 @dataclass
@@ -94,7 +99,7 @@ class Twin:
     def _ready(self) -> dict[str, set[str]]:
         return {task: {job for job in self.jobs if self.is_ready(task, job)} for task in self.tasks}
 
-    def _rules(self, kind: type) -> list[tuple[str, FilteredDef | TranslatedDef]]:
+    def _rules(self, kind: type[Rule]) -> list[tuple[str, Rule]]:
         return [(r.id, r.derived) for r in self.definition.repositories if isinstance(r.derived, kind)]
 
     def _where(self, expr: AnyExpr) -> set[str]:
@@ -114,7 +119,10 @@ class Twin:
         return bool(first)
 
     def _one_change(self, leaf: str, job: str, present: bool, position: int) -> list[tuple[str, str, bool]]:
-        rules = self._rules(FilteredDef) + self._rules(TranslatedDef)
+        rules: list[tuple[str, FilteredDef | TranslatedDef]] = [
+            *self._rules(FilteredDef),
+            *self._rules(TranslatedDef),
+        ]
         was_ready = self._ready()
         was_base = {name: self._where(rule.base) for name, rule in rules}
         was_source = {name: self._where(rule.translator) for name, rule in self._rules(TranslatedDef)}
@@ -228,8 +236,9 @@ class Twin:
         for name, rule in self._rules(FilteredDef):
             if event.repository in _leaves(rule.base) and event.job in self._where(rule.base):
                 self.pending["filter", name, event.job] = position
-        for name, rule in self._rules(TranslatedDef):
-            if event.repository in _leaves(rule.translator) and event.job in self._where(rule.translator):
+        for name, translation in self._rules(TranslatedDef):
+            source = translation.translator
+            if event.repository in _leaves(source) and event.job in self._where(source):
                 self.pending["translation", name, event.job] = position
 
     def _on_ValueDeleted(self, position: int, event: e.ValueDeleted) -> None:
@@ -239,6 +248,7 @@ class Twin:
     def _on_StoreWriteIntended(self, position: int, event: e.StoreWriteIntended) -> None:
         self.intents[event.repository, event.job] = (position, event.run)
         if event.settles is not None:
+            assert event.run is not None
             self.settling.add(event.run)
 
     def _intent_done(self, event: e.Event) -> None:
@@ -248,6 +258,7 @@ class Twin:
 
     def _on_Evaluated(self, position: int, event: e.Evaluated) -> None:
         owner = event.repository if event.what in ("filter", "translation") else event.task
+        assert owner is not None
         key = (event.what, owner, event.job)
         since = self.pending.get(key)
         if since is None or (event.inputs and event.inputs[0] < since) or event.error is not None:
@@ -355,7 +366,7 @@ class Twin:
         self._prune()
         for repository in event.definition.repositories:
             known = repository.id in rules and rules[repository.id] == repository.derived
-            if not known and repository.derived is not None:
+            if not known and isinstance(repository.derived, FilteredDef | TranslatedDef):
                 self._rederive(repository.id, repository.derived, position)
         for name, task in self.tasks.items():
             if name not in self.retired and old.get(name) != task:
@@ -401,11 +412,10 @@ class Twin:
         asked |= {("translation", name) for name, _ in self._rules(TranslatedDef)}
         self.pending = {key: since for key, since in self.pending.items() if key[:2] in asked}
 
-    def _rederive(self, name: str, rule: object, position: int) -> None:
-        translated = isinstance(rule, TranslatedDef)
+    def _rederive(self, name: str, rule: FilteredDef | TranslatedDef, position: int) -> None:
         for job in list(self.jobs):
-            key = ("translation" if translated else "filter", name, job)
-            if job in self._where(rule.translator if translated else rule.base):
+            key = ("translation" if isinstance(rule, TranslatedDef) else "filter", name, job)
+            if job in self._where(rule.translator if isinstance(rule, TranslatedDef) else rule.base):
                 self.pending[key] = position
                 target = self.targets.get((name, job))
                 if target is not None:
@@ -456,7 +466,7 @@ class Twin:
         self._compare_rules(same)
         return found
 
-    def _compare_task(self, state: State, name: str, same: object) -> None:
+    def _compare_task(self, state: State, name: str, same: Same) -> None:
         task = state.tasks[name]
         ready = {job for job in self.jobs if self.is_ready(name, job)}
         tested = {job for job, mask in zip(state.jobs, state.masks, strict=True) if task.condition.test(mask)}
@@ -492,7 +502,7 @@ class Twin:
         same(f"open runs {name}", task.open_runs, len(mine))
         same(f"paused {name}", bool(task.paused), name in self.paused)
 
-    def _compare_usage(self, state: State, same: object) -> None:
+    def _compare_usage(self, state: State, same: Same) -> None:
         for name, quota in state.quotas.items():
             used: defaultdict[str, int] = defaultdict(int)
             for decided, taken_from in self.open.values():
@@ -505,7 +515,7 @@ class Twin:
                 {k: v for k, v in used.items() if v},
             )
 
-    def _compare_rules(self, same: object) -> None:
+    def _compare_rules(self, same: Same) -> None:
         for name, rule in self._rules(TranslatedDef):
             base = self._where(rule.base)
             same(
@@ -513,8 +523,8 @@ class Twin:
                 {k for (n, k), t in self.targets.items() if n == name and t in base},
                 self.members[name],
             )
-        for name, rule in self._rules(FilteredDef):
-            same(f"filtered {name}", self.members[name] - self._where(rule.base), set())
+        for name, filtered in self._rules(FilteredDef):
+            same(f"filtered {name}", self.members[name] - self._where(filtered.base), set())
 
 
 def definition_names(definition: PipelineDef) -> set[str]:

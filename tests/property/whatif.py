@@ -7,6 +7,7 @@ bring about is simply made so.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -88,14 +89,14 @@ class CopiedState:
             kind = e.ValuePut if intent.event.op == "put" else e.ValueDeleted
             self._event(
                 kind(at=self.now, repository=intent.event.repository, job=intent.event.job, run=number)
-            )  # type: ignore[arg-type]
+            )
         task = self.state.tasks[run.task]
         stopped = run.stopping in ("cancelled", "deleted", "shutdown")
         outcome = run.settling.outcome
         again = after_ending(
             task.definition.retry, task.episodes[run.job], outcome, self.now, 0.999999999, stopped=stopped
         )
-        about = {"at": self.now, "task": run.task, "job": job, "run": number}
+        about: dict[str, Any] = {"at": self.now, "task": run.task, "job": job, "run": number}
         self._event(e.RunEnded(**about, outcome=outcome, final=isinstance(again, NoRetry)))
         if isinstance(again, NextAttempt):
             self._event(
@@ -113,7 +114,7 @@ class CopiedState:
         self._event(e.Evaluated(at=self.now, what="priority", task=task, job=job, value=msgspec.Raw(b"0")))
 
     def _end_run(self, change: Change) -> None:
-        about = {"at": self.now, "task": change.task, "job": change.job, "run": change.run}
+        about: dict[str, Any] = {"at": self.now, "task": change.task, "job": change.job, "run": change.run}
         pids = self.state.tasks[change.task].definition.pids
         self._event(e.StopDecided(**about, reason="deleted"))
         if pids is not None and self.state.contains(pids, change.job):

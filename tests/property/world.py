@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,7 @@ from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import In, PipelineDef
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable, Write
 from datatask.schema.units import SECOND
@@ -240,9 +241,12 @@ class World:
         self.gone.append(run)
         writes: list[Write] = []
         task = next((t for t in self.pipeline.tasks if t.name == spec.task), None)
-        output = next((link.expr.leaf for link in task.links if link.is_output), None) if task else None
+        links = task.links if task else ()
+        output = next(
+            (link.expr.leaf for link in links if link.is_output and isinstance(link.expr, In)), None
+        )
         if outputs % 4 and output is not None:
-            value = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
+            value: dict[str, Any] = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
             writes.append(Write(repository=output, job=spec.job, **value))
         self.reactor.runs.fact(Ended(run, self._ending(outcome), tuple(writes)), self.now)
 

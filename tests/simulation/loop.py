@@ -55,7 +55,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps += 1
         if self.crash_at is not None and self.steps >= self.crash_at:
             raise Crashed
-        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
+        ready: deque[Any] = self._ready  # type: ignore[has-type]
         if len(ready) < 2:
             super()._run_once()  # type: ignore[misc]
             return
@@ -90,6 +90,6 @@ def bury(loop: SimLoop) -> None:
         work = task.get_coro()
         if isinstance(work, CoroutineType) and getcoroutinestate(work) == CORO_CREATED:
             work.close()  # never begun: nothing of it runs, and nobody is told that it was not awaited
-    loop._ready.clear()  # type: ignore[attr-defined]
+    loop._ready.clear()
     loop._scheduled.clear()  # type: ignore[attr-defined]
     loop.close()

@@ -35,13 +35,13 @@ class Oracle:
 
     def _check(self, batch: e.Batch) -> None:
         state = self.state
-        self.found += self.checker.before(state, batch.events)
+        self.found += map(str, self.checker.before(state, batch.events))
         first = batch.events[0]
         if isinstance(first, e.DecisionRound):
             decisions = [event for event in batch.events if isinstance(event, e.LaunchDecided)]
-            self.found += invariants.rederive(state, first, decisions)
+            self.found += map(str, invariants.rederive(state, first, decisions))
         apply_all(state, batch.first, batch.events)
-        self.found += self.checker.after(state)
+        self.found += map(str, self.checker.after(state))
         self._quotas(batch)
 
     def _quotas(self, batch: e.Batch) -> None:
@@ -62,7 +62,7 @@ class Oracle:
     def conclude(self, log: SimLog, target: Target, stores: Mapping[str, Collection[str]]) -> list[str]:
         """Return all that is wrong once everything is quiet; `stores` are the members that stores really have."""
         self.look(log)
-        found = self.found + target.wrong + invariants.check(self.state)
+        found = [*self.found, *target.wrong, *map(str, invariants.check(self.state))]
         again = State()
         for batch in log._batches:
             if batch.last <= log.head:  # what came after an engine's last word may not be on the disk yet

@@ -61,8 +61,8 @@ class Admission:
         for limits in self._of("limitranges", namespace):
             self._limit(pod, limits)
         for hook, judge in self.webhooks.items():
-            if why := judge(pod):
-                message = f'admission webhook "{hook}" denied the request: {why}'
+            if denied := judge(pod):
+                message = f'admission webhook "{hook}" denied the request: {denied}'
                 raise Refusal(403, message, "Forbidden")
         for quota in self._of("resourcequotas", namespace):
             self._fits(pod, quota, namespace)

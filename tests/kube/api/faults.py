@@ -92,4 +92,4 @@ def away(
 def hang_up(request: web.Request) -> None:
     """Close a connection without a word."""
     if request.transport is not None:
-        request.transport.abort()  # type: ignore[attr-defined]
+        request.transport.abort()

@@ -23,7 +23,7 @@ from tests.kube.api.deleting import PODS
 from tests.kube.api.kinds import BY_PATH
 from tests.kube.api.lives import Life
 from tests.kube.api.server import Server
-from tests.kube.api.storage import Change, key_of
+from tests.kube.api.storage import Change, key_of, now
 from tests.kube.api.streams import Log
 
 Object = dict[str, Any]
@@ -211,7 +211,7 @@ class Kubelet:
             target = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
             target |= {
                 "message": "Taint manager: deleting due to NoExecute taint",
-                "lastTransitionTime": telling.now(),
+                "lastTransitionTime": now(),
             }
             unready = [
                 {**one, "status": "False"} if one["type"] == "Ready" else one

@@ -43,7 +43,7 @@ class Reader:
         for table in self.storage.tables.values():
             table.wake()
 
-    async def list(self, asked: Asked, kind: Kind) -> web.Response:
+    async def answer(self, asked: Asked, kind: Kind) -> web.Response:
         """Return one page, of the moment that its first page was of."""
         accept = asked.request.headers.get("Accept", "*/*")
         if not any(word in accept for word in ("*/*", "json", "yaml", "protobuf")):

@@ -81,11 +81,12 @@ class Life:
         await self._asked.wait()
         self._stopping = asyncio.current_task()
         pod = self.kubelet.current(self)
-        if self._why[0] and pod is not None:
-            kind = "Normal" if self._why[0] == "DeadlineExceeded" else "Warning"
-            self.kubelet.tell(pod, self._why[0], self._why[1], kind)
-        for name in self._running if pod is not None else ():
-            self.kubelet.tell(pod, "Killing", f"Stopping container {name}", container=name)
+        if pod is not None:
+            if self._why[0]:
+                kind = "Normal" if self._why[0] == "DeadlineExceeded" else "Warning"
+                self.kubelet.tell(pod, self._why[0], self._why[1], kind)
+            for name in self._running:
+                self.kubelet.tell(pod, "Killing", f"Stopping container {name}", container=name)
         await asyncio.gather(*(one.stop(self._grace) for one in list(self._running.values())))
 
     async def _pause(self, seconds: float | None = None) -> None:
@@ -129,7 +130,8 @@ class Life:
 
     async def _keep_running(self, spec: Object, told: dict[str, Object]) -> Object:
         """Run a container, and again where its pod wants that; return its last state."""
-        policy, restarts, last = self.spec.get("restartPolicy", "Always"), 0, {}
+        policy, restarts = self.spec.get("restartPolicy", "Always"), 0
+        last: Object = {}
         while True:
             state = await self._run_once(spec, told, restarts, last)
             code = state["terminated"]["exitCode"]
@@ -243,7 +245,7 @@ class Life:
         if pod is None:
             return
         unready = [name for name, one in self.mains.items() if not one["ready"]]
-        shown = {"sandbox": self._sandbox, "initialized": self._initialized, "unready": unready}
+        shown: Object = {"sandbox": self._sandbox, "initialized": self._initialized, "unready": unready}
         status: Object = {
             "observedGeneration": pod["metadata"].get("generation", 1),
             "phase": phase,

@@ -19,7 +19,7 @@ def parse(said: str | int | float) -> Decimal:
     number, suffix = match.groups()
     try:
         if suffix in _BINARY:
-            return Decimal(number) * 1024 ** _BINARY[suffix]
+            return Decimal(number) * Decimal(1024) ** _BINARY[suffix]
         if suffix in _DECIMAL:
             return Decimal(number).scaleb(_DECIMAL[suffix])
         return Decimal(number + suffix)

@@ -176,7 +176,7 @@ class Server:
             case "watch":
                 return await self.reader.watch(asked, kind, fault)
             case "list":
-                return await self.reader.list(asked, kind)
+                return await self.reader.answer(asked, kind)
             case "get":
                 return self._object(self._shown(kind, self.storage.get(kind, asked.namespace, asked.name)))
             case "create":

@@ -165,7 +165,7 @@ def default_pod(pod: Object) -> None:
         if spec.get(part):
             spec[part] = [_default_container(container) for container in spec[part]]
     account = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
-    defaults = {
+    defaults: Object = {
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": 30,
         "dnsPolicy": "ClusterFirst",

@@ -48,8 +48,7 @@ class Writer:
                 )
                 raise Refusal(400, message)
         if not metadata.get("name") and metadata.get("generateName"):
-            made = "".join(random.choices(_LETTERS, k=5))
-            metadata["name"] = metadata["generateName"] + made
+            metadata["name"] = metadata["generateName"] + "".join(random.choices(_LETTERS, k=5))
         name = metadata.get("name", "")
         if kind.is_namespaced:
             self.admission.namespace(kind.plural, name, asked.namespace)

@@ -28,6 +28,7 @@ from datatask.schema.troubles import as_error, printable, trouble
 def test_each_has_what_where_and_remedy(error: Exception, kind: type, what: str, where: str) -> None:
     """`where` is the error's own, else the one that is given."""
     told = trouble(error, "here")
+    assert told is not None
     assert isinstance(told, kind)
     assert what in told.what
     assert told.where == where

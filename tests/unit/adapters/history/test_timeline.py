@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.history.timeline import bar, draw, lasting, lines, save
-from datatask.adapters.history.timeline_spans import Lane, Span, Timeline
+from datatask.adapters.history.timeline import Lane, Span, Timeline, bar, draw, lasting, lines, save
 from datatask.schema.errors import CallerError
 
 SECOND = 1_000_000_000

@@ -203,7 +203,7 @@ def test_when_the_time_is_over_the_cheapest_so_far_is_told(simulations: int) -> 
     scenario = Scenario(
         jobs=60, tasks={"fetch": TaskScenario(duration=1), "crunch": TaskScenario(duration=3)}
     )
-    tried = []
+    tried: list[Scenario] = []
 
     def until_then(scenario: Scenario) -> Result:
         if len(tried) == simulations:

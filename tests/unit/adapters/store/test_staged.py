@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from datatask import DirectoryRepository, FileRepository
-from datatask.adapters.store import inotify, staged
+from datatask.adapters.store import inotify
 from datatask.adapters.store.staged import STAGED, STAGED_SECONDS_MAX, create, staged_path, sweep
 
 WRITES = """
@@ -101,7 +101,7 @@ def test_where_locks_do_not_tell_age_does(why: str, tmp_path: Path, monkeypatch:
         def refuse(fd: int, how: int) -> None:
             raise OSError(errno.ENOLCK, "no locks")
 
-        monkeypatch.setattr(staged.fcntl, "flock", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
     fresh, old = staged_path(tmp_path), staged_path(tmp_path)
     for path in (fresh, old):
         for fd in create(path):
@@ -128,7 +128,8 @@ def test_a_link_of_another_name_and_what_is_no_staged_entry_stay(tmp_path: Path)
 def test_who_is_swept_before_it_could_lock_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, tries = staged_path(tmp_path), []
+    path = staged_path(tmp_path)
+    tries: list[int] = []
     real = fcntl.flock
 
     def swept_first(fd: int, how: int) -> None:
@@ -137,7 +138,7 @@ def test_who_is_swept_before_it_could_lock_begins_anew(
         tries.append(fd)
         real(fd, how)
 
-    monkeypatch.setattr(staged.fcntl, "flock", swept_first)
+    monkeypatch.setattr(fcntl, "flock", swept_first)
     fd, held = create(path)
     assert len(tries) == 2
     assert os.path.samestat(os.fstat(fd), path.stat())

@@ -71,7 +71,7 @@ async def test_a_session_names_what_is_wrong_with_a_resource() -> None:
         yield 2
 
     async def never() -> AsyncIterator[int]:
-        for number in ():
+        for number in range(0):
             yield number
 
     session = Session()

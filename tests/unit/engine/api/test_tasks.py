@@ -264,9 +264,16 @@ def test_retry_as_declared() -> None:
     assert growing.to_def() == RetryDef(
         attempts=5, first=SECOND // 2, factor=3, longest=60 * SECOND, jitter=0, on=("failed",)
     )
-    for wrong in ({"attempts": 0}, {"on": "failed"}, {"on": ("never",)}, {"backoff": -1}, {"jitter": 2}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"attempts": 0},
+        {"on": "failed"},
+        {"on": ("never",)},
+        {"backoff": -1},
+        {"jitter": 2},
+    )
+    for wrong in refused:
         with pytest.raises(CallerError):
-            Retry(**wrong)  # type: ignore[arg-type]
+            Retry(**wrong)
 
 
 def test_public_parameters_are_pydatatasks() -> None:

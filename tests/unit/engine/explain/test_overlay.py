@@ -22,7 +22,7 @@ def test_an_overlay_shares_nothing_that_folding_changes() -> None:
     assert _shared(vars(desk.state), vars(overlay.state)) == {"requests"}
     for own, made in ((desk.state.tasks, overlay.state.tasks), (desk.state.leaves, overlay.state.leaves)):
         for name, part in own.items():
-            fields = [field.name for field in dataclasses.fields(part)]  # type: ignore[arg-type]
+            fields = [field.name for field in dataclasses.fields(part)]
             both = ({field: getattr(one, field) for field in fields} for one in (part, made[name]))
             assert _shared(*both) == set()
 

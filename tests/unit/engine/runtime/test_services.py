@@ -16,12 +16,12 @@ from datatask.schema.errors import InternalError, ServiceFailedError
 
 
 @pytest.fixture
-def failures():
+def failures() -> list[BaseException]:
     return []
 
 
 @pytest.fixture
-def services(failures, monkeypatch):
+def services(failures: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> Services:
     monkeypatch.setattr(module, "PAUSE_SECONDS", (0.0001, 0.001))
     return Services(failures.append)
 
@@ -31,8 +31,10 @@ async def until(true: Any) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_one_that_fails_is_started_again_told_once_and_told_when_it_works(services, failures, caplog):
-    tries = []
+async def test_one_that_fails_is_started_again_told_once_and_told_when_it_works(
+    services: Services, failures: list[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
 
     async def work(service: Service) -> None:
         tries.append(len(tries))
@@ -55,7 +57,9 @@ async def test_one_that_fails_is_started_again_told_once_and_told_when_it_works(
 
 
 @pytest.mark.parametrize("trouble", [SystemExit(3), asyncio.CancelledError(), MemoryError(), None])
-async def test_one_that_fails_too_often_stops_the_engine_by_name(services, failures, trouble):
+async def test_one_that_fails_too_often_stops_the_engine_by_name(
+    services: Services, failures: list[BaseException], trouble: BaseException | None
+) -> None:
     async def work(service: Service) -> None:
         if trouble is not None:
             raise trouble
@@ -68,7 +72,7 @@ async def test_one_that_fails_too_often_stops_the_engine_by_name(services, failu
     assert services.health()[0].state == "down"
 
 
-async def test_one_that_may_end_ends(services, failures):
+async def test_one_that_may_end_ends(services: Services, failures: list[BaseException]) -> None:
     async def work(service: Service) -> None:
         return None
 
@@ -76,9 +80,11 @@ async def test_one_that_may_end_ends(services, failures):
     assert failures == []
 
 
-async def test_failures_are_counted_anew_after_it_lasted(services, failures, monkeypatch):
+async def test_failures_are_counted_anew_after_it_lasted(
+    services: Services, failures: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WELL_SECONDS", -1.0)
-    tries = []
+    tries: list[int] = []
 
     async def work(service: Service) -> None:
         tries.append(1)
@@ -92,8 +98,10 @@ async def test_failures_are_counted_anew_after_it_lasted(services, failures, mon
     assert failures == []
 
 
-async def test_a_thread_that_fails_is_started_again_and_stops_the_engine_too(services, failures):
-    tries = []
+async def test_a_thread_that_fails_is_started_again_and_stops_the_engine_too(
+    services: Services, failures: list[BaseException]
+) -> None:
+    tries: list[int] = []
 
     def work() -> None:
         tries.append(1)
@@ -105,7 +113,9 @@ async def test_a_thread_that_fails_is_started_again_and_stops_the_engine_too(ser
     assert "the gate failed" in str(failures[0])
 
 
-async def test_a_task_that_is_minded_stops_the_engine(services, failures):
+async def test_a_task_that_is_minded_stops_the_engine(
+    services: Services, failures: list[BaseException]
+) -> None:
     async def work() -> None:
         raise KeyError("x")
 
@@ -117,7 +127,9 @@ async def test_a_task_that_is_minded_stops_the_engine(services, failures):
     assert "the errand failed: KeyError" in str(failures[0])
 
 
-async def test_what_fails_unheard_stops_the_engine_only_where_it_is_ours(services, failures):
+async def test_what_fails_unheard_stops_the_engine_only_where_it_is_ours(
+    services: Services, failures: list[BaseException]
+) -> None:
     loop = asyncio.get_running_loop()
     told: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: told.append(context))
@@ -133,12 +145,12 @@ async def test_what_fails_unheard_stops_the_engine_only_where_it_is_ours(service
     loop.set_exception_handler(None)
 
 
-def test_outside_an_engine_there_are_services_that_only_tell(caplog):
+def test_outside_an_engine_there_are_services_that_only_tell(caplog: pytest.LogCaptureFixture) -> None:
     assert current().service("x").failed(OSError("y")) == module.PAUSE_SECONDS[0]
     assert "x failed" in caplog.text
 
 
-async def test_what_is_opened_from_here_on_has_these(services):
+async def test_what_is_opened_from_here_on_has_these(services: Services) -> None:
     enter(services)
     assert current() is services
 

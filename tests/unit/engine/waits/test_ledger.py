@@ -205,7 +205,7 @@ def test_a_round_that_is_bound_names_what_binds_it(quota: QuotaDef, cause: str, 
 
 
 @pytest.mark.parametrize(("more", "bound", "cause"), [({}, 1, "priority"), ({"concurrency": 1}, 9, "quota")])
-def test_places_in_line(more: dict[str, int], bound: int, cause: str) -> None:
+def test_places_in_line(more: dict[str, Any], bound: int, cause: str) -> None:
     """A full round is a matter of the order; a task's own concurrency is a quota."""
     desk = Desk(pipeline(task("t", "a", **more)))
     desk.put("a", "w", "x")

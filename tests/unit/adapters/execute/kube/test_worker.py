@@ -93,9 +93,10 @@ async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path)
         leaf.bind(leaf.name or "", engine)
     inputs = worker.read_inputs(await worker.inputs_of({"x": document, "z": absent}, "j", "t[j]"))
     there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
-    for leaf, name in ((document, "d"), (absent, "n"), (files, "f")):
-        leaf.unbind()
-        leaf.bind(name, there)
+    bound: tuple[tuple[Any, str], ...] = ((document, "d"), (absent, "n"), (files, "f"))
+    for repository, name in bound:
+        repository.unbind()
+        repository.bind(name, there)
     context = RunContext(9, "t", "j")
     context.defers = False
     token = current_run.set(context)

@@ -10,19 +10,21 @@ from datatask.adapters.execute.ssh.connections import mapped
 
 def test_errors_tell_who_has_to_act() -> None:
     """A person, or time."""
-    for error in (
+    callers: tuple[Exception, ...] = (
         asyncssh.PermissionDenied("no"),
         asyncssh.HostKeyNotVerifiable("no"),
         asyncssh.KeyImportError("no"),
         TypeError("x"),
-    ):
+    )
+    for error in callers:
         assert isinstance(mapped(error, "node"), CallerError)
-    for error in (
+    passing: tuple[Exception, ...] = (
         TimeoutError(),
         OSError("x"),
         asyncssh.ConnectionLost("x"),
         asyncssh.ChannelOpenError(2, "x"),
-    ):
+    )
+    for error in passing:
         assert isinstance(mapped(error, "node"), TemporaryError)
     ours = CallerError("x")
     assert mapped(ours, "node") is ours
