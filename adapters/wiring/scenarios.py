@@ -1,50 +1,28 @@
-"""Scenarios as people write them: a YAML file of named ones, tables of durations as CSV.
+"""Scenarios as people write them: a YAML file of named ones, and what varies between them.
 
-In: the path of a file (docs/simulation.md shows one). Out: its scenarios as trees, on which `varying` may work, and
-`Scenario` values of them. What is misspelt, missing or of the wrong kind is refused in one line that names the place.
-
-What varies between scenarios: texts like `quota.cluster.cpu=8,16,32`, and the places in a scenario that they mean.
-
-In: trees of scenarios (`scenarios`), and what a person wants varied. Out: a tree for every combination, by a name that
-says what it has.
+In: the path of a file (docs/simulation.md shows one), and texts like `quota.cluster.cpu=8,16,32`. Out: a tree for each
+scenario and each combination of what varies, and `Scenario` values of trees (`documents` reads what they hold). What is
+misspelt, missing or of the wrong kind is refused in one line that names the place.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.sim.distributions import (
-    Constant,
-    Distribution,
-    Empirical,
-    Exponential,
-    Lognormal,
-    Uniform,
-    Weibull,
-    durations_from_csv,
-)
-from datatask.adapters.sim.scenario import Arrivals, Machines, Scenario, TaskScenario
+from msgspec import Struct
+
+from datatask.adapters.sim.distributions import durations_from_csv
+from datatask.adapters.sim.scenario import Machines, Scenario, TaskScenario
 from datatask.adapters.store.yamls import load_yaml
-from datatask.adapters.wiring.documents import At
-from datatask.schema.errors import CallerError, InvalidValueError, one_of
+from datatask.adapters.wiring.documents import DISTRIBUTIONS, SCENARIO, TASK, Table, read, told
+from datatask.schema.errors import CallerError, InvalidValueError
 
 Tree = dict[str, Any]
-
-_SHAPES: dict[str, tuple[type[Distribution], tuple[str, ...]]] = {
-    "constant": (Constant, ("value",)),
-    "uniform": (Uniform, ("low", "high")),
-    "exponential": (Exponential, ("average",)),
-    "lognormal": (Lognormal, ("median", "sigma")),
-    "weibull": (Weibull, ("scale", "shape")),
-}
-"""Distributions by name, with their numbers in the order in which a list gives them."""
-
-_SPELT = {"average": "mean"}
-"""How a number is called in a file, where it has another name here."""
+_NAMED = dict[str, dict[str, dict[str, Any] | None]]
 
 
 def scenarios_from_yaml(path: str | Path) -> list[Scenario]:
@@ -61,18 +39,16 @@ def load_scenarios(path: Path) -> dict[str, Tree]:
         raise CallerError(
             f"the scenarios cannot be read: {error.strerror}", where=str(path), remedy="check the path"
         ) from None
-    top = At(document if document is not None else {}, path.name, path.parent)
-    base = dict(top.mapping())
+    base = dict(read({} if document is None else document, dict[str, Any], path.name))
     if "scenarios" not in base:
         return {path.stem: base}
-    del base["scenarios"]
-    told = top.at("scenarios")
-    if not told.mapping():
-        told.fail("no scenario is named", "name at least one")
-    return {
-        name: base if tree is None else merged(base, told.at(name).mapping())
-        for name, tree in told.mapping().items()
-    }
+    named = base.pop("scenarios")
+    found = read({"scenarios": named}, _NAMED, path.name)["scenarios"]
+    if not named:
+        raise InvalidValueError(
+            "no scenario is named", where=f"{path.name}: scenarios", remedy="name at least one"
+        )
+    return {name: merged(base, over or {}) for name, over in found.items()}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
@@ -89,7 +65,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 def _is_distribution(*trees: Mapping[str, Any]) -> bool:
     """Whether any of these is a distribution: another one takes its place and is not mixed with it."""
-    return any(set(tree) & {*_SHAPES, "empirical", "table", "jobs"} for tree in trees)
+    return any(set(tree) & {*DISTRIBUTIONS, "empirical", "table", "jobs"} for tree in trees)
 
 
 # --- from trees to values ---------------------------------------------------------------------------
@@ -101,101 +77,32 @@ def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Sc
     tasks = tree.get("tasks")
     if isinstance(usual, Mapping) and isinstance(tasks, Mapping):
         own = {
-            task: merged(usual, told) if isinstance(told, Mapping) else told for task, told in tasks.items()
+            task: merged(usual, said) if isinstance(said, Mapping) else said for task, said in tasks.items()
         }
         tree = {**tree, "tasks": own}
-    at = At(tree, f"scenario {name}", folder)
-    given = {"name": name, **at.fields(_SCENARIO_FIELDS)}
+    where = f"scenario {name}"
+    given = told(read(tree, SCENARIO, where))
+    if "tasks" in given:
+        given["tasks"] = {task: _task(task, said, folder) for task, said in given["tasks"].items()}
+    if "default" in given:
+        given["default"] = _task("default", given["default"], folder)
+    if "machines" in given:
+        given["machines"] = tuple(Machines(**told(pool)) for pool in given["machines"])
     try:
-        return Scenario(**given)
+        return Scenario(name=name, **given)
     except CallerError as error:
-        raise InvalidValueError(error.what, where=error.where or at.place, remedy=error.remedy) from None
+        raise InvalidValueError(error.what, where=error.where or where, remedy=error.remedy) from None
 
 
-def _tasks(at: At) -> dict[str, TaskScenario]:
-    return {name: _task(at.at(name)) for name in at.mapping()}
+def _task(name: str, said: Struct, folder: Path) -> TaskScenario:
+    given = told(said)
+    retry = told(given.pop("retry")) if "retry" in given else {}
+    if isinstance(given.get("duration"), Table):
+        given["duration"] = _durations_of(name, folder / given["duration"].path)
+    return TaskScenario(**{**retry, **given})
 
 
-def _task(at: At) -> TaskScenario:
-    given = at.fields({**TASK_FIELDS, "retry": lambda it: it.fields({"attempts": At.whole})})
-    return TaskScenario(**{**given.pop("retry", {}), **given})
-
-
-def _quotas(at: At) -> dict[str, dict[str, Any]]:
-    return {name: at.at(name).amounts() for name in at.mapping()}
-
-
-def _machines(at: At) -> tuple[Machines, ...]:
-    return tuple(Machines(**pool.fields(_MACHINES_FIELDS)) for pool in at.items())
-
-
-def _amounts(at: At) -> dict[str, Any] | list[dict[str, Any]]:
-    return [one.amounts() for one in at.items()] if at.is_list() else at.amounts()
-
-
-def _speed(at: At) -> float | list[float]:
-    return [one.number() for one in at.items()] if at.is_list() else at.number()
-
-
-def _jobs(at: At) -> int | list[str]:
-    return at.names() if at.is_list() else at.whole()
-
-
-def _arrivals(at: At) -> Arrivals:
-    if isinstance(at.value, str):
-        return Arrivals(at.value)  # type: ignore[arg-type]
-    tree = at.mapping()
-    if len(tree) != 1:
-        at.fail(
-            "is not one way of arriving", "write at_once, recorded, {even: JOBS_A_SECOND} or {poisson: …}"
-        )
-    (how,) = tree
-    return Arrivals(how, at.at(how).number())  # type: ignore[arg-type]
-
-
-def _duration(at: At) -> Distribution | float:
-    """Read seconds, a duration such as `5m`, or a distribution."""
-    if not isinstance(at.value, Mapping):
-        return at.seconds()
-    tree = at.mapping()
-    if len(tree) != 1:
-        at.fail("is not one distribution", one_of([*_SHAPES, "empirical"]))
-    (shape,) = tree
-    inner = at.at(shape)
-    if shape == "empirical":
-        return Empirical(tuple(one.seconds() for one in inner.items()))
-    if shape not in _SHAPES:
-        at.fail(f"has no distribution {shape}", one_of([*_SHAPES, "empirical"]))
-    made, numbers = _SHAPES[shape]
-    spelt = [_SPELT.get(number, number) for number in numbers]
-    read = {name: At.number if name in ("sigma", "shape") else At.seconds for name in spelt}
-    if isinstance(inner.value, Mapping):
-        given = inner.fields(read)
-        missing = [name for name in spelt if name not in given]
-        if missing:
-            inner.fail("lacks " + ", ".join(missing), "a distribution needs all its numbers")
-        return made(*(given[name] for name in spelt))
-    told = inner.items() if inner.is_list() else [inner]
-    if len(told) != len(numbers):
-        inner.fail(f"has {len(told)} numbers", f"{shape} needs {len(numbers)}: " + ", ".join(spelt))
-    return made(*(read[name](one) for name, one in zip(spelt, told, strict=True)))
-
-
-def _durations(at: At) -> Distribution | float | Mapping[str, float]:
-    """Read a distribution, or durations by job: `{jobs: {JOB: …}}`, or `{table: FILE}`."""
-    if isinstance(at.value, Mapping):
-        tree = at.mapping()
-        if list(tree) == ["table"]:
-            return _table(
-                at.folder / at.at("table").text(), at.path.removeprefix("tasks.").removesuffix(".duration")
-            )
-        if list(tree) == ["jobs"]:
-            jobs = at.at("jobs")
-            return {job: jobs.at(job).seconds() for job in jobs.mapping()}
-    return _duration(at)
-
-
-def _table(path: Path, task: str) -> dict[str, float]:
+def _durations_of(task: str, path: Path) -> dict[str, float]:
     """Return the seconds by job of one task from a table, which need not name the task."""
     found = durations_from_csv(path)
     if task in found or "" in found:
@@ -205,64 +112,9 @@ def _table(path: Path, task: str) -> dict[str, float]:
     )
 
 
-def _outcomes(at: At) -> dict[str, float] | list[str]:
-    return at.names() if at.is_list() else {name: at.at(name).number() for name in at.mapping()}
+# --- what varies ------------------------------------------------------------------------------------
 
-
-def _outputs(at: At) -> list[str] | dict[str, float]:
-    return at.names() if at.is_list() else {name: at.at(name).number() for name in at.mapping()}
-
-
-def _spawns(at: At) -> dict[str, Any]:
-    return {
-        name: at.at(name).whole() if isinstance(at.value[name], int) else _duration(at.at(name))
-        for name in at.mapping()
-    }
-
-
-TASK_FIELDS: dict[str, Callable[[At], Any]] = {
-    "duration": _durations,
-    "failure": At.number,
-    "outcomes": _outcomes,
-    "latency": _duration,
-    "outputs": _outputs,
-    "spawns": _spawns,
-    "attempts": At.whole,
-    "concurrency": At.whole,
-    "timeout": At.seconds,
-    "resources": At.amounts,
-    "machines": At.text,
-}
-"""How each field of a task is read."""
-
-_MACHINES_FIELDS: dict[str, Callable[[At], Any]] = {
-    "name": At.text,
-    "count": At.whole,
-    "amounts": _amounts,
-    "start": _duration,
-    "latency": _duration,
-    "speed": _speed,
-    "mtbf": At.seconds,
-    "repair": _duration,
-    "preempted": At.seconds,
-    "loss": At.text,
-}
-
-_SCENARIO_FIELDS: dict[str, Callable[[At], Any]] = {
-    "jobs": _jobs,
-    "arrivals": _arrivals,
-    "entries": At.names,
-    "tasks": _tasks,
-    "default": _task,
-    "quotas": _quotas,
-    "machines": _machines,
-    "replications": At.whole,
-    "seed": At.whole,
-    "until": At.seconds,
-    "own": At.truth,
-}
-
-
+TASK_FIELDS = TASK.__struct_fields__
 COMBINATIONS_MAX = 10_000
 
 

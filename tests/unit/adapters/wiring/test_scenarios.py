@@ -149,7 +149,7 @@ tasks:
         ("arrivals: {even: 1, poisson: 2}", "scenario plan: arrivals: is not one way of arriving"),
         ("machines: [{count: 0}]", "scenario plan: machines machines: there are 0 of them"),
         ("machines: {count: 3}", "scenario plan: machines: {'count': 3} is no list"),
-        ("own: 3", "scenario plan: own: 3 is neither true nor false"),
+        ("own: 3", "scenario plan: own: 3 is no truth value; write true or false"),
         ("scenarios: {}", "plan.yaml: scenarios: no scenario is named"),
         ("scenarios: [a]", "plan.yaml: scenarios: ['a'] is no mapping of names"),
         ("- a", "plan.yaml: ['a'] is no mapping of names"),
