@@ -28,7 +28,8 @@ from datatask.adapters.history.timeline import Timeline
 from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.history.waits import USUAL, Asked, find_intervals, sum_up
 from datatask.adapters.log.locate import locate
-from datatask.adapters.log.reader import LogReader, Parameters
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.sql import Parameters
 from datatask.engine.core.state import State
 from datatask.engine.explain import why
 from datatask.engine.explain.explanations import Explanation

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from datatask.adapters.log.reader import LogReader, Parameters
+from datatask.adapters.log.reader import LogReader
+from datatask.adapters.log.sql import Parameters, stream
 from datatask.schema import errors
 from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, TimeLimitError
 from datatask.schema.troubles import as_error
@@ -185,7 +186,8 @@ def _answered(request: Request) -> tuple[list[str], bool]:
             data = encode(row)
             out.write(_LENGTH.pack(len(data)) + data)
 
-        columns, more = reader.stream(
+        columns, more = stream(
+            reader.file,
             request.sql, request.parameters, begin=again, take=take, timeout_seconds=request.seconds,
             rows_max=request.rows_max,
         )  # fmt: skip
