@@ -28,6 +28,7 @@ from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.lease import lease_holder
+from datatask.adapters.log.log_file import LogFile
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.engine.ports import Checkpoint, Filters
@@ -214,11 +215,11 @@ async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(
         writer = sqlite3.connect(path, isolation_level=None)
         writer.execute("CREATE TABLE IF NOT EXISTS more (x)")
         writer.execute("INSERT INTO more VALUES (1)")
-        made = LogReader._made
+        made = LogFile._made
         seen: list[str] = []
 
         def late(
-            self: LogReader, option: Any, writer: Any = writer, made: Any = made, seen: Any = seen
+            self: LogFile, option: Any, writer: Any = writer, made: Any = made, seen: Any = seen
         ) -> Any:
             seen.append(option)
             if len(seen) == 1:
@@ -226,10 +227,10 @@ async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(
                 sqlite3.connect(path.with_name("nothing").as_uri() + "?mode=ro", uri=True)  # cannot be opened
             return made(self, option)
 
-        monkeypatch.setattr(LogReader, "_made", late)
+        monkeypatch.setattr(LogFile, "_made", late)
         with LogReader(path) as reader:
             assert read(reader)
-        monkeypatch.setattr(LogReader, "_made", made)
+        monkeypatch.setattr(LogFile, "_made", made)
         assert seen[0] == "mode=ro"
         assert seen[-1] == "immutable=1"
 
