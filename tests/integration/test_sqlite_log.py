@@ -218,9 +218,7 @@ async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(
         made = LogFile._made
         seen: list[str] = []
 
-        def late(
-            self: LogFile, option: Any, writer: Any = writer, made: Any = made, seen: Any = seen
-        ) -> Any:
+        def late(self: LogFile, option: Any, writer: Any = writer, made: Any = made, seen: Any = seen) -> Any:
             seen.append(option)
             if len(seen) == 1:
                 writer.close()
