@@ -18,10 +18,10 @@ import msgspec
 import simpy
 
 from benchmarks.core import chain
-from datatask.adapters.sim.chance import stream
 from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.modelling import model_of
 from datatask.adapters.sim.quick import Quick
+from datatask.adapters.sim.random_streams import stream
 from datatask.adapters.sim.worlds import Plain
 from datatask.schema.definition import PipelineDef, QuotaDef
 from datatask.schema.units import SECOND

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from datatask.adapters.sim.bottleneck import Relief, relieve
 from datatask.adapters.sim.capacity import Capacity, finish_by
-from datatask.adapters.sim.critical import Step, critical_path, path_table
+from datatask.adapters.sim.critical_path import Step, critical_path, path_table
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,

@@ -24,7 +24,7 @@ from datatask.schema.errors import InvalidValueError, NoLogError
 from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
-    from datatask.adapters.sim.recorded import Recording
+    from datatask.adapters.sim.recording import Recording
     from datatask.adapters.sim.result import Result
     from datatask.adapters.sim.scenario import Scenario
     from datatask.schema.definition import PipelineDef
@@ -142,7 +142,7 @@ def simulate(
     if finish_by is not None:
         scenario = _one(_scenarios(scenarios, (), told), "--finish-by")
         by = simulate_capacity.seconds_until(finish_by, now or SystemClock().now())
-        asked = simulate_capacity.Asked(
+        asked = simulate_capacity.CapacityOptions(
             by, confidence, simulate_capacity.axes(vary), simulate_capacity.prices(price)
         )
         return simulate_capacity.tell(output, settings, definition, scenario, run, asked)
@@ -199,7 +199,7 @@ def _inputs(
 
 def _recording(settings: Settings) -> Recording:
     from datatask.adapters.log.columns import collector_off
-    from datatask.adapters.sim.recorded import read
+    from datatask.adapters.sim.recording import read
 
     with opened(settings, events=True) as reader, collector_off():
         return read(reader)

@@ -23,7 +23,7 @@ NOTHING_MAKES_IT = 6
 COLUMNS = ("limit", "level", "seconds", "in time", "chosen", "knee")
 
 
-class Asked(NamedTuple):
+class CapacityOptions(NamedTuple):
     """Seconds, the share of replications, and what may vary and costs how much."""
 
     by: float
@@ -91,7 +91,7 @@ def tell(
     definition: PipelineDef,
     scenario: Scenario,
     run: Callable[[Scenario], Result],
-    asked: Asked,
+    asked: CapacityOptions,
 ) -> int:
     """Search, and print what was found; returns the exit code."""
     from datatask.adapters.sim.capacity import finish_by

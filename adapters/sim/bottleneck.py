@@ -1,13 +1,8 @@
-"""What there is a limited amount of, by the names that utilisation and bottlenecks have: read it, and change it.
+"""Limits by the names that utilisation and bottlenecks have: read them, change them, and try more of the bottleneck.
 
-`cluster.cpu` is an amount of a quota, `cluster.launches` its launches per window, `fetch.concurrency` how many runs a task
-has at once, `machines nodes` how many machines a pool has. In: a definition and a scenario. Out: numbers, and the same
-scenario with another number.
-
-What relieving the bottleneck would bring: the scenario again with twice as much of what bound it.
-
-In: a result, and what it was simulated from. Out: the same scenario with more of that one resource, and its result.
-Where no limit bound, but how long a task's runs take, runs of half the length are tried.
+`cluster.cpu` is an amount of a quota, `cluster.launches` its launches per window, `fetch.concurrency` the runs that a
+task has at once, `machines nodes` the machines of a pool. In: a definition and a scenario, or a result. Out: numbers,
+the same scenario with another number, and what twice as much of the bottleneck brings.
 """
 
 from __future__ import annotations
@@ -23,10 +18,8 @@ from datatask.schema.errors import UnknownNameError
 from datatask.schema.units import NANO
 
 if TYPE_CHECKING:
-    from datatask.adapters.sim.recorded import Recording
+    from datatask.adapters.sim.recording import Recording
     from datatask.adapters.sim.result import Result
-    from datatask.schema.definition import PipelineDef
-
 
 POOL = "machines "
 
@@ -119,7 +112,7 @@ class Relief:
 
 def relieve(definition: PipelineDef, recording: Recording | None, result: Result) -> Relief | None:
     """Return what twice as much of the bottleneck brings; None where more of it cannot be had."""
-    found = relieved(result)
+    found = with_more(result)
     if found is None:
         return None
     change, scenario = found
@@ -129,7 +122,7 @@ def relieve(definition: PipelineDef, recording: Recording | None, result: Result
     return Relief(change, before, again.makespan, again.bottleneck)
 
 
-def relieved(result: Result) -> tuple[str, Scenario] | None:
+def with_more(result: Result) -> tuple[str, Scenario] | None:
     """Return the change in words and the scenario with it; `result.definition` has the limits that it ran under."""
     scenario, name = result.scenario, result.bottleneck
     now = limits_of(result.definition, scenario).get(name)

@@ -1,8 +1,8 @@
-"""How much is worth having: the cheapest limits with which a pipeline is through in time, and where more stops to help.
+"""Capacity planning: the cheapest limits that meet a deadline, and where more of a limit hardly helps.
 
-In: what is simulated, a time, and the levels that each limit may have (`axes`), or none: then those limits are varied
-that turn out to bind. Out: a `Capacity`. More of a limit is taken never to make it slower, with the same chances on both
-sides: then whatever is below what is too little is too little as well, and the cheapest is found without trying all.
+In: a definition and a scenario, a time, and the levels of each limit (`axes`), or none: then the limits that bind are
+varied. Out: a `Capacity`. More of a limit is taken never to make it slower, with the same random streams on both sides:
+then all levels below too little are too little as well, and the cheapest is found without trying all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.queries import Table
 from datatask.adapters.sim.bottleneck import is_whole, least_of, limits_of, with_limit
-from datatask.adapters.sim.critical import critical_path, in_sum
+from datatask.adapters.sim.critical_path import critical_path, in_sum
 from datatask.adapters.sim.modelling import changed
 from datatask.adapters.sim.summary import quantile
 from datatask.schema.errors import CallerError
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 SIMULATIONS_MAX = 400
 LINES_MAX = 100_000
-"""So many simulations, and so many combinations of levels that need none, before what was found so far is told."""
+"""The most simulations, and combinations of levels that need none, before the best so far is returned."""
 
 SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""The levels of a limit that nobody told levels of, as multiples of what there is."""
+"""The levels of a limit without levels of its own, as multiples of what there is."""
 
 STEPS = 16
 KNEE = 0.05
@@ -44,7 +44,7 @@ Values = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Capacity:
-    """The answer. `limits` has the cheapest levels, none where nothing makes it, and then `why` says what stands in the way.
+    """The answer. `limits` has the cheapest levels; none where nothing is in time, and then `why` has the cause.
 
     `seconds` is the makespan that `confidence` of the replications keep within, with `limits` or else with the most of
     everything; `binds` what binds then. `curves` has for each limit (level, seconds) with the others as found, `knees` the
@@ -213,11 +213,7 @@ class _Search:
 
     def simulated(self, point: Point) -> Result:
         """Simulate with the limits of a point."""
-        best = (
-            ""
-            if self.cheapest is None
-            else f", the best so far is in time at a cost of {self.cheapest[0]:.3g}"
-        )
+        best = f", the best so far is in time at a cost of {self.cheapest[0]:.3g}" if self.cheapest else ""
         effort.name = f"simulate, {len(self.tried)} scenarios tried{best}"
         scenario = self.scenario
         for axis, index in enumerate(point):
@@ -288,19 +284,17 @@ class _Search:
         if self.refines:
             best = self._refined(best)
             proven = proven and len(self.names) < 2  # between the levels not every combination is tried
-        seconds, binds = self.at(best)
-        curves = {name: self._curve(best, axis) for axis, name in enumerate(self.names)}
+        limits = dict(zip(self.names, self.values(best), strict=True))
+        return self._capacity(best, limits, proven)
+
+    def _capacity(self, point: Point, limits: Mapping[str, float], proven: bool, why: str = "") -> Capacity:
+        """Return the answer with these limits and the curves through a point."""
+        seconds, binds = self.at(point)
+        curves = {name: self._curve(point, axis) for axis, name in enumerate(self.names)}
+        knees = {name: _knee(curve, self.knee) for name, curve in curves.items()}
+        cost, tried = self.cost(point), len(self.tried)
         return Capacity(
-            self.by,
-            self.confidence,
-            {name: self.levels[axis][best[axis]] for axis, name in enumerate(self.names)},
-            seconds,
-            self.cost(best),
-            binds,
-            curves,
-            {name: _knee(curve, self.knee) for name, curve in curves.items()},
-            len(self.tried),
-            proven,
+            self.by, self.confidence, limits, seconds, cost, binds, curves, knees, tried, proven, why
         )
 
     def _cheapest(self, top: Point) -> tuple[Point, bool]:
@@ -365,7 +359,7 @@ class _Search:
         ]
 
     def _impossible(self, top: Point) -> Capacity:
-        (seconds, binds), result = self.at(top), self.simulated(top)
+        seconds, result = self.at(top)[0], self.simulated(top)
         path = in_sum(critical_path(result)) if result.records is not None and len(result.records) else {}
         longest = next(iter(path.items()), None)
         told = f"even with the most of everything it takes {seconds:.3g} s"
@@ -373,21 +367,7 @@ class _Search:
             told = f"even with the most of everything it cannot go on: {result.stuck[0]}"
         elif longest is not None:
             told += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
-        curves = {name: self._curve(top, axis) for axis, name in enumerate(self.names)}
-        knees = {name: _knee(curve, self.knee) for name, curve in curves.items()}
-        return Capacity(
-            self.by,
-            self.confidence,
-            {},
-            seconds,
-            self.cost(top),
-            binds,
-            curves,
-            knees,
-            len(self.tried),
-            True,
-            told,
-        )
+        return self._capacity(top, {}, True, told)
 
 
 def _moved(point: Point, axis: int, index: int) -> Point:

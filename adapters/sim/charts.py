@@ -1,7 +1,7 @@
-"""Small charts as inline SVG: bars of a distribution, levels over time, lanes of runs. No script, nothing from elsewhere.
+"""Small charts as inline SVG: bars of a distribution, levels over time, lanes of runs. No script, no foreign address.
 
-In: numbers. Out: `<svg>` elements whose colours are classes of the page (`report`), each with a title that says what
-it shows, for who cannot see it.
+In: numbers. Out: `<svg>` elements whose colours are classes of the page (`report`), each with a title that says its
+content to a screen reader.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""How long things take: distributions in seconds, as plain values, and the samplers that they make.
+"""Distributions of durations in seconds, their samplers, and durations by job from a CSV table.
 
-In: numbers that a person chose or a log recorded. Out: `sampler(chance)`, a function that returns nanoseconds. A
-sampler draws ahead, a few hundred at once, from a stream that is its own (`chance`); inverse transforms throughout, so
-that one number drawn is one number returned.
-
-Durations by job from a table: a CSV file with a job and seconds on each line, for one task or for several.
-
-In: `job,seconds` or `task,job,seconds`, with or without a line of headings. Out: seconds by job, by task. Whatever is no
-job, no number or negative is refused by file and line.
+In: numbers that a person chose or a log recorded, or a file of `job,seconds` or `task,job,seconds` lines with or
+without headings. Out: `sampler(chance)`, a function that returns nanoseconds, or seconds by job, by task. A sampler draws
+ahead from its own stream (`random_streams`), by inverse transforms throughout: one number drawn is one returned. What
+is no job, no number or negative is refused by name, in a file by line.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from dataclasses import dataclass
 from math import inf, log
 from pathlib import Path
 
-from datatask.adapters.sim.chance import Chance, exp, ln, normal
+from datatask.adapters.sim.random_streams import Chance, exp, ln, normal
 from datatask.schema.errors import CallerError
 from datatask.schema.ids import is_job
 from datatask.schema.units import SECOND

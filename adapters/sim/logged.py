@@ -1,18 +1,9 @@
-"""The beginning of a simulated history: an engine opens an empty log, or goes on from the state of another.
+"""Simulation with every event: the engine's reactor under a virtual clock, its steps handed on or written as a log.
 
-In: a model. Out: the state, its reactor, and the first steps.
-
-Simulation with every event: the engine's reactor under a virtual clock, and what it appends handed on.
-
-In: a model, a world, and a `keep` for steps. Out: records of all runs, the state, and a history that is an ordinary
-log's: arrivals, rounds, launches, starts, ends with their writes, retries and stops are made by `engine.core.reactor`,
-as in `run`. Where `quick` can tell the same story, it tells exactly the same: positions, decisions, times.
-
-A simulated history as an ordinary log: `simulate --write-log`.
-
-In: a model, a world, and a place where no log is. Out: the log, with every event that an engine would have appended, and
-the simulator that made it. The log's uuid and salts follow from the model, so the same seed writes the same events and
-the same chain.
+In: a model, a world, and a `keep` for steps or a place where no log is. Out: records of all runs, the state, and the
+history of an ordinary log: arrivals, rounds, launches, starts, ends with their writes, retries and stops are made by
+`engine.core.reactor`, as in `run`. `quick` has the same positions, decisions and times. A written log's uuid and salts follow from
+the model: the same seed writes the same events and the same chain.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Worlds with less than room for everything: pools of machines that come up, fail, are repaired, and are taken away.
+"""Worlds with limited machines: pools that come up, fail, are repaired, and are taken away.
 
 In: runs that the engine launched. A run asks its pool for a place after the scheduler's latency and waits until one
-machine has what it takes; then it begins, and ends after its duration by that machine's speed, or sooner: with its
-machine, or preempted. A machine's ups and downs are drawn from a stream of its own, and only as far as anybody looks,
-so that idle machines do not keep a simulation going.
+machine has enough for it; then it begins, and ends after its duration by that machine's speed, or sooner: with its
+machine, or preempted. A machine's ups and downs come from its own random stream, drawn only up to the present, so
+that idle machines do not keep a simulation going.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from datatask.adapters.sim.chance import stream
 from datatask.adapters.sim.distributions import Exponential, Sampler, as_distribution
 from datatask.adapters.sim.model import CALLED, ENDED, FAILED, LOST, NEVER, Profile, SimRun
 from datatask.adapters.sim.modelling import amounts
+from datatask.adapters.sim.random_streams import stream
 from datatask.adapters.sim.scenario import Machines, Scenario
 from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest, latency_left
 from datatask.schema.definition import PipelineDef

@@ -1,8 +1,8 @@
-"""A model from a definition, a scenario, and what a log tells: the place where every input is looked up and checked.
+"""A model from a definition, a scenario and a recording: every input is looked up and checked here.
 
 In: a `PipelineDef`, a `Recording` or None, a `Scenario`. Out: the definition with the scenario's changes (`changed`), and
-for each replication a `Model` whose samplers have streams of their own (`chance`). What a scenario names and the
-pipeline lacks is refused in one line, and so is a task of which nothing tells how long its runs take.
+for each replication a `Model` whose samplers have streams of their own (`random_streams`). Names that the pipeline
+lacks, and tasks without any duration, are refused in one line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import msgspec
 
-from datatask.adapters.sim.chance import Chance, stream
 from datatask.adapters.sim.distributions import (
     Exponential,
     chooser,
@@ -25,8 +24,9 @@ from datatask.adapters.sim.model import (
     Names,
     parent,
 )
-from datatask.adapters.sim.profiles import Profiling, known
-from datatask.adapters.sim.recorded import Recording
+from datatask.adapters.sim.profiles import ProfileBuilder, known
+from datatask.adapters.sim.random_streams import Chance, stream
+from datatask.adapters.sim.recording import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import DerivedDef, PipelineDef, QuotaDef, TaskDef
@@ -115,7 +115,7 @@ def model_of(
         return stream(scenario.seed, replication, owner, purpose)
 
     profiles = tuple(
-        Profiling(definition, task, recording, scenario, streams).profile() for task in definition.tasks
+        ProfileBuilder(definition, task, recording, scenario, streams).profile() for task in definition.tasks
     )
     entries = _entries(definition, recording, scenario)
     if len(entries) == 1:

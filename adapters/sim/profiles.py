@@ -1,7 +1,7 @@
-"""How the runs of one task go: a `Profile` from what a scenario tells and what a log recorded.
+"""A task's `Profile`: the durations, outcomes and outputs of its runs, from a scenario and a recording.
 
-In: a task, a `Recording` or None, a `Scenario`, and streams of chance. Out: the task's profile. What is told goes before
-what was recorded; where neither tells how long runs take, the task is refused by name.
+In: a task, a `Recording` or None, a `Scenario`, and random streams. Out: the task's profile. The scenario goes before
+the recording; a task without a duration in either is refused by name.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from datatask.adapters.sim.chance import Chance
 from datatask.adapters.sim.distributions import Distribution, Empirical, Sampler, as_distribution, chooser
 from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Profile, fates
-from datatask.adapters.sim.recorded import Recording, TaskRecord
+from datatask.adapters.sim.random_streams import Chance
+from datatask.adapters.sim.recording import Recording, TaskRecord
 from datatask.adapters.sim.scenario import Scenario
 from datatask.schema.definition import In, PipelineDef, TaskDef
 from datatask.schema.errors import CallerError, UnknownNameError
@@ -35,8 +35,8 @@ def known(name: str, those: Mapping[str, T], what: str, scenario: Scenario) -> T
     return those[name]
 
 
-class Profiling:
-    """One task's profile in the making."""
+class ProfileBuilder:
+    """Builds the profile of one task."""
 
     def __init__(
         self,

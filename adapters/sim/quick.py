@@ -1,11 +1,10 @@
 """Simulation without events: the same positions, decisions and states as `logged`, several times as fast.
 
 In: a model and a world. Out: records of all runs, and on request the `State` that folding the events would have given,
-bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.replay.batches`) and then
-looked up; `engine.core.decide.choose` decides (`rounds`), on a `ColumnQueue` for each task. Pipelines whose readiness rests on filters, translations or priorities are for `logged` (`engine.replay.batches.is_simple`).
-
-The order of things at one instant, here and in `logged`: jobs arrive; what is due comes in order; runs that are out of
-time are stopped; a round is decided; what it launched begins. All of it again while anything is due.
+bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.replay.batches`); the
+engine's `choose` decides (`rounds`). Pipelines with filters, translations or priorities are for `logged`. At one instant,
+here and there: jobs arrive; due ends and starts come in order; overdue runs are stopped; a round is decided, and its
+launches begin; again while anything is due.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from datatask.adapters.sim.model import (
     SimRun,
     output,
 )
-from datatask.adapters.sim.rounds import Lane, Rounds
+from datatask.adapters.sim.rounds import Rounds, SimTask
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.queues import Entry
@@ -67,7 +66,7 @@ class Quick:
         self._cells: list[array[int]] = []
         self._grow(len(model.names))
         self.lanes = [
-            Lane(task, profile, self.state)
+            SimTask(task, profile, self.state)
             for task, profile in zip(self.state.tasks.values(), model.profiles, strict=True)
         ]
         places = self.places
@@ -102,7 +101,7 @@ class Quick:
             key = self._arrival_keys[entries] = self._key(lambda place: self.moves.arrive(place, writes))
         return key
 
-    def _end_key(self, lane: Lane, fate: int, fill: int, attempt: int, lost: tuple[int, int]) -> int:
+    def _end_key(self, lane: SimTask, fate: int, fill: int, attempt: int, lost: tuple[int, int]) -> int:
         """Return the key of an ending; a success asks for no retry, whatever the attempt was."""
         about = (fate, fill, attempt, lost)
         key = lane.end_keys.get(about)
@@ -295,14 +294,14 @@ class Quick:
             run.over = True
             self.world.ended(run)
 
-    def _lost_before(self, lane: Lane, run: SimRun) -> tuple[int, int]:
+    def _lost_before(self, lane: SimTask, run: SimRun) -> tuple[int, int]:
         """Return how many runs before were lost, and how many of them count no more now that this one is over."""
         outcome, since = lane.profile.fates[run.fate].outcome, lane.retry.progress
         if outcome != "lost" or since is None or not run.started_at or self.now - run.started_at < since:
             return run.lost, run.forgiven
         return run.lost, run.lost
 
-    def _retry(self, lane: Lane, run: SimRun, chance: float) -> None:
+    def _retry(self, lane: SimTask, run: SimRun, chance: float) -> None:
         """The policy tries again: the job waits for its time."""
         lost, forgiven = self._lost_before(lane, run)
         episode = Episode(run.ready, 0.0, run.attempt, lost, forgiven=forgiven)
@@ -344,7 +343,7 @@ class Quick:
             if len(chosen) < BOUND:
                 return NEVER if wake is None else wake
 
-    def _launch(self, chosen: list[tuple[Lane, Entry]], now: int) -> None:
+    def _launch(self, chosen: list[tuple[SimTask, Entry]], now: int) -> None:
         """Let the round's decisions happen, one event each, and hand the runs to the world."""
         runs: list[SimRun] = []
         untidy = False

@@ -1,9 +1,8 @@
-"""The state that a quick simulation stands for: what folding its events would have given, made from its columns.
+"""One replication: a model stepped to its end and summed up, by `quick` where the definition allows.
 
-One replication: a model stepped to its end, and summed up.
-
-In: what all replications of a simulation have in common (`Given`), and a replication's number. Out: its summary and the
-records of its runs. `spreading` hands replications to other processes.
+In: the common setup of all replications, and a replication's number. Out: its summary and the records of its runs; of a
+quick simulation also the state that folding its events would have given. `worker` runs replications in other
+processes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pyroaring import BitMap
 
@@ -21,7 +20,7 @@ from datatask.adapters.sim.machines import world_of
 from datatask.adapters.sim.model import Model, Records
 from datatask.adapters.sim.modelling import model_of
 from datatask.adapters.sim.quick import Quick
-from datatask.adapters.sim.recorded import Recording
+from datatask.adapters.sim.recording import Recording
 from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.summary import Summary, summed_up
 from datatask.engine.core.decide import inputs_of
@@ -33,11 +32,8 @@ from datatask.engine.replay.transitions import RUNNING
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
 
-if TYPE_CHECKING:
-    from datatask.adapters.sim.quick import Quick
 
-
-def settle(quick: Quick) -> State:
+def folded_state(quick: Quick) -> State:
     """Make the state exact and return it; the simulation cannot go on."""
     state, model = quick.state, quick.model
     arrived = quick.arrived
@@ -78,8 +74,8 @@ def settle(quick: Quick) -> State:
     return state
 
 
-class Given(NamedTuple):
-    """What all replications have in common."""
+class Setup(NamedTuple):
+    """The inputs that all replications of a simulation have in common."""
 
     definition: PipelineDef
     recording: Recording | None
@@ -88,7 +84,7 @@ class Given(NamedTuple):
     present: bytes | None
 
 
-class Simulated(NamedTuple):
+class Replication(NamedTuple):
     """One replication."""
 
     summary: Summary
@@ -96,9 +92,9 @@ class Simulated(NamedTuple):
     names: Sequence[str]
 
 
-def simulated(given: Given, replication: int, place: Path | None = None) -> Simulated:
+def replicate(setup: Setup, replication: int, place: Path | None = None) -> Replication:
     """Simulate one replication; with a `place` its history is written there."""
-    definition, recording, scenario, begin, present = given
+    definition, recording, scenario, begin, present = setup
     model = model_of(definition, recording, scenario, replication, present, begin)
     world = world_of(definition, scenario, replication)
     with collector_off():
@@ -128,7 +124,7 @@ def simulated(given: Given, replication: int, place: Path | None = None) -> Simu
             machines=world.busy(simulator.now),
         )
         names: Sequence[str] = simulator.state.jobs if isinstance(simulator, Logged) else model.names
-        return Simulated(replace(summary, stuck=stuck), simulator.records, names)
+        return Replication(replace(summary, stuck=stuck), simulator.records, names)
 
 
 def _is_quick(model: Model) -> bool:
@@ -145,7 +141,7 @@ def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
     if isinstance(simulator, Quick):
         if not any(len(lane.queue) for lane in simulator.lanes):
             return simulator.world.stuck()
-        settle(simulator)
+        folded_state(simulator)
     return simulator.world.stuck() + stuck_in(simulator.state, simulator.now)
 
 

@@ -1,7 +1,7 @@
-"""A simulation as one HTML page that opens offline: what came of each scenario, and why it took so long.
+"""A simulation as one HTML page that opens offline: each scenario's result, and its critical path and bottleneck.
 
-In: results whose runs were kept, and what was recorded. Out: a page without scripts, fonts or addresses from elsewhere,
-in the reader's light or dark scheme. Over time it shows the first replication, in sum all of them.
+In: results whose runs were kept, and the recording. Out: a page without scripts, fonts or foreign addresses, in the
+reader's light or dark scheme. Over time it shows the first replication, in sum all of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from datatask.adapters.history.export.files import write_marked
 from datatask.adapters.sim import charts
 from datatask.adapters.sim.bottleneck import relieve
 from datatask.adapters.sim.charts import Bar, span
-from datatask.adapters.sim.critical import critical_path, in_sum
+from datatask.adapters.sim.critical_path import critical_path, in_sum
 from datatask.adapters.sim.summary import in_short
 from datatask.schema.units import SECOND
 
 if TYPE_CHECKING:
-    from datatask.adapters.sim.recorded import Recording
+    from datatask.adapters.sim.recording import Recording
     from datatask.adapters.sim.result import Result
     from datatask.schema.definition import PipelineDef
 

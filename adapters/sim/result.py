@@ -1,4 +1,4 @@
-"""What a simulation has come to: tables for notebooks, the documented JSON, and what kept it from going on.
+"""The result of a simulation: tables for notebooks, the documented JSON, and the jobs that could not go on.
 
 In: summaries of all replications, and the records of the first. Out: `Table`s, made when asked for. Times in tables are
 seconds since the simulation began.

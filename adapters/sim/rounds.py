@@ -1,8 +1,8 @@
-"""Which jobs a round of a quick simulation launches: what `engine.core.decide.choose` says of its queues.
+"""The rounds of a quick simulation: `engine.core.decide.choose` on queues in columns.
 
-In: the state, whose tasks wait in `ColumnQueue`s, and the open runs. Out: the entries to launch, what holds each task back,
+In: the state, whose tasks have `ColumnQueue`s, and the open runs. Out: the entries to launch, the constraint on each task,
 and when to look again. Where all tasks ask one quota for the same amounts and for nothing else, the answer is arithmetic:
-the oldest jobs, as many as there is room for. That takes a quarter of the time; a property test holds it to `choose`.
+the oldest jobs, up to the free capacity. That takes a quarter of the time; a property test holds it to `choose`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 
 
-class Lane(Line):
-    """What is at hand for each run of one task."""
+class SimTask(Line):
+    """One task in the rounds, with the keys and samplers that each of its runs needs."""
 
     def __init__(self, task: TaskState, profile: Profile, state: State) -> None:
         definition = task.definition
@@ -43,7 +43,7 @@ class Rounds:
     """Chooses for one simulation; `uniform`: amounts in use follow from the number of open runs and are not kept."""
 
     def __init__(
-        self, state: State, lanes: list[Lane], open_runs: Sized, mask_of: Callable[[int], int]
+        self, state: State, lanes: list[SimTask], open_runs: Sized, mask_of: Callable[[int], int]
     ) -> None:
         self._lanes, self._open = lanes, open_runs
         self._quota = one_quota(lanes)
@@ -59,7 +59,7 @@ class Rounds:
                 other.quota is lane.quota and list(other.request.items()) != request for other in lanes
             )
         self._held: dict[int, dict[str, str]] = {}
-        self._any: Callable[[int], Chosen[Lane]] = partial(choose, state, lanes, mask_of=mask_of)
+        self._any: Callable[[int], Chosen[SimTask]] = partial(choose, state, lanes, mask_of=mask_of)
         self.choose = self._choose_oldest if self.uniform else self._any
 
     def settle(self) -> None:
@@ -70,7 +70,7 @@ class Rounds:
             self._quota.used.clear()
             self._quota.used.update((name, amount) for name, amount in used.items() if amount)
 
-    def _choose_oldest(self, now: int) -> Chosen[Lane]:
+    def _choose_oldest(self, now: int) -> Chosen[SimTask]:
         """Choose where all tasks ask one quota for the same; retries that are due are for `choose`."""
         wake = oldest = NEVER
         waiting = 0
@@ -90,7 +90,7 @@ class Rounds:
                 position = queue.positions[head]
                 if position < oldest:
                     oldest, first = position, lane
-        launches: list[tuple[Lane, Entry]] = []
+        launches: list[tuple[SimTask, Entry]] = []
         room = self._capacity - len(self._open)
         if waiting and room > 0:
             if room == 1:
@@ -113,7 +113,7 @@ class Rounds:
     def _constraints(self, waiting: int, text: str) -> dict[str, str]:
         return {lane.name: text for lane in self._lanes if waiting & lane.bit}
 
-    def _oldest(self, count: int, launches: list[tuple[Lane, Entry]]) -> int:
+    def _oldest(self, count: int, launches: list[tuple[SimTask, Entry]]) -> int:
         """Choose the `count` oldest jobs over all queues; return the bits of the tasks that have more."""
         heads = []
         for lane in self._lanes:
@@ -133,7 +133,7 @@ class Rounds:
         return sum(lane.bit for _, _, lane, _ in heads)
 
 
-def one_quota(lanes: list[Lane]) -> QuotaState | None:
+def one_quota(lanes: list[SimTask]) -> QuotaState | None:
     """Return the quota that alone limits all tasks, each run of which takes the same amounts, or None."""
     quota = lanes[0].quota if lanes else None
     if quota is None or quota.launches is not None or quota.infeasible(lanes[0].request) is not None:

@@ -1,8 +1,8 @@
-"""What is to be tried: scenarios as plain, frozen values, checked as far as they can be without a pipeline.
+"""Scenarios: plain, frozen values, checked as far as they can be without a pipeline.
 
 In: numbers and names that a person chose. Out: a `Scenario`, to be simulated with a pipeline or a log (`simulate`), any
-number of times. Durations are seconds throughout. Whatever is not told comes from the log that is simulated from, and
-where there is none, from the defaults that each field names; a task without any duration is refused by name.
+number of times. Durations are seconds throughout. Fields that are left out come from the log, and without a log from
+the defaults that each field names; a task without any duration is refused by name.
 """
 
 from __future__ import annotations

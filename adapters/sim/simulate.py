@@ -1,17 +1,9 @@
-"""The library's door to simulation: `simulate(pipeline_or_log, scenario) -> Result`.
+"""The library's entry to simulation: `simulate(pipeline_or_log, scenario) -> Result`, also from where a log stands now.
 
-In: a pipeline (its definition only: no task's code is run, no store is looked at), a definition, or a log (its
-definition, its jobs, and how its runs went); a `Scenario`; for a pipeline also a log to take durations from. Out: a
-`Result`. Replications are spread over processes; the same seed gives the same events, however many there are.
-
-The way of a scenario: `recorded` reads the log, `modelling` makes a `Model` for each replication, `quick` steps it
-without events where the definition allows (`logged` where not, or where the history is to be written), `summary`
-sums up, `result` holds.
-
-Where a log stands now, as the beginning of a simulation, and when what is left will be done.
-
-In: a log. Out: its state and the time, for `simulate_inputs`, and from the results the time that is left, with an interval.
-Open runs go on: each is taken to last as long as those of its task that take longer than it has so far.
+In: a pipeline (its definition only: no task's code runs), a definition, or a log (its definition, jobs and runs); a
+`Scenario`; for a pipeline also a log to take durations from. Out: a `Result`, and the time that is left, with an
+interval. `recording` reads the log, `modelling` makes a model for each replication, `quick` or `logged` steps it, `summary`
+sums up. Replications are spread over processes; the same seed gives the same events, whatever their number.
 """
 
 from __future__ import annotations
@@ -21,7 +13,7 @@ from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.history.history import History
@@ -30,22 +22,17 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.sim.logged import free_place
 from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed
-from datatask.adapters.sim.recorded import Recording, read
-from datatask.adapters.sim.replication import Given, simulated
+from datatask.adapters.sim.recording import Recording, read
+from datatask.adapters.sim.replication import Setup, replicate
 from datatask.adapters.sim.result import Result, results_json
 from datatask.adapters.sim.scenario import Scenario
 from datatask.adapters.sim.summary import quantile
-from datatask.adapters.sim.worker import spread
+from datatask.adapters.sim.worker import replicate_in_processes
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import CallerError
 from datatask.schema.units import SECOND, iso
-
-if TYPE_CHECKING:
-    from datatask.adapters.sim.result import Result
-    from datatask.engine.core.state import State
-
 
 WORTH_SECONDS = 4.0
 """Less work than this is done before other processes would have begun."""
@@ -64,10 +51,10 @@ def simulate(
     """Simulate a pipeline, a definition, or what a log recorded, under a scenario.
 
     With `present`, go on from where the log that is `source` stands: its waiting jobs and open runs, and no others but
-    those that the scenario tells of. `log` tells how runs go where `source` is a pipeline. `write_log` writes the history of the first replication as an
-    ordinary log, which must not exist yet. `processes`: at most so many at once (None: one a core, where there are
-    replications for them). `CallerError` names what the scenario has wrong; a task of which nothing tells how long
-    it takes is an error, jobs that could not go on are told in `Result.stuck`.
+    those of the scenario. `log` has the durations where `source` is a pipeline. `write_log` writes the history of the
+    first replication as an ordinary log, which must not exist yet. `processes` is the most at once (None: one a core). A
+    fault of the scenario, such as a task without a duration, is a `CallerError`; jobs that could not go on are in
+    `Result.stuck`.
     """
     scenario = scenario or Scenario()
     definition, recording = inputs(source, log)
@@ -135,22 +122,22 @@ def simulate_inputs(
     """
     if state is not None and write_log is not None:
         raise CallerError("a history that goes on from a log cannot be written", remedy="leave write_log out")
-    given = Given(definition, recording, scenario, BEGINNING, None)
+    setup = Setup(definition, recording, scenario, BEGINNING, None)
     if state is not None:
-        given = given._replace(begin=max(now, state.at), present=dump(state))
-    return _replicated(given, write_log, processes, keep_runs)
+        setup = setup._replace(begin=max(now, state.at), present=dump(state))
+    return _replicated(setup, write_log, processes, keep_runs)
 
 
-def _replicated(given: Given, write_log: str | Path | None, processes: int | None, keep_runs: bool) -> Result:
-    definition, recording, scenario = given[:3]
+def _replicated(setup: Setup, write_log: str | Path | None, processes: int | None, keep_runs: bool) -> Result:
+    definition, recording, scenario = setup[:3]
     place = None if write_log is None else free_place(write_log)
     definition = changed(definition, scenario)
-    given = given._replace(definition=definition)
+    setup = setup._replace(definition=definition)
     begun = perf_counter()
     effort.at(f"the first replication of {scenario.name}")
-    first = simulated(given, 0, place)
+    first = replicate(setup, 0, place)
     took = perf_counter() - begun
-    result = Result(scenario, definition, given.begin, [first.summary], notes=_notes(recording, scenario))
+    result = Result(scenario, definition, setup.begin, [first.summary], notes=_notes(recording, scenario))
     if keep_runs:
         result.records, result.names = first.records, first.names
     rest = range(1, scenario.replications)
@@ -158,10 +145,10 @@ def _replicated(given: Given, write_log: str | Path | None, processes: int | Non
     effort.at(f"replications of {scenario.name}", 1, scenario.replications)
     try:
         if workers > 1 and (processes is not None or took * len(rest) >= WORTH_SECONDS):
-            result.summaries += spread(given, rest, workers)
+            result.summaries += replicate_in_processes(setup, rest, workers)
         else:
             for replication in rest:
-                result.summaries.append(simulated(given, replication).summary)
+                result.summaries.append(replicate(setup, replication).summary)
                 effort.at(effort.stage, replication + 1, scenario.replications)
     except SpentError:
         pass

@@ -1,4 +1,4 @@
-"""One replication in numbers: how long it all took, how busy what was, who waited how long, and what bound.
+"""One replication in numbers: makespan, utilisation, waits, and the bottleneck.
 
 In: records and the definition that they were made under. Out: a `Summary` of plain numbers, small enough to travel
 between processes, and from several of them the documented JSON. Times are seconds.

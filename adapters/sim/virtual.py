@@ -1,9 +1,8 @@
-"""Virtual time: it moves when told to, and alarms ring on the way, in order.
+"""A virtual clock, which moves on request and rings its alarms on the way, and a runner that runs nothing.
 
-A runner that runs nothing: it records what it is asked for, and ends runs as the test says.
-
-`recording(pipeline)` puts one in the place of every task's runner before the pipeline opens, so that decisions,
-retries and limits can be tested without the tasks' code.
+In: a pipeline for `recording(pipeline)`, before it opens. Out: a `RecordingRunner` in place of every task's runner: it
+records the runs that it is asked for, and ends them as a test says, so that decisions, retries and limits can be
+tested without the tasks' code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Replications in other processes: `python -m datatask.adapters.sim.worker` is one of them.
 
-In: what they have in common and their numbers, pickled, on stdin. Out: their summaries, pickled, on stdout. Such a process
-imports nothing of the caller's program, so scripts need no guard around what they do, and no code of theirs is run
-again. What a process does not manage, for whatever reason, is done here, where errors are told.
+In: their setup and numbers, pickled, on stdin. Out: their summaries, pickled, on stdout. Such a process imports nothing
+of the caller's program, so scripts need no guard around their code, and none of it runs again. Replications that a
+process does not finish, for whatever reason, run in the caller, which reports errors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from datatask.adapters.effort import SpentError, effort
-from datatask.adapters.sim.replication import Given, simulated
+from datatask.adapters.sim.replication import Setup, replicate
 from datatask.adapters.sim.summary import Summary
 
 
-def spread(given: Given, replications: Sequence[int], workers: int) -> list[Summary]:
+def replicate_in_processes(setup: Setup, replications: Sequence[int], workers: int) -> list[Summary]:
     """Return the summaries of these replications, in order, made by so many processes; when the time is over, of those
     that are done.
     """
@@ -29,10 +29,10 @@ def spread(given: Given, replications: Sequence[int], workers: int) -> list[Summ
     processes: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(workers) as pool:
         try:
-            list(pool.map(lambda share: _ask(given, share, processes, found), shares))
+            list(pool.map(lambda share: _ask(setup, share, processes, found), shares))
             for replication in replications:
                 if replication not in found:
-                    found[replication] = simulated(given, replication).summary
+                    found[replication] = replicate(setup, replication).summary
         except SpentError:
             pass
         finally:
@@ -42,11 +42,11 @@ def spread(given: Given, replications: Sequence[int], workers: int) -> list[Summ
 
 
 def _ask(
-    given: Given, share: Sequence[int], processes: list[subprocess.Popen[bytes]], found: dict[int, Summary]
+    setup: Setup, share: Sequence[int], processes: list[subprocess.Popen[bytes]], found: dict[int, Summary]
 ) -> None:
     """Have a process do a share, and note what it finds as it comes."""
     try:
-        asked = pickle.dumps((given, list(share)))
+        asked = pickle.dumps((setup, list(share)))
     except (pickle.PicklingError, AttributeError, TypeError):
         return  # a distribution of the caller's own, say
     process = subprocess.Popen(
@@ -69,9 +69,9 @@ def _ask(
 
 def main() -> None:
     """Do a share that is told on stdin."""
-    given, share = pickle.load(sys.stdin.buffer)
+    setup, share = pickle.load(sys.stdin.buffer)
     for replication in share:
-        sys.stdout.buffer.write(pickle.dumps(simulated(given, replication).summary))
+        sys.stdout.buffer.write(pickle.dumps(replicate(setup, replication).summary))
         sys.stdout.buffer.flush()
 
 

@@ -186,7 +186,7 @@ NUMBERS = {
 }
 
 
-def told(value: msgspec.Struct) -> dict[str, Any]:
+def fields_of(value: msgspec.Struct) -> dict[str, Any]:
     """Return the fields that a document has."""
     return {name: it for name, it in msgspec.structs.asdict(value).items() if it is not None}
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from datatask.adapters.sim.distributions import durations_from_csv
 from datatask.adapters.sim.scenario import Machines, Scenario, TaskScenario
 from datatask.adapters.store.yamls import load_yaml
-from datatask.adapters.wiring.documents import DISTRIBUTIONS, SCENARIO, TASK, Table, read, told
+from datatask.adapters.wiring.documents import DISTRIBUTIONS, SCENARIO, TASK, Table, fields_of, read
 from datatask.schema.errors import CallerError, InvalidValueError
 
 Tree = dict[str, Any]
@@ -81,13 +81,13 @@ def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Sc
         }
         tree = {**tree, "tasks": own}
     where = f"scenario {name}"
-    given = told(read(tree, SCENARIO, where))
+    given = fields_of(read(tree, SCENARIO, where))
     if "tasks" in given:
         given["tasks"] = {task: _task(task, said, folder) for task, said in given["tasks"].items()}
     if "default" in given:
         given["default"] = _task("default", given["default"], folder)
     if "machines" in given:
-        given["machines"] = tuple(Machines(**told(pool)) for pool in given["machines"])
+        given["machines"] = tuple(Machines(**fields_of(pool)) for pool in given["machines"])
     try:
         return Scenario(name=name, **given)
     except CallerError as error:
@@ -95,8 +95,8 @@ def scenario_of(tree: Mapping[str, Any], name: str, folder: Path = Path()) -> Sc
 
 
 def _task(name: str, said: Struct, folder: Path) -> TaskScenario:
-    given = told(said)
-    retry = told(given.pop("retry")) if "retry" in given else {}
+    given = fields_of(said)
+    retry = fields_of(given.pop("retry")) if "retry" in given else {}
     if isinstance(given.get("duration"), Table):
         given["duration"] = _durations_of(name, folder / given["duration"].path)
     return TaskScenario(**{**retry, **given})
@@ -134,8 +134,14 @@ def varied(trees: Mapping[str, Tree], varying: Sequence[str]) -> dict[str, Tree]
             changed = copy.deepcopy(tree)
             for (place, _), value in zip(axes, combination, strict=True):
                 put_at(changed, place, value)
-            told = ", ".join(f"{place}={value}" for (place, _), value in zip(axes, combination, strict=True))
-            label = told if len(trees) == 1 and told else ", ".join(part for part in (name, told) if part)
+            fields_of = ", ".join(
+                f"{place}={value}" for (place, _), value in zip(axes, combination, strict=True)
+            )
+            label = (
+                fields_of
+                if len(trees) == 1 and fields_of
+                else ", ".join(part for part in (name, fields_of) if part)
+            )
             found[label] = changed
     return found
 
@@ -143,16 +149,16 @@ def varied(trees: Mapping[str, Tree], varying: Sequence[str]) -> dict[str, Tree]
 def axis(text: str, option: str = "--vary") -> tuple[str, list[Any]]:
     """Return the place and the values of `PLACE=VALUE,…`; `CallerError` names the option."""
     place, equals, values = text.partition("=")
-    told = [value.strip() for value in values.split(",")]
-    if not equals or not place.strip() or not all(told):
+    fields_of = [value.strip() for value in values.split(",")]
+    if not equals or not place.strip() or not all(fields_of):
         raise InvalidValueError(
             f"{text!r} does not say what varies",
             where=option,
             remedy="write PLACE=VALUE,VALUE such as quota.NAME.cpu=8,16",
         )
-    if len(set(told)) != len(told):
+    if len(set(fields_of)) != len(fields_of):
         raise InvalidValueError(f"{text!r} has a value twice", where=option, remedy="name each value once")
-    return place.strip(), [_scalar(value) for value in told]
+    return place.strip(), [_scalar(value) for value in fields_of]
 
 
 def _scalar(text: str) -> Any:

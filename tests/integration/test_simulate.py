@@ -31,8 +31,8 @@ from datatask.adapters.sim.machines import world_of
 from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed, model_of
 from datatask.adapters.sim.quick import Quick
-from datatask.adapters.sim.recorded import fitted
-from datatask.adapters.sim.replication import Given
+from datatask.adapters.sim.recording import fitted
+from datatask.adapters.sim.replication import Setup
 from datatask.adapters.sim.summary import Summary
 from datatask.engine.core.effects import Step
 from datatask.schema import codec
@@ -294,7 +294,7 @@ def test_replications_are_the_same_however_many_processes_work() -> None:
     together = simulate(shop(), scenario, processes=2)
     assert alone.summaries == together.summaries
     assert len(set(alone.makespans().column("makespan"))) == 4
-    given = Given(changed(inputs(shop())[0], scenario), None, scenario, BEGINNING, None)
+    given = Setup(changed(inputs(shop())[0], scenario), None, scenario, BEGINNING, None)
     assert asked_of_a_process(given) == {2: alone.summaries[2]}
     broken = given._replace(definition=None)  # type: ignore[arg-type]
     unsendable = given._replace(scenario=lambda: None)  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ def test_replications_are_the_same_however_many_processes_work() -> None:
     assert asked_of_a_process(unsendable) == {}
 
 
-def asked_of_a_process(given: Given) -> dict[int, Summary]:
+def asked_of_a_process(given: Setup) -> dict[int, Summary]:
     """Return what a process of its own finds for the third replication."""
     found: dict[int, Summary] = {}
     worker._ask(given, [2], [], found)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from datatask.adapters.sim.logged import Logged
 from datatask.adapters.sim.model import BEGINNING, Fate, Model, Names, Profile
 from datatask.adapters.sim.quick import Quick
-from datatask.adapters.sim.replication import settle
+from datatask.adapters.sim.replication import folded_state
 from datatask.adapters.sim.worlds import Plain
 from datatask.engine.audit.invariants import Checker, check, decisions_of, rederive
 from datatask.engine.core.checkpoints import fingerprint
@@ -133,7 +133,7 @@ def test_both_simulators_tell_one_story(pipeline: PipelineDef, seed: int, second
     for column in COLUMNS:
         assert getattr(quick.records, column) == getattr(logged.records, column), column
     assert quick.position == logged.position
-    settled = settle(quick)
+    settled = folded_state(quick)
     for run in settled.open_runs.values():  # what a run reads may have been written anew while it ran
         run.inputs = logged.state.open_runs[run.run].inputs
     assert fingerprint(settled) == fingerprint(logged.state)
@@ -146,7 +146,7 @@ def agree(make: Callable[[], Model]) -> Quick:
     logged.run()
     for column in COLUMNS:
         assert getattr(quick.records, column) == getattr(logged.records, column), column
-    assert fingerprint(settle(quick)) == fingerprint(logged.state)
+    assert fingerprint(folded_state(quick)) == fingerprint(logged.state)
     return quick
 
 

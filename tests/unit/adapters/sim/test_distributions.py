@@ -9,7 +9,6 @@ from random import Random
 import pytest
 
 from datatask.adapters.sim import distributions
-from datatask.adapters.sim.chance import stream
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,
@@ -20,6 +19,7 @@ from datatask.adapters.sim.distributions import (
     Weibull,
     chooser,
 )
+from datatask.adapters.sim.random_streams import stream
 from datatask.schema.errors import CallerError
 
 KINDS: list[Distribution] = [

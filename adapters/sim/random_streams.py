@@ -1,13 +1,9 @@
-"""Logarithm, exponential and normal quantile that give the same bits on every machine.
+"""Random numbers by seed, and functions of them, that have the same bits on every machine.
 
-A C library's `log` may differ from another's in the last bit, and a simulation whose events must not differ cannot use
-it. These are made of additions, multiplications, divisions and square roots of doubles, and of exact scaling by powers
-of two, all of which IEEE 754 fixes. They are right to about 1e-15 (the quantile: 1.2e-9), relative.
-
-Chance by seed: a stream for each (seed, replication, task, purpose), the same on every machine.
-
-Nothing but `random()` of Python's Mersenne Twister is used, whose numbers do not change between versions; what is drawn
-for one purpose moves no other, so that two scenarios differ by what differs in them.
+In: a seed, a replication, an owner and a purpose. Out: a stream of its own, so that two scenarios differ by their
+differences only; Python's Mersenne Twister, whose `random()` is the same in all versions. A C library's `log` may differ in the
+last bit from another's: `ln`, `exp` and `normal` are made of additions, multiplications, divisions, square roots and
+scaling by powers of two, which IEEE 754 fixes. They are right to about 1e-15 (the quantile: 1.2e-9), relative.
 """
 
 from __future__ import annotations

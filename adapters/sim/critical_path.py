@@ -1,9 +1,9 @@
-"""The critical path of a simulated history: the chain of runs and waits that made it last as long as it did.
+"""The critical path of a simulated history: the chain of runs and waits that determines its makespan.
 
 In: the records of one replication. Out: `Step`s that follow each other without a gap from the beginning to the last
-end, so that their lengths add up to the makespan. Going back from the run that ended last, each run is explained by
-what it waited for: the end of the run that gave it room (a quota or its task's concurrency), of the run that made its
-job ready, or of its own previous attempt; where there is none, its job had not arrived.
+end, so that their lengths add up to the makespan. Going back from the run that ended last, each run waited for: the
+end of the run that freed capacity (a quota or its task's concurrency), the end of the run that made its job ready, or
+its own previous attempt; where there is none, its job had not arrived.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a log tells about how runs go: durations, outcomes, sizes, outputs, arrivals, and what user code answered.
+"""A recording: durations, outcomes, sizes, outputs, arrivals, and answers of user code that a log has.
 
 In: a log. Out: a `Recording`, plain numbers by task, made in one pass over the events. Only runs that ended count;
-durations are from a run's start to its end by engine time. Where the size of what a run read explains how long it took
+durations are from a run's start to its end by engine time. Where the size of a run's inputs explains its duration
 (`sized`), the fit says so.
 """
 
