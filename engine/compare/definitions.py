@@ -287,6 +287,8 @@ class Comparison:
             machine=by_machine(event),
         )
         again = isinstance(verdict, NextAttempt)
+        if again and run.origin == "forced":
+            return  # it is over where its condition did not hold when it ended, and the log does not say whether it did
         if again is event.final:
             where: Where = "there" if again else "here"
             why = f"its run {event.run} would {'' if again else 'not '}have been tried again"
