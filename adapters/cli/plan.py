@@ -79,13 +79,13 @@ def _held(state: State, round: deciding.Round) -> dict[str, dict[str, Any]]:
     launched: dict[str, int] = {}
     for decision in round.decisions:
         launched[decision.task or ""] = launched.get(decision.task or "", 0) + 1
-    found = {}
+    found, recorded = {}, round.recorded
     for task in state.tasks.values():
         waiting = len(task.queue) + len(task.awaiting) - launched.get(task.name, 0)
         if waiting > 0:
             found[task.name] = {
                 "waiting": waiting,
-                "constraint": round.constraints.get(task.name, "evaluation"),
+                "constraint": recorded.get(task.name, "evaluation"),
             }
     return found
 

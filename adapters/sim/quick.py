@@ -31,6 +31,7 @@ from datatask.adapters.sim.rounds import Rounds, SimTask
 from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.queues import Entry
+from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.retry import NextAttempt, after_ending
 from datatask.engine.core.tasks import Episode
 from datatask.engine.replay.batches import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
@@ -59,8 +60,8 @@ class Quick:
         self.last_at = self.now
         self._pushed = 0
         self._deadlines: list[tuple[int, int]] = []
-        self._constraints: dict[str, str] = {}
-        self.recorded: dict[str, str] = {}
+        self._constraints: dict[str, Constraint] = {}
+        self.recorded: dict[str, Constraint] = {}
         self._media = {leaf.id: leaf.definition.medium for leaf in self.state.leaves.values()}
         self.places: list[Place] = []
         self._cells: list[array[int]] = []

@@ -46,7 +46,7 @@ def folded_state(quick: Quick) -> State:
         bit = leaf.bit
         leaf.load(BitMap([job for job, mask in enumerate(state.masks) if mask & bit]))
     for task in state.tasks.values():
-        task.constraint = quick.recorded.get(task.name, "")
+        task.constraint = quick.recorded[task.name].text if task.name in quick.recorded else ""
         task.open_runs = 0
     for number, run in sorted(quick.open.items()):
         task = quick.lanes[run.task].task

@@ -13,9 +13,9 @@ from functools import partial
 
 from datatask.adapters.sim.model import NEVER, Profile
 from datatask.adapters.sim.queue import ColumnQueue
-from datatask.engine.core.decide import BOUND, Chosen, Line, choose
+from datatask.engine.core.decide import BOUND, BOUNDED, Chosen, Line, choose
 from datatask.engine.core.queues import Entry
-from datatask.engine.core.quotas import QuotaState
+from datatask.engine.core.quotas import Constraint, QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 
@@ -58,7 +58,7 @@ class Rounds:
             lane.reserves = any(
                 other.quota is lane.quota and list(other.request.items()) != request for other in lanes
             )
-        self._held: dict[int, dict[str, str]] = {}
+        self._held: dict[int, dict[str, Constraint]] = {}
         self._any: Callable[[int], Chosen[SimTask]] = partial(choose, state, lanes, mask_of=mask_of)
         self.choose = self._choose_oldest if self.uniform else self._any
 
@@ -102,16 +102,16 @@ class Rounds:
             else:
                 waiting = self._oldest(min(room, BOUND), launches)
                 if len(launches) == BOUND and waiting:
-                    return launches, self._constraints(waiting, "bound"), wake
+                    return launches, self._constraints(waiting, BOUNDED), wake
         held = self._held.get(waiting)
         if held is None:
             assert self._quota is not None
-            text = f"quota: {self._quota.definition.name}.{self._short}"
-            held = self._held[waiting] = self._constraints(waiting, text)
+            constraint = Constraint("quota", self._quota.definition.name, self._short)
+            held = self._held[waiting] = self._constraints(waiting, constraint)
         return launches, held, wake
 
-    def _constraints(self, waiting: int, text: str) -> dict[str, str]:
-        return {lane.name: text for lane in self._lanes if waiting & lane.bit}
+    def _constraints(self, waiting: int, constraint: Constraint) -> dict[str, Constraint]:
+        return {lane.name: constraint for lane in self._lanes if waiting & lane.bit}
 
     def _oldest(self, count: int, launches: list[tuple[SimTask, Entry]]) -> int:
         """Choose the `count` oldest jobs over all queues; return the bits of the tasks that have more."""

@@ -214,8 +214,8 @@ def rederive(state: State, event: e.DecisionRound, decisions: Sequence[e.LaunchD
         state, event.now, bound=event.bound, unavailable=frozenset(event.unavailable), actor=event.actor
     )
     found = [] if again.decisions == list(decisions) else _compared(again.decisions, decisions, position)
-    if again.constraints != event.constraints:
-        found.append(Divergence(position, "constraints", repr(again.constraints), repr(event.constraints)))
+    if again.recorded != event.constraints:
+        found.append(Divergence(position, "constraints", repr(again.recorded), repr(event.constraints)))
     return found
 
 

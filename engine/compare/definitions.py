@@ -250,8 +250,7 @@ class Comparison:
         """Return what keeps a job whose condition holds from being launched now, or the empty string."""
         constraint = closed(task, frozenset()) or constraint_on(self.there, task, now)
         if constraint:
-            kind, _, name = constraint.partition(": ")
-            return _CONSTRAINTS.get(kind, kind).format(name=name)
+            return _CONSTRAINTS.get(constraint.kind, constraint.kind).format(name=constraint.about)
         episode = task.episodes.get(job)
         if episode is not None:
             return "" if episode.not_before is not None and episode.not_before <= now else "it is not due"
@@ -306,8 +305,5 @@ def _stalled(state: State, task: TaskState) -> str:
     name = task.definition.quota
     if name is None:
         return ""
-    quota = state.quotas[name]
-    dimension = quota.infeasible(task.definition.resources)
-    if dimension is None and quota.launches is not None and quota.launches <= 0:
-        dimension = "launches"
-    return f"the quota {name} is too small in {dimension}" if dimension else ""
+    found = state.quotas[name].infeasible(task.definition.resources)
+    return f"the quota {name} is too small in {found.dimension}" if found is not None else ""

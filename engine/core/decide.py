@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Set
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
 
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
 from datatask.engine.core.queues import Entry
-from datatask.engine.core.quotas import QuotaState
+from datatask.engine.core.quotas import Constraint, QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema.definition import In, LinkDef
@@ -24,6 +25,8 @@ from datatask.schema.events import LaunchDecided
 
 DECIDER_VERSION = 1
 BOUND = 1000
+CONCURRENCY = Constraint("concurrency")
+BOUNDED = Constraint("bound")
 
 
 Amounts = dict[str, int]
@@ -33,8 +36,13 @@ class Round(NamedTuple):
     """What to launch, what held each task back, and when to look again though nothing has happened."""
 
     decisions: list[LaunchDecided]
-    constraints: dict[str, str]
+    constraints: dict[str, Constraint]
     wake_at: int | None
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The constraints as an event records them."""
+        return {task: constraint.text for task, constraint in self.constraints.items()}
 
 
 class Line:
@@ -52,7 +60,6 @@ class Line:
         "reserves",
         "seen",
         "task",
-        "texts",
     )
 
     def __init__(
@@ -63,15 +70,15 @@ class Line:
         self.quota, self.request = quota, definition.resources
         self.concurrency, self.open_runs = definition.concurrency, task.open_runs
         self.closed, self.seen = closed(task, unavailable), task.seen
-        self.infeasible: str | None = None
+        self.infeasible: Constraint | Literal[False] | None = None
+        """Whether the request can ever be met; None where that was not asked yet."""
         self.reserves = True
         """Whether other tasks ask the quota for other amounts: else it makes no difference what is reserved."""
-        self.texts: dict[str, str] = {}
 
 
 L = TypeVar("L", bound=Line)
 
-Chosen = tuple[list[tuple[L, Entry]], dict[str, str], int | None]
+Chosen = tuple[list[tuple[L, Entry]], dict[str, Constraint], int | None]
 """The queue entries to launch in order, what holds each task back, and when to look again."""
 
 Head = tuple[Entry, int, L, Iterator[Entry] | None]
@@ -99,8 +106,7 @@ class _Copies(dict[str, QuotaState]):
         self._quotas = quotas
 
     def __missing__(self, name: str) -> QuotaState:
-        own = self._quotas[name]
-        made = self[name] = QuotaState(own.definition, own.limits, own.launches, own.used.copy(), own.recent)
+        made = self[name] = self._quotas[name].copy()
         return made
 
 
@@ -119,7 +125,7 @@ def choose(
     view the round is over instead.
     """
     launches: list[tuple[L, Entry]] = []
-    constraints: dict[str, str] = {}
+    constraints: dict[str, Constraint] = {}
     heads: list[Head[L]] = []
     wake: list[int] = []
     for line in lines:
@@ -147,7 +153,7 @@ def choose(
     while heads:
         entry, index, line, following = heads[0]
         if over or len(launches) >= bound:
-            constraints.update((line.name, "bound") for _, _, line, _ in heads)
+            constraints.update((line.name, BOUNDED) for _, _, line, _ in heads)
             break
         job, task = entry[2], line.task
         if not masks or job not in masks or task.condition.test(masks[job]):
@@ -155,8 +161,8 @@ def choose(
             if constraint:
                 constraints[line.name] = constraint
                 heapq.heappop(heads)
-                if heads and line.reserves:
-                    _reserve_if_starved(state, line, entry, constraint, now, reserved)
+                if heads and line.reserves and constraint.kind == "quota":
+                    _reserve_if_starved(state, line, entry, now, reserved)
                 continue
             launches.append((line, entry))
             line.open_runs += 1
@@ -187,16 +193,16 @@ def choose(
     return launches, constraints, min(wake) if wake else None
 
 
-def closed(task: TaskState, unavailable: Set[str]) -> str:
-    """Return why the whole task may not launch, or the empty string."""
+def closed(task: TaskState, unavailable: Set[str]) -> Constraint | None:
+    """Return why the whole task may not launch, or None."""
     if task.paused:
-        return "paused"
+        return Constraint("paused")
     if task.definition.disabled:
-        return "disabled"
+        return Constraint("disabled")
     for leaf in task.reads:
         if not leaf.synced:
-            return f"observing: {leaf.id}"
-    return "adapter" if task.name in unavailable else ""
+            return Constraint("observing", leaf.id)
+    return Constraint("adapter") if task.name in unavailable else None
 
 
 def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
@@ -205,73 +211,51 @@ def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
     return heapq.merge(due, task.queue.entries()) if due else task.queue.entries()
 
 
-def constraint_on(state: State, task: TaskState, now: int) -> str:
-    """Return what keeps one more launch of this task from being within its limits now, or the empty string."""
+def constraint_on(state: State, task: TaskState, now: int) -> Constraint | None:
+    """Return what keeps one more launch of this task from being within its limits now, or None."""
     name = task.definition.quota
     return _refused(Line(task, None if name is None else state.quotas[name]), now, {}, {}, [])
 
 
 def _refused(
     line: Line, now: int, launched: dict[str, int], reserved: dict[str, Amounts], wake: list[int]
-) -> str:
-    """Return the constraint that keeps a job of this task from starting, or the empty string."""
+) -> Constraint | None:
+    """Return the constraint that keeps a job of this task from starting, or None."""
     if line.concurrency is not None and line.open_runs >= line.concurrency:
-        return "concurrency"
+        return CONCURRENCY
     quota = line.quota
     if quota is None:
-        return ""
+        return None
     kept = reserved.get(quota.definition.name) if reserved else None
     lacking = quota.shortfall(line.request, kept)
     if lacking is None and quota.launches is None:
-        return ""
+        return None
     if line.infeasible is None:
-        line.infeasible = _infeasible(quota, line.request)
+        line.infeasible = quota.infeasible(line.request) or False
     if line.infeasible:
         return line.infeasible
-    name = quota.definition.name
     if quota.launches is not None:
-        at = _next_launch(quota, launched.get(name, 0), now)
-        if at > now:
+        name = quota.definition.name
+        at = quota.next_launch(now, launched.get(name, 0))
+        if at is not None and at > now:
             wake.append(at)
-            return f"rate: {name}"
-    if lacking is None:
-        return ""
-    text = line.texts.get(lacking)
-    if text is None:
-        text = line.texts[lacking] = f"quota: {name}.{lacking}"
-    return text
+            return Constraint("rate", name)
+    return None if lacking is None else _lacks(quota.definition.name, lacking)
 
 
-def _infeasible(quota: QuotaState, request: dict[str, int]) -> str:
-    dimension = quota.infeasible(request)
-    if dimension is None and quota.launches is not None and quota.launches <= 0:
-        dimension = "launches"
-    return "" if dimension is None else f"infeasible: {quota.definition.name}.{dimension}"
-
-
-def _next_launch(quota: QuotaState, planned: int, now: int) -> int:
-    """Return the earliest time at which the window has room for one more launch."""
-    assert quota.launches is not None
-    window = quota.definition.window
-    if planned >= quota.launches:
-        return now + window
-    recent, room = quota.recent, quota.launches - planned
-    return max(now, recent[-room] + window) if len(recent) >= room else now
+@lru_cache(maxsize=4096)
+def _lacks(quota: str, dimension: str) -> Constraint:
+    return Constraint("quota", quota, dimension)
 
 
 def _reserve_if_starved(
-    state: State, line: Line, entry: Entry, constraint: str, now: int, reserved: dict[str, Amounts]
+    state: State, line: Line, entry: Entry, now: int, reserved: dict[str, Amounts]
 ) -> None:
     quota = line.quota
-    if quota is None or quota.definition.name in reserved or not constraint.startswith("quota: "):
+    if quota is None or quota.definition.name in reserved:
         return
     if now - state.time_of(entry[1]) >= quota.definition.starvation_after:
-        used, limits = quota.used, quota.limits
-        reserved[quota.definition.name] = {
-            name: amount
-            for name, amount in line.request.items()
-            if used.get(name, 0) + amount > limits.get(name, 0)
-        }
+        reserved[quota.definition.name] = quota.lacking(line.request)
 
 
 def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str) -> LaunchDecided:

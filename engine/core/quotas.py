@@ -1,4 +1,4 @@
-"""Quotas as views over open runs: what is in use, what still fits, when the next launch is allowed.
+"""Quotas as views over open runs: what is in use, what still fits, when the next launch is allowed; and constraints.
 
 All amounts are billionths. A launch window holds the times of the launches that still count; those from before
 there was a limit do not.
@@ -8,8 +8,37 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from datatask.schema.definition import QuotaDef
+
+Kind = Literal[
+    "paused", "disabled", "observing", "adapter", "concurrency", "infeasible", "rate", "quota", "bound"
+]
+
+
+class Constraint(NamedTuple):
+    """What keeps a task from launching: its kind, with the repository or the quota and its dimension."""
+
+    kind: Kind
+    name: str = ""
+    dimension: str = ""
+
+    @property
+    def about(self) -> str:
+        """The repository, the quota, or `quota.dimension`; the empty string for what concerns the task alone."""
+        return f"{self.name}.{self.dimension}" if self.dimension else self.name
+
+    @property
+    def text(self) -> str:
+        """The constraint as rounds record it."""
+        return f"{self.kind}: {self.about}" if self.name else self.kind
+
+    @classmethod
+    def recorded(cls, text: str) -> Constraint | None:
+        """Return the constraint that a round has recorded, `name` with its dimension; None for none."""
+        kind, _, name = text.partition(": ")
+        return cls(kind, name) if kind else None  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -28,13 +57,18 @@ class QuotaState:
 
     def take(self, request: dict[str, int], at: int) -> None:
         """Account for a launch."""
-        for name, amount in request.items():
-            if amount:
-                self.used[name] = self.used.get(name, 0) + amount
+        self.use(request)
         if self.launches is not None:
             self.recent.append(at)
             while self.recent[0] <= at - self.definition.window:
                 self.recent.popleft()
+
+    def use(self, request: dict[str, int]) -> None:
+        """Count amounts as in use."""
+        used = self.used
+        for name, amount in request.items():
+            if amount:
+                used[name] = used.get(name, 0) + amount
 
     def free(self, request: dict[str, int]) -> None:
         """Account for an ending."""
@@ -61,9 +95,35 @@ class QuotaState:
                     return name
         return None
 
-    def infeasible(self, request: dict[str, int]) -> str | None:
-        """Return the dimension in which the request is larger than the whole limit, or None."""
+    def lacking(self, request: dict[str, int]) -> dict[str, int]:
+        """Return the part of the request that does not fit beside what is in use."""
+        used, limits = self.used, self.limits
+        return {
+            name: amount
+            for name, amount in request.items()
+            if used.get(name, 0) + amount > limits.get(name, 0)
+        }
+
+    def infeasible(self, request: dict[str, int]) -> Constraint | None:
+        """Return the constraint of a request that is larger than a whole limit, or of a quota that allows no launch."""
         for name, amount in request.items():
             if amount > self.limits.get(name, 0):
-                return name
+                return Constraint("infeasible", self.definition.name, name)
+        if self.launches is not None and self.launches <= 0:
+            return Constraint("infeasible", self.definition.name, "launches")
         return None
+
+    def next_launch(self, now: int, launched: int = 0) -> int | None:
+        """Return when the window has room for a launch after `launched` more now; None where it allows none at all."""
+        if self.launches is None:
+            return now
+        if self.launches <= 0:
+            return None
+        free, recent = self.launches - launched, self.recent
+        if free <= 0:
+            return now + self.definition.window
+        return max(now, recent[-free] + self.definition.window) if len(recent) >= free else now
+
+    def copy(self) -> QuotaState:
+        """Return a copy whose amounts in use can be changed; the times of launches are shared."""
+        return QuotaState(self.definition, self.limits, self.launches, self.used.copy(), self.recent)

@@ -18,6 +18,7 @@ from datatask.engine.core import decide as deciding
 from datatask.engine.core.effects import Outbox, StartRun
 from datatask.engine.core.evaluations import Evaluations
 from datatask.engine.core.leaves import get_at
+from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.run_book import RunBook
 from datatask.engine.core.state import State
 from datatask.engine.core.store_sync import StoreSync
@@ -45,7 +46,7 @@ class Reactor:
         self.evaluations = Evaluations(self.outbox)
         self.unavailable: set[str] = set()
         self._epoch = 0
-        self._constraints: dict[str, str] = {}
+        self._constraints: dict[str, Constraint] = {}
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class Reactor:
                 decider=deciding.DECIDER_VERSION,
                 decisions=len(found.decisions),
                 unavailable=tuple(sorted(self.unavailable)),
-                constraints=found.constraints,
+                constraints=found.recorded,
             )
             position = state.position + 2
             self.outbox.emit([record, *found.decisions])

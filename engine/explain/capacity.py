@@ -15,7 +15,6 @@ from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.engine.explain.blockers import Case
-from datatask.engine.explain.capacity_fixes import next_launch
 from datatask.engine.explain.explanations import Amount, Blocker, iso_up, usage_of, usage_text
 from datatask.engine.explain.what_if import WhatIf
 from datatask.schema.units import NANO, in_units
@@ -56,7 +55,7 @@ def _amounts(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
 
 
 def _rate(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
-    free_at = next_launch(quota, case.now)
+    free_at = quota.next_launch(case.now)
     if free_at is None:
         yield Blocker("infeasible", f"{name} allows no launches at all", quota=name)
     elif free_at > case.now:
@@ -124,18 +123,17 @@ def reservation(
     name = task.definition.quota
     if name is None:
         return None
-    quota = state.quotas[name]
     decided = deciding.decide(state, now, unavailable=unavailable)
-    if not decided.constraints.get(task.name, "").startswith("quota: "):
+    constraint = decided.constraints.get(task.name)
+    if constraint is None or constraint.kind != "quota":
         return None
     sharing = {other.name: other for other in state.tasks.values() if other.definition.quota == name}
-    used, launched = dict(quota.used), set[tuple[str, int]]()
+    left, launched = state.quotas[name].copy(), set[tuple[str, int]]()
     for launch in decided.decisions:
         if launch.task in sharing:
             launched.add((launch.task, state.job_index[launch.job]))
-            for part, amount in launch.resources.items():
-                used[part] = used.get(part, 0) + amount
-    if _lacks(task, used, quota):
+            left.use(launch.resources)
+    if left.shortfall(task.definition.resources) is not None:
         return None
     found: list[tuple[Entry, int, TaskState]] = []
     for other in sharing.values():
@@ -145,18 +143,12 @@ def reservation(
         head = next((entry for entry in line if (other.name, entry[2]) not in launched), None)
         if head is None or (head, other.index) >= (mine, task.index):
             continue
-        if now - state.time_of(head[1]) >= quota.definition.starvation_after:
-            if quota.infeasible(other.definition.resources) is None and _lacks(other, used, quota):
+        request, waited = other.definition.resources, now - state.time_of(head[1])
+        if waited >= left.definition.starvation_after and left.shortfall(request) is not None:
+            if left.infeasible(request) is None:
                 found.append((head, other.index, other))
     if not found:
         return None
     (_, position, job), _, other = min(found, key=lambda each: each[:2])
     told = f"{name} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
     return Blocker("reserved", told, position or None, quota=name)
-
-
-def _lacks(task: TaskState, used: dict[str, int], quota: QuotaState) -> bool:
-    return any(
-        amount and used.get(part, 0) + amount > quota.limits.get(part, 0)
-        for part, amount in task.definition.resources.items()
-    )

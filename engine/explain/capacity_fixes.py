@@ -65,12 +65,10 @@ class CapacitySearch:
         self.free_at: int | None = None
         needs = {"slots"} if self.slots else set()
         if self.quota is not None:
-            self.infeasible = self.quota.infeasible(definition.resources) is not None
-            self.full = any(
-                amount and self.quota.used.get(part, 0) + amount > self.quota.limits.get(part, 0)
-                for part, amount in definition.resources.items()
-            )
-            self.free_at = next_launch(self.quota, what_if.now)
+            infeasible = self.quota.infeasible(definition.resources)
+            self.infeasible = infeasible is not None and infeasible.dimension != "launches"
+            self.full = self.quota.shortfall(definition.resources) is not None
+            self.free_at = self.quota.next_launch(what_if.now)
             needs |= {"amounts"} if self.infeasible or self.full else set()
             needs |= {"rate"} if self.free_at != what_if.now else set()
         self.needs = needs
@@ -191,15 +189,3 @@ class CapacitySearch:
         name = self.what_if.state.tasks[self.name].definition.quota
         assert name is not None, "only a task with a quota is held by one"
         return self.what_if.state.quotas[name]
-
-
-def next_launch(quota: QuotaState, now: int) -> int | None:
-    """Return when the quota's window has room for one more launch: now, later, or, where it allows none, None."""
-    if quota.launches is None:
-        return now
-    if quota.launches <= 0:
-        return None
-    recent = [at for at in quota.recent if at > now - quota.definition.window]
-    if len(recent) < quota.launches:
-        return now
-    return recent[-quota.launches] + quota.definition.window

@@ -17,7 +17,6 @@ from pyroaring import BitMap
 
 from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.queues import Entry, ReadyQueue
-from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 
@@ -253,12 +252,7 @@ class Overlay:
         state, below = self.state, self.below
         state.position, state.at, state.closed = below.position, below.at, below.closed
         state.marks, state.mark_every = list(below.marks), below.mark_every
-        state.quotas = {
-            name: QuotaState(
-                quota.definition, dict(quota.limits), quota.launches, dict(quota.used), quota.recent
-            )
-            for name, quota in below.quotas.items()
-        }
+        state.quotas = {name: quota.copy() for name, quota in below.quotas.items()}
 
     def _resettable(self, container: Any) -> Any:
         self._containers.append(container)

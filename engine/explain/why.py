@@ -154,8 +154,8 @@ class _Groups:
         if reserved is not None:
             what, explain = reserved.what, reserved.explain
         else:
-            limit = decided.constraints.get(task.name, "")
-            full = f", then {limit}" if limit else ""
+            limit = decided.constraints.get(task.name)
+            full = f", then {limit.text}" if limit is not None else ""
             what = "priority"
             explain = f"others come first: the next round launches {len(decided.decisions)}, {len(mine)} of them in {task.name}{full}"
         explain = "; ".join([explain, *(blocker.explain for blocker in engine)])

@@ -151,7 +151,7 @@ def _check_quota(runtime: Runtime, task: TaskState) -> None:
     constraint = constraint_on(runtime.state, task, runtime.now())
     if constraint:
         raise NotPossibleError(
-            f"one more launch does not fit ({constraint})",
+            f"one more launch does not fit ({constraint.text})",
             where=task.name,
             remedy="wait, raise the limit, or launch with --over-quota",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.causes import Blame, Reading
@@ -200,20 +201,20 @@ class Tracker:
         return Reason(phase.cause, ", ".join(names), repository=names[0] if names else None)
 
 
-def bound_by(constraint: str) -> Reason:
+_BOUND = {
+    "rate": ("rate", "{}"),
+    "quota": ("quota", "{}"),
+    "infeasible": ("quota", "{}: more than there is at all"),
+    "concurrency": ("quota", "the task's own concurrency"),
+    "adapter": ("adapter", "the runner takes nothing"),
+    "bound": ("priority", "others came first"),
+}
+
+
+def bound_by(recorded: str) -> Reason:
     """Return the reason that a round's constraint stands for, as long as no other round has been recorded."""
-    kind, _, name = constraint.partition(": ")
-    match kind:
-        case "rate":
-            return Reason("rate", name)
-        case "quota":
-            return Reason("quota", name)
-        case "infeasible":
-            return Reason("quota", f"{name}: more than there is at all")
-        case "concurrency":
-            return Reason("quota", "the task's own concurrency")
-        case "adapter":
-            return Reason("adapter", "the runner takes nothing")
-        case "bound":
-            return Reason("priority", "others came first")
-    return Reason("priority", "the next round")
+    constraint = Constraint.recorded(recorded)
+    if constraint is None or constraint.kind not in _BOUND:
+        return Reason("priority", "the next round")
+    cause, detail = _BOUND[constraint.kind]
+    return Reason(cause, detail.format(constraint.name))

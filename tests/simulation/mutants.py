@@ -12,6 +12,7 @@ from unittest import mock
 
 from datatask.engine.core import decide as deciding
 from datatask.engine.core import fold, run_ends
+from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.retry import NextAttempt, NoRetry, after_ending
 from datatask.engine.core.run_book import RunBook
@@ -125,9 +126,9 @@ def a_pause_not_heeded() -> Iterator[None]:
     """Paused tasks launch."""
     closed = deciding.closed
 
-    def open_all_the_same(task: TaskState, unavailable: Any) -> str:
-        told = closed(task, unavailable)
-        return "" if told == "paused" else told
+    def open_all_the_same(task: TaskState, unavailable: Any) -> Constraint | None:
+        found = closed(task, unavailable)
+        return None if found is not None and found.kind == "paused" else found
 
     with mock.patch.object(deciding, "closed", open_all_the_same):
         yield

@@ -7,6 +7,7 @@ import pytest
 
 from datatask.engine.audit.invariants import rederive
 from datatask.engine.core.decide import constraint_on, decide
+from datatask.engine.core.quotas import Constraint
 from datatask.schema import events as e
 from datatask.schema.definition import All, In, Not, QuotaDef, RetryDef
 from datatask.schema.units import SECOND
@@ -117,7 +118,7 @@ def test_launch_window_opens_exactly_when_the_oldest_leaves_it() -> None:
     desk.now = begin + 60 * SECOND - 1
     found = decide(desk.state, desk.now)
     assert (found.decisions, found.wake_at) == ([], begin + 60 * SECOND)
-    assert found.constraints == {"t": "rate: q"}
+    assert found.recorded == {"t": "rate: q"}
     desk.now = begin + 60 * SECOND
     assert desk.launched() == ["t:z"]
 
@@ -139,7 +140,7 @@ def test_no_launches_at_all_is_infeasible() -> None:
     desk = Desk(pipeline(task("t", "a", quota="q"), quotas=(closed,)))
     desk.put("a", "x")
     found = decide(desk.state, desk.now)
-    assert (found.decisions, found.wake_at, found.constraints) == ([], None, {"t": "infeasible: q.launches"})
+    assert (found.decisions, found.wake_at, found.recorded) == ([], None, {"t": "infeasible: q.launches"})
 
 
 def test_concurrency_counts_open_runs_and_this_round() -> None:
@@ -157,7 +158,7 @@ def test_bound_ends_a_round_and_says_so() -> None:
     desk.put("a", *(f"j{index}" for index in range(5)))
     found = decide(desk.state, desk.now, bound=3)
     assert [one.job for one in found.decisions] == ["j0", "j1", "j2"]
-    assert found.constraints == {"t": "bound"}
+    assert found.recorded == {"t": "bound"}
 
 
 def test_paused_disabled_unavailable_and_unknown_launch_nothing() -> None:
@@ -168,7 +169,7 @@ def test_paused_disabled_unavailable_and_unknown_launch_nothing() -> None:
     desk.ask(e.TaskPaused(at=desk.now, task="p"))
     found = decide(desk.state, desk.now, unavailable={"u"})
     assert found.decisions == []
-    assert found.constraints == {"p": "paused", "d": "disabled", "u": "adapter"}
+    assert found.recorded == {"p": "paused", "d": "disabled", "u": "adapter"}
     desk.sync("f", ("x", "v"))
     assert desk.launched() == ["u:x", "o:x"]
 
@@ -249,9 +250,9 @@ def test_constraint_on_names_what_binds_a_single_launch() -> None:
     """What a person's launch is measured by is what a round is measured by."""
     desk = Desk(pipeline(task("t", "a", quota="q", resources={"cpu": 2}), quotas=(quota(cpu=3),)))
     desk.put("a", "x")
-    assert constraint_on(desk.state, desk.state.tasks["t"], desk.now) == ""
+    assert constraint_on(desk.state, desk.state.tasks["t"], desk.now) is None
     desk.decide()
-    assert constraint_on(desk.state, desk.state.tasks["t"], desk.now) == "quota: q.cpu"
+    assert constraint_on(desk.state, desk.state.tasks["t"], desk.now) == Constraint("quota", "q", "cpu")
 
 
 def test_condition_names_are_leaves() -> None:
