@@ -62,7 +62,7 @@ class Facts:
 
     async def first(self, run: int, *kinds: type[Any]) -> Fact:
         """Wait for the run's first fact of these kinds."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while True:
                 found: list[Fact] = [fact for fact in self.of(run) if isinstance(fact, kinds)]
                 if found:
@@ -140,6 +140,8 @@ def pod_task(path: Path) -> KubeTask:
 
 QUOTED = "'" + SCRIPT.replace("\n", " ") + "'"
 PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")), "pods")
+WORKERS = get_context("forkserver")
+WORKERS.set_forkserver_preload([__name__])  # imported once, and not by each worker of each test
 KINDS = ("loop", "threads", "workers", *PROCESSES)
 
 
@@ -151,9 +153,7 @@ def make_task(kind: str, path: Path) -> EngineTask:
         case "threads":
             return function_task(behave, lambda: ThreadPoolExecutor(2))
         case "workers":
-            return function_task(
-                behave_plainly, lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn"))
-            )
+            return function_task(behave_plainly, lambda: ProcessPoolExecutor(2, mp_context=WORKERS))
         case "pods":
             return pod_task(path)
         case "ssh":

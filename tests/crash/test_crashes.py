@@ -16,7 +16,7 @@ from tests.effort import by_effort
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, JOBS = by_effort(quick=(40, 160), thorough=(300, 420), soak=(300, 420))
+KILLS, JOBS = by_effort(quick=(40, 160), thorough=(300, 600), soak=(300, 600))
 LAUNCHERS = by_effort(quick=8, thorough=3, soak=3)
 """One life of so many has a launcher to kill: it takes a while to start, which counts where lives are few."""
 INFRASTRUCTURE_BUDGET = 5
