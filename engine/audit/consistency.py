@@ -18,7 +18,7 @@ from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
 from datatask.schema.troubles import Divergence
 
-TOLD_MAX = 1000
+REPORTED_MAX = 1000
 
 
 def check(state: State) -> list[Divergence]:
@@ -26,7 +26,7 @@ def check(state: State) -> list[Divergence]:
     found = _members(state) + _runs(state) + _usage(state)
     for task in state.tasks.values():
         found += _task(state, task)
-    return found[:TOLD_MAX]
+    return found[:REPORTED_MAX]
 
 
 def _members(state: State) -> list[Divergence]:
@@ -52,11 +52,10 @@ def _runs(state: State) -> list[Divergence]:
             found.append(Divergence(state.position, what, 1, number))
     for run in state.open_runs.values():
         episode = state.tasks[run.task].episodes.get(run.job)
-        in_words = None if episode is None else episode.run
-        if in_words != run.run:
-            found.append(
-                Divergence(state.position, f"the run of the episode of run {run.run}", run.run, in_words)
-            )
+        recorded = None if episode is None else episode.run
+        if recorded != run.run:
+            what = f"the run of the episode of run {run.run}"
+            found.append(Divergence(state.position, what, run.run, recorded))
         counted = get_at(state.tasks[run.task].episode_count, run.job)
         if run.episode != counted:
             found.append(Divergence(state.position, f"the episode of run {run.run}", counted, run.episode))
@@ -68,13 +67,13 @@ def _usage(state: State) -> list[Divergence]:
     for run in state.open_runs.values():
         for name, amount in run.resources.items() if run.quota is not None else ():
             used[run.quota or "", name] += amount
-    in_words = {
+    recorded = {
         (name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n
     }
     summed = {key: amount for key, amount in used.items() if amount}
-    if in_words == summed:
+    if summed == recorded:
         return []
-    return [Divergence(state.position, "usage of quotas", repr(summed), repr(in_words))]
+    return [Divergence(state.position, "usage of quotas", repr(summed), repr(recorded))]
 
 
 def _task(state: State, task: TaskState) -> list[Divergence]:
@@ -224,19 +223,19 @@ def _compared(
 ) -> list[Divergence]:
     """Return how the decisions that follow on a round at `position` differ from those derived again."""
     places = {_pair(one): place for place, one in enumerate(recorded, position + 1)}
-    there, in_words = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
+    there, by_pair = {_pair(one) for one in derived}, {_pair(one): one for one in recorded}
     found = [
         Divergence(position, f"decision missing: {one.task} {one.job}", _in_words(one), None)
         for one in derived
-        if _pair(one) not in in_words
+        if _pair(one) not in by_pair
     ]
     found += [
         Divergence(places[pair], f"decision extra: {one.task} {one.job}", None, _in_words(one))
-        for pair, one in in_words.items()
+        for pair, one in by_pair.items()
         if pair not in there
     ]
     for one in derived:
-        old = in_words.get(_pair(one))
+        old = by_pair.get(_pair(one))
         if old is not None:
             found += _fields(one, old, places[_pair(one)])
     if not found and list(map(_pair, derived)) != list(map(_pair, recorded)):
@@ -252,7 +251,7 @@ def _fields(fresh: e.LaunchDecided, old: e.LaunchDecided, position: int) -> list
         Divergence(position, f"{old.task} {old.job}: {name}", _plain(getattr(fresh, name)), _plain(value))
         for name in e.LaunchDecided.__struct_fields__
         if (value := getattr(old, name)) != getattr(fresh, name)
-        and not (name == "cause" and value is None)  # not told by earlier versions
+        and not (name == "cause" and value is None)  # earlier versions do not record it
     ]
 
 

@@ -1,28 +1,8 @@
-"""The invariants of the design, as far as a log can show them, batch by batch: `Checker`.
+"""The invariants, as far as a log can show them, batch by batch: `Checker`.
 
-`Checker.before(state, batch)` is called ahead of folding a batch, `after(state)` behind it; `rederive` decides a
-recorded round again (admission.py), `check` looks at one whole state (consistency.py). All of them return divergences
-and change nothing, so the property tests, simulation and `verify` use the same ones. By the design's numbers:
-
-1.  Log first. In a log: every fact about a run (started, reached, stopped, ended) stands behind its `LaunchDecided`,
-    and a cause behind what it caused. Whether an effect waited for the disk no log can show: fault tests do.
-2.  One order, one writer. Positions without gaps (by the reader), time that never goes back, epochs that grow, the
-    sign of life that an engine found, and no decision while no engine holds the log. That an append under an older
-    epoch was refused leaves no trace.
-3.  All or nothing. A round and its decisions are one batch, as many as the round says; what a run wrote stands
-    before its `RunEnded` in the batch of its end; an ending that is not final comes with its retry.
-4.  Pure fold. Not by one folding: `verify` compares with the states that were kept at earlier positions.
-5.  Never twice. No launch of a (task, job) whose run is open.
-6.  Nothing forgotten. A run ends once, and is known; facts about closed runs are `LateFact`. A run that is open at
-    the head is no divergence: it may be running.
-7.  No decision exceeds a quota: limits, concurrency and the launch window are recounted from the events, forced
-    launches included unless `over_quota`; the state's usage is compared with the sum over open runs.
-8.  Replay agrees. (b) `admissible` for every launch; (c) `rederive` for every round whose decider is shipped; (a) is
-    4. A round that was never recorded because it decided nothing leaves nothing to compare.
-9.  Cost follows the change: a matter of benchmarks.
-10. Nothing silent. Unknown essential kinds are refused by the codec, damage by the chain (adapters/log/integrity/verify.py).
-11. Not before it is known. No derived launch of a task that reads what is not synced. That an unsynced runner
-    launched nothing is in `unavailable`, which (c) decides with.
+In: the state before a batch, and its events (`before`, ahead of folding); the state after it (`after`). Out: divergences;
+nothing is changed, so property tests, simulation and `verify` use the same rules. Which invariants there are, and which
+of them no log can show, is in docs/architecture.md. Single states and rounds are checked in `consistency`.
 """
 
 from __future__ import annotations
@@ -31,19 +11,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from datatask.engine.audit.consistency import SHIPPED, TOLD_MAX, Planned, admissible, check, rederive
+from datatask.engine.audit.consistency import Planned, admissible
 from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.troubles import Divergence
-
-__all__ = ["SHIPPED", "TOLD_MAX", "Checker", "Divergence", "admissible", "check", "decisions_of", "rederive"]
 
 Key = tuple[str, str]
 """(task, job)"""
 
 
 class Followed(NamedTuple):
-    """What is remembered of an open run."""
+    """An open run, as the checker follows it."""
 
     task: str
     job: str
@@ -128,9 +106,9 @@ class Checker:
         if self._used:
             for name, used in self._used.items():
                 quota = state.quotas.get(name)
-                told = {part: n for part, n in quota.used.items() if n} if quota is not None else used
-                if told != used:
-                    found.append(Divergence(self._position, f"usage of {name}", repr(used), repr(told)))
+                there = {part: n for part, n in quota.used.items() if n} if quota is not None else used
+                if there != used:
+                    found.append(Divergence(self._position, f"usage of {name}", repr(used), repr(there)))
         return found
 
     @property
@@ -258,8 +236,8 @@ class Checker:
             found.append(Divergence(behind, f"what run {event.run} wrote", "before its end", "behind it"))
         scheduled = event.run in batch.scheduled
         if event.final is scheduled:
-            told = ("no retry", "a retry") if event.final else ("a retry", "none")
-            found.append(Divergence(position, f"run {event.run} ends, final {event.final}", *told))
+            retry = ("no retry", "a retry") if event.final else ("a retry", "none")
+            found.append(Divergence(position, f"run {event.run} ends, final {event.final}", *retry))
         return found
 
     def _retry(self, state: State, position: int, event: e.RetryScheduled) -> list[Divergence]:
@@ -281,12 +259,12 @@ class Checker:
 
 
 class _InBatch:
-    """What the rules need to know of the batch at hand, made when the first one asks."""
+    """Facts about the batch at hand, made when the first rule asks."""
 
     __slots__ = ("ended", "events", "first", "is_round", "planned", "scheduled", "written")
 
     def __init__(self, events: Sequence[e.Event], first: int) -> None:
-        """Look the batch through once, unless it is a round: the last value that each run wrote, and its retries."""
+        """Read the batch once, unless it is a round: the last value that each run wrote, and its retries."""
         self.events, self.first = events, first
         self.is_round = type(events[0]) is e.DecisionRound
         self.planned = Planned()

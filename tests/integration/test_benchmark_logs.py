@@ -9,7 +9,7 @@ import pytest
 from benchmarks.logs import make_log
 from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit import invariants
+from datatask.engine.audit import consistency, invariants
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e
@@ -26,10 +26,10 @@ def test_their_chain_holds_and_their_rounds_derive_again(tmp_path: Path, jobs: i
         for batch in reader.batches():
             wrong += checker.before(state, batch.events)
             if isinstance(batch.events[0], e.DecisionRound):
-                wrong += invariants.rederive(state, batch.events[0], batch.events[1:])  # type: ignore[arg-type]
+                wrong += consistency.rederive(state, batch.events[0], batch.events[1:])  # type: ignore[arg-type]
             apply_all(state, batch.first, batch.events)
             wrong += checker.after(state)
-    assert wrong + invariants.check(state) == []
+    assert wrong + consistency.check(state) == []
     assert [task.succeeded.count for task in state.tasks.values()] == [jobs] * stages
     assert jobs * (1 + 5 * stages) < head < jobs * (1 + 5 * stages) + 20
 

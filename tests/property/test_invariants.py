@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from datatask.engine.audit.invariants import Checker, check, rederive
+from datatask.engine.audit.consistency import check, rederive
+from datatask.engine.audit.invariants import Checker
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.schema import events as e

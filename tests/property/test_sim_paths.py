@@ -15,7 +15,8 @@ from datatask.adapters.sim.model import BEGINNING, Fate, Model, Names, Profile
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.replication import folded_state
 from datatask.adapters.sim.worlds import Plain
-from datatask.engine.audit.invariants import Checker, check, decisions_of, rederive
+from datatask.engine.audit.consistency import check, rederive
+from datatask.engine.audit.invariants import Checker, decisions_of
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.engine.core.effects import Step
 from datatask.engine.core.fold import apply_all

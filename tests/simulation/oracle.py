@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from datatask.engine.audit import invariants
+from datatask.engine.audit import consistency, invariants
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
@@ -39,7 +39,7 @@ class Oracle:
         first = batch.events[0]
         if isinstance(first, e.DecisionRound):
             decisions = [event for event in batch.events if isinstance(event, e.LaunchDecided)]
-            self.found += map(str, invariants.rederive(state, first, decisions))
+            self.found += map(str, consistency.rederive(state, first, decisions))
         apply_all(state, batch.first, batch.events)
         self.found += map(str, self.checker.after(state))
         self._quotas(batch)
@@ -62,7 +62,7 @@ class Oracle:
     def conclude(self, log: SimLog, target: Target, stores: Mapping[str, Collection[str]]) -> list[str]:
         """Return all that is wrong once everything is quiet; `stores` are the members that stores really have."""
         self.look(log)
-        found = [*self.found, *target.wrong, *map(str, invariants.check(self.state))]
+        found = [*self.found, *target.wrong, *map(str, consistency.check(self.state))]
         again = State()
         for batch in log._batches:
             if batch.last <= log.head:  # what came after an engine's last word may not be on the disk yet

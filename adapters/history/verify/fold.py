@@ -35,7 +35,7 @@ from datatask.adapters.log.integrity.verify import begun, page, salvage
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.queries import Assembler
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.audit import invariants
+from datatask.engine.audit import consistency, invariants
 from datatask.engine.core import checkpoints
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
@@ -89,7 +89,7 @@ def verified(
             found = _by_halves(reader, start, until, progress or _silent)
         if found is None:
             found = Pass(reader, beginning(reader), until, progress or _silent).run()
-            found.divergences += invariants.check(found.state)
+            found.divergences += consistency.check(found.state)
     found.divergences = sorted([*found.chain, *found.divergences], key=lambda one: one.position)[:TOLD_MAX]
     return found
 
@@ -116,7 +116,7 @@ def _by_halves(reader: LogReader, start: int, until: int, progress: Progress) ->
         first = other.result()
     if first is None or not first.mark:
         return None
-    found.divergences = [*first.divergences, *found.divergences, *invariants.check(found.state)]
+    found.divergences = [*first.divergences, *found.divergences, *consistency.check(found.state)]
     found.chain = first.chain + found.chain
     found.compared = first.compared + found.compared
     for version, count in first.undecided.items():
@@ -214,8 +214,8 @@ class Pass:
         wrong = checker.before(state, events)
         first = events[0]
         if type(first) is e.DecisionRound:
-            if first.decider in invariants.SHIPPED:
-                wrong += invariants.rederive(state, first, invariants.decisions_of(events))
+            if first.decider in consistency.SHIPPED:
+                wrong += consistency.rederive(state, first, invariants.decisions_of(events))
             else:
                 count = self.found.undecided.get(first.decider, 0)
                 self.found.undecided[first.decider] = count + 1
@@ -228,7 +228,7 @@ class Pass:
         wrong = checker.after(state)
         if state.position >= self._whole_at:
             self._whole_at = 2 * state.position
-            wrong += invariants.check(state)
+            wrong += consistency.check(state)
         if self._kept and state.position in self._kept:
             wrong += [one for kept in self._kept[state.position] for one in self._compare(kept)]
         if wrong:

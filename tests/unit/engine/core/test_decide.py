@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from datatask.engine.audit.invariants import rederive
+from datatask.engine.audit.consistency import rederive
 from datatask.engine.core.decide import constraint_on, decide
 from datatask.engine.core.quotas import Constraint
 from datatask.schema import events as e

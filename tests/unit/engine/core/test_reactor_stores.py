@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datatask.engine.audit.invariants import check
+from datatask.engine.audit.consistency import check
 from datatask.engine.core.effects import Finished, LookAgain
 from datatask.schema import events as e
 from datatask.schema.definition import FilteredDef, PipelineDef, RetryDef, TranslatedDef
