@@ -155,7 +155,7 @@ def _due(task: TaskState, heap: list[tuple[int, int]], now: int, most: int) -> l
         not_before, job = heapq.heappop(heap)
         episode = task.episodes.get(job)
         if episode is not None and episode.run == 0 and episode.not_before == not_before:
-            if (not_before, job) not in held:
+            if not held or held[-1] != (not_before, job):  # one that is there twice comes twice in a row
                 held.append((not_before, job))
                 found.append((-episode.priority, episode.position, job))
     for entry in held:
