@@ -135,7 +135,7 @@ async def _stopped(pipeline: Pipeline, until: float | None) -> Iterator[str]:
         if runtime.failure is not None:
             break
         await asyncio.sleep(LOOK_SECONDS)
-    return _told(pipeline.state, runs)
+    return _named(pipeline.state, runs)
 
 
 def stopping(state: State) -> Iterator[OpenRun]:
@@ -143,7 +143,7 @@ def stopping(state: State) -> Iterator[OpenRun]:
     return (run for run in state.open_runs.values() if run.stopping is not None)
 
 
-def _told(state: State, runs: list[OpenRun]) -> Iterator[str]:
+def _named(state: State, runs: list[OpenRun]) -> Iterator[str]:
     if runs:
         names = [f"{run.task} {state.jobs[run.job]}{_where(run)}" for run in runs[:NAMED_MAX]]
         more = f" and {len(runs) - NAMED_MAX} more" if len(runs) > NAMED_MAX else ""

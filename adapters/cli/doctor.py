@@ -216,7 +216,7 @@ def _set_aside(path: Path) -> Iterator[Check]:
 def _engine(path: Path, pid: int, host: str) -> Iterator[Check]:
     """Ask the engine itself: that it holds the lease says only that its process is there."""
     from datatask.adapters.log.inbox_client import take_pulse
-    from datatask.adapters.wiring.actors import actor
+    from datatask.adapters.wiring.opening import actor
 
     pulse = take_pulse(path, actor("datatask doctor"), ENGINE_SECONDS)
     named = f"pid {pid} {host}".rstrip()

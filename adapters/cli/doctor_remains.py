@@ -1,14 +1,8 @@
-"""What `doctor` finds in the clusters of a pipeline's Kubernetes tasks, and removes with --clean.
+"""What `doctor` finds of ended runs in a pipeline's clusters and on its machines, and removes with --clean.
 
-In: a pipeline's pod managers and its log. Out: a line for the connection, the versions, the rights, and for each pod of a
-run of this log that is no longer open. The cluster is asked before the log is read: a run is in the log before its pod is
-made. Pods of other logs are told and left alone.
-
-What `doctor` finds on the machines of a pipeline's process tasks, and removes with --clean.
-
-In: a pipeline's managers and its log. Out: a line for each run that has a folder there and is nobody's any more. The
-machines are asked before the log is read: a run is in the log before it is started, so what the log does not count as open
-then is over. Runs of other logs are told and left alone.
+In: the managers of a pipeline's tasks, and its log. Out: a line for the connection, versions and rights of a cluster, and for each
+pod or folder of a run of this log that is no longer open. Clusters and machines are asked before the log is read: a run is in the
+log before its pod or folder is made, so what the log does not count as open then is over. Those of other logs are left alone.
 """
 
 from __future__ import annotations
@@ -132,7 +126,7 @@ def look_at_hosts(settings: Settings, *, clean: bool, of: str = "") -> Iterator[
         orphans = [run for run in ours if run.identity not in open_runs]
         gone = set(asyncio.run(manager.remove_runs(orphans))) if clean and orphans else set()
         for run in orphans:
-            yield _told(run, run in gone, settings)
+            yield _line(run, run in gone, settings)
         yield from others(f"{manager!r}", "runs", [run.identity for run in runs if run not in ours], settings)
         if not orphans:
             yield "yes", f"{manager!r}: nothing is left of runs that are over", ""
@@ -169,7 +163,7 @@ def others(where: str, kind: str, identities: list[str], settings: Settings) -> 
         )
 
 
-def _told(run: Leftover, gone: bool, settings: Settings) -> Found:
+def _line(run: Leftover, gone: bool, settings: Settings) -> Found:
     text = f"{run.where}: {run.identity}, which no open run owns: {run.state}"
     if gone:
         return "yes", f"{text}; removed", ""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datatask.adapters.wiring.actors import actor
+from datatask.adapters.wiring.opening import actor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, DatataskError, TimeLimitError

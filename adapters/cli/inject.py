@@ -16,7 +16,7 @@ from datatask.adapters.cli.inject_items import Content, Spooled, document_of, po
 from datatask.adapters.cli.options import JOB, changing, command, waits
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.verbs import told
+from datatask.adapters.cli.verbs import report
 from datatask.adapters.history import shapes
 from datatask.engine.core.expressions import set_text
 from datatask.engine.core.state import State
@@ -92,7 +92,7 @@ def inject(
         )
 
     done = carry_out(settings, plan, dry_run=dry_run, needed=(repository,))
-    return told(Output(settings), done, "inject", dry_run, exit_code)
+    return report(Output(settings), done, "inject", dry_run, exit_code)
 
 
 def _target(state: State, name: str) -> d.RepositoryDef:
@@ -178,7 +178,7 @@ def rm(
     done = carry_out(settings, plan, dry_run=dry_run, wait=wait)
     output = Output(settings)
     if output.json or dry_run:
-        return told(output, done, "rm", dry_run, exit_code)
+        return report(output, done, "rm", dry_run, exit_code)
     for change in done.changes:
         output.line(shown(f"{change.job} {change.repository}"))
     return 0

@@ -103,7 +103,7 @@ def invoke(
             broken = output_trouble()
             return code if broken is None else _without_output(broken, code)
         except BaseException as error:
-            return _told(error, settings, arguments)
+            return _report(error, settings, arguments)
     except BaseException as error:  # while the first one was told
         return _last_words(error, arguments)
 
@@ -119,7 +119,7 @@ def _run(arguments: Sequence[str], settings: Settings, instrument: Instrument | 
     return result if isinstance(result, int) else 0
 
 
-def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) -> int:
+def _report(error: BaseException, settings: Settings, arguments: Sequence[str]) -> int:
     """Tell an exception in one line, in the words of its kind; return the exit code."""
     broken = output_trouble() if isinstance(error, OSError | ValueError | click.Abort) else None
     if broken is not None:
@@ -128,9 +128,9 @@ def _told(error: BaseException, settings: Settings, arguments: Sequence[str]) ->
         case SystemExit():
             return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         case KeyboardInterrupt() | click.Abort():
-            exec(
-                ""
-            )  # one that passed through an `exec` on its way, as of an import, CPython would die of at its end
+            # CPython remembers one that left an `exec`, though it was caught, and ends a `-m` program by SIGINT
+            # (python/cpython#11862, bpo-41602); the next `exec` makes it forget.
+            exec("")
             say("interrupted")
             return INTERRUPTED
         case click.ClickException():

@@ -1,11 +1,7 @@
-"""`log-archive`: the beginning of a log moves into a compressed file of its own.
+"""The care of a log: `log-archive`, `redact`, `log-compact` and `backup`.
 
-In: up to when. Out: an archive beside the log, and a log that stands on the state at the cut. It is maintenance: no
-engine may have the log meanwhile.
-
-`redact`, `log-compact` and `backup`: the care of a log.
-
-In: options. Out: what was done, one line a thing, or the documented JSON. What is done is `history.keeping`'s.
+In: options. Out: what was done, one line a thing, or the documented JSON; `history.maintenance` does it. `log-archive` moves the
+beginning of a log into a compressed file beside it; no engine may have the log meanwhile.
 """
 
 from __future__ import annotations
@@ -24,13 +20,18 @@ from datatask.adapters.history.moments import When, last_kept
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.maintenance.cut import Cut, Who, cut, plan_cut
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.wiring.actors import actor
+from datatask.adapters.wiring.opening import actor
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
 from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
     from datatask.adapters.history.maintenance import BackupChecked, Redacted
+
+
+WOULD_CHANGE = DIFFERENT = 3
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @command(
@@ -74,11 +75,6 @@ def _tell_cut(output: Output, done: Cut, dry_run: bool) -> None:
         output.line(f"the log has {done.size_after:,} bytes, it had {done.size_before:,}")
 
 
-WOULD_CHANGE = DIFFERENT = 3
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
 def DURATION(text: str) -> float:
     """Seconds, or `90s`, `30m`, `2h`, `7d`."""
     found = _DURATION.fullmatch(text)
@@ -103,7 +99,7 @@ def redact(
     """
     from datatask.adapters.cli.errand import refused
     from datatask.adapters.history import maintenance
-    from datatask.adapters.wiring.actors import actor
+    from datatask.adapters.wiring.opening import actor
 
     done = maintenance.redact(
         settings.log_path(),
@@ -185,7 +181,7 @@ def log_compact(
     Works only while no engine has the log. What open runs or writes to be carried out name always stays.
     """
     from datatask.adapters.history import maintenance
-    from datatask.adapters.wiring.actors import actor
+    from datatask.adapters.wiring.opening import actor
 
     done = maintenance.compact_log(
         settings.log_path(),

@@ -101,9 +101,9 @@ def command(
                     where="--with-archives",
                     remedy="leave it out here: it is for commands that read",
                 )
-            from datatask.adapters.cli.progress_bar import told
+            from datatask.adapters.cli.progress_bar import reporting
 
-            with told(settings, name):
+            with reporting(settings, name):
                 return function(settings, *args, **kwargs)
 
         more = {"ignore_unknown_options": True} if ignore_unknown else {}

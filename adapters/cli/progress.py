@@ -1,14 +1,9 @@
 """How a run is going, for people: a live table on a terminal, a plain line every few seconds elsewhere.
 
-In: the open pipeline's state and the batches that become durable. Out: per task what is done, live, ready and
-failed, how many runs end per second, and how long the rest will take at that rate.
-
-The time that a running pipeline has left, worked out beside it.
-
-In: the place of the log that the engine writes. Out: `Foreseen`, told anew from time to time. Another process simulates
-what is left (`simulate --continue`), at the lowest priority, in an eighth of the memory, and rests a hundred times as
-long as cores worked: the engine does not feel it. Where it cannot tell (no run has ended yet, nothing can go on, too large
-a log), nothing is told.
+In: the open pipeline's state, the batches that become durable, and the log's place. Out: per task what is done, live, ready and failed,
+the runs that end per second, and `Foreseen`, the time that is left. That is worked out by a process that simulates
+(`simulate --continue`) at the lowest priority, in an eighth of the memory, and rests a hundred times as long as cores worked.
+Where it cannot tell (no run has ended, nothing can go on, too large a log), nothing is told.
 """
 
 from __future__ import annotations
@@ -43,6 +38,16 @@ DRAW_SECONDS = 0.25
 LINE_SECONDS = 5.0
 WINDOW_SECONDS = 30.0
 ENDINGS_MAX = 4096
+
+
+FIRST_SECONDS = 5.0
+REST_SECONDS = 20.0
+REST_FACTOR = 100
+REPLICATIONS = 5
+WORTH_SECONDS = 4.0
+LOWEST_PRIORITY = 19
+MEMORY_SHARE = 8
+"""Each of its processes may take one part in so many of the machine's memory."""
 
 
 class TaskProgress(NamedTuple):
@@ -212,16 +217,6 @@ async def _tell(output: Output, progress: Progress) -> None:
     while True:
         await asyncio.sleep(LINE_SECONDS)
         output.progress(progress.line())
-
-
-FIRST_SECONDS = 5.0
-REST_SECONDS = 20.0
-REST_FACTOR = 100
-REPLICATIONS = 5
-WORTH_SECONDS = 4.0
-LOWEST_PRIORITY = 19
-MEMORY_SHARE = 8
-"""Each of its processes may take one part in so many of the machine's memory."""
 
 
 class Foreseen(NamedTuple):

@@ -44,7 +44,7 @@ UNTOLD = frozenset(("run", "enter", "shell", "init", "completion"))
 
 
 @contextmanager
-def told(settings: Settings, name: str) -> Iterator[None]:
+def reporting(settings: Settings, name: str) -> Iterator[None]:
     """Tell how far the command is while the body runs, and end it when its budget is spent."""
     budget = settings.budget
     if name in UNTOLD:

@@ -11,7 +11,7 @@ from datatask.adapters.cli.errand import Change, Wish, who
 from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.verbs import told
+from datatask.adapters.cli.verbs import report
 from datatask.adapters.history import shapes
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
@@ -52,7 +52,7 @@ def quota(
             request = r.ChangeQuota(**who("quota", reason), quota=name, limits=wanted, launches=launches)
             yield Wish(request, changes)
 
-    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), "quota", dry_run, exit_code)
+    return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "quota", dry_run, exit_code)
 
 
 def _limit(text: str) -> tuple[str, int | None]:

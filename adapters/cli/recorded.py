@@ -1,13 +1,8 @@
-"""What a log says, for commands that only read: a reader, and the state folded up to some point.
+"""What a log says, for commands that only read, and what the stores would add to it now.
 
-In: the settings and a WHEN. Out: the state at a batch boundary, from the newest checkpoint that is not behind
-it and the events after. Nothing is written, no pipeline is loaded, SQLAlchemy stays out.
-
-A copy of the recorded state that knows what the stores hold now, without a log, a lease or a run.
-
-In: a pipeline. Out: its state as recorded, under its present definition, and after `look` also what a listing of
-the stores finds and what user code says of it. `plan` decides on that; commands that only read use it where
-`-p` names a pipeline that has no log yet. Nothing of it is kept.
+In: the settings and a WHEN, or a pipeline. Out: a reader, and the state at a batch boundary, from the newest checkpoint before it and
+the events after; or a copy of the state under the pipeline's present definition, which after `look` knows what a listing of the
+stores finds and user code says of it (`plan`, and pipelines without a log yet). Nothing is written; SQLAlchemy stays out.
 """
 
 from __future__ import annotations
@@ -41,6 +36,10 @@ from datatask.schema.values import encode_value
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
+
+
+LISTING_SECONDS = 60.0
+"""A store that has not told its members by then is silent: `run` can wait for it beside its work, this cannot."""
 
 
 class Recorded(NamedTuple):
@@ -95,10 +94,6 @@ def _head(reader: LogReader) -> int:
     if refresh is not None:  # a copy with the archives
         refresh()
     return reader.head
-
-
-LISTING_SECONDS = 60.0
-"""A store that has not told its members by then is silent: `run` can wait for it beside its work, this cannot."""
 
 
 class Seen(NamedTuple):

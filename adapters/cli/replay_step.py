@@ -98,7 +98,7 @@ class _Walker:
             if self.stepper.step() is None:
                 self._end()
                 return
-            self._told()
+            self._show_changed()
 
     def batch(self, words: list[str]) -> None:
         """Fold batches."""
@@ -144,7 +144,7 @@ class _Walker:
         if self.stepper.until(matches) is None:
             self._end()
         else:
-            self._told()
+            self._show_changed()
 
     def event(self, words: list[str]) -> None:
         """Show an event in full."""
@@ -193,7 +193,7 @@ class _Walker:
         """List the commands."""
         self._output.line(HELP)
 
-    def _told(self) -> None:
+    def _show_changed(self) -> None:
         assert self.stepper.last is not None
         self._line(_brief(self.stepper.last))
         self._changes()

@@ -94,14 +94,14 @@ def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, ex
 def _foretell(settings: Settings, pipeline: Pipeline, verb: str, wanted: bool) -> int:
     """Tell what the first round would put in force and launch; `plan` tells more."""
     from datatask.adapters.cli.plan import foresee
-    from datatask.adapters.cli.verbs import told
+    from datatask.adapters.cli.verbs import report
 
     _, round, differences = foresee(pipeline, ROUND_MAX)
     changes = [
         Change("define", about=f"{found['op']} {found['what']} {found['name']}") for found in differences
     ]
     changes += [Change("launch", task=decision.task, job=decision.job) for decision in round.decisions]
-    return told(Output(settings), Done(changes, None, "none"), verb, True, wanted)
+    return report(Output(settings), Done(changes, None, "none"), verb, True, wanted)
 
 
 def _accept_elsewhere(pipeline: Pipeline, repositories: tuple[str, ...], reason: str) -> None:

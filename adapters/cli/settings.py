@@ -160,7 +160,7 @@ def _introduce(pipeline: Pipeline) -> None:
     """Tell the pipeline who opens it, by which command, and why: what the log will say."""
     import click
 
-    from datatask.adapters.wiring.actors import actor
+    from datatask.adapters.wiring.opening import actor
 
     context = click.get_current_context(silent=True)
     if context is not None:

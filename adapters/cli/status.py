@@ -126,7 +126,7 @@ def _engine(path: Path) -> dict[str, str]:
     if probe(path) is None:
         return {}
     from datatask.adapters.log.inbox_client import take_pulse
-    from datatask.adapters.wiring.actors import actor
+    from datatask.adapters.wiring.opening import actor
 
     return take_pulse(path, actor("datatask status"), ENGINE_SECONDS).troubles()
 

@@ -1,13 +1,9 @@
-"""A Ctrl-C that is not lost.
+"""The surroundings of a command: standard input, output and error, open, closed, full or gone, and Ctrl-C.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. In a finalizer or a callback of the
-interpreter's own, such as those that end an import, nobody passes it on. So it is noted too, and who waits asks.
-
-Standard input, output and error as the command line finds them: open, closed, full, gone.
-
-In: the three descriptors that the process was started with. Out: streams that can be used. One that was closed is put
-onto /dev/null the wrong way round, so that no file of ours gets its number and its use is told as an error. What cannot
-be written to stderr is dropped: there is no place left to say so, and no reason to stop the work.
+In: the descriptors that the process was started with. Out: streams that can be used. One that was closed is put onto /dev/null the
+wrong way round, so that no file of ours gets its number and its use is told as an error. What cannot be written to stderr is
+dropped. A Ctrl-C is noted as well as raised: where Python raises KeyboardInterrupt in a finalizer or in a callback of the
+interpreter's own, such as the one that ends an import, it is lost; code that waits asks for it.
 """
 
 from __future__ import annotations
@@ -29,6 +25,10 @@ from datatask.schema.troubles import trouble
 _noted = threading.Event()
 
 
+OUTPUT, INPUT = "standard output", "standard input"
+_WRONG_WAY = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDONLY}
+
+
 def note_interrupts() -> None:
     """Have each Ctrl-C noted from now on, unless somebody has other plans with it.
 
@@ -48,10 +48,6 @@ def raise_if_interrupted() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     _noted.set()
     signal.default_int_handler(number, frame)
-
-
-OUTPUT, INPUT = "standard output", "standard input"
-_WRONG_WAY = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDONLY}
 
 
 class _Remembering(io.FileIO):

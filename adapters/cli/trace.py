@@ -64,7 +64,9 @@ def trace(
         if svg == "-":
             return
         if output.json:
-            output.document([_path(log.state, job, all_links) | _told(lines.get(job)) for job in jobs])
+            output.document(
+                [_path(log.state, job, all_links) | _timeline_shape(lines.get(job)) for job in jobs]
+            )
             return
         for line in _lines(log.state, jobs, all_links):
             output.line(line)
@@ -93,7 +95,7 @@ def _draw(output: Output, svg: str, log: Seen, lines: list[Timeline]) -> None:
     output.say(f"drawn: {svg}")
 
 
-def _told(line: Timeline | None) -> dict[str, Any]:
+def _timeline_shape(line: Timeline | None) -> dict[str, Any]:
     """Return what the time line adds to the documented shape."""
     if line is None:
         return {"position": None, "until": None, "timeline": {}, "cut": False}

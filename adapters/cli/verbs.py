@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Requests = Callable[[TaskState, State], Iterable[Wish]]
 
 
-def told(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> int:
+def report(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> int:
     """Print what a command did, one line a change, and return its exit code."""
     if output.json:
         output.document(shape(done, verb, dry_run))
@@ -86,7 +86,7 @@ def launch(
             await asyncio.sleep(0.02)
 
     done = carry_out(settings, plan, dry_run=dry_run, afterwards=wait)
-    code = told(Output(settings), done, "launch", dry_run, exit_code)
+    code = report(Output(settings), done, "launch", dry_run, exit_code)
     return _ended(settings, task, job) if sync and not dry_run else code
 
 
@@ -146,7 +146,7 @@ def cancel(
             yield Wish(request, tuple(Change("cancel", task=task, job=job) for job in part))
 
     done = carry_out(settings, plan, dry_run=dry_run, wait=wait)
-    return told(Output(settings), done, "cancel", dry_run, exit_code)
+    return report(Output(settings), done, "cancel", dry_run, exit_code)
 
 
 def _is_pending(state: State, task: TaskState, job: str) -> bool:
@@ -181,7 +181,7 @@ def retry(
             request = r.RetryJobs(**who("retry", reason), task=task, jobs=part)
             yield Wish(request, tuple(Change("retry", task=task, job=job) for job in part))
 
-    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
+    return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
 
 
 @command("pause", example="datatask pause resize --reason 'disk is nearly full'")
@@ -211,4 +211,4 @@ def _mark(
             if bool(task.paused) is (verb == "resume"):
                 yield Wish(kind(**who(verb, reason), task=task.name), (Change(verb, task=task.name),))
 
-    return told(Output(settings), carry_out(settings, plan, dry_run=dry_run), verb, dry_run, wanted)
+    return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), verb, dry_run, wanted)

@@ -1,12 +1,7 @@
-"""A lineage as text: trees of values and runs, or a Graphviz document.
+"""Where values came from and what came from them: the runs that read and wrote them, across jobs, as a graph and as text.
 
-In: a `Lineage`. Out: lines. In a tree what stands below came from what stands above it (downstream), or the other way
-round (upstream); what was shown before is named again, and not unfolded again.
-
-Where values came from and what came from them: the runs that read and wrote them, across jobs.
-
-A `Lineage` is a graph of values (each a `ValuePut`, by its position) and runs. `lineage_search` finds it in a log,
-`lineage_text` prints it.
+In: what `lineage_search` finds in a log. Out: a `Lineage` of values (each a `ValuePut`, by its position) and runs, and its lines:
+trees, in which what stands below came from what stands above (downstream) or the other way round (upstream), or a Graphviz document.
 """
 
 from __future__ import annotations
@@ -27,6 +22,9 @@ DEEP = 200
 """A tree deeper than this is cut there: whoever reads text has had enough."""
 
 _COLORS = {"succeeded": "#1a7f37", "failed": "#cf222e", "timed_out": "#cf222e", "refused": "#cf222e"}
+
+
+Direction = Literal["up", "down", "both"]
 
 
 def lines(found: Lineage) -> Iterator[str]:
@@ -148,9 +146,6 @@ def dot(found: Lineage) -> Iterator[str]:
     for write in found.writes:
         yield f"  n{write.run} -> n{write.position};"
     yield "}"
-
-
-Direction = Literal["up", "down", "both"]
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):

@@ -291,7 +291,7 @@ class Lineages:
                 case e.LaunchDecided():
                     self._decided(position, event)
                 case e.RunStarted() | e.RunAdopted():
-                    self._told(event.run, state="running", where=event.where)
+                    self._update(event.run, state="running", where=event.where)
                 case e.RunEnded():
                     self._ended(position, event)
 
@@ -317,9 +317,9 @@ class Lineages:
         for value in reads.values():
             self._readers.setdefault(value, set()).add(event.run)
         more = {"ended_at": event.at, "end_position": position, "reads": reads}
-        self._told(event.run, state=event.outcome, where=event.where, **more)
+        self._update(event.run, state=event.outcome, where=event.where, **more)
 
-    def _told(self, run: int, *, where: str, **more: Any) -> None:
+    def _update(self, run: int, *, where: str, **more: Any) -> None:
         known = self._runs.get(run)
         if known is not None:
             self._runs[run] = msgspec.structs.replace(known, where=where or known.where, **more)

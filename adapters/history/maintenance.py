@@ -30,7 +30,7 @@ from datatask.adapters.log.maintenance.garbage import (
     garbage,
     named_by_events,
     named_by_files,
-    told,
+    report,
 )
 from datatask.adapters.log.maintenance.offline import caretaking
 from datatask.adapters.log.maintenance.redact import Found
@@ -124,11 +124,11 @@ def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Step) -> 
         events = _announced(reader, found, who, caretaker.now(SystemClock().now()))
         redacting.note(path, redacting.digests_of(todo))
         step("noted")
-        told = caretaker.append(events, step) if events else None
-        by = {event.position: by for by, event in enumerate(events, told.start if told else 0)}
+        written = caretaker.append(events, step) if events else None
+        by = {event.position: by for by, event in enumerate(events, written.start if written else 0)}
         archives = redacting.rewrite([one._replace(by=by.get(one.position, one.by)) for one in found])
         step("archives")
-        result = _result(found, "opened", told.stop - 1 if told else None)
+        result = _result(found, "opened", written.stop - 1 if written else None)
         result = replace(result, archives=tuple(path.name for path in archives))
         return _cleaned(reader, result, alone=True, step=step)
 
@@ -142,7 +142,7 @@ def _redact_there(path: Path, positions: Sequence[int], who: Who, refused: Refus
         if todo:
             _announced(reader, found, who)
             redacting.note(path, redacting.digests_of(todo))
-            reply = _asked(path, who, todo)
+            reply = _ask_engine(path, who, todo)
             if reply.refusal is not None:
                 raise refused(reply.refusal)
             position = reply.position
@@ -159,7 +159,7 @@ def _refuse_archives(found: Sequence[Found], path: Path) -> None:
             )
 
 
-def _asked(path: Path, who: Who, todo: list[Found]) -> Reply:
+def _ask_engine(path: Path, who: Who, todo: list[Found]) -> Reply:
     wanted = tuple(one.position for one in todo)
     request = Redact(id=str(uuid.uuid4()), actor=who.actor, reason=who.reason, positions=wanted)
     return ask(path, request, timeout_seconds=ANSWER_SECONDS)
@@ -237,7 +237,7 @@ def compact_log(
     oldest = now / 1e9 - grace_seconds
     if dry_run:
         with LogReader(path) as reader:
-            return told(garbage(path, _needed(reader, keep), oldest), keep, 0, None)
+            return report(garbage(path, _needed(reader, keep), oldest), keep, 0, None)
     with caretaking(path) as caretaker:
         with LogReader(path) as reader:
             redacting.settle(reader)

@@ -1,12 +1,8 @@
-"""A log folded anew: `replay(place)`, and what `datatask replay` and `datatask verify` print of it.
+"""A log folded anew, at once (`replay`, and what the commands print of it) or event by event (`Stepper`).
 
-In: where the log is, how far, and whether to verify or to hold it against another definition. Out: `Replayed`. A log
-that is broken is folded as far as can be, and what does not hold is told.
-
-A log event by event: where one stands, what comes next, and what the last event changed.
-
-In: a reader. Out: a `Stepper`, whose state is that behind any event, inside a batch too, and `Changed`: memberships
-that flipped, queues, runs, counts, quotas. Single steps fold in place; long ways go by the nearest checkpoint.
+In: where the log is, how far, and whether to verify or to compare it with another definition. Out: `Replayed`: a log that is broken
+is folded as far as can be, and what does not hold is told; or the state behind any event, inside a batch too, and `Changed`:
+memberships that flipped, queues, runs, counts, quotas. Single steps fold in place; long ways go by the nearest checkpoint.
 """
 
 from __future__ import annotations
@@ -41,6 +37,10 @@ AnyDefinition = OtherDefinition | PipelineDef | Declaring | str | Path
 BROKEN = "restore the log from a backup; what stands before this position is as it was written"
 ODD = "where the chain holds this is as it was written: please report it with the log"
 _SHOWN = 20
+
+
+FLIPS_MAX = 20
+Counts = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,6 @@ def _folded(reader: LogReader, until: int, progress: Progress | None) -> Verifie
             found.divergences.append(why)
     found.state = refold(reader, folded)  # the event that did not fit may have been taken in by half
     return found
-
-
-FLIPS_MAX = 20
-
-Counts = dict[str, int]
 
 
 @dataclass(frozen=True)

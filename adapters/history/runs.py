@@ -1,12 +1,8 @@
 """Runs as rows: filtered, sorted, grouped, and as they were known at an earlier point.
 
-In: a reader and `Wanted`. Out: one row a run in the documented shape, or groups of them with counts, failures and
-durations. Runs are asked for in one of two ways: a few are looked up one by one through the index on jobs,
-many are found in one pass over the log, with starts and ends joined by run. The view `runs` gives the same rows.
-
-Runs in groups: how many there were, how many failed, how long they waited and took.
-
-In: a reader, which runs (`runs.Wanted`), and what to group them by. Out: a row for each combination that there is.
+In: a reader, `Wanted`, and what to group by. Out: one row a run in the documented shape, or a row a group with counts, failures
+and durations. A few runs are looked up one by one through the index on jobs; many are found in one pass over the log, with
+starts and ends joined by run. The view `runs` gives the same rows.
 """
 
 from __future__ import annotations
@@ -95,6 +91,25 @@ _PASSED = """
 {0} AS MATERIALIZED (SELECT run, min(position) AS position, at, payload FROM log
   WHERE kind IN {1} AND position >= :first AND position <= :known GROUP BY run)
 """
+
+
+GROUP_FIELDS = (
+    "runs",
+    "ended",
+    "failed",
+    "failed_share",
+    "wait_mean",
+    "duration_total",
+    "duration_mean",
+    "duration_p50",
+    "duration_p95",
+    "duration_max",
+)
+FAILURES = frozenset({"failed", "timed_out", "lost", "refused"})
+KEYS = (*(name for name in RUN_FIELDS if name not in (*TIMES, "wait", "duration")), "host", "day", "hour")
+"""What runs can be grouped by: `host` is where it ran, or the engine's for what ran near the engine; `day` and
+`hour` (UTC) are those of the decision."""
+_COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
 
 
 class Wanted(NamedTuple):
@@ -253,27 +268,6 @@ def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
 def second_of(seconds: int) -> str:
     """Return a second as ISO 8601; many runs share one, and writing it out is what takes time."""
     return (iso(seconds * SECOND) or "")[:19]
-
-
-GROUP_FIELDS = (
-    "runs",
-    "ended",
-    "failed",
-    "failed_share",
-    "wait_mean",
-    "duration_total",
-    "duration_mean",
-    "duration_p50",
-    "duration_p95",
-    "duration_max",
-)
-FAILURES = frozenset({"failed", "timed_out", "lost", "refused"})
-
-KEYS = (*(name for name in RUN_FIELDS if name not in (*TIMES, "wait", "duration")), "host", "day", "hour")
-"""What runs can be grouped by: `host` is where it ran, or the engine's for what ran near the engine; `day` and
-`hour` (UTC) are those of the decision."""
-
-_COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
 
 
 class Group:

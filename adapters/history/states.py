@@ -1,17 +1,9 @@
-"""Checkpoints that readers leave in the middle of a log, so that the next question about the past is a short climb.
+"""A log's state at a batch boundary: from the nearest checkpoint before it, and the events in between.
 
-In: a log that is read, and a state to reach. Out: the state, folded from the nearest checkpoint before it. Where the
-way is long, rungs are left on it, about a quarter of a second of folding apart, in `<log>.checkpoints/past/`, apart from
-the engine's own; where that is not ours to write, in `$XDG_CACHE_HOME/datatask/<uuid>/`, and else nowhere.
-
-All of it is a cache. A rung is bound to the log's uuid, its position, the chain there (and so to the definition in
-force) and the fold's version, by a code that only the log can make (vouching.py); what does not fit is passed over, and nothing that goes wrong with one is an error. They
-are written whole or not at all, by as many readers at once as there are, never so that the disk runs full, and
-thinned out evenly: at most `RUNGS_MAX`, at most as many bytes as the log has.
-
-A log's state at a batch boundary: from the nearest checkpoint before it, and the events in between.
-
-`follow` is where the past is folded; `fold` finds out where to begin (`ladder`).
+In: a log that is read, and a position. Out: the state. On a long way checkpoints are left, a quarter of a second of folding apart,
+in `<log>.checkpoints/past/`, else in `$XDG_CACHE_HOME/datatask/<uuid>/`, else nowhere. They are a cache: bound to the log, its
+chain and the fold's version by a code that only the log can make, passed over where they do not fit, written whole or not at all,
+never so that the disk runs full, and thinned out: at most `RUNGS_MAX`, and as many bytes as the log has.
 """
 
 from __future__ import annotations
@@ -74,6 +66,13 @@ LOGS_MAX = 16
 
 Follow = Callable[["LogReader", State, int], State]
 """`states.follow`: folds a state up to a batch boundary, and returns it."""
+
+
+T = TypeVar("T")
+TOLD_EVENTS = 250_000
+CUTS_MAX = 5
+Progress = Callable[[int, int], None]
+"""Called with (events done, events in all)."""
 
 
 class Ladder:
@@ -248,16 +247,6 @@ def _keep_few(folder: Path) -> None:
         return
     for other in others[: max(0, len(others) - LOGS_MAX + 1)]:
         shutil.rmtree(other, ignore_errors=True)
-
-
-T = TypeVar("T")
-
-TOLD_EVENTS = 250_000
-
-CUTS_MAX = 5
-
-Progress = Callable[[int, int], None]
-"""Called with (events done, events in all)."""
 
 
 def fold(reader: LogReader, until: int) -> State:

@@ -185,7 +185,7 @@ def _span(axis: _Axis, top: int, span: Span, until: int) -> Iterator[str]:
     tall = _HEIGHTS[span.phase]
     x, y = axis.x(span.began_at), top + (BAR - tall) / 2 + 2
     wide = max(1.5 if span.phase == "running" else 0.5, round(axis.x(end) - x, 2))
-    title = f"<title>{escape(told(span, until))}</title>"
+    title = f"<title>{escape(described(span, until))}</title>"
     yield f'<rect class="{_class(span)}" x="{x}" y="{y}" width="{wide}" height="{tall}">{title}</rect>'
     if span.phase == "running" and _class(span) == "bad":
         across = f"M{x + wide - 4} {y + 3}l6 {BAR - 6}m0 {6 - BAR}l-6 {BAR - 6}"
@@ -263,7 +263,7 @@ def lines(line: Timeline, *, width: int = BAR_WIDTH) -> Iterator[str]:
     for lane in lanes:
         yield lane.task
         for span in lane.spans:
-            yield f"  {told(span, line.until)}"
+            yield f"  {described(span, line.until)}"
     if line.cut:
         yield f"{line.job} has more than {EVENTS_MAX} events: the later ones are not shown"
 
@@ -279,7 +279,7 @@ def bar(lane: Lane, began: int, until: int, width: int) -> str:
     return "".join(cells)
 
 
-def told(span: Span, until: int) -> str:
+def described(span: Span, until: int) -> str:
     """Return a span in words: its phase, since when, how long, and what is known of its run."""
     seconds = lasting((_end(span, until) - span.began_at) / 1e9)
     lasts = f"for {seconds}" if span.ended_at is not None else f"since {seconds}"

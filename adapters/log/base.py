@@ -1,13 +1,9 @@
-"""Events read one by one that are what the log's chain says: what runs read goes through here.
+"""Rows that are checked before they are used: events read one by one, and what an archive left of the log's beginning.
 
-In: positions. Out: their events, or `LogDamagedError` that names the position. The chain is made of whole batches, so
-the first event that is asked for of a batch has the batch hashed again; of the other rows a mark is kept, by which a
-row that is read later is known to be the one that was hashed. Rows that were carried over a cut are covered by the
-`ArchiveCut` instead (cutting.py). Blocking, and safe from any thread.
-
-What a log stands on where its beginning was archived: the state at the cut, and the rows that were carried over it.
-
-In: a reader. Out: the digests by which `ArchiveCut` tells of them, and whether they still fit.
+In: positions, or a reader. Out: their events, or `LogDamagedError` that names the position; the digests by which `ArchiveCut`
+tells of the base. The chain is made of whole batches, so the first event that is asked for of a batch has the batch hashed
+again; of the other rows a mark is kept, by which a row that is read later is known to be the one that was hashed. Rows
+that were carried over a cut are covered by the `ArchiveCut` instead. Blocking, and safe from any thread.
 """
 
 from __future__ import annotations
@@ -30,6 +26,12 @@ from datatask.schema.events import ArchiveCut, Event
 MARKS_MAX = 100_000
 _BEFORE = "SELECT max(position) FROM log WHERE position < ? AND chain IS NOT NULL"
 _REMEDY = "see `datatask verify`; restore the log from a backup"
+
+
+NAMED = (2, 5, 7, 8, 9)
+"""Where names stand in a row."""
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What values raise that nobody writes."""
 
 
 class CheckedReader:
@@ -91,13 +93,6 @@ class CheckedReader:
             raise damaged(
                 f"the event is not the one that was written ({told})", self._reader.path, position, _REMEDY
             )
-
-
-NAMED = (2, 5, 7, 8, 9)
-"""Where names stand in a row."""
-
-UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What values raise that nobody writes."""
 
 
 def base_digest(body: bytes, carried: bytes) -> str:

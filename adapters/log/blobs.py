@@ -95,7 +95,7 @@ class FileBlobs:
         They are hashed, unless they were before and the file has not been touched since.
         """
         place = self.path(digest)
-        if (told := self._told(place, digest)) != digest:
+        if (told := self._sha256_at(place, digest)) != digest:
             raise ValueDamagedError(
                 f"the bytes are not the recorded ones: their SHA-256 is {told}",
                 where=str(place),
@@ -103,7 +103,7 @@ class FileBlobs:
             )
         return place
 
-    def _told(self, place: Path, digest: str) -> str:
+    def _sha256_at(self, place: Path, digest: str) -> str:
         """Return the digest of what is at a place; of what was seen there and is untouched, that of its name."""
         with mapped(place), place.open("rb") as file:
             stamp = _stamp(os.fstat(file.fileno()))
@@ -128,7 +128,7 @@ class FileBlobs:
             if place.stat().st_size != size:
                 return False
             check_found(place, also=self._owner())
-            if self._told(place, digest) != digest:
+            if self._sha256_at(place, digest) != digest:
                 return False  # what is damaged is written anew
             os.utime(place)
             self._seen[digest] = _stamp(place.stat())

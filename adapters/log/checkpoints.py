@@ -1,17 +1,9 @@
 """Checkpoints beside the log: states as bytes, in `<log>.checkpoints/<position>-<fold version>`.
 
-A file is one line of JSON (what the state stands on, how the body is packed, and its checksum) and the body. It is
-a cache: whatever does not fit in any way is passed over in silence, and the state is folded from the log instead; one
-that another user could have put there is passed over too, and told.
-The engine keeps its newest few with `FileCheckpoints`; readers keep theirs with the functions below it
-(`datatask.adapters.history.states`).
-
-What a log says for the states beside it: nothing that lies there is believed for its own checksum's sake.
-
-In: a reader. Out: `Vouch`. For an engine's checkpoint an event stands in the log, with the SHA-256 of its bytes, and is checked
-against the chain. Readers append nothing: what they leave bears a code (HMAC) over position, hash of the chain and
-bytes, made with a key that only the log has: the salt of its first event. A user who can read the log can make that code;
-`verify` therefore compares each such state with the one that it folds itself.
+A file is one line of JSON (what the state stands on, how it is packed, its checksum) and the body. It is a cache: what does
+not fit is passed over, and what another user could have put there is told too. Only the log can vouch for one: an event has
+the SHA-256 of an engine's; readers append nothing, so theirs bear a code (HMAC) whose key, the salt of the first event, only the
+log has. Whoever can read the log can make that code; `verify` therefore compares each state with the one that it folds.
 """
 
 from __future__ import annotations
@@ -46,6 +38,9 @@ KEPT = 3
 _HEADER_MAX = 4096
 _BUFFER_MAX = 1 << 28
 _fresh_numbers = itertools.count()
+
+
+_FIRST_SALT = "SELECT salt FROM log WHERE position = 1"
 
 
 class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -237,19 +232,16 @@ def _opened(path: Path) -> BinaryIO:
 
 
 @functools.lru_cache(maxsize=16)
-def _told(folder: str) -> list[str]:
+def _names_told_of(folder: str) -> list[str]:
     return []
 
 
 def _tell(error: UnsafePlaceError) -> None:
     """Say why a checkpoint is not used, once a folder."""
-    told = _told(os.path.dirname(error.where))
+    told = _names_told_of(os.path.dirname(error.where))
     if not told:
         told.append(error.where)
         logger.warning("not used, the log is folded instead: %s", error)
-
-
-_FIRST_SALT = "SELECT salt FROM log WHERE position = 1"
 
 
 def vouching(reader: LogReader) -> Vouch:

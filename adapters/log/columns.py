@@ -1,12 +1,9 @@
 """A log's state by columns: a range of events folded as fast as SQLite gives them.
 
-In: a `LogReader`, a state and a batch boundary. Out: the state there, the same that `reader.batches` and
-`fold.apply_all` give. SQLite puts together each page's columns by itself, as JSON arrays, without the
-interpreter's lock; so one core reads the next page while the other folds this one (engine/replay/bulk.py).
-
-Whatever looks wrong here (a gap, a payload that does not decode, a name or a kind that is not known) is left to the
-plain way from that page on, which tells what it is and where. So is a stretch in which most events need the fold
-itself.
+In: a `LogReader`, a state and a batch boundary. Out: the state there, the same that `reader.batches` and `fold.apply_all`
+give. SQLite puts each page's columns together as JSON arrays, without the interpreter's lock, so one core reads the next
+page while the other folds this one (engine/replay/bulk.py). What looks wrong (a gap, an odd payload, name or kind) is left
+to the plain way from that page on, which says what and where; so is a stretch in which most events need the fold itself.
 """
 
 from __future__ import annotations

@@ -1,21 +1,10 @@
-"""The log's file itself, locked: one engine on one file, whatever name (link, bind mount) each of two may use.
+"""The lease: at most one engine writes a log, for as long as it lives and not a moment longer.
 
-In: a path. Out: a `Possession`, or `BlockingIOError`. It is a flock(2) on the database, which SQLite's own POSIX locks do not
-meet. These in turn would all be dropped if this process closed a descriptor of the file: a descriptor that is not
-needed any more is therefore kept until SQLite has none of the file open, and a later possession takes it over.
-
-The lease: at most one engine writes a log, for as long as it lives and not a moment longer.
-
-It is a POSIX record lock on a file beside the log. The kernel gives it back when the process dies, however it
-dies, and forked children do not inherit it; time never takes it. Two things POSIX locks do not do are done
-here: they do not conflict inside one process, hence the registry; and closing *any* descriptor of the file
-gives the lock up, hence nobody in the holding process may open the file again, `probe` included. The length of the lock tells
-a command, which has the log for a moment, from an engine: both conflict, and whoever meets a command can wait for its end.
-
-That file has the log's name. A log that is reached by another name, which leads past it, is met by its own lock
-(possession.py), which is part of the lease once the log exists.
-
-Who holds a log: the lease's pid and the header's words about it, put together.
+It is a POSIX record lock on a file beside the log: the kernel gives it back when the process dies, and children do not inherit
+it. Such locks do not conflict inside one process, hence the registry; closing any descriptor of the file gives the lock up,
+hence the holder's process never opens it again. The lock's length tells a command from an engine. A log that is reached by a
+name that leads past that file is met by a flock(2) on the database itself (`Possession`); its descriptor is kept until SQLite
+has none of the file open, since closing it would drop SQLite's own locks.
 """
 
 from __future__ import annotations
@@ -43,6 +32,21 @@ _parked: dict[Key, int] = {}
 """The same for files that are unlocked again, and that SQLite still has open."""
 
 _FOLDERS = ("/proc/self/fd", "/dev/fd")
+
+
+logger = logging.getLogger("datatask.log")
+BRIEF_SECONDS = 30.0
+"""So long a command is waited for that has the log for a moment: it is done within 10 s, unless it was told to wait."""
+COMMANDS_SECONDS = 120.0
+"""So long all of them are waited for, one after the other."""
+TOLD_SECONDS = 1.0
+PAUSE_SECONDS = (0.01, 0.05)
+_DARWIN = sys.platform == "darwin"
+_FLOCK = "qqihh" if _DARWIN else "hhqqi"
+_TO_THE_END, _ONE_BYTE = 0, 1
+"""The bytes that an engine locks, and a command; both begin with the first one."""
+_held: dict[tuple[int, int], int] = {}
+"""(device, inode) of each lease that this process holds -> its descriptor."""
 
 
 def _close_in_child() -> None:
@@ -111,22 +115,6 @@ def _open_elsewhere(ours: set[int]) -> set[Key]:
                 found.add(key(os.fstat(int(name))))
     return found
 
-
-logger = logging.getLogger("datatask.log")
-
-BRIEF_SECONDS = 30.0
-"""So long a command is waited for that has the log for a moment: it is done within 10 s, unless it was told to wait."""
-COMMANDS_SECONDS = 120.0
-"""So long all of them are waited for, one after the other."""
-TOLD_SECONDS = 1.0
-PAUSE_SECONDS = (0.01, 0.05)
-
-_DARWIN = sys.platform == "darwin"
-_FLOCK = "qqihh" if _DARWIN else "hhqqi"
-_TO_THE_END, _ONE_BYTE = 0, 1
-"""The bytes that an engine locks, and a command; both begin with the first one."""
-_held: dict[tuple[int, int], int] = {}
-"""(device, inode) of each lease that this process holds -> its descriptor."""
 
 if hasattr(os, "register_at_fork"):
     # A child holds no lease of its parent's: the kernel did not pass it on.

@@ -1,14 +1,9 @@
-"""What lies beside a log, and the log itself: nobody but its owner may have put it there.
+"""What lies beside a log is its owner's: modes are narrowed, and what others could have written is not read.
 
-In: a log's path, before whoever will write it reads anything back. Out: nothing, or `UnsafePlaceError` with the folder
-or file and the remedy; the inbox looks after itself. Modes that older versions left wider than docs/log.md promises are narrowed, and that is told.
-
-A folder beside a log through which processes talk: only what its owner or root wrote is read from it.
-
-In: names and bytes. Out: files of the mode 0600 that appear whole, and the content of files that may be believed. Whatever the
-umask is, the folder has the mode 0700. A file is read only where it is a regular one with one name, of bounded size, written by
-its folder's owner or by root, and writable by no other user; nothing else is even opened: a pipe or a device would hold up its reader.
-Root gives what it writes to the folder's owner, who could not read it otherwise. Blocking.
+In: a log's path, before its writer reads anything back; names and bytes. Out: `UnsafePlaceError` with the folder or file and the
+remedy; or a folder (0700) through which processes talk by files (0600) that appear whole. Only a regular file with one name, of
+bounded size, by the folder's owner or root and writable by no other user is opened: a pipe or a device would hold up its
+reader. Root gives what it writes to the folder's owner. Blocking.
 """
 
 from __future__ import annotations
@@ -37,6 +32,11 @@ logger = logging.getLogger("datatask.log")
 
 _READABLE = 0o644
 """A log may be readable by others where its owner said so; written it is by one user only."""
+
+
+FILE_BYTES_MAX = 32 * 1024 * 1024
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR})
+"""What the machine lacks for a moment says nothing about a file."""
 
 
 def guard(path: Path) -> None:
@@ -71,11 +71,6 @@ def _narrowed(path: Path, kind: str, allowed: int) -> list[Path]:
         return [path] if check_own(path, kind, allowed=allowed) else []
     except FileNotFoundError:
         return []
-
-
-FILE_BYTES_MAX = 32 * 1024 * 1024
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR})
-"""What the machine lacks for a moment says nothing about a file."""
 
 
 class OddFileError(Exception):

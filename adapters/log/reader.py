@@ -192,7 +192,7 @@ class LogReader:
         version, body = self.base_stored()
         if version == FOLD_VERSION:
             return body
-        from datatask.adapters.log.base_refolding import refolded
+        from datatask.adapters.log.maintenance.archives import refolded
 
         return refolded(self.path, header, version)
 

@@ -1,18 +1,9 @@
-"""Who waits for durability, and who wants to hear of it: the half of a log that lives on the event loop.
+"""The writer of a log: one thread, one connection, one transaction for everything that is waiting.
 
-The writer: one thread, one connection, one transaction for everything that is waiting.
-
-In: prepared batches, in order. Out: rows on the disk, then one call per transaction back onto the event loop
-with the new head. Each transaction checks that the log's epoch is still ours and otherwise writes nothing.
-
-Under a busy event loop, what costs time is not SQL but asking for the interpreter's lock. `executemany` gives
-it back and asks again at every row, so a group is as few statements as can be: most are a single one, which is
-its own transaction, checks the epoch and waits for the disk in one go. And a loop that never rests, but gives
-the lock back for an instant at every turn, can keep a waiting thread out for long: where nothing was written
-for some milliseconds though something waits, the loop gives way. Measured in
-docs/decisions/0002-writer-thread.md.
-
-The first failure is the last transaction: what was waiting is dropped, and the log above is poisoned.
+In: prepared batches, in order. Out: rows on the disk, then one call per transaction back onto the event loop, where `Waiters`
+wait for it. Each transaction checks that the log's epoch is still ours and otherwise writes nothing. What costs time under
+a busy event loop is asking for the interpreter's lock: a group is as few statements as can be, mostly one, and where nothing was
+written for some milliseconds the loop gives way (docs/decisions/0002-writer-thread.md). The first failure is the last transaction.
 """
 
 from __future__ import annotations
@@ -40,6 +31,20 @@ from datatask.schema.errors import DatataskError, LeaseLostError
 
 Durable = Callable[[int], None]
 Failed = Callable[[BaseException], None]
+
+
+GROUP_ROWS_MAX = 4096
+_ROWS_PER_STATEMENT = 1024
+"""The largest size (`statement_rows`) whose values fit SQLite's default of 32,766 parameters."""
+_EPOCH = "(SELECT value FROM meta WHERE key = 'epoch')"
+_INSERT_NAMES = "INSERT INTO names SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+_INSERT_LOG = (
+    f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
+)
+HEAD_START_ROWS = 96
+"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
+_PATIENCE_SECONDS = 0.01
+_WAY_SECONDS = 0.00001
 
 
 class Waiters:
@@ -85,23 +90,6 @@ class Waiters:
         for _, failed in tuple(self._subscribers):
             if failed is not None:
                 failed(error)
-
-
-GROUP_ROWS_MAX = 4096
-_ROWS_PER_STATEMENT = 1024
-"""The largest size (`statement_rows`) whose values fit SQLite's default of 32,766 parameters."""
-
-_EPOCH = "(SELECT value FROM meta WHERE key = 'epoch')"
-_INSERT_NAMES = "INSERT INTO names SELECT value ->> 0, value ->> 1 FROM json_each(?)"
-_INSERT_LOG = (
-    f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
-)
-
-HEAD_START_ROWS = 96
-"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
-
-_PATIENCE_SECONDS = 0.01
-_WAY_SECONDS = 0.00001
 
 
 class Writer:

@@ -1,13 +1,9 @@
-"""Repositories of files on a file system that this process can reach.
+"""Repositories of files on a file system that this process can reach, and the streams over their files.
 
-A job's value is the entry `basedir/<job><extension>`; `info` is its path, which is what templates need.
-Reads and writes go through `FileStore`; what happens to them while a pipeline is open is decided in
-`StoredRepository`. Files that others put into the folder are observed, by inotify where it sees them.
-
-Streams over files: reading one, and writing one that counts only when it is whole.
-
-A writer works on a path that nobody looks at and hands it to `commit` once every byte is on the disk;
-`commit` makes it the value (a rename, a blob adopted). Whatever goes wrong before, the path is removed.
+A job's value is the entry `basedir/<job><extension>`; `info` is its path, which is what templates need. Reads and writes go
+through `FileStore`; `StoredRepository` decides what happens to them while a pipeline is open. Files that others put into the
+folder are observed, by inotify where it sees them. A stream writes to a hidden path and hands it to `commit` once every byte is on
+the disk; whatever goes wrong before, the path is removed.
 """
 
 from __future__ import annotations
@@ -42,6 +38,8 @@ from datatask.schema.errors import (
 )
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX
+
+FLUSH_BYTES = 1024 * 1024
 
 
 class FileRepositoryBase(StoredRepository):
@@ -207,9 +205,6 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
 def _opened_at_once(path: str, flags: int) -> int:
     """Open without waiting for whom a pipe would need, which may have taken the file's place just now."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-FLUSH_BYTES = 1024 * 1024
 
 
 class FileReader:

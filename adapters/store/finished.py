@@ -1,11 +1,7 @@
-"""A close look at one entry of a folder: what it is now, whether it is still being written, and who tells its changes.
+"""Entries of a folder: whether one is still being written, and names and bytes that survive a power failure.
 
-In comes a path, out go answers of the file system. Blocking; called from threads.
-
-Making files and their names last: a file given a second name instead of a copy, and folders synced for many at once.
-
-In: a file that somebody has finished, or a folder in which names have changed. Out: names and bytes that survive a
-power failure. Blocking; called from threads.
+In: a path. Out: answers of the file system; a file given a second name instead of a copy; folders synced for many at once.
+Blocking; called from threads.
 """
 
 from __future__ import annotations
@@ -27,6 +23,15 @@ AGE_SECONDS = 1.0
 FRESH_SECONDS = 24 * 3600.0
 QUIET_SECONDS = 60.0
 """The same where the kernel does not say whether somebody writes it."""
+
+
+_COPY_INSTEAD = frozenset(
+    (
+        *(errno.EXDEV, errno.EMLINK, errno.EEXIST, errno.EPERM, errno.EACCES, errno.EAGAIN),
+        *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ELOOP, errno.ENOLCK),
+    )
+)
+_syncs: dict[str, _Syncs] = {}
 
 
 def lease(fd: int) -> None:
@@ -85,14 +90,6 @@ def is_told(path: Path) -> bool:
     except OSError:
         return True
     return not stat.S_ISLNK(status.st_mode) and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)
-
-
-_COPY_INSTEAD = frozenset(
-    (
-        *(errno.EXDEV, errno.EMLINK, errno.EEXIST, errno.EPERM, errno.EACCES, errno.EAGAIN),
-        *(errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ELOOP, errno.ENOLCK),
-    )
-)
 
 
 def linked(source: Path, target: Path) -> os.stat_result | None:
@@ -158,9 +155,6 @@ class _Syncs:
                     self._busy = False
                     self._changed.notify_all()
                 self._done = number
-
-
-_syncs: dict[str, _Syncs] = {}
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:

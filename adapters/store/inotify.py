@@ -37,7 +37,7 @@ REMOTE = frozenset(
 TURN_SECONDS = 0.02
 
 Handler = Callable[[Event], None]
-_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watcher] = weakref.WeakKeyDictionary()
+_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, FolderWatcher] = weakref.WeakKeyDictionary()
 
 
 def is_remote(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
@@ -76,7 +76,7 @@ class Listener(Protocol):
         """The kernel dropped notices, nobody knows which."""
 
 
-class Watcher:
+class FolderWatcher:
     """The inotify instance of a loop, and who wants to know about which watch; closes with its last watch."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, source: INotify) -> None:
@@ -90,7 +90,7 @@ class Watcher:
         loop.add_reader(source.fileno(), self._ready)
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> Watcher:
+    def of(cls, loop: asyncio.AbstractEventLoop) -> FolderWatcher:
         """Return the loop's watcher, made when there is none."""
         if loop not in _watchers:
             _watchers[loop] = cls(loop, INotify(nonblocking=True))

@@ -1,12 +1,8 @@
-"""What the operating system says about files, in our words: mapped here, once, for all stores on files.
+"""What the operating system says about files, in our words, once for all stores on files; and inputs that are not there.
 
-`PermissionError` and `FileNotFoundError` stay what they are for whoever catches them; what may work later
-(disk full, input/output errors, stale network handles, a missing root) is a `TemporaryError`.
-
-An input folder that is not as it should be: refused by name, with what was probably meant.
-
-In comes the path of a folder that nothing in the pipeline fills, out goes nothing, or an error with the remedy. Nothing is made:
-an empty folder in the place of one that was mistyped or is not mounted would look like one without work. Blocking.
+`PermissionError` and `FileNotFoundError` stay what they are for whoever catches them; what may work later (disk full, stale network
+handles, a missing root) is a `TemporaryError`. An input folder that is missing is refused, with the name that was probably meant,
+and not made: an empty one in the place of one that was mistyped or is not mounted would look like one without work. Blocking.
 """
 
 from __future__ import annotations
@@ -23,6 +19,9 @@ from datatask.schema.errors import CallerError, DatataskError, TemporaryError, U
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 class NotPermittedError(CallerError, PermissionError):
@@ -61,9 +60,6 @@ def _mapped(error: OSError, where: str) -> DatataskError:
     if error.errno == errno.ENOENT:
         return TemporaryError("the folder is not there", where=where, remedy="mount or create it")
     return TemporaryError(what, where=where, remedy="it is tried again; see to the disk if it stays")
-
-
-_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 def check_folder(path: Path, whose: str) -> None:

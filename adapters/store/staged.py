@@ -1,13 +1,9 @@
-"""Staged entries: hidden names in a folder, under which a value is made before it is renamed to what it is called.
+"""Staged entries: hidden names in a folder, under which a value is made before it is renamed; and to whom files belong.
 
-Who makes one holds a lock on it, which the kernel takes back from the dead. So what a killed engine left is known by
-trying to lock it, and what another engine still writes is left alone. Where locks of other hosts are not seen, or there
-are none, only age tells. Blocking; called from threads.
-
-To whom a file belongs and who may use it: as the folder has it for files that are made there.
-
-In comes a folder, out go group, mode and access list of a new file in it, by making one: setgid folders, default access lists, the
-umask and the ways of odd file systems all have their say. What is made elsewhere and linked in is given the same. Blocking.
+The maker of one holds a lock on it, which the kernel takes back from the dead: what a killed engine left is known by trying to lock
+it, and what another engine still writes is left alone. Without such locks only age tells. Group, mode and access list of a new
+file are those that the folder gives (found by making one: setgid, default access lists, umask, odd file systems), also where it is
+made elsewhere and linked in. Blocking; called from threads.
 """
 
 from __future__ import annotations
@@ -33,6 +29,14 @@ STAGED_SECONDS_MAX = 24 * 3600
 PATIENCE_SECONDS = 1.0
 _turns: dict[str, threading.Lock] = {}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+UMASK_SECONDS = 1.0
+KNOWN_MAX = 1_000
+_ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+_NO_LIST = frozenset((errno.ENODATA, errno.ENOTSUP, errno.ENOSYS))
+_asked = 0o077, 0.0  # the umask, and until when it is taken as known
+_known: dict[tuple[object, ...], Belonging] = {}
 
 
 def staged_path(folder: Path) -> Path:
@@ -172,15 +176,6 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-UMASK_SECONDS = 1.0
-KNOWN_MAX = 1_000
-
-_ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
-_NO_LIST = frozenset((errno.ENODATA, errno.ENOTSUP, errno.ENOSYS))
-_asked = 0o077, 0.0  # the umask, and until when it is taken as known
-_known: dict[tuple[object, ...], Belonging] = {}
 
 
 class Belonging(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from inotify_simple import Event, flags
 
-from datatask.adapters.store.inotify import LEFT, LOST, Handler, Watcher, is_remote
+from datatask.adapters.store.inotify import LEFT, LOST, FolderWatcher, Handler, is_remote
 from datatask.engine.ports import Appeared, Change, Doubtful, Vanished
 from datatask.schema.errors import DatataskError
 
@@ -56,7 +56,7 @@ def watch_folder(store: Watchable, tell: Callable[[Change], None]) -> Callable[[
         return None
     watch: FolderWatch | None = None
     try:
-        watch = FolderWatch(Watcher.of(asyncio.get_running_loop()), store, tell)
+        watch = FolderWatch(FolderWatcher.of(asyncio.get_running_loop()), store, tell)
         watch.start()
     except (OSError, RuntimeError) as error:  # RuntimeError: no loop runs, or too many subfolders
         if watch is not None:
@@ -83,7 +83,7 @@ def _remedy(error: BaseException) -> str:
 class FolderWatch:
     """One store's folder, watched for one listener; survives that the folder goes away and comes back."""
 
-    def __init__(self, watcher: Watcher, store: Watchable, tell: Callable[[Change], None]) -> None:
+    def __init__(self, watcher: FolderWatcher, store: Watchable, tell: Callable[[Change], None]) -> None:
         self._watcher = watcher
         self._store = store
         self._tell = tell

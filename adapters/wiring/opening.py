@@ -1,10 +1,12 @@
-"""The log of a pipeline that opens: where it is, and the log itself.
+"""Who opens a log, and which: the actor that events name, the place of the log, and the log itself.
 
-In: the place that the user names, or none. Out: the URL of the log, and the log, whose lease this process has.
+In: a command or this process, and the place that the user names, or none. Out: `user@host: command`, which tells people and
+their programs from `engine` by the `@`; the URL of the log; and the log, whose lease this process has.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import sys
@@ -15,6 +17,21 @@ from datatask.engine.ports import EventLog
 from datatask.schema.version import VERSION
 
 Location = str | Path | EventLog | None
+
+
+def actor(command: str) -> str:
+    """Return who asks by this command: `user@host: command`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}: {command}"
+
+
+def this_program() -> str:
+    """Return who asks by running this program: `user@host: main.py`."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
+    return actor(name or "python")
 
 
 def url_of(location: Location, default: Path | None) -> str:

@@ -20,11 +20,10 @@ import msgspec
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import MEMORY
 from datatask.adapters.wiring import succession
-from datatask.adapters.wiring.actors import this_program
 from datatask.adapters.wiring.engine import Engine
 from datatask.adapters.wiring.event_loop import limited, refuse_running_loop, run_in_loop
 from datatask.adapters.wiring.interrupts import Interrupts
-from datatask.adapters.wiring.opening import Location, open_log, url_of
+from datatask.adapters.wiring.opening import Location, open_log, this_program, url_of
 from datatask.adapters.wiring.rounds import Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
 from datatask.engine.api.quotas import ResourceManager

@@ -42,12 +42,12 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deafen(monkeypatch: pytest.MonkeyPatch, to: Callable[[Event], bool] = lambda event: True) -> None:
     """Have notices get lost, as if the kernel had never sent them."""
-    heard = inotify.Watcher.dispatch
+    heard = inotify.FolderWatcher.dispatch
 
-    def some(self: inotify.Watcher, events: Iterable[Event]) -> None:
+    def some(self: inotify.FolderWatcher, events: Iterable[Event]) -> None:
         heard(self, [event for event in events if not to(event)])
 
-    monkeypatch.setattr(inotify.Watcher, "dispatch", some)
+    monkeypatch.setattr(inotify.FolderWatcher, "dispatch", some)
 
 
 async def body(job: str) -> None:

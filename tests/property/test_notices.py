@@ -52,7 +52,7 @@ def small_queue(events: int) -> Iterator[None]:
         before = QUEUE.read_text()
         QUEUE.write_text(str(events))
         try:
-            watcher = inotify.Watcher.of(asyncio.get_running_loop())
+            watcher = inotify.FolderWatcher.of(asyncio.get_running_loop())
         finally:
             QUEUE.write_text(before)
     nobody = Nobody()

@@ -81,7 +81,7 @@ class Shown(NamedTuple):
     read: bool = False
 
 
-class _Open:
+class _OpenRun:
     """A run between its decision and its end."""
 
     def __init__(self, decided: e.LaunchDecided, parent: str | None) -> None:
@@ -107,7 +107,7 @@ class _Story:
         self._reader, self._state, self._wanted = reader, state, wanted
         self._first, self._last = bounds(reader, Selection(EVERYTHING, wanted.since, wanted.until))
         self._repositories: dict[str, d.RepositoryDef] = {}
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenRun] = {}
         self._values: dict[int, Shown] = {}
         self._base = reader.header.base
         self._session: tuple[int, str] | None = None
@@ -124,9 +124,9 @@ class _Story:
             for position, event in page:
                 if position > self._last and not self._open:
                     return
-                yield from self._told(position, event)
+                yield from self._documents(position, event)
 
-    def _told(self, position: int, event: e.Event) -> Iterator[dict[str, Any]]:
+    def _documents(self, position: int, event: e.Event) -> Iterator[dict[str, Any]]:
         match event:
             case e.PipelineDefined():
                 self._repositories |= {leaf.id: leaf for leaf in event.definition.repositories}
@@ -194,7 +194,7 @@ class _Story:
             and (not filters.runs or position in filters.runs)
         ):
             return
-        run = self._open[position] = _Open(event, self._session[1] if self._session is not None else None)
+        run = self._open[position] = _OpenRun(event, self._session[1] if self._session is not None else None)
         links = {value: link for link, value in event.inputs.items()}
         run.inputs = [
             self._values[value]._replace(link=links[value], decided=True)
@@ -242,7 +242,7 @@ class _Story:
             outputs=self._datasets(run.outputs if ended is not None else []),
         )
 
-    def _own(self, number: int, run: _Open, ended: e.RunEnded | None) -> dict[str, Any]:
+    def _own(self, number: int, run: _OpenRun, ended: e.RunEnded | None) -> dict[str, Any]:
         started = run.started
         where = (ended.where if ended is not None else "") or (started.where if started is not None else "")
         return _facet(

@@ -1,18 +1,9 @@
 """A log verified while it is folded: the chain, the invariants at every batch, each decision, each round again.
 
-In: a reader, and how far. Out: `Verified`, the state as far as it could be folded and a divergence for all that does
-not hold. One reading of the rows serves the chain, the decoder, the checks and the fold. What is broken does not end
-it: the chain is checked to the end, the fold goes on as long as events can be read and follow on each other.
-
-A long log is done by two processes, each with its own half. The one for the second half begins from the state
-that plain folding gives at the cut; the other arrives there by verifying, and the two states must be the same, bit by
-bit. So nothing is taken on trust, and folding itself is checked on the way (invariant 8a), as it is against every
-checkpoint that is met.
-
-The first half of a long log, verified by a process of its own: `OtherHalf`, and the program that it runs.
-
-In: the log's place and the boundary at which to stop. Out: `Half`, as one line of JSON on the program's stdout. It is
-a program and no `multiprocessing`: a script of somebody else's that asks for a verification is not run again.
+In: a reader, and how far. Out: `Verified`: the state as far as it could be folded, and a divergence for all that does not hold. One
+reading of the rows serves the chain, the decoder, the checks and the fold; what is broken does not end it. A long log is done by two
+processes. That of the second half begins from the state that plain folding gives; the first (`OtherHalf`, a program and no
+`multiprocessing`, which would run a user's script again) arrives there by verifying, and the two states must be the same bits.
 """
 
 from __future__ import annotations

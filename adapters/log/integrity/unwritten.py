@@ -1,15 +1,9 @@
-"""Whether anybody has written to a log since the last engine closed it.
+"""Whether others have written to a log since its engine closed it, and whether its write-ahead log lost its end.
 
-In: a log's path, at the end and at the beginning of an engine. Out: a note of the file's inode, size and time of change, in
-`<log>.checkpoints/verified/sealed`; and whether it still fits. Where it does not, what was verified before is verified anew.
-The note goes when an engine opens the log: one that was killed leaves none, and is not taken for a stranger.
-
-Whether a write-ahead log that nobody writes holds more than SQLite reads of it.
-
-In: the file. Out: `Lost`, where whole frames stand behind one that does not fit. SQLite takes the first frame whose
-checksum is wrong for the end: right after a crash, which cuts off what was being written, but one changed byte in
-the middle takes all events behind it away without a word. A transaction begins only after the one before it is on the
-disk, so what a crash cuts off is at most the last one.
+In: the log's path. Out: a note of inode, size and time of change in `<log>.checkpoints/verified/sealed`, and whether it still
+fits; else all is verified anew. The note goes when an engine opens, so one that was killed leaves none. And `Lost`, where
+whole frames stand behind one that does not fit: SQLite takes that for the end, as after a crash. But a transaction begins only
+when the one before it is on the disk: a crash cuts off the last one at most, and a changed byte in the middle all behind it.
 """
 
 from __future__ import annotations
@@ -26,6 +20,12 @@ from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.locate import verified_path
 
 _NAME = "sealed"
+
+
+_HEADER, _FRAME = 32, 24
+_MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
+"""What a file begins with -> the order of bytes in which its checksums are taken."""
+Sums = tuple[int, int]
 
 
 def seal(path: Path) -> None:
@@ -51,13 +51,6 @@ def unseal(path: Path) -> None:
 def _stamp(path: Path) -> str:
     status = os.stat(path)
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
-
-
-_HEADER, _FRAME = 32, 24
-_MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
-"""What a file begins with -> the order of bytes in which its checksums are taken."""
-
-Sums = tuple[int, int]
 
 
 class Lost(NamedTuple):

@@ -1,12 +1,9 @@
 """Whether a log still says what it said when it was written.
 
-In: pages of rows as they are stored, the names behind their numbers, and the hash that they follow on. Out: a
-`Divergence` for each batch and row that does not fit, located as closely as the chain allows: a batch is hashed as a
-whole, so a changed column is located to its batch. Every batch is hashed again from what readers read. Since the
-hash before it is stored too, checking goes on behind what is broken, and any range of batches can be checked alone.
-What the chain does not cover is checked beside it: gaps, flags, salts without payloads, redactions that no event
-tells of, an end without its batch's hash. Whether the whole was cut or rewritten only a noted head hash can tell
-(anchors.py).
+In: pages of stored rows, the names behind their numbers, and the hash that they follow on. Out: a `Divergence` for each batch and
+row that does not fit. Every batch is hashed again, as a whole: a changed column is located to its batch. The hash before it is
+stored too, so checking goes on behind what is broken, and any range can be checked alone. Beside the chain: gaps, flags, salts
+without payloads, redactions that no event tells of, an end without a hash. Whether the whole was cut or rewritten, `anchors` say.
 """
 
 from __future__ import annotations

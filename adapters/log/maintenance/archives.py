@@ -1,8 +1,9 @@
 """The beginning of a log in a file of its own: compressed, and readable without the log.
 
-`<log>.archives/FIRST-LAST.jsonl.gz`: a line that says what it is, a JSON array for each row with its names as text, a
-line with the number of rows and their SHA-256. In: rows. Out: the same rows, checked: their own digest, their
-positions, and the chain from the hash that they follow on to the one that the next archive, or the log, begins with.
+`<log>.archives/FIRST-LAST.jsonl.gz`: a line that says what it is, a JSON array for each row with its names as text, a line with the
+number of rows and their SHA-256. In: rows. Out: the same rows, checked: their own digest, their positions, and the chain from
+the hash that they follow on to the one that the next archive, or the log, begins with; and the state that a log stands on, folded
+anew from them where another version of the fold made it, which so rests on the chain alone.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.atomic_file import sync, whole
-from datatask.adapters.log.faults import mapped
+from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.header import Header
 from datatask.adapters.log.locate import archives_path
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.trust import make_private, private
-from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
+from datatask.engine.core import checkpoints
+from datatask.engine.core.fold import apply_all
+from datatask.engine.core.state import FOLD_VERSION, State
+from datatask.schema.codec import CHAIN_START, Row, chain, decode, payload_digest
 from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.events import Event, LaunchDecided
 
 FORMAT = 1
 SUFFIX = ".jsonl.gz"
@@ -240,3 +246,30 @@ class _damage:
 
 def _damaged(path: Path, why: str) -> LogDamagedError:
     return LogDamagedError(f"the archive is damaged: {why}", where=str(path), remedy=_REMEDY)
+
+
+def refolded(path: Path, header: Header, version: int) -> bytes:
+    """Return the state at the base; `LogDamagedError` says which archive is missing or damaged."""
+    try:
+        archives = unbroken(path, header.uuid, header.base, header.base_chain)
+    except CallerError as error:
+        raise damaged(
+            f"the state that the log stands on was made by version {version} of the fold, this is {FOLD_VERSION}, and"
+            f" {error.what}",
+            path,
+            header.base,
+            remedy=f"put {error.where} back, or use the datatask version that archived it",
+        ) from error
+    state = State()
+    for archive in archives:
+        for first, rows in read_batches(archive):
+            apply_all(state, first, [_event(row, first + index, archive) for index, row in enumerate(rows)])
+    return checkpoints.dump(state)
+
+
+def _event(row: Row, position: int, archive: Path) -> Event:
+    event = decode(row, where=f"{archive} position {position}")
+    if type(event) is LaunchDecided and event.run == position:
+        # The column says which run it is about; the event itself was made before it had a position.
+        return msgspec.structs.replace(event, run=None)
+    return event

@@ -1,13 +1,9 @@
-"""Which blobs a log names: by its events, its archives and the requests that wait for an engine.
+"""Blobs that nothing refers to, and what interrupted writers left: found, and removed under the lease.
 
-In: a reader and the folders beside the log. Out: digests. Archives and requests are searched for whatever looks like
-a SHA-256, whatever their form: a blob too many is kept, never one too few. For backup, `log-compact` and `redact`.
-
-Blobs that nothing refers to, and what interrupted writers left: found, and removed under the lease.
-
-In: a log and the digests that have to stay. Out: `Compacted`. The event is appended before the first blob goes, so that
-an interruption leaves blobs that the next `log-compact` removes, never a gap that nothing explains. Blobs newer than
-the grace stay: whoever puts a blob names it in an event a moment later, and putting one that is there makes it new.
+In: a log. Out: `Compacted`. Named is a blob by events, archives and waiting requests; the last two are searched for
+whatever looks like a SHA-256: a blob too many is kept, never one too few. The event is appended before the first blob goes, so
+that an interruption leaves blobs for the next `log-compact`, and no gap that nothing explains. Blobs newer than the grace
+stay: an event names a blob a moment after it was put, and putting one that is there makes it new.
 """
 
 from __future__ import annotations
@@ -36,6 +32,13 @@ _PAGE = 50_000
 _CHUNK = 1 << 20
 
 
+GRACE_SECONDS = 3600.0
+Keep = Literal["all", "current"]
+Step = Callable[[str], None]
+_FRESH = "new"
+_HEX = frozenset("0123456789abcdef")
+
+
 class _Named(msgspec.Struct):
     digest: str | None = None
 
@@ -51,7 +54,7 @@ def archives_of(path: Path) -> dict[Path, tuple[int, int] | None]:
     with mapped(folder):
         files = sorted(file for file in folder.rglob("*") if file.is_file())
     found = {file: _SPAN.fullmatch(file.name) for file in files}
-    return {file: None if told is None else (int(told[1]), int(told[2])) for file, told in found.items()}
+    return {file: None if one is None else (int(one[1]), int(one[2])) for file, one in found.items()}
 
 
 def named_by_events(reader: LogReader, *, only: Set[int] | None = None) -> set[str]:
@@ -110,15 +113,7 @@ def _digests_in(file: Path) -> set[str]:
     return found
 
 
-GRACE_SECONDS = 3600.0
-Keep = Literal["all", "current"]
-Step = Callable[[str], None]
-
-_FRESH = "new"
-_HEX = frozenset("0123456789abcdef")
-
-
-class Leftover(NamedTuple):
+class Garbage(NamedTuple):
     """A file that may go: a blob by its digest, or what a writer left behind (no digest)."""
 
     path: Path
@@ -147,7 +142,7 @@ class Compacted:
         }  # fmt: skip
 
 
-def garbage(path: Path, named: set[str], oldest: float) -> list[Leftover]:
+def garbage(path: Path, named: set[str], oldest: float) -> list[Garbage]:
     """Return the blobs that are not among `named`, and what writers left, not newer than `oldest` (Unix seconds)."""
     return [
         one
@@ -156,7 +151,7 @@ def garbage(path: Path, named: set[str], oldest: float) -> list[Leftover]:
     ]
 
 
-def _files(root: Path) -> Iterator[tuple[Leftover, float]]:
+def _files(root: Path) -> Iterator[tuple[Garbage, float]]:
     """Yield blobs and leftovers with their times; what has another name is not ours and is left alone."""
     if not root.is_dir():
         return
@@ -170,15 +165,15 @@ def _files(root: Path) -> Iterator[tuple[Leftover, float]]:
                     continue
                 with suppress(FileNotFoundError):
                     status = file.stat()
-                    yield Leftover(file, status.st_size, digest), status.st_mtime
+                    yield Garbage(file, status.st_size, digest), status.st_mtime
 
 
-def _unfinished(root: Path) -> Iterator[tuple[Leftover, float]]:
+def _unfinished(root: Path) -> Iterator[tuple[Garbage, float]]:
     """Yield what interrupted writers of checkpoints left, with its times."""
     for file in sorted([*root.glob("new-*"), *root.glob("past/new-*")]):
         with suppress(FileNotFoundError):
             status = file.stat()
-            yield Leftover(file, status.st_size, None), status.st_mtime
+            yield Garbage(file, status.st_size, None), status.st_mtime
 
 
 def _is_blob(folder: str, name: str) -> bool:
@@ -187,7 +182,7 @@ def _is_blob(folder: str, name: str) -> bool:
 
 def compact(
     caretaker: Caretaker,
-    found: list[Leftover],
+    found: list[Garbage],
     *,
     keep: Keep,
     now: int,
@@ -212,10 +207,10 @@ def compact(
     step("removed")
     freed = caretaker.vacuum()
     step("vacuumed")
-    return told(found, keep, freed, position)
+    return report(found, keep, freed, position)
 
 
-def remove(path: Path, found: list[Leftover], step: Step = lambda _: None) -> None:
+def remove(path: Path, found: list[Garbage], step: Step = lambda _: None) -> None:
     """Remove files, and folders of blobs that are empty then."""
     with mapped(path):
         for number, one in enumerate(found):
@@ -227,7 +222,7 @@ def remove(path: Path, found: list[Leftover], step: Step = lambda _: None) -> No
                 os.rmdir(folder)
 
 
-def told(found: list[Leftover], keep: Keep, freed: int, position: int | None) -> Compacted:
+def report(found: list[Garbage], keep: Keep, freed: int, position: int | None) -> Compacted:
     """Return what `compact` says of these files."""
     blobs = [one for one in found if one.digest is not None]
     rest = [one for one in found if one.digest is None]

@@ -199,7 +199,7 @@ async def test_where_the_limit_is_reached_nothing_is_watched_and_that_is_said_on
     def full(self: object, path: Path, handler: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(inotify.Watcher, "add", full)
+    monkeypatch.setattr(inotify.FolderWatcher, "add", full)
     for _ in range(2):
         assert repository.store.watch(lambda change: None) is None
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
