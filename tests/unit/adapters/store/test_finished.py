@@ -102,7 +102,7 @@ def test_who_asks_at_once_shares_a_sync_that_begins_after_the_asking(
         begun.release()
         assert free.wait(10)
 
-    monkeypatch.setattr(finished, "_sync", slow)
+    monkeypatch.setattr(finished, "sync", slow)
     with ThreadPoolExecutor(16) as pool:
         first = pool.submit(finished.sync_folder, tmp_path)
         assert begun.acquire(timeout=10)
@@ -123,7 +123,7 @@ def test_a_sync_that_failed_is_tried_by_the_next(tmp_path: Path, monkeypatch: py
         if (error := next(answers)) is not None:
             raise error
 
-    monkeypatch.setattr(finished, "_sync", failing)
+    monkeypatch.setattr(finished, "sync", failing)
     with pytest.raises(OSError, match="bad"):
         finished.sync_folder(tmp_path)
     finished.sync_folder(tmp_path)
