@@ -3,7 +3,7 @@
 In: batches of events, on the event loop. They get their positions, names and chain hash in memory (tail.py)
 and go to the writer's thread (writer.py), which commits everything that waits in one transaction and calls
 back once per transaction. Out: batches and events again, read through SQLAlchemy's async engine on read-only
-connections, or, for worker threads, through a `LogReader`. Opening and creating are in opening.py.
+connections, or, for worker threads, through a `LogReader`. Opening and creating are in open.py.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from datatask.adapters.sim.bottleneck import is_whole, least_of, limits_of, with
 from datatask.adapters.sim.critical_path import critical_path, in_sum
 from datatask.adapters.sim.modelling import changed
 from datatask.adapters.sim.summary import quantile
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result
@@ -118,14 +118,14 @@ def finish_by(
     confidence or knee that is no share, levels that are not above 0, and negative prices.
     """
     if not by > 0:
-        raise CallerError(f"{by:g} seconds are no time to finish in", remedy="give a time to come")
+        raise InvalidValueError(f"{by:g} seconds are no time to finish in", remedy="give a time to come")
     if not 0 < confidence <= 1:
-        raise CallerError(f"confidence is {confidence:g}", remedy="give a share such as 0.9")
+        raise InvalidValueError(f"confidence is {confidence:g}", remedy="give a share such as 0.9")
     if not 0 < knee < 1:
-        raise CallerError(f"knee is {knee:g}", remedy="give a share such as 0.05")
+        raise InvalidValueError(f"knee is {knee:g}", remedy="give a share such as 0.05")
     for name, price in (prices or {}).items():
         if not price >= 0:
-            raise CallerError(f"the price of {name} is {price:g}", remedy="give 0 or more")
+            raise InvalidValueError(f"the price of {name} is {price:g}", remedy="give 0 or more")
     search = _Search(definition, scenario, run, by, confidence, prices or {}, simulations_max, knee)
     try:
         if axes:
@@ -173,7 +173,7 @@ class _Search:
         with_limit(self.definition, self.scenario, name, 1.0)  # refuses what is none
         found = sorted(set(levels))
         if not found or found[0] <= 0:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{name} cannot be {found[0] if found else 'nothing'}", remedy="give levels above 0"
             )
         self.names.append(name)

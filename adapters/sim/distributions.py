@@ -15,7 +15,7 @@ from math import inf, log
 from pathlib import Path
 
 from datatask.adapters.sim.random_streams import Chance, exp, ln, normal
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.ids import is_job
 from datatask.schema.units import SECOND
 
@@ -29,19 +29,21 @@ def _positive(what: str, **numbers: float) -> None:
     for name, number in numbers.items():
         _number(what, name, number)
         if number <= 0:
-            raise CallerError(f"{what}: {name} is {number:g}", remedy="give a number above 0")
+            raise InvalidValueError(f"{what}: {name} is {number:g}", remedy="give a number above 0")
 
 
 def _not_negative(what: str, **numbers: float) -> None:
     for name, number in numbers.items():
         _number(what, name, number)
         if number < 0:
-            raise CallerError(f"{what}: {name} is {number:g}, which is negative", remedy="give 0 or more")
+            raise InvalidValueError(
+                f"{what}: {name} is {number:g}, which is negative", remedy="give 0 or more"
+            )
 
 
 def _number(what: str, name: str, number: float) -> None:
     if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < inf:
-        raise CallerError(
+        raise InvalidValueError(
             f"{what}: {name} is {number!r}, which is no number", remedy="give a number of seconds"
         )
 
@@ -100,7 +102,9 @@ class Uniform(Distribution):
     def __post_init__(self) -> None:
         _not_negative("uniform", low=self.low, high=self.high)
         if self.high < self.low:
-            raise CallerError(f"uniform: high {self.high:g} is below low {self.low:g}", remedy="swap them")
+            raise InvalidValueError(
+                f"uniform: high {self.high:g} is below low {self.low:g}", remedy="swap them"
+            )
 
     def seconds(self, u: float) -> float:
         return self.low + (self.high - self.low) * u
@@ -188,7 +192,9 @@ class Empirical(Distribution):
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise CallerError("empirical: there are no values", remedy="give at least one number of seconds")
+            raise InvalidValueError(
+                "empirical: there are no values", remedy="give at least one number of seconds"
+            )
         for value in self.values:
             _not_negative("empirical", value=value)
 
@@ -238,28 +244,32 @@ def durations_from_csv(path: str | Path) -> dict[str, dict[str, float]]:
     except OSError as error:
         raise CallerError(f"the table cannot be read: {error.strerror}", where=str(path)) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise CallerError(
+        raise InvalidValueError(
             f"this is no CSV: {error}", where=str(path), remedy="save it as UTF-8 CSV"
         ) from error
     if not found:
-        raise CallerError("the table has no durations", where=str(path), remedy="write lines of job,seconds")
+        raise InvalidValueError(
+            "the table has no durations", where=str(path), remedy="write lines of job,seconds"
+        )
     return found
 
 
 def _add(found: dict[str, dict[str, float]], cells: list[str], where: str) -> None:
     if len(cells) not in (2, 3):
-        raise CallerError(
+        raise InvalidValueError(
             f"{len(cells)} columns", where=where, remedy="write job,seconds or task,job,seconds"
         )
     task, job, told = ("", *cells) if len(cells) == 2 else cells
     if not is_job(job):
-        raise CallerError(f"{job!r:.80} is not a job id", where=where, remedy="write job,seconds")
+        raise InvalidValueError(f"{job!r:.80} is not a job id", where=where, remedy="write job,seconds")
     try:
         seconds = float(told)
     except ValueError:
-        raise CallerError(f"{told!r:.80} is no number of seconds", where=where) from None
+        raise InvalidValueError(f"{told!r:.80} is no number of seconds", where=where) from None
     if not 0 <= seconds < inf:
-        raise CallerError(f"{told} seconds is no duration", where=where, remedy="give 0 or more")
+        raise InvalidValueError(f"{told} seconds is no duration", where=where, remedy="give 0 or more")
     if job in found.setdefault(task, {}):
-        raise CallerError(f"{job} is in the table twice", where=where, remedy="leave one line for each job")
+        raise InvalidValueError(
+            f"{job} is in the table twice", where=where, remedy="leave one line for each job"
+        )
     found[task][job] = seconds

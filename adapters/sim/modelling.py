@@ -30,7 +30,7 @@ from datatask.adapters.sim.recording import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import DerivedDef, PipelineDef, QuotaDef, TaskDef
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.resources import parse_quantity, to_nano
 from datatask.schema.units import SECOND
 
@@ -54,7 +54,7 @@ def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
     for name, task in tasks.items():
         tasks[name] = _task(task, scenario.of(name))
         if task.repeat and not task.disabled and scenario.until is None:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{name} repeats for ever, so the simulation would never end", remedy="give `until`"
             )
     return msgspec.structs.replace(definition, tasks=tuple(tasks.values()), quotas=tuple(quotas.values()))
@@ -66,7 +66,9 @@ def amounts(told: Amounts, where: str) -> dict[str, int]:
     for name, amount in told.items():
         number = to_nano(parse_quantity(amount))
         if number < 0:
-            raise CallerError(f"{name} is {amount}, which is negative", where=where, remedy="give 0 or more")
+            raise InvalidValueError(
+                f"{name} is {amount}, which is negative", where=where, remedy="give 0 or more"
+            )
         found[name] = number
     return found
 
@@ -167,7 +169,7 @@ def _jobs(
         return Names(count=scenario.jobs), None
     told = scenario.jobs
     if told is None and recording is None:
-        raise CallerError(
+        raise InvalidValueError(
             "it is not told how many jobs there are", remedy="give jobs, or a log that has some"
         )
     if told is None:
@@ -219,7 +221,7 @@ def _sources(definition: PipelineDef) -> tuple[str, ...]:
                 see(leaves_of(link.expr))
     found = tuple(name for name in read if name not in written)
     if definition.tasks and not found:
-        raise CallerError(
+        raise InvalidValueError(
             "no repository is read that no task writes, so no job would ever come",
             remedy="say with `entries` which repositories a job enters",
         )
@@ -237,7 +239,7 @@ def _arrivals(
     told = scenario.arrivals
     how = "at_once" if told is None else told.how
     if how == "recorded" and (recording is None or scenario.jobs is not None):
-        raise CallerError(
+        raise InvalidValueError(
             "arrivals are recorded for the jobs of a log only", remedy="leave `jobs` out, or give a rate"
         )
     return _times(how, told.per_second if told else 0.0, recording, jobs, streams, begin)

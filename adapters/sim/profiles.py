@@ -15,7 +15,7 @@ from datatask.adapters.sim.random_streams import Chance
 from datatask.adapters.sim.recording import Recording, TaskRecord
 from datatask.adapters.sim.scenario import Scenario
 from datatask.schema.definition import In, PipelineDef, TaskDef
-from datatask.schema.errors import CallerError, UnknownNameError
+from datatask.schema.errors import InvalidValueError, UnknownNameError
 from datatask.schema.units import SECOND
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class ProfileBuilder:
         if isinstance(told, Mapping):
             profile.duration_of = _by_job(self.task.name, told, bool(usual), profile)
         elif not usual and not self.task.disabled:
-            raise CallerError(
+            raise InvalidValueError(
                 f"nothing tells how long {self.task.name} takes",
                 where=f"scenario {self.scenario.name}",
                 remedy="give the task a duration, or a log in which it has run",
@@ -150,7 +150,7 @@ class ProfileBuilder:
         if isinstance(told, Mapping):
             names = [self._repository(name) for name in told]
             if len(names) > FILLS_MAX:
-                raise CallerError(
+                raise InvalidValueError(
                     f"{self.task.name}: {len(names)} outputs with a likelihood each",
                     remedy=f"at most {FILLS_MAX}",
                 )
@@ -225,7 +225,7 @@ def _by_job(
         if found is not None:
             return found
         if not usual:
-            raise CallerError(
+            raise InvalidValueError(
                 f"nothing tells how long {task} takes for {job}",
                 remedy="add the job to the table of durations",
             )

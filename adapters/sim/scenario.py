@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from datatask.adapters.sim.distributions import Distribution, as_distribution
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.events import Outcome
 from datatask.schema.ids import check_job
 
@@ -32,11 +32,11 @@ class Arrivals:
 
     def __post_init__(self) -> None:
         if self.how not in ("at_once", "recorded", "even", "poisson"):
-            raise CallerError(
+            raise InvalidValueError(
                 f"jobs cannot arrive {self.how!r}", remedy="use at_once, recorded, even or poisson"
             )
         if self.how in ("even", "poisson") and not self.per_second > 0:
-            raise CallerError(
+            raise InvalidValueError(
                 f"arrivals: {self.per_second:g} jobs a second never come", remedy="give a rate above 0"
             )
 
@@ -71,7 +71,7 @@ class TaskScenario:
         try:
             self._check()
         except CallerError as error:
-            raise CallerError(f"{task}: {error.what}", where=error.where, remedy=error.remedy) from None
+            raise InvalidValueError(f"{task}: {error.what}", where=error.where, remedy=error.remedy) from None
 
     def _check(self) -> None:
         for told in (self.duration, self.latency):
@@ -82,27 +82,29 @@ class TaskScenario:
                 check_job(job)
                 as_distribution(seconds)
         if self.failure is not None and not 0 <= self.failure <= 1:
-            raise CallerError(f"failure is {self.failure:g}", remedy="give a share between 0 and 1")
+            raise InvalidValueError(f"failure is {self.failure:g}", remedy="give a share between 0 and 1")
         if self.failure is not None and self.outcomes is not None:
-            raise CallerError("both failure and outcomes are given", remedy="give one of them")
+            raise InvalidValueError("both failure and outcomes are given", remedy="give one of them")
         for outcome, weight in self.weights().items():
             if outcome not in get_args(Outcome):
-                raise CallerError(
+                raise InvalidValueError(
                     f"{outcome!r} is not an outcome", remedy="use one of: " + ", ".join(get_args(Outcome))
                 )
             if not weight >= 0:
-                raise CallerError(f"the weight of {outcome} is {weight:g}", remedy="give 0 or more")
+                raise InvalidValueError(f"the weight of {outcome} is {weight:g}", remedy="give 0 or more")
         if self.outcomes is not None and not sum(self.weights().values()) > 0:
-            raise CallerError("no outcome has a weight", remedy="give at least one above 0")
+            raise InvalidValueError("no outcome has a weight", remedy="give at least one above 0")
         if isinstance(self.outputs, Mapping):
             for output, share in self.outputs.items():
                 if not 0 <= share <= 1:
-                    raise CallerError(f"output {output} is filled by {share:g} of the runs", remedy="0 to 1")
+                    raise InvalidValueError(
+                        f"output {output} is filled by {share:g} of the runs", remedy="0 to 1"
+                    )
         for name, number in (("attempts", self.attempts), ("concurrency", self.concurrency)):
             if number is not None and number < 1:
-                raise CallerError(f"{name} is {number}", remedy="give 1 or more")
+                raise InvalidValueError(f"{name} is {number}", remedy="give 1 or more")
         if self.timeout is not None and not self.timeout > 0:
-            raise CallerError(f"timeout is {self.timeout:g}", remedy="give seconds above 0")
+            raise InvalidValueError(f"timeout is {self.timeout:g}", remedy="give seconds above 0")
 
     def weights(self) -> dict[str, float]:
         """Return how often each outcome is."""
@@ -145,23 +147,23 @@ class Machines:
             for told in (self.start, self.latency, self.repair):
                 as_distribution(told)
             if self.count < 1:
-                raise CallerError(f"there are {self.count} of them", remedy="give a count of 1 or more")
+                raise InvalidValueError(f"there are {self.count} of them", remedy="give a count of 1 or more")
             if not isinstance(self.amounts, Mapping) and len(self.amounts) != self.count:
-                raise CallerError(
+                raise InvalidValueError(
                     f"{len(self.amounts)} amounts are told for {self.count} of them",
                     remedy="give amounts once, or for each machine",
                 )
             speeds = self.speeds()
             if len(speeds) != self.count or not all(speed > 0 for speed in speeds):
-                raise CallerError(
+                raise InvalidValueError(
                     f"speed {self.speed!r} is not above 0 for each of {self.count}",
                     remedy="give one number, or one for each machine",
                 )
             for name, number in (("mtbf", self.mtbf), ("preempted", self.preempted)):
                 if number is not None and not number > 0:
-                    raise CallerError(f"{name} is {number:g}", remedy="give seconds above 0")
+                    raise InvalidValueError(f"{name} is {number:g}", remedy="give seconds above 0")
         except CallerError as error:
-            raise CallerError(f"machines {self.name}: {error.what}", remedy=error.remedy) from None
+            raise InvalidValueError(f"machines {self.name}: {error.what}", remedy=error.remedy) from None
 
     def has(self, index: int) -> Amounts:
         """Return what one machine has."""
@@ -203,19 +205,19 @@ class Scenario:
             pool.check()
         names = [pool.name for pool in self.machines]
         if len(set(names)) != len(names):
-            raise CallerError(f"two pools of machines have one name: {names}", remedy="name each")
+            raise InvalidValueError(f"two pools of machines have one name: {names}", remedy="name each")
         if isinstance(self.jobs, int):
             if not 0 <= self.jobs <= JOBS_MAX:
-                raise CallerError(f"{self.jobs} jobs cannot be simulated", remedy=f"0 to {JOBS_MAX:,}")
+                raise InvalidValueError(f"{self.jobs} jobs cannot be simulated", remedy=f"0 to {JOBS_MAX:,}")
         elif self.jobs is not None:
             if len({check_job(job) for job in self.jobs}) != len(self.jobs):
-                raise CallerError("a job is named twice", remedy="name each job once")
+                raise InvalidValueError("a job is named twice", remedy="name each job once")
         if not 1 <= self.replications <= REPLICATIONS_MAX:
-            raise CallerError(
+            raise InvalidValueError(
                 f"{self.replications} replications", remedy=f"give 1 to {REPLICATIONS_MAX:,} of them"
             )
         if self.until is not None and not self.until > 0:
-            raise CallerError(f"until is {self.until:g}", remedy="give seconds above 0")
+            raise InvalidValueError(f"until is {self.until:g}", remedy="give seconds above 0")
 
     def with_(self, **changes: Any) -> Scenario:
         """Return the scenario with other values for some fields."""

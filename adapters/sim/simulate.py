@@ -31,7 +31,7 @@ from datatask.adapters.sim.worker import replicate_in_processes
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NoLogError, NotPossibleError
 from datatask.schema.units import SECOND, iso
 
 WORTH_SECONDS = 4.0
@@ -75,7 +75,7 @@ def _state(source: Any) -> State:
     if isinstance(source, History):
         return source.state()
     if not isinstance(source, str | Path):
-        raise CallerError("only a log has a present", remedy="give the place of a log")
+        raise NoLogError("only a log has a present", remedy="give the place of a log")
     with History(source) as history:
         return history.state()
 
@@ -89,7 +89,7 @@ def inputs(source: Any, log: str | Path | History | None = None) -> tuple[Pipeli
     if isinstance(source, PipelineDef):
         return source, recording
     if not hasattr(source, "declare"):
-        raise CallerError(
+        raise InvalidValueError(
             f"{type(source).__name__} is nothing to simulate", remedy="give a pipeline, or the place of a log"
         )
     definition: PipelineDef = source.declare().definition
@@ -121,7 +121,9 @@ def simulate_inputs(
     is the time that is left. The state is not changed.
     """
     if state is not None and write_log is not None:
-        raise CallerError("a history that goes on from a log cannot be written", remedy="leave write_log out")
+        raise NotPossibleError(
+            "a history that goes on from a log cannot be written", remedy="leave write_log out"
+        )
     setup = Setup(definition, recording, scenario, BEGINNING, None)
     if state is not None:
         setup = setup._replace(begin=max(now, state.at), present=dump(state))

@@ -1,8 +1,8 @@
 """Many events into state at once, by columns: the same state as `fold.apply_all` gives, several times as fast.
 
 In: pages of columns (columns.py), numbers for names, no events made. Out: the state, exact whenever `settle` was
-called. What an event does to a job in its situation is looked up (steps.py); masks, queues, positions and counters are
-written as the fold would write them, and what nobody needs yet is put off (kept.py). An event that has no step is made
+called. What an event does to a job in its situation is looked up (transitions.py); masks, queues, positions and counters are
+written as the fold would write them, and what nobody needs yet is put off (deferred.py). An event that has no step is made
 and folded as ever: what is new to the fold is slow here and not wrong, and what cannot be folded is told in the
 fold's own words.
 """

@@ -25,7 +25,7 @@ from datatask.engine.api.repositories import BlobRepository, MetadataRepository,
 from datatask.engine.api.tasks import EngineTask, Retry
 from datatask.engine.ports import Runner, Sink, hold_back
 from datatask.schema.definition import Conflicts, DoneShape
-from datatask.schema.errors import FUNCTION, PATH, CallerError, expect
+from datatask.schema.errors import FUNCTION, PATH, InvalidValueError, NotPossibleError, expect
 from datatask.schema.events import StopReason
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
@@ -181,12 +181,12 @@ class ProcessTask(EngineTask):
         await super().validate()
         self._template.compile()
         if self._stderr is STDOUT and self.stdout is None:
-            raise CallerError(
+            raise InvalidValueError(
                 "stderr=STDOUT without a stdout repository", where=self.name, remedy="pass stdout="
             )
         for stream in ("stdin", "stdout", "stderr"):
             if stream in self.links and not self.links[stream].repo.is_blob():
-                raise CallerError(f"the {stream} repository does not hold bytes", where=self.name)
+                raise NotPossibleError(f"the {stream} repository does not hold bytes", where=self.name)
 
     async def render(self, job: str) -> str:
         """Return the script for a job; infos of links are fetched as the template uses them."""
@@ -213,13 +213,13 @@ def _check_environment(task: str, environ: object) -> None:
     if environ is None:
         return
     if not isinstance(environ, dict):
-        raise CallerError(
+        raise InvalidValueError(
             f"environ is a {type(environ).__name__}", where=task, remedy="pass a dict of strings"
         )
     for key, value in environ.items():
         valid = isinstance(key, str) and key and "=" not in key and isinstance(value, str)
         if not valid or "\0" in key or "\0" in value:
-            raise CallerError(
+            raise InvalidValueError(
                 f"variable {key!r:.80} of environ is not a string to a string",
                 where=task,
                 remedy="use str(value)",
@@ -228,11 +228,11 @@ def _check_environment(task: str, environ: object) -> None:
 
 def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:
     if enforce not in (False, True, "ulimit"):
-        raise CallerError(
+        raise InvalidValueError(
             f"enforce is {enforce!r:.80}", where=where, remedy="pass True (control groups), 'ulimit' or False"
         )
     if enforce and not (amounts.mem or (amounts.cpu and enforce is True)):
-        raise CallerError(
+        raise InvalidValueError(
             f"enforce={enforce!r} has nothing to hold runs to",
             where=where,
             remedy="give job_resources memory" + (", or cores" if enforce is True else ""),

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from datatask.adapters.execute.base.machines import Machine, Recipe
 from datatask.adapters.execute.base.polling import PollingRunner
 from datatask.engine.ports import Runner
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NotPossibleError
 
 
 class Leftover(NamedTuple):
@@ -45,7 +45,7 @@ class AbstractProcessManager(Machine):
 
     def place(self, identity: str, where: str) -> RunPlace:
         """Return the folder of an open run, for `enter` and the live tail of `cat`; `where` is what its start told."""
-        raise CallerError(
+        raise NotPossibleError(
             f"{type(self).__name__} cannot show the folder of a run", remedy="see it on the machine itself"
         )
 
@@ -60,7 +60,7 @@ class AbstractProcessManager(Machine):
     def runner(self, recipe: Recipe) -> Runner:
         """Return what runs the recipe's processes on this machine."""
         if recipe.enforce:
-            raise CallerError(
+            raise InvalidValueError(
                 f"enforce={recipe.enforce!r} is not possible with {type(self).__name__}",
                 where=recipe.task,
                 remedy="leave it out, or run the task with LocalLinuxManager or SSHLinuxManager",

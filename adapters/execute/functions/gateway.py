@@ -28,7 +28,7 @@ from datatask.adapters.execute.functions import remote
 from datatask.adapters.spools import Spool
 from datatask.engine.api.repositories import Repository
 from datatask.engine.runtime.services import Services
-from datatask.schema.errors import CallerError, DatataskError
+from datatask.schema.errors import DatataskError, InvalidValueError, NotPossibleError
 
 logger = logging.getLogger("datatask.workers")
 
@@ -135,7 +135,7 @@ class EngineGateway:
             return None
         if verb in ("delete", "dump"):
             return await getattr(leaf, verb)(*rest)
-        raise CallerError(f"{verb!r} is not understood")
+        raise InvalidValueError(f"{verb!r} is not understood")
 
     async def _read(self, leaf: Any, verb: str, *rest: Any) -> Any:
         if verb == "members":
@@ -172,7 +172,7 @@ def pack(func: Callable[..., Any], arguments: dict[str, Any], gateway: EngineGat
     try:
         _Packer(file, gateway).dump((func, arguments))
     except Exception as error:
-        raise CallerError(
+        raise NotPossibleError(
             f"the function or one of its repositories cannot be sent to another process: {error}",
             remedy="use a ThreadPoolExecutor, or do not refer to open files, locks or connections",
         ) from error

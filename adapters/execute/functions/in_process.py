@@ -17,7 +17,7 @@ from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunction
 from datatask.engine.ports import Runner
 from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape
-from datatask.schema.errors import FUNCTION, CallerError, expect
+from datatask.schema.errors import FUNCTION, InvalidValueError, expect
 from datatask.schema.messages import RunSpec
 
 Function = Callable[..., Any]
@@ -67,7 +67,7 @@ class FunctionTask(EngineTask):
     def __call__(self, func: Function) -> Self:
         """Take the decorated function as the task's body."""
         if not callable(func):
-            raise CallerError(f"{func!r:.80} is no function", where=self.name)
+            raise InvalidValueError(f"{func!r:.80} is no function", where=self.name)
         self.func = func
         return self
 
@@ -130,7 +130,7 @@ class InProcessSyncTask(FunctionTask):
         """Check that there is an async function whose parameters are `job` and links."""
         await super().validate()
         if self.func is not None and not is_async(self.func):
-            raise CallerError(
+            raise InvalidValueError(
                 f"the function of task {self.name} is not async and would block the event loop",
                 remedy="write `async def`, or use an ExecutorTask, which takes plain functions too",
             )
@@ -147,7 +147,7 @@ class InProcessSyncTask(FunctionTask):
             func: Function = self.func  # type: ignore[assignment]  # parameters() has seen that there is one
             result = func(job=spec.job, **arguments) if wants_job else func(**arguments)
             if not inspect.isawaitable(result):
-                raise CallerError(
+                raise InvalidValueError(
                     f"the function returned a {type(result).__name__}, nothing to await", where=self.name
                 )
             await result

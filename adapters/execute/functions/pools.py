@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.pressure import is_momentary
 from datatask.adapters.execute.functions import workers
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError, NotPossibleError
 
 logger = logging.getLogger("datatask.executors")
 
@@ -63,7 +63,7 @@ class Pool:
     def of(cls, source: Made) -> Pool:
         """Return the pool of this executor or maker."""
         if not isinstance(source, Executor) and not callable(source):
-            raise CallerError(
+            raise InvalidValueError(
                 f"{source!r:.80} is no executor",
                 remedy="pass a concurrent.futures.Executor or what makes one",
             )
@@ -79,14 +79,14 @@ class Pool:
         """The executor, made on first use."""
         if self._executor is None:
             if self._make is None:
-                raise CallerError(
+                raise NotPossibleError(
                     f"the {type(self.source).__name__} is broken and cannot be made again",
                     remedy="pass a function that makes the executor instead of the executor",
                 )
             self._executor = self._make()
             self._ours = True
             if not isinstance(self._executor, Executor):
-                raise CallerError(f"the executor's maker returned a {type(self._executor).__name__}")
+                raise InvalidValueError(f"the executor's maker returned a {type(self._executor).__name__}")
         if not self._tied:
             self._tied = True
             _tie(self._executor)

@@ -31,7 +31,7 @@ from datatask.engine.api.streams import (
 )
 from datatask.engine.ports import Blobs
 from datatask.engine.run_context import RunContext, ValueRef, current_run
-from datatask.schema.errors import CallerError, LogDamagedError, ValueDamagedError
+from datatask.schema.errors import CallerError, LogDamagedError, NotPossibleError, ValueDamagedError
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 from datatask.schema.values import decode_value, encode_value
@@ -111,7 +111,7 @@ def connect(address: Address, cancel: Callable[[Address, int], None]) -> Gateway
 
 def _gateway() -> Gateway:
     if not _last:
-        raise CallerError("this repository lives in an engine that is not reachable from here")
+        raise NotPossibleError("this repository lives in an engine that is not reachable from here")
     if _last[0].pid != os.getpid():  # a function has forked: two processes must not speak on one connection
         return connect(_last[0].address, _last[0].cancel)
     return _last[0]
@@ -261,11 +261,11 @@ class WorkerBinding:
 
     async def put(self, repository_id: str, write: Write) -> None:
         """Outside a run a worker writes nothing."""
-        raise CallerError("a worker writes within a run only", where=repository_id)
+        raise NotPossibleError("a worker writes within a run only", where=repository_id)
 
     async def delete(self, repository_id: str, job: str) -> None:
         """Outside a run a worker deletes nothing."""
-        raise CallerError("a worker deletes within a run only", where=repository_id)
+        raise NotPossibleError("a worker deletes within a run only", where=repository_id)
 
     def contains(self, repository_id: str, job: str) -> bool:
         """Ask the engine."""
@@ -277,7 +277,7 @@ class WorkerBinding:
 
     async def value(self, repository_id: str, job: str) -> ValueRef | None:
         """A worker reads such values from their store."""
-        raise CallerError("a worker reads this repository from its store", where=repository_id)
+        raise NotPossibleError("a worker reads this repository from its store", where=repository_id)
 
     def position(self, repository_id: str) -> int:
         """Return the position at which the run was decided: of a store, its versions tell the rest."""

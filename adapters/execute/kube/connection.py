@@ -26,7 +26,13 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from datatask.adapters.execute.kube.pods import ApiStatus, decode_status
-from datatask.schema.errors import CallerError, TemporaryError
+from datatask.schema.errors import (
+    CallerError,
+    InvalidValueError,
+    NotInstalledError,
+    NotOpenError,
+    TemporaryError,
+)
 
 ANSWER_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
@@ -99,14 +105,14 @@ class Cluster:
     def api(self) -> Any:
         """The ApiClient, for calls by hand; `CallerError` while nobody has opened the cluster."""
         if self._api is None:
-            raise CallerError("the cluster is not open", remedy="use it within `async with pipeline:`")
+            raise NotOpenError("the cluster is not open", remedy="use it within `async with pipeline:`")
         return self._api
 
     async def _load(self) -> None:
         try:
             from kubernetes_asyncio import client
         except ImportError as error:
-            raise CallerError(
+            raise NotInstalledError(
                 "kubernetes_asyncio is not installed", remedy="pip install 'datatask-engine[kubernetes]'"
             ) from error
         given = self.location.config
@@ -141,7 +147,7 @@ class Cluster:
                 )
             elif location.kubeconfig or location.context or not os.environ.get("KUBERNETES_SERVICE_HOST"):
                 named = location.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-                raise CallerError(
+                raise InvalidValueError(
                     f"there is no configuration of a cluster in {named}",
                     remedy="set KUBECONFIG, or pass kubeconfig= to PodManager",
                 )

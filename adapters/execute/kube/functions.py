@@ -19,7 +19,7 @@ from datatask.adapters.execute.kube.tasks import KubeTask
 from datatask.engine.api.quotas import ResourceManager
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.core.done_entries import done_value
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write
 
@@ -57,7 +57,7 @@ class KubeFunctionTask(KubeTask):
     def __call__(self, func: Function) -> Self:
         """Take the decorated function as the task's body."""
         if not callable(func):
-            raise CallerError(f"{func!r:.80} is no function", where=self.name)
+            raise InvalidValueError(f"{func!r:.80} is no function", where=self.name)
         self.func = func
         return self
 

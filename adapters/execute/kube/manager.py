@@ -25,7 +25,7 @@ from datatask.adapters.execute.kube.connection import Cluster, Location, Refused
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Pod, as_pod, decode_list
 from datatask.adapters.spools import Spool
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotInstalledError
 from datatask.schema.ids import check_name
 
 _shared: weakref.WeakValueDictionary[tuple[object, ...], Shared] = weakref.WeakValueDictionary()
@@ -52,7 +52,7 @@ class PodManager:
     ) -> None:
         self.app = check_name(app, "app")
         if not isinstance(namespace, str) or not names.is_dns_label(namespace):
-            raise CallerError(
+            raise InvalidValueError(
                 f"{namespace!r:.80} is no namespace", where=app, remedy="see `kubectl get namespaces`"
             )
         self.namespace = namespace
@@ -60,7 +60,7 @@ class PodManager:
         self.finalizer = finalizer
         file = None if kubeconfig is None else os.fspath(kubeconfig)
         if config is not None and (file or context) and not isinstance(config, Mapping):
-            raise CallerError("config and kubeconfig or context say the same thing twice", where=app)
+            raise InvalidValueError("config and kubeconfig or context say the same thing twice", where=app)
         self._location = Location(config, file, context)
         whose = id(config) if config is not None else (file or os.environ.get("KUBECONFIG"), context)
         key = (app, namespace, finalizer, whose)
@@ -169,7 +169,7 @@ class PodManager:
                 await shared.delete(found.name, found.uid, 0)
                 await shared.release(found)
         except RefusedError as error:
-            raise CallerError(error.what, where=path) from error
+            raise InvalidValueError(error.what, where=path) from error
 
     async def logs(self, pod: Any, timeout: float = 10) -> bytes:
         """Return what the pod's first container has said so far."""
@@ -260,7 +260,7 @@ class KubePlace:
         words = [*self._options(), *where, "-c", self._container, "--", "sh"]
         if kubectl is None:
             line = " ".join(["kubectl", *words])
-            raise CallerError(
+            raise NotInstalledError(
                 "kubectl is not installed, which opens shells in pods", remedy=f"elsewhere: {line}"
             )
         process = await asyncio.create_subprocess_exec(kubectl, *words)

@@ -17,7 +17,7 @@ import yaml
 
 from datatask.adapters.execute.kube import pods
 from datatask.engine.api.repositories import BlobRepository
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write
 from datatask.schema.units import SECOND
@@ -63,19 +63,21 @@ def parse_manifest(text: str, where: str) -> Manifest:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error)
-        raise CallerError(
+        raise InvalidValueError(
             f"the manifest is no YAML{line}: {problem}",
             where=where,
             remedy="write values through the filter `yaml`",
         ) from error
     if len(documents) != 1:
-        raise CallerError(
+        raise InvalidValueError(
             f"the template makes {len(documents)} documents", where=where, remedy="make one Pod"
         )
     manifest = documents[0]
     if not isinstance(manifest, dict) or manifest.get("kind") != "Pod":
         kind = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
-        raise CallerError(f"the template makes a {kind}, not a Pod", where=where, remedy="write `kind: Pod`")
+        raise InvalidValueError(
+            f"the template makes a {kind}, not a Pod", where=where, remedy="write `kind: Pod`"
+        )
     _check(manifest, where)
     return manifest
 
@@ -83,20 +85,20 @@ def parse_manifest(text: str, where: str) -> Manifest:
 def _check(manifest: Manifest, where: str) -> None:
     spec = manifest.get("spec")
     if not isinstance(spec, dict):
-        raise CallerError("the pod has no spec", where=where)
+        raise InvalidValueError("the pod has no spec", where=where)
     containers = spec.get("containers")
     if not isinstance(containers, list) or not containers:
-        raise CallerError("the pod has no spec.containers", where=where)
+        raise InvalidValueError("the pod has no spec.containers", where=where)
     for part in ("containers", "initContainers"):
         for container in spec.get(part) or ():
             if not isinstance(container, dict) or not isinstance(container.get("name"), str):
-                raise CallerError(f"one of spec.{part} has no name", where=where)
+                raise InvalidValueError(f"one of spec.{part} has no name", where=where)
     metadata = manifest.setdefault("metadata", {})
     if not isinstance(metadata, dict):
-        raise CallerError("the pod's metadata is no mapping", where=where)
+        raise InvalidValueError("the pod's metadata is no mapping", where=where)
     for part in ("labels", "annotations"):
         if not isinstance(metadata.get(part) or {}, dict):
-            raise CallerError(f"metadata.{part} is no mapping", where=where)
+            raise InvalidValueError(f"metadata.{part} is no mapping", where=where)
 
 
 def stamp(

@@ -23,7 +23,7 @@ import jinja2
 
 from datatask.adapters.execute.base.templates import Lazy, Template, as_yaml
 from datatask.adapters.execute.kube.manifests import Manifest, parse_manifest
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.resources import Resources, parse_quantity
 
 MARK = "of-the-job"
@@ -75,12 +75,14 @@ def requests_of(manifest: Manifest | None, where: str) -> Resources:
     """Return what each pod of the task takes; `CallerError` where it says nothing, or something else for each job."""
     remedy = "pass job_resources=, the most that one pod of the task takes"
     if manifest is None:
-        raise CallerError("what its pods take depends on the job", where=where, remedy=remedy)
+        raise NotPossibleError("what its pods take depends on the job", where=where, remedy=remedy)
     try:
         return resources_of(manifest, where)
     except CallerError as error:
         if MARK in error.what:
-            raise CallerError("what its pods take depends on the job", where=where, remedy=remedy) from error
+            raise NotPossibleError(
+                "what its pods take depends on the job", where=where, remedy=remedy
+            ) from error
         raise
 
 
@@ -128,7 +130,7 @@ def _amounts(container: Mapping[str, Any], where: str) -> Amounts:
     asked = container.get("resources") or {}
     who = f"container {container.get('name', '?')}"
     if not isinstance(asked, Mapping):
-        raise CallerError(f"resources of {who} is no mapping", where=where)
+        raise InvalidValueError(f"resources of {who} is no mapping", where=where)
     amounts = _quantities({**(asked.get("limits") or {}), **(asked.get("requests") or {})}, who, where)
     missing = [name for name in NEEDED if name not in amounts]
     if missing:
@@ -146,9 +148,11 @@ def _quantities(given: Mapping[str, Any], who: str, where: str) -> Amounts:
         try:
             amounts[str(name)] = parse_quantity(quantity)
         except CallerError as error:
-            raise CallerError(f"{name} of {who}: {error.what}", where=where, remedy=error.remedy) from error
+            raise InvalidValueError(
+                f"{name} of {who}: {error.what}", where=where, remedy=error.remedy
+            ) from error
         if amounts[str(name)] < 0:
-            raise CallerError(f"{name} of {who} is {quantity}, less than nothing", where=where)
+            raise InvalidValueError(f"{name} of {who} is {quantity}, less than nothing", where=where)
     return amounts
 
 

@@ -22,7 +22,7 @@ from datatask.adapters.execute.kube.connection import Refusal, RefusedError
 from datatask.adapters.execute.kube.manifests import Manifest, Recipe, stamp, tombstone
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.slow_starts import Run, Waiting
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import AlreadyThereError, CallerError
 from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.kube")
@@ -172,7 +172,7 @@ class Starting(Waiting):
             return None
         if pod is not None and (pods.identity_of(pod) != run.spec.identity or pod.annotation(pods.TOMBSTONE)):
             theirs = pods.identity_of(pod) or "none of ours"
-            raise CallerError(
+            raise AlreadyThereError(
                 f"there is a pod {run.name} already, which is not this run's ({theirs})",
                 where=self.shared.namespace,
                 remedy="remove it, or give the pipeline an app of its own",

@@ -29,7 +29,7 @@ from datatask.engine.api.repositories import BlobRepository, MetadataRepository,
 from datatask.engine.api.tasks import EngineTask, Retry, ViewRepository
 from datatask.engine.ports import Runner, Sink
 from datatask.schema.definition import Conflicts, DoneShape
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, NotPossibleError
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 
@@ -160,7 +160,7 @@ class KubeTask(EngineTask):
         self._sketch()
         self.job_resources  # noqa: B018 - raises where the requests are missing
         if self.logs is not None and not self.logs.is_blob():
-            raise CallerError("the logs repository does not hold bytes", where=self.name)
+            raise NotPossibleError("the logs repository does not hold bytes", where=self.name)
 
     async def build(self, job: str) -> Manifest:
         """Return the manifest of a job's pod, as the template makes it; infos of links are fetched as it uses them."""

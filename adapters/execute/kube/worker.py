@@ -35,7 +35,7 @@ from datatask.engine.api.session import Session
 from datatask.engine.ports import Blobs
 from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.engine.runtime.calls import error_detail, error_info
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, NotPossibleError
 from datatask.schema.events import ABSENT, Ending, ErrorInfo
 from datatask.schema.messages import Write
 
@@ -175,16 +175,16 @@ class PodBinding:
 
     async def put(self, repository_id: str, write: Write) -> None:
         """Outside a run a worker writes nothing."""
-        raise CallerError("a function in a pod writes within its run only", where=repository_id)
+        raise NotPossibleError("a function in a pod writes within its run only", where=repository_id)
 
     async def delete(self, repository_id: str, job: str) -> None:
         """Outside a run a worker deletes nothing."""
-        raise CallerError("a function in a pod deletes within its run only", where=repository_id)
+        raise NotPossibleError("a function in a pod deletes within its run only", where=repository_id)
 
     def _input(self, repository_id: str, job: str) -> Input:
         found = self._inputs.get(repository_id)
         if found is None or job != self._job:
-            raise CallerError(
+            raise NotPossibleError(
                 f"{repository_id} lives in the engine: a pod has the values of its own job, {self._job}, in the function's links",
                 where=job,
                 remedy="use a repository with a store that the pod reaches",

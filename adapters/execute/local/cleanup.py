@@ -25,7 +25,7 @@ from datatask.adapters.execute.base.targets import Leftover
 from datatask.adapters.execute.local import cgroups
 from datatask.adapters.execute.local.owners import Owners
 from datatask.adapters.execute.local.process_tree import MARK, ROUNDS_MAX, family, kill_all
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import InvalidValueError
 
 MACHINE_ID = Path("/etc/machine-id")
 
@@ -46,7 +46,7 @@ def _state_folder() -> Path:
         return Path(given)  # a relative one is to be ignored, says its specification
     home = os.environ.get("HOME", "") or _home_by_user()
     if not home.startswith("/"):
-        raise CallerError(
+        raise InvalidValueError(
             f"this user (uid {os.getuid()}) has no home folder, so there is no place for the runs of processes",
             where="LocalLinuxManager",
             remedy="pass local_path=, or set XDG_STATE_HOME to a folder of this user's own",

@@ -18,13 +18,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.errors import (
+    CallerError,
+    DatataskError,
+    InvalidValueError,
+    NotInstalledError,
+    TemporaryError,
+)
 from datatask.schema.resources import Resources
 
 try:
     import asyncssh
 except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
-    raise CallerError(
+    raise NotInstalledError(
         "SSH needs asyncssh, which is not installed", remedy="pip install 'datatask-engine[ssh]'"
     ) from missing
 
@@ -56,7 +62,7 @@ class SSHHost:
     def __post_init__(self) -> None:
         """Refuse what is no address."""
         if isinstance(self.address, str) and _ADDRESS.fullmatch(self.address) is None:
-            raise CallerError(f"{self.address!r} is no SSH address", remedy="write [user@]host[:port]")
+            raise InvalidValueError(f"{self.address!r} is no SSH address", remedy="write [user@]host[:port]")
         if not isinstance(self.address, str) and not callable(self.address):
             raise CallerError(
                 f"ssh is a {type(self.address).__name__}",
@@ -148,7 +154,7 @@ class SSHHost:
         """Say which key the host shows, and how to trust it."""
         reason = error.reason if isinstance(error, asyncssh.DisconnectError) else str(error)
         if shown.key is None:  # it was never asked about the host itself
-            return CallerError(
+            return InvalidValueError(
                 f"a host on the way there is not known, or its key is not the one that is known ({reason})",
                 where=self.label,
                 remedy="try `ssh` with the same address: it names the jump host and its key; compare and trust it",
@@ -168,7 +174,7 @@ class SSHHost:
                 where=self.label,
                 remedy=f"ask its owner; if the new key is right: ssh-keygen -R {_known_as(host, port)}, then {trust}",
             )
-        return CallerError(
+        return InvalidValueError(
             f"the host is not known ({reason})",
             where=self.label,
             remedy=f"compare {text} with what its owner says, then trust it: {trust}",

@@ -36,7 +36,7 @@ from datatask.adapters.execute.ssh.link import (
     prepare,
 )
 from datatask.engine.runtime.services import Service, current
-from datatask.schema.errors import CallerError, DatataskError, TemporaryError
+from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.processes")
@@ -143,7 +143,7 @@ class Target:
         key = self.host.address, self.label, self._app, self._path
         other = _at_work.get(key)
         if other is not None and other._users > 0:
-            raise CallerError(
+            raise InvalidValueError(
                 f"two managers of the app {self._app!r} use it at once, with {self.host.differs(other.host)}",
                 where=self.label,
                 remedy="use one manager for both, or give one of them another app name",
@@ -260,7 +260,7 @@ class Target:
         """
         for name in environ or ():
             if _VARIABLE.fullmatch(name) is None:
-                raise CallerError(
+                raise InvalidValueError(
                     f"a shell cannot set the variable {name!r:.80}",
                     where=self.label,
                     remedy="use letters, digits and _ in the names of environ",

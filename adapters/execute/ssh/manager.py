@@ -28,7 +28,7 @@ from datatask.adapters.execute.ssh.link import let_go, open_sftp
 from datatask.adapters.execute.ssh.placing import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
 from datatask.engine.ports import Runner
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.ids import check_name
 from datatask.schema.resources import Resources
 
@@ -66,7 +66,7 @@ class SSHLinuxManager(AbstractProcessManager):
             )
         self.remote_path = os.fspath(remote_path)
         if not self.remote_path or set(self.remote_path) & set("\n\r\0"):
-            raise CallerError(f"{self.remote_path!r} is no remote_path", where=app)
+            raise InvalidValueError(f"{self.remote_path!r} is no remote_path", where=app)
         key = (app, self.remote_path, *((host.address, host.label) for host in self.hosts))
         shared = _hosts.get(key)
         if shared is None or shared.hosts != self.hosts:
