@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from datatask.adapters.sim.scenario import Machines, Scenario
 from datatask.adapters.sim.simulate import simulate_inputs
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import UnknownNameError, one_of
 from datatask.schema.units import NANO
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: fl
     raise UnknownNameError(
         f"there is no limit {name}",
         where=f"scenario {scenario.name}",
-        remedy="use one of: " + ", ".join(limits_of(definition, scenario)),
+        remedy=one_of(limits_of(definition, scenario), name),
     )
 
 

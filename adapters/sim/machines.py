@@ -18,7 +18,7 @@ from datatask.adapters.sim.random_streams import stream
 from datatask.adapters.sim.scenario import Machines, Scenario
 from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest, latency_left
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import UnknownNameError
+from datatask.schema.errors import UnknownNameError, one_of
 
 Request = dict[str, int]
 
@@ -124,7 +124,7 @@ class Pools:
                 raise UnknownNameError(
                     f"{task.name} is to run on {name}, and there are no such machines",
                     where=f"scenario {scenario.name}",
-                    remedy="use one of: " + ", ".join(sorted(pools)),
+                    remedy=one_of(pools, name),
                 )
             self._of.append(self._all[0] if name is None else pools[name])
         self._where: dict[int, tuple[Machine, int]] = {}

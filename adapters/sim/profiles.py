@@ -15,7 +15,7 @@ from datatask.adapters.sim.random_streams import Chance
 from datatask.adapters.sim.recording import Recording, TaskRecord
 from datatask.adapters.sim.scenario import Scenario
 from datatask.schema.definition import In, PipelineDef, TaskDef
-from datatask.schema.errors import InvalidValueError, UnknownNameError
+from datatask.schema.errors import InvalidValueError, UnknownNameError, one_of
 from datatask.schema.units import SECOND
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def known(name: str, those: Mapping[str, T], what: str, scenario: Scenario) -> T
         raise UnknownNameError(
             f"there is no {what} {name}",
             where=f"scenario {scenario.name}",
-            remedy="use one of: " + ", ".join(sorted(those)),
+            remedy=one_of(those, name),
         )
     return those[name]
 
@@ -193,7 +193,7 @@ class ProfileBuilder:
         raise UnknownNameError(
             f"{self.task.name} has no output {name}",
             where=f"scenario {self.scenario.name}",
-            remedy="use one of: " + ", ".join(self._usual()),
+            remedy=one_of(self._usual(), name),
         )
 
     def _spawned(self) -> dict[str, Distribution | int]:

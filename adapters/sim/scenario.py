@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from datatask.adapters.sim.distributions import Distribution, as_distribution
-from datatask.schema.errors import CallerError, InvalidValueError
+from datatask.schema.errors import CallerError, InvalidValueError, one_of
 from datatask.schema.events import Outcome
 from datatask.schema.ids import check_job
 
@@ -88,7 +88,7 @@ class TaskScenario:
         for outcome, weight in self.weights().items():
             if outcome not in get_args(Outcome):
                 raise InvalidValueError(
-                    f"{outcome!r} is not an outcome", remedy="use one of: " + ", ".join(get_args(Outcome))
+                    f"{outcome!r} is not an outcome", remedy=one_of(get_args(Outcome), outcome)
                 )
             if not weight >= 0:
                 raise InvalidValueError(f"the weight of {outcome} is {weight:g}", remedy="give 0 or more")

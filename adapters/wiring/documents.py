@@ -70,14 +70,14 @@ def duration(value: Any) -> Any:
     """Seconds or a distribution."""
     if not isinstance(value, Mapping):
         return seconds.read(value)
-    known = ", ".join([*DISTRIBUTIONS, "empirical"])
+    known = [*DISTRIBUTIONS, "empirical"]
     if len(value) != 1:
-        raise InvalidValueError("is not one distribution", remedy=f"use one of {known}")
+        raise InvalidValueError("is not one distribution", remedy=one_of(known))
     ((shape, numbers),) = value.items()
     if shape == "empirical":
         return Empirical(tuple(_below(shape, numbers, list[seconds])))  # type: ignore[valid-type]
     if shape not in DISTRIBUTIONS:
-        raise InvalidValueError(f"has no distribution {shape}", remedy=f"use one of {known}")
+        raise InvalidValueError(f"has no distribution {shape}", remedy=one_of(known, shape))
     made, names = DISTRIBUTIONS[shape]
     if not isinstance(numbers, Mapping):
         row = numbers if isinstance(numbers, list) else [numbers]
