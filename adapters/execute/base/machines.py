@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datatask.engine.api.repositories import BlobRepository
-from datatask.schema.messages import RunSpec
+from datatask.schema.messages import RunSpec, Write
 from datatask.schema.resources import Resources
 
 
@@ -54,6 +54,17 @@ class Recipe:
         """What keeps a run's outputs, by stream."""
         found = {"stdout": self.stdout, "stderr": self.stderr}
         return {name: repo for name, repo in found.items() if isinstance(repo, BlobRepository)}
+
+    def writes(self, job: str, contents: Mapping[str, bytes | Path | None]) -> tuple[Write, ...]:
+        """Return what goes into the repositories, of what a run's streams contain."""
+        found = []
+        for name, repository in self.outputs.items():
+            content = contents.get(name)
+            if isinstance(content, bytes):
+                found.append(Write(repository=repository.id, job=job, data=content, size=len(content)))
+            elif content is not None:
+                found.append(Write(repository=repository.id, job=job, source=content))
+        return tuple(found)
 
 
 class Machine(ABC):

@@ -28,18 +28,15 @@ from datatask.adapters.execute.base.endings import (
     unstarted_ending,
 )
 from datatask.adapters.execute.base.machines import STDOUT, Machine, Recipe
-from datatask.adapters.execute.base.pressure import Pressure, is_momentary
+from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.sums import fits
 from datatask.adapters.spools import Spool
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
-from datatask.engine.run_context import RunContext, current_run
-from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import Service, current
-from datatask.schema.errors import TemporaryError
-from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
-from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.messages import RunSpec
 
 logger = logging.getLogger("datatask.processes")
 
@@ -84,16 +81,13 @@ exit $code
 """
 
 
-class _Open:
+class PolledRun(TrackedRun):
+    """A run that is asked about; `refused`: the machine had no room for it, yet it may have begun."""
+
     def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self.pid = ""
-        self.reason: StopReason | None = None
-        self.codeless = 0
-        self.polls = 0
-        self.silent = False
-        self.told = False
-        self.started_at = 0
+        self.codeless = self.polls = self.started_at = 0
         self.refused = False
         self.fetched: list[Path] = []
 
@@ -105,7 +99,6 @@ class PollingRunner:
         self._manager = manager
         self._recipe = recipe
         self._poll_seconds = poll_seconds
-        self._runs: dict[int, _Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
         self._where = type(manager).__name__
@@ -113,9 +106,8 @@ class PollingRunner:
 
     async def open(self, sink: Sink) -> None:
         """Begin to ask."""
-        self._sink = sink
-        self._pressure = Pressure(self._recipe.task, sink)
         self._services = current()
+        self._runs = TrackedRuns[PolledRun](self._recipe.task, self, sink)
         self._tasks.add(self._services.keep(f"the asking of {self._where}", self._poll_for_ever))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -127,51 +119,48 @@ class PollingRunner:
     def _folder(self, spec: RunSpec) -> Path:
         return self._manager.basedir / self._recipe.task / spec.identity
 
+    # --- starting and stopping --------------------------------------------------------------------
+
     def start(self, spec: RunSpec) -> None:
         """Prepare the folder and start the process, once per identity."""
         if spec.run not in self._runs:
-            run = self._runs[spec.run] = _Open(spec)
-            self._pressure.admit(spec.run, lambda: self._begin(run))
+            self._runs.start(PolledRun(spec))
 
-    def _begin(self, run: _Open) -> None:
-        self._spawn(self._start(run))
+    def begin(self, run: PolledRun) -> None:
+        """Begin a run."""
+        self._runs.prepare(run, self._start)
+
+    def let_go(self, run: PolledRun) -> None:
+        """Look whether a run that was refused has begun all the same, before it is begun again."""
+        run.refused = True
+
+    def where(self, run: PolledRun) -> str:
+        """Return what kind of machine it is."""
+        return self._where
 
     def hold_back(self) -> Iterable[int]:
         """Return the runs that the machine has no room for."""
-        return self._pressure.waiting()
+        return self._runs.pressure.waiting()
 
-    async def _start(self, run: _Open) -> None:
+    async def _start(self, run: PolledRun) -> None:
         spec = run.spec
-        context = RunContext(spec.run, spec.task, spec.job)
-        current_run.set(context)
-        try:
-            script = await self._recipe.render(spec)
-            await self._prepare(spec, script)
-            if run.reason is not None:
-                self._end(run, stopped_ending(run.reason))
-                return
-            if run.refused and await self._read(self._folder(spec) / "pid"):
-                self._pressure.accepted(spec.run)
-                await self._adopt(run)  # it began although it was refused
-                return
-            await self._launch(run)
-        except Exception as error:
-            if is_momentary(error) and run.reason is None:
-                run.refused = True
-                self._pressure.refused(spec.run, lambda: self._begin(run), error_info(error).message)
-                return
-            if isinstance(error, TemporaryError | OSError):
-                self._end(run, Ending(outcome="lost", error=error_info(error)))
-                return
-            info = error_info(error)
-            told = ErrorInfo(type=info.type, message=f"{spec.task}[{spec.job}]: {info.message}")
-            self._end(run, Ending(outcome="refused", error=told))
+        script = await self._recipe.render(spec)
+        await self._prepare(spec, script)
+        if run.reason is not None:
+            self._runs.end(run, stopped_ending(run.reason))
             return
-        self._pressure.accepted(spec.run)
+        if run.refused and await self._read(self._folder(spec) / "pid"):
+            run.recovering = True
+            await self._adopt(run)
+            return
+        await self._launch(run)
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
-        self._sink(Started(spec.run, {"pid": run.pid, "folder": str(self._folder(spec))}, self._where))
+        self._tell_start(run)
         if run.reason is not None:
             await self._kill(run)
+
+    def _tell_start(self, run: PolledRun) -> None:
+        self._runs.started(run, {"pid": run.pid, "folder": str(self._folder(run.spec))})
 
     async def _prepare(self, spec: RunSpec, script: str) -> None:
         folder = self._folder(spec)
@@ -186,7 +175,7 @@ class PollingRunner:
                 while data := await source.read(BLOCK_BYTES):
                     await target.write(data)
 
-    async def _launch(self, run: _Open) -> None:
+    async def _launch(self, run: PolledRun) -> None:
         recipe, folder = self._recipe, self._folder(run.spec)
         stderr = None if recipe.stderr is None else str(folder / "stderr")
         run.pid = _text(
@@ -222,15 +211,15 @@ class PollingRunner:
 
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """Kill the process."""
-        open_run = self._runs.get(run)
-        if open_run is not None and open_run.reason is None and not open_run.told:
-            open_run.reason = reason
-            if self._pressure.withdraw(run):
-                self._end(open_run, stopped_ending(reason))
-            elif open_run.pid:
-                self._spawn(self._kill(open_run))
+        found = self._runs.get(run)
+        if found is not None and found.reason is None:
+            found.reason = reason
+            if self._runs.pressure.withdraw(run):
+                self._runs.end(found, stopped_ending(reason))
+            elif found.pid:
+                self._spawn(self._kill(found))
 
-    async def _kill(self, run: _Open) -> None:
+    async def _kill(self, run: PolledRun) -> None:
         try:
             if await self._is_ours(run):
                 program = await self._read(self._folder(run.spec) / "program")
@@ -249,15 +238,13 @@ class PollingRunner:
             service.works()
 
     async def _poll(self) -> None:
-        watched = [run for run in self._runs.values() if run.pid and not run.told]
+        watched = [run for run in self._runs if run.pid and not run.ended]
         if not watched:
             return
         try:
             alive = {_text(pid) for pid in await self._manager.get_live_pids({run.pid for run in watched})}
             for run in watched:
-                if run.silent:
-                    run.silent = False
-                    self._sink(Reachable(run.spec.run, self._where))
+                self._runs.reachable(run)
                 run.polls += 1
                 if run.pid not in alive:
                     await self._gone(run)
@@ -266,11 +253,9 @@ class PollingRunner:
                     await self._gone(run)
         except Exception as error:
             for run in watched:
-                if not run.silent and not run.told:
-                    run.silent = True
-                    self._sink(Unreachable(run.spec.run, self._where, str(error)))
+                self._runs.unreachable(run, str(error))
 
-    async def _is_ours(self, run: _Open) -> bool:
+    async def _is_ours(self, run: PolledRun) -> bool:
         """Whether the process with the run's pid is the run's, as far as its machine's /proc can be read."""
         claim = await self._read(self._folder(run.spec) / "pid") or ""
         known = [
@@ -285,7 +270,7 @@ class PollingRunner:
             return True
         return stat is None or [stat.rpartition(")")[2].split()[19], boot] == known[0][1:]
 
-    async def _gone(self, run: _Open) -> None:
+    async def _gone(self, run: PolledRun) -> None:
         folder = self._folder(run.spec)
         code = await self._read(folder / "return_code")
         noted = await self._noted(run.spec)
@@ -303,7 +288,7 @@ class PollingRunner:
         else:
             ending = exit_ending(int(code))
         if ending.outcome == "lost":
-            self._end(run, ending)
+            self._runs.end(run, ending)
             return
         if noted is None:
             ending = judged(ending, {"": "how long its outputs were was not written down when it ended"}, ())
@@ -311,11 +296,8 @@ class PollingRunner:
             ending = on_full_disk(ending)
         found, wrong = await self._fetch(run, noted or {})
         ending = judged(ending, wrong, found)
-        writes = [
-            Write(repository=self._recipe.outputs[name].id, job=run.spec.job, source=path)
-            for name, path in found.items()
-        ]
-        self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
+        writes = () if ending.outcome == "lost" else self._recipe.writes(run.spec.job, found)
+        self._runs.end(run, ending, writes)
 
     async def _noted(self, spec: RunSpec) -> dict[str, list[str]] | None:
         """Return what the shell that waited has written down of the outputs, by first word; None where that is not whole."""
@@ -323,7 +305,7 @@ class PollingRunner:
         return {words[0]: words[1:] for line in lines if (words := line.split())} if dot == "." else None
 
     async def _fetch(
-        self, run: _Open, noted: Mapping[str, list[str]]
+        self, run: PolledRun, noted: Mapping[str, list[str]]
     ) -> tuple[dict[str, Path], dict[str, str]]:
         """Return the outputs, and what is wrong with those of which not all is there."""
         found: dict[str, Path] = {}
@@ -357,28 +339,13 @@ class PollingRunner:
                     file.write(data)
                 return file.tell()
 
-    def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
-        if not run.told:
-            run.told = True
-            self._pressure.accepted(run.spec.run)
-            self._pressure.freed()
-            outcome: Outcome = ending.outcome
-            told = Ending(
-                outcome=outcome,
-                exit_code=ending.exit_code,
-                error=ending.error,
-                ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
-                where=self._where,
-                detail=ending.detail,
-            )
-            self._sink(Ended(run.spec.run, told, writes))
-
     # --- other engines ----------------------------------------------------------------------------
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
         """Find each run's process by the pid in its folder; what never claimed its folder never will."""
-        runs = [_Open(spec) for spec in specs]
-        self._runs.update((run.spec.run, run) for run in runs)
+        await self._recover([self._runs.recover(PolledRun(spec)) for spec in specs])
+
+    async def _recover(self, runs: list[PolledRun]) -> None:
         try:
             for run in runs:
                 await self._manager.mkdir(self._folder(run.spec) / "claim")
@@ -388,37 +355,36 @@ class PollingRunner:
                 await self._adopt(run)
         except Exception as error:
             for run in runs:
-                if not run.pid and not run.told:
-                    self._sink(Unreachable(run.spec.run, self._where, str(error)))
+                if not run.pid and not run.ended:
+                    self._runs.unreachable(run, str(error))
                     self._spawn(self._recover_later(run))
 
-    async def _recover_later(self, run: _Open) -> None:
+    async def _recover_later(self, run: PolledRun) -> None:
         await asyncio.sleep(10 * self._poll_seconds)
-        await self.recover([run.spec])
+        await self._recover([run])
 
-    async def _adopt(self, run: _Open) -> None:
+    async def _adopt(self, run: PolledRun) -> None:
         folder = self._folder(run.spec)
         pid = await self._read(folder / "pid")
         if not pid:
-            self._end(run, unstarted_ending())
+            self._runs.end(run, unstarted_ending())
             return
         handle = run.spec.handle or {}
         run.pid = str(handle.get("pid") or pid.split()[0])
         over = await self._read(folder / "return_code")  # then its pid may be somebody else's
         alive = {_text(one) for one in await self._manager.get_live_pids({run.pid})}
         if not over and run.pid in alive and await self._is_ours(run):
-            self._sink(Adopted(run.spec.run, {"pid": run.pid, "folder": str(folder)}, self._where))
+            self._tell_start(run)
         else:
             run.codeless = CODE_POLLS_MAX
             await self._gone(run)
 
     def forget(self, run: int) -> None:
         """Remove the run's folder and what was fetched from it."""
-        open_run = self._runs.pop(run, None)
-        if open_run is not None:
-            for path in open_run.fetched:
+        if (found := self._runs.forget(run)) is not None:
+            for path in found.fetched:
                 path.unlink(missing_ok=True)
-            removal = asyncio.create_task(self._remove(open_run.spec))
+            removal = asyncio.create_task(self._remove(found.spec))
             self._removals.add(removal)
             removal.add_done_callback(self._removals.discard)
 
@@ -432,7 +398,7 @@ class PollingRunner:
         """Stop asking; what runs goes on. Folders of runs that are over still go, in a bounded time."""
         if self._removals:
             await asyncio.wait(self._removals, timeout=REMOVAL_SECONDS)
-        self._pressure.close()
+        await self._runs.close()
         tasks = [*self._tasks, *self._removals]
         for task in tasks:
             task.cancel()

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Call:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[Any] | None = None
+    _outcome: Future[Outcome] = field(default_factory=Future)
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -65,9 +67,19 @@ class Call:
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
+    def take_back(self) -> Future[Outcome] | None:
+        """Keep a call from beginning that an executor was given; return its outcome to be if it has begun already."""
+        with self._lock:
+            self.cancelled = not self._outcome.running() and not self._outcome.done()
+            return None if self.cancelled else self._outcome
+
     def make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
         """Call the function in a fresh event loop and a fresh context; nothing that it does gets out."""
-        return contextvars.Context().run(self._make, func, arguments)
+        with self._lock:
+            self._outcome.set_running_or_notify_cancel()
+        outcome = contextvars.Context().run(self._make, func, arguments)
+        self._outcome.set_result(outcome)
+        return outcome
 
     def _make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
         current_run.set(self.context)

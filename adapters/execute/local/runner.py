@@ -10,9 +10,10 @@ on a kernel before 6.15, is not known, and it counts as lost.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from datatask.adapters.execute.base.endings import (
     OUT_OF_MEMORY_PERHAPS,
@@ -25,37 +26,26 @@ from datatask.adapters.execute.base.endings import (
     unstarted_ending,
 )
 from datatask.adapters.execute.base.machines import STDOUT, Recipe
-from datatask.adapters.execute.base.pressure import NO_ROOM, OCCUPIED, Pressure, is_momentary
+from datatask.adapters.execute.base.pressure import NO_ROOM, OCCUPIED
+from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.local import collect, folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
-from datatask.engine.run_context import RunContext, current_run
-from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
-from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.messages import RunSpec
 from datatask.schema.units import SECOND
 
 WHERE = "local"
 OF_THE_ORIGINAL = "if it was started, it was for the log of which this is a copy"
 
 
-class _Open:
-    """One run between start and forget."""
+class LocalRun(TrackedRun):
+    """A run on this machine; `grace` is that of its stop, in nanoseconds."""
 
-    __slots__ = ("collecting", "preparing", "reads", "spec", "started", "stop", "told")
-
-    def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
-        self.preparing: asyncio.Task[None] | None = None
-        self.collecting: asyncio.Task[None] | None = None
-        self.stop: Message | None = None
-        self.reads: dict[str, int] | None = None
-        self.started = False
-        self.told = False
+    grace = 0
 
 
 class LocalRunner:
@@ -64,96 +54,60 @@ class LocalRunner:
     def __init__(self, client: LauncherClient, recipe: Recipe) -> None:
         self._client = client
         self._recipe = recipe
-        self._runs: dict[int, _Open] = {}
-        self._by_identity: dict[str, _Open] = {}
-        self._recovering: set[str] = set()
-        self._answered = asyncio.Event()
         self._swept = False
 
     async def open(self, sink: Sink) -> None:
         """Make the directory; the launcher is started with the first run."""
-        self._sink = sink
-        self._loop = asyncio.get_running_loop()
         self._services = current()
         await asyncio.to_thread(self._client.prepare)
         self._client.attach()
         self._client.environment(self._recipe.task, self._recipe.environ)
-        self._pressure = Pressure(self._recipe.task, sink)
-
-    def _take(self, spec: RunSpec) -> _Open:
-        run = _Open(spec)
-        self._runs[spec.run] = self._by_identity[spec.identity] = run
-        return run
+        self._runs = TrackedRuns[LocalRun](self._recipe.task, self, sink)
 
     def _sweep(self, keep: list[str]) -> None:
         if not self._swept:
             self._swept = True
             self._client.tell({"op": "sweep", "task": self._recipe.task, "keep": keep})
 
+    # --- starting and stopping --------------------------------------------------------------------
+
     def start(self, spec: RunSpec) -> None:
         """Render, make the folder, and ask the launcher to start it; once per identity."""
         if spec.run not in self._runs:
-            run = self._take(spec)
-            self._pressure.admit(spec.run, lambda: self._begin(run))
+            self._runs.start(LocalRun(spec))
 
-    def _begin(self, run: _Open) -> None:
-        run.preparing = self._loop.create_task(self._prepare(run))
-        self._services.mind(run.preparing, "the start of a local run")
+    def begin(self, run: LocalRun) -> None:
+        """Begin a run."""
+        self._runs.prepare(run, self._prepare)
 
-    def _refused_for_now(self, run: _Open, why: str, reason: str = NO_ROOM) -> None:
-        """Nothing was begun: it is begun again when there may be room."""
+    def let_go(self, run: LocalRun) -> None:
+        """Ask the launcher nothing more about a run."""
         self._client.done(run.spec.identity)
-        if run.stop is not None:
-            self._end(run, stopped_ending(run.stop["reason"]))
-        else:
-            self._pressure.refused(run.spec.run, lambda: self._begin(run), why, reason)
+
+    def where(self, run: LocalRun) -> str:
+        """Return what this machine is called."""
+        return WHERE
 
     def hold_back(self) -> Iterable[int]:
         """Return the runs that the machine has no room for."""
-        return self._pressure.waiting()
+        return self._runs.pressure.waiting()
 
-    async def _prepare(self, run: _Open) -> None:
+    async def _prepare(self, run: LocalRun) -> None:
         spec, recipe = run.spec, self._recipe
-        context = RunContext(spec.run, spec.task, spec.job)
-        current_run.set(context)
-        try:
-            self._client.own(spec.identity, spec.log)
-            script = await recipe.render(spec)
-            folder = str(self._client.folder(spec.identity))
-            folders.make(folder)
-            folders.write(folder + "/exe", 0o700, script.encode())
-            if recipe.stdin is not None:
-                folders.write(folder + "/stdin", 0o600, b"")
-                async with recipe.stdin.open(spec.job, "rb") as source:
-                    with open(folder + "/stdin", "wb") as file:
-                        while data := await source.read(BLOCK_BYTES):
-                            file.write(data)
-        except asyncio.CancelledError:
-            return
-        except (TemporaryError, OSError, MemoryError, RuntimeError) as error:
-            if is_momentary(error):
-                run.preparing = None
-                self._refused_for_now(run, error_info(error).message)
-            elif isinstance(error, TemporaryError | OSError):
-                self._end(run, Ending(outcome="lost", error=error_info(error), where=WHERE))
-            else:
-                self._refused(run, error)
-            return
-        except Exception as error:
-            self._refused(run, error)
-            return
-        finally:
-            run.preparing = None
-        if run.told:
-            return
-        run.reads = context.reads or None
-        self._sweep([])
-        self._client.ask(spec.identity, self._question(spec), self)
-
-    def _refused(self, run: _Open, error: BaseException) -> None:
-        info = error_info(error)
-        told = ErrorInfo(type=info.type, message=f"{run.spec.task}[{run.spec.job}]: {info.message}")
-        self._end(run, Ending(outcome="refused", error=told, where=WHERE))
+        self._client.own(spec.identity, spec.log)
+        script = await recipe.render(spec)
+        folder = str(self._client.folder(spec.identity))
+        folders.make(folder)
+        folders.write(folder + "/exe", 0o700, script.encode())
+        if recipe.stdin is not None:
+            folders.write(folder + "/stdin", 0o600, b"")
+            async with recipe.stdin.open(spec.job, "rb") as source:
+                with open(folder + "/stdin", "wb") as file:
+                    while data := await source.read(BLOCK_BYTES):
+                        file.write(data)
+        if not run.ended:
+            self._sweep([])
+            self._client.ask(spec.identity, self._question(spec), self)
 
     def _question(self, spec: RunSpec) -> Message:
         recipe = self._recipe
@@ -175,99 +129,68 @@ class LocalRunner:
 
     def stop(self, run: int, reason: StopReason, grace: int) -> None:
         """TERM to the run's process group, KILL to its session after the grace."""
-        open_run = self._runs.get(run)
-        if open_run is None or open_run.told or open_run.collecting is not None:
+        found = self._runs.get(run)
+        if found is None or found.over:
             return
-        if self._pressure.withdraw(run) or open_run.preparing is not None:
-            if open_run.preparing is not None:
-                open_run.preparing.cancel()
-            self._end(open_run, stopped_ending(reason))
-            return
-        open_run.stop = {
-            "op": "stop",
-            "id": open_run.spec.identity,
-            "grace": grace / SECOND,
-            "reason": reason,
-        }
-        self._client.tell(open_run.stop)
+        found.reason, found.grace = reason, grace
+        if self._runs.pressure.withdraw(run) or found.work is not None:
+            if found.work is not None:
+                found.work.cancel()
+            self._runs.end(found, stopped_ending(reason))
+        else:
+            self._tell_stop(found)
+
+    def _tell_stop(self, run: LocalRun) -> None:
+        grace = run.grace / SECOND
+        self._client.tell({"op": "stop", "id": run.spec.identity, "grace": grace, "reason": run.reason})
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
-        """Ask the launcher about each run; what nobody started is barred from starting and lost."""
+        """Ask the launcher about each run; one that it has not started is barred from starting and lost."""
         listed = list(specs)
         for spec in listed:
             self._client.own(spec.identity, spec.log)
-            self._take(spec)
-            self._recovering.add(spec.identity)
+            self._runs.recover(LocalRun(spec))
             self._client.ask(spec.identity, {"op": "settle", "id": spec.identity}, self)
         self._sweep([spec.identity for spec in listed])
-        while self._recovering:
-            self._answered.clear()
-            await self._answered.wait()
+        await self._runs.accounted()
 
     def forget(self, run: int) -> None:
         """Remove the run's folder and record."""
-        open_run = self._runs.pop(run, None)
-        if open_run is not None:
-            self._by_identity.pop(open_run.spec.identity, None)
-            self._client.forget(open_run.spec.identity)
+        if (found := self._runs.forget(run)) is not None:
+            self._client.forget(found.spec.identity)
 
     async def close(self, *, abandon: bool = False) -> None:
         """Let go: what is not handed to the launcher yet is never started, what runs goes on."""
-        working = [
-            task
-            for run in self._runs.values()
-            for task in (run.preparing, run.collecting)
-            if task is not None
-        ]
-        self._pressure.close()
-        for task in working:
-            task.cancel()
-        if working:
-            await asyncio.wait(working, timeout=5.0)
-        self._runs.clear()
-        self._by_identity.clear()
+        await self._runs.close()
         await self._client.detach()
 
     # --- what the launcher says -------------------------------------------------------------------
 
     def on_message(self, identity: str, message: Message) -> None:
         """Turn the launcher's answer into a fact."""
-        run = self._by_identity.get(identity)
-        if run is None or run.told or run.collecting is not None:
+        run = self._runs.named(identity)
+        if run is None or run.over:
             return
         if "started" in message:
-            self._started(run, message)
+            self._client.settle_later(identity)
+            if run.reason is not None:  # it may have been lost with a launcher
+                self._tell_stop(run)
+            handle = {key: message[key] for key in ("pid", "start", "boot")}
+            self._runs.started(run, handle, message["began"])
         elif "ended" in message:
             self._ended(run, message)
         elif "refused" in message and message["temporary"]:
-            self._refused_for_now(run, message["message"], OCCUPIED if message.get("occupied") else NO_ROOM)
+            self._runs.no_room(run, message["message"], OCCUPIED if message.get("occupied") else NO_ROOM)
         elif "refused" in message:
             error = ErrorInfo(type="Refused", message=f"it could not be started: {message['message']}")
-            self._end(run, Ending(outcome="refused", error=error, where=WHERE))
+            self._runs.end(run, Ending(outcome="refused", error=error))
         elif "moved" in message:
-            self._begin(run)
+            self.begin(run)
         elif "absent" in message:
             why = message.get("why") or (OF_THE_ORIGINAL if self._client.is_of_a_copy else UNSTARTED)
-            self._end(run, unstarted_ending(why))
+            self._runs.end(run, unstarted_ending(why))
 
-    def _started(self, run: _Open, message: Message) -> None:
-        handle = {key: message[key] for key in ("pid", "start", "boot")}
-        self._client.settle_later(run.spec.identity)
-        if run.stop is not None:  # it may have been lost with a launcher
-            self._client.tell(run.stop)
-        known, run.started = run.started, True
-        self._pressure.accepted(run.spec.run)
-        if run.spec.identity in self._recovering:
-            self._recovered(run)
-            self._sink(Adopted(run.spec.run, handle, WHERE))
-        elif not known:
-            self._sink(Started(run.spec.run, handle, WHERE, message["began"]))
-
-    def _recovered(self, run: _Open) -> None:
-        self._recovering.discard(run.spec.identity)
-        self._answered.set()
-
-    def _ended(self, run: _Open, message: Message) -> None:
+    def _ended(self, run: LocalRun, message: Message) -> None:
         reason, code = message["stopped"], message["code"]
         began, usage = message["began"], message["usage"] or None
         if reason is not None:
@@ -282,23 +205,15 @@ class LocalRunner:
             ending = exit_ending(code, message["why"] or perhaps)
         if message.get("full"):
             ending = on_full_disk(ending)
-        told = Ending(
-            outcome=ending.outcome,
-            exit_code=ending.exit_code,
-            error=ending.error,
-            started_at=began,
-            ended_at=message["at"],
-            usage=usage,
-            reads=run.reads,
-            where=WHERE,
-            detail=ending.detail,
+        ending = msgspec.structs.replace(
+            ending, started_at=began, ended_at=message["at"], usage=usage, reads=run.reads, where=WHERE
         )
-        if told.outcome == "lost":
-            self._end(run, told)
+        if ending.outcome == "lost":
+            self._runs.end(run, ending)
         else:
-            self._collect(run, told, message)
+            self._collect(run, ending, message)
 
-    def _collect(self, run: _Open, ending: Ending, message: Message) -> None:
+    def _collect(self, run: LocalRun, ending: Ending, message: Message) -> None:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
         identity, names = run.spec.identity, self._recipe.outputs
         outputs = collect.outputs_of(message, self._client.folder(identity), names)
@@ -310,52 +225,29 @@ class LocalRunner:
                 identity, f"{self._client.directory} was moved with its project; the next `run` there goes on"
             )
         else:
-            run.collecting = self._loop.create_task(self._rescue(run, ending, outputs, wrong))
-            self._services.mind(run.collecting, "the collecting of a local run's output")
+            run.over = True
+            run.work = asyncio.get_running_loop().create_task(self._rescue(run, ending, outputs, wrong))
+            self._services.mind(run.work, "the collecting of a local run's output")
 
     async def _rescue(
-        self, run: _Open, ending: Ending, outputs: dict[str, collect.Output], wrong: dict[str, str]
+        self, run: LocalRun, ending: Ending, outputs: dict[str, collect.Output], wrong: dict[str, str]
     ) -> None:
         found, missing = await asyncio.to_thread(collect.collect, outputs)
         self._collected(run, ending, found, wrong | missing)
 
-    def _collected(self, run: _Open, ending: Ending, found: dict[str, Path], wrong: dict[str, str]) -> None:
-        repositories = self._recipe.outputs
+    def _collected(
+        self, run: LocalRun, ending: Ending, found: dict[str, Path], wrong: dict[str, str]
+    ) -> None:
         ending = judged(ending, wrong, found)
-        writes = [
-            Write(repository=repositories[name].id, job=run.spec.job, source=path)
-            for name, path in found.items()
-        ]
-        self._end(run, ending, tuple(writes) if ending.outcome != "lost" else ())
-
-    def _end(self, run: _Open, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
-        if run.told:
-            return
-        run.told = True
-        self._pressure.accepted(run.spec.run)
-        self._pressure.freed()
-        self._recovered(run)
-        self._client.done(run.spec.identity)
-        if ending.ended_at is None:
-            ending = Ending(
-                outcome=ending.outcome,
-                error=ending.error,
-                ended_at=time.time_ns(),  # noqa: TID251 - the runner's clock
-                reads=run.reads,
-                where=WHERE,
-                detail=ending.detail,
-            )
-        self._sink(Ended(run.spec.run, ending, writes))
+        writes = () if ending.outcome == "lost" else self._recipe.writes(run.spec.job, found)
+        self._runs.end(run, ending, writes)
 
     def on_silence(self, identity: str, message: str) -> None:
         """Say that the run cannot be watched."""
-        run = self._by_identity.get(identity)
-        if run is not None and not run.told:
-            self._recovered(run)
-            self._sink(Unreachable(run.spec.run, WHERE, message))
+        if (run := self._runs.named(identity)) is not None:
+            self._runs.unreachable(run, message)
 
     def on_contact(self, identity: str) -> None:
         """Say that it can be watched again."""
-        run = self._by_identity.get(identity)
-        if run is not None and not run.told:
-            self._sink(Reachable(run.spec.run, WHERE))
+        if (run := self._runs.named(identity)) is not None:
+            self._runs.reachable(run)

@@ -14,12 +14,10 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import asyncssh
 
 from datatask.adapters.execute.base.endings import exchanged
-from datatask.adapters.execute.base.machines import Recipe
 from datatask.adapters.execute.ssh.contact import LinkLostError, Target
 from datatask.adapters.execute.ssh.link import Link
 from datatask.adapters.execute.sums import fits
@@ -27,7 +25,6 @@ from datatask.adapters.spools import Spool
 from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.schema.errors import CallerError, TemporaryError
-from datatask.schema.messages import Write
 
 __all__ = ["CallerError", "LocalDiskError", "download", "upload"]
 
@@ -71,19 +68,6 @@ def differs(contents: Contents, sizes: Mapping[str, int], sums: Mapping[str, str
         if not fits(sums.get(name, ""), content, size):
             return exchanged(name)
     return ""
-
-
-def writes(recipe: Recipe, job: str, contents: Contents) -> tuple[Write, ...]:
-    """Return what goes into the repositories."""
-    found = []
-    for name, repository in recipe.outputs.items():
-        if (content := contents.get(name)) is None:
-            continue
-        where: dict[str, Any] = {"source": content}
-        if isinstance(content, bytes):
-            where = {"data": content, "size": len(content)}
-        found.append(Write(repository=repository.id, job=job, **where))
-    return tuple(found)
 
 
 def drop(contents: Contents) -> None:

@@ -1,0 +1,225 @@
+"""The skeleton of runners: a run is started once, prepared or refused, accounted for when recovered, and ended once.
+
+In: runs from the engine, errors of preparing, words of whatever watches the runs. Out: facts, each as often as the engine
+wants it. A runner owns one `TrackedRuns` and subclasses `TrackedRun` for what it needs to know of a run; how runs begin,
+and how they are watched, is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from datatask.adapters.execute.base.endings import stopped_ending
+from datatask.adapters.execute.base.pressure import NO_ROOM, Pressure, is_momentary
+from datatask.engine.ports import Sink
+from datatask.engine.run_context import RunContext, current_run
+from datatask.engine.runtime.calls import error_info
+from datatask.engine.runtime.services import current
+from datatask.schema.errors import TemporaryError
+from datatask.schema.events import Ending, ErrorInfo, StopReason
+from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
+
+CLOSE_SECONDS = 5.0
+
+
+class TrackedRun:
+    """One run between start and forget. `over`: it is known how it ended; `ended`: so is it to the engine."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.work: asyncio.Task[None] | None = None
+        self.reason: StopReason | None = None
+        self.reads: dict[str, int] | None = None
+        self.recovering = self.started = self.silent = self.over = self.ended = False
+
+
+R = TypeVar("R", bound=TrackedRun)
+C = TypeVar("C", bound=TrackedRun, contravariant=True)
+
+
+class Executes(Protocol[C]):
+    """What a runner does with one of its runs when it is time, and where the run is."""
+
+    def begin(self, run: C) -> None:
+        """Begin the run; again, when the machine had no room for it."""
+
+    def let_go(self, run: C) -> None:
+        """Ask nothing more about the run: it has ended, or its start waits for room."""
+
+    def where(self, run: C) -> str:
+        """Return where the run is, in a word, as far as that is known."""
+
+
+class TrackedRuns(Generic[R]):
+    """The runs of one runner, from its opening to its closing."""
+
+    def __init__(self, task: str, runner: Executes[R], sink: Sink) -> None:
+        self.pressure = Pressure(task, sink)
+        self._runner = runner
+        self._sink = sink
+        self._services = current()
+        self._runs: dict[int, R] = {}
+        self._by_identity: dict[str, R] = {}
+        self._unaccounted: set[int] = set()
+        self._accounted = asyncio.Event()
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(list(self._runs.values()))
+
+    def __contains__(self, run: int) -> bool:
+        return run in self._runs
+
+    def get(self, run: int) -> R | None:
+        """Return a run that has not ended."""
+        found = self._runs.get(run)
+        return None if found is None or found.ended else found
+
+    def named(self, identity: str) -> R | None:
+        """Return a run that has not ended, by its identity."""
+        found = self._by_identity.get(identity)
+        return None if found is None or found.ended else found
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self, run: R) -> None:
+        """Begin a run that is not tracked yet, or have it wait behind others that the machine has no room for."""
+        self._track(run)
+        self.pressure.admit(run.spec.run, lambda: self._runner.begin(run))
+
+    def _track(self, run: R) -> None:
+        self._runs[run.spec.run] = self._by_identity[run.spec.identity] = run
+
+    def prepare(self, run: R, work: Callable[[R], Awaitable[None]]) -> None:
+        """Do what a start takes, in the run's context; where it fails, the run waits for room or ends."""
+        run.work = asyncio.get_running_loop().create_task(self._prepare(run, work))
+        self._services.mind(run.work, f"the start of a run of {run.spec.task}")
+
+    async def _prepare(self, run: R, work: Callable[[R], Awaitable[None]]) -> None:
+        context = RunContext(run.spec.run, run.spec.task, run.spec.job)
+        current_run.set(context)
+        try:
+            await work(run)
+            run.reads = context.reads or None
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            run.work = None
+            self.failed(run, error)
+        finally:
+            run.work = None
+
+    def failed(self, run: R, error: BaseException) -> None:
+        """A start failed, and nothing of it has begun."""
+        if is_momentary(error):
+            self.no_room(run, error_info(error).message)
+        else:
+            self.end(run, unprepared_ending(run.spec, error))
+
+    def no_room(self, run: R, why: str, reason: str = NO_ROOM) -> None:
+        """Begin a run later, since the machine or the target refuses it for the moment."""
+        if run.ended:
+            return
+        if run.reason is not None:
+            self.end(run, stopped_ending(run.reason))
+            return
+        self._runner.let_go(run)
+        self.pressure.refused(run.spec.run, lambda: self._runner.begin(run), why, reason)
+
+    def started(self, run: R, handle: Mapping[str, str | int], began: int | None = None) -> None:
+        """The run's process is there: tell of a start, or of what was recovered, once."""
+        self.pressure.accepted(run.spec.run)
+        known, run.started = run.started, True
+        if run.recovering:
+            self._account(run)
+            self._sink(Adopted(run.spec.run, dict(handle), self._runner.where(run)))
+        elif not known:
+            run.silent = False
+            self._sink(Started(run.spec.run, dict(handle), self._runner.where(run), began))
+
+    # --- recovering -------------------------------------------------------------------------------
+
+    def recover(self, run: R) -> R:
+        """Track a run of an earlier engine, until it has started, ended or cannot be watched."""
+        self._track(run)
+        run.recovering = True
+        self._unaccounted.add(run.spec.run)
+        return run
+
+    def _account(self, run: R) -> None:
+        run.recovering = run.silent = False
+        self._accounted_for(run)
+
+    def _accounted_for(self, run: R) -> None:
+        self._unaccounted.discard(run.spec.run)
+        self._accounted.set()
+
+    async def accounted(self) -> None:
+        """Wait until each run that is recovered is accounted for."""
+        while self._unaccounted:
+            self._accounted.clear()
+            await self._accounted.wait()
+
+    # --- silence ----------------------------------------------------------------------------------
+
+    def unreachable(self, run: R, message: str, where: str = "") -> None:
+        """Tell that a run cannot be watched."""
+        if not run.silent and not run.ended:
+            run.silent = True
+            self._accounted_for(run)
+            self._sink(Unreachable(run.spec.run, where or self._runner.where(run), message))
+
+    def reachable(self, run: R, where: str = "") -> None:
+        """Tell that it can be watched again."""
+        if run.silent and not run.ended:
+            run.silent = False
+            self._sink(Reachable(run.spec.run, where or self._runner.where(run)))
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def end(self, run: R, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
+        """Tell how a run ended, once; an ending that says no time is of now."""
+        if run.ended:
+            return
+        run.over = run.ended = True
+        self._account(run)
+        self.pressure.accepted(run.spec.run)
+        self.pressure.freed()
+        self._runner.let_go(run)
+        if ending.ended_at is None:
+            now = time.time_ns()  # noqa: TID251 - the runner's clock
+            where = self._runner.where(run)
+            ending = msgspec.structs.replace(ending, ended_at=now, reads=run.reads, where=where)
+        self._sink(Ended(run.spec.run, ending, writes))
+
+    def forget(self, run: int) -> R | None:
+        """Track a run no more; return it."""
+        found = self._runs.pop(run, None)
+        if found is not None:
+            self._by_identity.pop(found.spec.identity, None)
+        return found
+
+    async def close(self) -> None:
+        """Track nothing any more: starts that are not handed over never are."""
+        self.pressure.close()
+        working = [run.work for run in self._runs.values() if run.work is not None]
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working, timeout=CLOSE_SECONDS)
+        self._runs.clear()
+        self._by_identity.clear()
+
+
+def unprepared_ending(spec: RunSpec, error: BaseException) -> Ending:
+    """Return the ending of a run whose start failed: `lost`, to be tried again, or `refused` for good."""
+    info = error_info(error)
+    if isinstance(error, TemporaryError | OSError):
+        return Ending(outcome="lost", error=info)
+    job = f"{spec.task}[{spec.job}]"
+    text = info.message if info.message.startswith(job) else f"{job}: {info.message}"
+    return Ending(outcome="refused", error=ErrorInfo(type=info.type, message=text))
