@@ -35,7 +35,7 @@ COMPARED = ("scenario", "p50", "p95", "bottleneck")
 LEFT = ("scenario", "jobs", "replications", "p10", "p50", "p90", "done_at", "bottleneck")
 COMPARED_LEFT = ("scenario", "p10", "p50", "p90", "done_at")
 REPLICATIONS = 20
-"""Where chance has to be told and nobody said how often to try."""
+"""The default where an interval is asked for."""
 
 TASKS = ("scenario", "task", "runs", "wait_p50", "wait_p95", "service_p50")
 RESOURCES = ("scenario", "resource", "utilisation")
@@ -183,7 +183,7 @@ def simulate(
 def _inputs(
     settings: Settings, source: str | None, recorded: str | None
 ) -> tuple[PipelineDef, Recording | None]:
-    """Return the definition, and what is recorded of it: of PIPELINE and LOG, else of this place's log."""
+    """Return the definition and its recording: of PIPELINE and LOG, else of this place's log."""
     from datatask.adapters.sim.simulate import inputs
 
     pipeline = None
@@ -222,7 +222,7 @@ def _one(scenarios: Iterator[Scenario], option: str) -> Scenario:
 
 
 def _scenarios(file: Path | None, vary: Sequence[str], told: dict[str, Any]) -> Iterator[Scenario]:
-    """Yield what is to be tried: the file's scenarios, changed by the options, in every combination of what varies."""
+    """Yield the file's scenarios, changed by the options, in every combination of the values of --vary."""
     from datatask.adapters.wiring.scenarios import load_scenarios, merged, scenario_of, varied
 
     over = {name: value for name, value in told.items() if value is not None and value is not False}

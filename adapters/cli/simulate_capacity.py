@@ -1,4 +1,4 @@
-"""`simulate --finish-by`: what is asked of the search for the cheapest limits, and what it found."""
+"""`simulate --finish-by`: the options of the search for the cheapest limits, and its answer."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def tell(
     run: Callable[[Scenario], Result],
     asked: CapacityOptions,
 ) -> int:
-    """Search, and print what was found; returns the exit code."""
+    """Search, print the answer, and return the exit code."""
     from datatask.adapters.sim.capacity import finish_by
 
     found = finish_by(

@@ -1,1 +1,1 @@
-"""A world that is only imagined: virtual time and runners that do what they are told."""
+"""Simulation: models of pipelines stepped in virtual time, their results and reports."""

@@ -81,7 +81,7 @@ def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: fl
 
 
 def _sized(pool: Machines, count: int) -> Machines:
-    """Return a pool of so many machines; where they differ, those that there are come again, in their order."""
+    """Return the pool with another count; machines that differ are repeated in their order."""
     again = [index % pool.count for index in range(count)]
     more: dict[str, Any] = {}
     if not isinstance(pool.speed, int | float):

@@ -139,7 +139,7 @@ def finish_by(
 
 
 class _Search:
-    """The levels of each limit, and what was found at the points that were tried."""
+    """The levels of each limit, and the result at each point tried."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class _Search:
 
     def add(self, name: str, levels: Sequence[float]) -> None:
         """Let a limit have these levels."""
-        with_limit(self.definition, self.scenario, name, 1.0)  # refuses what is none
+        with_limit(self.definition, self.scenario, name, 1.0)  # refuses an unknown limit
         found = sorted(set(levels))
         if not found or found[0] <= 0:
             raise InvalidValueError(
@@ -182,7 +182,7 @@ class _Search:
         self.too_little.clear()
 
     def add_what_binds(self) -> None:
-        """Vary the bottleneck, and what is the bottleneck with the most of that, until it is in time or nothing is left."""
+        """Vary the bottleneck, then the next one with the most of that, until it is in time or none is left."""
         self.refines = True
         while True:
             seconds, name = self.at(self.most)
@@ -221,7 +221,7 @@ class _Search:
         return self.run(scenario)
 
     def at(self, point: Point) -> tuple[float, str]:
-        """Return the seconds at a point, and what binds there; simulated once."""
+        """Return the seconds and the bottleneck at a point; simulated once."""
         values = self.values(point)
         found = self.tried.get(values)
         if found is None:
@@ -239,7 +239,7 @@ class _Search:
         return found
 
     def _keep(self, point: Point, seconds: float, binds: str) -> None:
-        """Note what is in time, in case there is no time to find a cheaper one."""
+        """Remember a point that is in time, in case the budget ends before a cheaper one is found."""
         cost = self.cost(point)
         if self.cheapest is None or cost < self.cheapest[0]:
             self.cheapest = cost, dict(zip(self.names, self.values(point), strict=True)), seconds, binds
@@ -254,7 +254,7 @@ class _Search:
         )
 
     def is_enough(self, point: Point) -> bool:
-        """Whether it is in time at a point; told without simulating where a point above is too little."""
+        """Whether it is in time at a point; not simulated where a point above is too little."""
         values = self.values(point)
         if values not in self.tried and any(_is_below(values, other) for other in self.too_little):
             return False
@@ -337,7 +337,7 @@ class _Search:
                     heapq.heappush(heap, (self.cost(dearer), dearer))
 
     def _refined(self, best: Point) -> Point:
-        """Look between the level that was found on each axis and the one below it; keep what is found as a level."""
+        """Search between the level found on each axis and the one below it; the result becomes a level."""
         coarse = self.levels
         self.levels = [
             _between(levels[index - 1] if index else 0.0, levels[index], is_whole(name))

@@ -24,7 +24,7 @@ COLOURS = 8
 
 
 class Bar(NamedTuple):
-    """One run in a lane: seconds, the number of its colour, and what its tooltip says."""
+    """One run in a lane: seconds, the number of its colour, and its tooltip."""
 
     begin: float
     end: float
@@ -159,7 +159,7 @@ def _packed(bars: Iterable[Bar]) -> tuple[list[list[Bar]], int]:
 
 
 def _joined(bars: Sequence[Bar], pixel: float) -> list[Bar]:
-    """Return the bars, those that nobody could tell apart as one."""
+    """Return the bars, those closer than a pixel as one."""
     found: list[Bar] = []
     count = 1
     for bar in bars:

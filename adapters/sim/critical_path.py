@@ -118,7 +118,7 @@ class _Walk:
             index += 1
 
     def _giver(self, index: int) -> int | None:
-        """Return the run whose end gave this one its room."""
+        """Return the run whose end freed the capacity for this one."""
         records = self.records
         mine = self.tasks[records.task[index]]
         for other in self._ended_at(records.decided_at[index], index):

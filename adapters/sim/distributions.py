@@ -207,7 +207,7 @@ class Empirical(Distribution):
 
 
 def as_distribution(told: Distribution | float | int) -> Distribution:
-    """Return what was told as a distribution: a number is a constant."""
+    """Return a value as a distribution: a number is a constant."""
     return told if isinstance(told, Distribution) else Constant(told)
 
 

@@ -79,7 +79,7 @@ EVALUATIONS_MAX = 4096
 
 
 class Logged:
-    """One simulation. `records`, `state` and what was kept are what it has come to."""
+    """One simulation; `records` and `state` are its result, and each step goes to `keep`."""
 
     def __init__(self, model: Model, world: World, keep: Callable[[Step], None]) -> None:
         self.model, self.world = model, world
@@ -305,7 +305,7 @@ class Logged:
         self.world.ended(run)
 
     def _evaluate(self, what: Evaluation) -> object:
-        """Return what user code would say: as told or recorded, else yes, no priority, and for itself."""
+        """Return the answer of user code: the scenario's or recorded one, else true, priority 0, and the job itself."""
         model, key = self.model, what.key
         if key.what == "priority":
             priority = model.profiles[self.state.tasks[key.owner].index].priority

@@ -57,7 +57,7 @@ class Machine:
         return self.up_at <= now
 
     def fits(self, request: Request) -> bool:
-        """Whether it has room for one more."""
+        """Whether one more run fits."""
         if self.single:
             return not self.running
         free = self.free
@@ -88,7 +88,7 @@ class Machine:
 
 
 class Pool:
-    """Equal machines, and who waits for one, by task."""
+    """Equal machines, and the runs that wait for one, by task."""
 
     def __init__(self, told: Machines, seed: int, replication: int) -> None:
         self.told = told
@@ -158,7 +158,7 @@ class Pools:
         self._place(pool)
 
     def _place(self, pool: Pool) -> None:
-        """Give places to those who wait, the first come first; who fits nowhere lets others pass."""
+        """Place waiting runs, first come, first served; one that fits nowhere lets others pass."""
         now, tried = self._simulator.now, set[int]()
         while True:
             heads = []

@@ -27,7 +27,7 @@ VALUE = msgspec.Raw(b'{"simulated":true}')
 NEVER = 1 << 62
 
 STARTED, ENDED, CALLED = range(3)
-"""What is due at a time: a run begins at its target, is over there, or the world moves on by itself."""
+"""Kinds of due entries: a run begins at its target, ends there, or the world has asked to be called."""
 
 
 class SimRun(msgspec.Struct, gc=False):
@@ -124,7 +124,7 @@ def fates(shape: str) -> tuple[Fate, ...]:
 
 
 class Names(Sequence[str]):
-    """The jobs' names: told, or made by number, so that a million of them need not exist."""
+    """The jobs' names: given, or made by number, so that a million of them need not exist."""
 
     def __init__(self, told: Sequence[str] = (), count: int = 0) -> None:
         self._told = list(told)
@@ -171,7 +171,7 @@ class Model:
 
 
 def output(repository: str, job: str, medium: str) -> Write:
-    """Return the write of an output that nobody made."""
+    """Return the write of a simulated output."""
     if medium == "foreign":
         return Write(repository=repository, job=job, value=ABSENT, version="simulated")
     return Write(repository=repository, job=job, value=VALUE)

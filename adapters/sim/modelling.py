@@ -43,7 +43,7 @@ RUNS_MIN, RUNS_A_JOB = 1_000_000, 1_000
 
 
 def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
-    """Return the definition with what the scenario changes; `UnknownNameError` for what is not there."""
+    """Return the definition with the scenario's changes; `UnknownNameError` for a name that it lacks."""
     tasks = {task.name: task for task in definition.tasks}
     quotas = {quota.name: quota for quota in definition.quotas}
     for name in scenario.tasks:

@@ -21,11 +21,11 @@ from datatask.schema.units import SECOND
 T = TypeVar("T")
 
 FILLS_MAX = 10
-"""At so many outputs with a likelihood each their combinations are still few."""
+"""The most outputs with a likelihood each: their combinations are still few."""
 
 
 def known(name: str, those: Mapping[str, T], what: str, scenario: Scenario) -> T:
-    """Return what has this name; `UnknownNameError` says what there is."""
+    """Return the value of a name; `UnknownNameError` lists the names."""
     if name not in those:
         raise UnknownNameError(
             f"there is no {what} {name}",

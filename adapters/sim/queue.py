@@ -1,7 +1,7 @@
 """A ready queue in columns: 20 bytes a waiting job, for a million jobs at once.
 
-In: jobs in the order in which they become ready, with position and time. Out: what `engine.core.queues.ReadyQueue` says,
-so that `choose` reads it, and the time at which a job that leaves became ready. A job that leaves out of turn is marked
+In: jobs in the order in which they become ready, with position and time. Out: what `engine.core.queues.ReadyQueue` has,
+for `choose`, and the time at which a job that leaves became ready. A job that leaves out of turn is marked
 as gone and passed over later.
 """
 
@@ -100,7 +100,7 @@ class ColumnQueue:
         return True
 
     def _by_job(self) -> dict[int, int]:
-        """Return the positions by job, kept from the first question on: who asks once asks often."""
+        """Return the positions by job, kept from the first question on: more follow."""
         if self._places is None:
             self.usual = False
             self._places = {job: position for _, position, job in self.entries()}
@@ -119,7 +119,7 @@ class ColumnQueue:
             self.head += 1
 
     def tidy(self) -> None:
-        """Give back the room of those that are gone, when they are half of all; indexes change."""
+        """Free the memory of the jobs that have left, when they are half of all; indexes change."""
         if self.head > SPENT_MAX and self.head * 2 > self.size:
             for column in (self.jobs, self.positions, self.times):
                 del column[: self.head]

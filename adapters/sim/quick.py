@@ -42,7 +42,7 @@ ARRIVED = 0
 
 
 class Quick:
-    """One simulation. `records` and `position` are what it has come to."""
+    """One simulation; `records` and `position` are its result."""
 
     def __init__(self, model: Model, world: World) -> None:
         self.model, self.world = model, world
@@ -124,7 +124,7 @@ class Quick:
         return move
 
     def _grow(self, jobs: int) -> None:
-        """Make room for so many jobs."""
+        """Lengthen the columns to a number of jobs."""
         state = self.state
         self.places.extend([self.moves.fresh] * (jobs - len(self.places)))
         cells = [
@@ -235,7 +235,7 @@ class Quick:
             batch(job, ARRIVED if entries_of is None else self._key_of_entries(entries_of(names[job])))
 
     def _arrive_alike(self, first: int, count: int) -> None:
-        """Let jobs come of which nothing is known yet: the same happens to each, so whole columns are written."""
+        """Let new jobs arrive: the same happens to each, so whole columns are written."""
         move = self._batch(first, ARRIVED)
         following, events, cells, deleted, versions, ops, _, _ = move
         assert not deleted, "who has never been anywhere is deleted nowhere"
@@ -382,7 +382,7 @@ class Quick:
                 self.world.start(run)
 
     def _start_in_plain(self, runs: list[SimRun], now: int) -> None:
-        """Do what `Plain.start` does, and `begin`, for runs of which nothing but the duration is open."""
+        """Start runs of which only the duration is random, as `Plain.start` and `begin` do."""
         heap, lanes, pushed, heappush = self.heap, self.lanes, self._pushed, heapq.heappush
         for run in runs:
             lane = lanes[run.task]

@@ -96,6 +96,6 @@ Chance = Callable[[], float]
 
 
 def stream(seed: int, replication: int, owner: str, purpose: str) -> Chance:
-    """Return the stream for a purpose of a task (or of a machine, or of nobody)."""
+    """Return the stream for a purpose of a task (or of a machine, or of none)."""
     named = f"{seed}\0{replication}\0{owner}\0{purpose}".encode()
     return Random(int.from_bytes(blake2b(named, digest_size=16).digest(), "big")).random

@@ -29,7 +29,7 @@ KINDS = (
 )
 FITTED_MIN = 8
 EXPLAINED_MIN = 0.5
-"""Size is used from so many runs on, and where it explains at least this share of the durations' variance."""
+"""Size counts from this number of runs on, and where it explains at least this share of the durations' variance."""
 
 
 class Fit(NamedTuple):
@@ -130,7 +130,7 @@ def _ended(
 ) -> None:
     record = recording.tasks.setdefault(run.task, TaskRecord())
     if started_at is None or event.outcome == "conflicted":
-        return  # it never began, or who ran beside it decided how it ended: it tells nothing of runs to come
+        return  # it never began, or runs beside it decided its end: no measure of runs to come
     seconds = max(0, event.at - started_at) / 1e9
     record.seconds.setdefault(event.outcome, []).append(seconds)
     record.exit_codes.setdefault(event.outcome, event.exit_code)

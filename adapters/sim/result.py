@@ -37,7 +37,7 @@ RUN_COLUMNS = (
 
 @dataclass
 class Result:
-    """One scenario, simulated; `notes` say what was used where there was a choice.
+    """One scenario, simulated; `notes` name the source of durations where there was a choice.
 
     `summaries` has one entry a replication, `records` the runs of the first one (None where they were not kept).
     `stuck` says, a line each, which jobs wait for what at its end, where it could not go on.
@@ -121,7 +121,7 @@ class Result:
         )
 
     def resources(self, points: int = POINTS) -> Table:
-        """Return what was in use of each limit over time: the mean in each of so many equal spans."""
+        """Return the use of each limit over time: the mean in each of a number of equal spans."""
         rows = []
         records = self._records()
         for quota in self.definition.quotas:
@@ -142,7 +142,7 @@ class Result:
         return Table(("at", "resource", "used", "limit"), rows)
 
     def queues(self, points: int = POINTS) -> Table:
-        """Return how many jobs waited for each task over time: the mean in each of so many equal spans."""
+        """Return the length of each task's queue over time: the mean in each of a number of equal spans."""
         rows = []
         records = self._records()
         for index, task in enumerate(self.definition.tasks):

@@ -25,7 +25,7 @@ Amounts = Mapping[str, float | int | str]
 
 @dataclass(frozen=True)
 class Arrivals:
-    """When jobs come: all `at_once`, as `recorded` in the log, `even`ly or at random (`poisson`), so many a second."""
+    """When jobs come: all `at_once`, as `recorded` in the log, `even`ly or at random (`poisson`), at a rate."""
 
     how: Literal["at_once", "recorded", "even", "poisson"] = "at_once"
     per_second: float = 0.0
@@ -120,7 +120,7 @@ class TaskScenario:
 
 @dataclass(frozen=True)
 class Machines:
-    """A pool of machines: `count` of them with `amounts` each, or amounts for each (nothing told: one run at a time; cpu
+    """A pool of machines: `count` of them with `amounts` each, or amounts for each (none given: one run at a time; cpu
     or mem not told: enough of it).
 
     A run takes what its task asks for (`resources`) from one machine, or waits at the target until one has it:
@@ -224,5 +224,5 @@ class Scenario:
         return replace(self, **changes)
 
     def of(self, task: str) -> TaskScenario:
-        """Return what is told of a task."""
+        """Return a task's own settings, or the default."""
         return self.tasks.get(task, self.default)

@@ -162,7 +162,7 @@ def _replicated(setup: Setup, write_log: str | Path | None, processes: int | Non
 
 
 def _notes(recording: Recording | None, scenario: Scenario) -> list[str]:
-    """Return what was used where there was a choice."""
+    """Return the source of durations where there was a choice."""
     if recording is None:
         return []
     notes = []

@@ -147,7 +147,7 @@ def _used(
 
 
 def _bottleneck(definition: PipelineDef, tasks: dict[str, TaskSummary], used: dict[str, float]) -> str:
-    """Return the fullest of what tasks waited for; where nobody waited, the task that took longest."""
+    """Return the fullest limit that tasks waited for; where none waited, the task that took longest."""
     waited = {task.name for task in definition.tasks if tasks[task.name].wait_mean > 0}
     asked = {
         name: share

@@ -51,7 +51,7 @@ class VirtualClock:
         return cancel
 
     def advance(self, seconds: float) -> None:
-        """Move on by so many seconds, ringing what is due, each at its own time."""
+        """Advance by seconds; alarms that are due ring, each at its own time."""
         self._move(self._now + int(seconds * SECOND))
 
     def advance_to_alarm(self) -> bool:
@@ -77,7 +77,7 @@ class HasTasks(Protocol):
 
 
 class RecordingRunner:
-    """`started` and `stopped` tell what was asked; `end(task, job)` tells that a run is over.
+    """`started` and `stopped` hold the requests; `end(task, job)` reports that a run is over.
 
     With `outcome` set, each run ends like that by itself as soon as it starts.
     """

@@ -21,7 +21,7 @@ from datatask.adapters.sim.summary import Summary
 
 
 def replicate_in_processes(setup: Setup, replications: Sequence[int], workers: int) -> list[Summary]:
-    """Return the summaries of these replications, in order, made by so many processes; when the time is over, of those
+    """Return the summaries of these replications, in order, made by this number of processes; when the time is over, of those
     that are done.
     """
     shares = [replications[worker::workers] for worker in range(workers)]
@@ -44,7 +44,7 @@ def replicate_in_processes(setup: Setup, replications: Sequence[int], workers: i
 def _ask(
     setup: Setup, share: Sequence[int], processes: list[subprocess.Popen[bytes]], found: dict[int, Summary]
 ) -> None:
-    """Have a process do a share, and note what it finds as it comes."""
+    """Let a process simulate a share, and note each summary as it arrives."""
     try:
         asked = pickle.dumps((setup, list(share)))
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -68,7 +68,7 @@ def _ask(
 
 
 def main() -> None:
-    """Do a share that is told on stdin."""
+    """Simulate the share given on stdin."""
     setup, share = pickle.load(sys.stdin.buffer)
     for replication in share:
         sys.stdout.buffer.write(pickle.dumps(replicate(setup, replication).summary))

@@ -1,6 +1,6 @@
 """Where simulated runs run: `start` and `stop` in, things that come at a time out.
 
-`Plain` has room for everything that the engine launches: after a latency a run begins, after its duration it ends.
+`Plain` has unlimited capacity: after a latency a run begins, after its duration it ends.
 `machines` has worlds with less. A world tells the simulator what comes by `push`, and begins a run that need not
 wait by `begin`; it draws from the profile's samplers, in the order of the starts.
 """
@@ -14,7 +14,7 @@ from datatask.adapters.sim.model import ENDED, STARTED, Profile, SimRun
 
 
 class Simulator(Protocol):
-    """What a world sees of who drives it."""
+    """The part of a simulator that a world calls."""
 
     now: int
 
@@ -44,7 +44,7 @@ class World(Protocol):
         """Let a run end now, with this fate."""
 
     def ended(self, run: SimRun) -> None:
-        """A run is over; what it had is free."""
+        """A run is over; its amounts are free."""
 
     def busy(self, now: int) -> dict[str, tuple[float, float]]:
         """Return, by pool of machines, the machine-nanoseconds that were in use and those that there were."""
@@ -72,7 +72,7 @@ def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
 
 
 TRIES, TRIES_BY_JOB = 1000, 50
-"""So often something is drawn that has to last longer than it has so far: where it depends on the job it hardly varies."""
+"""Draws before a duration longer than the time so far is given up: fewer where it depends on the job and hardly varies."""
 
 
 def draw_rest(profile: Profile, run: SimRun, simulator: Simulator) -> None:
@@ -89,7 +89,7 @@ def draw_rest(profile: Profile, run: SimRun, simulator: Simulator) -> None:
 
 
 def latency_left(latency: Callable[[], int], run: SimRun, simulator: Simulator) -> int:
-    """Return how long a run still takes to begin; what was launched a while ago is as those that took longer than that."""
+    """Return the latency that is left; a run launched a while ago is as those that took longer than that."""
     elapsed = simulator.now - run.decided_at
     if not elapsed:
         return latency()
@@ -97,7 +97,7 @@ def latency_left(latency: Callable[[], int], run: SimRun, simulator: Simulator) 
 
 
 class Plain:
-    """Room for everything."""
+    """Unlimited capacity."""
 
     def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
         self._simulator, self._profiles = simulator, profiles

@@ -52,7 +52,7 @@ def load_scenarios(path: Path) -> dict[str, Tree]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """Return a tree with what the other one says in place of, or beside, what is there."""
+    """Return a tree with the values of another one in place of, or beside, its own."""
     found = dict(copy.deepcopy(dict(base)))
     for key, value in over.items():
         mine = found.get(key)
