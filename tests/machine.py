@@ -94,3 +94,11 @@ def lacking(what: str) -> str:
     """Return what the machine lacks, in words; nothing where it has it."""
     words, has = _MEANS[what]
     return "" if has() else words
+
+
+def command_of(process: Path) -> bytes:
+    """Return a process's command line; nothing for one that is gone or waits to be reaped."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -5,9 +5,9 @@ In: a folder, a script. Out: facts, and the files that the target has of a run.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from datatask import (
     SSHLinuxManager,
 )
 from datatask.schema.messages import Ended, RunSpec, Started
-from tests.contract.test_runner import Facts, opened, spec
+from tests.run_kit import Facts, opened, spec
 from tests.ssh_kit import Proxy, Server, proxied, server
 
 SECOND = 1_000_000_000
@@ -68,13 +68,6 @@ def effects(path: Path) -> list[str]:
     return (path / "effects").read_text().splitlines() if (path / "effects").exists() else []
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for something to come true."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 def runs_of(path: Path) -> Path:
     """Return the folder of the log's runs on the target."""
     return path / "remote/app/target" / LOG
@@ -111,3 +104,8 @@ async def through_proxy(path: Path, template: str) -> AsyncIterator[tuple[Proxy,
         runner = ssh_task(path, template, server().host(port=proxy.port)).runner
         async with opened(runner) as facts:
             yield proxy, runner, facts
+
+
+def called(*command: str) -> str:
+    """Run a program; return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

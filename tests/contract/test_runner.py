@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,44 +35,12 @@ from datatask.adapters.execute.base.polling import PollingRunner
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner
 from datatask.engine.runtime import calls
-from datatask.schema.messages import Adopted, Ended, Fact, RunSpec, Started, Unreachable, Write
+from datatask.schema.messages import Adopted, Ended, Started, Unreachable
 from tests.kube.toy import target
+from tests.run_kit import contents, opened, spec
 from tests.ssh_kit import server
 
 SECOND = 1_000_000_000
-LOG = "0123456789abcdef"
-
-
-class Facts:
-    """A sink that remembers, and can be waited on."""
-
-    def __init__(self) -> None:
-        self.all: list[Fact] = []
-        self._more = asyncio.Event()
-
-    def __call__(self, fact: Fact) -> None:
-        self.all.append(fact)
-        self._more.set()
-
-    async def end_of(self, run: int) -> Ended:
-        """Wait for the run's end."""
-        fact = await self.first(run, Ended)
-        assert isinstance(fact, Ended)
-        return fact
-
-    async def first(self, run: int, *kinds: type[Any]) -> Fact:
-        """Wait for the run's first fact of these kinds."""
-        async with asyncio.timeout(100):
-            while True:
-                found: list[Fact] = [fact for fact in self.of(run) if isinstance(fact, kinds)]
-                if found:
-                    return found[0]
-                self._more.clear()
-                await self._more.wait()
-
-    def of(self, run: int) -> list[Fact]:
-        """Return the run's facts so far."""
-        return [fact for fact in self.all if fact.run == run]
 
 
 async def behave(job: str) -> None:
@@ -168,27 +136,6 @@ def make_runner(kind: str, path: Path) -> Runner:
         assert isinstance(task, ProcessTask)
         return PollingRunner(task.manager, task.recipe(), poll_seconds=0.05)
     return task.runner
-
-
-def spec(run: int, job: str = "good", *, epoch: int = 1) -> RunSpec:
-    """Return a run of task t."""
-    return RunSpec(run, f"{LOG}.{epoch}.{run}", "t", job, 1, 1, {})
-
-
-def contents(write: Write) -> bytes | None:
-    """Return what a run brought, wherever it is."""
-    return write.data if write.source is None else write.source.read_bytes()
-
-
-@contextlib.asynccontextmanager
-async def opened(runner: Runner) -> AsyncIterator[Facts]:
-    """Open a runner over remembered facts."""
-    facts = Facts()
-    await runner.open(facts)
-    try:
-        yield facts
-    finally:
-        await runner.close()
 
 
 @pytest.fixture(params=KINDS)

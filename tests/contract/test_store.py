@@ -24,6 +24,7 @@ from datatask.engine.ports import Appeared, Change, Listed, Store, Vanished
 from datatask.schema.errors import CallerError, InvalidJobError, TemporaryError
 from datatask.schema.messages import Write
 from datatask.schema.values import encode_value
+from tests.run_kit import until
 
 TRICKS = [
     "..",
@@ -299,12 +300,6 @@ async def test_a_replaced_root_has_another_identity(make: Any, tmp_path: Path) -
 
 
 # --- changes ---------------------------------------------------------------------------------------------
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @every_store

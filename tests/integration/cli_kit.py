@@ -91,6 +91,14 @@ class Project:
         (folder / "pipeline.py").write_text(text)
         self.log = folder / ".datatask" / "log.db"
 
+    @classmethod
+    def after_a_run(cls, folder: Path) -> Project:
+        """Return a project with a log in which one job is done."""
+        project = cls(folder)
+        project.put(a=1)
+        project.ok("run")
+        return project
+
     def call(self, *arguments: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
         """Run a command in this process, from the project's folder."""
         clean = dict.fromkeys(("DATATASK_PIPELINE", "DATATASK_LOG", "DATATASK_DEBUG", "NO_COLOR"))

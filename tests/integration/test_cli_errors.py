@@ -27,10 +27,7 @@ CONTEXT = click.Context(GROUP, info_name="datatask")
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A project with a log in which one job is done."""
-    project = Project(tmp_path)
-    project.put(a=1)
-    assert project.call("run").code == 0
-    return project
+    return Project.after_a_run(tmp_path)
 
 
 BAD_CALLS = [

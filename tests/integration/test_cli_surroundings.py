@@ -20,10 +20,7 @@ from tests.unmeasured import plain_environment
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A project with a log in which one job is done."""
-    project = Project(tmp_path)
-    project.put(a=1)
-    assert project.call("run").code == 0
-    return project
+    return Project.after_a_run(tmp_path)
 
 
 def _shell(project: Project, line: str, **env: str) -> tuple[int, str, str]:

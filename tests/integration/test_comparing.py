@@ -16,19 +16,16 @@ from inotify_simple import Event, flags
 from datatask import (
     DirectoryRepository,
     FileRepository,
-    InProcessSyncTask,
-    LogMetadataRepository,
     Pipeline,
-    Repository,
-    Session,
     YamlMetadataFileRepository,
 )
 from datatask.adapters.cli.status import troubles
 from datatask.adapters.store import filestore, finished, inotify, watching
 from datatask.engine.ports import Found
 from datatask.engine.runtime import comparing
-from datatask.testing import memory_log, recording
+from tests.integration.store_kit import over
 from tests.machine import mount, mounted
+from tests.run_kit import until
 
 ALARM = "the file system did not tell"
 
@@ -50,28 +47,9 @@ def deafen(monkeypatch: pytest.MonkeyPatch, to: Callable[[Event], bool] = lambda
     monkeypatch.setattr(inotify.FolderWatcher, "dispatch", some)
 
 
-async def body(job: str) -> None:
-    """Do nothing."""
-
-
-def over(*sources: Repository) -> Pipeline:
-    task = InProcessSyncTask("task", LogMetadataRepository("done"), func=body)
-    for number, source in enumerate(sources):
-        task.link(f"source{number}", source, is_input=True)
-    pipeline = Pipeline([task], Session(), log=memory_log())
-    recording(pipeline, "succeeded")
-    return pipeline
-
-
 def folder(path: Path) -> Path:
     (path / "in").mkdir()
     return path / "in"
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def compared(pipeline: Pipeline) -> None:
@@ -204,7 +182,7 @@ async def test_what_is_told_during_a_closer_look_is_newer_than_that(
         deafen(monkeypatch, to=lambda event: not event.mask & flags.DELETE)
         for number in range(10):
             (path / f"j{number}").touch()
-            await until(lambda number=number: not (path / f"j{number}").exists())  # type: ignore[misc]
+            await until(lambda number=number: not (path / f"j{number}").exists())
         await compared(pipeline)
         assert pipeline.state.members("in") == []
         assert pipeline.state.leaves["in"].missed == 0

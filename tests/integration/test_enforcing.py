@@ -25,8 +25,9 @@ from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.local import cgroups, cleanup, spawning
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Ended
-from tests.integration.test_local_processes import run_all, spec, until
+from tests.integration.test_local_processes import run_all, spec
 from tests.machine import BUSY, throttled
+from tests.run_kit import until
 from tests.ssh_kit import server
 
 GREEDY = f"#!{sys.executable}\nkept = bytearray(300 << 20)\nkept[::4096] = b'x' * len(kept[::4096])\n"

@@ -26,6 +26,7 @@ from datatask import (
 )
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError
+from tests.machine import command_of
 
 SECONDS = 60
 SPAWN = get_context("spawn")
@@ -358,16 +359,8 @@ if __name__ == "__main__":
         engine.kill()
         await engine.wait()
         program_of = f"{tmp_path}/engine.py".encode()
-        while any(program_of in line for line in map(_command, Path("/proc").glob("[0-9]*"))):
+        while any(program_of in line for line in map(command_of, Path("/proc").glob("[0-9]*"))):
             await asyncio.sleep(0.02)
-
-
-def _command(process: Path) -> bytes:
-    """Return a process's command line; nothing for one that is gone or waits to be reaped."""
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_only_executors_and_what_makes_them() -> None:

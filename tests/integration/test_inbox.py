@@ -22,6 +22,7 @@ from datatask.adapters.log.open import Opener, create_log
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder
 from datatask.schema.errors import CallerError, LogError
 from datatask.schema.requests import PauseTask, Ping, Reply
+from tests.run_kit import until
 
 GOOD = msgspec.json.encode(PauseTask(id="good", actor="ada", task="t"))
 DEEP = b'{"ask":"PutValues","id":"odd","actor":"a","repository":"r","items":[{"job":"j","value":%s}]}'
@@ -218,11 +219,6 @@ def log(root: Path) -> Path:
     path = root.parent / "log.db"
     create_log(path, Opener("p", "1", "lab", 1, 0), "0" * 32, itertools.repeat(1))
     return path
-
-
-async def until(true: Callable[[], object]) -> None:
-    while not true():
-        await asyncio.sleep(0.005)
 
 
 async def test_a_request_that_vanishes_with_its_folder_is_put_again(log: Path, root: Path) -> None:

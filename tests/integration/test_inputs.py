@@ -24,8 +24,9 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.store import watching
-from datatask.testing import memory_log, recording
+from datatask.testing import memory_log
 from tests.integration.cli_kit import Project
+from tests.integration.store_kit import body, over
 from tests.machine import open_way_to
 
 PIPELINE = """
@@ -139,18 +140,6 @@ def test_a_script_ends_with_two(project: Project) -> None:
     )
     assert done.returncode == 2
     assert "is not there; is" in done.stderr
-
-
-def over(repository: Repository) -> Pipeline:
-    task = InProcessSyncTask("task", LogMetadataRepository("done"), func=body)
-    task.link("inp", repository, is_input=True)
-    pipeline = Pipeline([task], Session(), log=memory_log())
-    recording(pipeline, "succeeded")
-    return pipeline
-
-
-async def body(job: str) -> None:
-    """Do nothing."""
 
 
 async def refusal(path: Path) -> str:

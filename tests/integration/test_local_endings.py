@@ -14,8 +14,9 @@ from datatask import FileRepository, InProcessMetadataRepository, LocalLinuxMana
 from datatask.adapters.execute.base.templates import TemplateError
 from datatask.schema.ids import is_job
 from datatask.schema.messages import Ended, Fact
-from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of, until
+from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
 from tests.machine import mounted
+from tests.run_kit import until
 
 MIB = 1 << 20
 

@@ -14,18 +14,10 @@ import pytest
 
 from datatask.adapters.execute.base import proctable
 from datatask.schema.messages import Adopted, Ended, Fact
-from tests.integration.test_local_processes import (
-    LOG,
-    ends,
-    kill_launcher,
-    launcher_pid,
-    spec,
-    task_of,
-    until,
-)
+from tests.integration.test_local_processes import LOG, ends, kill_launcher, launcher_pid, spec, task_of
 from tests.machine import mounted
+from tests.run_kit import WAITS, cut, exchanged, linked, made_a_folder, removed, until
 
-WAITS = "while [ ! -e {go} ]; do sleep 0.02; done"
 SCRIPT = f"echo one; {WAITS}; echo two"
 
 
@@ -68,32 +60,8 @@ async def disturbed(
     return end, text
 
 
-def removed(folder: Path) -> None:
-    (folder / "stdout").unlink()
-
-
-def exchanged(folder: Path) -> None:
-    (folder / "new").write_text("somebody else's\n")
-    os.replace(folder / "new", folder / "stdout")
-
-
-def linked(folder: Path) -> None:
-    removed(folder)
-    (folder / "other").write_text("somebody else's\n" * 9)
-    (folder / "stdout").symlink_to(folder / "other")
-
-
-def made_a_folder(folder: Path) -> None:
-    removed(folder)
-    (folder / "stdout").mkdir()
-
-
 def renamed(folder: Path) -> None:
     (folder / "stdout").rename(folder / "elsewhere")
-
-
-def cut(folder: Path) -> None:
-    os.truncate(folder / "stdout", 0)
 
 
 def all_removed(folder: Path) -> None:

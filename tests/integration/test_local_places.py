@@ -20,7 +20,8 @@ from datatask.adapters.execute.local.engine_connections import SOCKET
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Fact
-from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of, until
+from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of
+from tests.run_kit import until
 
 
 def test_the_default_place_is_below_the_users_state_folder(

@@ -31,6 +31,7 @@ from datatask.adapters.execute.local.runner import LocalRunner
 from datatask.schema.errors import CallerError
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Adopted, Ended, Fact, RunSpec, Started, Unreachable
+from tests.run_kit import until
 
 SECOND = 1_000_000_000
 LOG = "feedfacefeedface"
@@ -68,13 +69,6 @@ def task_of(path: str | Path | None, script: str, **more: Any) -> ProcessTask:
 def spec(run: int, *, epoch: int = 1, job: str = "") -> RunSpec:
     """Return a run of the task."""
     return RunSpec(run, f"{LOG}.{epoch}.{run}", "t", job or f"j{run}", 1, 1, {})
-
-
-async def until(condition: Any, seconds: float = 20.0) -> None:
-    """Wait until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def ends(facts: list[Fact]) -> dict[int, Ended]:
@@ -194,9 +188,9 @@ async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(
     keeper = keepers(tmp_path)[0]
     os.kill(keeper, signal.SIGSTOP)
     os.kill(launcher_pid(tmp_path), signal.SIGKILL)
-    run = int(facts[0].handle["pid"])
+    run, start = int(facts[0].handle["pid"]), int(facts[0].handle["start"])
     (tmp_path / "go").touch()
-    await until(lambda: not proctable.is_alive(run, int(facts[0].handle["start"])))
+    await until(lambda: not proctable.is_alive(run, start))
     assert (proctable.stat_fields(run) or [""])[0] == "Z", "somebody keeps it"
     os.kill(keeper, signal.SIGCONT)
     await until(lambda: ends(facts))
@@ -208,7 +202,8 @@ async def test_what_ends_while_there_is_no_launcher_is_told_by_the_next(
 RESTARTED = """
 import asyncio, sys
 sys.path.insert(0, {root!r})
-from tests.integration.test_local_processes import ends, spec, task_of, until
+from tests.integration.test_local_processes import ends, spec, task_of
+from tests.run_kit import until
 async def main():
     runner, facts = task_of({path!r}, {script!r}).runner, []
     await runner.open(facts.append)

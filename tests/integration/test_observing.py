@@ -14,26 +14,12 @@ import pytest
 from datatask import (
     CallerError,
     FileRepository,
-    InProcessSyncTask,
     LogMetadataRepository,
-    Pipeline,
     Repository,
-    Session,
 )
 from datatask.schema import requests as r
-from datatask.testing import MemoryLog, RecordingRunner, memory_log, recording
-
-
-async def body(job: str) -> None:
-    """Do nothing."""
-
-
-def over(source: Repository, log: MemoryLog | Path) -> tuple[Pipeline, RecordingRunner]:
-    """Return a pipeline of one task over a store, and the runner that succeeds at everything."""
-    task = InProcessSyncTask("task", LogMetadataRepository("done"), func=body)
-    task.link("source", source, is_input=True)
-    pipeline = Pipeline([task], Session(), log=log)
-    return pipeline, recording(pipeline, "succeeded")
+from datatask.testing import memory_log
+from tests.integration.store_kit import watched
 
 
 class Listing(Repository):
@@ -64,12 +50,12 @@ async def test_a_listing_that_fails_deletes_nothing_and_holds_only_its_own_task(
 ) -> None:
     """The task waits, by name; when the listing works again it goes on."""
     source, log = Listing(["a", "b", "c", "d"]), memory_log()
-    first, ran = over(source, log)
+    first, ran = watched(source, log=log)
     async with first:
         await first.run()
     assert len(ran.jobs) == 4
     source.broken, source.jobs = "the share is gone", ["a", "b", "c", "d", "e"]
-    second, ran = over(source, log)
+    second, ran = watched(source, log=log)
     async with second:
         outcome = await second.run(timeout=20)
         assert outcome.failed == 0
@@ -87,7 +73,7 @@ async def test_a_listing_that_fails_deletes_nothing_and_holds_only_its_own_task(
 async def test_invalid_names_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     """Once each."""
     source = Listing(["good", "../evil", "also good"])
-    pipeline, ran = over(source, memory_log())
+    pipeline, ran = watched(source, log=memory_log())
     with caplog.at_level(logging.WARNING):
         async with pipeline:
             await pipeline.run()
@@ -103,14 +89,14 @@ async def test_a_mass_loss_awaits_a_persons_word(tmp_path: Path) -> None:
     for number in range(300):
         (folder / f"job{number}").write_text("x")
     log = memory_log()
-    first, ran = over(FileRepository(folder, name="files"), log)
+    first, ran = watched(FileRepository(folder, name="files"), log=log)
     async with first:
         await first.run()
     assert len(ran.jobs) == 300
     for number in range(250):
         (folder / f"job{number}").unlink()
     (folder / "fresh").write_text("x")
-    second, ran = over(FileRepository(folder, name="files"), log)
+    second, ran = watched(FileRepository(folder, name="files"), log=log)
     async with second:
         await second.run()
         assert second.state.leaves["files"].count == 300
@@ -128,7 +114,7 @@ async def test_files_dropped_changed_and_deleted_while_open(tmp_path: Path) -> N
     """They arrive as observations, and a replaced folder is listed again."""
     folder = tmp_path / "in"
     folder.mkdir()
-    pipeline, ran = over(FileRepository(folder, name="files"), memory_log())
+    pipeline, ran = watched(FileRepository(folder, name="files"), log=memory_log())
     async with pipeline:
         (folder / "one").write_text("1")
         (folder / "two").write_text("2")
@@ -146,24 +132,24 @@ async def test_files_dropped_changed_and_deleted_while_open(tmp_path: Path) -> N
 async def test_vanished_repositories_with_members_stop_the_opening(tmp_path: Path) -> None:
     """The remedy names `was=`; a rename keeps the members."""
     log = memory_log()
-    first, _ = over(LogMetadataRepository("old"), log)
+    first, _ = watched(LogMetadataRepository("old"), log=log)
     async with first:
-        await first.put("task.source", "a", 1)
+        await first.put("task.inp", "a", 1)
         await first.run()
-    second, _ = over(LogMetadataRepository("new"), log)
+    second, _ = watched(LogMetadataRepository("new"), log=log)
     with pytest.raises(CallerError, match="no longer has the repository old, which has 1 members"):
         await second.open()
-    third, ran = over(LogMetadataRepository("new", was="old"), log)
+    third, ran = watched(LogMetadataRepository("new", was="old"), log=log)
     async with third:
         await third.run()
         assert third.state.members("new") == ["a"]
         assert ran.jobs == []
-        assert await third.find("task.source").info("a") == 1
+        assert await third.find("task.inp").info("a") == 1
 
 
 async def test_a_log_of_another_pipeline_is_refused() -> None:
     """By both names."""
-    pipeline, _ = over(LogMetadataRepository("in"), memory_log("other"))
+    pipeline, _ = watched(LogMetadataRepository("in"), log=memory_log("other"))
     with pytest.raises(CallerError, match="belongs to the pipeline 'other'"):
         await pipeline.open()
 

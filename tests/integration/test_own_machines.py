@@ -26,9 +26,9 @@ from datatask import (
 )
 from datatask.adapters.execute.base import polling, proctable
 from datatask.schema.messages import Started
-from tests.contract.test_runner import contents, opened, process_task, spec
-from tests.integration.test_local_processes import until
+from tests.contract.test_runner import process_task
 from tests.machine import mounted
+from tests.run_kit import contents, cut, exchanged, opened, removed, spec, until
 
 
 class Elsewhere(AbstractProcessManager):
@@ -149,19 +149,6 @@ async def test_a_pid_that_is_another_process_by_now_is_not_the_run(
         assert proctable.start_time(pid) is not None
     finally:
         os.kill(pid, signal.SIGKILL)
-
-
-def removed(folder: Path) -> None:
-    (folder / "stdout").unlink()
-
-
-def exchanged(folder: Path) -> None:
-    (folder / "new").write_text("somebody else's\n")
-    os.replace(folder / "new", folder / "stdout")
-
-
-def cut(folder: Path) -> None:
-    os.truncate(folder / "stdout", 0)
 
 
 def emptied(folder: Path) -> None:

@@ -45,6 +45,7 @@ from datatask.schema.errors import DatataskError, InternalError, ServiceFailedEr
 from datatask.schema.requests import Ping, Reply, ServiceHealth
 from tests.integration.test_own_machines import Elsewhere
 from tests.kube.runner_kit import ready, running
+from tests.run_kit import until
 from tests.ssh_kit import server
 
 ALWAYS = 10**9
@@ -93,11 +94,6 @@ def restarted(pipeline: Pipeline, name: str) -> ServiceHealth:
     health = pipeline.runtime.services.health()
     (found,) = [one for one in health if one.name == name] or [one for one in health if name in one.name]
     return found
-
-
-async def until(true: Any) -> None:
-    while not true():
-        await asyncio.sleep(0.005)
 
 
 async def asked(folder: Path) -> Reply:
@@ -256,7 +252,7 @@ async def test_pods_are_seen_after_the_watch_failed(monkeypatch: pytest.MonkeyPa
         name = await running(api, runner, facts, 1)
         broken(monkeypatch, Watch, "_take")
         api.end(name)
-        await facts.end(1)
+        await facts.end_of(1)
     assert failures == []
     assert any("watch" in one.name and one.restarts for one in services.health())
 

@@ -16,7 +16,8 @@ import pytest
 
 from datatask.adapters.execute.local import spawning
 from datatask.schema.messages import Fact
-from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of, until
+from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
+from tests.run_kit import until
 
 SHOWN = """#!{python}
 import json, sys

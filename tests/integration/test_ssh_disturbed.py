@@ -13,23 +13,12 @@ import pytest
 
 from datatask import SSHLinuxManager
 from datatask.schema.messages import Ended, Started
-from tests.contract.test_runner import contents, opened, spec
 from tests.machine import mounted
+from tests.run_kit import WAITS, contents, cut, exchanged, linked, made_a_folder, opened, removed, spec, until
 from tests.ssh_kit import server, serving
-from tests.ssh_runs import (
-    ended,
-    left_behind,
-    make,
-    message,
-    on_server,
-    record_of,
-    runs_of,
-    ssh_task,
-    until,
-)
+from tests.ssh_runs import ended, left_behind, make, message, on_server, record_of, runs_of, ssh_task
 
 pytestmark = pytest.mark.server("sshd")
-WAITS = "while [ ! -e {go} ]; do sleep 0.02; done"
 
 
 async def disturbed(
@@ -48,30 +37,6 @@ async def disturbed(
         collected = [contents(write) for write in end.writes]
         runner.forget(1)
     return end, collected
-
-
-def removed(folder: Path) -> None:
-    (folder / "stdout").unlink()
-
-
-def exchanged(folder: Path) -> None:
-    (folder / "new").write_text("somebody else's\n")
-    os.replace(folder / "new", folder / "stdout")
-
-
-def linked(folder: Path) -> None:
-    removed(folder)
-    (folder / "other").write_text("somebody else's\n" * 9)
-    (folder / "stdout").symlink_to(folder / "other")
-
-
-def made_a_folder(folder: Path) -> None:
-    removed(folder)
-    (folder / "stdout").mkdir()
-
-
-def cut(folder: Path) -> None:
-    os.truncate(folder / "stdout", 0)
 
 
 @pytest.mark.parametrize("disturb", [removed, exchanged, linked, made_a_folder])

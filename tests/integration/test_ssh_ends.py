@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from datatask.schema.messages import Ended, Started
-from tests.contract.test_runner import contents, opened, spec
+from tests.run_kit import contents, opened, spec, until
 from tests.ssh_kit import Server, serving
-from tests.ssh_runs import left_behind, record_of, runs_of, ssh_task, until
+from tests.ssh_runs import left_behind, record_of, runs_of, ssh_task
 
 pytestmark = pytest.mark.server("sshd")
 

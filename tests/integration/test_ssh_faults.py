@@ -15,19 +15,9 @@ from datatask.adapters.execute.ssh import contact as ssh_target
 from datatask.adapters.execute.ssh import link
 from datatask.adapters.execute.ssh import manager as ssh_manager
 from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
-from tests.contract.test_runner import contents, opened, spec
+from tests.run_kit import contents, opened, spec, until
 from tests.ssh_kit import proxied, server, serving
-from tests.ssh_runs import (
-    LOG,
-    SECOND,
-    effects,
-    left_behind,
-    record_of,
-    runs_of,
-    ssh_task,
-    through_proxy,
-    until,
-)
+from tests.ssh_runs import LOG, SECOND, effects, left_behind, record_of, runs_of, ssh_task, through_proxy
 
 pytestmark = pytest.mark.server("sshd")
 

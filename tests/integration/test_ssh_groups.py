@@ -13,8 +13,8 @@ from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.local.cgroups import Groups, remove
 from datatask.adapters.execute.ssh import link as ssh_link
 from datatask.adapters.execute.ssh.folders import remove_runs
-from tests.contract.test_runner import contents, spec
 from tests.machine import BUSY, throttled
+from tests.run_kit import contents, spec
 from tests.ssh_kit import server
 from tests.ssh_runs import SECOND, ended, message, on_server
 

@@ -10,9 +10,9 @@ import pytest
 
 from datatask import STDOUT, CallerError, Resources, SSHLinuxManager, TemporaryError
 from datatask.schema.messages import Adopted, Ended, Reachable, Started, Unreachable
-from tests.contract.test_runner import Facts, opened, spec
+from tests.run_kit import Facts, opened, spec, until
 from tests.ssh_kit import proxied, server, serving
-from tests.ssh_runs import ended, make, message, on_server, until
+from tests.ssh_runs import ended, make, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datatask.schema.messages import Ended, Started
-from tests.contract.test_runner import contents, opened, spec
+from tests.run_kit import contents, opened, spec
 from tests.ssh_runs import ended, make, message, on_server
 
 pytestmark = pytest.mark.server("sshd")

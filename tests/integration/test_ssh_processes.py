@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,24 +23,12 @@ from datatask import (
     SSHLinuxManager,
 )
 from datatask.schema.messages import Noticed, Started
-from tests.contract.test_runner import contents, opened, spec
 from tests.integration.test_local_endings import ATTACKS
 from tests.machine import mounted
-from tests.ssh_runs import (
-    SECOND,
-    ended,
-    make,
-    message,
-    on_server,
-    until,
-)
+from tests.run_kit import contents, opened, spec, until
+from tests.ssh_runs import SECOND, ended, make, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
-
-
-def called(*command: str) -> str:
-    """Run a program; return what it prints."""
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 # --- what a manager is made of -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from datatask.adapters.execute.ssh import link
 from datatask.schema.messages import Started
-from tests.contract.test_runner import contents, opened, spec
+from tests.run_kit import contents, opened, spec
 from tests.ssh_kit import Server, serving
 from tests.ssh_runs import SECOND, ended, make, message, on_server
 

@@ -11,8 +11,8 @@ import pytest
 
 from datatask.adapters.execute.ssh.agent_messages import parse
 from datatask.schema.messages import Noticed, Started
-from tests.contract.test_runner import Facts, opened, spec
 from tests.integration.test_back_pressure import processes_bounded
+from tests.run_kit import Facts, opened, spec
 from tests.ssh_runs import ssh_task
 
 pytestmark = pytest.mark.server("sshd")

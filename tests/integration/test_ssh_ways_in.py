@@ -17,9 +17,9 @@ from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxMana
 from datatask.adapters.execute.ssh import contact
 from datatask.schema.messages import Started, Unreachable
 from tests import ssh_kit
-from tests.contract.test_runner import contents, opened, spec
+from tests.run_kit import contents, opened, spec
 from tests.ssh_kit import Server, server, serving
-from tests.ssh_runs import ended, make, on_server
+from tests.ssh_runs import called, ended, make, on_server
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -45,11 +45,6 @@ def agent(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield path
     process.terminate()
     process.wait()
-
-
-def called(*command: str) -> str:
-    """Run a program; return what it prints."""
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def trusted(home: Path, at: Server) -> None:

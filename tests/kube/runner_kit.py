@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 from datatask import InProcessBlobRepository, InProcessMetadataRepository, KubeTask, PodManager
-from datatask.schema.messages import Ended, Fact, RunSpec, Started
+from datatask.schema.messages import Ended, RunSpec, Started
 from tests.kube.scripted import Scripted, scripted
+from tests.run_kit import Facts
 
 SECOND = 1_000_000_000
 LOG = "0123456789abcdef0123456789abcdef"
@@ -21,35 +21,6 @@ spec:
       image: "busybox:{{ job | lower }}"
       resources: {requests: {cpu: 100m, memory: 64Mi}}
 """
-
-
-class Facts:
-    """A sink that remembers, and can be waited on."""
-
-    def __init__(self) -> None:
-        self.all: list[Fact] = []
-        self._more = asyncio.Event()
-
-    def __call__(self, fact: Fact) -> None:
-        self.all.append(fact)
-        self._more.set()
-
-    async def first(self, run: int, kind: type[Any]) -> Any:
-        """Wait for a fact of this kind."""
-        async with asyncio.timeout(20):
-            while not (found := self.of(run, kind)):
-                self._more.clear()
-                await self._more.wait()
-        return found[0]
-
-    def of(self, run: int, kind: type[Any] = object) -> list[Any]:
-        """Return the run's facts of a kind so far."""
-        return [fact for fact in self.all if fact.run == run and isinstance(fact, kind)]
-
-    async def end(self, run: int) -> Ended:
-        """Wait for the end."""
-        ended: Ended = await self.first(run, Ended)
-        return ended
 
 
 def spec(run: int, job: str = "", *, epoch: int = 1, log: str = LOG, **more: Any) -> RunSpec:
@@ -105,8 +76,7 @@ async def running(api: Scripted, runner: Any, facts: Facts, run: int, **more: An
     return name
 
 
-async def until(condition: Any, seconds: float = 10) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
+async def log_of(repository: Any, job: str) -> str:
+    """Return a job's log."""
+    async with repository.open(job, "r") as stream:
+        return str(await stream.read())

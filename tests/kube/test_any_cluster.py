@@ -63,7 +63,7 @@ async def end_of(task: KubeTask, *, stop: Any = None) -> tuple[Ended, Any]:
         async with asyncio.timeout(100):
             while not facts.of(1, Ended):
                 await asyncio.sleep(0.02)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         runner.forget(1)
         await removed(task)
     return ended, facts
@@ -203,7 +203,7 @@ async def test_a_log_of_gigabytes_takes_constant_memory(megabytes: int) -> None:
         while not facts.of(1, Ended):
             most = max(most, resident())
             await asyncio.sleep(0.02)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         assert ended.ending.outcome == "succeeded"
         (log,) = ended.writes
         assert log.source is not None

@@ -30,6 +30,7 @@ from datatask.adapters.execute.kube import runner, starts
 from tests.kube.api.deleting import PODS
 from tests.kube.api.faults import Fault, broken, too_many
 from tests.kube.api.storage import Change
+from tests.kube.runner_kit import log_of
 from tests.kube.toy import REAL, Target, cluster
 
 TEMPLATE = """
@@ -58,12 +59,6 @@ def task_of(there: Target, name: str, script: str, inp: Any, **more: Any) -> Kub
     return task
 
 
-async def text(repository: Any, job: str) -> str:
-    """Return what a job's log has."""
-    async with repository.open(job, "r") as stream:
-        return str(await stream.read())
-
-
 async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
     """What ends well goes on; what fails is told with its code; logs are kept, pods are not."""
     async with cluster() as (there, _):
@@ -79,12 +74,12 @@ async def test_two_tasks_of_pods_after_each_other(tmp_path: Path) -> None:
             ends = {f"j{at}": await done["1"].info(f"j{at}") for at in range(8)}
             assert {job for job, end in ends.items() if not end["success"]} == {"j3", "j4"}
             assert outcome.failed >= 2
-            assert sorted((await text(first.links["logs"].repo, "j3")).split("\n")) == [
+            assert sorted((await log_of(first.links["logs"].repo, "j3")).split("\n")) == [
                 "",
                 "err",
                 "first j3",
             ]
-            assert await text(second.links["logs"].repo, "j7") == "second j7\n"
+            assert await log_of(second.links["logs"].repo, "j7") == "second j7\n"
             assert (await done["2"].info("j7"))["success"]
         listed = await there.ask("GET", f"/api/v1/namespaces/{there.namespace}/pods")
         assert [
@@ -105,7 +100,7 @@ async def test_a_resource_quota_holds_pods_back_and_loses_none(tmp_path: Path) -
             outcome = await pipeline.run(timeout=120)
             assert outcome.failed == 0
             for at in range(6):
-                assert await text(task.links["logs"].repo, f"j{at}") == f"j{at}\n"
+                assert await log_of(task.links["logs"].repo, f"j{at}") == f"j{at}\n"
         if api is not None:
             assert api.most_at_once() <= 2
 
@@ -180,7 +175,7 @@ async def test_a_server_that_is_ill_costs_time_and_no_job(
             await disturbing
             assert outcome.failed == 0
             for at in range(12):
-                assert await text(task.links["logs"].repo, f"j{at}") == f"one j{at}\ntwo\n"
+                assert await log_of(task.links["logs"].repo, f"j{at}") == f"one j{at}\ntwo\n"
             async with asyncio.timeout(
                 30
             ):  # they are removed beside all else, and again where that was refused
@@ -235,4 +230,4 @@ async def test_a_function_runs_in_a_pod_by_the_same_script(tmp_path: Path) -> No
             assert await has["out"].info("a") == {"twice": 42}
             assert (await has["func_done"].info("a"))["result"] == "success"
             assert (await has["kube_done"].info("a"))["node"] == "node1"
-            assert await text(has["logs"], "a") == "working on a\n"
+            assert await log_of(has["logs"], "a") == "working on a\n"

@@ -27,6 +27,7 @@ from datatask import (
 )
 from datatask.adapters.execute.kube import pods
 from tests.kube.api.faults import Fault
+from tests.kube.runner_kit import log_of
 from tests.kube.scripted import Hand, scripted
 from tests.kube.toy import toy_cluster
 
@@ -59,12 +60,6 @@ def kube_task(api: Hand, script: str, **more: Any) -> tuple[KubeTask, dict[str, 
     return task, repositories
 
 
-async def text(repository: LogBlobRepository, job: str) -> str:
-    """Return a job's log."""
-    async with repository.open(job, "r") as stream:
-        return str(await stream.read())
-
-
 async def test_a_pipeline_of_pods_runs_to_its_end_within_its_quota(tmp_path: Path) -> None:
     """Ten at a time by the manifest's requests; logs and `done` are there, pods are gone."""
     async with toy_cluster() as api:
@@ -75,7 +70,7 @@ async def test_a_pipeline_of_pods_runs_to_its_end_within_its_quota(tmp_path: Pat
                 await has["inp"].dump(f"J.{index}", {"word": f"it's {index}"})
             outcome = await pipeline.run(timeout=60)
             assert outcome.failed == 1
-            assert await text(has["logs"], "J.7") == "J.7 says it's 7\n"
+            assert await log_of(has["logs"], "J.7") == "J.7 says it's 7\n"
             good, bad = await has["done"].info("J.7"), await has["done"].info("J.3")
             assert (good["reason"], good["success"], good["image"], good["node"]) == (
                 "Succeeded",
@@ -102,7 +97,7 @@ async def test_a_timeout_a_cancel_and_a_retry(tmp_path: Path) -> None:
             done = await has["done"].info("slow")
             assert (done["reason"], done["timeout"]) == ("Timeout", True)
             assert (await has["done"].info("quick"))["success"]
-            assert await text(has["logs"], "slow") == "begun\n"
+            assert await log_of(has["logs"], "slow") == "begun\n"
         assert api.counts["create pods"] == 3
 
 
@@ -124,7 +119,7 @@ async def test_deleting_from_live_deletes_the_pod_and_the_job_runs_anew(tmp_path
             (tmp_path / "go").touch()
             await task.delete(listed)
             await running
-            assert await text(has["logs"], "a") == "second\n"
+            assert await log_of(has["logs"], "a") == "second\n"
 
 
 async def test_requests_that_are_missing_are_told_when_the_pipeline_opens(tmp_path: Path) -> None:
@@ -303,13 +298,13 @@ async def test_a_function_runs_in_its_pod_and_its_results_reach_the_log(tmp_path
             async with has["big"].open("a", "rb") as stream:
                 assert await stream.read() == b"xyz\n" * 1000
             assert (tmp_path / "files" / "a.txt").read_text() == "by itself"
-            assert await text(has["logs"], "a") == "working on a\n"
+            assert await log_of(has["logs"], "a") == "working on a\n"
             assert (await has["func_done"].info("a"))["result"] == "success"
             assert (await has["kube_done"].info("a"))["node"] == "node1"
             bad = await has["func_done"].info("bad")
             assert (bad["result"], bad["exception"]) == ("exception", "ValueError('as told')")
-            assert "ValueError: as told" in await text(has["logs"], "bad")
-            assert "#datatask-result" not in await text(has["logs"], "bad")
+            assert "ValueError: as told" in await log_of(has["logs"], "bad")
+            assert "#datatask-result" not in await log_of(has["logs"], "bad")
             huge = await has["func_done"].info("huge")
             assert (
                 "write large results to a store that the engine and the pod both reach" in huge["exception"]

@@ -17,8 +17,9 @@ from tests.kube import recorded
 from tests.kube.api.faults import Fault
 from tests.kube.api.player import Player, onto, shuffled
 from tests.kube.recorded import ENDS
-from tests.kube.runner_kit import Facts, make_task, opened, spec, until
+from tests.kube.runner_kit import make_task, opened, spec
 from tests.kube.scripted import Hand, scripted
+from tests.run_kit import Facts, until
 
 RUNS = {job: number for number, job in enumerate(ENDS, 1)}
 NEVER_RAN = {"badcommand", "imagepull", "configerror", "unschedulable"}
@@ -39,7 +40,7 @@ async def played(chance: random.Random, *, mixed: bool, cuts: int = 0, finalizer
         player = Player(api.server, shuffled(events, chance) if mixed else events, adapt)
         await _play(api, player, chance, cuts)
         for run in RUNS.values():
-            await facts.end(run)
+            await facts.end_of(run)
             runner.forget(run)
         await until(lambda: not api.pods)
         return facts

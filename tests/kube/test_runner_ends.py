@@ -13,8 +13,9 @@ from datatask.adapters.execute.kube import slow_starts
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Ended, Noticed
 from tests.kube.api.faults import away, broken
-from tests.kube.runner_kit import SECOND, TEMPLATE, opened, ready, running, spec, text, until
+from tests.kube.runner_kit import SECOND, TEMPLATE, opened, ready, running, spec, text
 from tests.kube.scripted import scripted, terminated
+from tests.run_kit import until
 
 
 @pytest.mark.parametrize(("reason", "outcome"), [("timeout", "timed_out"), ("deleted", "cancelled")])
@@ -28,7 +29,7 @@ async def test_a_stopped_pod_is_deleted_with_its_grace(reason: Any, outcome: str
         assert api.pods[name]["metadata"]["deletionGracePeriodSeconds"] == 3
         assert facts.of(1, Ended) == []
         api.end(name, 143)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         assert text(ended) == (b"begun\n" if reason == "timeout" else None)
         runner.forget(1)
         await until(lambda: name not in api.pods)
@@ -44,7 +45,7 @@ async def test_what_ended_before_its_stop_has_ended_by_itself() -> None:
         runner.stop(1, "cancelled", SECOND)
         await until(lambda: api.pods[name]["metadata"].get("deletionTimestamp"))
         api.change(name, "Succeeded")
-        assert (await facts.end(1)).ending.outcome == "succeeded"
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
 
 
 async def test_a_users_timeout_handler_sees_the_pod_before_it_goes() -> None:
@@ -65,7 +66,7 @@ async def test_a_users_timeout_handler_sees_the_pod_before_it_goes() -> None:
             runner.stop(1, "timeout", SECOND)
             await until(lambda: api.pods[name]["metadata"].get("deletionTimestamp"))
             api.end(name, 137)
-            assert (await facts.end(1)).ending.outcome == "timed_out"
+            assert (await facts.end_of(1)).ending.outcome == "timed_out"
     assert seen == [(name, None)]
     assert "as told" in facts.of(1, Noticed)[0].message
 
@@ -79,7 +80,7 @@ async def test_a_deletion_that_is_refused_is_asked_for_again(monkeypatch: pytest
         runner.stop(1, "cancelled", SECOND)
         await until(lambda: api.pods[name]["metadata"].get("deletionTimestamp"))
         api.end(name, 137)
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
     assert facts.of(1, Noticed)[0].message == "away"
 
 
@@ -89,7 +90,7 @@ async def test_a_pod_that_cannot_be_removed_now_is_removed_later() -> None:
         api.faults.append(broken(1, "patch"))
         name = await running(api, runner, facts, 1)
         api.end(name)
-        await facts.end(1)
+        await facts.end_of(1)
         runner.forget(1)
         await until(lambda: name not in api.pods)
 
@@ -101,7 +102,7 @@ async def test_a_pod_that_somebody_deletes_is_lost_and_its_log_is_kept() -> None
         api.say(name, b"half")
         api.delete(name, 2)
         api.end(name, 0)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.outcome == "lost"
     assert ended.ending.error is not None
     assert ended.ending.error.message.startswith("the pod was deleted by somebody while it ran")
@@ -118,7 +119,7 @@ async def test_a_pod_that_is_drained_or_evicted_says_so_for_the_budget() -> None
         api.delete(drained, 2)
         api.end(drained, 0)
         api.change(evicted, "Failed", reason="Evicted", message="The node was low on resource: memory. ")
-        endings = [(await facts.end(run)).ending for run in (1, 2)]
+        endings = [(await facts.end_of(run)).ending for run in (1, 2)]
     told = [(ending.outcome, (ending.detail or {})[MACHINE]) for ending in endings]
     assert told == [("lost", "EvictionByEvictionAPI"), ("lost", "Evicted")]
 
@@ -131,7 +132,7 @@ async def test_without_a_finalizer_a_pod_that_vanishes_is_lost_with_what_was_rea
         await until(lambda: api.counts["get pods/log"])
         await asyncio.sleep(0.1)
         api.remove(name)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert (ended.ending.outcome, text(ended)) == ("lost", b"begun\n")
 
 
@@ -142,7 +143,7 @@ async def test_a_pod_that_is_deleted_before_it_has_a_node_ends_at_once() -> None
         name = (await api.pod("j1"))["metadata"]["name"]
         await until(lambda: runner._runner.by_name[name].uid)
         api.delete(name, 30)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         runner.forget(1)
         await until(lambda: name not in api.pods)
     assert ended.ending.outcome == "lost"
@@ -158,7 +159,7 @@ async def test_a_forced_deletion_that_no_node_confirms_is_lost_in_the_end(
     async with ready() as (api, runner, facts):
         name = await running(api, runner, facts, 1)
         api.delete(name, 0)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.outcome == "lost"
     assert ended.ending.error is not None
     assert "deleted by force" in ended.ending.error.message
@@ -174,7 +175,7 @@ async def test_an_image_that_cannot_be_pulled_ends_the_run_with_the_clusters_wor
         for reason in ("ErrImagePull", "ImagePullBackOff", "ErrImagePull"):
             waits = {"waiting": {"reason": reason, "message": "cannot pull x"}}
             api.change(name, "Pending", waits, node="node1")
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         runner.forget(1)
         await until(lambda: name not in api.pods)
     assert [(fact.reason, fact.message) for fact in facts.of(1, Noticed)] == [
@@ -201,7 +202,7 @@ async def test_a_pod_that_no_node_can_take_has_a_limit_of_its_own() -> None:
             "message": "0/1 nodes",
         }
         api.change(name, "Pending", conditions=[condition])
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         await asyncio.sleep(0.3)
         assert facts.of(2, Ended) == []
     assert ended.ending.error is not None
@@ -228,7 +229,7 @@ async def test_a_function_whose_pod_succeeds_without_a_result_has_failed() -> No
             name = await running(api, runner, facts, 1)
             api.say(name, b"hello")
             api.end(name)
-            ended = await facts.end(1)
+            ended = await facts.end_of(1)
     assert ended.ending.error is not None
     assert (ended.ending.outcome, ended.ending.error.type) == ("failed", "NoResult")
     assert [write.repository for write in ended.writes] == ["func_done"]

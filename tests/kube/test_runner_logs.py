@@ -10,7 +10,8 @@ from aiohttp import web
 from datatask.adapters.execute.kube import logs
 from datatask.schema.messages import Noticed, Write
 from tests.kube.api.faults import Fault
-from tests.kube.runner_kit import TEMPLATE, ready, running, text, until
+from tests.kube.runner_kit import TEMPLATE, ready, running, text
+from tests.run_kit import until
 
 
 async def test_a_log_is_kept_although_its_pod_is_deleted_right_after_its_end() -> None:
@@ -29,7 +30,7 @@ async def test_a_log_is_kept_although_its_pod_is_deleted_right_after_its_end() -
         api.delete(name, 0)
         await asyncio.sleep(0.1)
         held.set()
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert (ended.ending.outcome, text(ended)) == ("succeeded", b"all of it\n")
 
 
@@ -45,7 +46,7 @@ async def test_a_log_that_is_cut_goes_on_without_gaps_or_repeats(monkeypatch: py
             await asyncio.sleep(0.01)
         await until(lambda: sum(cut.seen for cut in cuts) >= 4, 15)
         api.end(name)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert text(ended) == b"".join(b"line %d\n" % index for index in range(40))
 
 
@@ -59,7 +60,7 @@ async def test_the_logs_of_all_containers_are_kept_under_their_names() -> None:
         api.say(name, b"a\nb", "main")
         api.say(name, b"c", "side")
         api.end(name)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert text(ended) == b"==> main <==\na\nb\n==> side <==\nc\n"
 
 
@@ -73,7 +74,7 @@ async def test_a_log_that_cannot_be_had_does_not_hold_up_the_end_for_ever(
         api.faults.append(refused)
         name = await running(api, runner, facts, 1)
         api.end(name)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     told = "the log of main is not complete: dial tcp: connection refused"
     assert (ended.ending.outcome, ended.ending.error and ended.ending.error.message) == ("lost", told)
     assert facts.of(1, Noticed)[-1].message == told
@@ -94,4 +95,4 @@ async def test_more_pods_than_streams_take_turns(monkeypatch: pytest.MonkeyPatch
             api.end(name)
         for run in names:
             whole = b"".join(b"%d of %d\n" % (index, run) for index in range(5))
-            assert text(await facts.end(run)) == whole
+            assert text(await facts.end_of(run)) == whole

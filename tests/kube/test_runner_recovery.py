@@ -11,8 +11,9 @@ from datatask.adapters.execute.kube import starts, watch
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Adopted, Noticed, Reachable, Started, Unreachable
 from tests.kube.api.faults import away
-from tests.kube.runner_kit import LOG, SECOND, make_task, opened, running, spec, text, until
+from tests.kube.runner_kit import LOG, SECOND, make_task, opened, running, spec, text
 from tests.kube.scripted import scripted
+from tests.run_kit import until
 
 
 async def test_a_later_engine_adopts_what_runs_and_collects_what_ended() -> None:
@@ -30,16 +31,16 @@ async def test_a_later_engine_adopts_what_runs_and_collects_what_ended() -> None
         api.delete(names[2], 0)  # only the finalizer keeps it
         async with opened(make_task(api)) as (runner, facts):
             await runner.recover([spec(1, handle=handles[1]), spec(2, handle=handles[2]), spec(3)])
-            ended = await facts.end(1)
+            ended = await facts.end_of(1)
             assert (ended.ending.outcome, text(ended)) == ("succeeded", b"done\n")
-            assert (await facts.end(2)).ending.exit_code == 4
+            assert (await facts.end_of(2)).ending.exit_code == 4
             assert isinstance(facts.of(3)[0], Adopted)
             api.run(names[3])
             await facts.first(3, Started)
             runner.stop(3, "cancelled", SECOND)
             await until(lambda: api.pods[names[3]]["metadata"].get("deletionTimestamp"))
             api.end(names[3], 137)
-            assert (await facts.end(3)).ending.outcome == "cancelled"
+            assert (await facts.end_of(3)).ending.outcome == "cancelled"
 
 
 async def test_a_run_whose_pod_is_gone_is_lost_and_one_that_never_began_has_its_name_taken() -> None:
@@ -47,7 +48,7 @@ async def test_a_run_whose_pod_is_gone_is_lost_and_one_that_never_began_has_its_
     async with scripted() as api, opened(make_task(api)) as (runner, facts):
         handle = {"pod": "x", "uid": "uid-9", "namespace": "space"}
         await runner.recover([spec(1, handle=handle), spec(2)])
-        gone, never = await facts.end(1), await facts.end(2)
+        gone, never = await facts.end_of(1), await facts.end_of(2)
         assert [ended.ending.outcome for ended in (gone, never)] == ["lost", "lost"]
         assert gone.ending.error is not None
         assert "nobody saw how it ended" in gone.ending.error.message
@@ -88,7 +89,7 @@ async def test_a_name_that_cannot_be_taken_is_waited_for_instead(monkeypatch: py
             told = await facts.first(1, Noticed)
             assert "its name cannot be taken" in told.message
             await recovering
-            assert (await facts.end(1)).ending.outcome == "lost"
+            assert (await facts.end_of(1)).ending.outcome == "lost"
 
 
 async def test_a_run_that_is_stopped_while_it_is_looked_for_ends_as_stopped() -> None:
@@ -99,7 +100,7 @@ async def test_a_run_that_is_stopped_while_it_is_looked_for_ends_as_stopped() ->
         await asyncio.sleep(0)
         runner.stop(1, "cancelled", SECOND)
         await recovering
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
 
 
 async def test_a_server_that_is_away_when_the_engine_opens_is_waited_for(
@@ -120,4 +121,4 @@ async def test_a_server_that_is_away_when_the_engine_opens_is_waited_for(
             await recovering
             await facts.first(1, Adopted)
             api.end(name)
-            assert (await facts.end(1)).ending.outcome == "succeeded"
+            assert (await facts.end_of(1)).ending.outcome == "succeeded"

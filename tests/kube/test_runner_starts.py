@@ -13,8 +13,9 @@ from aiohttp import web
 from datatask.adapters.execute.kube.pods import pod_name
 from datatask.schema.messages import Ended, Noticed, Started
 from tests.kube.api.faults import Fault, away, broken, too_many
-from tests.kube.runner_kit import LOG, SECOND, make_task, opened, ready, running, spec, text, until
+from tests.kube.runner_kit import LOG, SECOND, make_task, opened, ready, running, spec, text
 from tests.kube.scripted import scripted
+from tests.run_kit import until
 
 
 async def test_a_run_is_a_pod_from_its_start_to_its_removal() -> None:
@@ -30,7 +31,7 @@ async def test_a_run_is_a_pod_from_its_start_to_its_removal() -> None:
         assert (started.handle["pod"], started.where) == (name, "node1")
         api.say(name, b"one\ntwo")
         api.end(name)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         assert (ended.ending.outcome, ended.ending.exit_code, ended.ending.where) == ("succeeded", 0, "node1")
         assert ended.ending.detail == {"pod": name, "node": "node1", "image": "busybox:cat.1"}
         assert text(ended) == b"one\ntwo\n"
@@ -48,7 +49,7 @@ async def test_starting_twice_is_starting_once() -> None:
         name = (await api.pod("j1"))["metadata"]["name"]
         api.run(name)
         api.end(name, 3)
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
         runner.start(spec(1))
         await asyncio.sleep(0.05)
     assert ended.ending.error is not None
@@ -70,7 +71,7 @@ async def test_an_old_log_that_was_put_back_waits_while_a_later_state_of_it_has_
                 assert (noticed.phase, noticed.reason) == ("pending", "Occupied")
                 assert "a later state of this log" in noticed.message
             runner.stop(4, "cancelled", 0)
-            assert (await facts.end(4)).ending.outcome == "cancelled"
+            assert (await facts.end_of(4)).ending.outcome == "cancelled"
             assert len(api.pods) == 1
             api.end(later)
             await api.pod("j3")
@@ -83,7 +84,7 @@ async def test_a_create_that_was_not_answered_is_found() -> None:
         api.faults.append(Fault("create", cut="after"))
         name = await running(api, runner, facts, 1)
         api.end(name)
-        assert (await facts.end(1)).ending.outcome == "succeeded"
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
     assert [change.type for change in api.changes].count("ADDED") == 1
 
 
@@ -96,7 +97,7 @@ async def test_a_pod_that_is_there_and_gone_when_it_is_looked_at_is_created_agai
         name = await running(api, runner, facts, 1)
         assert time.monotonic() - began > 0.3
         api.end(name)
-        assert (await facts.end(1)).ending.outcome == "succeeded"
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
         assert [type(fact) for fact in facts.of(1)] == [Noticed, Started, Ended]
     assert (api.counts["create pods"], api.counts["get pods"]) == (4, 3)
 
@@ -109,7 +110,7 @@ async def test_a_name_that_is_never_free_is_waited_for_until_the_run_is_stopped(
         await asyncio.sleep(1.0)
         assert 2 <= api.counts["create pods"] <= 6
         runner.stop(1, "cancelled", SECOND)
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
 
 
 async def test_a_pod_of_that_name_that_is_not_ours_is_refused_loudly() -> None:
@@ -118,7 +119,7 @@ async def test_a_pod_of_that_name_that_is_not_ours_is_refused_loudly() -> None:
         name = pod_name("app", "t", "j1", f"{LOG}.1.1")
         api.make(name)
         runner.start(spec(1))
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.outcome == "refused"
     assert ended.ending.error is not None
     assert f"there is a pod {name} already, which is not this run's" in ended.ending.error.message
@@ -148,7 +149,7 @@ async def test_a_full_quota_is_tried_by_one_run_and_filled_as_soon_as_there_is_r
             api.run(name)
             api.end(name)
             run = int(api.pods[name]["metadata"]["annotations"]["datatask.io/job"][1:])
-            assert (await facts.end(run)).ending.outcome == "succeeded"
+            assert (await facts.end_of(run)).ending.outcome == "succeeded"
             runner.forget(run)
             await until(lambda name=name: name not in api.pods)
     assert api.most_at_once() == 2
@@ -171,7 +172,7 @@ async def test_a_server_that_is_busy_is_asked_again_when_it_says(fault: Callable
         api.faults.append(fault())
         name = await running(api, runner, facts, 1)
         api.end(name)
-        await facts.end(1)
+        await facts.end_of(1)
     assert 3 <= api.counts["create pods"] <= 4
     assert len(facts.of(1, Noticed)) == 1
 
@@ -182,7 +183,7 @@ async def test_what_somebody_must_change_is_tried_for_as_long_as_the_user_allows
     async with ready(logs=False, start_within=0.5) as (api, runner, facts):
         api.faults.append(Fault("create", times=None, code=403, message=words))
         runner.start(spec(1))
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.outcome == "refused"
     assert ended.ending.error is not None
     assert words in ended.ending.error.message
@@ -195,7 +196,7 @@ async def test_what_can_never_be_is_refused_at_once() -> None:
     async with ready(logs=False) as (api, runner, facts):
         api.faults.append(Fault("create", times=None, code=422, message='Pod "x" is invalid: spec'))
         runner.start(spec(1))
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.error is not None
     assert (ended.ending.outcome, api.counts["create pods"]) == ("refused", 1)
     assert ended.ending.error.message.startswith(
@@ -210,7 +211,7 @@ async def test_a_run_can_be_stopped_while_the_server_refuses_it() -> None:
         runner.start(spec(1))
         await facts.first(1, Noticed)
         runner.stop(1, "cancelled", SECOND)
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
 
 
 async def test_another_log_with_pods_here_is_named() -> None:
@@ -219,7 +220,7 @@ async def test_another_log_with_pods_here_is_named() -> None:
         name = await running(api, runner, facts, 1)
         async with opened(make_task(api, logs=False)) as (second, told):
             second.start(spec(1, log="f" * 32, epoch=1))
-            ended = await told.end(1)
+            ended = await told.end_of(1)
         assert ended.ending.outcome == "refused"
         assert ended.ending.error is not None
         assert f"has pods in space under the app 'app', such as {name}" in ended.ending.error.message
@@ -266,7 +267,7 @@ async def test_a_stop_while_a_create_is_on_its_way_deletes_what_it_made() -> Non
         api.rules.append(slow)
         runner.start(spec(1))
         await until(lambda: any(pod["metadata"].get("deletionTimestamp") for pod in api.pods.values()))
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
         runner.forget(1)
         await until(lambda: not api.pods)
 
@@ -286,7 +287,7 @@ async def test_a_create_that_was_given_up_and_arrives_late_is_deleted() -> None:
         runner.start(spec(1))
         await facts.first(1, Noticed)
         runner.stop(1, "cancelled", SECOND)
-        assert (await facts.end(1)).ending.outcome == "cancelled"
+        assert (await facts.end_of(1)).ending.outcome == "cancelled"
         runner.forget(1)
         await asyncio.sleep(0.1)
         api.make(**given[0])

@@ -12,8 +12,9 @@ from datatask import CallerError
 from datatask.adapters.execute.kube import watch
 from datatask.schema.messages import Ended, Reachable, Started, Unreachable
 from tests.kube.api.faults import Fault, away
-from tests.kube.runner_kit import make_task, opened, ready, running, spec, until
+from tests.kube.runner_kit import make_task, opened, ready, running, spec
 from tests.kube.scripted import scripted
+from tests.run_kit import until
 
 
 async def test_a_watch_that_is_cut_goes_on_where_it_was() -> None:
@@ -34,7 +35,7 @@ async def test_a_watch_that_is_cut_goes_on_where_it_was() -> None:
         for index in range(5):
             api.change(name, "Running", podIP=str(index))
         api.end(name)
-        await facts.end(1)
+        await facts.end_of(1)
     assert api.counts["list pods"] == 1
     assert len(seen) == len(set(seen)) == 6
 
@@ -50,8 +51,8 @@ async def test_what_was_missed_while_the_history_was_lost_is_found_by_listing() 
         api.remove(names[2])
         api.forget_history()
         api.faults.clear()
-        assert (await facts.end(1)).ending.exit_code == 5
-        assert (await facts.end(2)).ending.outcome == "lost"
+        assert (await facts.end_of(1)).ending.exit_code == 5
+        assert (await facts.end_of(2)).ending.outcome == "lost"
         assert facts.of(3, Ended) == []
         assert runner._runner.shared.watch.known.keys() == {names[1], names[3]}
     assert api.counts["list pods"] == 2
@@ -69,7 +70,7 @@ async def test_a_pod_that_nobody_has_ever_seen_is_lost_by_the_next_list() -> Non
         api.remove(name)
         api.forget_history()
         api.faults.clear()
-        ended = await facts.end(1)
+        ended = await facts.end_of(1)
     assert ended.ending.outcome == "lost"
 
 
@@ -92,7 +93,7 @@ async def test_lines_that_are_no_events_break_nothing(line: bytes) -> None:
         async with opened(make_task(api, logs=False)) as (runner, facts):
             name = await running(api, runner, facts, 1)
             api.end(name)
-            await facts.end(1)
+            await facts.end_of(1)
     assert api.counts["watch pods"] <= 5
 
 
@@ -114,7 +115,7 @@ async def test_a_watch_that_says_nothing_is_not_believed(monkeypatch: pytest.Mon
         async with opened(make_task(api, logs=False)) as (runner, facts):
             name = await running(api, runner, facts, 1)
             api.end(name)
-            await facts.end(1)
+            await facts.end_of(1)
             await asyncio.sleep(0.8)
     assert api.counts["watch pods"] == 2
     assert api.counts["list pods"] == 1
@@ -134,7 +135,7 @@ async def test_a_server_that_is_away_makes_runs_unreachable_and_ends_none(
         api.end(name)
         api.faults.clear()
         await facts.first(1, Reachable)
-        assert (await facts.end(1)).ending.outcome == "succeeded"
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
     assert [type(fact) for fact in facts.all] == [Started, Unreachable, Reachable, Ended]
 
 
@@ -154,7 +155,7 @@ async def test_a_node_that_is_silent_makes_its_run_unreachable_until_it_answers(
         api.change(name, conditions=[unready, containers])
         await until(lambda: len(facts.of(1, Unreachable)) == 2)
         api.end(name)
-        assert (await facts.end(1)).ending.outcome == "succeeded"
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
     assert [type(fact) for fact in facts.all] == [Started, Unreachable, Reachable, Unreachable, Ended]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cli_kit import Project
+from tests.machine import command_of
 
 PIPELINE = """
 import datatask
@@ -118,7 +119,7 @@ def test_what_forked_is_not_left(project: Project) -> None:
     left = [
         path.parent.name
         for path in Path("/proc").glob("[0-9]*/cwd")
-        if path.is_symlink() and _leads(path).startswith(mine) and b"sleep" in _command(path.parent)
+        if path.is_symlink() and _leads(path).startswith(mine) and b"sleep" in command_of(path.parent)
     ]
     assert left == []
 
@@ -128,10 +129,3 @@ def _leads(path: Path) -> str:
         return str(path.readlink())
     except OSError:
         return ""
-
-
-def _command(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""

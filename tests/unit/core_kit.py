@@ -194,3 +194,13 @@ def folded(events: list[e.Event]) -> State:
     for position, event in enumerate(events, 1):
         apply(state, position, event)
     return state
+
+
+def running(desk: Desk, *jobs: str) -> list[int]:
+    """Put jobs into `a`, launch them, and return the runs."""
+    desk.put("a", *jobs)
+    desk.decide()
+    runs = [spec.run for spec in desk.specs()][-len(jobs) :]
+    for run in runs:
+        desk.started(run)
+    return runs

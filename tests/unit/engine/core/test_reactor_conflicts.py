@@ -15,7 +15,7 @@ from datatask.schema.definition import In, LinkDef, PipelineDef, RetryDef, TaskD
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Adopted, Ended, Write
 from datatask.schema.units import SECOND
-from tests.unit.core_kit import VALUE, Desk, kinds, pipeline, task
+from tests.unit.core_kit import VALUE, Desk, kinds, pipeline, running, task
 
 KEY = "k"
 
@@ -24,16 +24,6 @@ def adds(desk: Desk, *, over: int | None = None, repository: str = "b", **more: 
     """What a run wrote over a key that it read when the log was at `over` (now, by default)."""
     seen = desk.state.position if over is None else over
     return Write(repository=repository, job=KEY, value=VALUE, over=seen, **more)  # type: ignore[arg-type]
-
-
-def running(desk: Desk, *jobs: str) -> list[int]:
-    """Launch jobs, and return their runs."""
-    desk.put("a", *jobs)
-    desk.decide()
-    runs = [spec.run for spec in desk.specs()][-len(jobs) :]
-    for run in runs:
-        desk.started(run)
-    return runs
 
 
 def again(desk: Desk, batch: list[e.Event]) -> int:

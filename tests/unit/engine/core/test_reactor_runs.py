@@ -14,17 +14,7 @@ from datatask.schema.definition import All, Not, RetryDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
 from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, Unreachable, Write
 from datatask.schema.units import SECOND
-from tests.unit.core_kit import VALUE, Desk, kinds, leaf, pipeline, task
-
-
-def running(desk: Desk, *jobs: str) -> list[int]:
-    """Put jobs into `a`, launch them, and return the runs."""
-    desk.put("a", *jobs)
-    desk.decide()
-    runs = [spec.run for spec in desk.specs()][-len(jobs) :]
-    for run in runs:
-        desk.started(run)
-    return runs
+from tests.unit.core_kit import VALUE, Desk, kinds, leaf, pipeline, running, task
 
 
 def output(job: str = "x") -> Write:

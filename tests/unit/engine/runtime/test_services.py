@@ -13,6 +13,7 @@ from datatask.engine.runtime import services as module
 from datatask.engine.runtime.closing import call_off
 from datatask.engine.runtime.services import FAILURES_MAX, Service, Services, current, enter, hear
 from datatask.schema.errors import InternalError, ServiceFailedError
+from tests.run_kit import until
 
 
 @pytest.fixture
@@ -24,11 +25,6 @@ def failures() -> list[BaseException]:
 def services(failures: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> Services:
     monkeypatch.setattr(module, "PAUSE_SECONDS", (0.0001, 0.001))
     return Services(failures.append)
-
-
-async def until(true: Any) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
 
 
 async def test_one_that_fails_is_started_again_told_once_and_told_when_it_works(
