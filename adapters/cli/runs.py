@@ -9,7 +9,7 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.moments import When
-from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, Wanted, find_runs, group_runs
+from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, RunFilter, find_runs, group_runs
 
 DRAWN_FIELDS = ("run", "task", "job", "state", "started_at", "duration", "error")
 
@@ -56,7 +56,7 @@ def runs(
 ) -> None:
     """List runs, oldest first: each attempt at a job, how long it took, and how it ended."""
     output = Output(settings, csv=csv)
-    wanted = Wanted(task, job, state, where, since, until, active, at)
+    wanted = RunFilter(task, job, state, where, since, until, active, at)
     with opened(settings, events=True) as reader:
         if by is None:
             found = find_runs(reader, wanted, sort=sort or "decided", last=last, newest_first=reverse)

@@ -99,12 +99,12 @@ def _timeline_shape(line: Timeline | None) -> dict[str, Any]:
     """Return what the time line adds to the documented shape."""
     if line is None:
         return {"position": None, "until": None, "timeline": {}, "cut": False}
-    told = line.to_json()
+    plain = line.to_json()
     return {
-        "position": told["position"],
-        "until": told["until"],
-        "timeline": {name: lane["spans"] for name, lane in told["tasks"].items()},
-        "cut": told["cut"],
+        "position": plain["position"],
+        "until": plain["until"],
+        "timeline": {name: lane["spans"] for name, lane in plain["tasks"].items()},
+        "cut": plain["cut"],
     }
 
 

@@ -11,7 +11,7 @@ from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history import waits as past
+from datatask.adapters.history import waits
 from datatask.adapters.history.moments import When
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.ids import check_job
@@ -33,7 +33,7 @@ DRAWN_INTERVALS = ("task", "from", "seconds", "cause", "began", "ended", "detail
     "--at", "--until", "at", type=WHEN, metavar="WHEN", help="As of then; what goes on counts up to then."
 )
 @click.option("--since", type=WHEN, metavar="WHEN", help="Leave out what was before.")
-@click.option("--by", metavar="A,B", help=f"Sums for each {', '.join(past.BY)}.")
+@click.option("--by", metavar="A,B", help=f"Sums for each {', '.join(waits.BY)}.")
 @click.option("--job", "is_job", is_flag=True, help="The name is a job's, though a task is called so too.")
 def waiting(
     settings: Settings,
@@ -52,15 +52,15 @@ def waiting(
     output = Output(settings, csv=csv)
     with opened(settings, events=True) as reader:
         task, job = _meant(reader, name, is_job)
-        asked = past.Asked(task, job, since, at)
+        asked = waits.WaitQuery(task, job, since, at)
         if job is not None and by is None:
-            rows = map(past.interval_row, past.find_intervals(reader, asked))
-            output.rows(_shown(output, rows), past.INTERVAL_FIELDS, drawn=DRAWN_INTERVALS)
+            rows = map(waits.interval_row, waits.find_intervals(reader, asked))
+            output.rows(_readable(output, rows), waits.INTERVAL_FIELDS, drawn=DRAWN_INTERVALS)
             return
         names = (
-            tuple(part.strip() for part in by.split(",") if part.strip()) if by is not None else past.USUAL
+            tuple(part.strip() for part in by.split(",") if part.strip()) if by is not None else waits.USUAL
         )
-        sums = past.sum_up(reader, asked, names)
+        sums = waits.sum_up(reader, asked, names)
     if output.json and not settings.fields:
         output.document(
             {
@@ -72,10 +72,10 @@ def waiting(
             }
         )
         return
-    output.rows(_shown(output, sums.rows), sums.rows.columns, drawn=[*names, *DRAWN_SUMS])
+    output.rows(_readable(output, sums.rows), sums.rows.columns, drawn=[*names, *DRAWN_SUMS])
     if by is None and not csv and not settings.fields:
         output.line()
-        output.rows(_shown(output, sums.tasks), sums.tasks.columns)
+        output.rows(_readable(output, sums.tasks), sums.tasks.columns)
 
 
 def _meant(reader: Any, name: str | None, is_job: bool) -> tuple[str | None, str | None]:
@@ -84,19 +84,19 @@ def _meant(reader: Any, name: str | None, is_job: bool) -> tuple[str | None, str
         if is_job:
             raise click.UsageError("--job needs the job's name")
         return None, None
-    if not is_job and past.is_task(reader, name):
+    if not is_job and waits.is_task(reader, name):
         return name, None
     if is_job:
         check_job(name)
-    elif not past.is_job(reader, name):
+    elif not waits.is_job(reader, name):
         raise UnknownNameError(
-            f"there is no task and no job {name} in the log", remedy=past.known_tasks(reader)
+            f"there is no task and no job {name} in the log", remedy=waits.known_tasks(reader)
         )
     return None, name
 
 
-def _shown(output: Output, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """Put durations and shares into words where people read them."""
+def _readable(output: Output, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Return rows with durations and shares as text where people read them."""
     if output.json or output.csv or not (output.draws or output.colored):
         return rows
     return [{name: _words(name, value) for name, value in row.items()} for row in rows]

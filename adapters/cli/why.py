@@ -20,8 +20,8 @@ from datatask.schema.units import iso
 if TYPE_CHECKING:
     from datatask.engine.explain.explanations import Group
 
-TOLD_OF_MAX = 200
-"""So many runs of a job are looked at for what to tell of its past."""
+PAST_RUNS_MAX = 200
+"""How many past runs of a job are looked at."""
 
 
 @command(
@@ -45,7 +45,7 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
         shapes.find_task(log.state, task)
         around = surroundings(log.reader, log.state, past=at is not None)._asdict()
         if job is None:
-            _tell_groups(output, log, task, explain_all(log.state, task, **around))
+            _print_groups(output, log, task, explain_all(log.state, task, **around))
             return
         found = explain(log.state, task, job, **around)
         found = with_events(log.reader, log.state, found)
@@ -56,7 +56,7 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
             output.line(shown(line))
 
 
-def _tell_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:
+def _print_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:
     if output.json:
         import msgspec
 
@@ -73,7 +73,7 @@ def _tell_groups(output: Output, log: Recorded, task: str, groups: list[Group]) 
 def _last_run(log: Recorded, task: str, job: str) -> list[str]:
     sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
     rows = log.reader.query(
-        f"{sql} AND run <= ? ORDER BY run DESC LIMIT {TOLD_OF_MAX}", (job, task, log.state.position)
+        f"{sql} AND run <= ? ORDER BY run DESC LIMIT {PAST_RUNS_MAX}", (job, task, log.state.position)
     ).rows
     if not rows:
         archived = _last_launch(log, task, job)
@@ -88,7 +88,7 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
 
 
 def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Tell of the runs right before the last one that were in conflict; `before` begins with the latest."""
+    """Return a line about the conflicts right before the last run; `before` begins with the latest."""
     found = [
         row for row in takewhile(lambda row: row[1] in ("conflicted", "lost"), before) if row[1] != "lost"
     ]
@@ -99,7 +99,7 @@ def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 def _last_launch(log: Recorded, task: str, job: str) -> int:
-    """Return the last run that the state knows of, 0 for none: the event itself may be in an archive."""
+    """Return the last run by the state, 0 for none: its event may be in an archive."""
     index = log.state.job_index.get(job)
     runs = log.state.tasks[task].last_run
     return runs[index] if index is not None and index < len(runs) else 0

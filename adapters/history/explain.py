@@ -1,8 +1,8 @@
 """Answers of `why` with the events that they cite: read from the log where the state knows only positions.
 
 In: a reader, a state, an `Explanation`. Out: the same with `events`, one for each position that it names (kind, time,
-actor, run, reason), and with positions that only the log has: the end of the run that a view tells of, the answer of a
-filter or translator, who cancelled. A few reads by job, each over an index.
+actor, run, reason), and with positions that only the log has: the end of a view's run, the answer of a filter or
+translator, the request that cancelled. A few reads by job, each over an index.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GROUP_COLUMNS = ("what", "count", "explain", "sample", "until")
 
 
 class Surroundings(NamedTuple):
-    """What a state does not know of itself: is an engine alive, what time is it, whose runner takes nothing."""
+    """Facts from outside a state: is an engine alive, the time, the tasks whose runners are unavailable."""
 
     engine_alive: bool
     now: int
@@ -36,12 +36,12 @@ class Surroundings(NamedTuple):
 
 
 def surroundings(reader: LogReader, state: State, *, past: bool) -> Surroundings:
-    """Return how it is now, or, for a state of the `past`, how it was then, as far as the log tells."""
+    """Return the present ones, or, for a state of the `past`, those of then, as far as the log tells."""
     if past:
         alive, now = state.engine is not None and not state.closed, state.at
     else:
         alive, now = probe(reader.path) is not None, max(SystemClock().now(), state.at)
-    # The last recorded round says so; without an engine there is none to take anything, which is said instead.
+    # From the last recorded round; without an engine no runner is there, which is a blocker of its own.
     away = {task.name for task in state.tasks.values() if alive and task.constraint == "adapter"}
     return Surroundings(alive, now, frozenset(away))
 
@@ -54,7 +54,7 @@ def table_of(groups: Iterable[Group]) -> Table:
 
 def with_events(reader: LogReader, state: State, found: Explanation) -> Explanation:
     """Return the answer with every event that it cites."""
-    sources = Sources(reader, state, found.job)
+    sources = CitedEvents(reader, state, found.job)
     tree = sources.of(found.tree, found.job)
     conditions = [
         msgspec.structs.replace(condition, since=sources.since(condition.since, before, after))
@@ -66,7 +66,7 @@ def with_events(reader: LogReader, state: State, found: Explanation) -> Explanat
 
 
 def cited(reader: LogReader, positions: list[int]) -> list[CitedEvent]:
-    """Return what stands at these positions; what an archive has taken is left out."""
+    """Return the events at these positions, without those that are archived."""
     events: list[Recorded] = []
     try:
         fetched = reader.fetch(positions) if positions else []
@@ -87,8 +87,8 @@ def _cited(position: int, event: Event) -> CitedEvent:
     return CitedEvent(**about, run=run, reason=reason)  # type: ignore[arg-type]
 
 
-class Sources:
-    """Finds the events behind what the state says of one job; of those that were archived nothing is said."""
+class CitedEvents:
+    """Finds the events behind the facts of one job in a state; archived ones are left out."""
 
     def __init__(self, reader: LogReader, state: State, job: str) -> None:
         self._reader, self._state, self._job = reader, state, job
@@ -139,7 +139,7 @@ class Sources:
         return blocker if found is None else msgspec.structs.replace(blocker, since=found.position)
 
     def _with_message(self, blocker: Blocker, run: int) -> Blocker:
-        """Add what the runner told last of an open run: a pod that no node takes, a server that refuses it."""
+        """Add the runner's last message about an open run: a pod that no node takes, a server that refuses it."""
         filters = Filters(kinds=_OF_A_RUN, jobs=(self._job,), runs=(run,))
         last = next(self._reader.read_back(run, self._state.position, filters, page_rows=1), None)
         event = None if last is None else last.event

@@ -22,11 +22,11 @@ from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import Moment, When, parse_when, position_of
 from datatask.adapters.history.queries import Table
-from datatask.adapters.history.runs import RUN_FIELDS, Wanted, find_runs, group_runs
+from datatask.adapters.history.runs import RUN_FIELDS, RunFilter, find_runs, group_runs
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.timeline import Timeline
 from datatask.adapters.history.timeline_spans import timeline
-from datatask.adapters.history.waits import USUAL, Asked, find_intervals, sum_up
+from datatask.adapters.history.waits import USUAL, WaitQuery, find_intervals, sum_up
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.sql import Parameters
@@ -145,7 +145,7 @@ class History:
         `p50`, `p95`, `max` over episodes, in seconds: of the cause where causes are told apart, else of all but
         `running` and `collecting`. What is open counts up to `at`. `UnknownNameError` for names that are none.
         """
-        return sum_up(self.reader, Asked(task, job, _when(since), _when(at)), _names(by)).rows
+        return sum_up(self.reader, WaitQuery(task, job, _when(since), _when(at)), _names(by)).rows
 
     def intervals(self, task: str | None, job: str, at: Moment = None) -> list[Interval]:
         """Return what a job's time went to, for one task or (None) for each, by task and time, without gaps.
@@ -153,7 +153,7 @@ class History:
         Every interval has one cause, its nanoseconds, and the positions of the events that begin and end it;
         `ended` is None where it still goes on at `at`.
         """
-        return find_intervals(self.reader, Asked(task, job, at=_when(at)))
+        return find_intervals(self.reader, WaitQuery(task, job, at=_when(at)))
 
     def events(
         self,
@@ -205,7 +205,7 @@ class History:
         known then. `CallerError` names what can be sorted or grouped by.
         """
         tasks, jobs, states, places = map(_names, (task, job, state, where))
-        wanted = Wanted(tasks, jobs, states, places, _when(since), _when(until))
+        wanted = RunFilter(tasks, jobs, states, places, _when(since), _when(until))
         if active_between is not None:
             begin, end = map(_when, active_between)
             wanted = wanted._replace(active=(begin or When(position=1), end or When(position=self.head)))

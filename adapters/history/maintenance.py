@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.states import Ladder, beginning, fold
+from datatask.adapters.history.states import CheckpointCache, beginning, fold
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.integrity.anchors import compare, head_anchor
 from datatask.adapters.log.lease import PAUSE_SECONDS, Patience, probe
@@ -212,7 +212,7 @@ def _result(
 def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Step) -> Redacted:
     gone, kept = redacting.settle(reader)
     step("settled")
-    Ladder(reader).remove()
+    CheckpointCache(reader).remove()
     emptied = redacting.scrub(reader.path, SystemClock().now() / 1e9, alone=alone)
     step("scrubbed")
     return replace(result, blobs=tuple(sorted(gone)), blobs_kept=tuple(sorted(kept)), wal_emptied=emptied)

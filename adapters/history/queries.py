@@ -1,4 +1,4 @@
-"""Rows with named columns: what questions about many things are answered with.
+"""Rows with named columns, the form of answers about many jobs, runs or repositories.
 
 A `Table` is a sequence of dicts, so `json.dumps(list(table))`, `pandas.DataFrame(table)` and `polars.DataFrame(table)`
 take it as it is; a notebook shows it as a table, a terminal as aligned text.

@@ -1,8 +1,8 @@
 """Runs as rows: filtered, sorted, grouped, and as they were known at an earlier point.
 
-In: a reader, `Wanted`, and what to group by. Out: one row a run in the documented shape, or a row a group with counts, failures
-and durations. A few runs are looked up one by one through the index on jobs; many are found in one pass over the log, with
-starts and ends joined by run. The view `runs` gives the same rows.
+In: a reader and a `RunFilter`, for groups also their keys. Out: one row a run in the documented shape, or one a group
+with counts, failures, waits and durations. A few runs are looked up one by one through the index on jobs, many are found
+in one pass over the log, with starts and ends joined by run. The view `runs` gives the same rows.
 """
 
 from __future__ import annotations
@@ -112,11 +112,11 @@ KEYS = (*(name for name in RUN_FIELDS if name not in (*TIMES, "wait", "duration"
 _COUNTED = ("run", "state", "ended_at", "wait", "duration", "decided_at")
 
 
-class Wanted(NamedTuple):
-    """Which runs: those that pass everything that is given, several values of a field being alternatives.
+class RunFilter(NamedTuple):
+    """Which runs: those that pass every field that is given; several values of a field are alternatives.
 
-    `where` are patterns of places (`node-*`) or of hosts, for runs near the engine; `since` and `until` are about the decision; `active` is a span in
-    which the run was going; `at` is the point as of which everything is told.
+    `where` are patterns of places (`node-*`) or of hosts, for runs near the engine; `since` and `until` are about the
+    decision; `active` is a span in which the run was going; `at` is the point as of which all is reported.
     """
 
     tasks: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Wanted(NamedTuple):
 
 def find_runs(
     reader: LogReader,
-    wanted: Wanted = Wanted(),  # noqa: B008
+    wanted: RunFilter = RunFilter(),  # noqa: B008
     *,
     sort: str = "decided",
     last: int | None = None,
@@ -148,7 +148,7 @@ def find_runs(
 
 
 def run_rows(
-    reader: LogReader, wanted: Wanted, columns: Sequence[str], sort: str, last: int | None
+    reader: LogReader, wanted: RunFilter, columns: Sequence[str], sort: str, last: int | None
 ) -> list[tuple[Any, ...]]:
     """Return these columns of the runs, the last first."""
     sql, parameters = _statement(reader, wanted, columns, sort, last)
@@ -157,7 +157,7 @@ def run_rows(
 
 
 def _statement(
-    reader: LogReader, wanted: Wanted, columns: Sequence[str], sort: str, last: int | None
+    reader: LogReader, wanted: RunFilter, columns: Sequence[str], sort: str, last: int | None
 ) -> tuple[str, dict[str, int | str | None]]:
     """Return the SELECT for these runs, the last first."""
     known = position_of(reader, wanted.at)
@@ -179,7 +179,7 @@ def _statement(
     if few:
         joins = _LOOKED_UP.format("s", _STARTS) + _LOOKED_UP.format("e", _ENDS)
     elif wanted.states and not {"decided", "running"} & set(wanted.states):
-        # Who asks for failed runs wants few of many: from their ends, not from all decisions.
+        # Failed runs are few of many: found from their ends, not from all decisions.
         source, joins = _FROM_ENDS, _LOOKED_UP.format("s", _STARTS)
         where += [f"e.kind IN {_ENDS}", "e.position >= :first", "e.position <= :known"]
         where.append("e.payload ->> '$.outcome' IN (SELECT value FROM json_each(:states))")
@@ -194,7 +194,7 @@ def _statement(
     return f"{before}SELECT {shown} FROM ({inner}) WHERE {rest} ORDER BY {order}{limit}", values
 
 
-def _outside(reader: LogReader, wanted: Wanted, values: dict[str, int | str | None]) -> list[str]:
+def _outside(reader: LogReader, wanted: RunFilter, values: dict[str, int | str | None]) -> list[str]:
     """Return the conditions on what only a whole row tells."""
     found = []
     if wanted.states:
@@ -237,7 +237,7 @@ def _spans(reader: LogReader, places: Sequence[str]) -> list[tuple[int, int]]:
     ]
 
 
-def _span(reader: LogReader, wanted: Wanted, known: int) -> tuple[int, int]:
+def _span(reader: LogReader, wanted: RunFilter, known: int) -> tuple[int, int]:
     """Return the first and last position of decisions that `since`, `until` and `at` allow."""
     first = 1
     if wanted.since is not None:
@@ -270,8 +270,8 @@ def second_of(seconds: int) -> str:
     return (iso(seconds * SECOND) or "")[:19]
 
 
-class Group:
-    """What the runs of one group amount to."""
+class RunGroup:
+    """The counts and durations of one group."""
 
     __slots__ = ("durations", "ended", "failed", "runs", "waits")
 
@@ -309,7 +309,7 @@ class Group:
 
 def group_runs(
     reader: LogReader,
-    wanted: Wanted = Wanted(),  # noqa: B008
+    wanted: RunFilter = RunFilter(),  # noqa: B008
     *,
     by: Sequence[str],
     sort: str | None = None,
@@ -332,13 +332,13 @@ def group_runs(
     return columns, rows[::-1] if newest_first else rows
 
 
-def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[Any, ...], Group]:
+def _groups(reader: LogReader, wanted: RunFilter, by: Sequence[str]) -> dict[tuple[Any, ...], RunGroup]:
     made = {"day", "hour", "host"}
     named = [name for name in dict.fromkeys((*by, "where")) if name not in made]
     columns = [*_COUNTED, *named]
     engines = engines_of(reader) if "host" in by else []
     begins = [position for position, _ in engines]
-    groups: dict[tuple[Any, ...], Group] = {}
+    groups: dict[tuple[Any, ...], RunGroup] = {}
     for run, state, ended_at, wait, duration, decided_at, *names in run_rows(
         reader, wanted, columns, "run", None
     ):
@@ -350,7 +350,7 @@ def _groups(reader: LogReader, wanted: Wanted, by: Sequence[str]) -> dict[tuple[
         key = tuple(values[name] for name in by)
         group = groups.get(key)
         if group is None:
-            group = groups[key] = Group()
+            group = groups[key] = RunGroup()
         group.add(state, ended_at, wait, duration)
     return groups
 

@@ -1,6 +1,6 @@
-"""States and logs as the documented JSON shapes, and the sets of jobs behind the numbers.
+"""States and events in the shapes of docs/cli.md, and the sets of jobs behind their numbers.
 
-Everything here is values in, values out; docs/cli.md lists the shapes, and tests hold both together.
+In: a state or an event. Out: plain values for JSON. A test holds the page to the shapes.
 """
 
 from __future__ import annotations

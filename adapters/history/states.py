@@ -1,9 +1,10 @@
 """A log's state at a batch boundary: from the nearest checkpoint before it, and the events in between.
 
-In: a log that is read, and a position. Out: the state. On a long way checkpoints are left, a quarter of a second of folding apart,
-in `<log>.checkpoints/past/`, else in `$XDG_CACHE_HOME/datatask/<uuid>/`, else nowhere. They are a cache: bound to the log, its
-chain and the fold's version by a code that only the log can make, passed over where they do not fit, written whole or not at all,
-never so that the disk runs full, and thinned out: at most `RUNGS_MAX`, and as many bytes as the log has.
+In: a reader, and how far. Out: a `State`. Where the way is long, `fold` leaves checkpoints on it for the next question:
+rungs, a quarter of a second of folding apart, in `<log>.checkpoints/past/`, or where that is not the user's to write in
+`$XDG_CACHE_HOME/datatask/<uuid>/`, and else nowhere. A rung is bound to the log's uuid, its position, the chain there and
+the fold's version, by a code that only the log can make; one that does not fit, or cannot be read or written, is passed
+over. Rungs are thinned out evenly: at most `RUNGS_MAX`, and no more bytes than the log has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from datatask.adapters.log.checkpoints import (
     ChangedError,
@@ -39,10 +40,6 @@ from datatask.engine.ports import Checkpoint, Filters
 from datatask.schema.errors import DatataskError, LogDamagedError, TemporaryError
 from datatask.schema.events import PayloadRedacted
 
-if TYPE_CHECKING:
-    from datatask.adapters.log.reader import LogReader
-
-
 logger = logging.getLogger("datatask.log")
 
 RUNGS_MAX = 128
@@ -64,18 +61,100 @@ FREE_MIN = 512 << 20
 LOGS_MAX = 16
 """Logs that have rungs in the user's cache."""
 
-Follow = Callable[["LogReader", State, int], State]
-"""`states.follow`: folds a state up to a batch boundary, and returns it."""
-
-
 T = TypeVar("T")
-TOLD_EVENTS = 250_000
+
+PROGRESS_EVENTS = 250_000
+
 CUTS_MAX = 5
+
 Progress = Callable[[int, int], None]
 """Called with (events done, events in all)."""
 
 
-class Ladder:
+def fold(reader: LogReader, until: int) -> State:
+    """Return the state at the batch boundary `until`."""
+
+    def work() -> State:
+        cache = CheckpointCache(reader)
+        state = cache.nearest(until) or _begun(reader, cache)
+        _refuse_archived(reader, state, until)
+        return cache.fold_to(state, until)
+
+    with collector_off():
+        return uncut(reader, work)
+
+
+def refold(reader: LogReader, until: int | None = None, progress: Progress | None = None) -> State:
+    """Return the state at the batch boundary `until` (the head) from the log's beginning, without any checkpoint.
+
+    `progress` is called every `PROGRESS_EVENTS`.
+    """
+    last = reader.head if until is None else until
+
+    def work() -> State:
+        state = beginning(reader)
+        _refuse_archived(reader, state, last)
+        following = Follower(reader)
+        while progress is not None and last - state.position > 2 * PROGRESS_EVENTS:
+            following.follow(state, reader.end_of_batch(state.position + PROGRESS_EVENTS))
+            progress(state.position, last)
+        return following.follow(state, last)
+
+    with collector_off():
+        return uncut(reader, work)
+
+
+def follow(reader: LogReader, state: State, until: int | None = None) -> State:
+    """Fold what was appended behind the state, and return it."""
+    last = reader.head if until is None else until
+    return Follower(reader).follow(state, last) if last > state.position else state
+
+
+def beginning(reader: LogReader) -> State:
+    """Return the state before the log's first event: empty, or the base where the beginning was archived."""
+    body = reader.base_state()
+    try:
+        return State() if body is None else checkpoints.load(body)
+    except LogDamagedError as error:
+        what = f"the state that the log stands on cannot be read: {error.what}"
+        raise damaged(what, reader.path, reader.header.base) from error
+
+
+def uncut(reader: LogReader, work: Callable[[], T], sound: Callable[[T], bool] = lambda _: True) -> T:
+    """Run `work`, which reads many pages of a log, again where the log's beginning was archived meanwhile.
+
+    A result that then looks like damage, or is not `sound`, is none: a cut removes rows between two pages.
+    """
+    for _ in range(CUTS_MAX):
+        base = reader.header.base
+        try:
+            done = work()
+        except (LogDamagedError, TemporaryError):
+            if reader.header.base == base:
+                raise
+        else:
+            if sound(done) or reader.header.base == base:
+                return done
+    raise TemporaryError("the log is cut all the time", where=str(reader.path), remedy="ask again")
+
+
+def _refuse_archived(reader: LogReader, state: State, until: int) -> None:
+    if until < state.position:
+        raise archived(reader.path, state.position, f"the state at position {until}", max(until, 1))
+
+
+def _begun(reader: LogReader, cache: CheckpointCache) -> State:
+    """Return the beginning; one that had to be folded anew, since another fold had made it, is kept as a rung."""
+    state = beginning(reader)
+    if state.position and reader.base_stored()[0] != FOLD_VERSION:
+        cache.keep(state)
+    return state
+
+
+# --- the cache --------------------------------------------------------------------------------------
+
+
+class CheckpointCache:
     """The rungs of one log, for one reader."""
 
     def __init__(self, reader: LogReader, *, cache: Path | None = None) -> None:
@@ -84,7 +163,7 @@ class Ladder:
         self.beside = checkpoints_path(reader.path) / "past"
         root = cache if cache is not None else _user_cache()
         self.spare = None if root is None else root / reader.uuid
-        self._folder: Path | None = self.beside if _ours(reader.path) else self.spare
+        self._folder: Path | None = self.beside if _is_own(reader.path) else self.spare
         self._written = 0.0
         self._began = reader.head
         self._vouch = vouching(reader)
@@ -107,33 +186,33 @@ class Ladder:
                 return state
         return None
 
-    def climb(self, state: State, until: int, follow: Follow) -> State:
+    def fold_to(self, state: State, until: int) -> State:
         """Fold a state up to the batch boundary `until`, leaving rungs on a long way."""
-        start, step = state.position, FIRST_STEP
+        following, start, step = Follower(self.reader), state.position, FIRST_STEP
         least = -(-(until - start) // RUNGS_MAX)
         while state.position < until:
             began, before = time.perf_counter(), state.position
             ahead = max(step, least)
             aim = until if until - before < 1.5 * ahead else self.reader.end_of_batch(before + ahead)
-            state = follow(self.reader, state, aim)
+            state = following.follow(state, aim)
             seconds = time.perf_counter() - began
             if state.position <= before:
                 break
             if until - start > FIRST_STEP and seconds > STEP_SECONDS / 3:
-                self.leave(state)
+                self.keep(state)
             goal = max(STEP_SECONDS, self._written)
             rate = (state.position - before) / max(seconds, 1e-6)
             step = int(min(max(rate * goal, step / 4, 1000), step * 8))
         return state
 
     def remove(self) -> None:
-        """Remove the rungs, for who takes something out of the log that they may still hold; none is no error."""
+        """Remove the rungs, which may still hold what is taken out of the log; none is no error."""
         for folder in (self.beside, self.spare):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def leave(self, state: State) -> None:
-        """Keep a state as a rung where there is a place for it; silently not, where there is none."""
+    def keep(self, state: State) -> None:
+        """Keep a state as a rung, if there is a folder for it."""
         chain = self._chain_at(state.position)
         if self._folder is None or chain is None or self._redacted():
             return
@@ -156,7 +235,7 @@ class Ladder:
     # --- files --------------------------------------------------------------------------------------
 
     def rungs(self) -> list[Found]:
-        """Return what readers have left, beside the log and in the user's cache."""
+        """Return the rungs, beside the log and in the user's cache."""
         folders = [self.beside, *([self.spare] if self.spare is not None else [])]
         return [
             one for folder in folders for one in checkpoints_in(folder) if one.fold_version == FOLD_VERSION
@@ -212,7 +291,7 @@ def _gap(kept: list[Found], number: int) -> int:
     return kept[number + 1].position - before
 
 
-def _ours(path: Path) -> bool:
+def _is_own(path: Path) -> bool:
     """Whether the log's file belongs to this user: what others leave beside it, its owner could not replace."""
     try:
         return os.stat(path).st_uid == os.geteuid()
@@ -247,84 +326,3 @@ def _keep_few(folder: Path) -> None:
         return
     for other in others[: max(0, len(others) - LOGS_MAX + 1)]:
         shutil.rmtree(other, ignore_errors=True)
-
-
-def fold(reader: LogReader, until: int) -> State:
-    """Return the state at the batch boundary `until`."""
-
-    def work() -> State:
-        ladder = Ladder(reader)
-        state = ladder.nearest(until) or _begun(reader, ladder)
-        _refuse_archived(reader, state, until)
-        following = Follower(reader)
-        return ladder.climb(state, until, lambda _, state, until: following.follow(state, until))
-
-    with collector_off():
-        return uncut(reader, work)
-
-
-def uncut(reader: LogReader, work: Callable[[], T], sound: Callable[[T], bool] = lambda _: True) -> T:
-    """Do what reads many pages of a log, again where its beginning was archived meanwhile.
-
-    What then looks like damage, or is not `sound`, is none: a cut removes rows between one page and the next.
-    """
-    for _ in range(CUTS_MAX):
-        base = reader.header.base
-        try:
-            done = work()
-        except (LogDamagedError, TemporaryError):
-            if reader.header.base == base:
-                raise
-        else:
-            if sound(done) or reader.header.base == base:
-                return done
-    raise TemporaryError("the log is cut all the time", where=str(reader.path), remedy="ask again")
-
-
-def _refuse_archived(reader: LogReader, state: State, until: int) -> None:
-    if until < state.position:
-        raise archived(reader.path, state.position, f"the state at position {until}", max(until, 1))
-
-
-def refold(reader: LogReader, until: int | None = None, progress: Progress | None = None) -> State:
-    """Return the state at the batch boundary `until` (the head) from the log's beginning, without any checkpoint.
-
-    Somebody who watches is told every `TOLD_EVENTS`.
-    """
-    last = reader.head if until is None else until
-
-    def work() -> State:
-        state = beginning(reader)
-        _refuse_archived(reader, state, last)
-        following = Follower(reader)
-        while progress is not None and last - state.position > 2 * TOLD_EVENTS:
-            following.follow(state, reader.end_of_batch(state.position + TOLD_EVENTS))
-            progress(state.position, last)
-        return following.follow(state, last)
-
-    with collector_off():
-        return uncut(reader, work)
-
-
-def _begun(reader: LogReader, ladder: Ladder) -> State:
-    """Return the beginning; one that had to be folded anew, since another fold had made it, is kept as a rung."""
-    state = beginning(reader)
-    if state.position and reader.base_stored()[0] != FOLD_VERSION:
-        ladder.leave(state)
-    return state
-
-
-def beginning(reader: LogReader) -> State:
-    """Return the state that the log's first event follows on: empty, or where its beginning was archived the base."""
-    body = reader.base_state()
-    try:
-        return State() if body is None else checkpoints.load(body)
-    except LogDamagedError as error:
-        what = f"the state that the log stands on cannot be read: {error.what}"
-        raise damaged(what, reader.path, reader.header.base) from error
-
-
-def follow(reader: LogReader, state: State, until: int | None = None) -> State:
-    """Fold what was appended behind the state, and return it."""
-    last = reader.head if until is None else until
-    return Follower(reader).follow(state, last) if last > state.position else state

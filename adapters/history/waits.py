@@ -1,7 +1,7 @@
-"""Where the time of jobs went, asked of a log: one job's intervals, and sums over all by task, host, day, job, cause.
+"""Where the time of jobs went, from a log: one job's intervals, and sums by task, host, day, job, cause.
 
-In: a reader and what is asked. Out: `Interval`s and `Episode`s, or `Sums`. The whole log is folded once; beside it
-are kept the episodes that are open and the sums that are asked for, nothing that grows with the number of events.
+In: a reader and a `WaitQuery`. Out: `Interval`s, or `Sums`. The whole log is folded once; beside it
+are kept the open episodes and the sums, nothing that grows with the number of events.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ INTERVAL_FIELDS = (
 Sink = Callable[[Episode], None]
 
 
-class Asked(NamedTuple):
-    """What to look at: one task, one job, from when on, and as of when."""
+class WaitQuery(NamedTuple):
+    """One task, one job, from when on, and as of when."""
 
     task: str | None = None
     job: str | None = None
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Rows by what was asked, and per task how long episodes waited in all."""
+    """Rows by the keys of the query, and per task how long episodes waited in all."""
 
     at_position: int
     until: int
@@ -62,16 +62,16 @@ def intervals_of(reader: LogReader, job: str, until: int) -> list[Interval]:
     Sorted by task, then by time. Those of one episode follow on each other without gaps; `ended` is None where one
     still goes on.
     """
-    return _intervals(reader, Asked(job=job, at=When(position=until)))
+    return _intervals(reader, WaitQuery(job=job, at=When(position=until)))
 
 
-def find_intervals(reader: LogReader, asked: Asked) -> list[Interval]:
+def find_intervals(reader: LogReader, asked: WaitQuery) -> list[Interval]:
     """Return the intervals of `asked.job`, as `intervals_of`; `UnknownNameError` for names that are none."""
     check(reader, asked)
     return _intervals(reader, asked)
 
 
-def _intervals(reader: LogReader, asked: Asked) -> list[Interval]:
+def _intervals(reader: LogReader, asked: WaitQuery) -> list[Interval]:
     found: list[Interval] = []
     _follow(reader, asked, lambda episode: found.extend(episode.intervals))
     return sorted(found, key=lambda one: (one.task, one.start))
@@ -99,7 +99,7 @@ def interval_row(one: Interval) -> dict[str, Any]:
 # --- sums -------------------------------------------------------------------------------------------
 
 
-def sum_up(reader: LogReader, asked: Asked, by: Sequence[str] = USUAL) -> Sums:
+def sum_up(reader: LogReader, asked: WaitQuery, by: Sequence[str] = USUAL) -> Sums:
     """Add up where the time went, a row for each combination of `by` (`BY`) that occurs."""
     wrong = next((name for name in by if name not in BY), None)
     if wrong is not None or not by or len(set(by)) < len(by):
@@ -110,8 +110,8 @@ def sum_up(reader: LogReader, asked: Asked, by: Sequence[str] = USUAL) -> Sums:
         )
         raise InvalidValueError(what, remedy="use some of: " + ", ".join(BY))
     check(reader, asked)
-    groups: dict[tuple[Any, ...], _Group] = {}
-    tasks: dict[str, _Group] = {}
+    groups: dict[tuple[Any, ...], _Sum] = {}
+    tasks: dict[str, _Sum] = {}
     apart = "cause" in by
 
     def take(episode: Episode) -> None:
@@ -125,8 +125,8 @@ def sum_up(reader: LogReader, asked: Asked, by: Sequence[str] = USUAL) -> Sums:
             part[1] += share if apart else waits
             waited += waits
         for key, (total, spread) in parts.items():
-            groups.setdefault(key, _Group()).take(total, spread, episode.open)
-        tasks.setdefault(episode.task, _Group()).take(episode.end - episode.start, waited, episode.open)
+            groups.setdefault(key, _Sum()).take(total, spread, episode.open)
+        tasks.setdefault(episode.task, _Sum()).take(episode.end - episode.start, waited, episode.open)
 
     waits = _follow(reader, asked, take, by_day="day" in by, by_host="host" in by)
     order = {task: index for index, task in enumerate(waits.state.tasks)}
@@ -134,13 +134,13 @@ def sum_up(reader: LogReader, asked: Asked, by: Sequence[str] = USUAL) -> Sums:
         waits.state.position, waits.at, _rows(groups, by, order),
         Table(
             ("task", *TASK_FIELDS),
-            ((task, *group.told(waited=True)) for task, group in _sorted(tasks, order)),
+            ((task, *group.figures(waited=True)) for task, group in _sorted(tasks, order)),
         ),
     )  # fmt: skip
 
 
-class _Group:
-    """What belongs together: nanoseconds in all, and how those that count are spread over episodes."""
+class _Sum:
+    """One row: nanoseconds in all, and the spread over episodes of those that count."""
 
     __slots__ = ("open", "spread", "total")
 
@@ -153,7 +153,7 @@ class _Group:
         self.open += is_open
         self.spread.add(spread)
 
-    def told(self, *, waited: bool = False) -> tuple[Any, ...]:
+    def figures(self, *, waited: bool = False) -> tuple[Any, ...]:
         spread = self.spread
         mean = spread.total / spread.count / SECOND
         rest = (mean, spread.quantile(0.5) / SECOND, spread.quantile(0.95) / SECOND, spread.largest / SECOND)
@@ -162,7 +162,7 @@ class _Group:
         return spread.count, self.open, *rest
 
 
-def _rows(groups: dict[tuple[Any, ...], _Group], by: Sequence[str], order: dict[str, int]) -> Table:
+def _rows(groups: dict[tuple[Any, ...], _Sum], by: Sequence[str], order: dict[str, int]) -> Table:
     """Shares are of what else is the same, of all where only one thing is told apart."""
     among = [index for index, name in enumerate(by) if name != "cause"] if "cause" in by else []
     wholes: dict[tuple[Any, ...], int] = {}
@@ -179,11 +179,11 @@ def _rows(groups: dict[tuple[Any, ...], _Group], by: Sequence[str], order: dict[
         of = wholes[tuple(key[index] for index in among)]
         shown = (_shown(name, value) for name, value in zip(by, key, strict=True))
         share = group.total / of if of else 0.0
-        rows.append((*shown, group.total / SECOND, group.total, share, *group.told()))
+        rows.append((*shown, group.total / SECOND, group.total, share, *group.figures()))
     return Table((*by, *SUM_FIELDS), rows)
 
 
-def _sorted(tasks: dict[str, _Group], order: dict[str, int]) -> list[tuple[str, _Group]]:
+def _sorted(tasks: dict[str, _Sum], order: dict[str, int]) -> list[tuple[str, _Sum]]:
     return sorted(tasks.items(), key=lambda entry: (order.get(entry[0], len(order)), entry[0]))
 
 
@@ -203,9 +203,9 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _follow(
-    reader: LogReader, asked: Asked, sink: Sink, *, by_day: bool = False, by_host: bool = False
+    reader: LogReader, asked: WaitQuery, sink: Sink, *, by_day: bool = False, by_host: bool = False
 ) -> Ledger:
-    """Hand over the episodes that are asked for, under the names that tasks have now."""
+    """Pass the episodes of a query to `sink`, under the present names of tasks."""
     until = position_of(reader, asked.at)
     since = _time_of(reader, asked.since)
     names = _names(reader, until) if asked.task is not None else {}
@@ -259,7 +259,7 @@ def _died(reader: LogReader, position: int) -> bool:
 
 
 def _names(reader: LogReader, until: int) -> dict[str, str]:
-    """Return all names that tasks have had -> the names that they have now."""
+    """Return all names that tasks have had -> their present names."""
     names: dict[str, str] = {}
     filters = Filters(kinds=("PipelineDefined", "Renamed"))
     for _, event in reader.read(0, until, filters):
@@ -285,12 +285,12 @@ def known_tasks(reader: LogReader) -> str:
 
 
 def is_job(reader: LogReader, name: str) -> bool:
-    """Whether the log has ever heard of this job."""
+    """Whether the log has an event of this job."""
     sql = "SELECT 1 FROM log WHERE job = (SELECT id FROM names WHERE text = ?) LIMIT 1"
     return bool(reader.query(sql, (name,)).rows)
 
 
-def check(reader: LogReader, asked: Asked) -> None:
+def check(reader: LogReader, asked: WaitQuery) -> None:
     """Refuse names that are none."""
     if asked.task is not None and asked.task not in (known := _names(reader, reader.head)):
         raise unknown("task", asked.task, known)

@@ -20,7 +20,7 @@ import pytest
 
 import datatask
 from datatask.adapters.history.maintenance import redact
-from datatask.adapters.history.states import Ladder, fold, refold
+from datatask.adapters.history.states import CheckpointCache, fold, refold
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import FileCheckpoints, write_checkpoint
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
@@ -519,10 +519,10 @@ async def test_a_log_in_memory_redacts_as_one_on_the_disk_does() -> None:
 def test_who_reads_while_a_payload_is_removed_leaves_no_state_behind(project: Project) -> None:
     """A state that was folded before may still hold it."""
     with LogReader(project.log) as reader:
-        ladder = Ladder(reader, cache=project.folder / "cache")
+        cache = CheckpointCache(reader, cache=project.folder / "cache")
         state = refold(reader)
-        ladder.leave(state)
-        assert list(ladder.beside.iterdir())
+        cache.keep(state)
+        assert list(cache.beside.iterdir())
         project.ok("redact", str(guilty(project)[0]))
-        ladder.leave(state)
-        assert not ladder.beside.exists()
+        cache.keep(state)
+        assert not cache.beside.exists()

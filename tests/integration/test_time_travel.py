@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.logs import make_log
-from datatask.adapters.history import states as ladders
-from datatask.adapters.history.states import Ladder, fold, follow, superfluous
+from datatask.adapters.history import states
+from datatask.adapters.history.states import CheckpointCache, fold, follow, superfluous
 from datatask.adapters.log.checkpoints import Found, checkpoints_in
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
@@ -34,8 +34,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def path(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A log of 7,700 events whose rungs stand about a thousand events apart."""
-    monkeypatch.setattr(ladders, "FIRST_STEP", 500)
-    monkeypatch.setattr(ladders, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(states, "FIRST_STEP", 500)
+    monkeypatch.setattr(states, "STEP_SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Path(shutil.copy(written, tmp_path / "log.db"))
 
@@ -68,10 +68,10 @@ def test_the_second_answer_folds_only_what_lies_behind_the_nearest_rung(
 ) -> None:
     until = reader.end_of_batch(4000)
     fold(reader, until)
-    near = Ladder(reader).nearest(until)
+    near = CheckpointCache(reader).nearest(until)
     assert near is not None
     assert near.position == until
-    before = Ladder(reader).nearest(until - 1)
+    before = CheckpointCache(reader).nearest(until - 1)
     assert before is not None
     assert 0 < until - before.position < 2500
 
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_passed_over(path: Path, reader: LogReader, tmp_pat
     (folder / f"{until}-{FOLD_VERSION + 1}").write_bytes(last.path.read_bytes())  # of another version
     (folder / f"{until - 1}-{FOLD_VERSION}").mkdir()
     (folder / "notes.txt").write_text("somebody's")
-    near = Ladder(reader).nearest(until)
+    near = CheckpointCache(reader).nearest(until)
     assert near is not None
     assert near.position == fourth.position
     assert fingerprint(fold(reader, until)) == right
@@ -110,7 +110,7 @@ def test_rungs_of_another_log_are_passed_over(
     shutil.copytree(checkpoints_path(path), checkpoints_path(other))
     with LogReader(other) as reader_of_other:
         until = reader_of_other.end_of_batch(5000)
-        near = Ladder(reader_of_other).nearest(until)
+        near = CheckpointCache(reader_of_other).nearest(until)
         assert near is None
         assert fingerprint(fold(reader_of_other, until)) == plain(reader_of_other, until)
 
@@ -164,7 +164,7 @@ def test_where_nothing_can_be_written_beside_the_log_the_users_cache_has_the_run
     fold(reader, reader.head)
     folder = tmp_path / "cache" / "datatask" / reader.uuid
     assert len(checkpoints_in(folder)) >= 5
-    near = Ladder(reader).nearest(reader.head)
+    near = CheckpointCache(reader).nearest(reader.head)
     assert near is not None
     assert near.position == reader.head
 
@@ -182,12 +182,12 @@ def test_without_any_place_or_with_a_full_disk_the_answer_is_the_same(
     path: Path, reader: LogReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = plain(reader, reader.head)
-    monkeypatch.setattr(ladders, "FREE_MIN", 1 << 62)
+    monkeypatch.setattr(states, "FREE_MIN", 1 << 62)
     assert fingerprint(fold(reader, reader.head)) == right
     assert not checkpoints_path(path).exists()
     monkeypatch.undo()
-    monkeypatch.setattr(ladders, "FIRST_STEP", 500)
-    monkeypatch.setattr(ladders, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(states, "FIRST_STEP", 500)
+    monkeypatch.setattr(states, "STEP_SECONDS", 0.0)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     checkpoints_path(path).write_text("no folder")
@@ -199,7 +199,7 @@ def test_rungs_are_removed_wherever_they_are(path: Path, reader: LogReader, tmp_
     spare = tmp_path / "cache" / "datatask" / reader.uuid
     shutil.copytree(checkpoints_path(path) / "past", spare)
     for _ in range(2):
-        Ladder(reader).remove()
+        CheckpointCache(reader).remove()
         assert rungs(path) == []
         assert not spare.exists()
 
@@ -207,7 +207,7 @@ def test_rungs_are_removed_wherever_they_are(path: Path, reader: LogReader, tmp_
 def test_the_users_cache_keeps_few_logs(
     path: Path, reader: LogReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladders, "LOGS_MAX", 2)
+    monkeypatch.setattr(states, "LOGS_MAX", 2)
     root = tmp_path / "cache" / "datatask"
     for age, name in enumerate(("newest", "middle", "oldest")):
         (root / name).mkdir(parents=True)
@@ -220,7 +220,7 @@ def test_the_users_cache_keeps_few_logs(
 def test_rungs_are_few_and_stay_evenly_spread(
     path: Path, reader: LogReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladders, "RUNGS_MAX", 4)
+    monkeypatch.setattr(states, "RUNGS_MAX", 4)
     for until in (3000, 5000, reader.head):
         fold(reader, reader.end_of_batch(until))
     assert 2 <= len(rungs(path)) <= 4

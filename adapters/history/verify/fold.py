@@ -20,7 +20,7 @@ from typing import Self
 import msgspec
 
 from datatask.adapters.effort import effort
-from datatask.adapters.history.states import Ladder, beginning, collector_off, refold
+from datatask.adapters.history.states import CheckpointCache, beginning, collector_off, refold
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint
 from datatask.adapters.log.integrity.verify import begun, page, salvage
 from datatask.adapters.log.locate import checkpoints_path
@@ -249,7 +249,7 @@ def _kept(reader: LogReader, after: int, until: int) -> dict[int, list[Found]]:
     kept: dict[int, list[Found]] = {}
     own = [one for one in checkpoints_in(checkpoints_path(reader.path)) if one.fold_version == FOLD_VERSION]
     own = [one for one in own if after < one.position <= until][:CHECKPOINTS_MAX]
-    for one in own + [one for one in Ladder(reader).rungs() if after < one.position <= until]:
+    for one in own + [one for one in CheckpointCache(reader).rungs() if after < one.position <= until]:
         kept.setdefault(one.position, []).append(one)
     return kept
 
