@@ -35,7 +35,7 @@ UMASK_SECONDS = 1.0
 KNOWN_MAX = 1_000
 _ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 _NO_LIST = frozenset((errno.ENODATA, errno.ENOTSUP, errno.ENOSYS))
-_asked = 0o077, 0.0  # the umask, and until when it is taken as known
+_umask_seen = 0o077, 0.0  # the umask, and until when it is taken as known
 _known: dict[tuple[object, ...], Belonging] = {}
 
 
@@ -255,8 +255,8 @@ def take_over(path: Path, target: Path) -> None:
 
 def umask() -> int:
     """Return this process's umask, at most a second old; `os.umask` would set it for all threads for a moment."""
-    global _asked
-    mask, until = _asked
+    global _umask_seen
+    mask, until = _umask_seen
     if time.monotonic() > until:
         mask = 0o077
         with open("/proc/self/status", "rb") as file:
@@ -264,7 +264,7 @@ def umask() -> int:
                 if line.startswith(b"Umask:"):
                     mask = int(line.split()[1], 8)
                     break
-        _asked = mask, time.monotonic() + UMASK_SECONDS
+        _umask_seen = mask, time.monotonic() + UMASK_SECONDS
     return mask
 
 
