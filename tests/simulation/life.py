@@ -6,9 +6,9 @@ import asyncio
 import gc
 import logging
 from typing import Any
-from unittest import mock
 
 import msgspec
+import pytest
 
 from datatask.adapters.sim.virtual import BEGINNING
 from datatask.adapters.store.inprocess import InProcessMetadataRepository
@@ -262,7 +262,8 @@ def wrong(plan: Plan) -> list[str]:
     """Live a plan; return what was wrong, or what broke."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(inbox_service, "INBOX_SECONDS", NEWS_SECONDS):  # nobody writes into it here
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inbox_service, "INBOX_SECONDS", NEWS_SECONDS)  # nobody writes into it here
             return Life(plan).run()
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from unittest import mock
+
+import pytest
 
 from datatask.engine.core import decide as deciding
 from datatask.engine.core import fold, run_ends
@@ -28,10 +29,18 @@ FAR = 1 << 60
 
 
 @contextmanager
+def planted(owner: object, name: str, value: Any) -> Iterator[None]:
+    """Put something else in the place of what is right."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, value)
+        yield
+
+
+@contextmanager
 def effects_before_the_disk() -> Iterator[None]:
     """Effects are performed when anything is durable, not when their own batch is."""
     perform = Performer.perform_until
-    with mock.patch.object(Performer, "perform_until", lambda self, head: perform(self, FAR)):
+    with planted(Performer, "perform_until", lambda self, head: perform(self, FAR)):
         yield
 
 
@@ -51,7 +60,7 @@ def a_fact_applied_twice() -> Iterator[None]:
             return
         fact(self, told, now)
 
-    with mock.patch.object(RunBook, "fact", twice):
+    with planted(RunBook, "fact", twice):
         yield
 
 
@@ -67,21 +76,23 @@ def a_quota_freed_early() -> Iterator[None]:
             state.quotas[run.quota].free(run.resources)
             run.resources = {}
 
-    with mock.patch.dict(fold._HANDLERS, {e.StopDecided: early}):
+    with pytest.MonkeyPatch.context() as patch:
+        handlers: dict[Any, Any] = fold._HANDLERS
+        patch.setitem(handlers, e.StopDecided, early)
         yield
 
 
 @contextmanager
 def open_runs_forgotten() -> Iterator[None]:
     """A new engine does not look for the runs of the one before."""
-    with mock.patch.object(RunBook, "recoverable", return_value={}):
+    with planted(RunBook, "recoverable", lambda *_, **__: {}):
         yield
 
 
 @contextmanager
 def no_claim_on_a_launched_job() -> Iterator[None]:
     """The in-flight bit is never set."""
-    with mock.patch.object(State, "set_claim", return_value=None):
+    with planted(State, "set_claim", lambda *_, **__: None):
         yield
 
 
@@ -89,14 +100,14 @@ def no_claim_on_a_launched_job() -> Iterator[None]:
 def no_backoff() -> Iterator[None]:
     """A retry is due at once, whatever was drawn."""
     due = TaskState.due
-    with mock.patch.object(TaskState, "due", lambda self, now, most: due(self, FAR, most)):
+    with planted(TaskState, "due", lambda self, now, most: due(self, FAR, most)):
         yield
 
 
 @contextmanager
 def intents_not_redone() -> Iterator[None]:
     """What was about to be written when the engine died is left."""
-    with mock.patch.object(Reactor, "redo", return_value=None):
+    with planted(Reactor, "redo", lambda *_, **__: None):
         yield
 
 
@@ -110,14 +121,14 @@ def a_listing_believed_for_its_end() -> Iterator[None]:
     ) -> bool:
         return listed(self, leaf, listing, listed_at, FAR, *rest, **{**more, "told": frozenset()})
 
-    with mock.patch.object(StoreSync, "listed", believed):
+    with planted(StoreSync, "listed", believed):
         yield
 
 
 @contextmanager
 def a_failed_append_overlooked() -> Iterator[None]:
     """The engine goes on when its log has failed."""
-    with mock.patch.object(Runtime, "fail", return_value=None):
+    with planted(Runtime, "fail", lambda *_, **__: None):
         yield
 
 
@@ -130,7 +141,7 @@ def a_pause_not_heeded() -> Iterator[None]:
         found = closed(task, unavailable)
         return None if found is not None and found.kind == "paused" else found
 
-    with mock.patch.object(deciding, "closed", open_all_the_same):
+    with planted(deciding, "closed", open_all_the_same):
         yield
 
 
@@ -143,14 +154,14 @@ def a_retry_without_an_end() -> Iterator[None]:
         told = after(*arguments, **options)
         return NoRetry() if isinstance(told, NextAttempt) and told.budget == "infrastructure" else told
 
-    with mock.patch.object(run_ends, "after_ending", over):
+    with planted(run_ends, "after_ending", over):
         yield
 
 
 @contextmanager
 def stops_not_repeated() -> Iterator[None]:
     """A stop that the engine before decided and did not live to send is not sent."""
-    with mock.patch.object(RunBook, "stop_again", return_value=None):
+    with planted(RunBook, "stop_again", lambda *_, **__: None):
         yield
 
 
@@ -163,7 +174,7 @@ def a_late_fact_revives_a_run() -> Iterator[None]:
         late(self, fact, now)
         self._outbox.emit([e.RunReachable(at=now, task="t0", job="j0", run=fact.run)])
 
-    with mock.patch.object(RunBook, "_late", revived):
+    with planted(RunBook, "_late", revived):
         yield
 
 
