@@ -1,7 +1,7 @@
 """Files that appear under their name whole, or not at all.
 
 In: a path, and bytes as the caller writes them. Out: the file with all of them, on disk where it is to be durable; where
-anything fails, what was there before, and nothing beside it. Standard library only: processes without the rest use it.
+anything fails, what was there before, and nothing beside it. Standard library only.
 """
 
 from __future__ import annotations
