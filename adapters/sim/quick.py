@@ -1,7 +1,7 @@
 """Simulation without events: the same positions, decisions and states as `logged`, several times as fast.
 
 In: a model and a world. Out: records of all runs, and on request the `State` that folding the events would have given,
-bit for bit. What a batch does to a job is asked of the reactor once for each situation (`engine.replay.batches`); the
+bit for bit. What a batch does to a job is asked of the reactor once for each job state (`engine.replay.batches`); the
 engine's `choose` decides (`rounds`). Pipelines with filters, translations or priorities are for `logged`. At one instant,
 here and there: jobs arrive; due ends and starts come in order; overdue runs are stopped; a round is decided, and its
 launches begin; again while anything is due.
@@ -34,7 +34,16 @@ from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.retry import NextAttempt, after_ending
 from datatask.engine.core.tasks import Episode
-from datatask.engine.replay.batches import COUNT, DISCARD, DROP, JOB, PUSH, Move, Moves, Place
+from datatask.engine.replay.batches import (
+    COUNT,
+    DISCARD,
+    DROP,
+    JOB,
+    PUSH,
+    BatchState,
+    BatchTransition,
+    BatchTransitions,
+)
 from datatask.schema.messages import Write
 
 ARRIVED = 0
@@ -47,7 +56,7 @@ class Quick:
     def __init__(self, model: Model, world: World) -> None:
         self.model, self.world = model, world
         self.state, _ = opened(model)
-        self.moves = Moves(self.state)
+        self.transitions = BatchTransitions(self.state)
         self.records = Records()
         self._record = self.records.adder()
         self.position = self.state.position
@@ -63,17 +72,17 @@ class Quick:
         self._constraints: dict[str, Constraint] = {}
         self.recorded: dict[str, Constraint] = {}
         self._media = {leaf.id: leaf.definition.medium for leaf in self.state.leaves.values()}
-        self.places: list[Place] = []
+        self.job_states: list[BatchState] = []
         self._cells: list[array[int]] = []
         self._grow(len(model.names))
         self.lanes = [
             SimTask(task, profile, self.state)
             for task, profile in zip(self.state.tasks.values(), model.profiles, strict=True)
         ]
-        places = self.places
-        self.rounds = Rounds(self.state, self.lanes, self.open, lambda job: places[job].mask)
+        job_states = self.job_states
+        self.rounds = Rounds(self.state, self.lanes, self.open, lambda job: job_states[job].mask)
         self._choose, self._uniform = self.rounds.choose, self.rounds.uniform
-        self._keys: list[Callable[[Place], Move | None]] = []
+        self._keys: list[Callable[[BatchState], BatchTransition | None]] = []
         self._register()
         self._mark_at = self.state.mark_due()
         self._in_plain = type(world) is Plain
@@ -87,11 +96,11 @@ class Quick:
         self._key_of_entries(self.model.entries)
         for lane in self.lanes:
             name = lane.name
-            lane.first_key = self._key(partial(self.moves.launch, task=name, attempt=1))
-            lane.retry_key = self._key(partial(self.moves.launch, task=name, attempt=2))
+            lane.first_key = self._key(partial(self.transitions.launch, task=name, attempt=1))
+            lane.retry_key = self._key(partial(self.transitions.launch, task=name, attempt=2))
             lane.usual_key = self._end_key(lane, 0, 0, 1, (0, 0))
 
-    def _key(self, work_out: Callable[[Place], Move | None]) -> int:
+    def _key(self, work_out: Callable[[BatchState], BatchTransition | None]) -> int:
         self._keys.append(work_out)
         return len(self._keys) - 1
 
@@ -99,7 +108,9 @@ class Quick:
         key = self._arrival_keys.get(entries)
         if key is None:
             writes = [output(entry, JOB, self._media[entry]) for entry in entries]
-            key = self._arrival_keys[entries] = self._key(lambda place: self.moves.arrive(place, writes))
+            key = self._arrival_keys[entries] = self._key(
+                lambda job_state: self.transitions.arrive(job_state, writes)
+            )
         return key
 
     def _end_key(self, lane: SimTask, fate: int, fill: int, attempt: int, lost: tuple[int, int]) -> int:
@@ -113,20 +124,20 @@ class Quick:
                 for repository in lane.profile.fills[fill]:
                     writes.append(output(repository, JOB, self._media[repository]))
             key = lane.end_keys[about] = self._key(
-                lambda place: self.moves.end(place, lane.name, ending, writes, (attempt, *lost))
+                lambda job_state: self.transitions.end(job_state, lane.name, ending, writes, (attempt, *lost))
             )
         return key
 
-    def _work_out(self, place: Place, key: int) -> Move:
-        move = self._keys[key](place)
-        assert move is not None, "this pipeline is for `logged`"
-        place[key] = move
-        return move
+    def _work_out(self, job_state: BatchState, key: int) -> BatchTransition:
+        transition = self._keys[key](job_state)
+        assert transition is not None, "this pipeline is for `logged`"
+        job_state[key] = transition
+        return transition
 
     def _grow(self, jobs: int) -> None:
         """Lengthen the columns to a number of jobs."""
         state = self.state
-        self.places.extend([self.moves.fresh] * (jobs - len(self.places)))
+        self.job_states.extend([self.transitions.fresh] * (jobs - len(self.job_states)))
         cells = [
             *(leaf.positions for leaf in state.leaves.values() if leaf.definition.medium != "view"),
             *(leaf.versions for leaf in state.leaves.values() if leaf.versioned),
@@ -187,14 +198,14 @@ class Quick:
                 self._stop_overdue(now)
             wake = decide(now)
 
-    def _batch(self, job: int, key: int) -> Move:
+    def _batch(self, job: int, key: int) -> BatchTransition:
         """Let a batch happen to a job; the position moves on."""
-        places, first = self.places, self.position + 1
-        place = places[job]
-        move = place.get(key)
-        if move is None:
-            move = self._work_out(place, key)
-        following, events, cells, deleted, versions, ops, _, _ = move
+        job_states, first = self.job_states, self.position + 1
+        job_state = job_states[job]
+        transition = job_state.get(key)
+        if transition is None:
+            transition = self._work_out(job_state, key)
+        following, events, cells, deleted, versions, ops, _, _ = transition
         for column, offset in cells:
             column[job] = first + offset
         if ops:
@@ -213,18 +224,18 @@ class Quick:
                 column[job] = -(first + offset)
             for column, version in versions:
                 column[job] = version
-        places[job] = following
+        job_states[job] = following
         self.position = first + events - 1
         if self.now >= self._mark_at:
             self._mark(first)
-        return move
+        return transition
 
     def _mark(self, position: int) -> None:
         self.state.mark(position, self.now)
         self._mark_at = self.state.mark_due()
 
     def _arrive(self, first: int, count: int) -> None:
-        if first + count > len(self.places):
+        if first + count > len(self.job_states):
             self._grow(first + count)
         entries_of, batch, names = self.model.entries_of, self._batch, self.model.names
         self.arrived = first + count
@@ -236,8 +247,8 @@ class Quick:
 
     def _arrive_alike(self, first: int, count: int) -> None:
         """Let new jobs arrive: the same happens to each, so whole columns are written."""
-        move = self._batch(first, ARRIVED)
-        following, events, cells, deleted, versions, ops, _, _ = move
+        transition = self._batch(first, ARRIVED)
+        following, events, cells, deleted, versions, ops, _, _ = transition
         assert not deleted, "who has never been anywhere is deleted nowhere"
         begin, more = self.position + 1, count - 1
         jobs = slice(first + 1, first + count)
@@ -255,7 +266,7 @@ class Quick:
             else:
                 assert what == COUNT
                 lane.task.episode_count[jobs] = array("I", (number,)) * more
-        self.places[jobs] = [following] * more
+        self.job_states[jobs] = [following] * more
         self.position += more * events
 
     def begin(self, run: SimRun) -> None:
@@ -279,16 +290,16 @@ class Quick:
             key = lane.usual_key
         else:
             key = self._end_key(lane, run.fate, run.fill, run.attempt, self._lost_before(lane, run))
-        move = self._batch(run.job, key)
+        transition = self._batch(run.job, key)
         chance = 0.5
-        if move[6]:
-            for _ in range(move[6]):
+        if transition[6]:
+            for _ in range(transition[6]):
                 chance = self._chance()
         if not self._uniform:
             lane.open_runs -= 1
             if lane.quota is not None:
                 lane.quota.free(lane.request)
-        if move[7]:
+        if transition[7]:
             self._retry(lane, run, chance)
         self._record(run, self.now)
         if not self._in_plain:

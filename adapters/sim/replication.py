@@ -40,7 +40,7 @@ def folded_state(quick: Quick) -> State:
     quick.rounds.settle()
     state.jobs = [model.names[job] for job in range(arrived)]
     state.job_index = {name: job for job, name in enumerate(state.jobs)}
-    places = quick.places[:arrived]
+    places = quick.job_states[:arrived]
     state.masks = [place.mask for place in places]
     for leaf in state.leaves.values():
         bit = leaf.bit

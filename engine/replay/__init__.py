@@ -1,1 +1,1 @@
-"""Many events folded at once: by columns, by situation, with writes deferred."""
+"""Many events folded at once: by columns, by job state, with writes deferred."""

@@ -1,11 +1,11 @@
-"""What a whole batch does to a job, worked out once for all jobs in the same situation: the reactor, remembered.
+"""What a whole batch does to a job, worked out once for all jobs in the same job state: the reactor, remembered.
 
-In: a state, and batches that are about one job (it arrives, it is launched, its run ends in some way). Out: `Place`s,
-which are a mask and, task by task, whether the job waits, runs or is between two attempts; and for each the `Move`s
-from it: the place that follows, how many events the batch has, and the few writes that depend on the job and the
+In: a state, and batches that are about one job (it arrives, it is launched, its run ends in some way). Out: `BatchState`s,
+which are a mask and, task by task, whether the job waits, runs or is between two attempts; and for each the `BatchTransition`s
+from it: the state that follows, how many events the batch has, and the few writes that depend on the job and the
 position. Nothing of the reactor or the fold is repeated here: they themselves do the batch on a scratch state that
-holds this one job, and what they did is read off. What does more than a move can say (evaluations, other jobs) is
-refused by `None`. Made for simulation, where no event needs to exist; `situations` does the same for replay, event by event.
+holds this one job, and what they did is read off. What does more than a transition can say (evaluations, other jobs) is
+refused by `None`. Made for simulation, where no event needs to exist; `transitions` does the same for replay, event by event.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ STORED = "simulated"
 READY, RUN, AFTER = 1, 10, 1 << 40
 
 
-class Place(dict[int, Any]):
-    """All that decides what a batch does to a job; holds the moves known so far, by their key."""
+class BatchState(dict[int, Any]):
+    """All that decides what a batch does to a job; holds the transitions known so far, by their key."""
 
     __slots__ = ("marks", "mask")
 
@@ -46,14 +46,14 @@ class Place(dict[int, Any]):
         self.mask, self.marks = mask, marks
 
 
-class Move(NamedTuple):
+class BatchTransition(NamedTuple):
     """What a batch does, with positions counted from its first event, and how often it asked for chance.
 
     `cells` are (array, offset): the cell of the job takes that position, negative where the value was deleted.
     `versions` are (array, hash). `ops` are (what, index of the task, offset or number).
     """
 
-    following: Place
+    following: BatchState
     events: int
     cells: tuple[tuple[array[int], int], ...]
     deleted: tuple[tuple[array[int], int], ...]
@@ -63,14 +63,14 @@ class Move(NamedTuple):
     again: bool
 
 
-class Moves:
-    """The places and moves under one definition; made anew when that changes."""
+class BatchTransitions:
+    """The states and transitions under one definition; made anew when that changes."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._twin = scratch(state)
         self._tasks = list(zip(self._twin.tasks.values(), state.tasks.values(), strict=True))
-        self._known: dict[tuple[int, str], Place] = {}
+        self._known: dict[tuple[int, str], BatchState] = {}
         self._chances = 0
         self._reactor = Reactor(self._twin, self._chance)
         self.fresh = self.at(0, RESTING * len(self._tasks))
@@ -79,37 +79,42 @@ class Moves:
         self._chances += 1
         return 0.5
 
-    def at(self, mask: int, marks: str) -> Place:
-        """Return the place of these memberships and marks."""
+    def at(self, mask: int, marks: str) -> BatchState:
+        """Return the state of these memberships and marks."""
         found = self._known.get((mask, marks))
         if found is None:
             mask = self._state.shared(mask)
-            found = self._known[mask, marks] = Place(mask, marks)
+            found = self._known[mask, marks] = BatchState(mask, marks)
         return found
 
-    def arrive(self, place: Place, writes: Sequence[Write]) -> Move | None:
+    def arrive(self, job_state: BatchState, writes: Sequence[Write]) -> BatchTransition | None:
         """Return what it does to put the job "j" somewhere."""
-        return self._move(place, lambda: self._put(writes))
+        return self._transition(job_state, lambda: self._put(writes))
 
-    def launch(self, place: Place, task: str, attempt: int) -> Move | None:
+    def launch(self, job_state: BatchState, task: str, attempt: int) -> BatchTransition | None:
         """Return what it does to launch the job."""
         event = e.LaunchDecided(at=0, task=task, job=JOB, episode=1, attempt=attempt)
-        move = self._move(place, lambda: self._fold(event))
-        if move is None:
+        transition = self._transition(job_state, lambda: self._fold(event))
+        if transition is None:
             return None
         own = next(index for index, (twin, _) in enumerate(self._tasks) if twin.name == task)
-        return move._replace(ops=tuple(op for op in move.ops if op[:2] != (DISCARD, own)))
+        return transition._replace(ops=tuple(op for op in transition.ops if op[:2] != (DISCARD, own)))
 
     def end(
-        self, place: Place, task: str, ending: e.Ending, writes: Sequence[Write], tried: tuple[int, int, int]
-    ) -> Move | None:
+        self,
+        job_state: BatchState,
+        task: str,
+        ending: e.Ending,
+        writes: Sequence[Write],
+        tried: tuple[int, int, int],
+    ) -> BatchTransition | None:
         """Return what it does when the open run of a task ends, which is attempt `tried[0]`.
 
         `tried[1]` were lost before, of which `tried[2]` count no more.
         """
         index = next(index for index, (twin, _) in enumerate(self._tasks) if twin.name == task)
         fact = Ended(RUN + index, ending, tuple(writes))
-        return self._move(place, lambda: self._reactor.runs.fact(fact, 0), task, tried)
+        return self._transition(job_state, lambda: self._reactor.runs.fact(fact, 0), task, tried)
 
     # --- the scratch state ------------------------------------------------------------------------
 
@@ -127,11 +132,15 @@ class Moves:
     def _fold(self, event: e.Event) -> None:
         apply_all(self._twin, AFTER, (event,))
 
-    def _move(
-        self, place: Place, do: Callable[[], None], task: str = "", tried: tuple[int, int, int] = (1, 0, 0)
-    ) -> Move | None:
+    def _transition(
+        self,
+        job_state: BatchState,
+        do: Callable[[], None],
+        task: str = "",
+        tried: tuple[int, int, int] = (1, 0, 0),
+    ) -> BatchTransition | None:
         twin, reactor = self._twin, self._reactor
-        self._set(place, task, tried)
+        self._set(job_state, task, tried)
         reactor.take()
         self._chances = 0
         do()
@@ -143,12 +152,12 @@ class Moves:
                         reactor.written(effect.write, effect.run, effect.ticket, 0, version=version)
         if twin.pending or twin.intents or len(twin.jobs) != 1:
             return None
-        return self._read(place)
+        return self._read(job_state)
 
-    def _set(self, place: Place, acting: str, tried: tuple[int, int, int]) -> None:
+    def _set(self, job_state: BatchState, acting: str, tried: tuple[int, int, int]) -> None:
         twin = self._twin
         twin.position = AFTER - 1
-        twin.jobs, twin.job_index, twin.masks = [JOB], {JOB: 0}, [place.mask]
+        twin.jobs, twin.job_index, twin.masks = [JOB], {JOB: 0}, [job_state.mask]
         twin.open_runs.clear()
         twin.pending.clear()
         twin.intents.clear()
@@ -158,7 +167,7 @@ class Moves:
         for quota in twin.quotas.values():
             quota.used.clear()
             quota.recent.clear()
-        for index, ((task, _), mark) in enumerate(zip(self._tasks, place.marks, strict=True)):
+        for index, ((task, _), mark) in enumerate(zip(self._tasks, job_state.marks, strict=True)):
             task.queue, task.awaiting, task.episodes, task.retries = task.new_queue(), {}, {}, []
             task.contenders, task.contending = [], 0
             task.last_run, task.episode_count, task.open_runs = array("q"), array("I"), 0
@@ -175,7 +184,7 @@ class Moves:
                     run, task.name, 0, 1, attempt, 0, "derived", {}, None, {}, epoch=epoch
                 )
 
-    def _read(self, before: Place) -> Move:
+    def _read(self, before: BatchState) -> BatchTransition:
         """Return what was done."""
         cells, deleted, versions = [], [], []
         for name, leaf in self._twin.leaves.items():
@@ -195,7 +204,7 @@ class Moves:
             marks += now
             if task.last_run:
                 cells.append((real_task.last_run, task.last_run[0] - AFTER))
-        return Move(
+        return BatchTransition(
             self.at(self._twin.masks[0], marks),
             self._twin.position - AFTER + 1,
             tuple(cells),
@@ -225,7 +234,7 @@ def _changed(task: TaskState, index: int, was: str, ops: list[tuple[int, int, in
 
 
 def is_simple(state: State) -> bool:
-    """Whether moves can say all that happens under this definition: nothing derived, nothing evaluated."""
+    """Whether transitions can say all that happens under this definition: nothing derived, nothing evaluated."""
     derived = any(leaf.derived is not None or leaf.feeds or leaf.translates for leaf in state.leaves.values())
     return not derived and not any(task.definition.priority for task in state.tasks.values())
 

@@ -1,8 +1,8 @@
 """Many events into state at once, by columns: the same state as `fold.apply_all` gives, several times as fast.
 
 In: pages of columns (columns.py), numbers for names, no events made. Out: the state, exact whenever `settle` was
-called. What an event does to a job in its situation is looked up (transitions.py); masks, queues, positions and counters are
-written as the fold would write them, and what nobody needs yet is put off (deferred.py). An event that has no step is made
+called. What an event does to a job in its job state is looked up (transitions.py); masks, queues, positions and counters are
+written as the fold would write them, and what nobody needs yet is put off (deferred.py). An event that has no transition is made
 and folded as ever: what is new to the fold is slow here and not wrong, and what cannot be folded is told in the
 fold's own words.
 """
@@ -19,7 +19,7 @@ from pyroaring import BitMap
 from datatask.engine.core.fold import HANDLED, apply, remember_request
 from datatask.engine.core.leaves import LeafState, put_at, version_hash
 from datatask.engine.core.state import State
-from datatask.engine.replay.deferred import STARTED_AT, STARTED_OWN, Later
+from datatask.engine.replay.deferred import Deferred, DeferredRun
 from datatask.engine.replay.transitions import (
     CODES,
     COLUMNAR,
@@ -32,12 +32,12 @@ from datatask.engine.replay.transitions import (
     PUT,
     ROUND,
     STARTED,
-    AnyStep,
+    AnyTransition,
+    JobState,
     Meaning,
     Page,
-    Situation,
     Source,
-    Steps,
+    Transitions,
 )
 from datatask.schema import events as e
 
@@ -47,7 +47,7 @@ UNMET = 0xFFFFFFFF
 MAKING = frozenset((PUT, DELETED, LAUNCH))
 """What makes the job that it names, where there was none."""
 
-NOWHERE = Situation(0, "", odd=True)
+NOWHERE = JobState(0, "", odd=True)
 """Of a name whose job has to be looked at first."""
 
 NARROW = frozenset(
@@ -83,8 +83,8 @@ class Bulk:
     def __init__(self, state: State) -> None:
         self.state = state
         self.plain = 0
-        self._later = Later(state)
-        self._steps = Steps(state)
+        self._deferred = Deferred(state)
+        self._transitions = Transitions(state)
         self._seen = 0
         self._codes: dict[int, tuple[int, Meaning | None]] = {}
         self._numbers: list[int] = [UNMET]
@@ -92,17 +92,17 @@ class Bulk:
         self._own: dict[str, Iterator[Any]] = {}
         self._here = BitMap()
         self._before = 0
-        self._in: list[Situation] = [NOWHERE]
+        self._in: list[JobState] = [NOWHERE]
         self._names = [0] * len(state.jobs)
 
     def settle(self) -> None:
         """Make the state exact."""
-        self._later.settle()
+        self._deferred.settle()
 
     def anew(self) -> None:
         """Forget what was worked out: the definition has changed, or others went on with the settled state."""
         self._grow()
-        self._steps = Steps(self.state)
+        self._transitions = Transitions(self.state)
         self._in[:] = [NOWHERE] * len(self._in)
 
     def fold(self, page: Page, source: Source) -> None:
@@ -113,25 +113,25 @@ class Bulk:
         next_put, next_deletion, next_launch, next_start, next_end = (
             own_of[kind].__next__ for kind in COLUMNAR[:5]
         )
-        state, situations, later = self.state, self._in, self._later
-        masks, intents, kept, close = state.masks, state.intents, later.kept, later.close
+        state, job_states, deferred = self.state, self._in, self._deferred
+        masks, intents, runs, close = state.masks, state.intents, deferred.runs, deferred.close
         ops: tuple[tuple[int, Any], ...]
         numbers = self._numbers
         positions = range(page.first, page.first + len(page.keys))
         for position, key, number, run, at in zip(
             positions, page.keys, page.jobs, page.runs, page.times, strict=True
         ):
-            step = situations[number][key]
-            if step is None:
-                step = self._look(position, key, number, source)
-                if step is None:
+            transition = job_states[number][key]
+            if transition is None:
+                transition = self._look(position, key, number, source)
+                if transition is None:
                     continue
-            job, code = numbers[number], step[0]
+            job, code = numbers[number], transition[0]
             if code == PUT:
                 own = next_put()
                 if job == UNMET:
                     job = self._intern(number, code)
-                _, following, mask, cells, ops, versions, leaf = step
+                _, following, mask, cells, ops, versions, leaf = transition
                 if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
                     continue
@@ -145,21 +145,21 @@ class Bulk:
                     remember_request(state, position, own.request)
             elif code == STARTED:
                 own = next_start()
-                those = kept.get(run)
-                if those is None:
+                read = runs.get(run)
+                if read is None:
                     self._plainly(position, job, source)
                 else:
-                    those[STARTED_OWN], those[STARTED_AT] = own, at
+                    read.started, read.started_at = own, at
                 continue
             elif code == ENDED:
                 own = next_end()
-                _, endings, task, quota = step
+                _, endings, task, quota = transition
                 ending = endings.get(own.outcome) if own.final else None
-                those = kept.get(run)
-                if ending is not None and those is not None and those[0] is task and those[1] == job:
-                    del kept[run]
+                read = runs.get(run)
+                if ending is not None and read is not None and read.task is task and read.job == job:
+                    del runs[run]
                     if quota is not None:
-                        quota.free(those[2].resources)
+                        quota.free(read.decided.resources)
                 elif ending is None or not close(run, task, job):
                     self._plainly(position, job, source)
                     continue
@@ -168,8 +168,9 @@ class Bulk:
                 own = next_launch()
                 if job == UNMET:
                     job = self._intern(number, code)
-                _, following, mask, cells, ops, task, waiting, quota = step
-                kept[position] = [task, job, own, at, 0 if waiting is None else waiting.pop(job), None, 0]
+                _, following, mask, cells, ops, task, waiting, quota = transition
+                ready_at = 0 if waiting is None else waiting.pop(job)
+                runs[position] = DeferredRun(task, job, own, at, ready_at)
                 try:
                     cells[job] = position
                 except IndexError:
@@ -182,7 +183,7 @@ class Bulk:
                 own = next_deletion()
                 if job == UNMET:
                     job = self._intern(number, code)
-                _, following, mask, cells, ops, versions, leaf = step
+                _, following, mask, cells, ops, versions, leaf = transition
                 if intents and (leaf, job) in intents:
                     self._plainly(position, job, source)
                     continue
@@ -191,7 +192,7 @@ class Bulk:
                     put_at(versions, job, 0)
                 if own.request is not None:
                     remember_request(state, position, own.request)
-            situations[number] = following
+            job_states[number] = following
             masks[job] = mask
             if not ops:
                 continue
@@ -205,7 +206,7 @@ class Bulk:
                         put_at(where, job, 1)
                 else:
                     del where[job]
-        later.touched |= self._concerned()
+        deferred.touched |= self._concerned()
         state.position, state.at = positions[-1], page.times[-1]
         self._seen += len(page.keys)
 
@@ -218,11 +219,11 @@ class Bulk:
         self._in.extend([NOWHERE] * (len(known) - len(self._in)))
         fresh = [number for number in met if known[number] == UNMET and number]
         self._texts = source.texts(sorted(fresh)) if fresh else {}
-        index_of, situations, unseen = self.state.job_index.get, self._in, self._steps.situations.fresh
+        index_of, job_states, unseen = self.state.job_index.get, self._in, self._transitions.job_states.fresh
         for number, text in self._texts.items():
             index = index_of(text)
             if index is None:
-                situations[number] = unseen
+                job_states[number] = unseen
             else:
                 known[number], self._names[index] = index, number
         self._before = len(self.state.jobs)
@@ -250,8 +251,8 @@ class Bulk:
 
     # --- what is not known by heart ---------------------------------------------------------------
 
-    def _look(self, position: int, key: int, number: int, source: Source) -> AnyStep | None:
-        """Return the step of an event that is new here; None once the event is done without a step."""
+    def _look(self, position: int, key: int, number: int, source: Source) -> AnyTransition | None:
+        """Return the transition of an event that is new here; None once the event is done without a transition."""
         code, meaning = self._codes.get(key) or self._learn(key, source)
         job = self._numbers[number]
         if meaning is None or code >= ROUND:
@@ -260,12 +261,14 @@ class Bulk:
         if job == UNMET and number:
             job = self._intern(number, code)
         if job != UNMET:
-            situation = self._in[number]
-            if situation is NOWHERE:
-                situation = self._in[number] = self._steps.situations.of(job)
-            step = situation[key] or self._steps.work_out(situation, key, code, meaning, self._seen)
-            if step is not None:
-                return step
+            job_state = self._in[number]
+            if job_state is NOWHERE:
+                job_state = self._in[number] = self._transitions.job_states.of(job)
+            transition = job_state[key] or self._transitions.work_out(
+                job_state, key, code, meaning, self._seen
+            )
+            if transition is not None:
+                return transition
         next(self._own[meaning.kind])
         self._plainly(position, job, source)
         return None
@@ -287,7 +290,7 @@ class Bulk:
             job = state.intern(text)
         self._numbers[number] = job
         if job == len(names):
-            self._in[number] = self._steps.situations.fresh
+            self._in[number] = self._transitions.job_states.fresh
             names.append(number)
         else:
             names[job] = number
@@ -298,45 +301,45 @@ class Bulk:
         made = len(self.state.jobs) - len(self._names)
         if made:
             self._names.extend([0] * made)
-            unseen = self._steps.situations.fresh
+            unseen = self._transitions.job_states.fresh
             for number in self._texts:
                 if self._in[number] is unseen:
                     self._in[number] = NOWHERE
 
     def _aside(self, position: int, code: int, job: int, source: Source) -> None:
-        """Do what needs no step: a round, something without effect, or an event that is no column."""
+        """Do what needs no transition: a round, something without effect, or an event that is no column."""
         if code == PLAIN:
             self._plainly(position, job, source)
             return
         own = next(self._own[COLUMNAR[code]])
         if code == ROUND:
-            self._later.round = own
+            self._deferred.round = own
 
     def _plainly(self, position: int, job: int, source: Source) -> None:
         """Let the fold do one event."""
-        state, later, event = self.state, self._later, source.event(position)
+        state, deferred, event = self.state, self._deferred, source.event(position)
         self.plain += 1
         if type(event) not in NARROW:
-            later.touched |= self._concerned()
-            later.settle()
+            deferred.touched |= self._concerned()
+            deferred.settle()
             state.position = position - 1
             apply(state, position, event)
             self.anew()
             return
-        concerned = {job, later.open(event.run)}
+        concerned = {job, deferred.open(event.run)}
         if event.job is not None:
             concerned.add(state.job_index.get(event.job))
         for one in concerned:
             if one is not None and one != UNMET:
                 number = self._names[one]
-                later.bring(one, self._in[number])
+                deferred.bring(one, self._in[number])
                 self._in[number] = NOWHERE
         state.position = position - 1
-        translated = self._steps.situations.translated
+        translated = self._transitions.job_states.translated
         if not translated:
             apply(state, position, event)
         else:
-            later.open_all()
+            deferred.open_all()
             before = [len(leaf.changed) for leaf in translated]
             apply(state, position, event)
             self._look_again(translated, before)

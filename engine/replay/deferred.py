@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import msgspec
 from pyroaring import BitMap
 
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import CONTENDING, Episode, OpenRun, TaskState
-from datatask.engine.replay.transitions import RUNNING, Situation
+from datatask.engine.replay.transitions import RUNNING, JobState
 
 GROUPS_MAX = 1024
 """With more different masks than this, members are worked out leaf by leaf."""
@@ -23,19 +24,24 @@ GROUPS_MAX = 1024
 CHUNK = 1 << 16
 
 
-Kept = list[Any]
-"""A run as it was read: task, job, own fields, time, since when its job had been ready (0: it did not wait); and of its
-start the own fields (None before) and the time."""
+class DeferredRun(msgspec.Struct, gc=False):
+    """A run as it was read; `ready_at` is the position since which its job had waited, 0 where it had not."""
 
-STARTED_OWN, STARTED_AT = 5, 6
+    task: TaskState
+    job: int
+    decided: Any
+    decided_at: int
+    ready_at: int
+    started: Any = None
+    started_at: int = 0
 
 
-class Later:
+class Deferred:
     """Of one state: the open runs that are no objects yet, and the jobs whose memberships have changed."""
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.kept: dict[int, Kept] = {}
+        self.runs: dict[int, DeferredRun] = {}
         self.round: Any = None
         self.touched = BitMap()
 
@@ -55,24 +61,24 @@ class Later:
             self.state.quotas[run.quota].free(run.resources)
         return True
 
-    def bring(self, job: int, situation: Situation) -> None:
+    def bring(self, job: int, job_state: JobState) -> None:
         """Make objects of the job's open runs."""
-        if RUNNING not in situation.marks:
+        if RUNNING not in job_state.marks:
             return
-        for task, mark in zip(self.state.tasks.values(), situation.marks, strict=True):
+        for task, mark in zip(self.state.tasks.values(), job_state.marks, strict=True):
             if mark == RUNNING:
                 self.open(get_at(task.last_run, job))
 
     def open(self, number: int | None) -> int | None:
-        """Make objects of a run if it is kept, and return the job of an open run."""
+        """Make objects of a run if it is deferred, and return the job of an open run."""
         state = self.state
         if number is None:
             return None
-        kept = self.kept.pop(number, None)
-        if kept is None:
+        deferred = self.runs.pop(number, None)
+        if deferred is None:
             run = state.open_runs.get(number)
             return None if run is None else run.job
-        task, job, own, at, ready_at, begun, started_at = kept
+        task, job, own, ready_at = deferred.task, deferred.job, deferred.decided, deferred.ready_at
         episode = Episode(ready_at, 0.0) if ready_at else Episode(number, own.priority)
         episode.run, episode.attempt = number, own.attempt
         task.episodes[job] = episode
@@ -83,7 +89,7 @@ class Later:
             job,
             own.episode,
             own.attempt,
-            at,
+            deferred.decided_at,
             own.origin,
             own.resources,
             task.definition.quota,
@@ -91,13 +97,14 @@ class Later:
             own.meta,
             state.engine.epoch if state.engine is not None else 0,
         )
-        if begun is not None:
-            run.handle, run.where, run.started_at = begun.handle, begun.where, started_at
-        return int(job)
+        started = deferred.started
+        if started is not None:
+            run.handle, run.where, run.started_at = started.handle, started.where, deferred.started_at
+        return job
 
     def open_all(self) -> None:
-        """Make objects of all runs that are kept."""
-        for number in list(self.kept):
+        """Make objects of all runs that are deferred."""
+        for number in list(self.runs):
             self.open(number)
 
     def settle(self) -> None:

@@ -1,21 +1,10 @@
-"""Events as columns: what `bulk` folds and adapters/log/columns.py reads.
+"""What an event does to a job, worked out once for all jobs in the same state: for `bulk`, which folds columns.
 
-A page has a column of integers each for what most events need, and the own fields of the frequent kinds, decoded as
-ever but not made into events.
-
-What an event does to a job, worked out once for all jobs that are in the same situation.
-
-In: a state, and events that are about one job. Out: `Situation`s, which are a mask and, task by task, whether the job
-waits, runs or is between two attempts; and for each the `Step`s from it: the situation that follows, and the few
-writes that depend on the job and the position. Nothing of the fold is repeated here: the fold itself does the event on
-a scratch state that holds this one job, and what it did is read off. Whatever does more than a step can say (pending
-evaluations, priorities, derived leaves, a second attempt) has no step, and is left to the fold. Made for `bulk`.
-
-Steps by key: for an event's kind and owner and a job's situation, what is to be written and what follows.
-
-In: a situation, a key and its `Meaning`. Out: a tuple whose first item says which branch of `bulk` it is for; None
-where the fold itself has to do the event. Each is worked out once and kept in the situation; how many may be worked
-out grows with the events they serve, so that pipelines with very many situations lose little.
+In: pages of columns (adapters/log/columns.py reads them), and events about one job. Out: `JobState`s, a mask and, task by
+task, whether the job waits, runs or is between two attempts, each with its `Transition`s: the state that follows, and the
+writes that depend on the job and the position. The fold itself does the event on a scratch state that holds one job, and
+what it did is read off. Whatever does more than a transition can say (evaluations, priorities, a second attempt) is left
+to the fold. How many are worked out grows with the events that they serve.
 """
 
 from __future__ import annotations
@@ -95,14 +84,14 @@ POP, PUSH, COUNT = range(3)
 READY, RUN, AFTER = 1, 10, 1 << 40
 """Positions in the scratch state: became ready, was launched (plus the task's index), and the event tried."""
 
-SITUATIONS_MAX = 20_000
+JOB_STATES_MAX = 20_000
 """More are not told apart: what is in another one is odd."""
 
 Op = tuple[int, Any]
 
 
-class Situation(dict[int, Any]):
-    """All that decides what an event does to a job; holds the steps known so far, by the event's key."""
+class JobState(dict[int, Any]):
+    """All that decides what an event does to a job; holds the transitions known so far, by the event's key."""
 
     __slots__ = ("marks", "mask", "odd")
 
@@ -111,27 +100,27 @@ class Situation(dict[int, Any]):
         self.mask, self.marks, self.odd = mask, marks, odd
 
     def __missing__(self, key: int) -> None:
-        """No step is known for this key; `None` is not kept."""
+        """No transition is known for this key; `None` is not kept."""
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """What an event does: `cells` take its position, `versions` the hash of its version."""
 
-    following: Situation
+    following: JobState
     cells: array[int] | None
     versions: array[int] | None
     ops: tuple[Op, ...]
 
 
-class Situations:
-    """The situations under one definition; made anew when that changes."""
+class JobStates:
+    """The job states under one definition; made anew when that changes."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._twin = scratch(state)
         self._tasks = list(zip(self._twin.tasks.values(), state.tasks.values(), strict=True))
-        self._known: dict[tuple[int, str], Situation] = {}
-        self.odd = Situation(0, RESTING * len(self._tasks), odd=True)
+        self._known: dict[tuple[int, str], JobState] = {}
+        self.odd = JobState(0, RESTING * len(self._tasks), odd=True)
         self.fresh = self.at(0, RESTING * len(self._tasks))
         self.translated = [
             leaf
@@ -143,18 +132,18 @@ class Situations:
     def __len__(self) -> int:
         return len(self._known)
 
-    def at(self, mask: int, marks: str) -> Situation:
-        """Return the situation of these memberships and marks."""
+    def at(self, mask: int, marks: str) -> JobState:
+        """Return the job state of these memberships and marks."""
         found = self._known.get((mask, marks))
-        if found is None and len(self._known) >= SITUATIONS_MAX:
+        if found is None and len(self._known) >= JOB_STATES_MAX:
             return self.odd
         if found is None:
             mask = self._state.shared(mask)
-            found = self._known[mask, marks] = Situation(mask, marks)
+            found = self._known[mask, marks] = JobState(mask, marks)
         return found
 
-    def of(self, job: int) -> Situation:
-        """Return the situation that a job is in, `odd` where steps cannot follow it."""
+    def of(self, job: int) -> JobState:
+        """Return the job state that a job is in, `odd` where transitions cannot follow it."""
         marks = []
         for _, task in self._tasks:
             episode, queued = task.episodes.get(job), job in task.queue
@@ -163,8 +152,8 @@ class Situations:
             marks.append(QUEUED if queued else _mark(episode))
         return self.at(self._state.masks[job], "".join(marks))
 
-    def step(self, before: Situation, event: e.Event) -> Step | None:
-        """Return what the event (about the job "j") does, or None where a step cannot say it.
+    def transition(self, before: JobState, event: e.Event) -> Transition | None:
+        """Return what the event (about the job "j") does, or None where a transition cannot say it.
 
         The end of a run is that of the task's open run, whatever `event.run` is; the episode and the run that a
         launch makes are for the caller to keep.
@@ -191,17 +180,17 @@ class Situations:
 
     # --- the scratch state ------------------------------------------------------------------------
 
-    def _set(self, situation: Situation) -> None:
+    def _set(self, job_state: JobState) -> None:
         twin = self._twin
         twin.position = AFTER - 1
-        twin.jobs, twin.job_index, twin.masks = ["j"], {"j": 0}, [situation.mask]
+        twin.jobs, twin.job_index, twin.masks = ["j"], {"j": 0}, [job_state.mask]
         twin.open_runs.clear()
         twin.pending.clear()
         twin.intents.clear()
         for leaf in twin.leaves.values():
             leaf.changed.clear()
             leaf.positions, leaf.versions = array("q"), array("Q")
-        for index, ((task, _), mark) in enumerate(zip(self._tasks, situation.marks, strict=True)):
+        for index, ((task, _), mark) in enumerate(zip(self._tasks, job_state.marks, strict=True)):
             task.queue, task.awaiting, task.episodes, task.retries = task.new_queue(), {}, {}, []
             task.contenders, task.contending = [], 0
             task.last_run, task.episode_count, task.open_runs = array("q"), array("I"), 0
@@ -214,8 +203,8 @@ class Situations:
                 task.episodes[0], task.open_runs = Episode(READY, 0.0, 1, run=run), 1
                 twin.open_runs[run] = OpenRun(run, task.name, 0, 1, 1, 0, "derived", {}, None, {})
 
-    def _read(self, before: Situation, event: e.Event) -> Step | None:
-        """Return what the fold did, or None where it did more than a step can say."""
+    def _read(self, before: JobState, event: e.Event) -> Transition | None:
+        """Return what the fold did, or None where it did more than a transition can say."""
         written: list[array[int]] = []
         versions: array[int] | None = None
         for name, leaf in self._twin.leaves.items():
@@ -240,7 +229,7 @@ class Situations:
         following = self.at(self._twin.masks[0], marks)
         if following.odd:
             return None
-        return Step(following, written[0] if written else None, versions, tuple(ops))
+        return Transition(following, written[0] if written else None, versions, tuple(ops))
 
 
 def _mark(episode: Episode | None) -> str:
@@ -298,8 +287,8 @@ def scratch(state: State) -> State:
     return twin
 
 
-STEPS_FREE, EVENTS_A_STEP = 4000, 100
-"""Steps are worked out while there are few, and then at most one for so many events: each costs that of 20 events."""
+TRANSITIONS_FREE, EVENTS_A_TRANSITION = 4000, 100
+"""Transitions are worked out while there are few, and then at most one for so many events: each costs that of 20 events."""
 
 PUT, DELETED, LAUNCH, STARTED, ENDED, ROUND, SILENT, PLAIN = range(8)
 """What is to be done for an event; the kinds of `COLUMNAR` in order, and whatever is left to the fold."""
@@ -308,66 +297,83 @@ CODES = dict(zip(COLUMNAR, range(PLAIN), strict=True))
 
 OUTCOMES: tuple[e.Outcome, ...] = get_args(e.Outcome)
 
-AnyStep = tuple[Any, ...]
+AnyTransition = tuple[Any, ...]
 
 
-class Steps:
-    """The steps under one definition."""
+class Transitions:
+    """The transitions under one definition."""
 
     def __init__(self, state: State) -> None:
-        self.situations = Situations(state)
+        self.job_states = JobStates(state)
         self._state = state
         self._index = {name: index for index, name in enumerate(state.tasks)}
         self._tried = 0
 
     def work_out(
-        self, situation: Situation, key: int, code: int, meaning: Meaning, seen: int
-    ) -> AnyStep | None:
-        """Return the step for such events in this situation, after `seen` events; None where there is none."""
-        if situation.odd or self._tried > STEPS_FREE + seen // EVENTS_A_STEP:
+        self, job_state: JobState, key: int, code: int, meaning: Meaning, seen: int
+    ) -> AnyTransition | None:
+        """Return the transition for such events in this job state, after `seen` events; None where there is none."""
+        if job_state.odd or self._tried > TRANSITIONS_FREE + seen // EVENTS_A_TRANSITION:
             return None
         self._tried += 1
         task = self._state.tasks.get(meaning.task or "")
-        step: AnyStep | None = None
+        transition: AnyTransition | None = None
         if code in (PUT, DELETED):
-            step = self._put(situation, code, meaning.repository or "")
+            transition = self._put(job_state, code, meaning.repository or "")
         elif code == STARTED:
-            step = (STARTED,)
+            transition = (STARTED,)
         elif task is not None:
-            step = self._launch(situation, task) if code == LAUNCH else self._end(situation, task)
-        if step is not None:
-            situation[key] = step
-        return step
+            transition = self._launch(job_state, task) if code == LAUNCH else self._end(job_state, task)
+        if transition is not None:
+            job_state[key] = transition
+        return transition
 
-    def _put(self, situation: Situation, code: int, leaf: str) -> AnyStep | None:
+    def _put(self, job_state: JobState, code: int, leaf: str) -> AnyTransition | None:
         kind = e.ValuePut if code == PUT else e.ValueDeleted
-        step = self.situations.step(situation, kind(at=0, repository=leaf, job="j"))
-        if step is None or step.cells is None:
+        transition = self.job_states.transition(job_state, kind(at=0, repository=leaf, job="j"))
+        if transition is None or transition.cells is None:
             return None
-        return code, step.following, step.following.mask, step.cells, step.ops, step.versions, leaf
+        return (
+            code,
+            transition.following,
+            transition.following.mask,
+            transition.cells,
+            transition.ops,
+            transition.versions,
+            leaf,
+        )
 
-    def _launch(self, situation: Situation, task: TaskState) -> AnyStep | None:
+    def _launch(self, job_state: JobState, task: TaskState) -> AnyTransition | None:
         event = e.LaunchDecided(at=0, task=task.name, job="j", episode=1, attempt=1)
-        step = self.situations.step(situation, event)
-        if step is None or step.cells is None:
+        transition = self.job_states.transition(job_state, event)
+        if transition is None or transition.cells is None:
             return None
         waiting = task.queue.waiting if isinstance(task.queue, FifoQueue) else None
-        leaves = any(op == POP and where is waiting for op, where in step.ops)
-        ops = tuple((op, where) for op, where in step.ops if op != POP or where is not waiting)
+        leaves = any(op == POP and where is waiting for op, where in transition.ops)
+        ops = tuple((op, where) for op, where in transition.ops if op != POP or where is not waiting)
         queue = waiting if leaves else None
-        return LAUNCH, step.following, step.following.mask, step.cells, ops, task, queue, self._quota(task)
+        return (
+            LAUNCH,
+            transition.following,
+            transition.following.mask,
+            transition.cells,
+            ops,
+            task,
+            queue,
+            self._quota(task),
+        )
 
-    def _end(self, situation: Situation, task: TaskState) -> AnyStep | None:
-        """Return the step of an end: what follows on each outcome."""
-        if situation.marks[self._index[task.name]] != RUNNING:
+    def _end(self, job_state: JobState, task: TaskState) -> AnyTransition | None:
+        """Return the transition of an end: what follows on each outcome."""
+        if job_state.marks[self._index[task.name]] != RUNNING:
             return None
         endings = {}
         for outcome in OUTCOMES:
             self._tried += 1
             event = e.RunEnded(at=0, task=task.name, job="j", run=0, outcome=outcome)
-            step = self.situations.step(situation, event)
-            if step is not None and step.cells is None:
-                endings[outcome] = (step.following, step.following.mask, step.ops)
+            transition = self.job_states.transition(job_state, event)
+            if transition is not None and transition.cells is None:
+                endings[outcome] = (transition.following, transition.following.mask, transition.ops)
         return ENDED, endings, task, self._quota(task)
 
     def _quota(self, task: TaskState) -> QuotaState | None:

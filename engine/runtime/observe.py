@@ -21,6 +21,7 @@ from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
 from datatask.engine.runtime.comparing import Comparer, identity
 from datatask.engine.runtime.loop import Runtime
+from datatask.engine.runtime.relisting import Look, call_off_listing, is_called_off
 from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.messages import Write
 
@@ -48,37 +49,6 @@ SAID_SECONDS = 60.0
 WHY_MAX = 1024
 
 
-class _Look:
-    """A store that is being listed: how often that was asked for, and how far it is answered."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.begun = 0
-        self.answered = 0
-        self.listed = 0
-        self.lost = 0
-        self.failed = False
-        self.told: set[str] = set()
-        self.task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-
-    def begin(self) -> None:
-        """A listing begins: it answers what was asked so far, and is older than what is told from now on."""
-        self.begun = self.asked
-        self.told = set()
-
-    def answer(self, number: int) -> None:
-        """So many have been answered: listed, failed, or not to be waited for."""
-        self.answered = max(self.answered, number)
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def until(self, number: int) -> None:
-        """Return when so many have been answered, at once while it waits for another try."""
-        while self.answered < number and not self.failed:
-            await self._changed.wait()
-
-
 class Observer:
     """Keeps the log's view of stores true."""
 
@@ -92,7 +62,7 @@ class Observer:
         self._stores = stores
         self._repositories = repositories
         self._unwatch: dict[str, Callable[[], None]] = {}
-        self._relisting: dict[str, _Look] = {}
+        self._relisting: dict[str, Look] = {}
         self._failing: set[str] = set()
         self._known: set[str] = set()
         self._failed: set[str] = set()
@@ -162,17 +132,17 @@ class Observer:
         stop = self._unwatch.get(leaf)
         return stop is not None and not getattr(stop, "deaf", False)
 
-    def relist(self, leaf: str) -> _Look:
+    def relist(self, leaf: str) -> Look:
         """Have a store listed, by a listing that begins after this."""
         look = self._relisting.get(leaf)
         if look is None:
-            look = self._relisting[leaf] = _Look()
+            look = self._relisting[leaf] = Look()
             look.task = asyncio.create_task(self._list_until_known(leaf, look))
             look.task.add_done_callback(partial(self._listed, leaf, look))
         look.asked += 1
         return look
 
-    def _listed(self, leaf: str, look: _Look, task: asyncio.Task[None]) -> None:
+    def _listed(self, leaf: str, look: Look, task: asyncio.Task[None]) -> None:
         if self._relisting.get(leaf) is look:
             del self._relisting[leaf]
         self._failing.discard(leaf)
@@ -182,7 +152,7 @@ class Observer:
         else:
             self._runtime.wake()
 
-    async def _list_until_known(self, leaf: str, look: _Look) -> None:
+    async def _list_until_known(self, leaf: str, look: Look) -> None:
         wait = 0.2
         while True:
             error = await self._list_in_turn(leaf, look)
@@ -212,7 +182,7 @@ class Observer:
             look.failed = False
             wait = min(wait * 2, RETRY_SECONDS_MAX)
 
-    async def _list_in_turn(self, leaf: str, look: _Look) -> BaseException | None:
+    async def _list_in_turn(self, leaf: str, look: Look) -> BaseException | None:
         """List a store when there is a place, which one that is slow gives away; return what went wrong."""
         slow = False
 
@@ -234,7 +204,7 @@ class Observer:
         try:
             await asyncio.wait([listing], timeout=LISTING_SECONDS_MAX)
         except asyncio.CancelledError:
-            await _call_off(listing)
+            await call_off_listing(listing)
             raise
         finally:
             for timer in timers:
@@ -243,18 +213,18 @@ class Observer:
                 self._listings.release()
         if listing.done():
             return listing.result()
-        await _call_off(listing)
+        await call_off_listing(listing)
         return TemporaryError(
             f"its listing did not end within {LISTING_SECONDS_MAX:g} s", remedy="it is tried again"
         )
 
-    async def _tried_to_list(self, leaf: str, look: _Look) -> BaseException | None:
+    async def _tried_to_list(self, leaf: str, look: Look) -> BaseException | None:
         try:
             await self._list(leaf, look)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a listing that calls sys.exit() is a listing that fails
-            if _is_called_off():
+            if is_called_off():
                 raise
             return error
         return None
@@ -272,7 +242,7 @@ class Observer:
         runtime.pump()
         runtime.wake()
 
-    async def _list(self, leaf: str, look: _Look) -> None:
+    async def _list(self, leaf: str, look: Look) -> None:
         runtime, store = self._runtime, self._stores[leaf]
         clock = asyncio.get_running_loop().time
         look.begin()
@@ -287,7 +257,7 @@ class Observer:
                 raise InvalidValueError(
                     f"more than {MEMBERS_MAX} members", remedy="split it (members_max is the limit)"
                 )
-        if _is_called_off():  # who hears nothing of it is heard no more either
+        if is_called_off():  # who hears nothing of it is heard no more either
             raise asyncio.CancelledError
         if await identity(store) != root:
             raise TemporaryError("the root changed during the listing", remedy="it is listed again")
@@ -404,14 +374,3 @@ class Observer:
         tasks += [self._poller] if self._poller else []
         await call_off(*tasks, seconds=2 * CALL_OFF_SECONDS)
         await self._comparer.close()
-
-
-async def _call_off(listing: asyncio.Task[BaseException | None]) -> None:
-    """Cancel a listing; one that goes on all the same is left behind."""
-    if not await call_off(listing):
-        logger.warning("%s does not let itself be called off; it is left behind", listing.get_name())
-
-
-def _is_called_off() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
