@@ -119,7 +119,7 @@ class Declaring(Protocol):
     """A pipeline, as far as it matters here."""
 
     def declare(self) -> Any:
-        """Return what has a `definition`, and in `renamed` what it was called before."""
+        """Return an object with `definition` and `renamed`, the former names."""
 
 
 def other_definition(other: PipelineDef | Declaring | str | Path) -> OtherDefinition:

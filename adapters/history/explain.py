@@ -94,11 +94,11 @@ class CitedEvents:
         self._reader, self._state, self._job = reader, state, job
         self._base = reader.header.base
 
-    def since(self, told: int | None, before: Node, after: Node) -> int | None:
+    def since(self, state_since: int | None, before: Node, after: Node) -> int | None:
         """Return the newest position in a tree; None where it may be one that was archived."""
         known = max(_positions(after), default=0)
         if len(_positions(after)) == len(_positions(before)):
-            return max(known, told or 0) or None
+            return max(known, state_since or 0) or None
         return known if known > self._base else None
 
     def of(self, node: Node, job: str) -> Node:
@@ -146,8 +146,8 @@ class CitedEvents:
         if last is None or not isinstance(event, RunObserved | RunUnreachable) or not event.message:
             return blocker
         reason = f"{event.reason}: " if isinstance(event, RunObserved) and event.reason else ""
-        told = f"{blocker.explain}; {reason}{event.message} (position {last.position})"
-        return msgspec.structs.replace(blocker, explain=told)
+        text = f"{blocker.explain}; {reason}{event.message} (position {last.position})"
+        return msgspec.structs.replace(blocker, explain=text)
 
     def _is_archived(self, run: int) -> bool:
         return run <= self._base and run not in self._state.open_runs

@@ -118,9 +118,9 @@ def sum_up(reader: LogReader, asked: WaitQuery, by: Sequence[str] = USUAL) -> Su
         parts: dict[tuple[Any, ...], list[int]] = {}
         waited = 0
         for (cause, day, host), share in episode.sums.items():
-            told = {"task": episode.task, "job": episode.job, "cause": cause, "day": day, "host": host}
+            values = {"task": episode.task, "job": episode.job, "cause": cause, "day": day, "host": host}
             waits = 0 if cause in WORKING else share
-            part = parts.setdefault(tuple(told[name] for name in by), [0, 0])
+            part = parts.setdefault(tuple(values[name] for name in by), [0, 0])
             part[0] += share
             part[1] += share if apart else waits
             waited += waits
@@ -163,7 +163,7 @@ class _Sum:
 
 
 def _rows(groups: dict[tuple[Any, ...], _Sum], by: Sequence[str], order: dict[str, int]) -> Table:
-    """Shares are of what else is the same, of all where only one thing is told apart."""
+    """Return the rows; a share is that of the rows with the same keys but for the cause, or of all."""
     among = [index for index, name in enumerate(by) if name != "cause"] if "cause" in by else []
     wholes: dict[tuple[Any, ...], int] = {}
     for key, group in groups.items():
@@ -213,8 +213,8 @@ def _follow(
     def renamed(episode: Episode) -> None:
         if episode.task in names and names[episode.task] != episode.task:
             now = names[episode.task]
-            told = [one._replace(task=now) for one in episode.intervals]
-            episode = episode._replace(task=now, intervals=told)
+            intervals = [one._replace(task=now) for one in episode.intervals]
+            episode = episode._replace(task=now, intervals=intervals)
         sink(episode)
 
     tasks = None

@@ -133,12 +133,12 @@ def admissible(
     if event.origin == "derived" and (
         task.paused or task.definition.disabled or not all(leaf.synced for leaf in task.reads)
     ):
-        who = f"{event.task} {event.job}"
+        pair = f"{event.task} {event.job}"
         if task.paused or task.definition.disabled:
-            in_words = "paused" if task.paused else "disabled"
-            found.append(Divergence(position, f"{who}: its task", "open for launches", in_words))
+            status = "paused" if task.paused else "disabled"
+            found.append(Divergence(position, f"{pair}: its task", "open for launches", status))
         found += [
-            Divergence(position, f"{who}: reads {leaf.id}", "synced", "not known yet")
+            Divergence(position, f"{pair}: reads {leaf.id}", "synced", "not known yet")
             for leaf in task.reads
             if not leaf.synced
         ]
@@ -156,26 +156,26 @@ def _episode(
     if episode is None and waits and (event.episode, event.attempt) == (count, 1):
         if event.origin == "forced" or task.condition.test(state.masks[job]):
             return []  # by far the most
-    found, who = [], f"{event.task} {event.job}"
+    found, pair = [], f"{event.task} {event.job}"
     if event.origin != "forced":
         if not task.condition.test(state.masks[job]):
-            found.append(Divergence(position, f"{who}: condition", "ready", "not ready"))
+            found.append(Divergence(position, f"{pair}: condition", "ready", "not ready"))
         if episode is None and not waits:
-            found.append(Divergence(position, f"{who}: place", "in the queue", "does not wait"))
+            found.append(Divergence(position, f"{pair}: place", "in the queue", "does not wait"))
     if episode is not None and episode.run:
-        found.append(Divergence(position, f"{who}: open run", None, f"run {episode.run}"))
+        found.append(Divergence(position, f"{pair}: open run", None, f"run {episode.run}"))
     elif episode is not None and event.origin == "derived":
         if episode.not_before is None or episode.not_before > event.at:
             due = (
                 "no retry is scheduled" if episode.not_before is None else f"not before {episode.not_before}"
             )
-            found.append(Divergence(position, f"{who}: retry", due, f"at {event.at}"))
+            found.append(Divergence(position, f"{pair}: retry", due, f"at {event.at}"))
     opens = episode is None and not waits and job not in task.awaiting
     expected = (count + opens, 1 if episode is None else episode.attempt + 1)
     if (event.episode, event.attempt) != expected:
         recorded = f"{event.episode}.{event.attempt}"
         found.append(
-            Divergence(position, f"{who}: episode and attempt", f"{expected[0]}.{expected[1]}", recorded)
+            Divergence(position, f"{pair}: episode and attempt", f"{expected[0]}.{expected[1]}", recorded)
         )
     return found
 

@@ -19,13 +19,12 @@ from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import closed, constraint_on, decide
 from datatask.engine.core.define import define, start_condition
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.retry import NextAttempt, after_ending, by_machine, made_progress
+from datatask.engine.core.retry import NextAttempt, verdict_of
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 
-_STOPPED = ("cancelled", "deleted", "shutdown")
 _IN_A_ROUND = "a recorded round of decisions would have launched it"
 _CONSTRAINTS = {
     "paused": "the task is paused",
@@ -84,7 +83,7 @@ class Comparison:
         return dict(self._mapper.skipped)
 
     def take(self, batch: e.Batch) -> None:
-        """Fold a batch under both definitions and compare what it touched."""
+        """Fold a batch under both definitions and compare the jobs that it touched."""
         position = batch.first
         apply_all(self.here, position, batch.events)
         everything = False
@@ -116,7 +115,7 @@ class Comparison:
     # --- pairs -----------------------------------------------------------------------------------
 
     def _pair(self) -> None:
-        """Work out anew which tasks and leaves are the same in both."""
+        """Pair the tasks and leaves that are the same in both."""
         names = self._names
         here = {
             there: self.here.tasks[task.name]
@@ -275,16 +274,7 @@ class Comparison:
         """Note where the other definition's retry policy decides otherwise."""
         run = self.there.open_runs[event.run]
         task = self.there.tasks[run.task]
-        verdict = after_ending(
-            task.definition.retry,
-            task.episodes[run.job],
-            event.outcome,
-            event.at,
-            0.5,
-            stopped=run.stopping in _STOPPED,
-            progress=made_progress(task.definition.retry, run, self.there.engine, event.at),
-            machine=by_machine(event),
-        )
+        verdict = verdict_of(task, run, event, self.there.engine, event.at, 0.5)
         again = isinstance(verdict, NextAttempt)
         if again and run.origin == "forced":
             return  # it is over where its condition did not hold when it ended, and the log does not say whether it did

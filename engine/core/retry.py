@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from datatask.engine.core.tasks import Episode, OpenRun
+from datatask.engine.core.tasks import Episode, OpenRun, TaskState
 from datatask.schema import events as e
 from datatask.schema.definition import RetryDef
 from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, RunEnded
@@ -44,6 +44,31 @@ class NoRetry(NamedTuple):
 
 
 Verdict = NextAttempt | NoRetry
+
+UNWANTED = ("cancelled", "deleted", "shutdown")
+"""A run that was stopped for one of these reasons is not run again."""
+
+
+def verdict_of(
+    task: TaskState,
+    run: OpenRun,
+    ending: Ending | RunEnded,
+    engine: EngineOpened | None,
+    now: int,
+    chance: float,
+) -> Verdict:
+    """Return what the task's policy says of an open run that ends now."""
+    retry = task.definition.retry
+    return after_ending(
+        retry,
+        task.episodes[run.job],
+        ending.outcome,
+        now,
+        chance,
+        stopped=run.stopping in UNWANTED,
+        progress=ending.outcome == "lost" and made_progress(retry, run, engine, now),
+        machine=by_machine(ending),
+    )
 
 
 def after_ending(

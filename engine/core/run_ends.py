@@ -17,21 +17,17 @@ from datatask.engine.core.conflicts import Conflicts, in_conflict, noted
 from datatask.engine.core.done_entries import done_value
 from datatask.engine.core.effects import BATCH_MAX, Effect, ForgetRun, LookAgain, Mirror, Outbox, WriteStore
 from datatask.engine.core.retry import (
+    UNWANTED,
     NextAttempt,
     NoRetry,
     Verdict,
-    after_ending,
-    by_machine,
     ending_events,
-    made_progress,
+    verdict_of,
 )
 from datatask.engine.core.store_sync import StoreSync
 from datatask.engine.core.tasks import Intent, OpenRun
 from datatask.schema import events as e
 from datatask.schema.messages import Ended, Write
-
-_UNWANTED = ("cancelled", "deleted", "shutdown")
-"""Who was stopped for one of these is not run again."""
 
 
 @dataclass(slots=True)
@@ -80,7 +76,7 @@ class RunEnds:
         """
         if ending.outcome in ("succeeded", "failed"):
             ended = in_conflict(ending, why)
-            if run.stopping in _UNWANTED:
+            if run.stopping in UNWANTED:
                 ended = msgspec.structs.replace(ended, outcome="cancelled")
             return ended, {key: write for key, write in writes.items() if write.version is not None}
         kept = {
@@ -92,7 +88,7 @@ class RunEnds:
 
     def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
         """Add what the engine itself writes at a run's end, and begin to record it."""
-        if ending.outcome == "lost" and run.stopping in _UNWANTED:
+        if ending.outcome == "lost" and run.stopping in UNWANTED:
             ending = msgspec.structs.replace(ending, outcome="cancelled")  # it was to end, and has
         verdict = self._verdict(run, ending, now)
         task = self._state.tasks[run.task].definition
@@ -113,21 +109,9 @@ class RunEnds:
 
     def _verdict(self, run: OpenRun, ending: e.Ending, now: int) -> Verdict:
         task = self._state.tasks[run.task]
-        stopped = run.stopping in _UNWANTED
-        episode, retry = task.episodes[run.job], task.definition.retry
         if run.origin == "forced" and not task.condition.test(self._state.masks[run.job]):
             return NoRetry()  # nothing but force would launch it again
-        progress = ending.outcome == "lost" and made_progress(retry, run, self._state.engine, now)
-        return after_ending(
-            retry,
-            episode,
-            ending.outcome,
-            now,
-            self._chance(),
-            stopped=stopped,
-            progress=progress,
-            machine=by_machine(ending),
-        )
+        return verdict_of(task, run, ending, self._state.engine, now, self._chance())
 
     def _collect(
         self,

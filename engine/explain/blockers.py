@@ -113,7 +113,7 @@ def since(state: State, leaf: LeafState, job: int) -> int:
 
 
 def _view_since(state: State, rule: d.ViewDef, job: int) -> int:
-    """Return the last run, or the position at which the job became ready anew, which clears what that led to."""
+    """Return the last run, or the position at which the job became ready again, which clears the outcome."""
     task = state.tasks.get(rule.task)
     if task is None:
         return 0
@@ -134,15 +134,15 @@ def _leaf(state: State, leaf: LeafState, job: int, about: str) -> Node:
             return replace(node, by="view", task=rule.task)
         case d.FilteredDef():
             below = tree(state, rule.base, job, about=about)
-            answer, told = _filtered(state, leaf, job, below.holds, present)
-            return replace(node, by="filter", answer=answer, of=[below], explain=told)
+            answer, reason = _filtered(state, leaf, job, below.holds, present)
+            return replace(node, by="filter", answer=answer, of=[below], explain=reason)
         case d.TranslatedDef():
-            answer, told, target = _translated(state, leaf, job)
+            answer, reason, target = _translated(state, leaf, job)
             of, name = [tree(state, rule.translator, job, about=about)], ""
             if target is not None:
                 name = state.jobs[target]
                 of.append(tree(state, rule.base, target, about=name))
-            return replace(node, by="translation", answer=answer, of=of, target=name, explain=told)
+            return replace(node, by="translation", answer=answer, of=of, target=name, explain=reason)
 
 
 def _filtered(state: State, leaf: LeafState, job: int, below: bool, present: bool) -> tuple[str, str]:
@@ -182,13 +182,13 @@ def _pending(state: State, what: str, leaf: LeafState, job: int) -> tuple[str, s
 def _own_run(state: State, run: OpenRun) -> Blocker:
     if run.settling is not None:
         outcome = run.settling.outcome
-        told = f"run {run.run} (position {run.run}) has {outcome}, its outputs are being stored"
-        return Blocker("live", told, run.run)
+        reason = f"run {run.run} (position {run.run}) has {outcome}, its outputs are being stored"
+        return Blocker("live", reason, run.run)
     status = "decided, not yet started" if run.started_at is None else "running"
     status = "out of reach" if run.unreachable else "stopping" if run.stopping else status
     where = f" on {run.where}" if run.where else ""
-    told = f"run {run.run} (attempt {run.attempt}, position {run.run}) is {status}{where}"
-    return Blocker("live", told, run.run)
+    reason = f"run {run.run} (attempt {run.attempt}, position {run.run}) is {status}{where}"
+    return Blocker("live", reason, run.run)
 
 
 def _past(case: Case) -> Iterator[Blocker]:
@@ -203,13 +203,13 @@ def _past(case: Case) -> Iterator[Blocker]:
     mask = case.state.masks[job]
     ever = "its conditions have held ever since: that is the same occasion, not a new one"
     if not mask & task.claim:
-        told = "its conditions hold without having begun to: nothing that they look at has happened to it"
-        yield Blocker("occasion", told)
+        reason = "its conditions hold without having begun to: nothing that they look at has happened to it"
+        yield Blocker("occasion", reason)
     elif mask & task.outcomes or (last and task.definition.opaque):
         yield Blocker("claimed", f"its last run was {last} (position {last}), and {ever}", last or None)
     elif last:
-        told = f"it was cancelled; its last run was {last} (position {last}), and {ever}"
-        yield Blocker("cancelled", told, last)
+        reason = f"it was cancelled; its last run was {last} (position {last}), and {ever}"
+        yield Blocker("cancelled", reason, last)
     else:
         yield Blocker("cancelled", f"it was cancelled while it waited, and {ever}")
 
@@ -219,30 +219,30 @@ def _between_attempts(case: Case, episode: Episode, last: int) -> Iterator[Block
     if until is None:
         yield Blocker("retry", f"run {last} has ended, another attempt is to be scheduled", last or None)
     elif until > case.now:
-        told = f"attempt {episode.attempt + 1} follows run {last}, not before {iso_up(until)}"
-        yield Blocker("retry", told + _spent(case.task, episode), last or None, until=iso_up(until))
+        reason = f"attempt {episode.attempt + 1} follows run {last}, not before {iso_up(until)}"
+        yield Blocker("retry", reason + _spent(case.task, episode), last or None, until=iso_up(until))
     elif case.task.contends(episode):
         runs = contenders(case.state.open_runs.values(), case.task)
-        told = f"attempt {episode.attempt + 1} waits for run {runs[0]}, which was in conflict as often"
-        yield Blocker("retry", told + _spent(case.task, episode), last or None)
+        reason = f"attempt {episode.attempt + 1} waits for run {runs[0]}, which was in conflict as often"
+        yield Blocker("retry", reason + _spent(case.task, episode), last or None)
 
 
 def _spent(task: TaskState, episode: Episode) -> str:
     """Return which runs of the episode used up no attempt of the user's, or the empty string."""
-    retry, told = task.definition.retry, []
+    retry, parts = task.definition.retry, list[str]()
     if episode.lost_in_a_row:
-        told.append(
+        parts.append(
             f"{episode.lost_in_a_row} of {retry.infrastructure_attempts} lost runs in a row are run again"
         )
     if count := episode.forgiven:
-        told.append(
+        parts.append(
             f"{count} lost before that count no more: the machine, the node or the service was being stopped, or a later run made progress"
         )
     if episode.conflicts:
-        told.append(
+        parts.append(
             f"{episode.conflicts} runs were in conflict, which uses up none of the {retry.attempts} attempts"
         )
-    return f" ({'; '.join(told)})" if told else ""
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _evaluations(case: Case) -> Iterator[Blocker]:
@@ -281,8 +281,8 @@ def surroundings(case: Case) -> Iterator[Blocker]:
     if task.paused:
         yield Blocker("paused", f"{task.name} was paused (position {task.paused})", task.paused)
     if task.definition.disabled:
-        told = f"{task.name} is disabled (position {state.defined_at})"
-        yield Blocker("disabled", told, state.defined_at or None)
+        reason = f"{task.name} is disabled (position {state.defined_at})"
+        yield Blocker("disabled", reason, state.defined_at or None)
     if task.name in case.unavailable:
         yield Blocker("adapter", f"the runner of {task.name} takes nothing now")
     for leaf in task.reads:
@@ -296,5 +296,7 @@ def _engine_text(state: State) -> str:
         return "no engine is running: none ever was"
     last = state.engine
     ended = "has ended" if state.closed else "is gone without a word"
-    who = f"the last one (pid {last.pid} on {last.host}, since {iso_up(last.at)}) {ended}"
-    return f"no engine is running: {who}, its last sign is position {state.position} at {iso_up(state.at)}"
+    last_one = f"the last one (pid {last.pid} on {last.host}, since {iso_up(last.at)}) {ended}"
+    return (
+        f"no engine is running: {last_one}, its last sign is position {state.position} at {iso_up(state.at)}"
+    )

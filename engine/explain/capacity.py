@@ -33,8 +33,8 @@ def limits(case: Case) -> Iterator[Blocker]:
     limit, name = task.definition.concurrency, task.definition.quota
     if limit is not None and task.open_runs - own >= limit:
         runs, shown = _using(case, lambda run: run.task == task.name)
-        told = f"{task.name} runs {task.open_runs} of at most {limit} at once: {shown}"
-        yield Blocker("concurrency", told, **runs)
+        reason = f"{task.name} runs {task.open_runs} of at most {limit} at once: {shown}"
+        yield Blocker("concurrency", reason, **runs)
     if name is not None:
         yield from _amounts(case, name, case.state.quotas[name])
         yield from _rate(case, name, case.state.quotas[name])
@@ -46,12 +46,12 @@ def _amounts(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
         limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
         lacking = {part: Amount(needed=in_units(amount), used=in_units(used), limit=in_units(limit))}
         if amount > limit:
-            told = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
-            yield Blocker("infeasible", told, quota=name, amounts=lacking)
+            reason = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
+            yield Blocker("infeasible", reason, quota=name, amounts=lacking)
         elif amount and used + amount > limit:
             runs, shown = _using(case, lambda run: run.quota == name, part)
-            told = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
-            yield Blocker("quota", told, quota=name, amounts=lacking, **runs)
+            reason = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
+            yield Blocker("quota", reason, quota=name, amounts=lacking, **runs)
 
 
 def _rate(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
@@ -60,8 +60,8 @@ def _rate(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
         yield Blocker("infeasible", f"{name} allows no launches at all", quota=name)
     elif free_at > case.now:
         seconds, at = quota.definition.window / NANO, iso_up(free_at)
-        told = f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {at}"
-        yield Blocker("rate", told, quota=name, until=at)
+        reason = f"{name} allows {quota.launches} launches in {seconds:g} s, the next at {at}"
+        yield Blocker("rate", reason, quota=name, until=at)
 
 
 def _using(case: Case, of: Callable[[OpenRun], bool], part: str = "") -> tuple[dict[str, Any], str]:
@@ -150,5 +150,5 @@ def reservation(
     if not found:
         return None
     (_, position, job), _, other = min(found, key=lambda each: each[:2])
-    told = f"{name} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
-    return Blocker("reserved", told, position or None, quota=name)
+    reason = f"{name} keeps what becomes free for {other.name} {state.jobs[job]}, which has waited longest (since position {position})"
+    return Blocker("reserved", reason, position or None, quota=name)

@@ -166,8 +166,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         first, *rest = lines(self)
-        told = "\n".join(rest)
-        return f"<p><b>{escape(first)}</b></p><pre>{escape(told)}</pre>"
+        body = "\n".join(rest)
+        return f"<p><b>{escape(first)}</b></p><pre>{escape(body)}</pre>"
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

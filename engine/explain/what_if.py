@@ -16,7 +16,7 @@ import msgspec
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.fold import apply
 from datatask.engine.core.leaves import LeafState
-from datatask.engine.core.retry import NextAttempt, after_ending, by_machine, made_progress
+from datatask.engine.core.retry import NextAttempt, verdict_of
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState
 from datatask.engine.explain.explanations import Change
@@ -139,20 +139,7 @@ class WhatIf:
         for _, intent in list(run.intents.values()):
             where = {**envelope, "repository": intent.repository, "job": intent.job}
             self._fold(e.ValueDeleted(**where) if intent.op == "delete" else e.ValuePut(**where))
-        stopped = run.stopping in ("cancelled", "deleted", "shutdown")
-        episode = task.episodes[run.job]
-        retry = task.definition.retry
-        progress = made_progress(retry, run, self.state.engine, self.now)
-        again = after_ending(
-            retry,
-            episode,
-            ending.outcome,
-            self.now,
-            LATEST,
-            stopped=stopped,
-            progress=progress,
-            machine=by_machine(ending),
-        )
+        again = verdict_of(task, run, ending, self.state.engine, self.now, LATEST)
         self._fold(e.RunEnded(**envelope, outcome=ending.outcome, final=not isinstance(again, NextAttempt)))
         if isinstance(again, NextAttempt):
             self._fold(e.RetryScheduled(**envelope, **again._asdict()))

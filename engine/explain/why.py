@@ -69,11 +69,11 @@ def explain(
 
 
 def _unreachable(task: TaskState) -> Blocker:
-    told = "no set of changes was found that lets it run"
+    reason = "no set of changes was found that lets it run"
     own = {view.id for view in (task.succeeded, task.failed)}
     if own & {leaf.id for leaf in task.reads}:
-        told += ": its condition looks at the outcome of its own runs, which a new occasion clears"
-    return Blocker("unreachable", f"{told}; `launch --force` does")
+        reason += ": its condition looks at the outcome of its own runs, which a new occasion clears"
+    return Blocker("unreachable", f"{reason}; `launch --force` does")
 
 
 def _known(state: State, task: str) -> TaskState:

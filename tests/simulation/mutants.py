@@ -15,7 +15,7 @@ from datatask.engine.core import decide as deciding
 from datatask.engine.core import fold, run_ends
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.reactor import Reactor
-from datatask.engine.core.retry import NextAttempt, NoRetry, after_ending
+from datatask.engine.core.retry import NextAttempt, NoRetry, verdict_of
 from datatask.engine.core.run_book import RunBook
 from datatask.engine.core.state import State
 from datatask.engine.core.store_sync import StoreSync
@@ -148,13 +148,13 @@ def a_pause_not_heeded() -> Iterator[None]:
 @contextmanager
 def a_retry_without_an_end() -> Iterator[None]:
     """The view of a failed run is not told: `RunEnded` says final when a retry follows."""
-    after = after_ending
+    after = verdict_of
 
     def over(*arguments: Any, **options: Any) -> Any:
         told = after(*arguments, **options)
         return NoRetry() if isinstance(told, NextAttempt) and told.budget == "infrastructure" else told
 
-    with planted(run_ends, "after_ending", over):
+    with planted(run_ends, "verdict_of", over):
         yield
 
 
