@@ -12,19 +12,18 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import struct
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from datatask.adapters import trust
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.local import folders, owners, spawning
+from datatask.adapters.execute.base.questions import Questions
+from datatask.adapters.execute.local import spawning
 from datatask.adapters.execute.local.engine_connections import SOCKET
+from datatask.adapters.execute.local.launching import start_launcher
+from datatask.adapters.execute.local.run_directory import RunDirectory
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError
@@ -34,22 +33,14 @@ logger = logging.getLogger("datatask.processes")
 SILENT_SECONDS = 2.0
 RETRY_SECONDS = 0.01
 RETRY_SECONDS_MAX = 1.0
-START_SECONDS_MAX = 30.0
 REPLACEMENTS_MAX = 3
 """So many launchers of other situations than ours are replaced; then it is ours that does not hold still."""
-_START = (
-    "import os, sys; os.closerange(3, 65536); os.chdir('/'); sys.path.append(sys.argv[1]); "
-    "from datatask.adapters.execute.local.launcher import main; sys.exit(main(sys.argv[2]))"
-)
 
 Message = dict[str, Any]
 
-PASSED = ["PATH", "LANG", "LC_ALL", "TZ", "TMPDIR"]
-"""What the launcher gets of our environment; runs get what their task says."""
 
-
-class Watcher(Protocol):
-    """Who is told about a run."""
+class LauncherListener(Protocol):
+    """A runner, of whose runs the launcher tells."""
 
     def on_message(self, identity: str, message: Message) -> None:
         """Take an answer of the launcher."""
@@ -61,30 +52,16 @@ class Watcher(Protocol):
         """The launcher can be reached again."""
 
 
-class _Asked:
-    """One run that somebody watches: the question to repeat after a broken connection."""
-
-    __slots__ = ("question", "silent", "watcher")
-
-    def __init__(self, question: Message, watcher: Watcher) -> None:
-        self.question = question
-        self.watcher = watcher
-        self.silent = False
-
-
 class LauncherClient(asyncio.Protocol):
     """A connection that survives; `attach` and `detach` count its users."""
 
     def __init__(self, directory: Path, earlier: Path | None = None) -> None:
         """`earlier` is where an earlier version may have left runs that go on."""
-        self.directory = self._first = directory
-        self._earlier = earlier
-        self._avoided: set[str] = set()
+        self.directory = RunDirectory(directory, earlier)
         self.log = ""
         self.epoch = 0
-        self._home: list[str | int] = ["", 0, 0]
         self._users = 0
-        self._asked: dict[str, _Asked] = {}
+        self._questions = Questions[Message, LauncherListener]()
         self._environments: dict[str, Message] = {}
         self._sent_environments: set[str] = set()
         self._transport: asyncio.Transport | None = None
@@ -95,20 +72,13 @@ class LauncherClient(asyncio.Protocol):
         self._flushing = False
         self._service = f"the connection to the launcher of {directory}"
         self._pause: float | None = None
-        self._trash: list[Path] = []
         self._is_mute = False
-        self._place: os.stat_result | None = None
         self._replaced = 0
         self._retiring = False
         self._greeted = True
         self._is_earlier = False
-        self._sweeper: asyncio.Future[None] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Make the directory; `CallerError` where it is not safe. Blocking."""
-        prepare_directory(self.directory, group=self._earlier is None)
 
     def attach(self) -> None:
         """One more user; the running loop is the client's from now on."""
@@ -134,36 +104,17 @@ class LauncherClient(asyncio.Protocol):
             self._disconnected = self._loop.create_future()
             transport.close()
             await self._disconnected
-        self._asked.clear()
-        if self._sweeper is not None:
-            await self._sweeper
+        self._questions.clear()
+        await self.directory.swept()
         self.log = ""
-        self.directory = self._first
-        self._avoided.clear()
+        self.directory.leave()
 
     def own(self, identity: str, url: str) -> None:
         """Say by a run's identity, and its log's URL, whose runs these are; the first one decides."""
-        log, epoch, _ = identity.split(".")
-        if self.log:
-            return
-        self.log, self.epoch = log, int(epoch)
-        self._home = _home(url)
-        try:
-            if self._earlier is not None and (self._earlier / log / identity).is_dir():
-                prepare_directory(self._earlier)
-                self.directory = self._earlier  # as long as there are such runs
-            else:
-                self._choose()
-        except BaseException:
-            self.log = ""  # not decided
-            raise
-
-    def _choose(self) -> None:
-        """Use the directory that has this log's runs: another log, or a copy, has one beside it."""
-        place = Path(owners.place_for(str(self._first), self.log, self._home, self._avoided))
-        if place != self.directory:
-            prepare_directory(place, group=self._earlier is None)
-            self.directory = place
+        if not self.log:
+            log, epoch, _ = identity.split(".")
+            self.directory.choose_for(log, url, identity)
+            self.log, self.epoch = log, int(epoch)
 
     def environment(self, key: str, env: Mapping[str, str] | None) -> None:
         """Keep the environment that starts name by `key`; None is the engine's own, as it is now."""
@@ -173,18 +124,16 @@ class LauncherClient(asyncio.Protocol):
         self._environments[key] = {"op": "env", "key": key, "env": variables, "umask": umask}
         self._sent_environments.discard(key)
 
-    def ask(self, identity: str, question: Message, watcher: Watcher) -> None:
-        """Ask about a run, `start` or `settle`; its watcher gets every answer until `forget`."""
-        self._asked[identity] = _Asked(question, watcher)
-        if self._transport is not None and not self.is_in_place():
+    def ask(self, identity: str, question: Message, listener: LauncherListener) -> None:
+        """Ask about a run, `start` or `settle`; its listener gets every answer until `forget`."""
+        self._questions.ask(identity, question, listener)
+        if self._transport is not None and not self.directory.is_in_place():
             self._transport.abort()  # its launcher has another folder by now; one in this folder is asked everything
         self._put(question)
 
     def settle_later(self, identity: str) -> None:
         """The start is confirmed: should the connection break, ask what became of the run."""
-        asked = self._asked.get(identity)
-        if asked is not None:
-            asked.question = {"op": "settle", "id": identity}
+        self._questions.change(identity, {"op": "settle", "id": identity})
 
     def tell(self, message: Message) -> None:
         """Send what is not repeated: stop, sweep."""
@@ -192,56 +141,13 @@ class LauncherClient(asyncio.Protocol):
 
     def forget(self, identity: str) -> None:
         """The run is over and recorded: drop it here, at the launcher, and on the disk."""
-        self._asked.pop(identity, None)
+        self._questions.close(identity)
         self._put({"op": "forget", "id": identity})
-        self.remove(identity)
+        self.directory.remove(identity)
 
     def done(self, identity: str) -> None:
         """The run is over: no more questions about it."""
-        self._asked.pop(identity, None)
-
-    def folder(self, identity: str) -> Path:
-        """Return the run's folder."""
-        return self.directory / identity.partition(".")[0] / identity
-
-    def find(self, identity: str) -> Path:
-        """Return the run's folder wherever it is, be it that of a copy or of an earlier version."""
-        log = identity.partition(".")[0]
-        here = [*owners.places(str(self._first)), *([str(self._earlier)] if self._earlier else [])]
-        found = [Path(place) / log / identity for place in here]
-        return next((folder for folder in found if folder.is_dir()), self.folder(identity))
-
-    @property
-    def is_of_a_copy(self) -> bool:
-        """Whether the log is a copy, whose original has the directory that the manager names."""
-        return self.directory not in (self._first, self._earlier)
-
-    def is_moved(self) -> bool:
-        """Whether the log is gone from where it was, and the directory with it: the project has another name by now."""
-        return self._home[1:] != [0, 0] and not os.path.exists(self._home[0]) and not self.is_in_place()
-
-    def is_in_place(self) -> bool:
-        """Whether the directory is still the one that the launcher was reached in."""
-        try:
-            return self._place is None or os.path.samestat(os.stat(self.directory), self._place)
-        except OSError:
-            return False
-
-    def remove(self, identity: str) -> None:
-        """Remove the run's folder, in the background."""
-        self._trash.append(self.folder(identity))
-        if self._sweeper is None or self._sweeper.done():
-            self._sweeper = self._loop.run_in_executor(None, self._sweep)
-
-    def _sweep(self) -> None:
-        while self._trash:
-            folder = self._trash.pop()
-            try:
-                folders.remove(str(folder))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                logger.warning("the folder of a run cannot be removed: %s", error)
+        self._questions.close(identity)
 
     # --- the connection ---------------------------------------------------------------------------
 
@@ -281,9 +187,9 @@ class LauncherClient(asyncio.Protocol):
             if self._loop.time() - launched > SILENT_SECONDS:
                 launched = self._loop.time()
                 try:
-                    await asyncio.to_thread(self.prepare)
+                    await asyncio.to_thread(self.directory.prepare)
                     # A new thread has our priority and our cores, those of a pool what ours were once.
-                    await in_own_thread(lambda: start_launcher(self.directory), "launcher-start")
+                    await in_own_thread(lambda: start_launcher(self.directory.path), "launcher-start")
                 except (
                     OSError,
                     CallerError,
@@ -299,14 +205,14 @@ class LauncherClient(asyncio.Protocol):
         self._connecting = None
 
     async def _try_connecting(self) -> None:
-        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.open(self.directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             path = f"/proc/self/fd/{folder}/{SOCKET}"  # a socket's path may have 107 bytes at most
             await self._loop.sock_connect(sock, path)
             _check_peer(sock)
-            self._place = os.fstat(folder)
+            self.directory.reached(os.fstat(folder))
         except BaseException:
             sock.close()
             raise
@@ -330,19 +236,19 @@ class LauncherClient(asyncio.Protocol):
             "epoch": self.epoch,
             "pid": pid,
             "start": start,
-            "home": self._home,
+            "home": self.directory.home,
         }
         self._greeted = False
         self._put(hello if self._is_earlier else {**hello, "wanted": spawning.present()})
-        asked = {_line(one.question) for one in self._asked.values()}
-        for one in self._asked.values():
-            self._put(one.question)
+        asked = {_line(question.text) for _, question in self._questions}
+        for _, question in self._questions:
+            self._put(question.text)
         for line in waiting:
             if line not in asked and not line.startswith(b'{"op":"env"'):
                 self._outgoing.append(line)
 
     def data_received(self, data: bytes) -> None:
-        """Hand each answer to its watcher; should that fail, everything open is asked again over a new connection."""
+        """Hand each answer to its listener; should that fail, everything open is asked again over a new connection."""
         try:
             self._answered(data)
         except Exception as error:
@@ -361,11 +267,11 @@ class LauncherClient(asyncio.Protocol):
             elif kind == "hello":
                 self._in_contact()
             elif kind == "swept":
-                self.remove(identity)
+                self.directory.remove(identity)
             elif kind == "unfit":
                 self._unfit(identity, message["message"])
-            elif (asked := self._asked.get(identity)) is not None:
-                asked.watcher.on_message(identity, message)
+            elif (question := self._questions.get(identity)) is not None:
+                question.listener.on_message(identity, message)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Connect again while anything is open."""
@@ -380,44 +286,43 @@ class LauncherClient(asyncio.Protocol):
             pause, self._pause = self._pause, None
             if pause is not None:
                 self._loop.call_later(pause, self._reconnect)
-            elif self._users and (self._asked or self._outgoing):
+            elif self._users and (self._questions or self._outgoing):
                 self._connect()
 
     def _turned_away(self, message: Message) -> None:
         """Another log's engine works here: use a directory beside this one, unless runs of ours are in this one."""
-        place = str(self.directory)
-        if not message["copied"] and owners.Owners(place).known(self.log) is not None:
-            self._silent(
-                f"{place} is in use by another pipeline's log ({message['owned']}, pid {message['pid']}), and has runs of"
-                " this one: they are seen to when that engine ends; give one of the two managers another app name"
-            )
-        else:
-            self._avoided.add(place)
+        moves = message["copied"] or not self.directory.has_runs_of_ours
+        if moves:
             self._move(leave=not message["copied"])
+        else:
+            self._silent(
+                f"{self.directory} is in use by another pipeline's log ({message['owned']}, pid {message['pid']}), and has runs"
+                " of this one: they are seen to when that engine ends; give one of the two managers another app name"
+            )
         if self._transport is not None:
             transport, self._transport = self._transport, None
             transport.close()
-        if self._asked:
-            self._loop.call_later(0.0 if self._avoided else RETRY_SECONDS_MAX, self._reconnect)
+        if self._questions:
+            self._loop.call_later(0.0 if moves else RETRY_SECONDS_MAX, self._reconnect)
 
     def _move(self, *, leave: bool) -> None:
         """Use another directory, and have what is to start there prepared anew; with `leave` not left in this one either."""
-        starts = {name: asked for name, asked in self._asked.items() if asked.question["op"] == "start"}
-        for identity in starts if leave else ():
-            self.remove(identity)
+        starts = [(name, one.listener) for name, one in self._questions if one.text["op"] == "start"]
+        for identity, _ in starts if leave else ():
+            self.directory.remove(identity)
         try:
-            self._choose()
+            self.directory.choose(other=True)
         except CallerError as error:
             self._silent(str(error))
             return
-        for identity, asked in starts.items():
-            del self._asked[identity]
-            asked.watcher.on_message(identity, {"moved": identity})
+        for identity, listener in starts:
+            self._questions.close(identity)
+            listener.on_message(identity, {"moved": identity})
 
     def _unfit(self, identity: str, differences: str) -> None:
         """Have a launcher leave that cannot start runs as we would; the next one is ours. It keeps what it has started."""
-        asked = self._asked.get(identity)
-        if self._retiring or asked is None:
+        question = self._questions.get(identity)
+        if self._retiring or question is None:
             return
         if self._replaced < REPLACEMENTS_MAX:
             self._replaced += 1
@@ -428,7 +333,7 @@ class LauncherClient(asyncio.Protocol):
             f"the launcher of {self.directory} is not in the situation of this engine ({differences}), and neither is"
             " one that was started for it; leave the engine's limits, priority, cores and groups as they are while it runs"
         )
-        asked.watcher.on_message(identity, {"refused": identity, "temporary": False, "message": text})
+        question.listener.on_message(identity, {"refused": identity, "temporary": False, "message": text})
 
     def _reconnect(self) -> None:
         if self._users and self._transport is None:
@@ -438,33 +343,19 @@ class LauncherClient(asyncio.Protocol):
         if not self._is_mute:
             self._is_mute = True
             logger.warning("%s", text)
-        for identity, asked in list(self._asked.items()):
-            if not asked.silent:
-                asked.silent = True
-                asked.watcher.on_silence(identity, text)
+        for identity, listener in self._questions.silence(True):
+            listener.on_silence(identity, text)
 
     def _in_contact(self) -> None:
         if self._is_mute:
             self._is_mute = False
             logger.warning("the launcher of %s answers again", self.directory)
-        for identity, asked in list(self._asked.items()):
-            if asked.silent:
-                asked.silent = False
-                asked.watcher.on_contact(identity)
+        for identity, listener in self._questions.silence(False):
+            listener.on_contact(identity)
 
 
 def _line(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
-
-
-def _home(url: str) -> list[str | int]:
-    """Return where a log is: its path, and the device and inode of its file; zeros for one that has none."""
-    path = url.partition("://")[2].removeprefix("/")
-    try:
-        status = os.stat(path)
-    except OSError:
-        return [path, 0, 0]
-    return [path, status.st_dev, status.st_ino]
 
 
 def _check_peer(sock: socket.socket) -> None:
@@ -474,56 +365,3 @@ def _check_peer(sock: socket.socket) -> None:
     )
     if uid != os.geteuid():
         raise PermissionError(f"the process at its socket belongs to uid {uid}, not to this user")
-
-
-def prepare_directory(directory: Path, *, group: bool = True) -> None:
-    """Make the directory, for our user alone; `CallerError` when others may write it, or one above it.
-
-    With `group` those who own the folders above, and groups that may write them, are trusted: the pipeline is theirs to
-    change, which names a place beside it.
-    """
-    try:
-        trust.check_above(directory, group=group)
-        try:
-            trust.check_found(directory, "folder")
-        except FileNotFoundError:
-            trust.make_private(directory)
-        trust.check_own(directory)
-    except OSError as error:
-        raise CallerError(
-            f"{directory} cannot be made: {error.strerror}",
-            remedy="pass another local_path, or set XDG_STATE_HOME",
-        ) from error
-
-
-def start_launcher(directory: Path) -> None:
-    """Start a launcher, detached; one that finds another at work ends at once. Blocks for a moment."""
-    root = Path(__file__).parents[4]
-    env = {key: os.environ[key] for key in PASSED if key in os.environ}
-    with open(directory / "launcher.log", "ab", opener=trust.private) as log:
-        pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever
-            sys.executable,
-            [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],
-            env,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
-            ],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-        )
-    _wait(pid, START_SECONDS_MAX)
-
-
-def _wait(pid: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise TimeoutError(f"it did not begin to serve in {seconds:g} s")
-        time.sleep(0.002)
-    if code := os.waitstatus_to_exitcode(ended[1]):
-        raise ChildProcessError(f"it ended with exit code {code}; see launcher.log")

@@ -58,7 +58,7 @@ class LocalLinuxManager(AbstractProcessManager):
 
     def place(self, identity: str, where: str) -> RunPlace:
         """Return the folder of a run."""
-        return LocalPlace(self._client.find(identity))
+        return LocalPlace(self._client.directory.find(identity))
 
     async def list_runs(self) -> list[Leftover]:
         """Return what is left of runs of every log below `basedir`, and of copies beside it."""

@@ -59,7 +59,7 @@ class LocalRunner:
     async def open(self, sink: Sink) -> None:
         """Make the directory; the launcher is started with the first run."""
         self._services = current()
-        await asyncio.to_thread(self._client.prepare)
+        await asyncio.to_thread(self._client.directory.prepare)
         self._client.attach()
         self._client.environment(self._recipe.task, self._recipe.environ)
         self._runs = TrackedRuns[LocalRun](self._recipe.task, self, sink)
@@ -96,7 +96,7 @@ class LocalRunner:
         spec, recipe = run.spec, self._recipe
         self._client.own(spec.identity, spec.log)
         script = await recipe.render(spec)
-        folder = str(self._client.folder(spec.identity))
+        folder = str(self._client.directory.folder(spec.identity))
         folders.make(folder)
         folders.write(folder + "/exe", 0o700, script.encode())
         if recipe.stdin is not None:
@@ -187,7 +187,9 @@ class LocalRunner:
         elif "moved" in message:
             self.begin(run)
         elif "absent" in message:
-            why = message.get("why") or (OF_THE_ORIGINAL if self._client.is_of_a_copy else UNSTARTED)
+            why = message.get("why") or (
+                OF_THE_ORIGINAL if self._client.directory.is_of_a_copy else UNSTARTED
+            )
             self._runs.end(run, unstarted_ending(why))
 
     def _ended(self, run: LocalRun, message: Message) -> None:
@@ -216,11 +218,11 @@ class LocalRunner:
     def _collect(self, run: LocalRun, ending: Ending, message: Message) -> None:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
         identity, names = run.spec.identity, self._recipe.outputs
-        outputs = collect.outputs_of(message, self._client.folder(identity), names)
+        outputs = collect.outputs_of(message, self._client.directory.folder(identity), names)
         wrong = collect.wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
             self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
-        elif self._client.is_moved():
+        elif self._client.directory.is_moved():
             self.on_silence(
                 identity, f"{self._client.directory} was moved with its project; the next `run` there goes on"
             )

@@ -11,6 +11,7 @@ is torn; and its `Ending`. Nothing here knows of runs, targets or connections.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
@@ -18,9 +19,12 @@ from typing import NamedTuple, cast
 from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS, cut, exit_ending, stopped_ending
 from datatask.adapters.execute.base.machines import STDOUT, Recipe
 from datatask.adapters.execute.base.shutdowns import of_a_signal
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 
 SCRIPT_BYTES_MAX = 4096
+PERIOD_MICROSECONDS = 100_000
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def travels(recipe: Recipe, script: bytes) -> bool:
@@ -57,6 +61,33 @@ def _interpreter(script: bytes) -> tuple[str, str]:
         interpreter, _, argument = first[2:].decode(errors="replace").strip().partition(" ")
         return interpreter, argument.strip()
     return ("" if script.startswith(b"\x7fELF") else "/bin/sh"), ""
+
+
+def environment(
+    where: str, key: str, environ: Mapping[str, str] | None, memory: int, cpu: float | None
+) -> str:
+    """Return the definition of the environment that starts name by `key`; `InvalidValueError` for what a shell cannot set.
+
+    None is that of the login there. `memory` bounds the bytes of each process, 0 being no bound; with `cpu`, a
+    number of cores, control groups bound both for all of the run together.
+    """
+    for name in environ or ():
+        if _VARIABLE.fullmatch(name) is None:
+            raise InvalidValueError(
+                f"a shell cannot set the variable {name!r:.80}",
+                where=where,
+                remedy="use letters, digits and _ in the names of environ",
+            )
+    said = [f"export {name}={shlex.quote(value)}" for name, value in (environ or {}).items()]
+    if environ is not None:
+        said.insert(0, "unset $names")
+    if cpu is not None:
+        quota = round(cpu * PERIOD_MICROSECONDS)
+        said.insert(0, f'confine {quota} {memory} || {{ : >"$run/unconfined"; exit 125; }}')
+    elif memory:
+        said.append(f"ulimit -v {-(-memory // 1024)} || exit 125")
+    text = "\n".join(said)
+    return f"variables {key} {text.count(chr(10)) + 1}\n{text}"
 
 
 SIGNALS_MAX = 64

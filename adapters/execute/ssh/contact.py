@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-import shlex
 import time
 import weakref
 from collections.abc import Iterable, Mapping
@@ -20,6 +18,8 @@ from typing import Protocol
 
 import asyncssh
 
+from datatask.adapters.execute.base.questions import Questions
+from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.connections import SSHHost
 from datatask.adapters.execute.ssh.link import (
     Ground,
@@ -52,8 +52,6 @@ CHECK_EVERY = 6
 LOST_SECONDS = 3.0
 """So far apart, a link's end and a run's are told apart: clocks are compared when a link is made, and a broken link is noticed late."""
 FORGET_SECONDS = 0.25
-PERIOD_MICROSECONDS = 100_000
-_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 CHECKED_AT_ONCE = 50
 UPLOADS_MAX = 48
 DOWNLOADS_MAX = 32
@@ -63,8 +61,8 @@ class LinkLostError(Exception):
     """The link broke in the midst of a transfer: begin again with the next one."""
 
 
-class Watcher(Protocol):
-    """Who is told about a run."""
+class TargetListener(Protocol):
+    """A runner, of whose runs a target tells."""
 
     def on_answer(self, target: Target, words: list[str]) -> None:
         """Take an answer of the agent; `words[1]` is the run's identity."""
@@ -74,18 +72,6 @@ class Watcher(Protocol):
 
     def on_contact(self, target: Target, identity: str) -> None:
         """The target answers again."""
-
-
-class _Asked:
-    """One run that somebody watches: the question to repeat over the next link."""
-
-    __slots__ = ("question", "silent", "stop", "watcher")
-
-    def __init__(self, question: str, watcher: Watcher) -> None:
-        self.question = question
-        self.watcher = watcher
-        self.silent = False
-        self.stop = ""
 
 
 class Target:
@@ -98,7 +84,7 @@ class Target:
         self._app, self._path = app, path
         self._users = 0
         self._mine: Identity | None = None
-        self._asked: dict[str, _Asked] = {}
+        self._questions = Questions[str, TargetListener]()
         self._forgotten: list[str] = []
         self._variables: dict[str, str] = {}
         self._sweeps: dict[str, str] = {}
@@ -170,8 +156,9 @@ class Target:
         if self._spare is not None:
             (connection, _), self._spare = self._spare, None
             await let_go(connection, ours=self.host.is_ours)
-        for kept in (self._asked, self._sweeps, self._variables):
-            kept.clear()
+        self._questions.clear()
+        self._sweeps.clear()
+        self._variables.clear()
         self._mine = None
 
     def own(self, identity: str, url: str) -> None:
@@ -216,23 +203,21 @@ class Target:
             await self._up.wait()
         return self._link
 
-    def watch(self, identity: str, watcher: Watcher, question: str = "") -> None:
-        """Ask about a run, `start` or `settle`; its watcher is told every answer, silence and contact until `done`."""
-        self._asked[identity] = _Asked(question, watcher)
+    def watch(self, identity: str, listener: TargetListener, question: str = "") -> None:
+        """Ask about a run, `start` or `settle`; its listener gets every answer, silence and contact until `done`."""
+        self._questions.ask(identity, question, listener)
         if question:
             self._put(question)
 
     def settle_later(self, identity: str) -> None:
         """The start is confirmed: over the next link, ask what became of the run."""
-        if (asked := self._asked.get(identity)) is not None:
-            asked.question = f"settle {self.name(identity)}"
+        self._questions.change(identity, f"settle {self.name(identity)}")
 
     def stop(self, identity: str, grace_seconds: float, reason: str) -> None:
         """Stop a run, also over the next link."""
-        asked = self._asked.get(identity)
-        if asked is not None:
-            asked.stop = f"stop {self.name(identity)} {grace_seconds:g} {reason}"
-            self._put(asked.stop)
+        if (question := self._questions.get(identity)) is not None:
+            question.stop = f"stop {self.name(identity)} {grace_seconds:g} {reason}"
+            self._put(question.stop)
 
     def sweep(self, task: str, keep: Iterable[str]) -> None:
         """Have removed what earlier engines left of a task, but for these runs; also over the next link."""
@@ -241,11 +226,11 @@ class Target:
 
     def done(self, identity: str) -> None:
         """The run is over: no more questions about it."""
-        self._asked.pop(identity, None)
+        self._questions.close(identity)
 
     def forget(self, identity: str) -> None:
         """The run's end is recorded: remove its folder there, now or when it can be reached."""
-        self._asked.pop(identity, None)
+        self._questions.close(identity)
         if not self._forgotten:
             self._loop.call_later(FORGET_SECONDS, self._forget)
         self._forgotten.append(self.name(identity))
@@ -253,31 +238,9 @@ class Target:
     def variables(
         self, key: str, environ: Mapping[str, str] | None, memory: int = 0, cpu: float | None = None
     ) -> None:
-        """Keep the environment that starts name by `key`; it is never written to the target's disk.
-
-        None is that of the login there. `memory` bounds the bytes of each process, 0 being no bound; with `cpu`, a
-        number of cores, control groups bound both for all of the run together.
-        """
-        for name in environ or ():
-            if _VARIABLE.fullmatch(name) is None:
-                raise InvalidValueError(
-                    f"a shell cannot set the variable {name!r:.80}",
-                    where=self.label,
-                    remedy="use letters, digits and _ in the names of environ",
-                )
-        said = [f"export {name}={shlex.quote(value)}" for name, value in (environ or {}).items()]
-        if environ is not None:
-            said.insert(0, "unset $names")
-        if cpu is not None:
-            quota = round(cpu * PERIOD_MICROSECONDS)
-            said.insert(0, f'confine {quota} {memory} || {{ : >"$run/unconfined"; exit 125; }}')
-        elif memory:
-            said.append(f"ulimit -v {-(-memory // 1024)} || exit 125")
-        text = "\n".join(said)
-        lines = text.count("\n") + 1
-        self._variables[key] = f"variables {key} {lines}\n{text}"
-        if self._link is not None:
-            self._put(self._variables[key])
+        """Keep the environment that starts name by `key`; it is never written to the target's disk."""
+        self._variables[key] = agent_messages.environment(self.label, key, environ, memory, cpu)
+        self._put(self._variables[key])
 
     # --- sending ----------------------------------------------------------------------------------
 
@@ -308,17 +271,20 @@ class Target:
 
     async def _connect(self) -> tuple[asyncssh.SSHClientConnection, Ground]:
         connection = await self.host.connect()
+        ground = await self._find_ground(connection)
+        self._answers = True
+        return connection, ground
+
+    async def _find_ground(self, connection: asyncssh.SSHClientConnection) -> Ground:
         try:
             if self._mine is None:
-                ground = await prepare(connection, self._path, self._app, self.label)
+                self._ground = await prepare(connection, self._path, self._app, self.label)
             else:
-                ground = await find_ground(connection, self._path, self._app, self.label, self._mine)
+                self._ground = await find_ground(connection, self._path, self._app, self.label, self._mine)
         except BaseException:
             await let_go(connection, ours=self.host.is_ours)
             raise
-        self._ground = ground
-        self._answers = True
-        return connection, ground
+        return self._ground
 
     async def _keep(self, service: Service) -> None:
         wait = RETRY_SECONDS
@@ -359,7 +325,7 @@ class Target:
         self._spare = None
         others = ground.beside if ground.owner is None else not is_ours(ground.owner, self._mine)
         if spare and others:  # it was prepared before it was known for whom
-            ground = self._ground = await self._own_ground(connection)
+            ground = await self._find_ground(connection)
         link = Link(connection, ground, self._answered)
         try:
             check_owner(ground.owner, self._mine, self.label)
@@ -369,20 +335,12 @@ class Target:
             raise
         return link
 
-    async def _own_ground(self, connection: asyncssh.SSHClientConnection) -> Ground:
-        assert self._mine is not None
-        try:
-            return await find_ground(connection, self._path, self._app, self.label, self._mine)
-        except BaseException:
-            await let_go(connection, ours=self.host.is_ours)
-            raise
-
     async def _serve(self, link: Link) -> None:
         """Ask everything that is open, then ping until the link is lost."""
         self._link = link
         self._outgoing = [*self._variables.values(), *self._sweeps.values()]
-        for asked in self._asked.values():
-            self._outgoing += [line for line in (asked.question, asked.stop) if line]
+        for _, question in self._questions:
+            self._outgoing += [line for line in (question.text, question.stop) if line]
         self._forget()
         self._flush()
         self._in_contact()
@@ -398,9 +356,7 @@ class Target:
                 self._check()
 
     def _check(self) -> None:
-        names = [
-            self.name(name) for name, asked in self._asked.items() if asked.question.startswith("settle")
-        ]
+        names = [self.name(name) for name, one in self._questions if one.text.startswith("settle")]
         for first in range(0, len(names), CHECKED_AT_ONCE):
             self._put("check " + " ".join(names[first : first + CHECKED_AT_ONCE]))
 
@@ -413,8 +369,8 @@ class Target:
                 self._link.lose()
         elif len(words) > 1 and self._mine is not None:
             identity = f"{self._mine.log}.{words[1]}"
-            if (asked := self._asked.get(identity)) is not None:
-                asked.watcher.on_answer(self, [words[0], identity, *words[2:]])
+            if (question := self._questions.get(identity)) is not None:
+                question.listener.on_answer(self, [words[0], identity, *words[2:]])
 
     def _expect(self) -> None:
         """Tell of silence, unless there is contact soon."""
@@ -427,10 +383,8 @@ class Target:
         if self._link is not None:
             return
         text = self._mute()
-        for identity, asked in list(self._asked.items()):
-            if not asked.silent:
-                asked.silent = True
-                asked.watcher.on_silence(self, identity, text)
+        for identity, listener in self._questions.silence(True):
+            listener.on_silence(self, identity, text)
         self._silence = self._loop.call_later(SILENT_SECONDS, self._silent)
 
     def _mute(self) -> str:
@@ -449,13 +403,11 @@ class Target:
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
-        for identity, asked in list(self._asked.items()):
-            if asked.silent:
-                asked.silent = False
-                asked.watcher.on_contact(self, identity)
+        for identity, listener in self._questions.silence(False):
+            listener.on_contact(self, identity)
 
     def _turned_away(self, text: str) -> None:
         self.trouble = text
-        for identity, asked in list(self._asked.items()):
-            if not asked.question.startswith("settle"):
-                asked.watcher.on_answer(self, ["refused", identity, "occupied", text])
+        for identity, question in self._questions:
+            if not question.text.startswith("settle"):
+                question.listener.on_answer(self, ["refused", identity, "occupied", text])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from datatask.adapters.execute.local.journal import Journal
-from datatask.adapters.execute.local.launcher import REBOOTED, TORN, Launcher
+from datatask.adapters.execute.local.launcher import Launcher
+from datatask.adapters.execute.local.takeover import REBOOTED, TORN
 
 
 def test_what_ended_before_the_machine_went_down_is_collected_unless_its_output_is_torn(
@@ -36,10 +37,10 @@ def test_what_ended_before_the_machine_went_down_is_collected_unless_its_output_
         (tmp_path / "log" / identity).mkdir(parents=True)
         (tmp_path / "log" / identity / "stdout").write_text("abc")
     launcher = Launcher(str(tmp_path))
-    launcher.runs = launcher.journal.load()
-    launcher._take_over()
+    launcher.earlier.load()
     found = {
-        identity: (facts["ended"]["code"], facts["ended"]["why"]) for identity, facts in launcher.runs.items()
+        identity: (facts["ended"]["code"], facts["ended"]["why"])
+        for identity, facts in launcher.runs.facts.items()
     }
     assert found == {whole: (0, ""), silent: (0, ""), torn: (None, TORN), running: (None, REBOOTED)}
 
@@ -49,14 +50,14 @@ import os, time
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local.launcher import Launcher
 launcher = Launcher(".")
-launcher.runs = launcher.journal.load()
+launcher.earlier.load()
 pid = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", {script!r}], {{}})
-launcher.runs["log.1.1"] = facts = {{"id": "log.1.1", "pid": pid, "start": proctable.start_time(pid), "began": 1}}
-launcher.journal.add(facts)
-launcher.children[pid] = "log.1.1"
+launcher.runs.facts["log.1.1"] = facts = {{"id": "log.1.1", "pid": pid, "start": proctable.start_time(pid), "began": 1}}
+launcher.runs.journal.add(facts)
+launcher.runs.children[pid] = "log.1.1"
 os.wait4 = lambda pid, options: os.waitpid(pid, 0) and os._exit(9)
 while True:
-    launcher._reap()
+    launcher.ends.reap()
     time.sleep(0.01)
 """
 
@@ -82,8 +83,7 @@ def test_an_end_is_known_to_the_next_launcher_once_the_last_one_has_waited(
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == 9
     later = Launcher(str(tmp_path))
-    later.runs = later.journal.load()
-    later._take_over()
-    ended = later.runs["log.1.1"]["ended"]
+    later.earlier.load()
+    ended = later.runs.facts["log.1.1"]["ended"]
     assert ended["code"] == code
     assert ("was being stopped" in ended["why"]) is (code is None)
