@@ -81,6 +81,13 @@ def as_error(error: BaseException, where: str = "") -> DatataskError:
     return known if known is not None else InternalError(text[:500], where=where)
 
 
+def again(error: BaseException) -> DatataskError:
+    """Return the error that has stopped an engine as a fresh one: several waiters do not share a traceback."""
+    if isinstance(error, DatataskError):
+        return type(error)(error.what, where=error.where, remedy=error.remedy)
+    return trouble(error, "the engine") or InternalError(f"the engine has stopped: {error!r}")
+
+
 def printable(text: str) -> str:
     r"""Return text that can be encoded: what stands for bytes that are no UTF-8 as `\xe4`."""
     if text.isascii():

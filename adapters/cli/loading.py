@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.locate import at_home
 from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
+from datatask.schema.troubles import trouble
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -162,9 +163,14 @@ def _guarded(what: str, run: Callable[[], ModuleType]) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise CallerError(
-            _described(error), where=_place(error, what), remedy="mend the pipeline file"
-        ) from error
+        from datatask.adapters.execute.base.pressure import (
+            is_momentary,
+        )  # with it comes asyncio, and --help is to be fast
+
+        where = _place(error, what)
+        if is_momentary(error) and (known := trouble(error, where)) is not None:
+            raise known from error  # no mistake of the file's
+        raise CallerError(_described(error), where=where, remedy="mend the pipeline file") from error
     finally:
         _loading.pop()
 

@@ -47,6 +47,7 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import (
+    CallerError,
     DatataskError,
     LeaseHeldError,
     NoLogError,
@@ -182,11 +183,17 @@ class SqliteLog:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told."""
         if self._failure is not None or self._closed:
             self._refuse()
-        batch = self._tail.prepare(events)
-        if batch.removals:
-            # States of this engine may still hold what is removed now; the next one folds from the log.
-            self._keeps_checkpoints = False
-        self._writer.put(batch)
+        try:
+            batch = self._tail.prepare(events)
+            if batch.removals:
+                # States of this engine may still hold what is removed now; the next one folds from the log.
+                self._keeps_checkpoints = False
+            self._writer.put(batch)
+        except CallerError:
+            raise
+        except BaseException as error:  # perhaps its positions are given away, and nothing may follow on them
+            self._on_failed(as_error(error, self.url))
+            raise
         return range(batch.first, batch.last + 1)
 
     async def append(self, events: Sequence[Event]) -> range:

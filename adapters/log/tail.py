@@ -115,7 +115,7 @@ class Tail:
         self._names.update(names)
 
     def prepare(self, events: Sequence[Event]) -> Prepared:
-        """Give a batch its positions and all else it is stored with; on any error nothing has changed.
+        """Give a batch its positions and all else it is stored with; on a `CallerError` nothing has changed.
 
         One pass from event to columns: what `to_row`, `payload_digest` and `chain` do one after another, and what
         the log in memory does with them, at two thirds of the price.
@@ -142,7 +142,7 @@ class Tail:
                 try:
                     numbers = names[kind], names[actor], names[task], names[repository], names[job]
                 except KeyError:
-                    fresh += self._number(kind, actor, task, repository, job)
+                    self._number(fresh, kind, actor, task, repository, job)
                     numbers = names[kind], names[actor], names[task], names[repository], names[job]
                 of_kind, of_actor, of_task, of_repository, of_job = numbers
                 values += (
@@ -151,27 +151,25 @@ class Tail:
                 )  # fmt: skip
                 position += 1
             hashed = chain_of(self._chain, self.log, first, body)
+            values[-1] = bytearray(hashed)
+            # Nobody mixes them with other events, so that this costs a look at the first one.
+            removals = removals_of(first, events) if type(events[0]) is PayloadRedacted else ()
+            prepared = Prepared(first, position - 1, values, fresh, hashed, removals)
         except (UnicodeEncodeError, TypeError, OverflowError) as error:
             for _, name in fresh:
-                del names[name]
+                names.pop(name, None)
             raise _unstorable(events[min(position - first, len(events) - 1)], error) from error
-        values[-1] = bytearray(hashed)
-        self._chain = hashed
-        self.next = position
-        # Nobody mixes them with other events, so that this costs a look at the first one.
-        removals = removals_of(first, events) if type(events[0]) is PayloadRedacted else ()
-        return Prepared(first, position - 1, values, fresh, hashed, removals)
+        self._chain, self.next = hashed, position
+        return prepared
 
-    def _number(self, *of: str | None) -> list[tuple[int, str]]:
-        """Number those of these names that are new, and return them."""
+    def _number(self, fresh: list[tuple[int, str]], *of: str | None) -> None:
+        """Number those of these names that are new, and add them to the fresh ones, each before it is known."""
         names = self._names
-        fresh = []
         for name in of:
             if name is not None and name not in names:
                 # `None` is number 0, so the length is the next number.
-                names[name] = number = len(names)
-                fresh.append((number, name))
-        return fresh
+                fresh.append((len(names), name))
+                names[name] = fresh[-1][0]
 
 
 def _unstorable(event: Event, error: Exception) -> CallerError:

@@ -27,7 +27,7 @@ from datatask.adapters.log.faults import translate
 from datatask.adapters.log.maintenance.removal import remove_payload
 from datatask.adapters.log.open import disconnect, driver
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
-from datatask.schema.errors import DatataskError, LeaseLostError
+from datatask.schema.errors import DatataskError, InternalError, LeaseLostError
 
 Durable = Callable[[int], None]
 Failed = Callable[[BaseException], None]
@@ -156,12 +156,23 @@ class Writer:
         try:
             while group := self._next_group():
                 first = group[0].first
+                self._check_order(group)
                 self._write(group)
                 self._written = group[-1].last
                 self._durable(group[-1].last, group[-1].chain)
         except BaseException as error:
             self._roll_back()
             self._failed(translate(error, self._path, first))
+
+    def _check_order(self, group: list[Prepared]) -> None:
+        """Write nothing behind a batch that did not get here: the log would have a hole."""
+        following = self._written + 1
+        for batch in group:
+            if batch.first != following:
+                raise InternalError(
+                    f"a batch of {batch.first} came where {following} follows", where=str(self._path)
+                )
+            following = batch.last + 1
 
     def _next_group(self) -> list[Prepared]:
         """Wait for a batch, and return it with all that waits behind it up to the cap; empty at the end."""

@@ -101,17 +101,24 @@ class Outbox:
         self.steps: list[Step] = []
         self.recall: Callable[[int], Event | None] = lambda position: None
         """The events that the caller remembers: they make messages better, and decide nothing."""
+        self.torn: BaseException | None = None
 
     def take(self) -> list[Step]:
-        """Return the steps since the last call, in order."""
+        """Return the steps since the last call, in order; raise what has kept one from being folded whole."""
+        if self.torn is not None:
+            raise self.torn
         steps, self.steps = self.steps, []
         return steps
 
     def emit(self, events: Sequence[Event], effects: Iterable[Effect] = ()) -> int:
         """Fold a batch, queue it with its effects, and return the position of its last event."""
         first = self.state.position + 1
-        apply_all(self.state, first, events)
-        self.steps.append(Step(first, tuple(events), tuple(effects)))
+        try:
+            apply_all(self.state, first, events)
+            self.steps.append(Step(first, tuple(events), tuple(effects)))
+        except BaseException as error:
+            self.torn = error
+            raise
         return self.state.position
 
     def emit_in_parts(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> int:

@@ -18,11 +18,18 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from datatask.schema.errors import TemporaryError
+
 T = TypeVar("T")
+THREAD_LOOK_SECONDS = 1.0
+"""So often it is looked whether a thread that is waited for is still there."""
 
 
 async def in_own_thread(work: Callable[[], T], name: str) -> T:
-    """Return what `work()` returns, or raise what it raises; whoever is cancelled leaves it behind."""
+    """Return what `work()` returns, or raise what it raises; whoever is cancelled leaves it behind.
+
+    A thread may end without a word, where no memory is left even for that: `TemporaryError`, and no wait without an end.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -43,8 +50,19 @@ async def in_own_thread(work: Callable[[], T], name: str) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has ended without us
             loop.call_soon_threadsafe(tell, result, failed)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await future
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        while not (await asyncio.wait([future], timeout=THREAD_LOOK_SECONDS))[0]:
+            if not thread.is_alive():
+                await asyncio.sleep(0)  # the last that it told is in the loop by now
+                if not future.done():
+                    raise TemporaryError(
+                        f"{name}: its thread has ended and told nothing", remedy="do it again"
+                    )
+        return future.result()
+    finally:
+        future.cancel()
 
 
 GRACE_SECONDS = 10.0

@@ -26,10 +26,10 @@ from datatask.engine.runtime.endings import Losses, judged
 from datatask.engine.runtime.performing import Performer
 from datatask.engine.runtime.runners import Runners
 from datatask.schema import events as e
-from datatask.schema.errors import DatataskError, InternalError, LogDamagedError, StoreError
+from datatask.schema.errors import InternalError, LogDamagedError, StoreError
 from datatask.schema.messages import Ended, Fact, Started
 from datatask.schema.requests import Who
-from datatask.schema.troubles import as_error
+from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")
 
@@ -173,7 +173,7 @@ class Runtime:
         if self.failure is None:
             self.failure = error
             self.launching = False
-            self._performer.drop(lambda: _again(error))
+            self._performer.drop(lambda: again(error))
         self._quiet.set()
         self._advanced.set()
 
@@ -189,15 +189,24 @@ class Runtime:
     # --- the turn ---------------------------------------------------------------------------------
 
     def sink(self, fact: Fact) -> None:
-        """Take a fact from a runner; contents for the log's own blob repositories are stored first."""
-        if isinstance(fact, Ended):
-            fact = judged(fact, log_damaged=self.damage is not None)
-            for write in fact.writes:
-                if (write.source is not None or write.data is not None) and self.contents.is_unstored(write):
-                    self._background.spawn(self._store_contents(fact), f"what run {fact.run} brought")
-                    return
-        self._facts.append(fact)
-        self.wake()
+        """Take a fact from a runner; contents for the log's own blob repositories are stored first.
+
+        A fact that is not taken stops the engine: its runner tells it once, and the next engine looks for the run.
+        """
+        try:
+            if isinstance(fact, Ended):
+                fact = judged(fact, log_damaged=self.damage is not None)
+                for write in fact.writes:
+                    if (write.source is not None or write.data is not None) and self.contents.is_unstored(
+                        write
+                    ):
+                        self._background.spawn(self._store_contents(fact), f"what run {fact.run} brought")
+                        return
+            self._facts.append(fact)
+            self.wake()
+        except BaseException as error:
+            self.stop(error, "what a run told")
+            raise
 
     def wake(self) -> None:
         """Take a turn soon."""
@@ -252,19 +261,26 @@ class Runtime:
             self._quiet.set()
 
     def pump(self) -> None:
-        """Append the reactor's steps in order; their effects wait for durability."""
+        """Append the reactor's steps in order; their effects wait for durability.
+
+        A step that does not get into the log stops the engine, whoever called: the state has it already.
+        """
         if self.failure is not None:
             return
-        following = self.log.next
-        for step in self.reactor.take():
-            if step.events:
-                self.contents.at_hand.append(step.first, step.events)
-                if following != step.first:  # one before it did not get there: nothing may take its place
-                    raise InternalError(f"the log is at position {following} for a batch of {step.first}")
-                following = self.log.enqueue(step.events).stop
-            self._performer.queue(step)
-        if self._performer.waits(self.log.head):
-            self._loop.call_soon(self._durable, self.log.head)
+        try:
+            following = self.log.next
+            for step in self.reactor.take():
+                if step.events:
+                    self.contents.at_hand.append(step.first, step.events)
+                    if following != step.first:  # one before it did not get there: nothing may take its place
+                        raise InternalError(f"the log is at position {following} for a batch of {step.first}")
+                    following = self.log.enqueue(step.events).stop
+                self._performer.queue(step)
+            if self._performer.waits(self.log.head):
+                self._loop.call_soon(self._durable, self.log.head)
+        except BaseException as error:
+            self.stop(error)
+            raise
 
     def _durable(self, head: int) -> None:
         """The log is durable up to `head`: perform the effects that rest on it, in order."""
@@ -280,6 +296,11 @@ class Runtime:
 
     def stop(self, error: BaseException, where: str = "") -> None:
         """Stop on what the machine refused, or on a mistake of ours, which is told with its traceback."""
+        if self.failure is not None:
+            return
+        if not isinstance(error, Exception):  # an interrupt, of which whoever called tells
+            self.fail(error)
+            return
         told = as_error(error, where)
         if isinstance(told, InternalError):
             logger.error("the engine stops: its own code failed", exc_info=error)
@@ -306,7 +327,7 @@ class Runtime:
         `StoreError` where a store did not take what it was given; what others took is kept.
         """
         if self.failure is not None:
-            raise _again(self.failure)
+            raise again(self.failure)
         ticket_done = self._performer.ticket(ticket)
         if not ticket_done.done():
             self.pump()
@@ -357,7 +378,7 @@ class Runtime:
             self.wake()
             await self._quiet.wait()
         if self.failure is not None:
-            raise _again(self.failure)
+            raise again(self.failure)
 
     async def settled(self) -> None:
         """Return when store writes and evaluations that are under way are over, or only stores are left that refuse to be
@@ -380,15 +401,8 @@ class Runtime:
         while self.failure is None and (self.log.head < last or self._performer.waits(last)):
             await self.advanced()
         if self.failure is not None:
-            raise _again(self.failure)
+            raise again(self.failure)
 
 
 async def _nobody_looks(repository: str, job: str) -> None:
     """Stands in for the observer until there is one."""
-
-
-def _again(error: BaseException) -> BaseException:
-    """Return the error as a fresh exception, so that several waiters do not share one traceback."""
-    if isinstance(error, DatataskError):
-        return type(error)(error.what, where=error.where, remedy=error.remedy)
-    return InternalError(f"the engine has stopped: {error!r}")

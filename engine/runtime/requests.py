@@ -23,6 +23,7 @@ from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, NotPossibleError, unknown
 from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
+from datatask.schema.troubles import trouble
 
 logger = logging.getLogger("datatask.engine")
 
@@ -57,7 +58,7 @@ async def answer(runtime: Runtime, request: r.AnyRequest) -> r.Reply:
 
 
 def _carried_out(runtime: Runtime, request: r.AnyRequest) -> int:
-    """Turn a request into events; one that trips over our own code is refused, if nothing has come of it yet."""
+    """Turn a request into events; one that trips over our own code, or the machine, is refused, if nothing has come of it yet."""
     before = runtime.state.position
     try:
         return _TURN_INTO[type(request)](runtime, request)
@@ -65,7 +66,7 @@ def _carried_out(runtime: Runtime, request: r.AnyRequest) -> int:
         raise
     except Exception as error:
         logger.exception("the request %s cannot be carried out", request.id)
-        broken = InternalError(
+        broken = trouble(error, f"request {request.id}") or InternalError(
             f"the request {request.id} cannot be carried out: {type(error).__name__}: {error}"
         )
         if runtime.state.position != before:

@@ -20,6 +20,7 @@ from typing import Any
 from datatask.engine.runtime.calls import error_info
 from datatask.schema.errors import DatataskError, InternalError, ServiceFailedError
 from datatask.schema.requests import ServiceHealth
+from datatask.schema.troubles import trouble
 
 logger = logging.getLogger("datatask.engine")
 
@@ -161,10 +162,9 @@ class Services:
 
     def broken(self, what: str, error: BaseException) -> None:
         """Stop the engine: this failed, and cannot be started again."""
+        known = trouble(error, what)
         logger.error("the engine stops: %s failed", what, exc_info=error)
-        if not isinstance(error, DatataskError):
-            error = InternalError(f"{what} failed: {_words(error)}")
-        self._fail(error)
+        self._fail(known or InternalError(f"{what} failed: {_words(error)}"))
 
     def health(self) -> tuple[ServiceHealth, ...]:
         """Return how each service is."""

@@ -2,7 +2,8 @@
 
 In: requests, one JSON object a line. Out: one answer a line. A command runs in a child that is forked from this process,
 where everything is imported already: `main()` and the interpreter's own end, as from a shell. Without a `point` the
-lines that were executed are counted; with one, that line raises, at its n-th execution, the exception that it names.
+lines that were executed are counted; with one, that line raises, at its n-th execution, the exception that it names. A command
+that is to `begin` goes on beside those that follow, until a request ends it by a signal.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import errno
 import gc
 import json
 import os
+import pkgutil
 import select
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -87,10 +90,14 @@ def _serve() -> dict[str, Any] | None:
     while line := sys.__stdin__.buffer.readline():  # type: ignore[union-attr]
         request: dict[str, Any] = json.loads(line)
         sys.stdout.flush()
+        if "end" in request:
+            os.kill(request["end"], request["signal"])
+            print(json.dumps({"code": _wait(request["end"])}), flush=True)
+            continue
         pid = os.fork()
         if not pid:
             return request
-        print(json.dumps({"code": _wait(pid)}), flush=True)
+        print(json.dumps({"code": pid if request.get("begin") else _wait(pid)}), flush=True)
     return None
 
 
@@ -128,7 +135,8 @@ def _act(request: dict[str, Any]) -> None:
         os._exit(0)  # the interpreter's end, which nothing looks at here, takes as long as ten commands
     sys.argv = ["datatask", *request["argv"]]
     tracer = Tracer(str(Path(str(datatask.__file__)).parent), request.get("point"))
-    tracer.on()
+    if not request.get("begin"):
+        tracer.on()
     try:
         main()
     except BaseException as error:
@@ -159,23 +167,15 @@ def _end(error: BaseException) -> None:
 
 def _import_all() -> None:
     """Import what commands import when they are called: a child that is forked has it at once."""
-    from importlib import import_module
+    import datatask
+    from datatask import adapters
 
-    from datatask.adapters.cli.commands import COMMANDS
-
-    for entry in COMMANDS.values():
-        import_module(f"datatask.adapters.cli.{entry.module}")
-    for name in (
-        "cli.main",
-        "wiring.pipeline",
-        "log.sqlite",
-        "store.files",
-        "sim.present",
-        "history.export.export",
-        "execute.local.runner",
-    ):
-        with contextlib.suppress(ImportError):
-            import_module(f"datatask.adapters.{name}")
+    for name in datatask.__all__:
+        getattr(datatask, name)
+    for found in pkgutil.walk_packages(adapters.__path__, "datatask.adapters."):
+        if not found.name.endswith((".launcher", ".keeper", ".worker")):  # programs of their own
+            with contextlib.suppress(ImportError):
+                import_module(found.name)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,23 @@ def test_a_pipeline_file_that_is_wrong_is_told_by_file_and_line(
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        ("MemoryError", "pipeline.py:2: no memory is left; end something, "),
+        ("OSError(28, 'No space left on device')", "pipeline.py:2: the disk is full (No space left on device); free some space"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_refuses_a_pipeline_file_is_no_mistake_of_the_file(
+    project: Project, raised: str, expected: str
+) -> None:
+    (project.folder / "pipeline.py").write_text(f"# loaded when the machine has no room\nraise {raised}\n")
+    refused = project.call("run")
+    assert refused.code == 1
+    assert expected in refused.err
+    assert "mend" not in refused.err
+
+
 def test_yaml_pipelines_are_refused_by_name(project: Project) -> None:
     """Until they are there; a pipeline.yaml in the folder comes before pipeline.py."""
     (project.folder / "pipeline.yaml").write_text("tasks: {}\n")

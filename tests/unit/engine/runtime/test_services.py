@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
+import threading
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from datatask.adapters.log.inbox import check_id
 from datatask.engine.runtime import services as module
-from datatask.engine.runtime.closing import call_off
+from datatask.engine.runtime.closing import call_off, in_own_thread
 from datatask.engine.runtime.services import FAILURES_MAX, Service, Services, current, enter, hear
-from datatask.schema.errors import InternalError, ServiceFailedError
+from datatask.schema.errors import InternalError, ServiceFailedError, SystemTroubleError, TemporaryError
 from tests.run_kit import until
 
 
@@ -123,6 +127,21 @@ async def test_a_task_that_is_minded_stops_the_engine(
     assert "the errand failed: KeyError" in str(failures[0])
 
 
+async def test_what_the_machine_refuses_an_errand_is_told_in_its_words(
+    services: Services, failures: list[BaseException]
+) -> None:
+    async def errand() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    task = asyncio.create_task(errand())
+    services.mind(task, "the errand")
+    await asyncio.wait([task])
+    await until(lambda: failures)
+    assert isinstance(failures[0], SystemTroubleError)
+    assert str(failures[0]).startswith("the errand: the disk is full (")
+    assert "free some space" in str(failures[0])
+
+
 async def test_what_fails_unheard_stops_the_engine_only_where_it_is_ours(
     services: Services, failures: list[BaseException]
 ) -> None:
@@ -172,3 +191,24 @@ async def test_what_a_task_that_was_left_behind_raises_at_last_is_no_failure() -
     gc.collect()
     await asyncio.sleep(0)
     assert heard == []
+
+
+async def test_a_thread_that_ends_without_a_word_is_not_waited_for_without_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def line(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            raise MemoryError
+        return line
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return line if frame.f_code.co_qualname.startswith("in_own_thread.") else None
+
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+    threading.settrace(trace)
+    try:
+        with pytest.raises(TemporaryError, match="a look: its thread has ended"):
+            await asyncio.wait_for(in_own_thread(lambda: 1, "a look"), 30)
+    finally:
+        threading.settrace(None)
+    assert await in_own_thread(lambda: 1, "a look") == 1
