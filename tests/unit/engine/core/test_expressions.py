@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap
@@ -132,3 +135,17 @@ def test_texts() -> None:
     assert (set_text(All(of=())), set_text(Any(of=()))) == ("everything", "nothing")
     assert set_text(Any(of=(All(of=(A,)), Not(of=B)))) == "a | (not b)"
     assert set_text(All(of=(Any(of=(Not(of=A),)), B))) == "((not a)) & b"
+
+
+def test_no_other_module_walks_conditions() -> None:
+    """A `match` over and, or, not stands in the algebra alone: others hand it their operations."""
+    root = Path(__file__).parents[4]
+    found = set()
+    for room in ("schema", "engine", "adapters"):
+        for path in sorted((root / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.MatchClass):
+                    name = ast.unparse(node.cls).rpartition(".")[2]
+                    if name in ("All", "Any", "Not"):
+                        found.add(str(path.relative_to(root)))
+    assert found == {"engine/core/expressions.py"}
