@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import shutil
@@ -108,7 +109,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """End the processes that a test which fails has left: they would fail another, by a ResourceWarning."""
+    """End what a test that fails has left, processes and all that it had open: the next would fail by a ResourceWarning."""
+    if hasattr(sys, "last_value"):  # the failure of the test before, which holds what that had
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        gc.collect()
+        sys.unraisablehook = hook
     begun: list[subprocess.Popen[Any]] = []
     original = subprocess.Popen.__init__
     measured = _unmeasured(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -53,7 +54,10 @@ def told(folder: Path, *arguments: str, given: str = "", code: int = 0) -> str:
         datatask(folder, *arguments), cwd=ROOT, input=given, capture_output=True, text=True, check=False
     )
     assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    slow = rf"{arguments[0]}: [\d.]+ s"  # said where the machine is busy
+    return done.stdout + "".join(
+        line for line in done.stderr.splitlines(keepends=True) if not re.fullmatch(slow, line.strip())
+    )
 
 
 @pytest.fixture(params=["here", pytest.param("far", marks=pytest.mark.server("sshd"))])
@@ -92,7 +96,7 @@ def test_output_is_printed_as_it_comes_until_the_run_is_over(running: Path) -> N
     assert os.read(reader.stdout.fileno(), 100) == b"first\n"
     assert reader.poll() is None
     (running / "go").touch()
-    assert reader.communicate(timeout=30)[0] == b"last\n"
+    assert reader.communicate(timeout=100)[0] == b"last\n"
     assert reader.returncode == 0
     assert told(running, "cat", "work.stdout", "one") == "first\nlast\n"
 
@@ -109,7 +113,7 @@ def test_a_shell_has_the_terminal_where_there_is_one(running: Path) -> None:
     shown = b""
     try:
         os.write(ours, b"stty size; cat mark; exit 3\n")
-        while select.select([ours], [], [], 30)[0]:
+        while select.select([ours], [], [], 100)[0]:
             shown += os.read(ours, 1000)
     except OSError:  # nobody has the other end any more
         pass

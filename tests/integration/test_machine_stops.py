@@ -44,6 +44,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.runs: list[subprocess.Popen[bytes]] = []
         (folder / "pipeline.py").write_text(PIPELINE)
 
     def start(self, script: str) -> None:
@@ -53,12 +54,14 @@ class Service:
         self.until(lambda: (self.folder / "again").exists() and self.scripts())
 
     def run(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        engine = subprocess.Popen(
             [sys.executable, "-m", "datatask", "run", "--failures-ok"],
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        self.runs.append(engine)
+        return engine
 
-    def until(self, holds: Callable[[], object], seconds: float = 30.0) -> None:
+    def until(self, holds: Callable[[], object], seconds: float = 100.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline
@@ -76,8 +79,8 @@ class Service:
 
     def ended(self) -> list[str]:
         """Let another engine finish; return the states of all runs."""
-        self.engine.wait(30)
-        assert self.run().wait(30) == 0
+        self.engine.wait(100)
+        assert self.run().wait(100) == 0
         with History(self.folder / ".datatask" / "log.db") as history:
             runs = list(history.runs())
         assert all(str(run["again"]).startswith("machine") for run in runs if run["state"] == "lost"), runs
@@ -97,8 +100,9 @@ def send(number: int, *pids: int) -> None:
 def service(tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path)
     yield made
-    send(signal.SIGKILL, made.engine.pid)
-    made.engine.wait()
+    for engine in made.runs:
+        engine.kill()
+        engine.wait()
 
 
 @pytest.mark.parametrize("engine_first", [True, False])

@@ -61,7 +61,7 @@ class Hand:
 
     async def pod(self, part: str) -> Object:
         """Wait for a pod whose job or name this is."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for name, found in self.pods.items():
                     told = found["metadata"].get("annotations") or {}

@@ -33,7 +33,7 @@ class Told:
         while len(self.codes) < RUNS_MAX and (not self.codes or self.codes[-1] not in (0, 1)):
             done = subprocess.run(
                 [sys.executable, "-m", "datatask", "run"], cwd=project.folder, env=environment,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
             )  # fmt: skip
             self.codes.append(done.returncode)
             self.stderr = done.stderr[-2000:]
