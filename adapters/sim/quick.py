@@ -64,8 +64,7 @@ class Quick:
         self._chance = model.chance
         self.heap: list[tuple[int, int, int, object]] = []
         self.open: dict[int, SimRun] = {}
-        self.arrived = 0
-        self.finished = False
+        self.arrived, self.finished = 0, False
         self.last_at = self.now
         self._pushed = 0
         self._deadlines: list[tuple[int, int]] = []
@@ -81,6 +80,7 @@ class Quick:
         ]
         job_states = self.job_states
         self.rounds = Rounds(self.state, self.lanes, self.open, lambda job: job_states[job].mask)
+        self._limited = any(lane.limited is not None for lane in self.lanes)
         self._choose, self._uniform = self.rounds.choose, self.rounds.uniform
         self._keys: list[Callable[[BatchState], BatchTransition | None]] = []
         self._register()
@@ -361,7 +361,7 @@ class Quick:
         untidy = False
         for lane, (_, ready, job) in chosen:
             number = self.position + 1
-            episode = lane.task.episodes.pop(job, None) if lane.task.episodes else None
+            episode = lane.episodes.pop(job, None) if lane.episodes else None
             if episode is None:
                 queue = lane.queue
                 head = queue.head
@@ -381,6 +381,7 @@ class Quick:
                 self._batch(job, lane.retry_key)
             self.open[number] = run
             runs.append(run)
+        for lane, _ in chosen if self._limited else ():
             if lane.limited is not None:
                 lane.limited.take({}, now)
         if untidy:

@@ -23,10 +23,16 @@ from datatask.engine.core.tasks import TaskState
 class SimTask(Line):
     """One task in the rounds, with the keys and samplers that each of its runs needs."""
 
+    # fmt: off
+    __slots__ = ("bit", "duration", "end_keys", "episodes", "first_key", "limited", "profile", "queue", "retries", "retry",
+                 "retry_key", "timeout", "usual", "usual_key")
+    # fmt: on
+
     def __init__(self, task: TaskState, profile: Profile, state: State) -> None:
         definition = task.definition
         super().__init__(task, state.quotas[definition.quota] if definition.quota else None)
         self.queue = task.queue = ColumnQueue()
+        self.episodes, self.retries = task.episodes, task.retries
         self.bit, self.profile, self.duration = 1 << task.index, profile, profile.duration
         self.timeout, self.retry = definition.timeout, definition.retry
         self.limited = self.quota if self.quota is not None and self.quota.launches is not None else None
@@ -75,7 +81,7 @@ class Rounds:
         wake = oldest = NEVER
         waiting = 0
         for lane in self._lanes:
-            if lane.task.retries:
+            if lane.retries:
                 retry_at = lane.task.next_retry()
                 if retry_at is not None:
                     if retry_at <= now:
