@@ -10,7 +10,7 @@ from datatask.engine.api.repositories.aggregates import (
     BlockingRepository,
 )
 from datatask.engine.api.repositories.listing import ListedStore, told_invalid
-from datatask.engine.api.repositories.related import RelatedItemRepository
+from datatask.engine.api.repositories.related import RelatedItemRepository, job_getter
 from datatask.engine.api.repositories.repository import (
     BlobRepository,
     DerivedLeaf,
@@ -18,7 +18,6 @@ from datatask.engine.api.repositories.repository import (
     MetadataRepository,
     Repository,
     all_leaves,
-    job_getter,
 )
 from datatask.engine.api.repositories.stored import StoredBlobRepository, StoredRepository
 

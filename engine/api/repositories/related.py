@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from datatask.engine.api.repositories.listing import told_invalid
 from datatask.engine.api.repositories.repository import DerivedLeaf, Repository, Resolve
@@ -17,6 +17,16 @@ from datatask.engine.api.streams import Mode, Opening, check_mode
 from datatask.schema.definition import AnyExpr, In, TranslatedDef
 from datatask.schema.errors import FLAG, NotPossibleError, UnknownNameError, expect
 from datatask.schema.ids import check_job, is_job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def job_getter(method: F) -> F:
+    """Mark an async method whose first argument is a job, so that related repositories can translate it."""
+    if not inspect.iscoroutinefunction(method):
+        raise TypeError("only async methods can be job getters")
+    method.is_job_getter = True  # type: ignore[attr-defined]
+    return method
 
 
 class RelatedItemRepository(DerivedLeaf):

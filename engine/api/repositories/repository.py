@@ -13,7 +13,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, overload
 
 from datatask.engine.api.repositories.listing import FAIR, ListedStore, check_names, told_invalid
 from datatask.engine.api.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
@@ -33,18 +33,9 @@ from datatask.schema.errors import (
 from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 from datatask.schema.messages import Write
 
-F = TypeVar("F", bound=Callable[..., Any])
 Resolve = Callable[["Repository"], str]
 Mapping = Callable[[Any], Any] | Callable[[Any], Awaitable[Any]]
 Filter = Callable[[str], bool] | Callable[[str], Awaitable[bool]]
-
-
-def job_getter(method: F) -> F:
-    """Mark an async method whose first argument is a job, so that related repositories can translate it."""
-    if not inspect.iscoroutinefunction(method):
-        raise TypeError("only async methods can be job getters")
-    method.is_job_getter = True  # type: ignore[attr-defined]
-    return method
 
 
 class Repository(ABC):
@@ -391,15 +382,11 @@ class MapRepository(DerivedLeaf):
 def all_leaves(repository: Repository) -> list[Repository]:
     """Return every leaf below a repository, each once, those that a derived leaf stands on before it."""
     found: dict[int, Repository] = {}
-    _collect(repository, found)
-    return list(found.values())
-
-
-def _collect(repository: Repository, found: dict[int, Repository]) -> None:
     for part in repository.parts():
-        _collect(part, found)
+        found |= {id(leaf): leaf for leaf in all_leaves(part)}
     if repository.leaves() == [repository]:
         found.setdefault(id(repository), repository)
+    return list(found.values())
 
 
 async def _outcome(result: Any) -> Any:
