@@ -86,7 +86,7 @@ class Interrupts:
         self._loop.call_soon_threadsafe(self._terminate if number == signal.SIGTERM else self._interrupt)
 
     def _terminate(self) -> None:
-        shutdowns.told_to_end()
+        shutdowns.signalled()
         if not self.count:
             self._interrupt()
 

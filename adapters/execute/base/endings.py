@@ -79,8 +79,8 @@ def judged(ending: Ending, wrong: Mapping[str, str], found: Collection[str]) -> 
     words = "; ".join(wrong.values())
     if ending.outcome != "succeeded":
         error = ending.error or ErrorInfo(type="Output", message="")
-        told = ErrorInfo(type=error.type, message=f"{error.message}; {words}".removeprefix("; "))
-        return msgspec.structs.replace(ending, error=told)
+        more = ErrorInfo(type=error.type, message=f"{error.message}; {words}".removeprefix("; "))
+        return msgspec.structs.replace(ending, error=more)
     outcome: Outcome = "failed" if all(name in found for name in wrong) else "lost"
     return msgspec.structs.replace(ending, outcome=outcome, error=ErrorInfo(type="Output", message=words))
 

@@ -1,12 +1,8 @@
-"""A runner whose place to run is known only once the session is open.
+"""Tasks whose runs are processes: a script per job, rendered from a template, run on a machine.
 
-In: what makes the runner. Out: the runner port; the runner is made when this is opened.
-
-Tasks whose runs are processes: a script per job, rendered from a template, run on a machine.
-
-In: a template, repositories for stdin, stdout and stderr, and the manager of the machine (`targets`, `local`).
-Out: a `done` entry with the return code and times. The `pids` repository has an entry while a process runs;
-the engine writes and removes it with the run's start and end.
+In: a template, repositories for stdin, stdout and stderr, and the manager of the machine (`targets`, `local`, `ssh`), whose
+runner is made when the session is open. Out: a `done` entry with the return code and times. The `pids` repository has an
+entry while a process runs; the engine writes and removes it with the run's start and end.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def threads_of(user: int) -> int:
 
 
 class Child(NamedTuple):
-    """A child of some process: whether it has ended and nobody has waited for it, which session it is in."""
+    """A child of some process: whether it has ended and is not waited for yet, which session it is in."""
 
     start: int
     is_zombie: bool
@@ -205,7 +205,7 @@ def adopt_orphans() -> bool:
 
 
 def status_of_stranger(pid: int, start: int, pidfd: int) -> int | None:
-    """Return the wait status of an ended process that is not our child, or None while nobody tells it.
+    """Return the wait status of an ended process that is not our child, or None while it is not known.
 
     A zombie shows it in /proc/PID/stat; once reaped, kernels from 6.15 on tell it through a pidfd that was
     opened before.

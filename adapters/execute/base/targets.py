@@ -54,7 +54,7 @@ class AbstractProcessManager(Machine):
         return []
 
     async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
-        """End and remove these, which are nobody's any more; return those that are gone now."""
+        """End and remove these, which no log counts as open; return those that are gone now."""
         return []
 
     def runner(self, recipe: Recipe) -> Runner:

@@ -142,7 +142,7 @@ class Pool:
         return False
 
     def hold(self, item: Item) -> bool:
-        """Let nobody in any more, and take out an item that has not begun; whether that was so."""
+        """Let no item in any more, and take out an item that has not begun; whether that was so."""
         self._closed = True
         return self.withdraw(item)  # what runs cannot be cancelled
 

@@ -57,7 +57,9 @@ class Call:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[Any] | None = None
-    _outcome: Future[Outcome] = field(default_factory=Future)
+    _begun: bool = False
+    _outcome: Outcome | None = None
+    _taken: Future[Outcome] | None = None
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -70,15 +72,24 @@ class Call:
     def take_back(self) -> Future[Outcome] | None:
         """Keep a call from beginning that an executor was given; return its outcome to be if it has begun already."""
         with self._lock:
-            self.cancelled = not self._outcome.running() and not self._outcome.done()
-            return None if self.cancelled else self._outcome
+            if not self._begun:
+                self.cancelled = True
+                return None
+            self._taken = Future()
+            self._taken.set_running_or_notify_cancel()
+            if self._outcome is not None:
+                self._taken.set_result(self._outcome)
+            return self._taken
 
     def make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
         """Call the function in a fresh event loop and a fresh context; nothing that it does gets out."""
         with self._lock:
-            self._outcome.set_running_or_notify_cancel()
+            self._begun = True
         outcome = contextvars.Context().run(self._make, func, arguments)
-        self._outcome.set_result(outcome)
+        with self._lock:
+            self._outcome = outcome
+            if self._taken is not None:
+                self._taken.set_result(outcome)
         return outcome
 
     def _make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:

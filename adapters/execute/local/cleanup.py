@@ -1,13 +1,8 @@
-"""Where the runs of this user are by default: below the user's own state folder, and where earlier versions had them.
+"""Where runs of this machine are by default, and what is left of them: seen and removed by `doctor`.
 
-In: XDG_STATE_HOME, HOME and the user database. Out: paths; nothing is made here. It is not the runtime folder (XDG_RUNTIME_DIR):
-that one is in memory, small, and goes when the user logs out, while runs go on and write what they have to say. It is not
-the temporary one, which others may write, and cleaners empty. Why, at more length: docs/decisions/0015.
-
-What is left of runs on this machine: seen and removed by `doctor`, whoever died when.
-
-In: an application's folder. Out: the runs that have a folder in it, and those without one that have a process, known
-by `DATATASK_RUN` in its environment, or control groups. Blocking.
+In: XDG_STATE_HOME, HOME and the user database; an application's folder. Out: the user's own state folder, and that of earlier
+versions (why it is no runtime or temporary folder: docs/decisions/0015); the runs that have a folder there, and those without
+one that have a process, known by `DATATASK_RUN` in its environment, or control groups. Blocking.
 """
 
 from __future__ import annotations

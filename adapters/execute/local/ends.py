@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.base.shutdowns import Doubts, stopped_from_outside
+from datatask.adapters.execute.base.shutdowns import ShutdownEvidence, stopped_from_outside
 from datatask.adapters.execute.local import cgroups, folders
 from datatask.adapters.execute.local.engine_connections import Engine, Engines
 from datatask.adapters.execute.local.journal import Facts, Syncs
 from datatask.adapters.execute.local.launched_runs import LaunchedRuns
 from datatask.adapters.execute.local.process_limits import Headroom
-from datatask.adapters.execute.local.process_tree import Families, signal_group
+from datatask.adapters.execute.local.process_tree import ProcessTrees, signal_group
 
 CORE_DUMPED = 0x80
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -33,16 +33,16 @@ class Ends:
         self._runs = runs
         self._engines = engines
         self.headroom = Headroom()
-        self.doubts = Doubts()
+        self.shutdown = ShutdownEvidence()
         self.held: dict[str, Facts] = {}
-        self.untold: dict[str, Facts] = {}
+        self.unreported: dict[str, Facts] = {}
         self._stopping: set[str] = set()
-        self._families = Families()
+        self._trees = ProcessTrees()
         self._refusals: dict[str, int] = {}
         self._oom_kills = 0
 
     def __bool__(self) -> bool:
-        return bool(self.held or self.untold)
+        return bool(self.held or self.unreported)
 
     def open(self, wake: Callable[[], object]) -> None:
         """Begin to have the disk take ends; `wake` is called, in a thread, when it has some."""
@@ -67,7 +67,7 @@ class Ends:
             return
         self._runs.note(identity, stopped=reason)
         pid = self._runs.facts[identity]["pid"]
-        self._families.see(identity, pid, self._runs.mark(identity))
+        self._trees.see(identity, pid, self._runs.mark(identity))
         if grace > 0 and identity not in self._stopping:
             signal_group(pid, signal.SIGTERM)
         self._stopping.add(identity)
@@ -76,12 +76,12 @@ class Ends:
     def _kill(self, identity: str) -> None:
         facts = self._runs.facts.get(identity, {"ended": True})
         if "ended" not in facts and proctable.start_time(facts["pid"]) == facts["start"]:
-            self._families.see(identity, facts["pid"], self._runs.mark(identity))
+            self._trees.see(identity, facts["pid"], self._runs.mark(identity))
             self.clear(identity)
 
     def clear(self, identity: str) -> None:
         """Kill what a run that was stopped has begun."""
-        self._families.clear(identity, self._runs.facts[identity]["pid"], self._runs.mark(identity))
+        self._trees.clear(identity, self._runs.facts[identity]["pid"], self._runs.mark(identity))
 
     # --- ends -------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Ends:
         """A run has ended; without a status it is not known how, and `why` tells the reason."""
         facts = self._runs.facts[identity]
         self._stopping.discard(identity)
-        self._families.forget(identity)
+        self._trees.forget(identity)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         message: Facts = {
             "ended": identity,
@@ -166,10 +166,10 @@ class Ends:
     # --- whose doing an end is --------------------------------------------------------------------
 
     def _held_seconds(self, message: Facts) -> float:
-        """Return for how long an end is held, since it may be the doing of whoever stops the machine or the service."""
+        """Return for how long an end is held, since a stop of the machine or the service may have caused it."""
         if message["stopped"] or message["why"]:
             return 0.0
-        return self.doubts.held_seconds(message["code"])
+        return self.shutdown.held_seconds(message["code"])
 
     def decide(self, identity: str) -> None:
         """Record an end that was held, as the script's or as a stop's."""
@@ -177,28 +177,28 @@ class Ends:
         if message is None:
             return
         code, log = message["code"], identity.partition(".")[0]
-        if self.doubts.is_from_outside(log, code, message["began"], message["at"]):
+        if self.shutdown.is_from_outside(log, code, message["began"], message["at"]):
             message |= {"code": None, "why": stopped_from_outside(code), "machine": True}
         self._record(identity, message)
 
     def _record(self, identity: str, message: Facts) -> None:
-        self.untold[identity] = message
+        self.unreported[identity] = message
         self._runs.note(identity, ended=message)
 
     # --- telling ----------------------------------------------------------------------------------
 
     def tell(self, engine: Engine, identity: str) -> None:
         """Tell an engine that asks how a run ended; an end that the disk does not have yet is told as soon as it has."""
-        if identity not in self.untold:
+        if identity not in self.unreported:
             engine.tell(self._with_outputs(identity, self._runs.facts[identity]["ended"]))
 
     def tell_all(self) -> None:
         """Tell the ends that the disk has, and have it take those that came meanwhile, as many as there are at once."""
         for identity in self._syncs.done():
-            message = self.untold.pop(identity, None)
+            message = self.unreported.pop(identity, None)
             if message is not None:
                 self._engines.tell(identity.partition(".")[0], self._with_outputs(identity, message))
-        self._syncs.begin(self.untold)
+        self._syncs.begin(self.unreported)
 
     def _with_outputs(self, identity: str, message: Facts) -> Facts:
         """Return how a run ended, and where its outputs can be read if need be."""

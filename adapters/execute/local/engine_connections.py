@@ -1,7 +1,7 @@
-"""The engines that are connected to a launcher: what they ask, a line each, and what they are told.
+"""The engines that are connected to a launcher: their questions, a line each, and the answers.
 
 In: bytes of a Unix socket in the launcher's directory. Out: lines that are whole; messages go out as fast as an engine takes
-them, and nobody waits for one that does not. What lines mean is `launcher`'s. Imports the standard library only.
+them, and a slow one holds up no other. The meaning of lines is `launcher`'s. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Engines:
         self._selector.register(listener, selectors.EVENT_READ, self)
 
     def leave(self) -> None:
-        """Let nobody in any more."""
+        """Let no engine in any more."""
         self._selector.unregister(self._listener)
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):  # removed with the directory
@@ -107,7 +107,7 @@ class Engines:
         return True
 
     def send(self, engine: Engine) -> None:
-        """Give one what it takes of what it is to be told."""
+        """Send to one as much as it takes."""
         if engine not in self._connected:
             return
         try:

@@ -1,11 +1,10 @@
 """The launcher: a small process that starts runs, outlives the engine, and knows how each run ended.
 
-In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep,
-forget, retire, bye. Out, to the engine whose log the run belongs to: started, refused, unfit, ended, absent. It is the parent of
-the runs, so exit codes are never lost when an engine dies; all it knows is in its journal, so that when it
-is killed itself the next one goes on watching what still runs, and its keeper has kept what ended. Starts are idempotent by identity. With no
-runs and no engine it ends by itself. Imports the standard library and its siblings only: it starts in
-a few hundredths of a second. The engine's side is `client`.
+In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep, forget, retire, bye. Out,
+to the engine whose log the run belongs to: started, refused, unfit, ended, absent. It is the parent of the runs (`starts`,
+`ends`), so no exit code is lost when an engine dies; all it knows is in its journal, so that the next launcher goes on when
+it is killed (`takeover`). With no runs and no engine it ends by itself. Imports the standard library and its siblings only:
+it starts in a few hundredths of a second. The engine's side is `client`.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Launcher:
         signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in subreaper.GOODBYES:
-            signal.signal(number, lambda *_: self.ends.doubts.told_to_end())
+            signal.signal(number, lambda *_: self.ends.shutdown.signalled())
         self.selector.register(wake, selectors.EVENT_READ, "child")
         if self.runs.outputs.cuts.fileno() >= 0:
             self.selector.register(self.runs.outputs.cuts, selectors.EVENT_READ, self.runs.outputs)
@@ -119,14 +118,16 @@ class Launcher:
         if self.runs.children or self.earlier.watched or self.ends:
             self.idle_since = time.monotonic()
             return False
-        if self.ends.doubts.is_leaving:
+        if self.ends.shutdown.is_under_way:
             return True
         if self.engines:
             self.idle_since = time.monotonic()
         return time.monotonic() - self.idle_since > IDLE_SECONDS
 
     def _patience(self) -> float:
-        return self.runs.alarms.patience(LOOK_SECONDS if self.earlier.watched.unheard else IDLE_SECONDS / 4)
+        return self.runs.alarms.patience(
+            LOOK_SECONDS if self.earlier.watched.without_descriptor else IDLE_SECONDS / 4
+        )
 
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if key.data is self.engines:
@@ -147,7 +148,7 @@ class Launcher:
     def _receive(self, engine: Engine) -> None:
         if not self.engines.receive(engine) and engine.log:
             if not engine.leaves and not any(b'"bye"' in line for line in engine.lines):
-                self.ends.doubts.engine_died(engine.log)
+                self.ends.shutdown.engine_died(engine.log)
 
     def _operate(self, engine: Engine) -> None:
         lines, engine.lines = (
@@ -239,7 +240,7 @@ class Launcher:
 
     def do_forget(self, engine: Engine, id: str) -> None:
         """The end is recorded in the log: nothing more will be asked about this run."""
-        self.ends.untold.pop(id, None)
+        self.ends.unreported.pop(id, None)
         self.runs.forget(id)
 
 

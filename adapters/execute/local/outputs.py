@@ -1,14 +1,9 @@
-"""Who else opens an output for writing, and has cut it: what is written afterwards would hide that.
-
-In: descriptors of outputs that are being written. Out: of which of them a writer has just closed it again. That is never the
-run's own process, whose descriptor is held by the launcher too. The kernel tells it (inotify); where it does not, nothing is
-told. Imports the standard library only.
-
-What runs write into: files known by device and inode, and held open, whatever becomes of their names.
+"""The files that runs write into: known by device and inode, and held open, whatever becomes of their names.
 
 In: a run's folder and its streams. Out: descriptors for its process; at its end, how long each file is, and how much was
-written to one that was cut meanwhile. A file that has lost its name is read by its descriptor, by
-`/proc/PID/fd/N` also from other processes, until the run is forgotten. Imports the standard library only.
+written to one that was cut meanwhile: a writer that is not the run's process closes it, which the kernel tells (inotify).
+A file that has lost its name is read by its descriptor, by `/proc/PID/fd/N` also from other processes, until the run is
+forgotten. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -110,7 +105,7 @@ class Outputs:
         self._cut: dict[tuple[str, str], int] = {}
 
     def begin(self, identity: str, files: Mapping[str, int]) -> None:
-        """Hold what a process is about to write, and notice when somebody else writes it."""
+        """Hold what a process is about to write, and notice when another process writes it."""
         self.keep(identity, files)
         for name, fd in self._held.get(identity, {}).items():
             if (watch := self.cuts.watch(fd)) >= 0:
@@ -161,7 +156,7 @@ class Outputs:
     def end(self, identity: str, folder: str, files: Files | None) -> tuple[dict[str, int], dict[str, int]]:
         """Return how long a run's outputs are, and how much was written to those of which less is there.
 
-        One without a length is gone: it has no name, or that of another file, and nobody holds it.
+        One without a length is gone: it has no name, or that of another file, and is not held.
         """
         sizes: dict[str, int] = {}
         written: dict[str, int] = {}

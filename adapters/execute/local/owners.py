@@ -1,4 +1,4 @@
-"""Who starts runs in a launcher's directory: one file a log, so that a copy of a log is told from the log itself.
+"""The owners of a launcher's directory, one file a log: a copy of a log is told from the log itself.
 
 In: an engine's log, epoch and the place of its file. Out: which other copy starts runs here, none being the usual; and the
 directory for the runs of a copy, or of another log, beside it. Copies have the same uuid and count their epochs alike, so that

@@ -20,7 +20,7 @@ OF_EACH = 3
 """A script that was started within the last moments may still take so many."""
 MOMENT_SECONDS = 0.3
 PLENTY = 200
-"""Where so many are free, nobody looks again within the moment."""
+"""Where so many are free, they are not counted again within the moment."""
 COUNTED_LIMIT = 10_000
 """A user's processes are counted only below so many: that takes a look at all there are."""
 

@@ -1,12 +1,8 @@
-"""What the runs of a directory have begun: their processes and descendants, wherever they went, killed without a rest.
+"""The processes of runs: descendants wherever they went, killed without a rest; and those that are not our children.
 
-In: a run's folder and the pid of its first process. Out: pids, each with its start time, since a pid alone is used
-again. Imports the standard library only.
-
-Runs that an earlier launcher started: not our children, so their ends are seen through a pidfd each.
-
-In: pids with start times, by run identity. Out: through a selector whose keys have the identity as data, that one
-ended; then its wait status, where the kernel tells it. Imports the standard library only.
+In: a run's folder, and the pid and start time of its first process, since a pid alone is used again. Out: what it has begun,
+dead; of a process that an earlier launcher started, through a selector whose keys have the identity as data, that it has
+ended, and its wait status where the kernel tells it. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -38,7 +34,7 @@ def family(leader: int, folder: str) -> dict[int, int]:
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """Kill these, those that are gone or somebody else's left out."""
+    """Kill these, those that are gone or another user's left out."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -54,7 +50,7 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
-class Families:
+class ProcessTrees:
     """Of runs that are to stop: what each was seen to have begun, so that what left it meanwhile dies too."""
 
     def __init__(self) -> None:
@@ -93,7 +89,7 @@ NONE = -1
 """Instead of a pidfd, of one that has to be looked for."""
 
 
-class _Stranger:
+class _Adopted:
     __slots__ = ("pid", "pidfd", "start", "until")
 
     def __init__(self, pid: int, start: int, pidfd: int) -> None:
@@ -103,13 +99,13 @@ class _Stranger:
         self.until: float | None = None
 
 
-class Strangers:
+class AdoptedProcesses:
     """Those that are watched."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
-        self._watched: dict[str, _Stranger] = {}
-        self.unheard: set[str] = set()
+        self._watched: dict[str, _Adopted] = {}
+        self.without_descriptor: set[str] = set()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = DESCRIPTORS_MAX if soft < 0 else min(soft, DESCRIPTORS_MAX) // 4
 
@@ -122,7 +118,9 @@ class Strangers:
     def watch(self, identity: str, pid: int, start: int) -> bool:
         """Watch the process until it ends; whether it is there, be it as a zombie."""
         try:
-            pidfd = os.pidfd_open(pid) if len(self._watched) - len(self.unheard) < self._room else NONE
+            pidfd = (
+                os.pidfd_open(pid) if len(self._watched) - len(self.without_descriptor) < self._room else NONE
+            )
         except ProcessLookupError:
             return False
         except OSError:
@@ -130,9 +128,9 @@ class Strangers:
         if proctable.start_time(pid) != start:
             _close(pidfd)
             return False
-        self._watched[identity] = _Stranger(pid, start, pidfd)
+        self._watched[identity] = _Adopted(pid, start, pidfd)
         if pidfd == NONE:
-            self.unheard.add(identity)
+            self.without_descriptor.add(identity)
         else:
             self._selector.register(pidfd, selectors.EVENT_READ, identity)
         return True
@@ -141,10 +139,10 @@ class Strangers:
         """Return those that have ended among the ones for which there was no descriptor; each is told once."""
         ended = [
             identity
-            for identity in self.unheard
+            for identity in self.without_descriptor
             if not proctable.is_alive(self._watched[identity].pid, self._watched[identity].start)
         ]
-        self.unheard.difference_update(ended)
+        self.without_descriptor.difference_update(ended)
         return ended
 
     def leave(self) -> None:
@@ -152,7 +150,7 @@ class Strangers:
         for one in self._watched.values():
             _close(one.pidfd)
         self._watched.clear()
-        self.unheard.clear()
+        self.without_descriptor.clear()
 
     def status(self, identity: str) -> tuple[bool, int | None]:
         """Return whether all is known of one that has ended, and its wait status; ask again in a moment otherwise.

@@ -1,14 +1,9 @@
 """How a run's program is executed: in its folder, in a session of its own, confined where that is asked.
 
-In: a folder with `exe` and `cwd`, an environment, the descriptors of the streams that are kept, what confines it. Out: a
-pid, or an `OSError` and its words. Imports the standard library only.
-
-What a process inherits from the one that starts it, beyond its environment: limits, priorities, cores, rights, groups.
-
-In: this very process. Out: its situation as plain values, and in words what is different in another one. A launcher gives
-its own to the scripts that it starts; an engine in another situation has another launcher start them. Most of it can be
-given up and never be taken back (a hard limit, a priority, a group), so no launcher changes its own. Imports the standard
-library only.
+In: a folder with `exe` and `cwd`, an environment, the descriptors of the streams that are kept, its confinement. Out: a pid, or
+an `OSError` and its words. A process inherits limits, priorities, cores, rights and groups from the launcher: its situation,
+as plain values. Most of it can be given up and never be taken back (a hard limit, a priority, a group), so no launcher
+changes its own; an engine in another situation has another launcher. Imports the standard library only.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from datatask.adapters.execute.base import proctable
 KEEPERS = 2
 
 READ_SECONDS = 60.0
-"""A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is nobody's."""
+"""A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is not waited for."""
 
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 10.0
 """Between launchers: what one fails of, for lack of room say, the next one fails of too; a killed one is replaced soon."""
@@ -131,7 +131,7 @@ def _fork() -> int:
 
 
 def _wait(child: int) -> int:
-    """Wait for the child, and on the way for what others left to us and nobody asks about any more."""
+    """Wait for the child, and on the way for children of others that were left to us."""
     pidfd = os.pidfd_open(child)
     ended = select.poll()
     ended.register(pidfd, select.POLLIN)

@@ -19,7 +19,7 @@ from datatask.adapters.execute.local.ends import Ends
 from datatask.adapters.execute.local.journal import Facts
 from datatask.adapters.execute.local.launched_runs import LaunchedRuns
 from datatask.adapters.execute.local.outputs import Files
-from datatask.adapters.execute.local.process_tree import Strangers, signal_group
+from datatask.adapters.execute.local.process_tree import AdoptedProcesses, signal_group
 
 SPAWN_SECONDS_MAX = 1.0
 STATUS_SECONDS = 0.05
@@ -36,7 +36,7 @@ class Takeover:
         self._runs = runs
         self._ends = ends
         self._unseen: set[str] = set()
-        self.watched = Strangers(selector)
+        self.watched = AdoptedProcesses(selector)
 
     def load(self, keepers: Sequence[subreaper.Keeper] = ()) -> None:
         """Read the journal, and see what became of each run in it."""

@@ -1,11 +1,7 @@
-"""What the agent is asked to start: which streams, which interpreter, and a short script along with it.
+"""The lines that the agent of a target reads and writes.
 
-In: a task's recipe, a rendered script. Out: the lines of a `start`, as agent.sh reads them.
-
-How an SSH target tells the end of a run: the words of a record, and what they mean.
-
-In: the agent's words after `ended ID`, as `record` in `agent.sh` writes them. Out: a `Record`, or None for one that
-is torn; and its `Ending`. Nothing here knows of runs, targets or connections.
+In: a task's recipe, a rendered script, an environment; the agent's words after `ended ID`. Out: a `start`, a `variables`, as
+agent.sh reads them; a `Record` of an end and its `Ending`, or None for one that is torn. Nothing here knows of runs or links.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One target, kept in contact: what is asked about runs survives broken connections, silence is told.
+"""One target, kept in contact: questions about runs survive broken connections, silence is reported.
 
-In: what runners ask about runs by identity. Out: the agent's answers, to the runner that asked. When the link breaks
+In: questions of runners about runs by identity. Out: the agent's answers, to the runner that asked. When the link breaks
 it is made anew, for ever, and everything that is not settled is asked again: starts are idempotent by identity, so
 nothing runs twice. A link that answers no ping counts as broken. The agent pushes ends; now and then it is asked for
 those that it could not push.

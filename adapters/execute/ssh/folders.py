@@ -1,12 +1,8 @@
-"""What is left of runs on a target: seen and removed by `doctor`, whoever died when.
+"""Runs' folders on a target: those that are left, seen and removed by `doctor`, and one that a person looks into.
 
-In: a host, a log's uuid, later the names of runs that are nobody's. Out: what is there, and what of it was removed. The
-agent looks and removes; nothing outside the application's own folder, and no run of another log, is ever touched.
-
-A run's folder on a target, for a person who looks into it while it runs: its output so far, a shell in it.
-
-In: a manager's host and a run. Out: bytes, or an exit code. Connections are made for the occasion: nothing here has to do
-with the engine that watches the run.
+In: a host; a log's uuid, the names of runs that are over; a run. Out: what is there, and what of it was removed; a run's output
+so far, a shell in its folder. The agent looks and removes, nothing outside the application's own folder. Connections are made
+for the occasion: nothing here has to do with the engine that watches the runs.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def is_ours(owner: Owner | None, mine: Identity) -> bool:
 
 
 def check_owner(owner: Owner | None, mine: Identity, where: str) -> None:
-    """Raise `OccupiedError` where somebody else's runs would get in the way."""
+    """Raise `OccupiedError` where runs of another log would get in the way."""
     if owner is None or owner.token.partition(".")[0] == mine.token:
         return
     whose = ""

@@ -25,7 +25,7 @@ from datatask.adapters.execute.ssh.connections import Connect, SSHHost, mapped
 from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.folders import SSHPlace, list_runs, remove_runs
 from datatask.adapters.execute.ssh.link import let_go, open_sftp
-from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.placement import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError, InvalidValueError

@@ -26,7 +26,7 @@ from datatask.adapters.execute.base.shutdowns import NEAR_SECONDS, stopped_from_
 from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.agent_messages import Record, parse
 from datatask.adapters.execute.ssh.contact import LinkLostError, Target
-from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.placement import Hosts
 from datatask.adapters.execute.ssh.transfers import (
     Contents,
     differs,
@@ -304,7 +304,7 @@ class SSHRunner:
                 ending = ended_by_machine("stopped", stopped_from_outside(record.code))
         if record.full:
             ending = on_full_disk(ending)
-        told = msgspec.structs.replace(
+        ending = msgspec.structs.replace(
             ending,
             started_at=_at(target, int(record.start) / TICKS) if same else None,
             ended_at=_at(target, record.at) if same else time.time_ns(),  # noqa: TID251 - the runner's clock
@@ -314,21 +314,21 @@ class SSHRunner:
             where=target.label,
         )
         wanted = self._recipe.outputs
-        if not wanted or told.outcome == "lost":
-            self._runs.end(run, told)
+        if not wanted or ending.outcome == "lost":
+            self._runs.end(run, ending)
             return
         full = {name: record.sizes[name] for name in wanted if name in record.sizes}
         wrong = {name: words for name, words in record.wrong.items() if name in wanted}
-        told = judged(told, wrong, full)
-        if told.outcome == "lost":
-            self._runs.end(run, told)
+        ending = judged(ending, wrong, full)
+        if ending.outcome == "lost":
+            self._runs.end(run, ending)
             return
         run.outputs.update((name, b"") for name in wanted if name not in full and name not in wrong)
         if full:
-            run.work = self._loop.create_task(self._collect(run, target, told, full, record.sums))
+            run.work = self._loop.create_task(self._collect(run, target, ending, full, record.sums))
             self._services.mind(run.work, "the collecting of a run's output over SSH")
         else:
-            self._runs.end(run, told, self._recipe.writes(run.spec.job, run.outputs))
+            self._runs.end(run, ending, self._recipe.writes(run.spec.job, run.outputs))
 
     async def _collect(
         self, run: SSHRun, target: Target, ending: Ending, sizes: dict[str, int], sums: dict[str, str]
@@ -344,8 +344,8 @@ class SSHRunner:
         if not small:
             check = await asyncio.to_thread(differs, run.outputs, sizes, sums)
         run.work = None
-        if ending.outcome in ("succeeded", "failed") and (told := check):
-            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=told))
+        if ending.outcome in ("succeeded", "failed") and check:
+            ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=check))
             drop(run.outputs)
             run.outputs.clear()
         self._runs.end(run, ending, self._recipe.writes(run.spec.job, run.outputs))

@@ -59,7 +59,7 @@ async def fetch(
 def differs(contents: Contents, sizes: Mapping[str, int], sums: Mapping[str, str]) -> str:
     """Say which stream is not what the run's process had written when it ended: shorter, or another one. Blocking.
 
-    It was not on the disk when the machine went down; or somebody has removed, exchanged or written it since.
+    It was not on the disk when the machine went down; or another process has removed, exchanged or written it since.
     """
     for name, size in sizes.items():
         content = contents[name]

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.local.process_tree import Strangers
+from datatask.adapters.execute.local.process_tree import AdoptedProcesses
 
 
 def test_a_run_of_an_earlier_launcher_is_watched_without_a_descriptor_too(
@@ -23,7 +23,7 @@ def test_a_run_of_an_earlier_launcher_is_watched_without_a_descriptor_too(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "pidfd_open", refused)
-    strangers = Strangers(selectors.DefaultSelector())
+    strangers = AdoptedProcesses(selectors.DefaultSelector())
     start = proctable.start_time(sleeper.pid) or 0
     assert strangers.watch("a", sleeper.pid, start)
     assert not strangers.watch("b", sleeper.pid, start + 1)

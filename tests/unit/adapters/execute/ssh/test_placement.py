@@ -6,7 +6,7 @@ import asyncio
 
 from datatask import Resources, SSHHost
 from datatask.adapters.execute.ssh.contact import Target
-from datatask.adapters.execute.ssh.placing import Hosts
+from datatask.adapters.execute.ssh.placement import Hosts
 
 
 async def test_who_gives_up_waiting_for_room_takes_none() -> None:

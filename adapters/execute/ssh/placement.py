@@ -1,4 +1,4 @@
-"""Which host a run goes to: the one with the most room left, by its own quota.
+"""The placement of runs on hosts: each goes to the one with the most room left, by its own quota.
 
 In: hosts with quotas, what runs take. Out: a target for each run; one that fits nowhere now waits, in order, until
 another one has ended. A run that no host could ever take is refused. What is taken is a view over the runs that are
