@@ -274,7 +274,7 @@ def test_a_bar_is_drawn_on_a_terminal_only(finished: Project, monkeypatch: pytes
     """On stderr, so that what is printed stays what it is; piped there is none."""
     assert finished.ok("replay", "--verify").err == ""
     monkeypatch.setattr(progress_bar, "is_terminal", lambda stream=None: True)
-    monkeypatch.setattr(progress_bar, "AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "BAR_AFTER_SECONDS", 0.0)
     bar = Bar()
     monkeypatch.setattr(progress_bar, "_bar", lambda output: bar)
     found = finished.ok("replay", "--verify", "--json").json
