@@ -1,13 +1,9 @@
-"""Work that may never come back, in a thread of its own.
+"""Letting go in a bounded time: one deadline for all steps of closing, and threads that may never come back.
 
-In comes a blocking function, out goes what it returns. Unlike the loop's own pool such threads are no scarce places
-that one folder on a dead network could take from all others, and nobody waits for them when the program ends.
-
-The time in which an engine lets go: one deadline, and by name what did not end before it.
-
-In come the steps of closing, each with its name. Each gets a part of what is left, so that one that hangs takes
-nothing from those behind it; it is then called off, and left behind where it does not hear that. What is left behind
-is open in the log, where the next engine finds it: a step that is cut short loses nothing.
+In: steps of closing, each with a name; blocking functions. Out: the names of the steps that did not end; what a function
+returns. Each step gets a part of the time that is left, so that one that hangs takes nothing from those behind it. A step
+that is cut short loses nothing: the log has it open, and the next engine goes on. A blocking function has a thread of its
+own: a folder on a dead network takes no place in the loop's pool, and the end of the program does not wait for it.
 """
 
 from __future__ import annotations

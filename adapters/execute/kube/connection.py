@@ -1,15 +1,10 @@
-"""A cluster: how it is reached and as whom, requests to it, and streams from it.
+"""A cluster: its address and credentials, requests to it, streams from it, and what its refusals mean.
 
-In: a configuration as kubectl has it (KUBECONFIG, contexts, exec plugins, in a pod the service account), or an object of
-kubernetes_asyncio's. Out: answers as bytes. Configuration, credentials and TLS are kubernetes_asyncio's; its models are
-not used, for they cost ten times the CPU. Every request has a time limit: the library has none, and a half-open connection
-would hang for ever. The two foreign packages are loaded when a cluster is first reached.
-
-What the API server's answers mean for a request that it did not carry out.
-
-In: an HTTP status, its body, its headers. Out: a `Refusal`: whether to ask again, how soon, and the server's words. A 403
-may be a missing right, a quota, a limit range, an admission webhook or a namespace that goes away; they are told apart
-by reason and text, for the status is the same.
+In: a configuration as kubectl has it, or an object of kubernetes_asyncio's. Out: answers as bytes, or a `Refusal`: whether
+to ask again, how soon, and the server's words. Configuration, credentials and TLS are kubernetes_asyncio's; its models
+cost ten times the CPU and are not used. Every request has a time limit, which the library does not set: a half-open
+connection would hang for ever. The status 403 means a missing right, a quota, a limit range, an admission webhook or a
+namespace that is deleted; reason and text tell them apart. aiohttp and kubernetes_asyncio are loaded at the first request.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""The manager that users name: an application's pods in a namespace of a cluster, for tasks and by hand.
+"""`PodManager`: an application's pods in a namespace of a cluster, for tasks and by hand.
 
-In: the application, the namespace, and which cluster. Out: what a task's runner needs (`shared`), and a handful of calls
-for programs and for `doctor`. Nothing is read or connected before it is needed; kubernetes_asyncio is loaded then.
-
-A run's pod, for a person who looks into it while it runs: its log as it comes, and a shell in it.
-
-In: a manager and a run's identity. Out: parts of the first container's log, and an exit code. The shell is kubectl's, with the
-same configuration: a terminal in a pod is what it is for.
+In: the application, the namespace, and which cluster. Out: what a task's runner needs (`shared`), calls for programs and
+for `doctor`, and `KubePlace`: the log of a run's pod, and a shell in it, which is kubectl's with the same configuration.
+Nothing is read or connected before the first call.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""What a Kubernetes task tells its runner: how to make a pod of a job, what of it to keep, how long to wait for a start.
+"""Pod manifests: from the text of a rendered template to the object that is sent to the API server.
 
-A Pod manifest, from the text that a template rendered to what is sent to the API server.
-
-In: YAML of one Pod. Out: a mapping with the run's name, labels and annotations on it, and with what a run must have:
-restartPolicy Never, and the finalizer that keeps the pod until its end and logs are collected. What cannot be a pod is
-refused here, by name; everything else is for the server to judge.
+In: YAML of one Pod, and the task's `Recipe`: what to keep of a pod, and how long to wait for its start. Out: a mapping with
+the run's name, labels and annotations, restartPolicy Never, and the finalizer that keeps the pod until its end and logs are
+collected. What cannot be a pod is refused here, by name; everything else is for the server to judge.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""A pod as the API server tells it, cut to what matters here: values decoded from JSON, everything else skipped.
+"""Pods as the API server sends them, cut to the fields that matter here; and the name and labels of a run's pod.
 
-In: the bytes of a pod, of a page of a list, or of a line of a watch. Out: structs of a few hundred bytes; thousands of
-pods are kept at a time. Times stay text, as RFC 3339 has them, until somebody asks (`nanoseconds`).
-
-What a run's pod is called, and what is written on it so that it is found again.
-
-In: application, task, job and a run's identity. Out: a DNS-1123 label, readable at its front and unique by a digest at
-its end; labels, by which pods are listed; annotations, which hold the true ids. The same run has the same name for
-ever, so a create that may or may not have arrived is repeated without harm.
+In: the bytes of a pod, of a page of a list, or of a line of a watch. Out: structs of a few hundred bytes, for thousands are
+kept at a time; times stay text (RFC 3339) until `nanoseconds` converts them. A pod's name is a DNS-1123 label, readable at
+its front and unique by a digest at its end: the same run has the same name for ever, so a create is repeated without
+harm. Labels list the pods of an application; annotations hold the ids in full.
 """
 
 from __future__ import annotations

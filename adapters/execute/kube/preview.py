@@ -1,14 +1,9 @@
-"""What a template would make, before there is a job: for checking it, and for what every pod of a task takes.
+"""The manifest of a task before there is a job: its template is checked, and the resources of its pods are counted.
 
-In: a template's text and its scope. Out: the manifest, with a mark wherever a job's own values go. What depends on the job
-cannot be known here: requests that do are named, and the task has to say `job_resources`.
-
-What a pod takes, by its manifest's requests, counted as the scheduler counts.
-
-In: a Pod manifest as a mapping. Out: `Resources`. Main containers run together, init containers one after another
-before them; init containers with restartPolicy Always (sidecars) run from their turn on to the end. A pod takes the larger
-of what runs together in the end and of what any init container needs while it runs, per resource; and `overhead` on top.
-Where requests are missing limits stand for them, as the API server defaults them; where both are missing it is an error.
+In: a template's text and its scope. Out: the manifest, with a mark in place of each value of the job, and `Resources`, counted
+as the scheduler counts: main containers run together; init containers run one after another before them, sidecars
+(restartPolicy Always) from their turn to the end. Per resource a pod takes the larger of both, and `overhead` on top. A
+limit stands for a missing request; where both are missing, or a request depends on the job, that is an error.
 """
 
 from __future__ import annotations

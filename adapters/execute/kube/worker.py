@@ -1,14 +1,9 @@
-"""The inside of a pod: a function is called with its repositories, and what it did goes to the end of the pod's log.
+"""A function in a pod: it is called with its repositories, and its result travels at the end of the pod's log.
 
-In: the run, as the engine has written it into the environment, with the job's own values of the repositories that live in
-the engine (`messages`). Out: the trailer on standard output, which the engine finds in the log, takes off, and records. Repositories
-with a store of their own are used directly; the engine's file is never touched, and nothing is decided here.
-
-What travels between the engine and a function in a pod: the job's values there, and what the function did back.
-
-In: repositories of the engine's, and the end of a container's log. Out: a text for the pod's environment, and a `Message`. The
-message is a trailer on the container's output: `\n#datatask-result <identity> <digest> <length>\n`, base64 of compressed JSON in
-lines, and `#datatask-end`. Both are bounded. The pod's side is `worker`.
+In: the run and the job's values from the engine's repositories, in the pod's environment. Out: a trailer on standard output,
+`#datatask-result <identity> <digest> <length>`, base64 of compressed JSON in lines, `#datatask-end`; the engine takes it
+off the log and records it. Both are bounded. Repositories with a store of their own are used directly; the pod never
+touches the log and decides nothing. The second half of this module is shared by both sides.
 """
 
 from __future__ import annotations

@@ -6,11 +6,8 @@
 | mirror (process) | the store | `binding.put`; reads from the store | the run's overlay, then the store |
 | foreign (files, …) | the store | `binding.put`; reads from the store | the store, noted in the overlay; what the run has read before is written with its end |
 
-What a run reads is noted with the log's position (and, of foreign stores, the version), so that a write over what another has
-changed in the meantime is found out: values, `contains`, listings, and that a key was not there. The position is taken before
-the read: a change between the two is then taken for unseen, which costs a run at most.
-
-Adapters subclass `StoredRepository` and say where their store is and how their values are read.
+A run's reads (values, `contains`, listings) are recorded with the log's position, so that a conflicting write is found. The
+position is taken before the read: a change between the two counts as unseen, which costs a run at most.
 """
 
 from __future__ import annotations
