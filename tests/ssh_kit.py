@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import functools
 import os
 import shutil
 import socket
@@ -127,14 +126,27 @@ def serving(
         process.wait()
 
 
-@functools.cache
+_shared: list[Server] = []
+
+
 def server() -> Server:
-    """Return a server that all tests of this process share; it ends with the process."""
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    folder = Path(tempfile.mkdtemp(prefix="datatask-sshd-"))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return stack.enter_context(serving(folder))
+    """Return a server that all tests of this process share; it ends with the process. One that died is replaced."""
+    if not (_shared and _lives(_shared[-1].pid)):
+        stack, owner = contextlib.ExitStack(), os.getpid()
+        atexit.register(
+            lambda: stack.close() if os.getpid() == owner else None
+        )  # not in a fork of this process
+        folder = Path(tempfile.mkdtemp(prefix="datatask-sshd-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        _shared.append(stack.enter_context(serving(folder)))
+    return _shared[-1]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from tests.effort import by_effort
 from tests.ssh_kit import server
 
 pytestmark = pytest.mark.server("sshd")
-KILLS, JOBS = by_effort(quick=(12, 60), thorough=(60, 240), soak=(60, 240))
+KILLS, JOBS = by_effort(quick=(12, 120), thorough=(60, 400), soak=(60, 400))
 LIVES = (0.05, 0.7)
 REMOTE = "make=__import__('tests.crash.remote').crash.remote.remote"
 

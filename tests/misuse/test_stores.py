@@ -162,7 +162,7 @@ def test_a_listing_that_fails(tmp_path: Path, how: str) -> None:
     project = Project(tmp_path, text())
     project.ok("run")
     assert members(project) == ["a", "b", "c"]
-    rewrite(project, text(listing, patience=0.2))
+    rewrite(project, text(listing, patience=20, late=60))
     put_other(project, "x")
     ended = spoken(project, "run")
     assert ended.code in (0, 6), ended
