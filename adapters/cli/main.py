@@ -143,7 +143,7 @@ def _report(error: BaseException, settings: Settings, arguments: Sequence[str]) 
                 CallerError("it is closed", where=INPUT, remedy="redirect it from a file, or from /dev/null"),
                 settings, arguments,
             )  # fmt: skip
-        case OSError(errno=errno.EBADF):
+        case OSError() if _is_closed(error, arguments):
             say(f"datatask: {CLOSED}")
             return BROKEN
         case FileNotFoundError() if not os.path.isabs(error.filename or "") and _is_nowhere():
@@ -223,6 +223,16 @@ def _is_nowhere() -> bool:
     except OSError:
         return True
     return False
+
+
+def _is_closed(error: OSError, arguments: Sequence[str]) -> bool:
+    """Whether a file was closed under this process.
+
+    A file that is opened next gets the number of the closed one: an event loop then waits on that (EINVAL, ENOTSOCK).
+    """
+    if error.errno in (errno.EINVAL, errno.ENOTSOCK):
+        return error.filename is None and _command(arguments) == "datatask run"
+    return error.errno == errno.EBADF
 
 
 def _command(arguments: Sequence[str]) -> str:

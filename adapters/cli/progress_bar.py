@@ -78,12 +78,20 @@ def _spent(settings: Settings, budget: float) -> TimeLimitError:
 
 @contextmanager
 def _limited(budget: float | None) -> Iterator[None]:
-    """Raise `SpentError` in the body after this many seconds; code that swallows it ends with the process."""
+    """Raise `SpentError` in the body after this many seconds.
+
+    Code that swallows it, as Python does in a callback of the garbage collector, may still end by itself; then
+    `SpentError` is raised at its end. After `SPARE_SECONDS` the process is ended.
+    """
     if budget is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    fired = False
+
     def spent(number: int, frame: FrameType | None) -> None:
+        nonlocal fired
+        fired = True
         late = time.monotonic() - (effort.ends or 0.0)
         if not _loop_runs() or late > LOOP_SECONDS:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -95,6 +103,8 @@ def _limited(budget: float | None) -> Iterator[None]:
         guard.within(budget + SPARE_SECONDS, SPENT, f"not through in {budget:g} s, nor ended since")
         signal.setitimer(signal.ITIMER_REAL, budget, AGAIN_SECONDS)
         yield
+        if fired:
+            raise SpentError
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
