@@ -39,6 +39,8 @@ BRIEF_SECONDS = 30.0
 """So long a command is waited for that has the log for a moment: it is done within 10 s, unless it was told to wait."""
 COMMANDS_SECONDS = 120.0
 """So long all of them are waited for, one after the other."""
+UNSEEN_SECONDS = 3.0
+"""After this time without a holder of the lease, the log is locked under another name: its holder is not known."""
 TOLD_SECONDS = 1.0
 PAUSE_SECONDS = (0.01, 0.05)
 _DARWIN = sys.platform == "darwin"
@@ -250,7 +252,7 @@ class Patience:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._began = self._since = time.monotonic()
+        self._began = self._since = self._seen = time.monotonic()
         self._pid = 0
         self._told = False
 
@@ -259,6 +261,10 @@ class Patience:
         now = time.monotonic()
         holder = holder_of(self._log)  # None: it has ended since
         if holder is not None and not holder.brief:
+            raise error
+        if holder is not None:
+            self._seen = now
+        elif now - self._seen > UNSEEN_SECONDS:
             raise error
         if holder is not None and holder.pid != self._pid:
             self._pid, self._since = holder.pid, now

@@ -72,7 +72,7 @@ def test_another_name_that_leads_past_the_lease_meets_the_lock_of_the_file(
         os.link(project.log, tmp_path / "hard.db")
         os.removexattr(project.log, "user.datatask.home")
         refused = project.call("--log", tmp_path / "hard.db", "run")
-        assert (refused.code, "its file is locked (under another name" in refused.err) == (4, True)
+        assert (refused.code, "its file is locked (under another name" in refused.err) == (4, True), refused
     assert not (tmp_path / "hard.db.blobs").exists()
 
 

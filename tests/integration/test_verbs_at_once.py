@@ -225,7 +225,7 @@ def test_a_command_that_does_not_let_go_is_named(tmp_path: Path, monkeypatch: py
 def test_an_engine_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     project.put(a=1)
-    monkeypatch.setattr(lease, "random", None)  # what a pause needs
+    monkeypatch.setattr(lease, "PAUSE_SECONDS", None)  # a pause would fail
     with held(project.log, "long") as process:
         assert holder_of(project.log) == (process.pid, False)
         assert [project.call(command).code for command in ("run", "update", "log-compact")] == [4, 4, 4]
