@@ -16,7 +16,7 @@ from pathlib import Path
 
 from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
 from datatask.adapters.log.reader import LogReader
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.events import ABSENT
 from datatask.testing import MemoryLog
 

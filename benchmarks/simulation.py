@@ -18,11 +18,11 @@ import msgspec
 import simpy
 
 from benchmarks.core import chain
+from datatask.adapters.sim.distributions import stream
 from datatask.adapters.sim.logged import Logged
+from datatask.adapters.sim.model import Plain
 from datatask.adapters.sim.modelling import model_of
 from datatask.adapters.sim.quick import Quick
-from datatask.adapters.sim.random_streams import stream
-from datatask.adapters.sim.worlds import Plain
 from datatask.schema.definition import PipelineDef, QuotaDef
 from datatask.schema.units import SECOND
 from datatask.simulation import Exponential, Scenario, TaskScenario

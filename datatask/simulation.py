@@ -15,9 +15,8 @@ result.makespan, result.bottleneck, result.tasks()
 
 from __future__ import annotations
 
-from datatask.adapters.sim.bottleneck import Relief, relieve
+from datatask.adapters.sim.bottleneck import Relief, Step, critical_path, path_table, relieve
 from datatask.adapters.sim.capacity import Capacity, finish_by
-from datatask.adapters.sim.critical_path import Step, critical_path, path_table
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,

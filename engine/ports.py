@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from datatask.schema.definition import Medium, Record
 from datatask.schema.events import Batch, Event, Recorded, StopReason
-from datatask.schema.messages import Fact, RunSpec, Write
-from datatask.schema.requests import AnyRequest, Reply
+from datatask.schema.messages import AnyRequest, Fact, Reply, RunSpec, Write
 
 if TYPE_CHECKING:
     from datatask.engine.core.state import State

@@ -1,8 +1,9 @@
-"""Metadata documents as bytes: JSON, plus the few types that YAML documents and done records hold.
+"""Job ids and other names from outside, and metadata documents as bytes.
 
-`encode_value` takes plain data (None, bool, int, float, str, list, tuple, dict with string keys) and, tagged
-as one-key objects, datetime, date, timedelta, Decimal and bytes; `decode_value` gives them back as they
-were (tuples become lists). Anything else is the caller's mistake and is named.
+A job id becomes a file name, an object key, a label and an SQL value: 1-128 ASCII letters, digits, `.`, `_`, `-`,
+alphanumeric at both ends, so that no path trick or look-alike letter passes. `encode_value` takes plain data (None,
+bool, int, float, str, list, tuple, dict with string keys) and, tagged as one-key objects, datetime, date, timedelta,
+Decimal and bytes; `decode_value` gives them back, tuples as lists. Other types raise an error that names the part.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import math
+import re
+import string
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 
-from datatask.schema.errors import InvalidValueError
+from datatask.schema.errors import InvalidJobError, InvalidValueError
 
 INLINE_BYTES_MAX = 64 * 1024
 """Values up to this size travel in the event; larger ones are blobs beside the log, named by digest."""
@@ -122,3 +125,38 @@ def _untagged(document: Any) -> Any:
                 return reader(item)
         return {key: _untagged(item) for key, item in document.items()}
     return document
+
+
+JOB_LENGTH_MAX = 128
+JOB_ENDS = string.ascii_letters + string.digits
+JOB_CHARACTERS = JOB_ENDS + "._-"
+_JOB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII)
+
+_valid_job = _JOB.fullmatch
+
+
+def is_job(text: object) -> bool:
+    """Whether `text` is a job id."""
+    return isinstance(text, str) and _valid_job(text) is not None
+
+
+def check_job(text: str, *, where: object = "") -> str:
+    """Return `text` when it is a job id, else raise `InvalidJobError` naming it and `where` (a text, or what has a repr)."""
+    if not is_job(text):
+        raise InvalidJobError(
+            f"{text!r:.160} is not a job id",
+            where=where if isinstance(where, str) else repr(where),
+            remedy="use 1-128 letters, digits, '.', '_' or '-', with a letter or digit at both ends",
+        )
+    return text
+
+
+def check_name(text: str, what: str) -> str:
+    """Return `text` when it can name a task, link, quota or pipeline, else raise `CallerError`."""
+    if not isinstance(text, str) or _NAME.fullmatch(text) is None:
+        raise InvalidValueError(
+            f"{text!r:.160} cannot name a {what}",
+            remedy="start with a letter or '_' and go on with letters, digits, '_', '-', '.' (128 at most)",
+        )
+    return text

@@ -22,7 +22,7 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.runtime.closing import call_off
 from datatask.schema.errors import TimeLimitError
-from datatask.schema.requests import Reply
+from datatask.schema.messages import Reply
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline

@@ -15,7 +15,7 @@ from datatask.adapters.wiring.opening import actor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, DatataskError, TimeLimitError
-from datatask.schema.requests import AnyRequest, Refusal, Reply
+from datatask.schema.messages import AnyRequest, Refusal, Reply
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline

@@ -8,8 +8,7 @@ from datatask.adapters.cli.options import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.history.export.export import FORMATS, Format, Order, export
-from datatask.adapters.history.export.files import STDOUT, Written
+from datatask.adapters.history.export.files import FORMATS, STDOUT, Format, Order, Written, export
 from datatask.adapters.history.export.tables import TABLES, Wanted
 from datatask.adapters.history.moments import When
 from datatask.engine.ports import Filters

@@ -22,10 +22,10 @@ from datatask.engine.core.expressions import set_text
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import definition as d
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
-from datatask.schema.ids import check_job
 from datatask.schema.troubles import shown
+from datatask.schema.values import check_job
 
 EVERY_JOB = "__all__"
 

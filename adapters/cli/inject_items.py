@@ -18,9 +18,8 @@ import msgspec
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Blobs
 from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
-from datatask.schema.ids import check_job
-from datatask.schema.requests import Item
-from datatask.schema.values import INLINE_BYTES_MAX, encode_value
+from datatask.schema.messages import Item
+from datatask.schema.values import INLINE_BYTES_MAX, check_job, encode_value
 
 PORTION_ITEMS = 1000
 PORTION_BYTES = 4 * 1024 * 1024

@@ -12,8 +12,8 @@ from datatask.adapters.history.lineage import Direction
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import When
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.ids import check_job
 from datatask.schema.troubles import shown
+from datatask.schema.values import check_job
 
 
 @command(

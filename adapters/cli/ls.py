@@ -141,7 +141,7 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
     definition = state.leaves[leaves[0]].definition
     if definition.derived is None:
         position = get_at(state.leaves[leaves[0]].positions, index)
-        from datatask.adapters.log.base import CheckedReader
+        from datatask.adapters.log.checkpoints import CheckedReader
 
         (event,) = CheckedReader(log.reader).fetch([position])
         assert isinstance(event, ValuePut)

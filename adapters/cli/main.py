@@ -184,7 +184,7 @@ def _last_words(error: BaseException, arguments: Sequence[str]) -> int:
 
 def _damage(settings: Settings) -> DatataskError | None:
     """Return what is wrong with the rows of this call's log: code of ours may fail on what no log should hold."""
-    from datatask.adapters.log.integrity.types import wrong_row
+    from datatask.adapters.log.integrity.verify import wrong_row
 
     try:
         return wrong_row(settings.log_path())

@@ -14,7 +14,7 @@ import click
 
 from datatask.adapters.cli.settings import COLORS, Settings
 from datatask.schema.errors import NotPossibleError
-from datatask.schema.ids import check_job
+from datatask.schema.values import check_job
 
 if TYPE_CHECKING:
     from datatask.adapters.history.moments import When

@@ -16,7 +16,7 @@ from datatask.adapters.history import shapes
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.errors import InvalidValueError, UnknownNameError, one_of, unknown
 from datatask.schema.resources import parse_quantity, to_nano
 

@@ -23,7 +23,7 @@ from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import InvalidValueError, LeaseHeldError, TimeLimitError
-from datatask.schema.requests import AcceptLoss
+from datatask.schema.messages import AcceptLoss
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words
 

@@ -22,7 +22,7 @@ from datatask.adapters.history.states import follow
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Blobs
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.troubles import shown
 

@@ -17,7 +17,7 @@ from datatask.adapters.cli.progress_bar import progress_bar
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.verify.verify import LogVerified, verify_log
-from datatask.adapters.log.integrity.anchors import append_anchor, head_anchor, read_anchors
+from datatask.adapters.log.integrity.verify import append_anchor, head_anchor, read_anchors
 from datatask.schema.troubles import shown
 from datatask.schema.units import iso
 

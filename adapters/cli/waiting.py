@@ -14,8 +14,8 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import waits
 from datatask.adapters.history.moments import When
 from datatask.schema.errors import UnknownNameError
-from datatask.schema.ids import check_job
 from datatask.schema.units import duration_words, iso
+from datatask.schema.values import check_job
 
 DURATIONS = ("seconds", "waited", "mean", "p50", "p95", "max")
 DRAWN_SUMS = ("seconds", "share", "episodes", "p50", "p95", "max")

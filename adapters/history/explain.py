@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from datatask.adapters.clock import SystemClock
-from datatask.adapters.history.queries import Table
+from datatask.adapters.history.shapes import Table
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State

@@ -21,15 +21,15 @@ from datatask.adapters.history.explain import surroundings, table_of, with_event
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import Moment, When, parse_when, position_of
-from datatask.adapters.history.queries import Table
 from datatask.adapters.history.runs import RUN_FIELDS, RunFilter, find_runs, group_runs
+from datatask.adapters.history.shapes import Table
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.timeline import Timeline
 from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.history.waits import USUAL, WaitQuery, find_intervals, sum_up
 from datatask.adapters.log.locate import locate
+from datatask.adapters.log.log_file import Parameters
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.sql import Parameters
 from datatask.engine.core.state import State
 from datatask.engine.explain import why
 from datatask.engine.explain.explanations import Explanation
@@ -37,12 +37,11 @@ from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import Interval
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
-from datatask.schema.ids import check_job
 from datatask.schema.units import iso, nanoseconds
+from datatask.schema.values import check_job
 
 if TYPE_CHECKING:
-    from datatask.adapters.history.export.export import Format
-    from datatask.adapters.history.export.files import Written
+    from datatask.adapters.history.export.files import Format, Written
 
 """A position, an ISO time or an age such as `-2h`, a time, an age as a timedelta; None is the head."""
 
@@ -247,7 +246,7 @@ class History:
 
         Without a `format` the target's name says it, without `tables` all of Parquet are written, else the events.
         """
-        from datatask.adapters.history.export.export import Order, export
+        from datatask.adapters.history.export.files import Order, export
         from datatask.adapters.history.export.tables import Wanted as Rows
 
         runs = (run,) if isinstance(run, int) else tuple(run)

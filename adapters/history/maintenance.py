@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.states import CheckpointCache, beginning, fold
 from datatask.adapters.log.inbox_client import ask
-from datatask.adapters.log.integrity.anchors import compare, head_anchor
+from datatask.adapters.log.integrity.verify import compare, head_anchor
 from datatask.adapters.log.lease import PAUSE_SECONDS, Patience, probe
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.maintenance import redact as redacting
@@ -46,7 +46,7 @@ from datatask.schema.errors import (
     TemporaryError,
 )
 from datatask.schema.events import Event, PayloadRedacted
-from datatask.schema.requests import Redact, Refusal, Reply, Who
+from datatask.schema.messages import Redact, Refusal, Reply, Who
 from datatask.schema.units import iso
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from datatask.adapters.history.moments import When, last_before, position_of
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from datatask.engine.waits.phases import NEAR
+from datatask.engine.waits.episodes import NEAR
 from datatask.schema.errors import InvalidValueError, one_of
 from datatask.schema.events import EngineOpened
 from datatask.schema.units import SECOND, iso

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.moments import When, position_of
-from datatask.adapters.history.queries import Table
+from datatask.adapters.history.shapes import Table
 from datatask.adapters.history.states import beginning, collector_off
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.reader import LogReader

@@ -1,9 +1,10 @@
-"""Checkpoints beside the log: states as bytes, in `<log>.checkpoints/<position>-<fold version>`.
+"""Checkpoints beside the log, in `<log>.checkpoints/<position>-<fold version>`, and checked reading of single rows.
 
-A file is one line of JSON (what the state stands on, how it is packed, its checksum) and the body. It is a cache: what does
-not fit is passed over, and what another user could have put there is told too. Only the log can vouch for one: an event has
-the SHA-256 of an engine's; readers append nothing, so theirs bear a code (HMAC) whose key, the salt of the first event, only the
-log has. Whoever can read the log can make that code; `verify` therefore compares each state with the one that it folds.
+A file is one line of JSON (what it rests on, packing, checksum) and the state's bytes. It is a cache: one that does not
+fit is passed over, and one that another user could have written is reported. The log vouches for each: an event holds
+the SHA-256 of an engine's, and those of readers carry an HMAC under a key from the log (the first event's salt).
+`read_event` hashes the whole batch of a row once, and later compares the row with what was hashed. Rows that were
+carried over a cut are covered by the digest in `ArchiveCut`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import hmac
 import itertools
 import logging
 import os
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -23,14 +25,15 @@ from typing import BinaryIO, NamedTuple, Protocol
 import msgspec
 
 from datatask.adapters.atomic_file import whole
-from datatask.adapters.log.base import CheckedReader
-from datatask.adapters.log.faults import mapped
-from datatask.adapters.log.queries import Query
+from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.integrity.verify import Chain, begun, page
+from datatask.adapters.log.queries import Query, Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
-from datatask.engine.ports import Checkpoint
+from datatask.engine.ports import Checkpoint, Filters
+from datatask.schema.codec import payload_digest
 from datatask.schema.errors import DatataskError, LogError
-from datatask.schema.events import CheckpointWritten
+from datatask.schema.events import ArchiveCut, CheckpointWritten, Event
 
 logger = logging.getLogger("datatask.log")
 
@@ -284,3 +287,121 @@ def _checkpoint_event(checked: CheckedReader, found: Found) -> CheckpointWritten
     if not isinstance(event, CheckpointWritten):
         return None
     return event if (event.position, event.fold_version) == (found.position, found.fold_version) else None
+
+
+MARKS_MAX = 100_000
+_BEFORE = "SELECT max(position) FROM log WHERE position < ? AND chain IS NOT NULL"
+_REMEDY = "see `datatask verify`; restore the log from a backup"
+
+
+NAMED = (2, 5, 7, 8, 9)
+"""Where names stand in a row."""
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What values raise that nobody writes."""
+
+
+class CheckedReader:
+    """Fetches events of one log, and believes none that its batch does not vouch for."""
+
+    def __init__(self, reader: LogReader) -> None:
+        """Take a reader, which stays the caller's to close."""
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._marks: dict[int, int] = {}
+        self._base = 0
+
+    def fetch(self, positions: Sequence[int]) -> list[Event]:
+        """Return the events at these positions, in the order asked; `UnknownNameError` for a missing one."""
+        wanted = sorted(set(positions))
+        with self._lock:
+            for last_try in (False, True):
+                rows = self._reader.stored_at(wanted)
+                if all(self._fits(row[0], hash(row)) for row in rows) or last_try:
+                    break
+                # A row that is another one than a moment ago: redacted meanwhile, which its batch will tell.
+                self._marks.clear()
+            return self._reader.decoder.in_order(rows, positions)
+
+    def _fits(self, position: int, mark: int) -> bool:
+        known = self._marks.get(position)
+        if known is None:
+            self._check(position, mark)
+            known = self._marks[position]
+        return known == mark
+
+    def _check(self, position: int, mark: int) -> None:
+        if len(self._marks) > MARKS_MAX:
+            self._marks.clear()
+        base = self._reader.header.base
+        if position > base:
+            self._check_batch(position, base)
+            return
+        if self._base != base and not base_fits(self._reader):
+            what = "the values that were carried over the cut are not those that were stored there"
+            raise damaged(what, self._reader.path, position, _REMEDY)
+        self._base, self._marks[position] = base, mark
+
+    def _check_batch(self, position: int, base: int) -> None:
+        reader = self._reader
+        ((before,),) = reader.ask(Query(_BEFORE, (position,)))
+        end = reader.end_of_batch(position)
+        chain = begun(reader, max(before or 0, base))
+        chain.learned = False  # the names of a batch are few, those of the log may be a million
+        while chain.position < end and (rows := page(reader, chain, end)):
+            self._marks.update((row[0], hash(row)) for row in rows)
+        self._refuse(chain, position, end)
+
+    def _refuse(self, chain: Chain, position: int, end: int) -> None:
+        faults = chain.finish(end)
+        if faults or position not in self._marks:
+            self._marks.clear()
+            told = str(faults[0]) if faults else "it is not there any more"
+            raise damaged(
+                f"the event is not the one that was written ({told})", self._reader.path, position, _REMEDY
+            )
+
+
+def base_digest(body: bytes, carried: bytes) -> str:
+    """Return what `ArchiveCut.state` says of a base: the SHA-256, in hex, of its state and of its carried rows."""
+    return hashlib.sha256(hashlib.sha256(body).digest() + carried).hexdigest()
+
+
+def base_fits(reader: LogReader) -> bool:
+    """Whether the base and the rows carried with it are what the `ArchiveCut` says; also where there is none."""
+    base = reader.header.base
+    if not base:
+        return True
+    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]
+    states = {event.state for event in told if isinstance(event, ArchiveCut) and event.until == base}
+    try:
+        return states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
+    except (DatataskError, *UNFIT):
+        return False
+
+
+def carried_digest(reader: LogReader, until: int, positions: Sequence[int] | None = None) -> bytes:
+    """Return the SHA-256 of the carried rows: each a JSON array as in the preimage of the chain, its position first."""
+    digest = hashlib.sha256()
+    kept = None if positions is None else frozenset(positions)
+    for row in named_rows(reader, 0, until):
+        if kept is None or row[0] in kept:
+            *plain, payload, salt, hashed, _ = row
+            encoded = None if payload is None else payload.encode()
+            told = hashed.hex() if hashed else payload_digest(encoded, salt)
+            digest.update(msgspec.json.encode([*plain, told]))
+    return digest.digest()
+
+
+def named_rows(reader: LogReader, after: int, until: int) -> Iterator[Stored]:
+    """Yield the stored rows behind `after` with their names as text."""
+    while after < until and (rows := reader.stored(after, until)):
+        names = reader.decoder.names
+        for row in rows:
+            named = list(row)
+            try:
+                for column in NAMED:
+                    named[column] = names[row[column]]
+            except KeyError as error:
+                raise damaged(f"name {error} is missing", reader.path, row[0]) from None
+            yield tuple(named)
+        after = rows[-1][0]

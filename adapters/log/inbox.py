@@ -22,7 +22,7 @@ from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.private import OddFileError, PrivateFolder, make_folder
 from datatask.adapters.trust import check_above
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.requests import AnyRequest, Refusal, Reply
+from datatask.schema.messages import AnyRequest, Refusal, Reply
 
 logger = logging.getLogger("datatask.engine")
 

@@ -34,7 +34,7 @@ from datatask.schema.errors import (
     TemporaryError,
     TimeLimitError,
 )
-from datatask.schema.requests import AnyRequest, Ping, Reply, ServiceHealth
+from datatask.schema.messages import AnyRequest, Ping, Reply, ServiceHealth
 
 _LOOK_SECONDS = (0.005, 0.1)
 _PROBE_SECONDS = 0.25

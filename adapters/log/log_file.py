@@ -1,9 +1,9 @@
-"""The log's file, opened for reading only, while others write to it, cut it, or put another one in its place.
+"""A log's file opened for reading while others write it, cut it or replace it; its header; and SQL of users.
 
-In: a path, and work on a connection. Out: what the work found, in a snapshot that holds. With nothing in the write-ahead log
-the file is opened as immutable, so that nothing is made beside it, and what was found is thrown away and looked up again when
-the file or its write-ahead log changed meanwhile. Only SQLite opens the file: closing a descriptor of our own would drop the
-locks that SQLite holds for an engine in the same process.
+In: a path, and work on a connection. Out: the result, from one consistent snapshot. With an empty write-ahead log the
+file is opened as immutable, so that no file is made beside it, and the result is discarded and computed again if the
+file changed meanwhile. Only SQLite opens the file: closing a descriptor of ours would drop the locks that SQLite holds
+for an engine in the same process. A user's SELECT runs within limits of time and size and changes nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,26 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from datatask.adapters.log.faults import damaged, mapped
-from datatask.adapters.log.presence import gone
-from datatask.schema.errors import LogError, LogGoneError, NoLogError, TemporaryError
+from datatask.adapters.log.file_changes import gone
+from datatask.schema.errors import (
+    CallerError,
+    FutureLogError,
+    InvalidValueError,
+    LogError,
+    LogGoneError,
+    NoLogError,
+    NotPossibleError,
+    OtherPipelineError,
+    TemporaryError,
+)
+from datatask.schema.version import FORMAT, META_KEYS
 
 _ATTEMPTS = 20
 _UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
@@ -179,3 +191,168 @@ def _unwritten(stamp: Stamp) -> bool:
 def _status(path: Path) -> tuple[int, int, int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+_STEPS_PER_LOOK = 20_000
+"""SQLite's virtual machine steps between two looks at the clock: about a millisecond."""
+
+_READING = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
+_ACTIONS = {
+    getattr(sqlite3, f"SQLITE_{action}"): action.replace("_", " ")
+    for action in (
+        "INSERT", "UPDATE", "DELETE", "ATTACH", "DETACH", "PRAGMA", "TRANSACTION", "SAVEPOINT", "REINDEX", "ANALYZE",
+        "CREATE_TABLE", "CREATE_TEMP_TABLE", "CREATE_VIEW", "CREATE_TEMP_VIEW", "CREATE_INDEX", "CREATE_TRIGGER",
+        "CREATE_VTABLE", "FUNCTION", "DROP_TABLE", "DROP_VIEW", "DROP_INDEX", "DROP_TRIGGER", "ALTER_TABLE",
+    )
+}  # fmt: skip
+_VIRTUAL = "SELECT 0 FROM json_each('[]'), json_tree('[]')"
+"""Makes SQLite set up its own virtual tables, which it does by what looks like a write to whoever authorizes."""
+
+_PRAGMAS = {"table_info", "table_xinfo", "index_list", "index_info", "table_list", "database_list"}
+
+_OUTSIDE = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
+"""Functions that reach beyond the log, where a build of SQLite has them."""
+
+_SELECT = "one SELECT; see docs/log.md for the views"
+
+VALUE_BYTES_MAX = 64 << 20
+ANSWER_BYTES_MAX = 1 << 30
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class Answer(NamedTuple):
+    """The answer to a query; `more` says that rows were left off."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    more: bool
+
+
+def stream(
+    file: LogFile,
+    sql: str,
+    parameters: Parameters = (),
+    *,
+    begin: Callable[[], None],
+    take: Callable[[tuple[Any, ...]], None],
+    timeout_seconds: float,
+    rows_max: int | None = None,
+) -> tuple[tuple[str, ...], bool]:
+    """Answer one SELECT, each row handed to `take`; return the columns, and whether rows were left off.
+
+    `begin` is called before the first row, and once more where what was taken is void, as the log changed.
+    """
+
+    def answer(connection: sqlite3.Connection) -> tuple[tuple[str, ...], bool]:
+        begin()
+        with _bounded(connection, file.path, time.monotonic() + timeout_seconds):
+            cursor = connection.execute(sql, parameters)
+            if cursor.description is None:
+                raise NotPossibleError("this statement answers nothing", where="SQL", remedy="use a SELECT")
+            columns = tuple(column[0] for column in cursor.description)
+            for number, row in enumerate(cursor):
+                if number == rows_max:
+                    return columns, True
+                take(row)
+            return columns, False
+
+    return file.apart(answer)
+
+
+@contextmanager
+def _bounded(connection: sqlite3.Connection, path: Path, deadline: float) -> Iterator[None]:
+    """Let a statement only read, and only until the deadline; what SQLite says of it is mapped."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)
+    connection.execute(_VIRTUAL)
+    refused: list[str] = []
+
+    def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        verdict = _authorize(action, first, second)
+        if verdict != sqlite3.SQLITE_OK:
+            refused.append(_ACTIONS.get(action, "this"))
+        return verdict
+
+    connection.set_authorizer(authorize)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_PER_LOOK)
+    try:
+        yield
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if refused:
+            what = f"{refused[0]} is refused: a log is only read here"
+            raise NotPossibleError(what, where="SQL", remedy=_SELECT) from error
+        if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH):
+            raise CallerError(f"{error}", where="SQL", remedy=_SELECT) from error
+        if code == sqlite3.SQLITE_TOOBIG or isinstance(error, sqlite3.DataError):
+            what = f"one value has more than {VALUE_BYTES_MAX >> 20:,} MiB"
+            raise InvalidValueError(what, where="SQL", remedy="ask for less") from error
+        with mapped(path):
+            raise
+
+
+def _authorize(action: int, first: str | None, second: str | None) -> int:
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _OUTSIDE:
+        return sqlite3.SQLITE_DENY
+    if action in _READING or (action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS):
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY
+
+
+class Header(NamedTuple):
+    """One field a key of `META_KEYS`."""
+
+    format: int
+    may_read: int
+    may_write: int
+    written_by: str
+    uuid: str
+    pipeline: str
+    epoch: int
+    host: str
+    pid: int
+    started: int
+    base: int
+    base_chain: bytes
+
+
+_KINDS = get_type_hints(Header)
+
+
+def parse_header(rows: Iterable[Sequence[Any]], path: Path) -> Header:
+    """Return the header in these rows of `meta`; refuse a log that only newer versions can read."""
+    found = {key: value for key, value in rows if key in META_KEYS}
+    missing = META_KEYS.keys() - found.keys()
+    for key, value in found.items():
+        if type(value) is not _KINDS[key]:
+            raise damaged(f"the header's {key} is {value!r:.50}, no {_KINDS[key].__name__}", path)
+    if "may_read" not in missing and found["may_read"] > FORMAT:
+        raise _future(found["may_read"], path, "read")
+    if missing:
+        raise damaged(f"the header lacks {', '.join(sorted(missing))}", path)
+    return Header(**found)
+
+
+def check_may_write(header: Header, pipeline: str, path: Path) -> None:
+    """Raise unless an engine of this version, for this pipeline, may append to the log."""
+    if header.may_write > FORMAT:
+        raise _future(header.may_write, path, "append to")
+    if header.pipeline != pipeline:
+        raise OtherPipelineError(
+            f"this log belongs to the pipeline {header.pipeline!r}, not to {pipeline!r}",
+            where=str(path),
+            remedy="name another log (--log), or give the pipeline its old name",
+        )
+
+
+def _future(needed: int, path: Path, verb: str) -> FutureLogError:
+    return FutureLogError(
+        f"to {verb} this log takes storage format {needed}, this version knows {FORMAT}",
+        where=str(path),
+        remedy="use the datatask version that wrote it, or a newer one",
+    )

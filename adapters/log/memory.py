@@ -26,7 +26,7 @@ from datatask.engine.ports import EVERYTHING, Checkpoint, Filters
 from datatask.schema.codec import CHAIN_START, Row, chain, payload_digest
 from datatask.schema.errors import DatataskError, NotOpenError, UnknownNameError
 from datatask.schema.events import Batch, Event, LogCreated, PayloadRedacted, Recorded
-from datatask.schema.requests import AnyRequest, Reply
+from datatask.schema.messages import AnyRequest, Reply
 
 _CHECKPOINTS_KEPT = 3
 _PENDING_MAX = 1_000

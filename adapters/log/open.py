@@ -20,9 +20,9 @@ from sqlalchemy.pool import StaticPool
 
 from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
-from datatask.adapters.log.header import Header, check_may_write, parse_header
-from datatask.adapters.log.integrity.unwritten import refuse_hidden
+from datatask.adapters.log.file_changes import refuse_hidden
 from datatask.adapters.log.integrity.verify import verify_chain
+from datatask.adapters.log.log_file import Header, check_may_write, parse_header
 from datatask.adapters.log.queries import HEAD, META
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail

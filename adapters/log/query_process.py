@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
+from datatask.adapters.log.log_file import Parameters, stream
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.sql import Parameters, stream
 from datatask.schema import errors
 from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, TimeLimitError
 from datatask.schema.troubles import as_error

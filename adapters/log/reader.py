@@ -17,10 +17,16 @@ from typing import Any, Self
 from datatask.adapters.effort import effort
 from datatask.adapters.log import queries
 from datatask.adapters.log.faults import archived, damaged
-from datatask.adapters.log.header import Header, parse_header
 from datatask.adapters.log.locate import locate
-from datatask.adapters.log.log_file import LogFile
-from datatask.adapters.log.sql import ANSWER_BYTES_MAX, Answer, Parameters, stream
+from datatask.adapters.log.log_file import (
+    ANSWER_BYTES_MAX,
+    Answer,
+    Header,
+    LogFile,
+    Parameters,
+    parse_header,
+    stream,
+)
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import EVERYTHING, Filters
 from datatask.schema.codec import CHAIN_START, Row

@@ -20,13 +20,12 @@ from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from datatask.adapters.log import queries
-from datatask.adapters.log.base import CheckedReader
 from datatask.adapters.log.blobs import FileBlobs
-from datatask.adapters.log.checkpoints import FileCheckpoints, vouching
+from datatask.adapters.log.checkpoints import CheckedReader, FileCheckpoints, vouching
 from datatask.adapters.log.columns import Follower, collector_off
 from datatask.adapters.log.faults import damaged, mapped
+from datatask.adapters.log.file_changes import Presence, seal, unseal
 from datatask.adapters.log.inbox import FileInbox
-from datatask.adapters.log.integrity.unwritten import seal, unseal
 from datatask.adapters.log.lease import Lease, Patience, take_lease
 from datatask.adapters.log.locate import (
     blobs_path,
@@ -38,7 +37,6 @@ from datatask.adapters.log.locate import (
     remember_home,
 )
 from datatask.adapters.log.open import Durability, Opened, Opener, create_log, disconnect, open_log
-from datatask.adapters.log.presence import Presence
 from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import Tail, system_salts

@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from datatask.adapters.log.faults import translate
-from datatask.adapters.log.maintenance.removal import remove_payload
+from datatask.adapters.log.maintenance.offline import remove_payload
 from datatask.adapters.log.open import disconnect, driver
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Prepared
 from datatask.schema.errors import DatataskError, InternalError, LeaseLostError

@@ -14,11 +14,10 @@ from math import log2
 from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.effort import SpentError, effort
-from datatask.adapters.history.queries import Table
-from datatask.adapters.sim.bottleneck import is_whole, least_of, limits_of, with_limit
-from datatask.adapters.sim.critical_path import critical_path, in_sum
+from datatask.adapters.history.shapes import Table
+from datatask.adapters.sim.bottleneck import critical_path, in_sum, is_whole, least_of, limits_of, with_limit
 from datatask.adapters.sim.modelling import changed
-from datatask.adapters.sim.summary import quantile
+from datatask.adapters.sim.result import quantile
 from datatask.schema.errors import InvalidValueError
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ from datatask.adapters.sim.model import (
     Model,
     Records,
     SimRun,
+    World,
     output,
     parent,
 )
-from datatask.adapters.sim.worlds import World
 from datatask.engine.core.checkpoints import load
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.effects import Evaluation, StartRun, Step, StopRun, WriteStore

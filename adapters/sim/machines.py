@@ -11,12 +11,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from datatask.adapters.sim.distributions import Exponential, Sampler, as_distribution
-from datatask.adapters.sim.model import CALLED, ENDED, FAILED, LOST, NEVER, Profile, SimRun
+from datatask.adapters.sim.distributions import Exponential, Sampler, as_distribution, stream
+from datatask.adapters.sim.model import (
+    CALLED,
+    ENDED,
+    FAILED,
+    LOST,
+    NEVER,
+    Plain,
+    Profile,
+    SimRun,
+    Simulator,
+    World,
+    draw,
+    draw_rest,
+    latency_left,
+)
 from datatask.adapters.sim.modelling import amounts
-from datatask.adapters.sim.random_streams import stream
 from datatask.adapters.sim.scenario import Machines, Scenario
-from datatask.adapters.sim.worlds import Plain, Simulator, World, draw, draw_rest, latency_left
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import UnknownNameError, one_of
 

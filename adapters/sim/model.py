@@ -1,9 +1,9 @@
-"""A pipeline and a scenario, made ready to be stepped: what both simulators read, and the runs that they step.
+"""A pipeline and a scenario prepared for stepping, and the worlds in which simulated runs run.
 
-In come `scenario` and a definition (model making is in `modelling`). Here are only the values: per task a `Profile`
-that says how its runs go, when which jobs arrive where, and the machines. Times are nanoseconds, jobs integers in the
-order of their arrival, tasks integers in the order of the definition. A `Model` is used up by one simulation: its
-samplers move on as they are asked.
+Per task a `Profile` gives durations, outcomes and outputs; arrivals and machines are here too. Times are nanoseconds, jobs
+integers in order of arrival, tasks integers in order of the definition. A `Model` serves one simulation: its samplers
+advance. A world takes `start` and `stop`, and returns timed things by `push`, immediate starts by `begin`. `Plain` has
+unlimited capacity; those of `machines` have limits. Models are made in `modelling`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Protocol, overload
 
 import msgspec
 
@@ -236,3 +236,121 @@ class Records:
                 flush()
 
         return add
+
+
+class Simulator(Protocol):
+    """The part of a simulator that a world calls."""
+
+    now: int
+
+    def name(self, job: int) -> str:
+        """Return a job's name."""
+
+    def push(self, at: int, what: int, about: object) -> None:
+        """Let something come at a time: a run begins or ends, or the world is called."""
+
+    def begin(self, run: SimRun) -> None:
+        """Tell that a run begins now."""
+
+
+class World(Protocol):
+    """Where runs go."""
+
+    def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
+        """Begin: what comes by itself is pushed from here on."""
+
+    def start(self, run: SimRun) -> None:
+        """Take a run that was launched."""
+
+    def resume(self, run: SimRun) -> None:
+        """Take a run that was going when the simulation began; `started_at` is set."""
+
+    def stop(self, run: SimRun, fate: int) -> None:
+        """Let a run end now, with this fate."""
+
+    def ended(self, run: SimRun) -> None:
+        """A run is over; its amounts are free."""
+
+    def busy(self, now: int) -> dict[str, tuple[float, float]]:
+        """Return, by pool of machines, the machine-nanoseconds that were in use and those that there were."""
+
+    def stuck(self) -> tuple[str, ...]:
+        """Return, a line each, what can never begin."""
+
+
+def draw(profile: Profile, run: SimRun, simulator: Simulator) -> None:
+    """Decide how a run will go."""
+    if profile.fate_of is not None:
+        run.fate = profile.fate_of(simulator.name(run.job), run.attempt)
+    elif profile.fate is not None:
+        run.fate = profile.fate()
+    if profile.duration_of is not None:
+        run.duration = profile.duration_of(simulator.name(run.job), run.attempt, run.fate)
+    elif profile.durations:
+        run.duration = profile.durations[run.fate]()
+    else:
+        run.duration = profile.duration()
+    if profile.fill_of is not None:
+        run.fill = profile.fill_of(simulator.name(run.job))
+    elif profile.fill is not None:
+        run.fill = profile.fill()
+
+
+TRIES, TRIES_BY_JOB = 1000, 50
+"""Draws before a duration longer than the time so far is given up: fewer where it depends on the job and hardly varies."""
+
+
+def draw_rest(profile: Profile, run: SimRun, simulator: Simulator) -> None:
+    """Decide how a run goes on that has been going for a while: as those go that take longer than that.
+
+    One that outlives all of them ends at once.
+    """
+    elapsed = simulator.now - run.started_at
+    for _ in range(TRIES if profile.duration_of is None else TRIES_BY_JOB):
+        draw(profile, run, simulator)
+        if run.duration > elapsed:
+            break
+    run.duration = max(0, run.duration - elapsed)
+
+
+def latency_left(latency: Callable[[], int], run: SimRun, simulator: Simulator) -> int:
+    """Return the latency that is left; a run launched a while ago is as those that took longer than that."""
+    elapsed = simulator.now - run.decided_at
+    if not elapsed:
+        return latency()
+    return max(0, next((drawn for _ in range(TRIES) if (drawn := latency()) > elapsed), elapsed) - elapsed)
+
+
+class Plain:
+    """Unlimited capacity."""
+
+    def open(self, simulator: Simulator, profiles: tuple[Profile, ...]) -> None:
+        self._simulator, self._profiles = simulator, profiles
+
+    def start(self, run: SimRun) -> None:
+        simulator, profile = self._simulator, self._profiles[run.task]
+        draw(profile, run, simulator)
+        if profile.latency is None:
+            simulator.begin(run)
+            simulator.push(simulator.now + run.duration, ENDED, run)
+            return
+        at = simulator.now + latency_left(profile.latency, run, simulator)
+        simulator.push(at, STARTED, run)
+        simulator.push(at + run.duration, ENDED, run)
+
+    def resume(self, run: SimRun) -> None:
+        draw_rest(self._profiles[run.task], run, self._simulator)
+        self._simulator.push(self._simulator.now + run.duration, ENDED, run)
+
+    def stop(self, run: SimRun, fate: int) -> None:
+        run.fate = fate
+        self._simulator.push(self._simulator.now, ENDED, run)
+
+    def ended(self, run: SimRun) -> None:
+        """Nothing was taken."""
+
+    def busy(self, now: int) -> dict[str, tuple[float, float]]:
+        return {}
+
+    def stuck(self) -> tuple[str, ...]:
+        return ()

@@ -14,8 +14,10 @@ from typing import TypeVar
 import msgspec
 
 from datatask.adapters.sim.distributions import (
+    Chance,
     Exponential,
     chooser,
+    stream,
 )
 from datatask.adapters.sim.model import (
     BEGINNING,
@@ -25,7 +27,6 @@ from datatask.adapters.sim.model import (
     parent,
 )
 from datatask.adapters.sim.profiles import ProfileBuilder, known
-from datatask.adapters.sim.random_streams import Chance, stream
 from datatask.adapters.sim.recording import Recording
 from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from datatask.adapters.sim.distributions import Distribution, Empirical, Sampler, as_distribution, chooser
+from datatask.adapters.sim.distributions import (
+    Chance,
+    Distribution,
+    Empirical,
+    Sampler,
+    as_distribution,
+    chooser,
+)
 from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Profile, fates
-from datatask.adapters.sim.random_streams import Chance
 from datatask.adapters.sim.recording import Recording, TaskRecord
 from datatask.adapters.sim.scenario import Scenario
 from datatask.schema.definition import In, PipelineDef, TaskDef

@@ -23,17 +23,17 @@ from datatask.adapters.sim.model import (
     SUCCESSES,
     TIMED_OUT,
     Model,
+    Plain,
     Records,
     SimRun,
+    World,
     output,
 )
 from datatask.adapters.sim.rounds import Rounds, SimTask
-from datatask.adapters.sim.worlds import Plain, World
 from datatask.engine.core.decide import BOUND
-from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.retry import NextAttempt, after_ending
-from datatask.engine.core.tasks import Episode
+from datatask.engine.core.tasks import Entry, Episode
 from datatask.engine.replay.batches import (
     COUNT,
     DISCARD,

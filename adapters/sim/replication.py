@@ -21,8 +21,8 @@ from datatask.adapters.sim.model import Model, Records
 from datatask.adapters.sim.modelling import model_of
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.recording import Recording
+from datatask.adapters.sim.result import Summary, summed_up
 from datatask.adapters.sim.scenario import Scenario
-from datatask.adapters.sim.summary import Summary, summed_up
 from datatask.engine.core.decide import inputs_of
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Episode, OpenRun

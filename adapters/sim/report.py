@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from datatask.adapters.history.export.files import write_marked
 from datatask.adapters.sim import charts
-from datatask.adapters.sim.bottleneck import relieve
+from datatask.adapters.sim.bottleneck import critical_path, in_sum, relieve
 from datatask.adapters.sim.charts import Bar, span
-from datatask.adapters.sim.critical_path import critical_path, in_sum
-from datatask.adapters.sim.summary import in_short
+from datatask.adapters.sim.result import in_short
 from datatask.schema.units import SECOND
 
 if TYPE_CHECKING:

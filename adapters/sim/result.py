@@ -1,21 +1,21 @@
-"""The result of a simulation: tables for notebooks, the documented JSON, and the jobs that could not go on.
+"""The result of a simulation: a `Summary` of each replication, tables for notebooks, and the documented JSON.
 
-In: summaries of all replications, and the records of the first. Out: `Table`s, made when asked for. Times in tables are
-seconds since the simulation began.
+In: the records of replications, and the definition they were made under. Out: summaries of plain numbers, small enough
+to travel between processes; `Table`s, made on request. Times are seconds since the simulation began.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datatask.adapters.history.queries import Table
-from datatask.adapters.sim.model import OUTCOMES, Records
+from datatask.adapters.history.shapes import Table
+from datatask.adapters.sim.model import OUTCOMES, SUCCEEDED, Records
 from datatask.adapters.sim.scenario import Scenario
-from datatask.adapters.sim.summary import Summary, in_short
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import PipelineDef, TaskDef
+from datatask.schema.resources import UNLIMITED_LAUNCHES
 from datatask.schema.units import SECOND
 
 POINTS = 200
@@ -182,3 +182,192 @@ def results_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return the object of `simulate --json`."""
     scenarios = [in_short(result.summaries, result.scenario.name) for result in results]
     return {"scenarios": scenarios, "seed": results[0].scenario.seed if results else 0}
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """The runs of one task; `wait` is from being ready (a retry: due) to the start, `service` from there to the end."""
+
+    runs: int
+    succeeded: int
+    failed: int
+    wait_mean: float
+    wait_p50: float
+    wait_p95: float
+    wait_max: float
+    service_mean: float
+    service_p50: float
+    service_p95: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One replication; `utilisation` is by resource, `stuck` says by task what holds how many jobs at the end."""
+
+    replication: int
+    jobs: int
+    runs: int
+    makespan: float
+    events: int
+    utilisation: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, TaskSummary] = field(default_factory=dict)
+    bottleneck: str = ""
+    stuck: tuple[str, ...] = ()
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the nearest-rank quantile of ordered values, 0 where there are none."""
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 10_000) * len(ordered) // 10_000) - 1))]
+
+
+def summed_up(
+    definition: PipelineDef,
+    records: Records,
+    begin: int,
+    *,
+    replication: int,
+    jobs: int,
+    events: int,
+    machines: dict[str, tuple[float, float]],
+) -> Summary:
+    """Return the numbers of one replication; `machines` are (busy, available) machine-seconds by pool."""
+    end = max(records.ended_at, default=begin)
+    makespan = (end - begin) / SECOND
+    waits: list[array[int]] = [array("q") for _ in definition.tasks]
+    services: list[array[int]] = [array("q") for _ in definition.tasks]
+    held = [0] * len(definition.tasks)
+    succeeded = [0] * len(definition.tasks)
+    for task, ready, decided, started, ended, outcome in zip(
+        records.task,
+        records.ready_at,
+        records.decided_at,
+        records.started_at,
+        records.ended_at,
+        records.outcome,
+        strict=True,
+    ):
+        waits[task].append(started - ready)
+        services[task].append(ended - started)
+        held[task] += ended - max(decided, begin)
+        succeeded[task] += outcome == SUCCEEDED or outcome == len(OUTCOMES) - 1
+    tasks = {
+        task.name: _task(waits[index], services[index], succeeded[index])
+        for index, task in enumerate(definition.tasks)
+    }
+    used = _used(definition, held, tasks, makespan)
+    for pool, (busy, available) in machines.items():
+        used[f"machines {pool}"] = busy / available if available > 0 else 0.0
+    return Summary(
+        replication,
+        jobs,
+        len(records),
+        makespan,
+        events,
+        used,
+        tasks,
+        _bottleneck(definition, tasks, used),
+    )
+
+
+def _task(waits: array[int], services: array[int], succeeded: int) -> TaskSummary:
+    count = len(waits)
+    if not count:
+        return TaskSummary(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    wait, service = sorted(waits), sorted(services)
+    return TaskSummary(
+        count,
+        succeeded,
+        count - succeeded,
+        sum(wait) / count / SECOND,
+        quantile(wait, 0.5) / SECOND,
+        quantile(wait, 0.95) / SECOND,
+        wait[-1] / SECOND,
+        sum(service) / count / SECOND,
+        quantile(service, 0.5) / SECOND,
+        quantile(service, 0.95) / SECOND,
+    )
+
+
+def _used(
+    definition: PipelineDef, held: list[int], tasks: dict[str, TaskSummary], makespan: float
+) -> dict[str, float]:
+    """Return how much of each limit was in use, as a share of the whole time."""
+    found: dict[str, float] = {}
+    for quota in definition.quotas:
+        for name, limit in quota.limits.items():
+            taken = sum(
+                task.resources.get(name, 0) * held[index]
+                for index, task in enumerate(definition.tasks)
+                if task.quota == quota.name
+            )
+            if limit and makespan:
+                found[f"{quota.name}.{name}"] = taken / SECOND / limit / makespan
+        if quota.launches and quota.launches < UNLIMITED_LAUNCHES and makespan:
+            runs = sum(tasks[task.name].runs for task in definition.tasks if task.quota == quota.name)
+            windows = max(1.0, makespan / (quota.window / SECOND))
+            found[f"{quota.name}.launches"] = min(1.0, runs / quota.launches / windows)
+    for index, task in enumerate(definition.tasks):
+        if task.concurrency and makespan:
+            found[f"{task.name}.concurrency"] = held[index] / SECOND / task.concurrency / makespan
+    return found
+
+
+def _bottleneck(definition: PipelineDef, tasks: dict[str, TaskSummary], used: dict[str, float]) -> str:
+    """Return the fullest limit that tasks waited for; where none waited, the task that took longest."""
+    waited = {task.name for task in definition.tasks if tasks[task.name].wait_mean > 0}
+    asked = {
+        name: share
+        for name, share in used.items()
+        if any(_asks(task, name) for task in definition.tasks if task.name in waited)
+    }
+    if asked:
+        return max(sorted(asked), key=lambda name: asked[name])
+    ran = {name: task.service_mean for name, task in tasks.items() if task.runs}
+    return f"task {max(sorted(ran), key=lambda name: ran[name])}" if ran else ""
+
+
+def _asks(task: TaskDef, resource: str) -> bool:
+    own = [f"{task.quota}.{name}" for name, amount in task.resources.items() if amount and task.quota]
+    own += [f"{task.quota}.launches"]
+    return resource in own or resource == f"{task.name}.concurrency" or resource.startswith("machines ")
+
+
+def in_short(summaries: Sequence[Summary], name: str) -> dict[str, object]:
+    """Return a scenario in the shape of `simulate --json`."""
+    spans = sorted(each.makespan for each in summaries)
+    first = summaries[0]
+    bottlenecks = [each.bottleneck for each in summaries]
+    return {
+        "name": name,
+        "jobs": first.jobs,
+        "replications": len(summaries),
+        "makespan": {
+            "mean": _mean(spans),
+            "p50": quantile(spans, 0.5),
+            "p95": quantile(spans, 0.95),
+            "min": spans[0],
+            "max": spans[-1],
+        },
+        "utilisation": {
+            resource: _mean([each.utilisation.get(resource, 0.0) for each in summaries])
+            for resource in first.utilisation
+        },
+        "tasks": {
+            task: {
+                "runs": _mean([each.tasks[task].runs for each in summaries]),
+                "wait_p50": _mean([each.tasks[task].wait_p50 for each in summaries]),
+                "wait_p95": _mean([each.tasks[task].wait_p95 for each in summaries]),
+                "service_p50": _mean([each.tasks[task].service_p50 for each in summaries]),
+            }
+            for task in first.tasks
+        },
+        "bottleneck": max(sorted(set(bottlenecks)), key=bottlenecks.count),
+        "stuck": list(first.stuck),
+    }
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    those = list(numbers)
+    return sum(those) / len(those) if those else 0.0

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from datatask.adapters.sim.distributions import Distribution, as_distribution
 from datatask.schema.errors import CallerError, InvalidValueError, one_of
 from datatask.schema.events import Outcome
-from datatask.schema.ids import check_job
+from datatask.schema.values import check_job
 
 JOBS_MAX = 100_000_000
 REPLICATIONS_MAX = 100_000

@@ -24,9 +24,8 @@ from datatask.adapters.sim.model import BEGINNING
 from datatask.adapters.sim.modelling import changed
 from datatask.adapters.sim.recording import Recording, read
 from datatask.adapters.sim.replication import Setup, replicate
-from datatask.adapters.sim.result import Result, results_json
+from datatask.adapters.sim.result import Result, quantile, results_json
 from datatask.adapters.sim.scenario import Scenario
-from datatask.adapters.sim.summary import quantile
 from datatask.adapters.sim.worker import replicate_in_processes
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.state import State

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from datatask.adapters.effort import SpentError, effort
 from datatask.adapters.sim.replication import Setup, replicate
-from datatask.adapters.sim.summary import Summary
+from datatask.adapters.sim.result import Summary
 
 
 def replicate_in_processes(setup: Setup, replications: Sequence[int], workers: int) -> list[Summary]:

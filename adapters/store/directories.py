@@ -19,8 +19,8 @@ from datatask.engine.api.repositories import job_getter
 from datatask.engine.run_context import current_run
 from datatask.schema.definition import Record
 from datatask.schema.errors import FLAG, NotPossibleError, expect
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
+from datatask.schema.values import check_job
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from datatask.engine.ports import Change, Found, Listed
 from datatask.engine.run_context import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import ConflictError, InvalidValueError
-from datatask.schema.ids import check_job, is_job
 from datatask.schema.messages import Write
+from datatask.schema.values import check_job, is_job
 
 
 @dataclass(frozen=True)

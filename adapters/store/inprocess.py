@@ -25,9 +25,8 @@ from datatask.engine.ports import Change, Listed
 from datatask.engine.run_context import with_content
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import InvalidValueError, expect
-from datatask.schema.ids import check_job, is_job
 from datatask.schema.messages import Write
-from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
+from datatask.schema.values import INLINE_BYTES_MAX, check_job, decode_value, encode_value, is_job
 
 V = TypeVar("V")
 

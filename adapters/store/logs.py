@@ -25,8 +25,7 @@ from datatask.engine.ports import Store
 from datatask.engine.run_context import ValueRef, current_run
 from datatask.schema.definition import Medium, Record
 from datatask.schema.errors import NotPossibleError, UnknownNameError, ValueDamagedError
-from datatask.schema.ids import check_job
-from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
+from datatask.schema.values import INLINE_BYTES_MAX, check_job, decode_value, encode_value
 
 
 class _Native(StoredRepository):

@@ -19,9 +19,8 @@ from datatask.adapters.store.inputs import os_errors
 from datatask.engine.api.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
 from datatask.schema.errors import PATH, InvalidValueError, NotPossibleError, expect
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
-from datatask.schema.values import INLINE_BYTES_MAX, decode_value, encode_value
+from datatask.schema.values import INLINE_BYTES_MAX, check_job, decode_value, encode_value
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

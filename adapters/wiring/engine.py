@@ -33,7 +33,7 @@ from datatask.engine.runtime.loop import Runtime
 from datatask.engine.runtime.observe import Observer
 from datatask.engine.runtime.values import Values
 from datatask.schema import events as e
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.errors import NotOpenError
 from datatask.schema.version import VERSION
 

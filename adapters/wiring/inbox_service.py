@@ -17,7 +17,7 @@ from typing import TypeVar
 from datatask.engine.ports import Inbox
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.services import Service, Services
-from datatask.schema.requests import AnyRequest, LaunchJob, Reply
+from datatask.schema.messages import AnyRequest, LaunchJob, Reply
 
 INBOX_SECONDS = 0.1
 WATCH_SECONDS = 1.0

@@ -37,7 +37,7 @@ from datatask.engine.runtime.closing import GRACE_SECONDS, Closing
 from datatask.engine.runtime.loop import Runtime
 from datatask.engine.runtime.requests import answer, error_of
 from datatask.schema import events as e
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.errors import (
     FUNCTION,
     TEXT,
@@ -355,7 +355,7 @@ class Pipeline:
         return repository if isinstance(repository, Repository) else self.declare().find(repository)
 
     async def request(self, request: r.AnyRequest) -> r.Reply:
-        """Carry out what a person asks; see `datatask.schema.requests`."""
+        """Carry out what a person asks; see `datatask.schema.messages`."""
         return await answer(self.runtime, request)
 
     def subscribe(self, listener: Callable[[e.Batch], None]) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from datatask.engine.api.declare import dependants
 from datatask.engine.api.repositories import Repository
 from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.schema.errors import NotInstalledError, unknown
-from datatask.schema.ids import check_job
+from datatask.schema.values import check_job
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline

@@ -19,9 +19,9 @@ from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, unknown
-from datatask.schema.ids import check_name
 from datatask.schema.resources import UNLIMITED_LAUNCHES
 from datatask.schema.units import SECOND
+from datatask.schema.values import check_name
 
 TASKS_MAX = 10_000
 REPOSITORIES_MAX = 100_000

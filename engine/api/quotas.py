@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 
 from datatask.schema.definition import QuotaDef
 from datatask.schema.errors import TEXT, InvalidValueError, expect
-from datatask.schema.ids import check_name
 from datatask.schema.resources import Resources, ResourceType
+from datatask.schema.values import check_name
 
 __all__ = ["ResourceManager", "ResourceType", "Resources", "nanoseconds"]
 

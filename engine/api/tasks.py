@@ -46,10 +46,10 @@ from datatask.schema.errors import (
     NotPossibleError,
     expect,
 )
-from datatask.schema.ids import check_job, check_name
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 from datatask.schema.units import SECOND
+from datatask.schema.values import check_job, check_name
 
 logger = logging.getLogger("datatask.tasks")
 

@@ -1,29 +1,28 @@
-"""What would have been different under another definition: one log, two states, side by side.
+"""Differences that another definition would have made: one log, folded into two states side by side.
 
-In: the batches of a log, and a definition that takes the place of every recorded one. The same events are folded under
-both (`facts`); launches are events too, so the two differ by what the definitions make of them, not by what a simulation
-would have led to. Out: per task the jobs that were ready in one only at some batch boundary, runs that the other
-definition would not have admitted, launches that only its decisions at the recorded rounds name, and what exists in one
-only. Where its user code has not answered, the difference is `unknown`.
+In: the batches of a log, and a definition in place of every recorded one (`facts`). Out: per task the jobs that were ready
+in one state only at a batch boundary, runs that the other definition would not have admitted, launches that only its
+decisions at the recorded rounds name, and what exists in one only. Recorded launches are events in both, so no
+consequences are simulated. Conditions have three values; one whose user code has not answered is `unknown`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from datatask.engine.compare.certainty import certain, failing
 from datatask.engine.compare.facts import Difference, EventMapper, Findings, NameMap, Renaming, Where
 from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import closed, constraint_on, decide
 from datatask.engine.core.define import define, start_condition
+from datatask.engine.core.expressions import conjunction, conjuncts, evaluate, leaves_of
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.retry import NextAttempt, verdict_of
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import AnyExpr, DerivedDef, FilteredDef, PipelineDef
 
 _IN_A_ROUND = "a recorded round of decisions would have launched it"
 _CONSTRAINTS = {
@@ -297,3 +296,54 @@ def _stalled(state: State, task: TaskState) -> str:
         return ""
     found = state.quotas[name].infeasible(task.definition.resources)
     return f"the quota {name} is too small in {found.dimension}" if found is not None else ""
+
+
+Missing = Callable[[str, str, int], bool]
+"""(filter or translation, leaf, job) -> whether that answer is wanted and not there."""
+
+
+def certain(state: State, expr: AnyExpr, job: int, missing: Missing) -> bool | None:
+    """Return whether a condition holds for a job, None where that rests on a missing answer."""
+    return evaluate(expr, lambda leaf: _in(state, leaf, job, missing))
+
+
+def _in(state: State, name: str, job: int, missing: Missing) -> bool | None:
+    leaf = state.leaves[name]
+    rule, derived = leaf.definition.derived, leaf.derived
+    present = state.masks[job] & leaf.bit != 0
+    if derived is None or not isinstance(rule, DerivedDef):
+        return present
+    source = certain(state, rule.candidates, job, missing)
+    if source is False:
+        return False
+    if source is None or missing(derived.what, name, job):
+        return None
+    if isinstance(rule, FilteredDef):
+        return present
+    target = derived.forward.get(job)
+    return False if target is None else certain(state, rule.base, target, missing)
+
+
+def failing(state: State, task: TaskState, name: str) -> str:
+    """Return in words what keeps a job from being ready: the parts of the condition that do not hold."""
+    job = state.job_index.get(name)
+    expr = start_condition(task.definition)
+    found = [_words(part) for part in conjuncts(expr) if job is None or not certain(state, part, job, _known)]
+    if found:
+        return ", ".join(dict.fromkeys(found))
+    if job is not None and state.masks[job] & task.claim:
+        return "its episode is under way or over"
+    return "it does not wait"
+
+
+def _known(what: str, leaf: str, job: int) -> bool:
+    return False
+
+
+def _words(part: AnyExpr) -> str:
+    found = conjunction(part)
+    if found is not None and len(found) == 1:
+        leaf, wanted = found[0]
+        return f"not in {leaf}" if wanted else f"in {leaf}"
+    names = ", ".join(leaves_of(part))
+    return f"a condition on {names} does not hold" if names else "its condition never holds"

@@ -16,10 +16,9 @@ from typing import Literal, NamedTuple, TypeVar
 
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
-from datatask.engine.core.queues import Entry
 from datatask.engine.core.quotas import Constraint, QuotaState
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.tasks import Entry, TaskState
 from datatask.schema.definition import In, LinkDef
 from datatask.schema.events import LaunchDecided
 

@@ -1,18 +1,24 @@
-"""What is to be done in the world once the events it rests on are durable, and the steps that say so.
+"""Writes as events, effects on the world, and the steps that carry both in order.
 
-In come events to append: they are folded at once, ahead of the disk. Out go `Step`s in order, each a batch and the
-effects that follow it; the caller appends the batch, and performs the effects when it is durable.
+In come events to append, which are folded at once, ahead of the disk, and `Write`s of runs, people and stores. Out go
+`Step`s, each a batch and the effects that follow it; the caller appends the batch, and performs the effects when it is
+durable. Small values are in the event, larger ones are named by digest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import PendingKey, State
+from datatask.engine.core.tasks import OpenRun
+from datatask.schema import events as e
 from datatask.schema.events import Event, StopReason
 from datatask.schema.messages import RunSpec, Write
+from datatask.schema.values import INLINE_BYTES_MAX
 
 
 class StartRun(NamedTuple):
@@ -150,3 +156,65 @@ class Outbox:
             if step.events and step.first <= position < step.first + len(step.events):
                 return step.events[position - step.first]
         return self.recall(position)
+
+
+def inline(value: msgspec.Raw) -> msgspec.Raw:
+    """Return the value if it is small enough to travel in an event; larger ones are named by digest, or not kept."""
+    return value if len(bytes(value)) <= INLINE_BYTES_MAX else e.ABSENT
+
+
+def put_event(
+    write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None
+) -> e.ValuePut:
+    """Return what the log says of a value that is in its repository now."""
+    return e.ValuePut(
+        at=now,
+        repository=write.repository,
+        job=write.job,
+        value=inline(write.value),
+        digest=write.digest,
+        size=write.size,
+        version=write.version,
+        origin=origin,
+        run=None if run is None else run.run,
+        task=None if run is None else run.task,
+    )
+
+
+def change_event(write: Write, now: int, *, run: OpenRun | None = None) -> e.Event:
+    """Return what the log says of a write that has been done: put or deleted."""
+    if write.op != "delete":
+        return put_event(write, now, run=run)
+    return e.ValueDeleted(
+        at=now,
+        repository=write.repository,
+        job=write.job,
+        run=None if run is None else run.run,
+        task=None if run is None else run.task,
+    )
+
+
+def intent_event(write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
+    """Return what the log says before a foreign store is changed."""
+    return e.StoreWriteIntended(
+        at=now,
+        repository=write.repository,
+        job=write.job,
+        op="delete" if write.op == "delete" else "put",
+        value=inline(write.value),
+        digest=write.digest,
+        size=write.size,
+        **more,
+    )
+
+
+def intended_write(intent: e.StoreWriteIntended) -> Write:
+    """Return the write that an intent was about, to be done again."""
+    return Write(
+        repository=intent.repository or "",
+        job=intent.job or "",
+        op=intent.op,
+        value=intent.value,
+        digest=intent.digest,
+        size=intent.size,
+    )

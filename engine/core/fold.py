@@ -19,7 +19,7 @@ from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
 from datatask.engine.core.tasks import Intent
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
-from datatask.schema.ids import is_job
+from datatask.schema.values import is_job
 
 
 def apply(state: State, position: int, event: e.Event) -> None:

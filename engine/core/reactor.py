@@ -1,32 +1,34 @@
 """The engine without a world: facts, requests and time in; batches and effects out.
 
-Everything is synchronous and single-threaded. A call folds the events that it leads to at once, ahead of the
-disk, and queues a `Step`; the caller takes `steps`, appends each batch in order and performs its effects when
-it is durable. Time comes in as `now`, chance as a function given at the start, so the same inputs give the same
-steps: `run`, the tests and simulation differ only in who calls. What the log alone tells is in `State`;
-the parts of the reactor (half-collected endings, tickets) live as long as this engine, and are lost with it.
+Synchronous and single-threaded. A call folds its events at once, ahead of the disk, and queues a `Step`; the caller
+appends each batch in order and performs its effects when it is durable. Time comes in as `now`, chance as a function, so
+that the same inputs give the same steps. What the log determines is in `State`; the reactor's parts (half-collected
+endings, tickets) live as long as the engine. User code (filters, translations, priorities, resources) is evaluated
+outside: due evaluations go out, `Evaluated` events come of the outcomes, and an error is tried again later.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from datatask.engine.core import decide as deciding
-from datatask.engine.core.effects import Outbox, StartRun
-from datatask.engine.core.evaluations import Evaluations
+from datatask.engine.core.effects import Evaluation, Outbox, StartRun
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.run_book import RunBook
-from datatask.engine.core.state import State
+from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.store_sync import StoreSync
 from datatask.engine.core.tickets import Tickets
 from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import RunOpenError, unknown
 from datatask.schema.messages import Write
+from datatask.schema.units import SECOND
+from datatask.schema.values import encode_value
 
 
 class Reactor:
@@ -198,3 +200,64 @@ class Reactor:
                 self.outbox.attach([StartRun(self.runs.spec(state.open_runs[run])) for run in runs])
         wake = [at for at in (found.wake_at, self.runs.deadlines.next()) if at is not None]
         return len(found.decisions), min(wake, default=None)
+
+
+EVALUATION_RETRY = 5 * SECOND
+
+
+class Evaluations:
+    """Knows what is being evaluated, and when failed evaluations are tried again."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._state = outbox.state
+        self._evaluating: set[PendingKey] = set()
+        self._retry_times: list[int] = []
+
+    def index(self) -> None:
+        """Work out from the state when evaluations are tried again."""
+        self._retry_times = sorted(why.retry_at for why in self._state.pending.values() if why.retry_at)
+
+    def due(self, now: int, most: int) -> list[Evaluation]:
+        """Return user code that is due to be evaluated and not under way, at most so many."""
+        while self._retry_times and self._retry_times[0] <= now:
+            heapq.heappop(self._retry_times)
+        found: list[Evaluation] = []
+        if len(self._evaluating) >= most:
+            return found
+        for key, pending in self._state.pending.items():
+            if key in self._evaluating or pending.retry_at > now:
+                continue
+            found.append(Evaluation(key, key.owner, self._state.jobs[key.job], pending.position))
+            if len(found) + len(self._evaluating) >= most:
+                break
+        self._evaluating.update(evaluation.key for evaluation in found)
+        return found
+
+    def retry_at(self) -> int | None:
+        """Return when the next evaluation that failed is tried again, or None."""
+        return self._retry_times[0] if self._retry_times else None
+
+    def evaluated(self, results: Sequence[tuple[Evaluation, object, str | None]], now: int) -> None:
+        """Record outcomes: (evaluation, value, error text or None)."""
+        events: list[e.Event] = []
+        for evaluation, value, error in results:
+            key = evaluation.key
+            self._evaluating.discard(key)
+            if error is not None:
+                heapq.heappush(self._retry_times, now + EVALUATION_RETRY)
+            on_leaf = key.what in ("filter", "translation")
+            events.append(
+                e.Evaluated(
+                    at=now,
+                    what=key.what,  # type: ignore[arg-type]
+                    task=None if on_leaf else key.owner,
+                    repository=key.owner if on_leaf else None,
+                    job=evaluation.job,
+                    inputs=(evaluation.position,),
+                    value=msgspec.Raw(encode_value(value)) if error is None else e.ABSENT,
+                    error=error,
+                    retry_at=now + EVALUATION_RETRY if error is not None else None,
+                )
+            )
+        self._outbox.emit_in_parts(events)

@@ -17,7 +17,7 @@ from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.codec import encode
 from datatask.schema.errors import NotPossibleError
-from datatask.schema.requests import Who
+from datatask.schema.messages import Who
 
 _MARKED = b'{"$redacted":'
 """No document begins like this: a key of its own that begins with `$` is stored in another."""

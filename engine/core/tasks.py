@@ -1,25 +1,159 @@
-"""What the state keeps for a task, an episode and an open run.
+"""What the state keeps for a task, an episode and an open run, and each task's ready queue.
 
-At rest a (task, job) costs 12 bytes: its last run and its number of episodes. Only what is open has objects:
-an `Episode` from its first launch to its end, an `OpenRun` from its decision to its ending. Both are structs that the
-collector leaves alone, since nothing leads from them back to them.
+At rest a (task, job) costs 12 bytes: its last run and its number of episodes. Objects exist for open things only: an
+`Episode` from its first launch to its end, an `OpenRun` from its decision to its ending, both untracked by the garbage
+collector. A queue orders by priority (larger first), then by the position at which the job became ready: a FIFO without
+priorities, else a heap with lazy deletion. `order(job)` = (-priority, position). Jobs are dense integers.
 """
 
 from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from datatask.engine.core.expressions import MaskTest
 from datatask.engine.core.leaves import LeafState
-from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
 from datatask.schema.definition import TaskDef
 from datatask.schema.events import Ending, StopReason, StoreWriteIntended
+
+Entry = tuple[float, int, int]
+"""(-priority, position, job)"""
+
+
+class ReadyQueue(Protocol):
+    """The waiting jobs of one task, in order."""
+
+    def push(self, job: int, priority: float, position: int) -> None:
+        """Add a job that is not queued."""
+
+    def discard(self, job: int) -> bool:
+        """Remove a job; return whether it was queued."""
+
+    def __contains__(self, job: object) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def first(self) -> Entry | None:
+        """Return the first of `entries`."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the waiting jobs in order; the queue must not change meanwhile."""
+
+    def position(self, job: int) -> int:
+        """Return the position at which a queued job became ready."""
+
+    def priority(self, job: int) -> float:
+        """Return the priority of a queued job."""
+
+
+class FifoQueue:
+    """Jobs in the order of becoming ready."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def waiting(self) -> OrderedDict[int, int]:
+        """The jobs in order, with the position at which each became ready (for `bulk`, which writes it)."""
+        return self._waiting
+
+    def push(self, job: int, priority: float, position: int) -> None:
+        self._waiting[job] = position
+
+    def discard(self, job: int) -> bool:
+        return self._waiting.pop(job, None) is not None
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def first(self) -> Entry | None:
+        for job in self._waiting:
+            return 0.0, self._waiting[job], job
+        return None
+
+    def entries(self) -> Iterator[Entry]:
+        for job, position in self._waiting.items():
+            yield 0.0, position, job
+
+    def position(self, job: int) -> int:
+        return self._waiting[job]
+
+    def priority(self, job: int) -> float:
+        return 0.0
+
+
+class PriorityQueue:
+    """Jobs by priority, then in the order of becoming ready."""
+
+    __slots__ = ("_heap", "_waiting")
+
+    def __init__(self) -> None:
+        self._heap: list[Entry] = []
+        self._waiting: dict[int, tuple[float, int]] = {}
+
+    def push(self, job: int, priority: float, position: int) -> None:
+        self._waiting[job] = (-priority, position)
+        heapq.heappush(self._heap, (-priority, position, job))
+
+    def discard(self, job: int) -> bool:
+        if self._waiting.pop(job, None) is None:
+            return False
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._waiting):
+            self._rebuild()
+        return True
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def first(self) -> Entry | None:
+        heap = self._heap
+        while heap and not self._current(heap[0]):
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def entries(self) -> Iterator[Entry]:
+        """Pop lazily from a copy of the frontier: the first k entries cost O(k log k), not the queue's size.
+
+        A job pushed again as it was before lies in the heap twice; equal entries come one after another.
+        """
+        heap, first = self._heap, self.first()
+        frontier = [(first, 0)] if first is not None else []
+        last: Entry | None = None
+        while frontier:
+            entry, index = heapq.heappop(frontier)
+            if entry != last and self._current(entry):
+                last = entry
+                yield entry
+            for child in (2 * index + 1, 2 * index + 2):
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
+
+    def position(self, job: int) -> int:
+        return self._waiting[job][1]
+
+    def priority(self, job: int) -> float:
+        return -self._waiting[job][0]
+
+    def _current(self, entry: Entry) -> bool:
+        return self._waiting.get(entry[2]) == entry[:2]
+
+    def _rebuild(self) -> None:
+        self._heap = [(*order, job) for job, order in self._waiting.items()]
+        heapq.heapify(self._heap)
 
 
 class Intent(NamedTuple):

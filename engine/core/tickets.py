@@ -13,8 +13,17 @@ from types import MappingProxyType
 
 import msgspec
 
-from datatask.engine.core.changes import change_event, intended_write, intent_event
-from datatask.engine.core.effects import BATCH_MAX, Effect, Finished, Mirror, Outbox, WriteStore
+from datatask.engine.core.effects import (
+    BATCH_MAX,
+    Effect,
+    Finished,
+    Mirror,
+    Outbox,
+    WriteStore,
+    change_event,
+    intended_write,
+    intent_event,
+)
 from datatask.engine.core.store_sync import StoreSync
 from datatask.schema import events as e
 from datatask.schema.errors import NotPossibleError

@@ -19,7 +19,7 @@ from datatask.engine.core.expressions import fold_literals
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState, contenders
-from datatask.engine.explain.capacity_fixes import CapacitySearch
+from datatask.engine.explain.capacity import CapacitySearch
 from datatask.engine.explain.explanations import Change, iso_up
 from datatask.engine.explain.what_if import WhatIf, end_of_run
 from datatask.schema import definition as d

@@ -16,9 +16,8 @@ from typing import Any, TypeVar, cast
 from pyroaring import BitMap
 
 from datatask.engine.core.leaves import DerivedState, LeafState
-from datatask.engine.core.queues import Entry, ReadyQueue
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.tasks import Entry, ReadyQueue, TaskState
 
 K = TypeVar("K")
 V = TypeVar("V")

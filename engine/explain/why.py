@@ -17,9 +17,8 @@ from datatask.engine.core import decide as deciding
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import conjuncts, jobs_where, literals, text
 from datatask.engine.core.leaves import LeafState
-from datatask.engine.core.queues import Entry
 from datatask.engine.core.state import Pending, PendingKey, State
-from datatask.engine.core.tasks import TaskState
+from datatask.engine.core.tasks import Entry, TaskState
 from datatask.engine.explain.blockers import Case, blockers, conditions, surroundings
 from datatask.engine.explain.capacity import SHOWN_MAX, limits, order, reservation
 from datatask.engine.explain.explanations import Blocker, Explanation, Group, iso_up

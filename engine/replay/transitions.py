@@ -18,10 +18,9 @@ from datatask.engine.core.define import NEVER, wire
 from datatask.engine.core.expressions import compile_condition
 from datatask.engine.core.fold import apply
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
-from datatask.engine.core.queues import FifoQueue
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
-from datatask.engine.core.tasks import Episode, OpenRun, TaskState
+from datatask.engine.core.tasks import Episode, FifoQueue, OpenRun, TaskState
 from datatask.schema import events as e
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import Event

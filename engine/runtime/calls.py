@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from datatask.engine.ports import Sink
 from datatask.engine.run_context import RunContext, current_run
-from datatask.engine.runtime import process
+from datatask.engine.runtime import closing
 from datatask.engine.runtime.closing import leave_behind
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
 from datatask.schema.messages import Ended, RunSpec, Started, Write
@@ -125,7 +125,7 @@ class CallRunner:
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        process.guard(self._loop)
+        closing.guard(self._loop)
         _Watchdog.of(self._loop).watch(self)
 
     def start(self, spec: RunSpec) -> None:
@@ -160,7 +160,7 @@ class CallRunner:
             try:
                 await self._call(spec)
             finally:
-                process.returned(pid, f"{spec.task} {spec.job}")
+                closing.returned(pid, f"{spec.task} {spec.job}")
             writes = await run.context.settle() if self._contained else ()
         except BaseException as caught:
             if self._closed:  # the loop is going down; a later engine will find this run open

@@ -1,9 +1,9 @@
-"""The slow full comparison of watched stores with the state, for ever: what no notice has told is found all the same.
+"""The slow continuous comparison of watched stores with the state, and the listings of a store on request.
 
-In come the names and versions that a store holds, a slice at a time; out go the differences as if they had been told,
-and an alarm where the store should have told them. What it cannot tell, such as the target of a link, is taken up in
-silence; what is still being written is left for the next time. After each slice it rests so long that it takes a
-hundredth of one core, however large the store is. Listings, doubts and what is held are the business of `observing`.
+In come names and versions of a store's values, a slice at a time; out go differences as observations, and a warning where
+the store should have reported them. Changes that a store cannot report (the target of a link) are taken up without
+one; files still being written are left for the next pass. It uses a hundredth of one core. A request to list is answered by a
+listing that began after it; one that hangs in user code is abandoned.
 """
 
 from __future__ import annotations
@@ -195,3 +195,46 @@ async def identity(store: Store) -> str:
 
 async def _rest(seconds: float) -> None:
     await asyncio.sleep(min(REST * seconds, REST_SECONDS_MAX))
+
+
+class Look:
+    """A store that is being listed: how often that was asked for, and how far it is answered."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = 0
+        self.answered = 0
+        self.listed = 0
+        self.lost = 0
+        self.failed = False
+        self.told: set[str] = set()
+        self.task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    def begin(self) -> None:
+        """A listing begins: it answers what was asked so far, and is older than what is told from now on."""
+        self.begun = self.asked
+        self.told = set()
+
+    def answer(self, number: int) -> None:
+        """So many have been answered: listed, failed, or not to be waited for."""
+        self.answered = max(self.answered, number)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, number: int) -> None:
+        """Return when so many have been answered, at once while it waits for another try."""
+        while self.answered < number and not self.failed:
+            await self._changed.wait()
+
+
+async def call_off_listing(listing: asyncio.Task[BaseException | None]) -> None:
+    """Cancel a listing; one that goes on all the same is left behind."""
+    if not await call_off(listing):
+        logger.warning("%s does not let itself be called off; it is left behind", listing.get_name())
+
+
+def is_called_off() -> bool:
+    """Whether the present task is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

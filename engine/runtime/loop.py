@@ -18,17 +18,16 @@ from datatask.engine.core.effects import Evaluation, WriteStore
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.ports import Clock, EventLog, Runner, Store
-from datatask.engine.runtime import process, services
-from datatask.engine.runtime.background import STORES, Alarm, Background, Evaluate, evaluate_all
+from datatask.engine.runtime import closing as process
+from datatask.engine.runtime import services
 from datatask.engine.runtime.closing import Closing
-from datatask.engine.runtime.contents import Contents
-from datatask.engine.runtime.endings import Losses, judged
 from datatask.engine.runtime.performing import Performer
-from datatask.engine.runtime.runners import Runners
+from datatask.engine.runtime.runners import Losses, Runners, judged
+from datatask.engine.runtime.services import STORES, Alarm, Background, Evaluate, evaluate_all
+from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
-from datatask.schema.messages import Ended, Fact, Started
-from datatask.schema.requests import Who
+from datatask.schema.messages import Ended, Fact, Started, Who
 from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")

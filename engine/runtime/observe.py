@@ -19,9 +19,8 @@ from datatask.engine.core.store_sync import NOBODY
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Observable, Store, Vanished
 from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
-from datatask.engine.runtime.comparing import Comparer, identity
+from datatask.engine.runtime.comparing import Comparer, Look, call_off_listing, identity, is_called_off
 from datatask.engine.runtime.loop import Runtime
-from datatask.engine.runtime.relisting import Look, call_off_listing, is_called_off
 from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.messages import Write
 

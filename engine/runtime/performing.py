@@ -1,8 +1,9 @@
-"""Effects are performed once the events that they rest on are durable, in order.
+"""Effects are performed, in order, once the events that they rest on are durable.
 
-In come the effects of each batch, and how far the log is durable; out go calls of runners, of in-process stores at once
-and of foreign stores by lanes (`Followers`), and tickets that are done. A run that its runner does not take is refused;
-any other effect that raises is our mistake, and stops the engine.
+In come the effects of each batch, and the durable position; out go calls of runners, of in-process stores at once and of
+foreign stores by lanes (`Followers`), and finished tickets. A run that its runner does not take is refused; any other
+effect that raises is our mistake and stops the engine. Each store has a lane of its own with at most `CALLS_MAX` calls
+under way; waiting writes are small records without coroutines, as one call may bring a million.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 from datatask.engine.core.effects import (
     Effect,
@@ -27,10 +28,8 @@ from datatask.engine.core.effects import (
 from datatask.engine.core.state import State
 from datatask.engine.ports import EventLog, Runner, Store
 from datatask.engine.run_context import ABSENT_VERSION, with_content
-from datatask.engine.runtime.background import Background
-from datatask.engine.runtime.contents import AtHand
-from datatask.engine.runtime.starting import Starter
-from datatask.engine.runtime.store_writes import Followers, Look, Written
+from datatask.engine.runtime.services import Background
+from datatask.engine.runtime.starting import AtHand, Starter
 from datatask.schema import events as e
 from datatask.schema.errors import (
     ConflictError,
@@ -39,6 +38,7 @@ from datatask.schema.errors import (
     LeaseLostError,
     LogDamagedError,
     LogError,
+    TemporaryError,
     ValueDamagedError,
 )
 from datatask.schema.messages import Ended, RunSpec, Write
@@ -229,3 +229,125 @@ class Performer:
             await store.delete(write.job)
             return None
         return await store.put(with_content(write, self._log.blobs))
+
+
+CALLS_MAX = 32
+RETRY_SECONDS = 0.1
+RETRY_SECONDS_MAX = 30.0
+
+Change = Callable[[Write], Awaitable[str | None]]
+"""Changes a store and returns the version that it has now; None for a deletion."""
+
+Written = Callable[[WriteStore, str | None, str, bool], None]
+"""Hears of a write that is done: the effect, the store's version, why it failed or "", and whether as a conflict."""
+
+Look = Callable[[str, str], Coroutine[Any, Any, None]]
+"""Looks at a job in a repository again, and reports what is there now."""
+
+
+class Followers:
+    """The lanes of one engine's foreign stores. `spawn` runs a coroutine that the engine will wait for."""
+
+    def __init__(
+        self,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        change: Change,
+        written: Written,
+        look: Look,
+    ) -> None:
+        self._spawn = spawn
+        self._change = change
+        self._written = written
+        self._look = look
+        self._lanes: dict[str, _Lane] = {}
+
+    def follow(self, work: WriteStore | LookAgain) -> None:
+        """Do this when its turn has come; returns at once."""
+        repository, job = _place(work)
+        lane = self._lanes.get(repository)
+        if lane is None:
+            lane = self._lanes[repository] = _Lane()
+        lane.waiting.append((job, work))
+        if lane.hands < CALLS_MAX:
+            lane.hands += 1
+            self._spawn(self._work(repository, lane))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether every call that is under way waits for a store that has refused it, to be tried again."""
+        return bool(self._lanes) and all(lane.pausing == lane.hands for lane in self._lanes.values())
+
+    def under_way(self) -> list[str]:
+        """Return the stores that are being written to, each with how much waits for it and its last trouble."""
+        return [lane.words(repository) for repository, lane in self._lanes.items()]
+
+    async def _work(self, repository: str, lane: _Lane) -> None:
+        """Take from a lane until it is empty; what concerns a job that another hand is at goes to that hand."""
+        while lane.waiting:
+            job, work = lane.waiting.popleft()
+            if job in lane.at:
+                lane.at[job].append(work)
+                continue
+            lane.at[job] = behind = deque([work])
+            while behind:
+                await self._do(behind[0], lane)
+                behind.popleft()
+            del lane.at[job]
+        lane.hands -= 1
+        if not lane.hands:
+            self._lanes.pop(repository)
+
+    async def _do(self, work: WriteStore | LookAgain, lane: _Lane) -> None:
+        if isinstance(work, LookAgain):
+            await self._look(work.repository, work.job)
+            return
+        write, wait = work.write, RETRY_SECONDS
+        version, error, conflict = None, "", False
+        while True:
+            try:
+                version = await self._change(write)
+                break
+            except TemporaryError as trouble:
+                lane.trouble = str(trouble)
+                logger.warning("%s[%s] cannot be written yet: %s", write.repository, write.job, trouble)
+                lane.pausing += 1
+                try:
+                    await asyncio.sleep(wait)
+                finally:
+                    lane.pausing -= 1
+                wait = min(2 * wait, RETRY_SECONDS_MAX)
+            except ConflictError as trouble:
+                error, conflict = trouble.what, True
+                break
+            except (Exception, SystemExit, asyncio.CancelledError) as trouble:  # of the store's own making
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                error = str(trouble) or type(trouble).__name__
+                logger.error("%s[%s] cannot be written: %s", write.repository, write.job, trouble)
+                break
+        self._written(work, version, error, conflict)
+
+
+class _Lane:
+    """What waits for one store, how many hands are at it, and the jobs that they are at with what follows there."""
+
+    __slots__ = ("at", "hands", "pausing", "trouble", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[str, WriteStore | LookAgain]] = deque()
+        self.hands = self.pausing = 0
+        self.at: dict[str, deque[WriteStore | LookAgain]] = {}
+        self.trouble = ""
+
+    def words(self, repository: str) -> str:
+        """Return what is under way here, for people."""
+        count = len(self.waiting) + sum(map(len, self.at.values()))
+        why = f" ({self.trouble})" if self.trouble else ""
+        return f"the store of {repository}: {count} write{'s' * (count != 1)}{why}"
+
+
+def _place(work: WriteStore | LookAgain) -> tuple[str, str]:
+    """Return the repository and the job that the work is at."""
+    at = work if isinstance(work, LookAgain) else work.write
+    return at.repository, at.job

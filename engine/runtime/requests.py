@@ -18,12 +18,12 @@ from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.loop import Runtime
 from datatask.schema import errors
 from datatask.schema import events as e
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, NotPossibleError, unknown
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
 from datatask.schema.troubles import trouble
+from datatask.schema.values import check_job
 
 logger = logging.getLogger("datatask.engine")
 

@@ -1,18 +1,27 @@
-"""The runners of one engine: each opened once, asked for the runs of earlier engines, and closed within its time.
+"""The runners of one engine, and the ends that they report.
 
-In come the runners by task, and the runs that the log has open. Out goes, for each runner that has accounted for its
-own, that its tasks may launch again.
+In come the runners by task, and the open runs of the log. Each runner is opened once, asked for the runs of earlier
+engines, and closed within its time; when it has accounted for those runs, its tasks may launch again. A failure caused
+by a damaged value becomes an end of its own kind, and losses by a machine, node or service are logged once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
+from datatask.engine.core.retry import by_machine
+from datatask.engine.core.state import State
 from datatask.engine.ports import Runner, Sink
-from datatask.engine.runtime.background import Background
 from datatask.engine.runtime.closing import Closing
-from datatask.schema.messages import RunSpec
+from datatask.engine.runtime.services import Background
+from datatask.schema import events as e
+from datatask.schema.errors import LogDamagedError, ValueDamagedError
+from datatask.schema.events import MACHINE
+from datatask.schema.messages import Ended, Fact, RunSpec
 
 Recovered = Callable[[Iterable[str], Iterable[int]], None]
 """Hears the tasks of a runner, and the runs that it has accounted for."""
@@ -61,3 +70,48 @@ class Runners:
         finally:
             if (recovery := self._recoveries.pop(runner, None)) is not None:
                 recovery.cancel()  # no runner answers it any more
+
+
+logger = logging.getLogger("datatask.engine")
+
+
+class Losses:
+    """Knows which losses by the doing of a machine this engine has logged: one line a task and reason, not one a run."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._told: set[tuple[str, str]] = set()
+
+    def see(self, fact: Fact) -> None:
+        """Log the first such end of its task, before the state has taken it."""
+        if not isinstance(fact, Ended) or not by_machine(fact.ending):
+            return
+        run, ending = self._state.open_runs.get(fact.run), fact.ending
+        what = (run.task if run is not None else "", (ending.detail or {})[MACHINE])
+        if run is None or run.stopping is not None or what in self._told:
+            return
+        self._told.add(what)
+        logger.warning(
+            "%s: run %d is run again after a pause, which grows, and so are others that end so; they use up no attempt: %s",
+            run.task,
+            run.run,
+            "" if ending.error is None else ending.error.message,
+        )
+
+
+def judged(fact: Ended, *, log_damaged: bool) -> Ended:
+    """Take a failure over a damaged value for what it is: no fault of the job's.
+
+    As with an input: `lost` where it is the log that is damaged, and run when that is sound again; else `refused`.
+    """
+    error = fact.ending.error
+    outcome: e.Outcome
+    if error is None or fact.ending.outcome not in ("failed", "refused"):
+        return fact
+    if error.type == LogDamagedError.__name__ and log_damaged:
+        outcome = "lost"
+    elif error.type == ValueDamagedError.__name__:
+        outcome = "refused"
+    else:
+        return fact
+    return fact._replace(ending=msgspec.structs.replace(fact.ending, outcome=outcome))

@@ -15,10 +15,8 @@ from datatask.engine.core.fold import apply_all
 from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
-from datatask.engine.waits.causes import Reading
-from datatask.engine.waits.episodes import Episodes
-from datatask.engine.waits.intervals import Episode, Reason
-from datatask.engine.waits.phases import Tracker
+from datatask.engine.waits.episodes import Episodes, Tracker
+from datatask.engine.waits.intervals import Episode, Reading, Reason
 from datatask.schema import events as e
 from datatask.schema.units import DAY
 

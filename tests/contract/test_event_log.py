@@ -32,7 +32,7 @@ from datatask.schema.events import (
     UnknownEvent,
     ValuePut,
 )
-from datatask.schema.requests import PauseTask, Reply, Who
+from datatask.schema.messages import PauseTask, Reply, Who
 from tests.golden.samples import SAMPLES as EVERY_KIND
 
 NOW = 1_700_000_000_000_000_000

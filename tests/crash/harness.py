@@ -28,7 +28,7 @@ from datatask.adapters.history.history import History
 from datatask.adapters.history.replay import replay
 from datatask.adapters.wiring.pipeline import Pipeline
 from datatask.schema.events import RetriesExhausted
-from datatask.schema.requests import RetryJobs
+from datatask.schema.messages import RetryJobs
 from tests.crash.shop import lay_out, shop
 
 FINISH_SECONDS = 180

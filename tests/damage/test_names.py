@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from datatask.adapters.log.file_changes import Presence
 from datatask.adapters.log.lease import Possession
 from datatask.adapters.log.locate import home, lease_path
-from datatask.adapters.log.presence import Presence
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import DatataskError, LogGoneError
 from tests.integration.cli_kit import Project

@@ -32,7 +32,7 @@ from datatask import (
     Session,
     YamlMetadataFileRepository,
 )
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 
 FOLDER = Path(__file__).parent / "logs"
 PERSON = "ada@lab: datatask"

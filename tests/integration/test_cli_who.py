@@ -20,7 +20,7 @@ from datatask import (
     Session,
 )
 from datatask.adapters.log.reader import LogReader
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.events import Event, Recorded
 from datatask.schema.resources import Resources
 from tests.integration.cli_kit import Project

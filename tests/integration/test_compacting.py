@@ -18,7 +18,7 @@ from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.schema.events import StoreWriteIntended, ValuePut
-from datatask.schema.requests import Item, PutValues
+from datatask.schema.messages import Item, PutValues
 from tests.integration.cli_kit import Project
 
 OLD, NEW = b"old" * 30_000, b"new" * 30_000

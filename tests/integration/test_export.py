@@ -15,7 +15,7 @@ import polars
 import pytest
 
 from datatask.adapters.history.export import files
-from datatask.adapters.history.export.export import Order, export
+from datatask.adapters.history.export.files import Order, export
 from datatask.adapters.history.export.tables import COLUMNS, TABLES, rows
 from datatask.adapters.history.export.tables import Wanted as Rows
 from datatask.adapters.history.history import History

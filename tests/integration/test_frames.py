@@ -11,7 +11,7 @@ import pytest
 
 from datatask import verify
 from datatask.adapters.history.maintenance import redact
-from datatask.adapters.log.integrity.unwritten import Lost, lost_frames
+from datatask.adapters.log.file_changes import Lost, lost_frames
 from datatask.adapters.log.open import Durability
 from datatask.adapters.log.sqlite import SqliteLog
 from datatask.schema.errors import LogDamagedError

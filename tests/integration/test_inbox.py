@@ -21,7 +21,7 @@ from datatask.adapters.log.inbox_client import NoEngineError, ask
 from datatask.adapters.log.open import Opener, create_log
 from datatask.adapters.log.private import FILE_BYTES_MAX, OddFileError, PrivateFolder
 from datatask.schema.errors import CallerError, LogError
-from datatask.schema.requests import PauseTask, Ping, Reply
+from datatask.schema.messages import PauseTask, Ping, Reply
 from tests.run_kit import until
 
 GOOD = msgspec.json.encode(PauseTask(id="good", actor="ada", task="t"))

@@ -21,7 +21,7 @@ from datatask import (
     Session,
 )
 from datatask.engine.api import declare
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.events import ABSENT
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment

@@ -12,8 +12,8 @@ import pytest
 
 from datatask import FileRepository, InProcessMetadataRepository, LocalLinuxManager, ProcessTask, Resources
 from datatask.adapters.execute.base.templates import TemplateError
-from datatask.schema.ids import is_job
 from datatask.schema.messages import Ended, Fact
+from datatask.schema.values import is_job
 from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
 from tests.machine import mounted
 from tests.run_kit import until

@@ -17,7 +17,7 @@ from datatask import (
     LogMetadataRepository,
     Repository,
 )
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.testing import memory_log
 from tests.integration.store_kit import watched
 

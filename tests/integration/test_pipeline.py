@@ -30,7 +30,7 @@ from datatask import (
     UnknownNameError,
 )
 from datatask.schema import events as e
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 
 Body = Callable[..., Awaitable[Any]]
 SECONDS = 30

@@ -34,7 +34,7 @@ from datatask.engine.ports import Checkpoint
 from datatask.schema.codec import decode, encode, payload_digest
 from datatask.schema.errors import CallerError
 from datatask.schema.events import StoreWriteIntended, UnknownEvent, ValuePut
-from datatask.schema.requests import Who
+from datatask.schema.messages import Who
 from tests.golden.samples import SAMPLES
 from tests.integration.cli_kit import Project
 

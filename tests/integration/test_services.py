@@ -31,7 +31,7 @@ from datatask.adapters.execute.base import polling
 from datatask.adapters.execute.kube.watch import Watch
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.ssh.contact import Target
-from datatask.adapters.log import presence
+from datatask.adapters.log import file_changes
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.writer import Writer
@@ -42,7 +42,7 @@ from datatask.engine.runtime import services as module
 from datatask.engine.runtime.observe import Observer
 from datatask.engine.runtime.services import Services, enter
 from datatask.schema.errors import DatataskError, InternalError, ServiceFailedError
-from datatask.schema.requests import Ping, Reply, ServiceHealth
+from datatask.schema.messages import Ping, Reply, ServiceHealth
 from tests.integration.test_own_machines import Elsewhere
 from tests.kube.runner_kit import ready, running
 from tests.run_kit import until
@@ -261,8 +261,8 @@ async def test_a_log_of_which_it_cannot_be_seen_whether_it_is_there_stops_the_en
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "files").mkdir()
-    monkeypatch.setattr(presence.Presence.__init__, "__kwdefaults__", {"seconds": 0.001})
-    broken(monkeypatch, presence.Presence, "check", presence.FAILURES_MAX + 1)
+    monkeypatch.setattr(file_changes.Presence.__init__, "__kwdefaults__", {"seconds": 0.001})
+    broken(monkeypatch, file_changes.Presence, "check", file_changes.FAILURES_MAX + 1)
     with pytest.raises(
         DatataskError, match=r"cannot be seen whether the log is still there .*check is broken"
     ):

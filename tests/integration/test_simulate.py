@@ -33,7 +33,7 @@ from datatask.adapters.sim.modelling import changed, model_of
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.recording import fitted
 from datatask.adapters.sim.replication import Setup
-from datatask.adapters.sim.summary import Summary
+from datatask.adapters.sim.result import Summary
 from datatask.engine.core.effects import Step
 from datatask.schema import codec
 from datatask.schema import events as e

@@ -53,7 +53,7 @@ from datatask.schema.events import (
     ValueDeleted,
     ValuePut,
 )
-from datatask.schema.requests import PauseTask, Reply
+from datatask.schema.messages import PauseTask, Reply
 from datatask.schema.tables import VIEW_COLUMNS
 
 NOW = 1_700_000_000_000_000_000

@@ -20,7 +20,7 @@ from datatask.adapters.log.inbox_client import leave
 from datatask.adapters.log.lease import holder_of
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
-from datatask.schema.requests import LaunchJob
+from datatask.schema.messages import LaunchJob
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 

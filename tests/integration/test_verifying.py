@@ -19,7 +19,7 @@ from datatask.adapters.history.states import refold
 from datatask.adapters.history.verify.files import SCHEMA, schema_digest
 from datatask.adapters.history.verify.verify import LogVerified
 from datatask.adapters.log.checkpoints import FileCheckpoints
-from datatask.adapters.log.integrity.anchors import read_anchors
+from datatask.adapters.log.integrity.verify import read_anchors
 from datatask.adapters.log.locate import checkpoints_path
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import dump

@@ -27,8 +27,8 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.engine.runtime.store_writes import CALLS_MAX
-from datatask.schema import requests as r
+from datatask.engine.runtime.performing import CALLS_MAX
+from datatask.schema import messages as r
 from datatask.schema.errors import StoreError, TemporaryError
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment

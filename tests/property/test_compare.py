@@ -9,8 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.compare.certainty import certain
-from datatask.engine.compare.definitions import Comparison
+from datatask.engine.compare.definitions import Comparison, certain
 from datatask.engine.core.checkpoints import dump
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.state import State

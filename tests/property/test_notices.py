@@ -26,7 +26,7 @@ from datatask import (
 from datatask.adapters.store import inotify
 from datatask.engine.core.leaves import get_at, version_hash
 from datatask.engine.runtime import comparing
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.testing import memory_log, recording
 
 QUEUE = Path("/proc/sys/fs/inotify/max_queued_events")

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datatask.adapters.sim.logged import Logged
-from datatask.adapters.sim.model import BEGINNING, Fate, Model, Names, Profile
+from datatask.adapters.sim.model import BEGINNING, Fate, Model, Names, Plain, Profile
 from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.replication import folded_state
-from datatask.adapters.sim.worlds import Plain
 from datatask.engine.audit.consistency import check, rederive
 from datatask.engine.audit.invariants import Checker, decisions_of
 from datatask.engine.core.checkpoints import fingerprint

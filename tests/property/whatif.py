@@ -14,9 +14,9 @@ import msgspec
 from datatask.engine.core.checkpoints import dump, load
 from datatask.engine.core.decide import decide
 from datatask.engine.core.fold import apply
-from datatask.engine.core.queues import PriorityQueue
 from datatask.engine.core.retry import NextAttempt, NoRetry, after_ending
 from datatask.engine.core.state import PendingKey, State
+from datatask.engine.core.tasks import PriorityQueue
 from datatask.engine.explain.explanations import Change
 from datatask.schema import events as e
 from datatask.schema.definition import view_id

@@ -20,7 +20,7 @@ from datatask.engine.api.repositories import Repository
 from datatask.engine.api.session import Session
 from datatask.engine.api.tasks import EngineTask, Retry
 from datatask.engine.ports import Runner
-from datatask.schema import requests as r
+from datatask.schema import messages as r
 from datatask.schema.definition import DoneShape
 from datatask.schema.errors import DatataskError
 from datatask.schema.resources import Resources

@@ -32,9 +32,8 @@ from datatask.engine.api.streams import (
 from datatask.engine.ports import Blobs
 from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.schema.errors import CallerError, LogDamagedError, NotPossibleError, ValueDamagedError
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
-from datatask.schema.values import decode_value, encode_value
+from datatask.schema.values import check_job, decode_value, encode_value
 
 SPOOLED_BYTES = 1024 * 1024
 

@@ -27,7 +27,7 @@ from datatask.adapters.execute.functions import remote
 from datatask.engine.api.repositories import Repository
 from datatask.engine.ports import Blobs
 from datatask.engine.run_context import Binding, RunContext, ValueRef, current_run
-from datatask.engine.runtime import process
+from datatask.engine.runtime import closing
 from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.definition import Conflicts
 from datatask.schema.errors import CallerError
@@ -107,7 +107,7 @@ class Call:
                 if inspect.isawaitable(result):
                     self._finish(loop, result)
             finally:
-                process.returned(pid, f"{self.context.task} {self.context.job}")
+                closing.returned(pid, f"{self.context.task} {self.context.job}")
             writes = loop.run_until_complete(self.context.settle())
         except BaseException as caught:
             writes = self.context.fence()

@@ -18,7 +18,7 @@ from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.tasks import KubeTask
 from datatask.engine.api.quotas import ResourceManager
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
-from datatask.engine.core.done_entries import done_value
+from datatask.engine.core.run_ends import done_value
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write

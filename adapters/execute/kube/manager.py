@@ -22,7 +22,7 @@ from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Pod, as_pod, decode_list
 from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError, InvalidValueError, NotInstalledError
-from datatask.schema.ids import check_name
+from datatask.schema.values import check_name
 
 _shared: weakref.WeakValueDictionary[tuple[object, ...], Shared] = weakref.WeakValueDictionary()
 

@@ -27,7 +27,7 @@ from datatask.engine.ports import (
     Runner,
 )
 from datatask.schema.errors import PATH, TEXT, expect
-from datatask.schema.ids import check_name
+from datatask.schema.values import check_name
 
 
 class LocalLinuxManager(AbstractProcessManager):

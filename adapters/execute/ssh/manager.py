@@ -29,8 +29,8 @@ from datatask.adapters.execute.ssh.placement import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError, InvalidValueError
-from datatask.schema.ids import check_name
 from datatask.schema.resources import Resources
+from datatask.schema.values import check_name
 
 DEFAULT_PATH = ".datatask"
 _hosts: weakref.WeakValueDictionary[tuple[object, ...], Hosts] = weakref.WeakValueDictionary()

@@ -21,7 +21,7 @@ from typing import BinaryIO, NoReturn
 import msgspec
 
 from datatask.adapters.history.states import beginning, collector_off
-from datatask.adapters.history.verify.blobs import Blobs
+from datatask.adapters.history.verify.files import Blobs
 from datatask.adapters.history.verify.fold import Pass, Verified
 from datatask.adapters.history.verify.progress import read_rounds, vouched, write_rounds
 from datatask.adapters.log.checkpoints import (

@@ -1,24 +1,28 @@
-"""Whether a log still says what it said when it was written.
+"""The chain of a log checked, anchors, and the types of its rows.
 
-In: pages of stored rows, the names behind their numbers, and the hash that they follow on. Out: a `Divergence` for each batch and
-row that does not fit. Every batch is hashed again, as a whole: a changed column is located to its batch. The hash before it is
-stored too, so checking goes on behind what is broken, and any range can be checked alone. Beside the chain: gaps, flags, salts
-without payloads, redactions that no event tells of, an end without a hash. Whether the whole was cut or rewritten, `anchors` say.
+In: pages of stored rows with the hash they follow on. Out: a `Divergence` for each batch and row that does not fit. Each
+batch is hashed whole, and the hash before it is stored too, so any range can be checked alone. An anchor is a line of
+JSON, `{"log", "position", "chain", "at"}`, kept where a writer of the log cannot reach it: it shows a log that was
+rewritten or cut, whose chain is sound in itself. SQLite enforces the types of STRICT tables at writing only, so
+`wrong_row` looks for a wrong type after reading has failed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
+from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.queries import PAGE_ROWS
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from datatask.schema.errors import DatataskError, LogDamagedError
+from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, LogDamagedError
 from datatask.schema.events import PayloadRedacted
 from datatask.schema.troubles import Divergence
 
@@ -241,3 +245,140 @@ def redactions(reader: LogReader) -> dict[int, str]:
         }
     except DatataskError:
         return {}
+
+
+_BYTES_MAX = 1 << 28
+_RESTORE = "the log was rewritten or cut: restore it from a backup that this anchor fits"
+
+
+class Anchor(msgspec.Struct, frozen=True, kw_only=True):
+    """The hash of the log `log` at the batch boundary `position`, noted at `at` (ISO 8601)."""
+
+    log: str
+    position: int
+    chain: str
+    at: str
+
+    def line(self) -> str:
+        """Return it as one line of JSON."""
+        return msgspec.json.encode(self).decode()
+
+
+class Compared(NamedTuple):
+    """Which anchors hold, which of this log could not be looked at, how many are of other logs, and what is wrong."""
+
+    held: list[Anchor]
+    archived: list[Anchor]
+    others: int
+    wrong: list[Divergence]
+
+
+def head_anchor(reader: LogReader, at: str) -> Anchor:
+    """Return the anchor of the head; `at` is the time of noting."""
+    head = reader.end_of_batch(None)
+    return Anchor(log=reader.uuid, position=head, chain=reader.chain_at(head).hex(), at=at)
+
+
+def append_anchor(path: Path, anchor: Anchor) -> None:
+    """Append an anchor to a file, durably; the file is made where there is none."""
+    with mapped(path), open(path, "a", encoding="utf-8") as file:
+        file.write(anchor.line() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_anchors(path: Path) -> list[Anchor]:
+    """Return the anchors in a file; `CallerError` names the line that is none."""
+    with mapped(path), open(path, "rb") as file:
+        lines = file.readlines(_BYTES_MAX)
+    anchors = [_anchor(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not anchors:
+        raise InvalidValueError(
+            "there is no anchor in it", where=str(path), remedy="note one with `datatask log-anchor FILE`"
+        )
+    return anchors
+
+
+def compare(reader: LogReader, anchors: Iterable[Anchor]) -> Compared:
+    """Hold a log against anchors; those of other logs count only where there is none of this one."""
+    header, head = reader.header, reader.head
+    found = Compared([], [], 0, [])
+    others = []
+    for anchor in anchors:
+        if anchor.log != reader.uuid:
+            others.append(anchor)
+        elif anchor.position < header.base:
+            found.archived.append(anchor)
+        else:
+            wrong = _compared(reader, anchor, head)
+            if wrong is None:
+                found.held.append(anchor)
+            else:
+                found.wrong.append(wrong)
+    if others and not (found.held or found.archived or found.wrong):
+        found.wrong.append(
+            Divergence(1, "the log of the anchor", others[-1].log, reader.uuid, "name this log's anchors, or restore the log that they are of")
+        )  # fmt: skip
+    return found._replace(others=len(others))
+
+
+def _compared(reader: LogReader, anchor: Anchor, head: int) -> Divergence | None:
+    what = f"the hash that was noted at {anchor.at}"
+    if anchor.position > head:
+        return Divergence(
+            head + 1, what, f"events up to position {anchor.position}", f"none behind {head}", _RESTORE
+        )
+    try:
+        chain = reader.chain_at(anchor.position).hex()
+    except DatataskError:
+        return Divergence(anchor.position, what, anchor.chain, "no batch ends here", _RESTORE)
+    return None if chain == anchor.chain else Divergence(anchor.position, what, anchor.chain, chain, _RESTORE)
+
+
+def _anchor(path: Path, number: int, line: bytes) -> Anchor:
+    try:
+        anchor = msgspec.json.decode(line, type=Anchor)
+        if len(bytes.fromhex(anchor.chain)) != 32 or anchor.position < 1:
+            raise ValueError(anchor.chain)
+    except ValueError:
+        raise _no_anchor(path, number) from None
+    return anchor
+
+
+def _no_anchor(path: Path, number: int) -> CallerError:
+    return InvalidValueError(
+        "this is no anchor",
+        where=f"{path} line {number}",
+        remedy='a line is {"log", "position", "chain", "at"}, as `datatask log-anchor` prints it',
+    )
+
+
+SECONDS_MAX = 10.0
+_STORED_TYPES = ("integer", "text", "blob")
+
+
+def wrong_row(path: Path) -> LogDamagedError | None:
+    """Return the error for the first row that holds a value of another type than its column's; `LogError` as any reader."""
+    with LogReader(path) as reader:
+        for table, key in (("log", "position"), ("names", "id")):
+            declared = reader.query(
+                f'SELECT name, lower(type), "notnull" OR pk FROM pragma_table_info({table!r})', ()
+            ).rows
+            allowed = {
+                name: (kind,) if required else (kind, "null")
+                for name, kind, required in declared
+                if kind in _STORED_TYPES
+            }
+            tests = [
+                f"typeof({name}) NOT IN ({', '.join(map(repr, kinds))})" for name, kinds in allowed.items()
+            ]
+            found = ", ".join(f"typeof({name})" for name in allowed)
+            sql = f"SELECT {key}, {found} FROM {table} WHERE {' OR '.join(tests)} ORDER BY rowid LIMIT 1"
+            for at, *kinds in reader.query(sql, timeout_seconds=SECONDS_MAX, rows_max=1).rows:
+                name, kind = next(
+                    (one, kind) for one, kind in zip(allowed, kinds, strict=True) if kind not in allowed[one]
+                )
+                position = at if table == "log" and isinstance(at, int) else None
+                of = "" if position is not None else f" of {table} {at!r:.80}"
+                return damaged(f"the column {name}{of} holds {kind}, not {allowed[name][0]}", path, position)
+    return None

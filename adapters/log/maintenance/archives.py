@@ -20,8 +20,8 @@ import msgspec
 
 from datatask.adapters.atomic_file import sync, whole
 from datatask.adapters.log.faults import damaged, mapped
-from datatask.adapters.log.header import Header
 from datatask.adapters.log.locate import archives_path
+from datatask.adapters.log.log_file import Header
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.trust import make_private, private
 from datatask.engine.core import checkpoints

@@ -16,8 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from datatask.adapters.log.base import base_digest, carried_digest, named_rows
-from datatask.adapters.log.checkpoints import checkpoints_in
+from datatask.adapters.log.checkpoints import base_digest, carried_digest, checkpoints_in, named_rows
 from datatask.adapters.log.locate import archives_path, checkpoints_path
 from datatask.adapters.log.maintenance.archives import (
     COLUMNS,

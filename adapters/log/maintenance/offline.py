@@ -1,7 +1,8 @@
-"""Events appended to a log that no engine has open: for what keeps a log in order (`redact`, `log-compact`).
+"""Events appended to a log without an engine, for maintenance (`redact`, `log-compact`), and the removal of a payload.
 
-In: a path. Out: a `Caretaker`, which holds the lease for as long as its `with` lasts. It opens no epoch and is no
-engine: it checks what an engine checks before it writes, appends whole batches, and launches nothing.
+In: a path. Out: a `Caretaker` that holds the lease within its `with`. It opens no epoch and launches nothing; it checks what an
+engine checks before it writes, and appends whole batches. `remove_payload` replaces a payload by `left_of` its event
+and a salted digest; the salt is removed, so that nobody can test guesses of the payload.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from typing import Any
 
 from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
-from datatask.adapters.log.header import check_may_write
-from datatask.adapters.log.integrity.unwritten import refuse_hidden
-from datatask.adapters.log.integrity.verify import verify_chain
+from datatask.adapters.log.file_changes import refuse_hidden
+from datatask.adapters.log.integrity.verify import left_digest, verify_chain
 from datatask.adapters.log.lease import Lease, Patience, take_lease
 from datatask.adapters.log.locate import refuse_network
-from datatask.adapters.log.maintenance.removal import remove_payload
+from datatask.adapters.log.log_file import check_may_write
 from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail, system_salts
-from datatask.schema.errors import LeaseHeldError
+from datatask.adapters.log.tail import COLUMNS, STORED_AS, Removal, Tail, system_salts
+from datatask.engine.core.redaction import left_of
+from datatask.schema.codec import Row, decode, encode, payload_digest
+from datatask.schema.errors import LeaseHeldError, NotPossibleError, UnknownNameError
 from datatask.schema.events import Event
 
 _INSERT = f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({', '.join('?' * COLUMNS)}))"
@@ -171,3 +173,41 @@ def empty_wal(connection: sqlite3.Connection, path: Path) -> bool:
     with mapped(path):
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
+
+
+ROW = (
+    "SELECT at, kind, version, essential, actor, cause, task, repository, job, run, payload, salt, digest"
+    " FROM events WHERE position = ?"
+)
+_REMOVE = "UPDATE log SET payload = ?, salt = NULL, digest = ? WHERE position = ?"
+_BASE = "SELECT value FROM meta WHERE key = 'base'"
+
+
+def event_of(row: Sequence[Any], position: int, path: Path) -> Event:
+    """Return the event of a row of the view `events`, as `left_of` takes it."""
+    payload = None if row[10] is None else row[10].encode()
+    stored = Row._make([*row[:3], bool(row[3]), *row[4:10], payload])
+    return decode(stored, where=f"{path} position {position}")
+
+
+def remove_payload(execute: Callable[..., Any], removal: Removal, path: Path) -> None:
+    """Take a payload out of its row; nothing where that was done before. `CallerError` where it may not be.
+
+    A row that was archived is not here: whoever announces that its payload goes takes it out of the archive.
+    """
+    row = execute(ROW, (removal.position,)).fetchone()
+    if row is None and removal.position <= execute(_BASE, ()).fetchone()[0]:
+        return
+    if row is None:
+        raise UnknownNameError(f"there is no event at position {removal.position}", where=str(path))
+    payload, salt, digest = row[10:13]
+    if digest is None:
+        left = encode(left_of(event_of(row, removal.position, path), removal.position, removal.by)).payload
+        stays = None if left is None else left.decode()
+        hashed = bytes.fromhex(payload_digest(None if payload is None else payload.encode(), salt))
+        if not hashed:
+            raise NotPossibleError("this event has no payload", where=f"position {removal.position}")
+        execute(_REMOVE, (stays, hashed, removal.position))
+        payload = stays
+    if left_digest(payload) != removal.left:
+        raise damaged("what is left of a payload is not what was announced", path, removal.position)

@@ -22,8 +22,7 @@ from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
 from datatask.adapters.log.maintenance.archives import archives_of, read_head, read_rows, write_archive
 from datatask.adapters.log.maintenance.garbage import garbage, named_by_events, named_by_files, remove
-from datatask.adapters.log.maintenance.offline import empty_wal
-from datatask.adapters.log.maintenance.removal import ROW, event_of
+from datatask.adapters.log.maintenance.offline import ROW, empty_wal, event_of
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import private

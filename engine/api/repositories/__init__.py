@@ -4,13 +4,14 @@ Repositories whose values live somewhere (in the process, in files, in the log, 
 build on `StoredRepository`; nothing in this folder touches the world.
 """
 
-from datatask.engine.api.repositories.aggregates import (
+from datatask.engine.api.repositories.derived import (
     AggregateAndRepository,
     AggregateOrRepository,
     BlockingRepository,
+    RelatedItemRepository,
+    job_getter,
 )
 from datatask.engine.api.repositories.listing import ListedStore, told_invalid
-from datatask.engine.api.repositories.related import RelatedItemRepository, job_getter
 from datatask.engine.api.repositories.repository import (
     BlobRepository,
     DerivedLeaf,

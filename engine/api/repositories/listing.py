@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 from datatask.engine.ports import Change, Listed, Store
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
-from datatask.schema.values import decode_value
+from datatask.schema.values import check_job, decode_value
 
 logger = logging.getLogger("datatask.repositories")
 

@@ -30,8 +30,8 @@ from datatask.schema.errors import (
     NotPossibleError,
     expect,
 )
-from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 from datatask.schema.messages import Write
+from datatask.schema.values import JOB_CHARACTERS, JOB_ENDS, check_job, is_job
 
 Resolve = Callable[["Repository"], str]
 Mapping = Callable[[Any], Any] | Callable[[Any], Awaitable[Any]]

@@ -44,9 +44,8 @@ from datatask.engine.run_context import (
 )
 from datatask.schema.errors import ConflictError, LogDamagedError, NotPossibleError
 from datatask.schema.events import ABSENT
-from datatask.schema.ids import check_job
 from datatask.schema.messages import Write
-from datatask.schema.values import INLINE_BYTES_MAX
+from datatask.schema.values import INLINE_BYTES_MAX, check_job
 
 
 class StoredRepository(Repository):

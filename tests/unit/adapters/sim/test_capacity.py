@@ -20,7 +20,7 @@ from datatask import (
 from datatask.adapters.effort import SpentError
 from datatask.adapters.sim.bottleneck import limits_of, with_limit
 from datatask.adapters.sim.capacity import Capacity, finish_by
-from datatask.adapters.sim.summary import quantile
+from datatask.adapters.sim.result import quantile
 from datatask.simulation import (
     Arrivals,
     Exponential,

@@ -18,8 +18,8 @@ from datatask.adapters.sim.distributions import (
     Uniform,
     Weibull,
     chooser,
+    stream,
 )
-from datatask.adapters.sim.random_streams import stream
 from datatask.schema.errors import CallerError
 
 KINDS: list[Distribution] = [

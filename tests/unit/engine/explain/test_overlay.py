@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datatask.engine.core.queues import FifoQueue
+from datatask.engine.core.tasks import FifoQueue
 from datatask.engine.explain.overlay import Overlay, OverlayDict, OverlayList, OverlayQueue
 from tests.unit.core_kit import Desk, pipeline, task
 

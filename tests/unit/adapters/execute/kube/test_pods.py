@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datatask.adapters.execute.kube import pods
 from datatask.adapters.execute.kube.pods import Metadata, Pod, as_pod, nanoseconds
-from datatask.schema.ids import JOB_CHARACTERS, JOB_ENDS
+from datatask.schema.values import JOB_CHARACTERS, JOB_ENDS
 
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

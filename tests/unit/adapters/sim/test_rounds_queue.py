@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from datatask.adapters.sim.queue import ColumnQueue
-from datatask.engine.core.queues import ReadyQueue
+from datatask.adapters.sim.rounds import ColumnQueue
+from datatask.engine.core.tasks import ReadyQueue
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datatask.engine.core.queues import FifoQueue, PriorityQueue, ReadyQueue
+from datatask.engine.core.tasks import FifoQueue, PriorityQueue, ReadyQueue
 
 steps = st.lists(st.tuples(st.booleans(), st.integers(0, 8), st.integers(0, 3)), max_size=200)
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import pytest
 
-from datatask.adapters.sim.random_streams import exp, ln, normal, stream
+from datatask.adapters.sim.distributions import exp, ln, normal, stream
 
 
 def test_logarithms_and_exponentials_are_right_to_the_last_digits() -> None:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from datatask.engine.runtime.contents import ENTRY_BYTES, AtHand
+from datatask.engine.runtime.starting import ENTRY_BYTES, AtHand
 from datatask.schema import events as e
 
 
@@ -12,7 +12,7 @@ def put(job: str, content: str = "") -> e.ValuePut:
 
 
 def test_the_oldest_values_go_first_when_there_are_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datatask.engine.runtime.contents.BYTES_MAX", 3 * ENTRY_BYTES)
+    monkeypatch.setattr("datatask.engine.runtime.starting.BYTES_MAX", 3 * ENTRY_BYTES)
     kept = AtHand()
     kept.append(1, [put("a", "1"), put("b", "1"), put("c", "1")])
     assert list(kept.values) == [2, 3]
@@ -23,7 +23,7 @@ def test_the_oldest_values_go_first_when_there_are_too_many_bytes(monkeypatch: p
 
 
 def test_what_is_forgotten_or_read_twice_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datatask.engine.runtime.contents.BYTES_MAX", 2 * ENTRY_BYTES + 2)
+    monkeypatch.setattr("datatask.engine.runtime.starting.BYTES_MAX", 2 * ENTRY_BYTES + 2)
     kept = AtHand()
     for _ in range(5):
         kept.add(1, put("a", "1"))

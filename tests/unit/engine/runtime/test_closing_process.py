@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, os
-from datatask.engine.runtime import process as intact
+from datatask.engine.runtime import closing as intact
 
 async def main():
     loop = asyncio.get_running_loop()

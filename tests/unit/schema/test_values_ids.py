@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datatask.schema.errors import CallerError, InvalidJobError
-from datatask.schema.ids import check_job, check_name, is_job
+from datatask.schema.values import check_job, check_name, is_job
 
 
 @pytest.mark.parametrize("job", ["a", "A9", "a.b-c_d", "0" * 128, "json.decoder"])

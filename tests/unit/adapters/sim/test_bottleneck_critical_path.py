@@ -9,7 +9,7 @@ import pytest
 from datatask import (
     simulate,
 )
-from datatask.adapters.sim.critical_path import critical_path, in_sum, path_table
+from datatask.adapters.sim.bottleneck import critical_path, in_sum, path_table
 from datatask.adapters.sim.result import Result
 from datatask.simulation import Arrivals, Exponential, Machines, Scenario, TaskScenario
 from tests.unit.sim_kit import chain

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datatask.engine.core.done_entries import done_record, done_value
+from datatask.engine.core.run_ends import done_record, done_value
 from datatask.schema.events import Ending, ErrorInfo
 from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
