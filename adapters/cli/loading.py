@@ -39,10 +39,11 @@ class Reference(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A pipeline, and the folder of the file that it came from."""
+    """A pipeline, the folder of the file that it came from, and that file's name ("": the running program's)."""
 
     pipeline: Pipeline
     folder: Path
+    program: str = ""
 
 
 def is_loading() -> bool:
@@ -84,13 +85,12 @@ def load(reference: Reference) -> Loaded:
         file = reference.file
         check_file(file)
         module = _guarded(str(file), lambda: _run_file(file))
-        folder = file.parent
     else:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         module = _guarded(reference.module, lambda: importlib.import_module(reference.module))
-        folder = Path(getattr(module, "__file__", None) or Path.cwd() / "x").parent
-    return Loaded(_pick(module, reference), folder.absolute())
+        file = Path(getattr(module, "__file__", None) or Path.cwd() / f"{module.__name__}.py")
+    return Loaded(_pick(module, reference), file.parent.absolute(), file.name)
 
 
 def check_file(file: Path) -> None:

@@ -83,8 +83,10 @@ class Settings:
         return reference
 
     def _place(self, loaded: Loaded) -> None:
-        """Tell the pipeline where its log is: --log, else its own, else $DATATASK_LOG, else beside its file."""
+        """Tell the pipeline where its log is: --log, else its own, else $DATATASK_LOG, else beside its file; and its file."""
         pipeline = loaded.pipeline
+        for task in pipeline.tasks.values():
+            task.program = loaded.program
         named = os.environ.get("DATATASK_LOG")
         place = locate(named) if named else locate(default_path(loaded.folder))
         pipeline.default_log = place.path

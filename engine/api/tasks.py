@@ -223,6 +223,8 @@ class Task(ABC):
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
+    program: str = ""
+    """The file name of the script that defines the task, where another program runs it, such as `datatask -p FILE`."""
 
     def __init__(
         self,

@@ -198,7 +198,8 @@ spec:
   containers:
     - name: leader
       image: any
-      command: [{python}, {script}, launch, "{{{{task}}}}", "{{{{job}}}}", --force, --sync]
+      workingDir: {folder}
+      command: [{python}, "{{{{argv0}}}}", launch, "{{{{task}}}}", "{{{{job}}}}", --force, --sync]
 """, logs, kube_done, func_done)
 async def double(job, inp, out):
     print("working on", job)
@@ -212,17 +213,24 @@ if __name__ == "__main__":
 '''
 
 
+def function_script(folder: Path, config: object) -> Path:
+    """Write the script of a task whose function runs in pods."""
+    (folder / "config.json").write_text(json.dumps(config))
+    names = {"config": str(folder / "config.json"), "log": str(folder / "log.db")}
+    python, place = json.dumps(sys.executable), json.dumps(str(folder))
+    (folder / "main.py").write_text(FUNCTION.format(**names, python=python, folder=place))
+    return folder / "main.py"
+
+
 @fake_only
-async def test_a_function_runs_in_a_pod_by_the_same_script(tmp_path: Path) -> None:
+async def test_a_function_runs_in_a_pod_by_the_same_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its argument travels there, its result comes back, its output is the log."""
     async with cluster(env={"PYTHONPATH": os.getcwd()}) as (_, api):
         assert api is not None
-        (tmp_path / "config.json").write_text(json.dumps(api.config()))
-        script = tmp_path / "main.py"
-        paths = {"config": str(tmp_path / "config.json"), "log": str(tmp_path / "log.db")}
-        script.write_text(
-            FUNCTION.format(**paths, python=json.dumps(sys.executable), script=json.dumps(str(script)))
-        )
+        script = function_script(tmp_path, api.config())
+        monkeypatch.setattr(sys, "argv", [str(script)])
         has = runpy.run_path(str(script))
         async with has["pipeline"] as pipeline:
             await has["inp"].dump("a", {"n": 21})
@@ -230,4 +238,24 @@ async def test_a_function_runs_in_a_pod_by_the_same_script(tmp_path: Path) -> No
             assert await has["out"].info("a") == {"twice": 42}
             assert (await has["func_done"].info("a"))["result"] == "success"
             assert (await has["kube_done"].info("a"))["node"] == "node1"
+            assert await log_of(has["logs"], "a") == "working on a\n"
+
+
+@fake_only
+@pytest.mark.parametrize("named", ["main.py", pytest.param("main", marks=pytest.mark.slow)])
+async def test_a_function_runs_in_a_pod_of_the_command_lines_engine(tmp_path: Path, named: str) -> None:
+    """By `datatask -p FILE run`, where `argv0` is the file, not the program; and by a module's name."""
+    async with cluster(env={"PYTHONPATH": os.getcwd()}) as (_, api):
+        assert api is not None
+        script = str(function_script(tmp_path, api.config()))
+        has = runpy.run_path(script)
+        async with has["pipeline"]:
+            await has["inp"].dump("a", {"n": 21})
+        command = [sys.executable, "-m", "datatask", "-p", named, "run", "--timeout", "100"]
+        env = {**os.environ, "PYTHONPATH": os.getcwd()}
+        process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=env)
+        assert await process.wait() == 0
+        has = runpy.run_path(script)
+        async with has["pipeline"]:
+            assert (await has["func_done"].info("a"))["result"] == "success"
             assert await log_of(has["logs"], "a") == "working on a\n"

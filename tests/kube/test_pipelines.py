@@ -206,10 +206,11 @@ async def test_doctor_looks_at_the_cluster_and_removes_what_nobody_owns(tmp_path
         assert any(row["what"].endswith("; removed") for row in rows)
         assert any("1 pods are of another log, " in row["what"] for row in rows)
         assert list(api.pods) == ["left-1"]
-        api.server.users["admin"].denied = {"patch pods", "list events"}
+        api.server.users["admin"].denied = {"patch pods", "list events", "create pods/exec"}
         rows = await doctor(tmp_path)
-        assert [(row["ok"], row["what"]) for row in rows[1:3]] == [
+        assert [(row["ok"], row["what"]) for row in rows[1:4]] == [
             ("note", "may not list events in space"),
+            ("note", "may not create pods/exec in space"),
             ("no", "may not patch pods in space"),
         ]
     (row,) = await doctor(tmp_path)  # nobody answers any more

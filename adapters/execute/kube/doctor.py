@@ -27,7 +27,16 @@ NEEDED = (
     ("delete", "pods", ""),
     ("get", "pods", "log"),
 )
-USEFUL = (("list", "events", ""),)
+USEFUL = {
+    ("list", "events", ""): "without it `why` lacks the cluster's reasons",
+    ("create", "pods", "exec"): "without it neither `enter` nor a handle_timeout runs commands in a pod",
+    (
+        "get",
+        "pods",
+        "exec",
+    ): "without it a handle_timeout runs no commands in a pod (`podman.v1_ws`, web sockets)",
+}
+"""Rights that are not needed to run pods, and what does not work without each."""
 OLDEST = (1, 26)
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
@@ -87,8 +96,8 @@ async def _rights(cluster: Cluster, namespace: str) -> AsyncIterator[Found]:
             return
         if not (answer.get("status") or {}).get("allowed"):
             what = f"{verb} {resource}{'/' + part if part else ''}"
-            if (verb, resource, part) in USEFUL:
-                yield "note", f"may not {what} in {namespace}", "without it `why` lacks the cluster's reasons"
+            if (without := USEFUL.get((verb, resource, part))) is not None:
+                yield "note", f"may not {what} in {namespace}", without
             else:
                 missing.append(what)
     if missing:

@@ -7,7 +7,7 @@ collected. What cannot be a pod is refused here, by name; everything else is for
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,8 +76,38 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise InvalidValueError(
             f"the template makes a {kind}, not a Pod", where=where, remedy="write `kind: Pod`"
         )
+    if not _has_text_keys(manifest):
+        raise InvalidValueError(
+            f"keys of the manifest are no text: {', '.join(_odd_keys(text))}",
+            where=where,
+            remedy='put them in quotes, such as "on":',
+        )
     _check(manifest, where)
     return manifest
+
+
+def _has_text_keys(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _has_text_keys(inner) for key, inner in value.items())
+    return not isinstance(value, list) or all(map(_has_text_keys, value))
+
+
+def _odd_keys(text: str) -> Iterator[str]:
+    """Yield what the YAML has as keys that are no text, as written, each with its line and its type."""
+    nodes, seen = [node for node in yaml.compose_all(text, Loader=_LOADER) if node is not None], set[int]()
+    while nodes:
+        node = nodes.pop(0)
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes[:0] = node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes[:0] = [value for _, value in node.value]
+            for key, _ in node.value:
+                kind = key.tag.rpartition(":")[2]
+                if kind not in ("str", "merge", "value"):
+                    yield f"`{key.value}` in line {key.start_mark.line + 1} ({kind})"
 
 
 def _check(manifest: Manifest, where: str) -> None:

@@ -135,7 +135,7 @@ class KubeTask(EngineTask):
             **dict.fromkeys(self.links),
             **self.env,
             "task": self.name,
-            "argv0": Path(sys.argv[0]).name,
+            "argv0": self.program or Path(sys.argv[0]).name,
         }
 
     @property

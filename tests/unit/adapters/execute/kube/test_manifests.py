@@ -33,12 +33,27 @@ IDENTITY = "0123456789abcdef0123456789abcdef.1.77"
             "kind: Pod\nmetadata: {labels: [1]}\nspec: {containers: [{name: x}]}",
             "metadata.labels is no mapping",
         ),
+        (
+            "kind: Pod\nspec:\n  nodeSelector:\n    on: a\n    8080: b\n  containers: [{name: x, 1.5: y, ~: z}]",
+            "are no text: `on` in line 4 (bool), `8080` in line 5 (int), `1.5` in line 6 (float), `~` in line 6 (null); put",
+        ),
     ],
 )
 def test_what_cannot_be_a_pod_is_refused_by_name(text: str, told: str) -> None:
     """Before anything is sent."""
     with pytest.raises(CallerError, match=re.escape(told)):
         parse_manifest(text, "t[j]")
+
+
+def test_keys_that_come_by_reference_are_text() -> None:
+    """Merged mappings and keys in quotes."""
+    text = """
+kind: Pod
+metadata: {labels: &all {"on": a, '8080': b}, annotations: {<<: *all, c: d}}
+spec: {containers: [{name: m}]}
+"""
+    made = parse_manifest(text, "t")
+    assert made["metadata"]["annotations"] == {"on": "a", "8080": "b", "c": "d"}
 
 
 def test_a_stamped_manifest_keeps_the_users_part() -> None:
