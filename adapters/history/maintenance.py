@@ -38,7 +38,6 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.redaction import removed
 from datatask.engine.core.state import State
 from datatask.schema.errors import (
-    CallerError,
     LeaseHeldError,
     LogDamagedError,
     NoLogError,
@@ -90,7 +89,9 @@ def redact(
     actor: str,
     reason: str = "",
     dry_run: bool = False,
-    refused: Refuse = lambda refusal: CallerError(refusal.what, where=refusal.where, remedy=refusal.remedy),
+    refused: Refuse = lambda refusal: NotPossibleError(
+        refusal.what, where=refusal.where, remedy=refusal.remedy
+    ),
     step: Step = _nothing,
 ) -> Redacted:
     """Remove the payloads at these positions; all of them or, where one may not go, none.

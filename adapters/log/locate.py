@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from datatask.schema.errors import CallerError, InvalidValueError
+from datatask.schema.errors import InvalidValueError, NotPossibleError
 
 MEMORY = "memory:"
 DEFAULT = Path(".datatask") / "log.db"
@@ -109,7 +109,7 @@ def home(path: Path) -> Path:
     try:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise CallerError(
+        raise NotPossibleError(
             f"the path cannot be followed: {error}", where=str(path), remedy="see its links"
         ) from error
     try:
@@ -128,7 +128,7 @@ def remember_home(path: Path) -> None:
             os.setxattr(path, _HOME, noted)
     except (OSError, AttributeError) as error:
         if os.stat(path).st_nlink > 1:
-            raise CallerError(
+            raise NotPossibleError(
                 "the log's file has several names, and this file system cannot note which is its own",
                 where=str(path),
                 remedy="keep one of the hard links, and make the others symbolic ones (`ln -s`)",
@@ -209,7 +209,7 @@ def refuse_network(path: Path, mounts: str | None = None) -> None:
     """Raise `CallerError` when `path` is on a network file system."""
     kind = file_system(path, mounts)
     if kind in _NETWORK:
-        raise CallerError(
+        raise NotPossibleError(
             f"a log cannot live on a network file system ({kind})",
             where=str(path),
             remedy="keep the log on a local disk (--log PATH); repositories may stay where they are",

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.file_changes import gone
 from datatask.schema.errors import (
-    CallerError,
     FutureLogError,
     InvalidValueError,
     LogError,
@@ -288,7 +287,7 @@ def _bounded(connection: sqlite3.Connection, path: Path, deadline: float) -> Ite
             what = f"{refused[0]} is refused: a log is only read here"
             raise NotPossibleError(what, where="SQL", remedy=_SELECT) from error
         if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH):
-            raise CallerError(f"{error}", where="SQL", remedy=_SELECT) from error
+            raise InvalidValueError(f"{error}", where="SQL", remedy=_SELECT) from error
         if code == sqlite3.SQLITE_TOOBIG or isinstance(error, sqlite3.DataError):
             what = f"one value has more than {VALUE_BYTES_MAX >> 20:,} MiB"
             raise InvalidValueError(what, where="SQL", remedy="ask for less") from error

@@ -26,7 +26,7 @@ from datatask.adapters.log.locate import (
     lease_path,
 )
 from datatask.adapters.trust import check_above, check_found, check_own, make_private
-from datatask.schema.errors import CallerError, LogError
+from datatask.schema.errors import LogError, NotPossibleError
 
 logger = logging.getLogger("datatask.log")
 
@@ -176,7 +176,7 @@ class PrivateFolder:
         try:
             os.fchown(file, owner, self._status.st_gid)
         except OSError as error:
-            raise CallerError(
+            raise NotPossibleError(
                 f"{user_name(owner)} could not read what is written here: {error.strerror}",
                 where=str(self.path),
                 remedy=f"ask as {user_name(owner)}: sudo -u {user_name(owner)} datatask …",

@@ -26,7 +26,13 @@ import msgspec
 from datatask.adapters.log.log_file import Parameters, stream
 from datatask.adapters.log.reader import LogReader
 from datatask.schema import errors
-from datatask.schema.errors import CallerError, DatataskError, InvalidValueError, TimeLimitError
+from datatask.schema.errors import (
+    CallerError,
+    DatataskError,
+    InvalidValueError,
+    NotPossibleError,
+    TimeLimitError,
+)
 from datatask.schema.troubles import as_error
 
 MEMORY_BYTES = 1 << 30
@@ -103,7 +109,7 @@ def _ended(code: int, told: bytes, limits: Limits) -> tuple[tuple[str, ...], boo
     if b"MemoryError" in told or code in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT):
         raise memory_error(limits.memory_bytes)
     text = " ".join(told.decode(errors="replace").split())[-300:]
-    raise CallerError(
+    raise NotPossibleError(
         f"the query's process ended with {code}: {text}", where="SQL", remedy="see what it says"
     )
 

@@ -17,7 +17,7 @@ from math import floor, frexp, inf, ldexp, log, sqrt
 from pathlib import Path
 from random import Random
 
-from datatask.schema.errors import CallerError, InvalidValueError
+from datatask.schema.errors import InvalidValueError, NotPossibleError
 from datatask.schema.units import SECOND
 from datatask.schema.values import is_job
 
@@ -244,7 +244,7 @@ def durations_from_csv(path: str | Path) -> dict[str, dict[str, float]]:
                     continue
                 _add(found, cells, f"{path}:{number}")
     except OSError as error:
-        raise CallerError(f"the table cannot be read: {error.strerror}", where=str(path)) from error
+        raise NotPossibleError(f"the table cannot be read: {error.strerror}", where=str(path)) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidValueError(
             f"this is no CSV: {error}", where=str(path), remedy="save it as UTF-8 CSV"

@@ -42,7 +42,7 @@ from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.replay.batches import STORED
 from datatask.schema import events as e
-from datatask.schema.errors import AlreadyThereError, CallerError
+from datatask.schema.errors import AlreadyThereError, InvalidValueError
 from datatask.schema.messages import Adopted, Ended, RunSpec, Started, Write
 from datatask.schema.version import VERSION
 
@@ -327,7 +327,7 @@ def free_place(place: str | Path) -> Path:
     """Return the path of a log that is to be written; `CallerError` where something is already."""
     located = locate(place)
     if located.path is None:
-        raise CallerError("a simulated log must be a file", where=located.url, remedy="name a file")
+        raise InvalidValueError("a simulated log must be a file", where=located.url, remedy="name a file")
     if located.path.exists():
         raise AlreadyThereError(
             "there is a file already, and a simulated history is never added to one",

@@ -30,7 +30,7 @@ from datatask.engine.explain.why import explain_all
 from datatask.engine.replay.batches import is_simple
 from datatask.engine.replay.transitions import RUNNING
 from datatask.schema.definition import PipelineDef
-from datatask.schema.errors import CallerError
+from datatask.schema.errors import NotPossibleError
 
 
 def folded_state(quick: Quick) -> State:
@@ -109,7 +109,7 @@ def replicate(setup: Setup, replication: int, place: Path | None = None) -> Repl
             simulator.run()
         events, stuck = simulator.position, _stuck(simulator)
         if len(simulator.records) >= model.runs_max:
-            raise CallerError(
+            raise NotPossibleError(
                 f"{len(simulator.records):,} runs and no end",
                 where=f"scenario {scenario.name}",
                 remedy="a loop in the pipeline makes jobs ready again and again: give `until`",

@@ -40,7 +40,6 @@ from datatask.schema.definition import (
 from datatask.schema.errors import (
     FLAG,
     TEXT,
-    CallerError,
     InvalidValueError,
     NotOpenError,
     NotPossibleError,
@@ -56,11 +55,11 @@ logger = logging.getLogger("datatask.tasks")
 RETRIED = ("failed", "timed_out", "cancelled", "refused")
 
 
-class MissingFunctionError(CallerError, ValueError):
+class MissingFunctionError(InvalidValueError, ValueError):
     """A function task has no function: decorate one with the task, or pass `func=`."""
 
 
-class LinkNameError(CallerError, NameError):
+class LinkNameError(InvalidValueError, NameError):
     """A function's parameter is neither `job` nor the name of a link."""
 
 
@@ -520,7 +519,7 @@ class EngineTask(Task):
         """Decide, durably, to run this job now; `RunOpenError` when it has an open run."""
         run = current_run.get()
         if self.opaque and run is not None and (run.task, run.job) == (self.name, job):
-            raise CallerError(
+            raise NotPossibleError(
                 f"the launch of {self.name} calls that of {EngineTask.__name__} for its own run",
                 where=job,
                 remedy="do the whole work in the overridden launch, or do not override it",

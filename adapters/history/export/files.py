@@ -28,7 +28,6 @@ from datatask.adapters.store.staged import take_over
 from datatask.engine.core.state import State
 from datatask.schema.errors import (
     AlreadyThereError,
-    CallerError,
     InvalidValueError,
     NotInstalledError,
     NotPossibleError,
@@ -224,7 +223,7 @@ def _mapped(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CallerError(
+        raise NotPossibleError(
             f"cannot write: {error.strerror or error}",
             where=str(path),
             remedy="see the disk, or name another place",
@@ -297,7 +296,7 @@ def _make(folder: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise CallerError(
+        raise NotPossibleError(
             f"cannot make this directory: {error.strerror}", where=str(folder), remedy="name another"
         ) from error
     return True

@@ -354,31 +354,31 @@ def _no_anchor(path: Path, number: int) -> CallerError:
 
 
 SECONDS_MAX = 10.0
-_STORED_TYPES = ("integer", "text", "blob")
+_TYPES = {"Integer": "integer", "Text": "text", "LargeBinary": "blob"}
+"""SQLAlchemy's types of our columns, as SQLite's `typeof` names them."""
 
 
 def wrong_row(path: Path) -> LogDamagedError | None:
     """Return the error for the first row that holds a value of another type than its column's; `LogError` as any reader."""
+    from datatask.schema.tables import log, names  # loads SQLAlchemy
+
     with LogReader(path) as reader:
-        for table, key in (("log", "position"), ("names", "id")):
-            declared = reader.query(
-                f'SELECT name, lower(type), "notnull" OR pk FROM pragma_table_info({table!r})', ()
-            ).rows
+        for table in (log, names):
+            key = next(iter(table.primary_key)).name
             allowed = {
-                name: (kind,) if required else (kind, "null")
-                for name, kind, required in declared
-                if kind in _STORED_TYPES
+                column.name: (kind, "null") if column.nullable else (kind,)
+                for column in table.columns
+                if (kind := _TYPES.get(type(column.type).__name__))
             }
+            found = ", ".join(f"typeof({name})" for name in allowed)
             tests = [
                 f"typeof({name}) NOT IN ({', '.join(map(repr, kinds))})" for name, kinds in allowed.items()
             ]
-            found = ", ".join(f"typeof({name})" for name in allowed)
-            sql = f"SELECT {key}, {found} FROM {table} WHERE {' OR '.join(tests)} ORDER BY rowid LIMIT 1"
+            sql = f"SELECT {key}, {found} FROM {table.name} WHERE {' OR '.join(tests)} ORDER BY rowid LIMIT 1"
             for at, *kinds in reader.query(sql, timeout_seconds=SECONDS_MAX, rows_max=1).rows:
-                name, kind = next(
-                    (one, kind) for one, kind in zip(allowed, kinds, strict=True) if kind not in allowed[one]
-                )
-                position = at if table == "log" and isinstance(at, int) else None
-                of = "" if position is not None else f" of {table} {at!r:.80}"
+                pairs = zip(allowed, kinds, strict=True)
+                name, kind = next(pair for pair in pairs if pair[1] not in allowed[pair[0]])
+                position = at if table is log and isinstance(at, int) else None
+                of = "" if position is not None else f" of {table.name} {at!r:.80}"
                 return damaged(f"the column {name}{of} holds {kind}, not {allowed[name][0]}", path, position)
     return None

@@ -28,7 +28,7 @@ from datatask.engine.core import checkpoints
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.schema.codec import CHAIN_START, Row, chain, decode, payload_digest
-from datatask.schema.errors import CallerError, LogDamagedError
+from datatask.schema.errors import CallerError, LogDamagedError, NotPossibleError
 from datatask.schema.events import Event, LaunchDecided
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def unbroken(log: Path, uuid: str, base: int, base_chain: bytes) -> list[Path]:
     if last:
         known = [head.last for head in heads.values() if head.last <= last]
         first = max((end for end in known if end < last), default=0) + 1
-        raise CallerError(
+        raise NotPossibleError(
             f"the archive of the events from {first} on is missing",
             where=str(archives_path(log) / f"{first}-{last}{SUFFIX}"),
             remedy="put it there, or ask without --with-archives",

@@ -21,7 +21,12 @@ from datatask.adapters.log.maintenance.archives import read_rows, unbroken
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import check_above, make_private, private
 from datatask.schema.codec import CHAIN_START
-from datatask.schema.errors import CallerError, InvalidValueError, LogDamagedError, TemporaryError
+from datatask.schema.errors import (
+    InvalidValueError,
+    LogDamagedError,
+    NotPossibleError,
+    TemporaryError,
+)
 from datatask.schema.version import APPLICATION_ID
 
 T = TypeVar("T")
@@ -79,7 +84,9 @@ class WholeReader(LogReader):
     def refresh(self) -> None:
         """Take in what was appended to the log since."""
         if self.path != self.live and not follow(self.path, self.live):
-            raise CallerError("the log was cut or exchanged meanwhile", where=self.url, remedy="ask again")
+            raise NotPossibleError(
+                "the log was cut or exchanged meanwhile", where=self.url, remedy="ask again"
+            )
 
 
 def _remove(folder: Path) -> None:

@@ -25,7 +25,6 @@ from datatask.schema.errors import (
     FUNCTION,
     TEXT,
     AlreadyOpenError,
-    CallerError,
     InvalidValueError,
     NotPossibleError,
     expect,
@@ -113,7 +112,7 @@ class Repository(ABC):
         if not isinstance(iterator, AsyncIterable):
             if inspect.iscoroutine(iterator):
                 iterator.close()
-            raise CallerError(
+            raise InvalidValueError(
                 f"unfiltered_iter returns a {type(iterator).__name__}, no asynchronous iterator",
                 where=f"{self!r:.160}",
                 remedy="write it as an async function that yields",
