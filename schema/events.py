@@ -418,6 +418,15 @@ class RunAdopted(Event, frozen=True, kw_only=True):
     where: str = ""
 
 
+class RunResized(Event, frozen=True, kw_only=True):
+    """A run takes other amounts than were decided, in billionths: its target adds to them, or it was resized there."""
+
+    task: str
+    job: str
+    run: int
+    resources: dict[str, int] = {}
+
+
 class RunUnreachable(Event, frozen=True, kw_only=True):
     """Nothing is heard of the target; the run stays open and holds its quota."""
 
@@ -564,6 +573,7 @@ AnyEvent = (
     | RunAdopted
     | RunUnreachable
     | RunReachable
+    | RunResized
     | RunObserved
     | RunEnded
     | LateFact

@@ -98,6 +98,13 @@ class Reachable(NamedTuple):
     where: str = ""
 
 
+class Resized(NamedTuple):
+    """The run takes these amounts now, in billionths, all of them."""
+
+    run: int
+    resources: dict[str, int]
+
+
 class Noticed(NamedTuple):
     """Worth telling, decides nothing (`RunObserved`)."""
 
@@ -116,7 +123,7 @@ class Ended(NamedTuple):
     writes: tuple[Write, ...] = ()
 
 
-Fact = Started | Adopted | Unreachable | Reachable | Noticed | Ended
+Fact = Started | Adopted | Unreachable | Reachable | Resized | Noticed | Ended
 
 
 class Who(NamedTuple):

@@ -179,6 +179,7 @@ class Pipeline:
                 await self.session.open()
                 for task in self._listed:
                     await task.validate()
+                declared.measure(self._listed)
                 for leaf, repository in declared.repositories.items():
                     if leaf not in declared.inputs:
                         await repository.validate()

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Link, Task, ViewRepository
 from datatask.engine.core.expressions import unnegated
@@ -46,6 +48,13 @@ class Declared:
         if found is None:
             raise unknown("repository", name, map(".".join, self.links))
         return found
+
+    def measure(self, tasks: Sequence[Task]) -> None:
+        """Take what each run takes from the tasks anew: some know it only once they have been validated."""
+        amounts = {task.name: _resources(task) for task in tasks}
+        if any(task.resources != amounts[task.name] for task in self.definition.tasks):
+            told = (replace(task, resources=amounts[task.name]) for task in self.definition.tasks)
+            self.definition = replace(self.definition, tasks=tuple(told))
 
     def ephemeral_only(self) -> bool:
         """Whether nothing in the pipeline outlives the process: then neither need the log."""
@@ -224,16 +233,13 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
 def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool) -> d.TaskDef:
     manager = task.resource_manager
     quota = quotas[id(manager)].name if manager is not None else None
-    resources = (
-        task.job_resources.to_amounts() if manager is not None and task.job_resources is not None else {}
-    )
     return d.TaskDef(
         name=task.name,
         kind=task.kind,
         ready=task.ready.expression(names.resolve),
         links=tuple(_link(name, link, names) for name, link in task.links.items()),
         quota=quota,
-        resources=resources,
+        resources=_resources(task),
         concurrency=task.concurrency,
         priority=priority,
         retry=task.retry.to_def() if task.retry is not None else d.RetryDef(),
@@ -247,6 +253,11 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         pids=_leaf_id(task, task.pids_link, names),
         conflicts=task.conflicts,
     )
+
+
+def _resources(task: Task) -> dict[str, int]:
+    counted = task.resource_manager is not None and task.job_resources is not None
+    return task.job_resources.to_amounts() if counted and task.job_resources is not None else {}
 
 
 def _leaf_id(task: Task, link: str | None, names: _Names) -> str | None:

@@ -211,6 +211,16 @@ class Checker:
         limit = f"at most {quota.launches}"
         return [Divergence(position, f"launches of {name} in its window", limit, len(recent))]
 
+    def _resized(self, state: State, position: int, event: e.RunResized) -> list[Divergence]:
+        followed = self._open.get(event.run)
+        if followed is not None:
+            resized = self._open[event.run] = followed._replace(resources=event.resources)
+            self._touched.add(event.run)
+            if followed.quota is not None:
+                self._account(followed, -1)
+                self._account(resized, 1)
+        return self._about_run(state, position, event)
+
     def _about_run(self, state: State, position: int, event: Any) -> list[Divergence]:
         followed = self._open.get(event.run)
         if followed is None:
@@ -294,6 +304,7 @@ _RULES: dict[type[e.Event], Callable[[Checker, State, int, Any], list[Divergence
     e.RunAdopted: Checker._about_run,
     e.RunUnreachable: Checker._about_run,
     e.RunReachable: Checker._about_run,
+    e.RunResized: Checker._resized,
     e.StopDecided: Checker._about_run,
     e.RunEnded: Checker._end,
     e.RetryScheduled: Checker._retry,

@@ -107,7 +107,15 @@ _ON_REPOSITORY = (
     e.ValueDeleted,
     e.StoreWriteIntended,
 )
-_ON_RUN = (e.RunStarted, e.RunAdopted, e.RunUnreachable, e.RunReachable, e.StopDecided, e.RunEnded)
+_ON_RUN = (
+    e.RunStarted,
+    e.RunAdopted,
+    e.RunUnreachable,
+    e.RunReachable,
+    e.RunResized,
+    e.StopDecided,
+    e.RunEnded,
+)
 _ON_TASK = (
     e.LaunchDecided,
     e.RetryScheduled,

@@ -81,6 +81,14 @@ def _run_reachable(state: State, position: int, event: e.RunReachable) -> None:
     state.open_runs[event.run].unreachable = False
 
 
+def _run_resized(state: State, position: int, event: e.RunResized) -> None:
+    run = state.open_runs[event.run]
+    if run.quota is not None:
+        state.quotas[run.quota].free(run.resources)
+        state.quotas[run.quota].use(event.resources)
+    run.resources = event.resources
+
+
 def _stop_decided(state: State, position: int, event: e.StopDecided) -> None:
     run = state.open_runs[event.run]
     if run.settling is None:  # the fact that ended the process wins over a stop that raced it
@@ -183,6 +191,7 @@ EPISODES: dict[type[e.Event], Handler] = {
     e.RunAdopted: _run_adopted,
     e.RunUnreachable: _run_unreachable,
     e.RunReachable: _run_reachable,
+    e.RunResized: _run_resized,
     e.StopDecided: _stop_decided,
     e.RunEnded: _run_ended,
     e.RetryScheduled: _retry_scheduled,

@@ -31,6 +31,7 @@ from datatask.schema.messages import (
     Fact,
     Noticed,
     Reachable,
+    Resized,
     RunSpec,
     Started,
     Unreachable,
@@ -62,7 +63,7 @@ class RunBook:
         """Take what a runner tells."""
         run = self._state.open_runs.get(fact.run)
         if run is None:
-            if not isinstance(fact, Noticed):
+            if not isinstance(fact, Noticed | Resized):
                 self._late(fact, now)
             return
         match fact:
@@ -83,6 +84,8 @@ class RunBook:
                 )
             case Reachable() if run.unreachable:
                 self._outbox.emit([self._about(run, e.RunReachable, now, where=fact.where)])
+            case Resized() if run.resources != fact.resources:
+                self._outbox.emit([self._about(run, e.RunResized, now, resources=fact.resources)])
             case Noticed():
                 self._outbox.emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
 

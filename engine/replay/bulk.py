@@ -65,6 +65,7 @@ NARROW = frozenset(
         e.RunAdopted,
         e.RunUnreachable,
         e.RunReachable,
+        e.RunResized,
         e.StopDecided,
         e.RetryScheduled,
         e.CancelRequested,

@@ -157,6 +157,7 @@ SAMPLES: tuple[e.Event, ...] = (
     e.RunAdopted(**RUN, handle={"pid": 99}, where="node-1"),
     e.RunUnreachable(**RUN, where="node-1", message="no route to host"),
     e.RunReachable(**RUN, where="node-1"),
+    e.RunResized(**RUN, resources={"cpu": 1_500_000_000, "mem": 64 << 50}),
     e.RunObserved(**RUN, phase="pending", reason="Unschedulable", message="0/3 nodes", source_at=AT - 1),
     e.RunEnded(**RUN, **ENDING, final=False),
     e.LateFact(**RUN, fact="Ended", detail={"exit_code": 0}),

@@ -36,7 +36,7 @@ def answer(name: str) -> dict[str, Any]:
     return exchange(name)[1]
 
 
-def events() -> list[dict[str, Any]]:
-    """Return the events about objects of the recorded watch, which is from the creation of each pod to its deletion."""
-    told = answer("watch-whole-life-of-pods")["events"]
+def events(name: str = "watch-whole-life-of-pods") -> list[dict[str, Any]]:
+    """Return the events about objects of a recorded watch, which is from the creation of each pod to its deletion."""
+    told = answer(name)["events"]
     return [event for event in told if event["type"] in ("ADDED", "MODIFIED", "DELETED")]

@@ -21,7 +21,17 @@ from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import In, PipelineDef
 from datatask.schema.errors import CallerError
-from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.messages import (
+    Adopted,
+    Ended,
+    Noticed,
+    Reachable,
+    Resized,
+    RunSpec,
+    Started,
+    Unreachable,
+    Write,
+)
 from datatask.schema.units import SECOND
 from tests.property.pipelines import JOBS, QUOTAS, STORED
 
@@ -262,6 +272,7 @@ class World:
                 Started(run, {}),
                 Ended(run, e.Ending(outcome="failed")),
                 Noticed(run, "x"),
+                Resized(run, {"cpu": 1}),
                 Adopted(run, {}),
             )
             self.reactor.runs.fact(facts[b % len(facts)], self.now)
@@ -270,6 +281,11 @@ class World:
         if self.running:
             run = sorted(self.running)[a % len(self.running)]
             self.reactor.runs.fact(Unreachable(run) if b % 2 else Reachable(run), self.now)
+
+    def do_resize(self, a: int, b: int, c: int) -> None:
+        if self.running:
+            run = sorted(self.running)[a % len(self.running)]
+            self.reactor.runs.fact(Resized(run, {"cpu": b % 3 + 1} if b % 4 else {}), self.now)
 
     def do_cancel(self, a: int, b: int, c: int) -> None:
         self._ask_to_stop(a, b, "cancelled")

@@ -93,6 +93,7 @@ class KubeFunctionTask(KubeTask):
             result=self._result,
             finished=self._finished,
             handle_timeout=plain.handle_timeout,
+            takes=plain.takes,
         )
 
     def _result(self, spec: RunSpec, log_end: bytes) -> tuple[Result, int] | None:

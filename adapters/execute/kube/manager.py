@@ -13,6 +13,9 @@ import shutil
 import weakref
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
+
+import msgspec
 
 from datatask.adapters.execute.kube import pods
 from datatask.adapters.execute.kube import pods as names
@@ -24,6 +27,8 @@ from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError, InvalidValueError, NotInstalledError
 from datatask.schema.values import check_name
 
+LOOK_SECONDS = 5.0
+"""So long a question is waited for that the pipeline can do without."""
 _shared: weakref.WeakValueDictionary[tuple[object, ...], Shared] = weakref.WeakValueDictionary()
 
 
@@ -173,6 +178,18 @@ class PodManager:
         wanted = as_pod(pod)
         query = {"container": wanted.spec.containers[0].name} if wanted.spec.containers else {}
         return await cluster.ask("GET", path_of(self.namespace, wanted.name, "log"), query, seconds=timeout)
+
+    async def overhead(self, runtime_class: str) -> dict[str, str]:
+        """Return what a RuntimeClass adds to each pod, quantities by resource; `RefusedError` where we may not look."""
+        cluster = Cluster(self._location)
+        await cluster.attach()
+        try:
+            path = f"/apis/node.k8s.io/v1/runtimeclasses/{quote(runtime_class, safe='')}"
+            found = msgspec.json.decode(await cluster.ask("GET", path, seconds=LOOK_SECONDS))
+        finally:
+            await cluster.detach()
+        fixed: dict[str, str] = (found.get("overhead") or {}).get("podFixed") or {}
+        return fixed
 
     async def pods(self) -> list[Pod]:
         """Return the application's pods as they are now, of every log."""

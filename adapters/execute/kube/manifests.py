@@ -14,10 +14,12 @@ from typing import Any
 import yaml
 
 from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.pods import Pod
 from datatask.engine.api.repositories import BlobRepository
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write
+from datatask.schema.resources import Resources
 from datatask.schema.units import SECOND
 
 
@@ -43,6 +45,8 @@ class Recipe:
     """Takes the end of a container's log; returns what the function brought back, and how many bytes of it said so."""
     finished: Callable[[RunSpec, Ending], tuple[Write, ...]] | None = None
     handle_timeout: Callable[[Any], Awaitable[None]] | None = None
+    takes: Callable[[Pod], Resources] | None = None
+    """Returns what a pod takes of the task's quota; None without a quota."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:

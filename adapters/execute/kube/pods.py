@@ -36,6 +36,7 @@ class Metadata(Value, frozen=True, rename="camel"):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     finalizers: list[str] | None = None
+    generation: int = 0
 
 
 class Waiting(Value, frozen=True):
@@ -70,13 +71,22 @@ class ContainerState(Value, frozen=True):
     terminated: Terminated | None = None
 
 
+class Amounts(Value, frozen=True):
+    """Quantities by resource."""
+
+    requests: dict[str, str] | None = None
+    limits: dict[str, str] | None = None
+
+
 class ContainerStatus(Value, frozen=True):
-    """What the kubelet tells of a container."""
+    """What the kubelet tells of a container; `allocated_resources` are granted, `resources` in force."""
 
     name: str = ""
     image: str = ""
     state: ContainerState = ContainerState()
     restart_count: int = 0
+    allocated_resources: dict[str, str] | None = None
+    resources: Amounts | None = None
 
 
 class Condition(Value, frozen=True):
@@ -99,6 +109,9 @@ class Status(Value, frozen=True):
     container_statuses: list[ContainerStatus] | None = None
     init_container_statuses: list[ContainerStatus] | None = None
     start_time: str | None = None
+    observed_generation: int = 0
+    allocated_resources: dict[str, str] | None = None
+    resources: Amounts | None = None
 
 
 class Container(Value, frozen=True):
@@ -107,6 +120,7 @@ class Container(Value, frozen=True):
     name: str = ""
     image: str = ""
     restart_policy: str = ""
+    resources: Amounts | None = None
 
 
 class Spec(Value, frozen=True):
@@ -115,6 +129,8 @@ class Spec(Value, frozen=True):
     containers: list[Container] | None = None
     init_containers: list[Container] | None = None
     node_name: str = ""
+    resources: Amounts | None = None
+    overhead: dict[str, str] | None = None
 
 
 class Pod(Value, frozen=True):

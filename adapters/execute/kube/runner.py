@@ -37,7 +37,7 @@ from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import ErrorInfo, StopReason
-from datatask.schema.messages import Adopted, Reachable, RunSpec, Started, Unreachable
+from datatask.schema.messages import Adopted, Reachable, Resized, RunSpec, Started, Unreachable
 from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.kube")
@@ -275,6 +275,7 @@ class KubeRunner(Collecting):
             run.logs.see(pod)
         if is_running(pod) and not run.started:
             self._started(run, pod)
+        self._count(run, pod)
         deleted = pod.metadata.deletion_timestamp is not None
         orphan = deleted and not pod.spec.node_name  # no kubelet will ever say that it is over
         found = verdict(pod, gone=orphan)
@@ -306,6 +307,15 @@ class KubeRunner(Collecting):
         run.started = True
         begun, _ = times(pod)
         self._sink(Started(run.spec.run, self._handle(pod), pod.spec.node_name or self.shared.where, begun))
+
+    def _count(self, run: Run, pod: Pod) -> None:
+        """Tell what the pod takes by now: a RuntimeClass, a limit range or a resize in place changes it."""
+        if self.recipe.takes is None or pod.is_over:
+            return
+        takes = self.recipe.takes(pod)
+        if takes != run.takes:
+            run.takes = takes
+            self._sink(Resized(run.spec.run, takes.to_amounts()))
 
     def _handle(self, pod: Pod) -> dict[str, str | int]:
         return {"pod": pod.name, "uid": pod.uid, "namespace": self.shared.namespace}

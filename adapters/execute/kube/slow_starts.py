@@ -20,6 +20,7 @@ from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import Services
 from datatask.schema.events import StopReason
 from datatask.schema.messages import Noticed, RunSpec
+from datatask.schema.resources import Resources
 from datatask.schema.units import SECOND
 
 FORCED_SECONDS = 30.0
@@ -44,6 +45,7 @@ class Run:
         "started",
         "stop",
         "stopping",
+        "takes",
         "told",
         "trouble",
         "uid",
@@ -63,6 +65,7 @@ class Run:
         self.logs: PodLogs | None = None
         self.reads: dict[str, int] | None = None
         self.trouble: tuple[str, float, asyncio.TimerHandle | None] | None = None
+        self.takes: Resources | None = None
         self.noticed = ""
         self.unanswered: float | None = None
         self.asked = self.recovering = self.started = self.settled = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,10 +20,12 @@ from typing import Any
 from datatask.adapters.execute.base.process_task import LateRunner
 from datatask.adapters.execute.base.templates import Lazy, Template
 from datatask.adapters.execute.kube import pods as names
+from datatask.adapters.execute.kube.amounts import most, resources_of, taken
+from datatask.adapters.execute.kube.connection import RefusedError
 from datatask.adapters.execute.kube.manager import PodManager
 from datatask.adapters.execute.kube.manifests import Manifest, Recipe, parse_manifest
 from datatask.adapters.execute.kube.pods import as_pod
-from datatask.adapters.execute.kube.preview import Unknown, requests_of, resources_of, sketch
+from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
 from datatask.engine.api.quotas import ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
@@ -32,6 +35,8 @@ from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import CallerError, NotPossibleError
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
+
+logger = logging.getLogger("datatask.kube")
 
 _WINDOW = dt.timedelta(seconds=60)
 Duration = float | dt.timedelta
@@ -112,6 +117,7 @@ class KubeTask(EngineTask):
         self._template = Template(template, where=name)
         self._asked = job_resources
         self._sketched: Resources | None = None
+        self._overheads: dict[str, dict[str, str]] = {}
         self._views["live"] = LiveKubeRepository(self)
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
         if logs is not None:
@@ -146,8 +152,31 @@ class KubeTask(EngineTask):
         if self._asked is not None:
             return Resources(self._asked.cpu, self._asked.mem, 1, self._asked.custom)
         if self._sketched is None:
-            self._sketched = requests_of(self._sketch(), self.name)
+            sketched = self._sketch()
+            self._sketched = requests_of(sketched and self._with_overhead(sketched), self.name)
         return self._sketched
+
+    def _with_overhead(self, manifest: Manifest) -> Manifest:
+        """Return the manifest with the overhead that the server will write into it, as far as that is known."""
+        spec = manifest["spec"]
+        overhead = self._overheads.get(str(spec.get("runtimeClassName")))
+        return {**manifest, "spec": {"overhead": overhead, **spec}} if overhead else manifest
+
+    async def _ask_overhead(self) -> None:
+        """Ask what the template's RuntimeClass adds to each pod, which only the cluster knows."""
+        sketched = self._sketch()
+        spec = {} if sketched is None else sketched["spec"]
+        name = spec.get("runtimeClassName")
+        if not isinstance(name, str) or MARK in name or "overhead" in spec or name in self._overheads:
+            return
+        try:
+            self._overheads[name] = await self.podman.overhead(name)
+        except RefusedError as error:
+            logger.warning(
+                "%s: what RuntimeClass %s adds to each pod is not known, and counts only once a pod is there: %s",
+                *(self.name, name, error.refusal.words),
+            )
+        self._sketched = None
 
     def _sketch(self) -> Manifest | None:
         scope = self._scope()
@@ -158,6 +187,8 @@ class KubeTask(EngineTask):
         """Check the template, what its pods take, and that the logs' repository holds bytes."""
         await super().validate()
         self._sketch()
+        if self.resource_manager is not None and self._asked is None:
+            await self._ask_overhead()
         self.job_resources  # noqa: B018 - raises where the requests are missing
         if self.logs is not None and not self.logs.is_blob():
             raise NotPossibleError("the logs repository does not hold bytes", where=self.name)
@@ -172,7 +203,7 @@ class KubeTask(EngineTask):
         manifest = parse_manifest(await self._template.render({**scope, "job": job}, job=job), where)
         granted = self.job_resources
         if granted is not None:
-            _check_within(resources_of(manifest, where), granted, where)
+            _check_within(resources_of(self._with_overhead(manifest), where), granted, where)
         return manifest
 
     # --- running ----------------------------------------------------------------------------------
@@ -194,7 +225,13 @@ class KubeTask(EngineTask):
             start_within=self.start_within,
             schedule_within=self.schedule_within,
             handle_timeout=self._handle_timeout if overridden else None,
+            takes=None if self.resource_manager is None else self._taken,
         )
+
+    def _taken(self, pod: names.Pod) -> Resources:
+        """Return what a pod takes; where the task says the most, at least that."""
+        found = taken(pod)
+        return found if self._asked is None else most(found, self._asked)
 
     async def _handle_timeout(self, name: str) -> None:
         podman = self.podman

@@ -10,9 +10,9 @@ from datatask.engine.core.retry import MACHINES_MAX, NextAttempt, NoRetry, after
 from datatask.engine.core.tasks import Episode
 from datatask.engine.explain.why import explain
 from datatask.schema import events as e
-from datatask.schema.definition import All, Not, RetryDef
+from datatask.schema.definition import All, Not, QuotaDef, RetryDef
 from datatask.schema.errors import RunOpenError, UnknownNameError
-from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, Unreachable, Write
+from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, Resized, Unreachable, Write
 from datatask.schema.units import SECOND
 from tests.unit.core_kit import VALUE, Desk, kinds, leaf, pipeline, running, task
 
@@ -229,6 +229,23 @@ def test_silence_keeps_the_run_open() -> None:
     desk.reactor.runs.fact(Reachable(run), desk.now)
     desk.reactor.runs.fact(Reachable(run), desk.now)
     assert kinds(desk.take()) == ["RunReachable"]
+
+
+def test_a_run_holds_what_it_takes_by_now() -> None:
+    """What is decided next is decided on that; its end frees it."""
+    small = task("t", "a", quota="q", resources={"cpu": 1})
+    desk = Desk(pipeline(small, quotas=(QuotaDef(name="q", limits={"cpu": 3}),)))
+    (run,) = running(desk, "x")
+    for _ in range(2):
+        desk.reactor.runs.fact(Resized(run, {"cpu": 3, "gpu": 1}), desk.now)
+    assert kinds(desk.take()) == ["RunResized"]
+    assert desk.state.quotas["q"].used == {"cpu": 3, "gpu": 1}
+    desk.put("a", "y")
+    assert desk.decide() == []
+    desk.reactor.runs.fact(Resized(run, {"cpu": 2}), desk.now)
+    assert len(desk.decide()) == 1
+    desk.ended(run)
+    assert desk.state.quotas["q"].used == {"cpu": 1}
 
 
 def test_timeout_stops_a_run_once() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from datatask import CallerError, Resources
 from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.amounts import resources_of
 from datatask.adapters.execute.kube.manifests import parse_manifest, stamp, tombstone
-from datatask.adapters.execute.kube.preview import resources_of
 
 IDENTITY = "0123456789abcdef0123456789abcdef.1.77"
 
