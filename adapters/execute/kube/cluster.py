@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from datatask.adapters.execute.kube import pods
+from datatask.adapters.execute.kube.causes import Causes
 from datatask.adapters.execute.kube.connection import MERGE_PATCH, Cluster, Refusal, RefusedError, path_of
 from datatask.adapters.execute.kube.logs import Logs
 from datatask.adapters.execute.kube.manifests import Manifest
@@ -68,6 +69,7 @@ class Shared:
                 self.watch = Watch(self.cluster, self.namespace, self.app)
                 self.watch.stray = self._strays
                 self.logs = Logs(self.cluster, self.namespace)
+                self.causes = Causes(self.cluster, self.namespace)
                 self.prepare()
                 try:
                     await self.watch.open()
@@ -102,6 +104,7 @@ class Shared:
         self._dirty.clear()
         self.runs.clear()
         await self.watch.close()
+        await self.causes.close()
         await self.logs.close()
         await self.cluster.detach()
         self._attaching = None

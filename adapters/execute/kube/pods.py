@@ -217,19 +217,40 @@ class WatchEvent(Value, frozen=True):
     object: msgspec.Raw
 
 
+class EventMetadata(Value, frozen=True):
+    """When an event was recorded first."""
+
+    creation_timestamp: str | None = None
+
+
+class EventSubject(Value, frozen=True):
+    """Which object an event is about."""
+
+    uid: str = ""
+
+
 class PodEvent(Value, frozen=True):
-    """What a component of the cluster tells about a pod."""
+    """What a component of the cluster tells about a pod: the kubelet with `last_timestamp`, the scheduler with `event_time`."""
 
     type: str = ""
     reason: str = ""
     message: str = ""
+    metadata: EventMetadata = EventMetadata()
+    involved_object: EventSubject = EventSubject()
     last_timestamp: str | None = None
     event_time: str | None = None
 
+    @property
+    def at(self) -> int:
+        """When it happened last, in UTC nanoseconds; 0 where nothing tells."""
+        told = self.event_time or self.last_timestamp or self.metadata.creation_timestamp
+        return nanoseconds(told) or 0
+
 
 class PodEventList(Value, frozen=True):
-    """Events of one pod."""
+    """A page of events."""
 
+    metadata: ListMetadata = ListMetadata()
     items: list[PodEvent] = []
 
 

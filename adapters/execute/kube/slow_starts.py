@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
+from datatask.adapters.execute.kube.causes import is_being_made
 from datatask.adapters.execute.kube.cluster import Shared
 from datatask.adapters.execute.kube.connection import RefusedError, path_of
 from datatask.adapters.execute.kube.logs import PodLogs
 from datatask.adapters.execute.kube.manifests import Recipe
-from datatask.adapters.execute.kube.pods import Pod, decode_pod_events
+from datatask.adapters.execute.kube.pods import Pod, PodEvent, decode_pod_events
 from datatask.adapters.execute.kube.verdicts import Verdict, is_running, trouble
 from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import Services
@@ -101,8 +103,17 @@ class Waiting:
         scheduled = bool(pod.spec.node_name) or (found is not None and found.scheduled)
         if scheduled:
             self._limit(run, "start", self.recipe.start_within)
+            if found is None and is_being_made(pod):
+                self.shared.causes.ask(pod.uid, partial(self._caused, run))
+            else:
+                self.shared.causes.drop(pod.uid)
         elif found is not None:
             self._limit(run, "schedule", self.recipe.schedule_within)
+
+    def _caused(self, run: Run, event: PodEvent) -> None:
+        """An event says what the pod lacks."""
+        if run.trouble is not None:
+            self.notice(run, "pending", event.reason, event.message)
 
     def _limit(self, run: Run, key: str, nanoseconds: int | None) -> None:
         if run.trouble is not None and run.trouble[0] == key:
@@ -115,6 +126,7 @@ class Waiting:
 
     def calm(self, run: Run) -> None:
         """Nothing keeps the pod from starting any more."""
+        self.shared.causes.drop(run.uid)
         if run.trouble is not None:
             if run.trouble[2] is not None:
                 run.trouble[2].cancel()
@@ -156,7 +168,7 @@ class Waiting:
             listed = decode_pod_events(await self.shared.cluster.ask("GET", path, query)).items
         except RefusedError:
             return "", "", ""
-        listed.sort(key=lambda event: event.last_timestamp or event.event_time or "")
+        listed.sort(key=lambda event: event.at)
         warnings = [event for event in listed if event.type == "Warning"]
         if not listed:
             return "", "", ""
