@@ -63,7 +63,10 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.verbs import shell as shell
     from datatask.adapters.wiring.verbs import update as update
     from datatask.engine.api.declare import dependants as dependants
-    from datatask.engine.api.quotas import ResourceManager as ResourceManager
+    from datatask.engine.api.links import Link as Link
+    from datatask.engine.api.links import ViewRepository as ViewRepository
+    from datatask.engine.api.policies import ResourceManager as ResourceManager
+    from datatask.engine.api.policies import Retry as Retry
     from datatask.engine.api.repositories import AggregateAndRepository as AggregateAndRepository
     from datatask.engine.api.repositories import AggregateOrRepository as AggregateOrRepository
     from datatask.engine.api.repositories import BlobRepository as BlobRepository
@@ -81,10 +84,7 @@ if TYPE_CHECKING:
     from datatask.engine.api.streams import async_copyfile as async_copyfile
     from datatask.engine.api.streams import async_copyfile_str as async_copyfile_str
     from datatask.engine.api.streams import roundrobin as roundrobin
-    from datatask.engine.api.tasks import Link as Link
-    from datatask.engine.api.tasks import Retry as Retry
     from datatask.engine.api.tasks import Task as Task
-    from datatask.engine.api.tasks import ViewRepository as ViewRepository
     from datatask.schema.errors import AlreadyOpenError as AlreadyOpenError
     from datatask.schema.errors import AlreadyThereError as AlreadyThereError
     from datatask.schema.errors import CallerError as CallerError
@@ -187,7 +187,7 @@ _HOME: dict[str, str] = {
     "replay": "datatask.adapters.history.replay",
     "Replayed": "datatask.adapters.history.replay",
     "Repository": "datatask.engine.api.repositories",
-    "ResourceManager": "datatask.engine.api.quotas",
+    "ResourceManager": "datatask.engine.api.policies",
     "Resources": "datatask.schema.resources",
     "ResourceType": "datatask.schema.resources",
     "Retry": "datatask.engine.api.tasks",

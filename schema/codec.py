@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from datatask.schema.errors import FutureLogError, LogDamagedError
-from datatask.schema.events import ABSENT, ENVELOPE, KINDS, AnyEvent, Event, UnknownEvent
+from datatask.schema.events import ABSENT, ENVELOPE, KINDS, Event, UnknownEvent
 
 Maker = Callable[..., Event]
 """From the envelope's fields in order and the payload's JSON to the event."""
@@ -151,7 +151,6 @@ envelope_of: Callable[[Event], tuple[Any, ...]] = attrgetter(*ENVELOPE)
 """From an event to the values of its `ENVELOPE`, in order."""
 
 _plain_decoder = msgspec.json.Decoder(dict[str, Any])
-_line_decoder = msgspec.json.Decoder(AnyEvent)
 
 
 def payload_of(event: Event) -> tuple[str, int, bool, bytes | None]:
@@ -240,17 +239,6 @@ def _upcast(kind: str, version: int, until: int, payload: bytes) -> bytes:
     for step in steps:
         fields = step(fields)
     return _encoder.encode(fields)
-
-
-def to_line(event: Event) -> bytes:
-    """Return the event as one JSON object, envelope, `kind` and own fields together."""
-    return _encoder.encode(event)
-
-
-def from_line(line: bytes | str) -> Event:
-    """Return the event that `to_line` wrote."""
-    event: Event = _line_decoder.decode(line)
-    return event
 
 
 def payload_digest(payload: bytes | None, salt: int | None) -> str:

@@ -26,11 +26,11 @@ ViewName = Literal["live", "succeeded", "failed"]
 VIEW_NAMES: tuple[ViewName, ...] = ("live", "succeeded", "failed")
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Declared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A declared value: immutable, stored with its defaults left out."""
 
 
-class Expr(Value, frozen=True, kw_only=True, tag_field="op", tag=str.lower):
+class Expr(Declared, frozen=True, kw_only=True, tag_field="op", tag=str.lower):
     """A condition on a job's memberships."""
 
 
@@ -61,7 +61,7 @@ class Not(Expr, frozen=True, kw_only=True):
 AnyExpr = In | All | Any | Not
 
 
-class TranslatedDef(Value, frozen=True, kw_only=True, tag_field="by", tag="translated"):
+class TranslatedDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="translated"):
     """Job k is a member when `base` holds for the job that k translates to (`Evaluated: translation`)."""
 
     base: AnyExpr
@@ -78,7 +78,7 @@ class TranslatedDef(Value, frozen=True, kw_only=True, tag_field="by", tag="trans
         return self.base, self.translator
 
 
-class FilteredDef(Value, frozen=True, kw_only=True, tag_field="by", tag="filtered"):
+class FilteredDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="filtered"):
     """Job k is a member when `base` holds for it and its filter said yes (`Evaluated: filter`)."""
 
     base: AnyExpr
@@ -98,14 +98,14 @@ DerivedDef = TranslatedDef | FilteredDef
 """The rules that rest on user code's answers."""
 
 
-class ViewDef(Value, frozen=True, kw_only=True, tag_field="by", tag="view"):
+class ViewDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="view"):
     """A view over the last run of a task's current episode."""
 
     task: str
     view: ViewName
 
 
-class RepositoryDef(Value, frozen=True, kw_only=True):
+class RepositoryDef(Declared, frozen=True, kw_only=True):
     """One leaf: `id` names it for ever; `kind` is what the user made it with, for people to read."""
 
     id: str
@@ -117,7 +117,7 @@ class RepositoryDef(Value, frozen=True, kw_only=True):
     derived: TranslatedDef | FilteredDef | ViewDef | None = None
 
 
-class LinkDef(Value, frozen=True, kw_only=True):
+class LinkDef(Declared, frozen=True, kw_only=True):
     """A repository's role in a task; `expr` is its membership, over leaves (one leaf for a stored one)."""
 
     name: str
@@ -132,7 +132,7 @@ class LinkDef(Value, frozen=True, kw_only=True):
     required_for_output: bool = False
 
 
-class RetryDef(Value, frozen=True, kw_only=True):
+class RetryDef(Declared, frozen=True, kw_only=True):
     """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds).
 
     `infrastructure_attempts` lost runs in a row are run again; one that had been up for `progress` (None: none ever)
@@ -155,7 +155,7 @@ Conflicts = Literal["rerun", "allow"]
 DoneShape = Literal["function", "process", "pod", "none"]
 
 
-class TaskDef(Value, frozen=True, kw_only=True):
+class TaskDef(Declared, frozen=True, kw_only=True):
     """One task as the core sees it.
 
     `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
@@ -183,7 +183,7 @@ class TaskDef(Value, frozen=True, kw_only=True):
     conflicts: Conflicts = "rerun"
 
 
-class QuotaDef(Value, frozen=True, kw_only=True):
+class QuotaDef(Declared, frozen=True, kw_only=True):
     """Limits in billionths (an absent name of cpu and mem means none is granted), launches per window."""
 
     name: str
@@ -193,7 +193,7 @@ class QuotaDef(Value, frozen=True, kw_only=True):
     starvation_after: int = MINUTE
 
 
-class PipelineDef(Value, frozen=True, kw_only=True):
+class PipelineDef(Declared, frozen=True, kw_only=True):
     """A whole pipeline; equal definitions have equal `digest`s."""
 
     name: str = "pipeline"

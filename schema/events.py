@@ -58,6 +58,34 @@ class Event(
     run: int | None = None
 
 
+class RunEvent(Event, frozen=True, kw_only=True):
+    """What is about one run."""
+
+    task: str
+    job: str
+    run: int
+
+
+class TaskJobEvent(Event, frozen=True, kw_only=True):
+    """What is about one job in one task."""
+
+    task: str
+    job: str
+
+
+class RepositoryEvent(Event, frozen=True, kw_only=True):
+    """What is about one repository."""
+
+    repository: str
+
+
+class ValueEvent(Event, frozen=True, kw_only=True):
+    """What is about one job's value in one repository."""
+
+    repository: str
+    job: str
+
+
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What went wrong in a run: the exception's type and text, or the target's words, and the trace."""
 
@@ -208,7 +236,7 @@ class Renamed(Event, frozen=True, kw_only=True):
 # --- repositories -----------------------------------------------------------------------------------
 
 
-class RepositorySynced(Event, frozen=True, kw_only=True):
+class RepositorySynced(RepositoryEvent, frozen=True, kw_only=True):
     """The store's contents are known to this engine; the listing began at `listed_at`.
 
     `root` tells this store from another one at the same place (a folder's device and inode); empty where nothing does.
@@ -216,7 +244,6 @@ class RepositorySynced(Event, frozen=True, kw_only=True):
     """
 
     VERSION = 3
-    repository: str
     listed_at: int
     members: int
     root: str = ""
@@ -224,52 +251,46 @@ class RepositorySynced(Event, frozen=True, kw_only=True):
     request: str | None = None
 
 
-class RepositoryReset(Event, frozen=True, kw_only=True):
+class RepositoryReset(RepositoryEvent, frozen=True, kw_only=True):
     """An ephemeral store started anew, empty."""
 
-    repository: str
     incarnation: int
 
 
-class ObservationHeld(Event, frozen=True, kw_only=True):
+class ObservationHeld(RepositoryEvent, frozen=True, kw_only=True):
     """So many members vanished at once that nobody believes it yet; a person's word is awaited."""
 
-    repository: str
     vanished: int
     members: int
     sample: tuple[str, ...] = ()
     why: str = ""
 
 
-class RepositoryUnreachable(Event, frozen=True, kw_only=True):
+class RepositoryUnreachable(RepositoryEvent, frozen=True, kw_only=True):
     """The store has not let itself be listed: `why` tells of the first failure, or of how long it takes.
 
     Nothing is concluded from it: what was known stays. The next `RepositorySynced` ends it.
     """
 
     ESSENTIAL = False
-    repository: str
     why: str
 
 
-class ChangesMissed(Event, frozen=True, kw_only=True):
+class ChangesMissed(RepositoryEvent, frozen=True, kw_only=True):
     """A comparison of all of a store found changes that it had not told, and that are recorded before this."""
 
     ESSENTIAL = False
-    repository: str
     missed: int
     sample: tuple[str, ...] = ()
 
 
-class ValuePut(Event, frozen=True, kw_only=True):
+class ValuePut(ValueEvent, frozen=True, kw_only=True):
     """A job entered a repository, or its value changed.
 
     `value` is the document's JSON, `digest` (SHA-256, hex) names a blob; `version` is the store's own
     (etag; inode, mtime, size). With neither, only membership is recorded.
     """
 
-    repository: str
-    job: str
     value: msgspec.Raw = ABSENT
     digest: str | None = None
     size: int | None = None
@@ -279,26 +300,22 @@ class ValuePut(Event, frozen=True, kw_only=True):
     request: str | None = None
 
 
-class ValueDeleted(Event, frozen=True, kw_only=True):
+class ValueDeleted(ValueEvent, frozen=True, kw_only=True):
     """A job left a repository."""
 
-    repository: str
-    job: str
     origin: ValueOrigin = "written"
     version: str | None = None
     reason: str = ""
     request: str | None = None
 
 
-class StoreWriteIntended(Event, frozen=True, kw_only=True):
+class StoreWriteIntended(ValueEvent, frozen=True, kw_only=True):
     """The engine is about to change a foreign store; recovery redoes it.
 
     The last intent of a run's end carries `settles`, the ending that is recorded when all are done.
     """
 
     VERSION = 2
-    repository: str
-    job: str
     op: Literal["put", "delete"]
     value: msgspec.Raw = ABSENT
     digest: str | None = None
@@ -336,11 +353,9 @@ class DecisionRound(Event, frozen=True, kw_only=True):
     constraints: dict[str, str] = {}
 
 
-class LaunchDecided(Event, frozen=True, kw_only=True):
+class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):
     """A run came into being; its id is this event's position."""
 
-    task: str
-    job: str
     episode: int
     attempt: int
     origin: LaunchOrigin = "derived"
@@ -353,19 +368,16 @@ class LaunchDecided(Event, frozen=True, kw_only=True):
     request: str | None = None
 
 
-class StopDecided(Event, frozen=True, kw_only=True):
+class StopDecided(RunEvent, frozen=True, kw_only=True):
     """A run is to be stopped, politely for `grace` nanoseconds."""
 
-    task: str
-    job: str
-    run: int
     reason: StopReason
     grace: int = 0
     why: str = ""
     request: str | None = None
 
 
-class RetryScheduled(Event, frozen=True, kw_only=True):
+class RetryScheduled(RunEvent, frozen=True, kw_only=True):
     """The episode goes on with another attempt, not before `not_before`.
 
     `spent` tells how much of the budget is used up with it: lost runs since the last that made progress, or all
@@ -374,22 +386,16 @@ class RetryScheduled(Event, frozen=True, kw_only=True):
     """
 
     VERSION = 3
-    task: str
-    job: str
-    run: int
     not_before: int
     attempt: int
     budget: Budget = "user"
     spent: int = 0
 
 
-class RetriesExhausted(Event, frozen=True, kw_only=True):
+class RetriesExhausted(RunEvent, frozen=True, kw_only=True):
     """The policy grants no further attempt."""
 
     VERSION = 2
-    task: str
-    job: str
-    run: int
     attempts: int
     budget: Budget = "user"
 
@@ -397,75 +403,54 @@ class RetriesExhausted(Event, frozen=True, kw_only=True):
 # --- runs -------------------------------------------------------------------------------------------
 
 
-class RunStarted(Event, frozen=True, kw_only=True):
+class RunStarted(RunEvent, frozen=True, kw_only=True):
     """The runner confirmed the start; `handle` identifies the run at its target."""
 
-    task: str
-    job: str
-    run: int
     handle: dict[str, str | int] = {}
     where: str = ""
     started_at: int | None = None
 
 
-class RunAdopted(Event, frozen=True, kw_only=True):
+class RunAdopted(RunEvent, frozen=True, kw_only=True):
     """A run of an engine that is gone was found alive and is watched again."""
 
-    task: str
-    job: str
-    run: int
     handle: dict[str, str | int] = {}
     where: str = ""
 
 
-class RunResized(Event, frozen=True, kw_only=True):
+class RunResized(RunEvent, frozen=True, kw_only=True):
     """A run takes other amounts than were decided, in billionths: its target adds to them, or it was resized there."""
 
-    task: str
-    job: str
-    run: int
     resources: dict[str, int] = {}
 
 
-class RunUnreachable(Event, frozen=True, kw_only=True):
+class RunUnreachable(RunEvent, frozen=True, kw_only=True):
     """Nothing is heard of the target; the run stays open and holds its quota."""
 
-    task: str
-    job: str
-    run: int
     where: str = ""
     message: str = ""
 
 
-class RunReachable(Event, frozen=True, kw_only=True):
+class RunReachable(RunEvent, frozen=True, kw_only=True):
     """The target speaks again."""
 
-    task: str
-    job: str
-    run: int
     where: str = ""
 
 
-class RunObserved(Event, frozen=True, kw_only=True):
+class RunObserved(RunEvent, frozen=True, kw_only=True):
     """Something worth telling about a run that decides nothing."""
 
     ESSENTIAL = False
-    task: str
-    job: str
-    run: int
     phase: str
     reason: str = ""
     message: str = ""
     source_at: int | None = None
 
 
-class RunEnded(Event, frozen=True, kw_only=True):
+class RunEnded(RunEvent, frozen=True, kw_only=True):
     """The one ending of a run."""
 
     VERSION = 2
-    task: str
-    job: str
-    run: int
     outcome: Outcome
     exit_code: int | None = None
     error: ErrorInfo | None = None
@@ -490,20 +475,16 @@ class LateFact(Event, frozen=True, kw_only=True):
 # --- what people ask --------------------------------------------------------------------------------
 
 
-class CancelRequested(Event, frozen=True, kw_only=True):
+class CancelRequested(TaskJobEvent, frozen=True, kw_only=True):
     """A person asked to cancel a job in a task, running or waiting."""
 
-    task: str
-    job: str
     reason: str = ""
     request: str | None = None
 
 
-class RetryRequested(Event, frozen=True, kw_only=True):
+class RetryRequested(TaskJobEvent, frozen=True, kw_only=True):
     """A person asked for a new episode of a job that has ended."""
 
-    task: str
-    job: str
     reason: str = ""
     request: str | None = None
 
@@ -543,48 +524,13 @@ class UnknownEvent(Event, frozen=True, kw_only=True, tag=False):
     payload: bytes = b""
 
 
-AnyEvent = (
-    LogCreated
-    | EngineOpened
-    | EngineClosed
-    | ClockStepped
-    | CheckpointWritten
-    | LogUpgraded
-    | ArchiveCut
-    | BlobsCollected
-    | PayloadRedacted
-    | PipelineDefined
-    | Renamed
-    | RepositorySynced
-    | RepositoryReset
-    | ObservationHeld
-    | RepositoryUnreachable
-    | ChangesMissed
-    | ValuePut
-    | ValueDeleted
-    | StoreWriteIntended
-    | Evaluated
-    | DecisionRound
-    | LaunchDecided
-    | StopDecided
-    | RetryScheduled
-    | RetriesExhausted
-    | RunStarted
-    | RunAdopted
-    | RunUnreachable
-    | RunReachable
-    | RunResized
-    | RunObserved
-    | RunEnded
-    | LateFact
-    | CancelRequested
-    | RetryRequested
-    | TaskPaused
-    | TaskResumed
-    | QuotaChanged
-)
-
-KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in AnyEvent.__args__}
+_BASES = (Event, RunEvent, TaskJobEvent, RepositoryEvent, ValueEvent, UnknownEvent)
+KINDS: dict[str, type[Event]] = {
+    name: kind
+    for name, kind in list(globals().items())
+    if isinstance(kind, type) and issubclass(kind, Event) and kind not in _BASES
+}
+"""Every kind that is stored, by its name."""
 ENVELOPE: tuple[str, ...] = Event.__struct_fields__
 
 

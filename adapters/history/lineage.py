@@ -148,7 +148,7 @@ def dot(found: Lineage) -> Iterator[str]:
     yield "}"
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True):
+class LineageValue(msgspec.Struct, frozen=True, kw_only=True):
     """A value: what one `ValuePut` put. `digest` is the SHA-256 of the stored JSON, or of the blob, in hex.
 
     `current` is false once it was replaced or deleted; `digest` None: only membership is recorded.
@@ -170,7 +170,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
         return {name: getattr(self, name) for name in self.__struct_fields__} | {"at": iso(self.at)}
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class LineageRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run, in the words of `runs --json`; `inputs` and `reads` as its events have them."""
 
     run: int
@@ -218,8 +218,8 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     direction: Direction
     start: tuple[int, ...]
-    values: dict[int, Value]
-    runs: dict[int, Run]
+    values: dict[int, LineageValue]
+    runs: dict[int, LineageRun]
     reads: tuple[Read, ...]
     writes: tuple[Written, ...]
     whole: bool
@@ -257,7 +257,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def reads_of(run: Run) -> list[Read]:
+def reads_of(run: LineageRun) -> list[Read]:
     """Return what a run was decided on and what it read, one entry a value."""
     links: dict[int, str] = {}
     for link, position in run.inputs.items():

@@ -18,8 +18,8 @@ from datatask.adapters.history import shapes
 from datatask.adapters.history.lineage import (
     Direction,
     Lineage,
-    Run,
-    Value,
+    LineageRun,
+    LineageValue,
     Written,
     digest_of,
     reads_of,
@@ -108,8 +108,8 @@ class Lineages:
     def __init__(self, reader: LogReader, state: State) -> None:
         self._reader, self._state = reader, state
         self._jobs: set[str] = set()
-        self._runs: dict[int, Run] = {}
-        self._values: dict[int, Value] = {}
+        self._runs: dict[int, LineageRun] = {}
+        self._values: dict[int, LineageValue] = {}
         self._readers: dict[int, set[int]] = {}
         self._cut = False
 
@@ -208,7 +208,7 @@ class Lineages:
             self._learn(job)
         return sorted(self._readers.get(node, ()))
 
-    def _known(self, run: Run) -> set[int]:
+    def _known(self, run: LineageRun) -> set[int]:
         """Return the values that a run names and the log still has."""
         return {
             position
@@ -229,7 +229,7 @@ class Lineages:
                 break
         yield from (self._state.jobs[number] for number in found[:LIMIT])
 
-    def _written_by(self, run: Run) -> list[int]:
+    def _written_by(self, run: LineageRun) -> list[int]:
         """Return what a run wrote: its values stand right before its end, one after the other."""
         found = {put.position for put in self._values.values() if put.run == run.run}
         if run.end_position is None:
@@ -265,10 +265,10 @@ class Lineages:
             self._keep_value(node, event.event)
         return True
 
-    def _run(self, run: int) -> Run | None:
+    def _run(self, run: int) -> LineageRun | None:
         return self._runs[run] if self._is_run(run) else None
 
-    def _value(self, position: int) -> Value | None:
+    def _value(self, position: int) -> LineageValue | None:
         if position not in self._values:
             self._load(position)
         return self._values.get(position)
@@ -296,7 +296,7 @@ class Lineages:
                     self._ended(position, event)
 
     def _decided(self, position: int, event: e.LaunchDecided) -> None:
-        self._runs[position] = Run(
+        self._runs[position] = LineageRun(
             run=position,
             task=event.task,
             job=event.job,
@@ -329,7 +329,7 @@ class Lineages:
             return
         leaf, index = self._state.leaves.get(event.repository), self._state.job_index.get(event.job)
         current = leaf is not None and index is not None and get_at(leaf.positions, index) == position
-        self._values[position] = Value(
+        self._values[position] = LineageValue(
             position=position,
             repository=event.repository,
             job=event.job,

@@ -32,7 +32,7 @@ from datatask.adapters.log.maintenance.garbage import (
     named_by_files,
     report,
 )
-from datatask.adapters.log.maintenance.offline import caretaking
+from datatask.adapters.log.maintenance.offline import Announce, caretaking
 from datatask.adapters.log.maintenance.redact import Found
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.redaction import removed
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 120.0
 TRIES_LEAST = 10
-Step = Callable[[str], None]
 Refuse = Callable[[Refusal], Exception]
 
 
@@ -92,7 +91,7 @@ def redact(
     refused: Refuse = lambda refusal: NotPossibleError(
         refusal.what, where=refusal.where, remedy=refusal.remedy
     ),
-    step: Step = _nothing,
+    step: Announce = _nothing,
 ) -> Redacted:
     """Remove the payloads at these positions; all of them or, where one may not go, none.
 
@@ -117,7 +116,7 @@ def redact(
         time.sleep(pause)
 
 
-def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Step) -> Redacted:
+def _redact_here(path: Path, positions: Sequence[int], who: Who, step: Announce) -> Redacted:
     with caretaking(path) as caretaker, LogReader(path) as reader:
         found = redacting.find(reader, positions)
         todo = [one for one in found if not one.done]
@@ -210,7 +209,7 @@ def _result(
     )
 
 
-def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Step) -> Redacted:
+def _cleaned(reader: LogReader, result: Redacted, *, alone: bool, step: Announce) -> Redacted:
     gone, kept = redacting.settle(reader)
     step("settled")
     CheckpointCache(reader).remove()
@@ -230,7 +229,7 @@ def compact_log(
     keep: Keep = "all",
     grace_seconds: float = GRACE_SECONDS,
     dry_run: bool = False,
-    step: Step = _nothing,
+    step: Announce = _nothing,
 ) -> Compacted:
     """Remove the blobs that nothing needs, and what interrupted writers left; `LeaseHeldError` beside an engine."""
     path = _file(place)

@@ -36,7 +36,7 @@ from datatask.adapters.sim.model import (
 )
 from datatask.engine.core.checkpoints import load
 from datatask.engine.core.decide import BOUND
-from datatask.engine.core.effects import Evaluation, StartRun, Step, StopRun, WriteStore
+from datatask.engine.core.effects import Evaluation, LogStep, StartRun, StopRun, WriteStore
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
@@ -49,7 +49,7 @@ from datatask.schema.version import VERSION
 HOST = "simulated"
 
 
-def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
+def opened(model: Model) -> tuple[State, tuple[Reactor, list[LogStep]]]:
     """Return the state of a log that an engine has just opened, its reactor, and the steps so far."""
     if model.present is not None:
         return _resumed(model, model.present)
@@ -63,16 +63,16 @@ def opened(model: Model) -> tuple[State, tuple[Reactor, list[Step]]]:
     for leaf in state.leaves.values():
         if leaf.definition.medium == "foreign":
             reactor.stores.listed(leaf.id, [], begin, state.position, begin)
-    return state, (reactor, [Step(1, (created,), ()), *reactor.take()])
+    return state, (reactor, [LogStep(1, (created,), ()), *reactor.take()])
 
 
-def _resumed(model: Model, present: bytes) -> tuple[State, tuple[Reactor, list[Step]]]:
+def _resumed(model: Model, present: bytes) -> tuple[State, tuple[Reactor, list[LogStep]]]:
     """Return the present state of a log, and a reactor that goes on from it."""
     state = load(present)
     reactor, at = Reactor(state, model.chance), max(model.begin, state.at)
     reactor.go_on(at, model.definition)
     reactor.redo(at)
-    return state, (reactor, [Step(state.position + 1, (), ()), *reactor.take()])
+    return state, (reactor, [LogStep(state.position + 1, (), ()), *reactor.take()])
 
 
 EVALUATIONS_MAX = 4096
@@ -81,7 +81,7 @@ EVALUATIONS_MAX = 4096
 class Logged:
     """One simulation; `records` and `state` are its result, and each step goes to `keep`."""
 
-    def __init__(self, model: Model, world: World, keep: Callable[[Step], None]) -> None:
+    def __init__(self, model: Model, world: World, keep: Callable[[LogStep], None]) -> None:
         self.model, self.world = model, world
         self.state, (self.reactor, steps) = opened(model)
         self.records = Records()
@@ -191,7 +191,7 @@ class Logged:
                             self._retries[event.task or "", event.job or ""] = event.not_before
                 self._follow(step)
 
-    def _follow(self, step: Step) -> None:
+    def _follow(self, step: LogStep) -> None:
         """Do what a step asks of the world."""
         for effect in step.effects:
             if isinstance(effect, StartRun):
@@ -356,7 +356,7 @@ async def _written(place: Path, model: Model, world: World) -> Logged:
         uuid=model.uuid,
     )
     try:
-        steps: list[Step] = []
+        steps: list[LogStep] = []
         simulator = Logged(model, world, steps.append)
         del steps[0]  # the log has its first event already
         for _ in simulator.instants():
@@ -368,7 +368,7 @@ async def _written(place: Path, model: Model, world: World) -> Logged:
     return simulator
 
 
-async def _append(log: SqliteLog, steps: list[Step]) -> None:
+async def _append(log: SqliteLog, steps: list[LogStep]) -> None:
     """Append batches; where many have gathered, wait for the disk."""
     for step in steps[:-1]:
         log.enqueue(step.events)

@@ -75,7 +75,7 @@ class Recording:
     translations: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
 
-class _Open(NamedTuple):
+class _OpenRun(NamedTuple):
     task: str
     job: str
     decided_at: int
@@ -86,7 +86,7 @@ class _Open(NamedTuple):
 def read(reader: LogReader) -> Recording:
     """Read a log to its head."""
     recording = Recording(PipelineDef())
-    opened: dict[int, _Open] = {}
+    opened: dict[int, _OpenRun] = {}
     started: dict[int, int] = {}
     filled: dict[int, list[tuple[str, str]]] = {}
     sizes: dict[int, int] = {}
@@ -104,7 +104,7 @@ def read(reader: LogReader) -> Recording:
                     if event.repository not in entered:
                         entered.append(event.repository)
             case e.LaunchDecided():
-                opened[position] = _Open(event.task, event.job, event.at, event.inputs, event.attempt)
+                opened[position] = _OpenRun(event.task, event.job, event.at, event.inputs, event.attempt)
             case e.RunStarted() | e.RunAdopted() if event.run in opened:
                 started.setdefault(event.run, event.at)
             case e.RunEnded() if event.run in opened:
@@ -122,7 +122,7 @@ def read(reader: LogReader) -> Recording:
 
 def _ended(
     recording: Recording,
-    run: _Open,
+    run: _OpenRun,
     event: e.RunEnded,
     started_at: int | None,
     filled: Sequence[tuple[str, str]],

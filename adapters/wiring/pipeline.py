@@ -26,7 +26,7 @@ from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.adapters.wiring.opening import Location, open_log, this_program, url_of
 from datatask.adapters.wiring.rounds import Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
-from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.policies import ResourceManager
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.session import Session
 from datatask.engine.api.tasks import Task

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.api.declare import dependants
+from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.repositories import Repository
-from datatask.engine.api.tasks import Link, Task, ViewRepository
+from datatask.engine.api.tasks import Task
 from datatask.schema.errors import NotInstalledError, unknown
 from datatask.schema.values import check_job
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
-from datatask.engine.api.tasks import Link, Task, ViewRepository
+from datatask.engine.api.tasks import Task
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, unknown

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from datatask.schema.errors import AlreadyOpenError, CallerError, InvalidValueError, NotOpenError
 
-Value = TypeVar("Value")
+Resource = TypeVar("Resource")
 Generator = AsyncGenerator[Any, None]
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Session:
         self._opened: list[tuple[str, Generator]] = []
         self._used = False
 
-    def resource(self, maker: Callable[[], AsyncIterator[Value]]) -> Callable[[], Value]:
+    def resource(self, maker: Callable[[], AsyncIterator[Resource]]) -> Callable[[], Resource]:
         """Register an async generator function; return the accessor of what it yields.
 
         `CallerError` when another resource has the function's name, or the session is open already.
@@ -47,14 +47,14 @@ class Session:
             )
         self._makers[name] = maker
 
-        def accessor() -> Value:
+        def accessor() -> Resource:
             value = self._values.get(name, _UNOPENED)
             if value is _UNOPENED:
                 raise NotOpenError(
                     f"Session is not open: resource {name} has no value",
                     remedy="use it inside `async with pipeline` (or `async with session`)",
                 )
-            return cast(Value, value)
+            return cast(Resource, value)
 
         accessor.__name__ = name
         accessor.__doc__ = maker.__doc__

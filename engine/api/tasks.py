@@ -11,11 +11,11 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
-from datatask.engine.api.quotas import ResourceManager, nanoseconds
+from datatask.engine.api.links import Link, ViewRepository
+from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
 from datatask.engine.api.repositories import (
     AggregateAndRepository,
     AggregateOrRepository,
@@ -27,15 +27,9 @@ from datatask.engine.ports import Runner
 from datatask.engine.run_context import current_run
 from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import (
-    INFRASTRUCTURE_ATTEMPTS,
-    PROGRESS,
     VIEW_NAMES,
     Conflicts,
     DoneShape,
-    Medium,
-    RetryDef,
-    ViewName,
-    view_id,
 )
 from datatask.schema.errors import (
     FLAG,
@@ -47,12 +41,9 @@ from datatask.schema.errors import (
 )
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
-from datatask.schema.units import SECOND
 from datatask.schema.values import check_job, check_name
 
 logger = logging.getLogger("datatask.tasks")
-
-RETRIED = ("failed", "timed_out", "cancelled", "refused")
 
 
 class MissingFunctionError(InvalidValueError, ValueError):
@@ -71,135 +62,6 @@ class TaskEngine(Protocol):
 
     async def cancel(self, task_name: str, job: str) -> object:
         """Stop the job's open run, or drop it from waiting."""
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How often a job is tried in all (`attempts`), and how long to wait between.
-
-    `backoff` is seconds, or (first, factor, longest); `on` lists the outcomes that are tried again: failed,
-    timed_out, cancelled, refused. `jitter` spreads each wait by that fraction. Runs that were lost to the
-    infrastructure have a budget of their own: `infrastructure_attempts` of them in a row are run again. One that had been
-    up for `progress_after` (seconds or a timedelta; None: never) made progress: those before it count no more.
-    """
-
-    attempts: int = 1
-    backoff: float | tuple[float, float, float] = 1.0
-    on: tuple[str, ...] = ("failed", "timed_out")
-    jitter: float = 0.1
-    infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
-    progress_after: float | dt.timedelta | None = PROGRESS / SECOND
-
-    def __post_init__(self) -> None:
-        unknown = [outcome for outcome in self.on if outcome not in RETRIED]
-        if isinstance(self.on, str) or unknown:
-            raise InvalidValueError(
-                f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}"
-            )
-        if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
-            raise InvalidValueError(
-                f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1"
-            )
-        lost = self.infrastructure_attempts
-        if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
-            raise InvalidValueError(
-                f"infrastructure_attempts={lost!r} is no number of runs",
-                remedy="use 0 or more: so many lost runs in a row are run again",
-            )
-        self.to_def()
-
-    def to_def(self) -> RetryDef:
-        """Return the declared form, in nanoseconds."""
-        pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
-        if len(pair) != 3 or pair[1] < 1:
-            raise InvalidValueError(
-                f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
-            )
-        first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
-        return RetryDef(
-            attempts=self.attempts,
-            first=first,
-            factor=pair[1],
-            longest=longest,
-            jitter=self.jitter,
-            on=self.on,
-            infrastructure_attempts=self.infrastructure_attempts,
-            progress=(
-                None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
-            ),
-        )
-
-
-@dataclass
-class Link:
-    """A repository's role in a task; made by `Task.link`."""
-
-    repo: Repository
-    is_input: bool = False
-    is_output: bool = False
-    is_status: bool = False
-    inhibits_start: bool = False
-    required_for_start: bool = False
-    inhibits_output: bool = False
-    required_for_output: bool = False
-
-    def __post_init__(self) -> None:
-        expect(self, Repository, repo=self.repo)
-        roles = {name: value for name, value in vars(self).items() if name != "repo"}
-        expect(self, FLAG, **roles)
-
-
-class ViewRepository(Repository):
-    """The jobs of a task that are `live`, or whose current episode's last run has `succeeded` or `failed`.
-
-    Kept by the engine; empty while no pipeline is open. Deleting a job from `live` stops its run, and the job
-    becomes ready anew; the other two cannot be changed by hand.
-    """
-
-    medium: Medium = "view"
-
-    def __init__(self, task: Task, view: ViewName) -> None:
-        super().__init__()
-        self.task = task
-        self.view = view
-
-    def __repr__(self) -> str:
-        return f"<{self.view} of {self.task.name}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A view that is sent to a worker leaves its task here."""
-        return {"_id": self.id, "view": self.view}
-
-    @property
-    def id(self) -> str:
-        """`live(TASK)` and so on."""
-        return self._id or view_id(self.task.name, self.view)
-
-    async def contains(self, item: str) -> bool:
-        """Whether the engine counts the job here now."""
-        check_job(item, where=self)
-        return self._binding is not None and self._binding.contains(self.id, item)
-
-    async def unfiltered_iter(self) -> AsyncIterator[str]:
-        """Yield the members of this moment."""
-        for job in self._binding.members(self.id) if self._binding is not None else ():
-            yield job
-
-    async def info(self, job: str) -> None:
-        """A view has members and no values."""
-        check_job(job, where=self)
-
-    async def delete(self, job: str) -> None:
-        """Stop the job's run, if it has one; only `live` can be deleted from."""
-        check_job(job, where=self)
-        if self.view != "live":
-            raise NotPossibleError(
-                f"{self!r} follows from what happened",
-                where=job,
-                remedy="delete the done entry, or use retry",
-            )
-        if self._binding is not None:
-            await self._binding.delete(self.id, job)
 
 
 class Task(ABC):

@@ -88,7 +88,7 @@ class Evaluation(NamedTuple):
 Effect = StartRun | StopRun | ForgetRun | Mirror | WriteStore | LookAgain | Finished
 
 
-class Step(NamedTuple):
+class LogStep(NamedTuple):
     """One batch and what follows from it."""
 
     first: int
@@ -104,12 +104,12 @@ class Outbox:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.steps: list[Step] = []
+        self.steps: list[LogStep] = []
         self.recall: Callable[[int], Event | None] = lambda position: None
         """The events that the caller remembers: they make messages better, and decide nothing."""
         self.torn: BaseException | None = None
 
-    def take(self) -> list[Step]:
+    def take(self) -> list[LogStep]:
         """Return the steps since the last call, in order; raise what has kept one from being folded whole."""
         if self.torn is not None:
             raise self.torn
@@ -121,7 +121,7 @@ class Outbox:
         first = self.state.position + 1
         try:
             apply_all(self.state, first, events)
-            self.steps.append(Step(first, tuple(events), tuple(effects)))
+            self.steps.append(LogStep(first, tuple(events), tuple(effects)))
         except BaseException as error:
             self.torn = error
             raise
@@ -140,7 +140,7 @@ class Outbox:
         if len(steps) - since > 1 and sum(len(step.events) for step in steps[since:]) <= BATCH_MAX:
             events = tuple(event for step in steps[since:] for event in step.events)
             effects = tuple(effect for step in steps[since:] for effect in step.effects)
-            steps[since:] = [Step(steps[since].first, events, effects)]
+            steps[since:] = [LogStep(steps[since].first, events, effects)]
 
     def attach(self, effects: Sequence[Effect]) -> None:
         """Let effects follow the last step, or an empty one where there is none to follow."""
@@ -148,7 +148,7 @@ class Outbox:
             last = self.steps[-1]
             self.steps[-1] = last._replace(effects=(*last.effects, *effects))
         else:
-            self.steps.append(Step(self.state.position + 1, (), tuple(effects)))
+            self.steps.append(LogStep(self.state.position + 1, (), tuple(effects)))
 
     def event_at(self, position: int) -> Event | None:
         """Return an event that is not yet taken, or that the caller still remembers; else None."""

@@ -82,7 +82,7 @@ def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None
     return None if shown == plain else {"exception": shown}
 
 
-class _Open:
+class _OpenCall:
     """One run: its asyncio task, and why it is being stopped if it is."""
 
     __slots__ = ("context", "reason", "started_at", "task", "timer")
@@ -115,7 +115,7 @@ class CallRunner:
         self._outcome: Outcome = outcome
         self._contained = contained
         self._where = where
-        self._runs: dict[int, _Open] = {}
+        self._runs: dict[int, _OpenCall] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
         self._sink: Sink = _no_sink
         self._closed = False
@@ -131,7 +131,7 @@ class CallRunner:
     def start(self, spec: RunSpec) -> None:
         """Make the run's asyncio task, unless there is one."""
         if spec.run not in self._runs:
-            run = self._runs[spec.run] = _Open(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
+            run = self._runs[spec.run] = _OpenCall(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
             run.task = self._loop.create_task(self._run(spec, run))
             run.task.add_done_callback(self._gone)
 
@@ -146,7 +146,7 @@ class CallRunner:
                 self._sink(Ended(number, self._ending(run, "lost", error_info(error, skip=1))))
                 return
 
-    async def _run(self, spec: RunSpec, run: _Open) -> None:
+    async def _run(self, spec: RunSpec, run: _OpenCall) -> None:
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
         if self._contained:
             current_run.set(run.context)
@@ -190,7 +190,7 @@ class CallRunner:
         self._sink(ended)
 
     def _ending(
-        self, run: _Open, outcome: Outcome, error: ErrorInfo | None, detail: dict[str, str] | None = None
+        self, run: _OpenCall, outcome: Outcome, error: ErrorInfo | None, detail: dict[str, str] | None = None
     ) -> Ending:
         return Ending(
             outcome=outcome,

@@ -27,7 +27,7 @@ from datatask.engine.runtime.services import STORES, Alarm, Background, Evaluate
 from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
-from datatask.schema.messages import Ended, Fact, Started, Who
+from datatask.schema.messages import Ended, Fact, Started, Who, Write
 from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")
@@ -68,7 +68,7 @@ class Runtime:
         self.accepted: dict[str, Who] = {}
         self.who = Who()
         self.relist: Callable[[str], object] = lambda leaf: None
-        self.look_again: Callable[[str, str], Coroutine[Any, Any, None]] = _nobody_looks
+        self.look_again: Callable[[str, str], Coroutine[Any, Any, None]] = _no_observer
         self.written_count = 0
         self.contents = Contents(log, state)
         self.reactor.outbox.recall = self.contents.at_hand.change
@@ -157,7 +157,7 @@ class Runtime:
             self._unsubscribe()
 
     async def _settle(self, closing: Closing) -> None:
-        """Let what is under way end; what is written to stores and does not end is told by store."""
+        """Let what is under way end; what is written to stores and does not end is named by store."""
         if not await closing.step("", self.settled()):
             closing.unfinished.pop()
         if self.failure is None:
@@ -190,21 +190,18 @@ class Runtime:
     def sink(self, fact: Fact) -> None:
         """Take a fact from a runner; contents for the log's own blob repositories are stored first.
 
-        A fact that is not taken stops the engine: its runner tells it once, and the next engine looks for the run.
+        A fact that is not taken stops the engine: its runner reports it once, and the next engine looks for the run.
         """
         try:
             if isinstance(fact, Ended):
                 fact = judged(fact, log_damaged=self.damage is not None)
-                for write in fact.writes:
-                    if (write.source is not None or write.data is not None) and self.contents.is_unstored(
-                        write
-                    ):
-                        self._background.spawn(self._store_contents(fact), f"what run {fact.run} brought")
-                        return
+                if any(map(self._is_unstored, fact.writes)):
+                    self._background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")
+                    return
             self._facts.append(fact)
             self.wake()
         except BaseException as error:
-            self.stop(error, "what a run told")
+            self.stop(error, "the report of a run")
             raise
 
     def wake(self) -> None:
@@ -250,9 +247,7 @@ class Runtime:
         )
         self.pump()
         self._expected_at = wake_at
-        retry_at = (
-            reactor.evaluations.retry_at()
-        )  # of user code that fails: not waited for when all else is quiet
+        retry_at = reactor.evaluations.retry_at()  # of failing user code: `quiet` does not wait for it
         self._alarm.set(min((at for at in (wake_at, retry_at) if at is not None), default=None))
         if facts or launched == BOUND:
             self.wake()
@@ -294,16 +289,16 @@ class Runtime:
     # --- what comes back -------------------------------------------------------------------------
 
     def stop(self, error: BaseException, where: str = "") -> None:
-        """Stop on what the machine refused, or on a mistake of ours, which is told with its traceback."""
+        """Stop on what the machine refused, or on a mistake of ours, which is logged with its traceback."""
         if self.failure is not None:
             return
-        if not isinstance(error, Exception):  # an interrupt, of which whoever called tells
+        if not isinstance(error, Exception):  # an interrupt: the caller reports it
             self.fail(error)
             return
-        told = as_error(error, where)
-        if isinstance(told, InternalError):
+        mapped = as_error(error, where)
+        if isinstance(mapped, InternalError):
             logger.error("the engine stops: its own code failed", exc_info=error)
-        self.fail(told)
+        self.fail(mapped)
 
     def damaged(self, error: LogDamagedError) -> None:
         """The log is not what was written: launch nothing more; what runs may end, and `on_damage` says so."""
@@ -311,6 +306,10 @@ class Runtime:
             self.damage = error
             self.launching = False
             self.on_damage()
+
+    def _is_unstored(self, write: Write) -> bool:
+        has_content = write.source is not None or write.data is not None
+        return has_content and self.contents.is_unstored(write)
 
     async def _store_contents(self, fact: Ended) -> None:
         writes = [
@@ -380,9 +379,7 @@ class Runtime:
             raise again(self.failure)
 
     async def settled(self) -> None:
-        """Return when store writes and evaluations that are under way are over, or only stores are left that refuse to be
-        written: then the next engine tries again.
-        """
+        """Return when store writes and evaluations have ended, or only refused writes are left for the next engine."""
         refused = 0
         while self._background and self.failure is None and refused < REFUSED_LOOKS:
             await self._background.some(1.0)
@@ -403,5 +400,5 @@ class Runtime:
             raise again(self.failure)
 
 
-async def _nobody_looks(repository: str, job: str) -> None:
+async def _no_observer(repository: str, job: str) -> None:
     """Stands in for the observer until there is one."""

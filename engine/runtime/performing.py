@@ -18,10 +18,10 @@ from datatask.engine.core.effects import (
     Effect,
     Finished,
     ForgetRun,
+    LogStep,
     LookAgain,
     Mirror,
     StartRun,
-    Step,
     StopRun,
     WriteStore,
 )
@@ -101,7 +101,7 @@ class Performer:
         """Whether effects wait that rest on events up to a position."""
         return bool(self._effects) and self._effects[0][0] <= position
 
-    def queue(self, step: Step) -> None:
+    def queue(self, step: LogStep) -> None:
         """Perform a step's effects, and let listeners have its batch, when the log is durable up to its end."""
         if step.events and self.listeners:
             self._batches.append(e.Batch(step.first, step.events))

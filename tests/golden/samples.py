@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from datatask.schema import events as e
-from datatask.schema.codec import encode, to_line
+from datatask.schema.codec import encode
 from datatask.schema.definition import (
     All,
     In,
@@ -167,6 +167,11 @@ SAMPLES: tuple[e.Event, ...] = (
     e.TaskResumed(**PERSON, task="resize", **ASKED),
     e.QuotaChanged(**PERSON, quota="default", limits={"cpu": 4_000_000_000}, launches=10, **ASKED),
 )
+
+
+def to_line(event: e.Event) -> bytes:
+    """Return the event as one JSON object, envelope, `kind` and own fields together."""
+    return msgspec.json.encode(event)
 
 
 def golden_path(kind: type[e.Event]) -> Path:

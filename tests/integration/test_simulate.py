@@ -34,7 +34,7 @@ from datatask.adapters.sim.quick import Quick
 from datatask.adapters.sim.recording import fitted
 from datatask.adapters.sim.replication import Setup
 from datatask.adapters.sim.result import Summary
-from datatask.engine.core.effects import Step
+from datatask.engine.core.effects import LogStep
 from datatask.schema import codec
 from datatask.schema import events as e
 from datatask.simulation import (
@@ -322,12 +322,12 @@ POOL = Machines(
 )
 
 
-def stepped(scenario: Scenario) -> tuple[Quick, Logged, list[Step]]:
+def stepped(scenario: Scenario) -> tuple[Quick, Logged, list[LogStep]]:
     """Both simulators on one scenario, and the steps."""
     definition = changed(shop().declare().definition, scenario)
     quick = Quick(model_of(definition, None, scenario, 0), world_of(definition, scenario, 0))
     quick.run()
-    steps: list[Step] = []
+    steps: list[LogStep] = []
     logged = Logged(model_of(definition, None, scenario, 0), world_of(definition, scenario, 0), steps.append)
     logged.run()
     return quick, logged, steps

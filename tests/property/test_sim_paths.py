@@ -17,7 +17,7 @@ from datatask.adapters.sim.replication import folded_state
 from datatask.engine.audit.consistency import check, rederive
 from datatask.engine.audit.invariants import Checker, decisions_of
 from datatask.engine.core.checkpoints import fingerprint
-from datatask.engine.core.effects import Step
+from datatask.engine.core.effects import LogStep
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State
 from datatask.engine.replay.batches import is_simple
@@ -224,7 +224,7 @@ def many(pipeline: PipelineDef, seed: int, jobs: int) -> Model:
 
 @given(pipelines(), st.integers(0, 1 << 20))
 def test_what_is_simulated_keeps_every_invariant(pipeline: PipelineDef, seed: int) -> None:
-    steps: list[Step] = []
+    steps: list[LogStep] = []
     logged = Logged(model(pipeline, seed), Plain(), steps.append)
     logged.run()
     state, checker = State(), Checker()

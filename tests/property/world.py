@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from datatask.engine.core.effects import Effect, Evaluation, StartRun, Step, StopRun, WriteStore
+from datatask.engine.core.effects import Effect, Evaluation, LogStep, StartRun, StopRun, WriteStore
 from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
@@ -58,7 +58,7 @@ class World:
         self.now = 10 * SECOND
         self.random = Random(7)
         self.batches: list[tuple[e.Event, ...]] = [(e.LogCreated(at=1, log="u", pipeline="p"),)]
-        self.undurable: deque[Step] = deque()
+        self.undurable: deque[LogStep] = deque()
         self.stores: dict[str, dict[str, str]] = {
             r.id: {} for r in pipeline.repositories if r.medium in ("foreign", "mirror")
         }

@@ -15,10 +15,10 @@ from datatask.adapters.store.inprocess import InProcessMetadataRepository
 from datatask.adapters.store.logs import LogMetadataRepository
 from datatask.adapters.wiring import inbox_service
 from datatask.adapters.wiring.pipeline import Pipeline
-from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.policies import ResourceManager, Retry
 from datatask.engine.api.repositories import Repository
 from datatask.engine.api.session import Session
-from datatask.engine.api.tasks import EngineTask, Retry
+from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner
 from datatask.schema import messages as r
 from datatask.schema.definition import DoneShape

@@ -16,9 +16,9 @@ from pathlib import Path
 from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _StderrIsStdout
 from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
-from datatask.engine.api.quotas import ResourceManager, nanoseconds
+from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
-from datatask.engine.api.tasks import EngineTask, Retry
+from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink, hold_back
 from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import FUNCTION, PATH, InvalidValueError, NotPossibleError, expect

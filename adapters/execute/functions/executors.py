@@ -25,8 +25,8 @@ from datatask.adapters.execute.functions import workers
 from datatask.adapters.execute.functions.gateway import EngineGateway, pack
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.pools import Made, Pool
+from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
-from datatask.engine.api.tasks import Retry
 from datatask.engine.ports import Runner, Sink
 from datatask.engine.run_context import RunContext
 from datatask.engine.runtime.calls import error_info, stopped_message, stopped_outcome

@@ -12,8 +12,9 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
+from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
-from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError, Retry
+from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError
 from datatask.engine.ports import Runner
 from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape

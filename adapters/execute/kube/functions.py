@@ -16,7 +16,7 @@ from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.manager import PodManager
 from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.tasks import KubeTask
-from datatask.engine.api.quotas import ResourceManager
+from datatask.engine.api.policies import ResourceManager
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.core.run_ends import done_value
 from datatask.schema.errors import InvalidValueError

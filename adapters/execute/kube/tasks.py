@@ -27,9 +27,10 @@ from datatask.adapters.execute.kube.manifests import Manifest, Recipe, parse_man
 from datatask.adapters.execute.kube.pods import as_pod
 from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
-from datatask.engine.api.quotas import ResourceManager, nanoseconds
+from datatask.engine.api.links import ViewRepository
+from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
-from datatask.engine.api.tasks import EngineTask, Retry, ViewRepository
+from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink
 from datatask.schema.definition import Conflicts, DoneShape
 from datatask.schema.errors import CallerError, NotPossibleError

@@ -27,6 +27,7 @@ from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.integrity.verify import chain_faults
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, locate
 from datatask.adapters.log.maintenance.garbage import archives_of, named_by_events, named_by_files
+from datatask.adapters.log.maintenance.offline import Announce
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.trust import make_private
 from datatask.schema.errors import AlreadyThereError, NoLogError, UnknownNameError
@@ -36,7 +37,6 @@ _UNFINISHED = ".unfinished-"
 Check = Callable[[Path], None]
 """Called with the copy's file before it is moved into place; raises where it is not good."""
 
-Step = Callable[[str], None]
 """Called when a step is done, by its name: tests end the process there."""
 
 
@@ -65,7 +65,7 @@ class Backup:
 
 
 def copy_log(
-    place: str | Path, dest: Path, *, check: Check | None = None, step: Step = lambda _: None
+    place: str | Path, dest: Path, *, check: Check | None = None, step: Announce = lambda _: None
 ) -> Backup:
     """Copy the log at a URL or path into the new folder `dest`; whatever goes wrong, `dest` is whole or not there.
 
@@ -100,7 +100,7 @@ def copy_log(
 class _Copying:
     """One copy under way."""
 
-    def __init__(self, reader: LogReader, copy: Path, step: Step) -> None:
+    def __init__(self, reader: LogReader, copy: Path, step: Announce) -> None:
         self._reader = reader
         self._source = reader.path
         self._copy = copy

@@ -12,7 +12,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import msgspec
 
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, inbox_path
-from datatask.adapters.log.maintenance.offline import Caretaker
+from datatask.adapters.log.maintenance.offline import Announce, Caretaker
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.events import BlobsCollected
 
@@ -34,7 +34,6 @@ _CHUNK = 1 << 20
 
 GRACE_SECONDS = 3600.0
 Keep = Literal["all", "current"]
-Step = Callable[[str], None]
 _FRESH = "new"
 _HEX = frozenset("0123456789abcdef")
 
@@ -188,7 +187,7 @@ def compact(
     now: int,
     actor: str,
     reason: str,
-    step: Step = lambda _: None,
+    step: Announce = lambda _: None,
 ) -> Compacted:
     """Remove what was found, and give the file's free pages back; nothing found, nothing recorded."""
     blobs = [one for one in found if one.digest is not None]
@@ -210,7 +209,7 @@ def compact(
     return report(found, keep, freed, position)
 
 
-def remove(path: Path, found: list[Garbage], step: Step = lambda _: None) -> None:
+def remove(path: Path, found: list[Garbage], step: Announce = lambda _: None) -> None:
     """Remove files, and folders of blobs that are empty then."""
     with mapped(path):
         for number, one in enumerate(found):

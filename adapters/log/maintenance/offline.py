@@ -32,7 +32,8 @@ from datatask.schema.events import Event
 _INSERT = f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES ({', '.join('?' * COLUMNS)}))"
 _LAST_TIME = "SELECT at FROM log ORDER BY position DESC LIMIT 1"
 
-Step = Callable[[str], None]
+Announce = Callable[[str], None]
+"""Hears the name of each step that was done: tests kill the process there."""
 Execute = Callable[..., Any]
 """`execute` of a connection that is in a transaction."""
 
@@ -59,7 +60,7 @@ class Caretaker:
     def append(
         self,
         events: Sequence[Event],
-        step: Step = lambda _: None,
+        step: Announce = lambda _: None,
         also: Callable[[Execute], None] | None = None,
     ) -> range:
         """Append one batch, durably, and take out the payloads that its `PayloadRedacted` tell of.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from datatask.engine.api.tasks import Retry
+from datatask.engine.api.policies import Retry
 from datatask.engine.core.checkpoints import dump, fingerprint, load
 from datatask.engine.core.retry import CONFLICTS_MAX, NextAttempt, NoRetry, after_ending
 from datatask.engine.core.tasks import CONTENDING, Episode

@@ -1,21 +1,21 @@
-"""Quotas as the user writes them: a limit that several tasks share.
+"""Policies that users give to tasks: quotas that several tasks share, and retries.
 
-A `ResourceManager` is a name and amounts; who uses how much is a view over the open runs of the log, and
-deciding is the core's. `register`, `reserve`, `relinquish` and `flush` are pydatatask's verbs, kept for
-tasks of the user's own that count by themselves: they see only what was reserved through them.
+A `ResourceManager` is a name and amounts; its use is a view over the open runs of the log, and the core decides.
+`register`, `reserve`, `relinquish` and `flush` are pydatatask's verbs, kept for users' own tasks that count by
+themselves: they see only what was reserved through them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-from datatask.schema.definition import QuotaDef
+from datatask.schema.definition import INFRASTRUCTURE_ATTEMPTS, PROGRESS, QuotaDef, RetryDef
 from datatask.schema.errors import TEXT, InvalidValueError, expect
 from datatask.schema.resources import Resources, ResourceType
+from datatask.schema.units import SECOND
 from datatask.schema.values import check_name
-
-__all__ = ["ResourceManager", "ResourceType", "Resources", "nanoseconds"]
 
 Getter = Callable[[], Awaitable[Resources]]
 _NOTHING = Resources(launches=0)
@@ -90,3 +90,63 @@ class ResourceManager:
 
     async def flush(self) -> None:
         """Forget what was read; nothing is kept here, so there is nothing to forget."""
+
+
+RETRIED = ("failed", "timed_out", "cancelled", "refused")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a job is tried in all (`attempts`), and how long to wait between.
+
+    `backoff` is seconds, or (first, factor, longest); `on` lists the outcomes that are tried again: failed,
+    timed_out, cancelled, refused. `jitter` spreads each wait by that fraction. Runs that were lost to the
+    infrastructure have a budget of their own: `infrastructure_attempts` of them in a row are run again. One that had been
+    up for `progress_after` (seconds or a timedelta; None: never) made progress: those before it count no more.
+    """
+
+    attempts: int = 1
+    backoff: float | tuple[float, float, float] = 1.0
+    on: tuple[str, ...] = ("failed", "timed_out")
+    jitter: float = 0.1
+    infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
+    progress_after: float | dt.timedelta | None = PROGRESS / SECOND
+
+    def __post_init__(self) -> None:
+        unknown = [outcome for outcome in self.on if outcome not in RETRIED]
+        if isinstance(self.on, str) or unknown:
+            raise InvalidValueError(
+                f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}"
+            )
+        if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
+            raise InvalidValueError(
+                f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1"
+            )
+        lost = self.infrastructure_attempts
+        if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
+            raise InvalidValueError(
+                f"infrastructure_attempts={lost!r} is no number of runs",
+                remedy="use 0 or more: so many lost runs in a row are run again",
+            )
+        self.to_def()
+
+    def to_def(self) -> RetryDef:
+        """Return the declared form, in nanoseconds."""
+        pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
+        if len(pair) != 3 or pair[1] < 1:
+            raise InvalidValueError(
+                f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
+            )
+        first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
+        return RetryDef(
+            attempts=self.attempts,
+            first=first,
+            factor=pair[1],
+            longest=longest,
+            jitter=self.jitter,
+            on=self.on,
+            infrastructure_attempts=self.infrastructure_attempts,
+            progress=(
+                None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
+            ),
+        )
