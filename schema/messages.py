@@ -115,6 +115,14 @@ class Noticed(NamedTuple):
     source_at: int | None = None
 
 
+class Unusable(NamedTuple):
+    """A task's runner takes nothing any more, for a reason that does not pass; what it has not begun is given back."""
+
+    run: int
+    task: str
+    why: str
+
+
 class Ended(NamedTuple):
     """The run is over at its target; `writes` are what it brought, to be recorded with its end."""
 
@@ -123,7 +131,7 @@ class Ended(NamedTuple):
     writes: tuple[Write, ...] = ()
 
 
-Fact = Started | Adopted | Unreachable | Reachable | Resized | Noticed | Ended
+Fact = Started | Adopted | Unreachable | Reachable | Resized | Noticed | Unusable | Ended
 
 
 class Who(NamedTuple):

@@ -27,7 +27,7 @@ from datatask.engine.runtime.services import STORES, Alarm, Background, Evaluate
 from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
-from datatask.schema.messages import Ended, Fact, Started, Who, Write
+from datatask.schema.messages import Ended, Fact, Started, Unusable, Who, Write
 from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")
@@ -236,6 +236,8 @@ class Runtime:
                 self._losses.see(facts.popleft())
                 left -= 1
                 reactor.runs.ran(fact, following, now)
+            elif isinstance(fact, Unusable):
+                self._unusable(fact, now)
             else:
                 reactor.runs.fact(fact, now)
         reactor.runs.stop_overdue(now)
@@ -253,6 +255,15 @@ class Runtime:
             self.wake()
         elif not launched and self.is_quiet():
             self._quiet.set()
+
+    def _unusable(self, fact: Unusable, now: int) -> None:
+        """Launch nothing more of a task, and open anew what its runner has not begun."""
+        self.reactor.unavailable.add(fact.task)
+        for number in self._runners.hold_back(fact.task):
+            run = self.state.open_runs.get(number)
+            if run is not None and run.stopping is None:
+                event, effect = self.reactor.runs.stop(run, "shutdown", now, why=fact.why)
+                self.reactor.tickets.ask([event], [effect])
 
     def pump(self) -> None:
         """Append the reactor's steps in order; their effects wait for durability.

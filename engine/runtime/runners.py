@@ -15,7 +15,7 @@ import msgspec
 
 from datatask.engine.core.retry import by_machine
 from datatask.engine.core.state import State
-from datatask.engine.ports import Runner, Sink
+from datatask.engine.ports import Runner, Sink, hold_back
 from datatask.engine.runtime.closing import Closing
 from datatask.engine.runtime.services import Background
 from datatask.schema import events as e
@@ -32,6 +32,7 @@ class Runners:
 
     def __init__(self, by_task: Mapping[str, Runner], background: Background, recovered: Recovered) -> None:
         self.tasks = by_task.keys()
+        self._by_task = by_task
         self._tasks_of: dict[Runner, list[str]] = {}
         for task, runner in by_task.items():
             self._tasks_of.setdefault(runner, []).append(task)
@@ -58,6 +59,10 @@ class Runners:
     async def _recover(self, runner: Runner, specs: Sequence[RunSpec]) -> None:
         await runner.recover(specs)
         self._recovered(self._tasks_of[runner], [spec.run for spec in specs])
+
+    def hold_back(self, task: str) -> Iterable[int]:
+        """Have a task's runner begin nothing more; return the runs that it has not begun."""
+        return hold_back(self._by_task[task])
 
     async def close(self, closing: Closing, *, abandon: bool) -> None:
         """Let them go, all at once; with `abandon` without what they run."""

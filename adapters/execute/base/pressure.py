@@ -26,7 +26,8 @@ MOMENTARY = frozenset(
 WORDS_MAX = 900
 NO_ROOM = "NoRoom"
 OCCUPIED = "Occupied"
-_WHO = {NO_ROOM: "the machine", OCCUPIED: "its target"}
+EXECUTOR_AWAY = "ExecutorAway"
+_WHO = {NO_ROOM: "the machine", OCCUPIED: "its target", EXECUTOR_AWAY: "its executor"}
 
 
 def is_momentary(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """The engine's side of what worker processes ask: repositories by id, and which process does which run.
 
 In: requests of `remote` over a Unix socket in a private folder (0700), let in by a key. Out: answers, made on
-the engine's event loop. The connections are served by threads, two per worker process.
+the engine's event loop, and what becomes of the processes. The connections are served by threads.
 """
 
 from __future__ import annotations
@@ -35,15 +35,20 @@ logger = logging.getLogger("datatask.workers")
 DIRECTORY_MAX = 60
 IN_ENGINE = ("native", "mirror", "view")
 
-Begun = Callable[[int, int], None]
+Begins = Callable[[int, int, bool], remote.Permit]
+Gone = Callable[[int], None]
 
 
 class EngineGateway:
-    """Serves the worker processes of one executor; `begun(run, pid)` is called on the loop."""
+    """Serves the worker processes of one executor.
 
-    def __init__(self, begun: Begun, services: Services) -> None:
-        self._begun = begun
+    `begins(run, pid, alone)` says on the loop whether a call may begin; `gone(pid)` hears there that a process let go.
+    """
+
+    def __init__(self, begins: Begins, gone: Gone, services: Services) -> None:
+        self._begins, self._gone = begins, gone
         self._loop = asyncio.get_running_loop()
+        remote.engine_loops.add(self._loop)
         long = len(tempfile.gettempdir()) > DIRECTORY_MAX  # a socket's path may have 107 bytes at most
         self._spool = Spool("/tmp" if long else None)
         folder = str(self._spool.folder)
@@ -63,17 +68,21 @@ class EngineGateway:
         self._leaves.setdefault(key, leaf)
         return key
 
-    def cancel(self, run: int, pid: int) -> None:
-        """Ask the worker process to cancel a call."""
+    def reaches(self, pid: int) -> bool:
+        """Whether a worker process is there."""
+        return pid in self._lives
+
+    def stop(self, run: int, pid: int, how: remote.Stop) -> None:
+        """Ask the worker process to end a call."""
         life = self._lives.get(pid)
         if life is not None:
             try:
-                life.send(run)
+                life.send((run, how))
             except OSError:
                 self._lives.pop(pid, None)
 
     def close(self) -> None:
-        """Say goodbye to the workers, which then live on, and remove the folder."""
+        """Say goodbye to the workers, which then drop their calls and live on, and remove the folder."""
         self._open = False
         for life in list(self._lives.values()):
             try:
@@ -103,10 +112,10 @@ class EngineGateway:
                 self._lives[pid] = connection
             else:
                 threading.Thread(
-                    target=self._serve, args=(connection,), name=f"datatask-worker-{pid}", daemon=True
+                    target=self._serve, args=(connection, pid), name=f"datatask-worker-{pid}", daemon=True
                 ).start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, pid: int) -> None:
         with connection:
             while True:
                 try:
@@ -118,12 +127,18 @@ class EngineGateway:
                         answer = (True, _sendable(error))
                     connection.send(answer)
                 except (EOFError, OSError):
-                    return
+                    break
+        if self._open:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._let_go, pid)
+
+    def _let_go(self, pid: int) -> None:
+        self._lives.pop(pid, None)
+        self._gone(pid)
 
     async def _answer(self, verb: str, *arguments: Any) -> Any:
         if verb == "begin":
-            self._begun(*arguments)
-            return None
+            return self._begins(*arguments)
         key, *rest = arguments
         leaf: Any = self._leaves[key]
         if verb in ("contains", "info", "read", "members"):

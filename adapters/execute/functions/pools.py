@@ -1,15 +1,19 @@
 """Executors as places with a number of slots: who is in, who waits, and what to do when one breaks.
 
 In: items to submit, from the runners of all tasks that share the executor. Out: each item's `done(future)` on
-the event loop. No more is submitted than there are slots, so what is submitted runs. A broken executor is made
-anew; what was in it is suspect and is let in again alone, so that the one that breaks it is found.
+the event loop. No more is submitted than there are slots; where their number is not known, one more than has begun.
+A broken executor is made anew by its maker; what was in it is suspect and is let in again alone, so that the one
+that breaks it is found. An executor that cannot be made anew is given up: `Item.unusable`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,11 +22,17 @@ from typing import Any, ClassVar, Protocol
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.pressure import is_momentary
 from datatask.adapters.execute.functions import workers
-from datatask.schema.errors import InvalidValueError, NotPossibleError
+from datatask.engine.runtime.calls import error_info
+from datatask.schema.errors import InvalidValueError, TemporaryError
 
 logger = logging.getLogger("datatask.executors")
 
 SUSPECTS_MAX = 10_000
+SHUTDOWN_SECONDS = 5.0
+MOMENTARY = (OSError, TemporaryError)
+"""What an executor, or its maker, raises while what it talks to is away."""
+DEDICATED = ("parsl",)
+"""Packages whose workers serve the program that made the executor, one call at a time, and are no children of it."""
 Made = Executor | Callable[[], Executor]
 
 
@@ -30,15 +40,25 @@ class Item(Protocol):
     """One run on its way through a pool."""
 
     key: tuple[str, str]
+    begun: bool
+
+    def prepare(self) -> None:
+        """Get ready; raises what keeps it from being sent."""
 
     def submit(self, executor: Executor) -> Future[Any]:
-        """Submit it."""
+        """Submit it; raises what the executor does."""
 
     def done(self, future: Future[Any]) -> None:
         """Take the result; called on the loop."""
 
     def failed(self, error: BaseException) -> None:
-        """It could not be submitted."""
+        """It cannot be sent, or there is no executor."""
+
+    def refused(self, error: BaseException) -> None:
+        """The executor does not take it for the moment, and has nothing of it."""
+
+    def unusable(self, why: str) -> None:
+        """The executor takes nothing any more, neither this nor another item."""
 
 
 class Pool:
@@ -58,6 +78,7 @@ class Pool:
         self._suspects: set[tuple[str, str]] = set()
         self._alone = self._closed = False
         self._breaking: set[Item] = set()
+        self._dead = ""
 
     @classmethod
     def of(cls, source: Made) -> Pool:
@@ -78,15 +99,14 @@ class Pool:
     def executor(self) -> Executor:
         """The executor, made on first use."""
         if self._executor is None:
-            if self._make is None:
-                raise NotPossibleError(
-                    f"the {type(self.source).__name__} is broken and cannot be made again",
-                    remedy="pass a function that makes the executor instead of the executor",
+            assert self._make is not None  # an object is never dropped
+            made = self._make()
+            if not isinstance(made, Executor):
+                raise InvalidValueError(
+                    f"the executor's maker returned a {type(made).__module__}.{type(made).__name__}, which is no executor",
+                    remedy="have it return a concurrent.futures.Executor",
                 )
-            self._executor = self._make()
-            self._ours = True
-            if not isinstance(self._executor, Executor):
-                raise InvalidValueError(f"the executor's maker returned a {type(self._executor).__name__}")
+            self._executor, self._ours = made, True
         if not self._tied:
             self._tied = True
             _tie(self._executor)
@@ -98,10 +118,29 @@ class Pool:
         return isinstance(self.executor, ThreadPoolExecutor)
 
     @property
+    def remakes(self) -> bool:
+        """Whether a broken executor can be made anew."""
+        return self._make is not None
+
+    @property
     def slots(self) -> int | None:
         """How many items fit at a time; None where the executor does not tell."""
-        workers = getattr(self.executor, "_max_workers", None)
-        return workers if isinstance(workers, int) and workers > 0 else None
+        for name in ("_max_workers", "max_workers"):
+            workers = getattr(self.executor, name, None)
+            if isinstance(workers, int) and workers > 0:
+                return workers
+        return None
+
+    def owns(self, pid: int) -> bool:
+        """Whether a worker process that does one call at a time is there for this program only."""
+        if type(self._executor).__module__.partition(".")[0] in DEDICATED:
+            return True
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            fields = proctable.stat_fields(pid)
+            pid = int(fields[1]) if fields else 0
+        return False
 
     def attach(self) -> None:
         """One more user; the running loop is the pool's from now on."""
@@ -109,7 +148,7 @@ class Pool:
             self._loop = asyncio.get_running_loop()
         self._users += 1
 
-    def detach(self) -> None:
+    async def detach(self) -> None:
         """One user less; with the last one an executor that was made here is shut down."""
         self._users -= 1
         if self._users > 0:
@@ -118,15 +157,21 @@ class Pool:
         self._inside.clear()
         self._suspects.clear()
         self._alone = self._closed = False
-        if self._ours and self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor, self._ours, self._tied = None, False, False
+        self._dead = ""
         Pool._pools.pop(id(self.source), None)
+        if self._ours and self._executor is not None:
+            executor, self._executor, self._ours, self._tied = self._executor, None, False, False
+            over = _shut_down(executor)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), SHUTDOWN_SECONDS)
 
     # --- items ------------------------------------------------------------------------------------
 
     def put(self, item: Item) -> None:
         """Let the item in as soon as there is a slot."""
+        if self._dead:
+            item.unusable(self._dead)
+            return
         self._waiting.append(item)
         self._pump()
 
@@ -135,27 +180,37 @@ class Pool:
         if item in self._waiting:
             self._waiting.remove(item)
             return True
+        if item.begun:
+            return False
         future = self._inside.get(item)
         if future is not None and _is_taken_back(future, item):
             self._leave(item)
             return True
         return False
 
-    def hold(self, item: Item) -> bool:
-        """Let no item in any more, and take out an item that has not begun; whether that was so."""
+    def close(self) -> None:
+        """Let no item in any more."""
         self._closed = True
-        return self.withdraw(item)  # what runs cannot be cancelled
 
     def others(self, item: Item) -> int:
         """Return how many items are inside besides this one."""
         return len(self._inside) - (item in self._inside)
 
-    def give_up(self, item: Item) -> None:
-        """Stop waiting for an item whose thread cannot be stopped: its slot is replaced until it returns."""
-        if self._inside.pop(item, None) is not None:
+    def begun(self, item: Item) -> None:
+        """A worker has begun an item: another one may fit."""
+        item.begun = True
+        self._pump()
+
+    def give_up(self, item: Item, *, gone: bool = False) -> None:
+        """Stop waiting for an item that cannot be stopped: the slot of a thread is replaced until it returns.
+
+        That of a worker process is free again when it is `gone`.
+        """
+        if item in self._inside and (gone or isinstance(self._executor, ThreadPoolExecutor)):
+            del self._inside[item]
             self._change_slots(1)
-            self._alone = False
-            self._pump()
+        self._alone = False
+        self._pump()
 
     def returned(self) -> None:
         """An item that was given up has returned after all."""
@@ -173,20 +228,40 @@ class Pool:
     def _pump(self) -> None:
         while self._waiting and not self._closed:
             suspect = self._waiting[0].key in self._suspects
-            if self._alone or (suspect and self._inside):
+            if self._alone or (suspect and self._inside) or not self._ready():
                 return
-            try:
-                slots = self.slots
-            except Exception as error:
-                self._waiting.popleft().failed(error)
-                continue
-            if slots is not None and len(self._inside) >= slots:
+            if not self._waiting or self._is_full():
                 return
             item = self._waiting.popleft()
             self._alone = suspect
             self._submit(item)
 
+    def _ready(self) -> bool:
+        """Whether there is an executor; without one the first that waits hears why."""
+        try:
+            return self.executor is not None
+        except Exception as error:
+            item = self._waiting.popleft()
+            if is_momentary(error) or isinstance(error, MOMENTARY):
+                item.refused(error)
+            else:
+                item.failed(error)
+            self._pump()
+            return False
+
+    def _is_full(self) -> bool:
+        slots = self.slots
+        if slots is None:
+            return not all(item.begun for item in self._inside)
+        return len(self._inside) >= slots
+
     def _submit(self, item: Item, again: bool = True) -> None:
+        try:
+            item.prepare()
+        except Exception as error:
+            self._alone = False
+            item.failed(error)
+            return
         try:
             future = item.submit(self.executor)
         except Exception as error:
@@ -198,14 +273,29 @@ class Pool:
     def _not_taken(self, item: Item, error: Exception, again: bool) -> None:
         if is_momentary(error):
             self._take_back()
-        elif isinstance(error, BrokenExecutor | RuntimeError):
+        elif not isinstance(error, MOMENTARY):
             # It is broken while idle, or shut down: nothing was begun.
-            self._drop_executor()
-            if again and self._make is not None:
+            if self._make is not None and again:
+                self._drop_executor()
                 self._submit(item, again=False)
-                return
+            else:
+                self._give_up_executor(item, error)
+            return
         self._alone = False
-        item.failed(error)
+        item.refused(error)
+
+    def _give_up_executor(self, item: Item, error: Exception) -> None:
+        waiting = [item, *self._waiting]
+        self._waiting.clear()
+        self._alone = False
+        made = "a new one takes nothing either" if self.remakes else "it cannot be made anew"
+        remedy = "" if self.remakes else "; pass a function that makes the executor instead of the executor"
+        info = error_info(error)
+        why = " ".join(info.message.partition("\n")[0][:200].split())
+        what = f"{type(self._executor).__name__} takes nothing any more ({info.type}: {why}), and {made}"
+        self._dead = f"the {what}{remedy}"
+        for each in waiting:
+            each.unusable(self._dead)
 
     def _take_back(self) -> None:
         """The machine has no room for a process or a thread of the executor's, which keeps what it was given then."""
@@ -227,13 +317,14 @@ class Pool:
             return  # the loop is closed: the engine is gone, the next one accounts for the run
 
     def _over(self, item: Item, future: Future[Any]) -> None:
-        if item in self._inside and not future.cancelled():
-            if isinstance(future.exception(), BrokenExecutor):
+        inside = self._inside.get(item) is future
+        if inside:
+            if isinstance(failure_of(future), BrokenExecutor):
                 self._broken(item)
             else:
                 self._suspects.discard(item.key)
-        self._leave(item)
-        if not future.cancelled():
+            self._leave(item)
+        if inside or not future.cancelled():
             item.done(future)
         self._pump()
 
@@ -250,20 +341,51 @@ class Pool:
             self._drop_executor()
 
     def _drop_executor(self) -> None:
+        if self._make is None or self._executor is None:
+            return  # the next submission tells whether it is of use
         executor, self._executor, self._tied = self._executor, None, False
-        if executor is not None and self._ours:
-            executor.shutdown(wait=False)
+        if self._ours:
+            _shut_down(executor)
+
+
+def failure_of(future: Future[Any]) -> BaseException | None:
+    """Return what an executor's call failed by, also where the executor has cancelled it."""
+    try:
+        return future.exception()
+    except BaseException as error:
+        return error
 
 
 def _is_taken_back(future: Future[Any], item: Item) -> bool:
     """Cancel what has not begun; an executor of others may have no way to."""
     try:
-        return not future.running() and future.cancel()
+        return not future.running() and bool(future.cancel())
     except Exception as error:
-        logger.warning(
+        logger.debug(
             "%s[%s] cannot be taken back from its executor: %s", *item.key, str(error) or type(error).__name__
         )
         return False
+
+
+def _shut_down(executor: Executor) -> asyncio.Event:
+    """Begin to shut an executor down; return what is set when it is over, which may take long where it is of others."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    if isinstance(executor, ProcessPoolExecutor | ThreadPoolExecutor):
+        executor.shutdown(wait=False, cancel_futures=True)
+        over.set()
+        return over
+
+    def shut_down() -> None:
+        try:
+            waits = "wait" in inspect.signature(executor.shutdown).parameters
+            executor.shutdown(**({"wait": False} if waits else {}))
+        except Exception as error:
+            logger.warning("the %s does not shut down: %s", type(executor).__name__, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(over.set)
+
+    threading.Thread(target=shut_down, name="datatask-executor-shutdown", daemon=True).start()
+    return over
 
 
 def _tie(executor: Executor) -> None:

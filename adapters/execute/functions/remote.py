@@ -2,20 +2,23 @@
 
 In: operations on repositories whose values live in the engine (in the log, in its memory, in its views), from
 a worker process. Out: the engine's answers, over an authenticated Unix socket in a private folder. A run's
-writes stay in its overlay; bytes over 1 MiB are put into the folder and named by path. A second connection
-watches over the worker: it cancels calls, and ends the process when the engine is dead. The engine's side is
-`gateway`.
+writes stay in its overlay; bytes over 1 MiB are put into the folder and named by path. A second connection brings
+the ends of calls. When the engine is dead, a process that works for it alone ends, any other one drops its calls.
+The engine's side is `gateway`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -46,16 +49,28 @@ class Address(NamedTuple):
     pid: int
 
 
+Permit = Literal["ours", "shared", "no"]
+"""The engine's answer to a call that begins: in a process of its own, in one that serves others too, or not at all."""
+Stop = Literal["cancel", "drop"]
+"""How a call is to end: a cancelled one may clean up, the writes of a dropped one are refused too."""
+Stops = Callable[["Gateway", int | None, Stop], None]
+"""Ends the call of a run; None for all of an engine."""
+
+engine_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+"""The event loops of the engines in this process."""
+
+
 class Gateway:
     """A worker's connections to one engine; requests are answered one at a time."""
 
-    def __init__(self, address: Address, cancel: Callable[[Address, int], None]) -> None:
+    def __init__(self, address: Address, stops: Stops) -> None:
         self.pid = os.getpid()
         self.address = address
-        self.cancel = cancel
+        self.stops = stops
+        self._ours = False
         self._lock = threading.Lock()
+        self._life = self._connect("life")  # the engine knows it before the first call begins
         self._requests = self._connect("requests")
-        self._life = self._connect("life")
         threading.Thread(target=self._watch, name="datatask-engine-watch", daemon=True).start()
 
     def _connect(self, role: str) -> Connection:
@@ -65,11 +80,12 @@ class Gateway:
 
     def _watch(self) -> None:
         try:
-            while (run := self._life.recv()) is not None:
-                self.cancel(self.address, run)
+            while (asked := self._life.recv()) is not None:
+                self.stops(self, *asked)
         except (EOFError, OSError):
-            if os.getpid() != self.address.pid:
+            if self._ours:
                 os._exit(1)  # the engine died: what this worker still did would be done twice
+        self.stops(self, None, "drop")
         self.close()
 
     def close(self) -> None:
@@ -78,9 +94,11 @@ class Gateway:
         self._requests.close()
         self._life.close()
 
-    def begin(self, run: int) -> None:
-        """Tell which process does the run."""
-        self.ask("begin", run, os.getpid())
+    def begin(self, run: int, alone: bool) -> bool:
+        """Ask whether a call may begin in this process, which does nothing else meanwhile if it is `alone` in it."""
+        permit: Permit = self.ask("begin", run, os.getpid(), alone)
+        self._ours = self._ours or permit == "ours"
+        return permit != "no"
 
     def ask(self, verb: str, *arguments: Any) -> Any:
         """Return the engine's answer, or raise what it raised."""
@@ -95,25 +113,28 @@ class Gateway:
 _gateways: dict[tuple[Address, int], Gateway] = {}
 _connecting = threading.Lock()
 _last: list[Gateway] = []
+current: ContextVar[Gateway | None] = ContextVar("datatask_gateway", default=None)
+"""The gateway of the call that this context belongs to: several engines may share a process."""
 
 
-def connect(address: Address, cancel: Callable[[Address, int], None]) -> Gateway:
-    """Return this process's gateway to the engine at this address; stand-ins use the last one asked for."""
+def connect(address: Address, stops: Stops) -> Gateway:
+    """Return this process's gateway to the engine at this address; raises `OSError` where it cannot be reached."""
     with _connecting:
         key = address, os.getpid()  # a forked worker has its parent's table, and must not use it
         gateway = _gateways.get(key)
         if gateway is None:
-            gateway = _gateways[key] = Gateway(address, cancel)
+            gateway = _gateways[key] = Gateway(address, stops)
         _last[:] = [gateway]
         return gateway
 
 
 def _gateway() -> Gateway:
-    if not _last:
+    gateway = current.get() or (_last[0] if _last else None)  # threads of a function's own have no context
+    if gateway is None:
         raise NotPossibleError("this repository lives in an engine that is not reachable from here")
-    if _last[0].pid != os.getpid():  # a function has forked: two processes must not speak on one connection
-        return connect(_last[0].address, _last[0].cancel)
-    return _last[0]
+    if gateway.pid != os.getpid():  # a function has forked: two processes must not speak on one connection
+        return connect(gateway.address, gateway.stops)
+    return gateway
 
 
 # --- stand-ins ----------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The worker's side of an executor: calls the function, and gives what it did as plain values.
 
-In: a pickled function with its repositories, a run and a job. Out: an `Outcome`. In a thread the repositories
-are the engine's own, reached through its loop (`ThreadBinding`). In another process repositories that live in
-the engine are stand-ins (`remote`) that ask through its gateway, and those with a store of their own work
+In: a pickled function with its repositories, a run and a job. Out: an `Outcome`, or `NotBegun`. In a thread the
+repositories are the engine's own, reached through its loop (`ThreadBinding`). In another process repositories that
+live in the engine are stand-ins (`remote`) that ask through its gateway, and those with a store of their own work
 directly; either way writes are collected in the run's overlay and go back with the outcome.
 """
 
@@ -15,6 +15,8 @@ import os
 import pickle
 import select
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -30,7 +32,6 @@ from datatask.engine.run_context import Binding, RunContext, ValueRef, current_r
 from datatask.engine.runtime import closing
 from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import CallerError
 from datatask.schema.events import ErrorInfo
 from datatask.schema.messages import Write
 
@@ -49,11 +50,19 @@ class Outcome(NamedTuple):
     cpu_seconds: float
 
 
+class NotBegun(NamedTuple):
+    """What a call came to that was never made; `why` is empty where the engine did not permit it."""
+
+    why: str = ""
+
+
 @dataclass
 class Call:
-    """A call in progress, and the handle to cancel it from another thread."""
+    """A call in progress, and the handle to cancel it from another thread; `begun` is called when it begins."""
 
     context: RunContext
+    gateway: remote.Gateway | None = None
+    begun: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[Any] | None = None
@@ -85,6 +94,8 @@ class Call:
         """Call the function in a fresh event loop and a fresh context; nothing that it does gets out."""
         with self._lock:
             self._begun = True
+        if self.begun is not None:
+            self.begun()
         outcome = contextvars.Context().run(self._make, func, arguments)
         with self._lock:
             self._outcome = outcome
@@ -94,6 +105,7 @@ class Call:
 
     def _make(self, func: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
         current_run.set(self.context)
+        remote.current.set(self.gateway)
         started, cpu = time.time_ns(), time.thread_time()  # noqa: TID251 - the runner's clock
         error: ErrorInfo | None = None
         detail: dict[str, str] | None = None
@@ -286,27 +298,59 @@ def _end_with(pid: int, start: int) -> None:
     os._exit(1)
 
 
-def work(parcel: Parcel) -> Outcome:
+def work(parcel: Parcel) -> Outcome | NotBegun:
     """Do one run in this process, whichever it is; module-level, so that any pickle finds it."""
-    if asyncio._get_running_loop() is not None:
-        raise CallerError(
-            "the executor runs functions on the engine's event loop", remedy="use InProcessSyncTask"
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        return _work(parcel, _is_alone())
+    if loop in remote.engine_loops:
+        return NotBegun("the executor runs functions on the engine's event loop; use InProcessSyncTask")
+    done: Future[Outcome | NotBegun] = Future()  # a function may run a loop of its own in another thread only
+
+    def elsewhere() -> None:
+        try:
+            done.set_result(_work(parcel, False))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=elsewhere, name=f"datatask-{parcel.task}").start()
+    return done.result()
+
+
+def _is_alone() -> bool:
+    """Whether this process does nothing but this call; that of MPI ends its whole job when it ends."""
+    return threading.current_thread() is threading.main_thread() and "mpi4py.MPI" not in sys.modules
+
+
+def _work(parcel: Parcel, alone: bool) -> Outcome | NotBegun:
+    try:
+        gateway = remote.connect(parcel.gateway, _stop)
+    except OSError as error:
+        return NotBegun(
+            f"its worker on {socket.gethostname()} does not reach the engine, which answers on its own machine only ({error})"
         )
-    gateway = remote.connect(parcel.gateway, _cancel)
-    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts))
+    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts), gateway)
     _calls[parcel.gateway, parcel.run] = call
     try:
-        gateway.begin(parcel.run)
-        func, arguments = _unpacked(parcel)
+        if not gateway.begin(parcel.run, alone):
+            return NotBegun()
+        try:
+            func, arguments = _unpacked(parcel)
+        except Exception as error:
+            now = time.time_ns()  # noqa: TID251 - the runner's clock
+            return Outcome(error_info(error, skip=1), None, (), {}, now, now, 0.0)
         return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
     finally:
         del _calls[parcel.gateway, parcel.run]
 
 
-def _cancel(gateway: remote.Address, run: int) -> None:
-    call = _calls.get((gateway, run))
-    if call is not None:
-        call.cancel()
+def _stop(gateway: remote.Gateway, run: int | None, how: remote.Stop) -> None:
+    """End a call, or all of this engine."""
+    for (address, number), call in list(_calls.items()):
+        if address == gateway.address and number == (number if run is None else run):
+            call.cancel()
+            if how == "drop":
+                call.context.fence()
 
 
 def _unpacked(parcel: Parcel) -> tuple[Callable[..., Any], dict[str, Any]]:
