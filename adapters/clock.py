@@ -1,12 +1,14 @@
-"""Engine time from the machine's clocks: the wall at the start, then the monotonic clock, never back.
+"""Engine time, and the time that long work may take.
 
-A wall clock that somebody sets does not move engine time; the jump is told once, so that the log can record it.
+`SystemClock`: the wall clock at the start, then the monotonic clock, never back; a change of the wall clock is reported once, so that the log
+can record it. `effort`: the progress of long work, and `SpentError` where its time is over; work that has results by then catches it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 STEP_NS = 2_000_000_000
 LATE_SECONDS = 0.0005
@@ -39,3 +41,50 @@ class SystemClock:
 
         delay = max(0.0, (at - self.now()) / 1e9)
         return asyncio.get_running_loop().call_later(min(delay, LONGEST_SECONDS) + LATE_SECONDS, ring).cancel
+
+
+class SpentError(KeyboardInterrupt):
+    """The time is over. As a Ctrl-C it may come at any line, and is swallowed by nothing that goes on."""
+
+
+class Effort:
+    """What this process is at: a stage, and how much of it is done."""
+
+    def __init__(self) -> None:
+        self.begin("")
+
+    def begin(self, name: str) -> None:
+        """Begin anew, under a name."""
+        self.name, self.stage, self.done, self.total = name, "", 0, 0
+        self.so_far: Callable[[], Iterable[str]] = tuple
+        self.is_idle = self.is_drawn = False
+        self.said = 0.0
+        self.ends: float | None = None
+
+    def at(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Say how far it is; cheap, so it may be said often."""
+        self.stage, self.done, self.total = stage, done, total
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the time is over that it was given."""
+        return self.ends is not None and time.monotonic() >= self.ends
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Say that there is nothing to do but to wait for others, which nobody has to be told."""
+        before, self.is_idle = self.is_idle, True
+        try:
+            yield
+        finally:
+            self.is_idle = before
+
+    def words(self) -> str:
+        """Return how far it is, for people, with what sets it off from what stands before it; nothing where it does not say."""
+        amount = f" {self.done:,}" if self.done else ""
+        whole = f" of {self.total:,}" if self.total else ""
+        return f": {self.stage}{amount}{whole}" if self.stage else ""
+
+
+effort = Effort()
+"""That of this process: a command does one thing."""

@@ -1,17 +1,23 @@
-"""Spools: folders of this process in the temporary one, for bytes that are kept until their store has them.
+"""Bytes on their way to their place: files that appear whole or not at all, and temporary folders (spools) of this process.
 
-In: names. Out: paths. A spool goes when it is closed. Its process holds a lock on it, which the kernel takes back from the
-dead: so what a killed engine has left is known by trying to lock it, and goes when the next spool is made. Blocking.
+In: paths, names, bytes. Out: a file with all its bytes, on disk where it is to be durable, or what was there before; paths in a
+spool, which is removed when it is closed. A process holds a lock on its spool: a lock that can be had means that the process
+was killed, and the next spool to be made removes its leftovers. Blocking.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
+import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from datatask.adapters.trust import check_above
 
@@ -100,3 +106,45 @@ def _remove(folder: Path, lock: int, pid: int) -> None:
     if os.getpid() == pid:  # a forked process has not made it
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def whole(
+    path: Path,
+    *,
+    durable: bool,
+    fresh: str = "",
+    opener: Callable[[str, int], int] | None = None,
+    finish: Callable[[Path], object] = lambda fresh: None,
+) -> Iterator[BinaryIO]:
+    """Open a file beside `path` that replaces it when the body ends.
+
+    `fresh` is its name until then, where one after a crash is to be found; `finish` is called with it, closed, just before.
+    """
+    beside = path.with_name(fresh or f"new-{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
+    try:
+        with open(beside, "wb", opener=opener) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        finish(beside)
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make a file's bytes durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.pipeline import STAGES, seconds
 from datatask.adapters.history.verify.progress import verified
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.wiring import verification
+from datatask.adapters.wiring import engine_services
 
 NEVER_SECONDS = 1e9
 
@@ -37,7 +37,7 @@ def cpu(who: int) -> float:
 def one(jobs: int, *, on: bool) -> dict[str, float]:
     """Run so many jobs once, in this process."""
     if not on:
-        verification.START_SECONDS = NEVER_SECONDS
+        engine_services.START_SECONDS = NEVER_SECONDS
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.db"
         before, began = cpu(resource.RUSAGE_SELF), time.perf_counter()

@@ -43,10 +43,8 @@ if TYPE_CHECKING:
     from datatask.adapters.store.inprocess import (
         InProcessMetadataRepository as InProcessMetadataRepository,
     )
-    from datatask.adapters.store.logs import LogBlobRepository as LogBlobRepository
-    from datatask.adapters.store.logs import (
-        LogMetadataRepository as LogMetadataRepository,
-    )
+    from datatask.adapters.store.inprocess import LogBlobRepository as LogBlobRepository
+    from datatask.adapters.store.inprocess import LogMetadataRepository as LogMetadataRepository
     from datatask.adapters.store.yamls import (
         YamlMetadataFileRepository as YamlMetadataFileRepository,
     )
@@ -168,10 +166,10 @@ _HOME: dict[str, str] = {
     "LiveKubeRepository": "datatask.adapters.execute.kube.tasks",
     "LocalLinuxManager": "datatask.adapters.execute.local.manager",
     "LogVerified": "datatask.adapters.history.verify.verify",
-    "LogBlobRepository": "datatask.adapters.store.logs",
+    "LogBlobRepository": "datatask.adapters.store.inprocess",
     "LogDamagedError": "datatask.schema.errors",
     "LogError": "datatask.schema.errors",
-    "LogMetadataRepository": "datatask.adapters.store.logs",
+    "LogMetadataRepository": "datatask.adapters.store.inprocess",
     "main": "datatask.adapters.cli.main",
     "MapRepository": "datatask.engine.api.repositories",
     "MetadataRepository": "datatask.engine.api.repositories",

@@ -164,7 +164,7 @@ async def _opening(
     afterwards: Afterwards | None,
 ) -> Done:
     """Find out what is wished by the recorded state first: a wrong call leaves no trace in the log."""
-    from datatask.adapters.cli.alone import carry_out_alone
+    from datatask.adapters.cli.errand import carry_out_alone
     from datatask.adapters.log.lease import held
 
     pipeline = settings.load_pipeline()

@@ -1,18 +1,27 @@
-"""The table of commands: name, where its code is, and one line of help; and the group that loads them late.
+"""The table of commands (name, module, one line of help), the group that loads them late, and how they are declared.
 
-`datatask --help` prints from this table alone, so it stays fast and imports nothing but click. A new command
-is a line here, a function decorated with `options.command`, and a section in docs/cli.md.
+`datatask --help` prints from this table alone and imports nothing but click. A new command is a line here, a function decorated
+with `@command(example=…)`, and a section in docs/cli.md. The shared options (`-p`, `--log`, `--json`, `--fields`, `--color`) may come
+before or after the command's name; they fill one `Settings`, which every command gets first.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from datatask.adapters.cli.settings import COLORS, Settings
 from datatask.adapters.cli.terminal import drop_output, output_trouble
+from datatask.schema.errors import NotPossibleError
 from datatask.schema.troubles import as_error
+from datatask.schema.values import check_job
+
+if TYPE_CHECKING:
+    from datatask.adapters.history.moments import When
 
 
 class Entry(NamedTuple):
@@ -25,14 +34,14 @@ class Entry(NamedTuple):
 
 SECTIONS: dict[str, dict[str, Entry]] = {
     "Work": {
-        "init": Entry("init", "init", "Make a small example project."),
+        "init": Entry("shell", "init", "Make a small example project."),
         "run": Entry("run", "run", "Work until all is quiet."),
         "update": Entry("run", "update", "Work one round."),
         "plan": Entry("plan", "plan", "Show what would be launched, and what changed in the definition."),
     },
     "Look": {
         "status": Entry("status", "status", "Count jobs per task and link."),
-        "trace": Entry("trace", "trace", "Show where jobs are, link by link."),
+        "trace": Entry("status", "trace", "Show where jobs are, link by link."),
         "why": Entry("why", "why", "Explain why a job runs or does not."),
         "ls": Entry("ls", "ls", "List the jobs of a set expression."),
         "cat": Entry("ls", "cat", "Print a job's value."),
@@ -46,19 +55,19 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "retry": Entry("verbs", "retry", "Run jobs of a task again."),
         "pause": Entry("verbs", "pause", "Launch no more jobs of tasks."),
         "resume": Entry("verbs", "resume", "Launch jobs of paused tasks again."),
-        "quota": Entry("quota", "quota", "Change limits of a quota."),
+        "quota": Entry("verbs", "quota", "Change limits of a quota."),
     },
     "Audit": {
         "log": Entry("log", "log", "Print the log's events."),
         "runs": Entry("runs", "runs", "List runs."),
-        "lineage": Entry("lineage", "lineage", "Show what values came from, and what came from them."),
-        "waiting": Entry("waiting", "waiting", "Tell where the time went that jobs waited."),
-        "query": Entry("query", "query", "Ask the log in SQL."),
-        "export": Entry("export", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
+        "lineage": Entry("runs", "lineage", "Show what values came from, and what came from them."),
+        "waiting": Entry("why", "waiting", "Tell where the time went that jobs waited."),
+        "query": Entry("log", "query", "Ask the log in SQL."),
+        "export": Entry("log", "export_", "Write the log as Parquet, CSV, JSON lines or OpenLineage."),
         "replay": Entry("replay", "replay", "Fold a log from its beginning."),
         "simulate": Entry("simulate", "simulate", "Try a pipeline's future."),
-        "verify": Entry("verify", "verify", "Check a log: file, chain, blobs, and all that follows."),
-        "log-anchor": Entry("verify", "log_anchor", "Print the head's hash, to be noted elsewhere."),
+        "verify": Entry("replay", "verify", "Check a log: file, chain, blobs, and all that follows."),
+        "log-anchor": Entry("replay", "log_anchor", "Print the head's hash, to be noted elsewhere."),
         "log-compact": Entry("maintenance", "log_compact", "Remove blobs that nothing refers to."),
         "redact": Entry("maintenance", "redact", "Remove what events hold, and keep the chain."),
         "backup": Entry("maintenance", "backup", "Copy a log whole, also while an engine writes."),
@@ -67,7 +76,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "log-archive": Entry("maintenance", "log_archive", "Move the beginning of the log into an archive."),
     },
     "Help": {
-        "enter": Entry("enter", "enter", "Open a shell in the folder of a job's run."),
+        "enter": Entry("shell", "enter", "Open a shell in the folder of a job's run."),
         "shell": Entry("shell", "shell", "Open an IPython shell with the pipeline."),
         "doctor": Entry("doctor", "doctor", "Check the surroundings."),
         "completion": Entry("shell", "completion", "Print a script for completion in your shell."),
@@ -127,3 +136,126 @@ class LazyGroup(click.Group):
                 formatter.write_dl(
                     [(name, command.get_short_help_str()) for name, command in self.commands.items()]
                 )
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _kept(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Return a callback that keeps an option's value in the settings, unless it was not given."""
+
+    def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value not in (None, False, ()):
+            setattr(context.ensure_object(Settings), name, value)
+
+    return keep
+
+
+def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    _kept("fields")(
+        context, parameter, tuple(part.strip() for part in (value or "").split(",") if part.strip())
+    )
+
+
+def shared_options(*, hidden: bool) -> list[click.Option]:
+    """Return fresh instances of the options that every command takes; `hidden` leaves the rarer out of help."""
+    return [
+        _option("pipeline", ["-p", "--pipeline"], hidden, "FILE[:NAME] or MODULE[:NAME]; else $DATATASK_PIPELINE, "
+                "else ./pipeline.yaml, ./pipeline.py.", metavar="PIPELINE"),
+        _option("log", ["--log"], hidden, "The log: a path or URL; else what the pipeline names, else "
+                "$DATATASK_LOG, else .datatask/log.db beside the pipeline.", metavar="URL"),
+        _option("with_archives", ["--with-archives"], hidden, "Read the log with what was archived of it.",
+                is_flag=True),
+        _option("json", ["--json"], False, "Print JSON.", is_flag=True),
+        click.Option(["--fields"], expose_value=False, callback=_split, metavar="A,B",
+                     help="Print only these fields."),
+        _option("color", ["--color"], hidden, "Use colour; by default on a terminal, unless NO_COLOR is set.",
+                type=click.Choice(COLORS)),
+        _option("budget", ["--budget"], hidden, "Stop after this time; print the results so far and exit with 7.",
+                type=click.FloatRange(min=0, min_open=True), metavar="S"),
+        _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
+    ]  # fmt: skip
+
+
+def _option(name: str, flags: list[str], hidden: bool, help: str, **more: Any) -> click.Option:
+    return click.Option(flags, expose_value=False, callback=_kept(name), hidden=hidden, help=help, **more)
+
+
+class Command(click.Command):
+    """A command with the shared options and an example in its help."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+        if not any("--json" in parameter.opts for parameter in self.params):
+            self.params += shared_options(hidden=True)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example."""
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+WITH_ARCHIVES = frozenset((
+    "status", "trace", "why", "ls", "cat", "graph", "log", "runs", "lineage", "waiting", "query", "export", "replay",
+    "verify", "log-anchor", "simulate",
+))  # fmt: skip
+"""Commands that read a log with its archives where that is asked for; the others refuse it."""
+
+
+def command(
+    name: str, *, example: str, ignore_unknown: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a click command of a function that takes the settings first and returns an exit code or None."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @click.pass_context
+        @functools.wraps(function)
+        def call(context: click.Context, /, *args: Any, **kwargs: Any) -> Any:
+            settings = context.ensure_object(Settings)
+            if settings.with_archives and name not in WITH_ARCHIVES:
+                raise NotPossibleError(
+                    f"{name} does not read archives",
+                    where="--with-archives",
+                    remedy="leave it out here: it is for commands that read",
+                )
+            from datatask.adapters.cli.progress_bar import reporting
+
+            with reporting(settings, name):
+                return function(settings, *args, **kwargs)
+
+        more = {"ignore_unknown_options": True} if ignore_unknown else {}
+        return click.command(name, cls=Command, example=example, context_settings=more)(call)
+
+    return decorate
+
+
+def changing(function: F) -> F:
+    """Add the options of every command that changes something."""
+    for option in (
+        click.option(
+            "--exit-code", is_flag=True, help="With --dry-run: exit with 3 when something would change."
+        ),
+        click.option("--reason", default="", metavar="TEXT", help="Why, for the log."),
+        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+    ):
+        function = option(function)
+    return function
+
+
+waits = click.option("--wait", is_flag=True, help="Wait until it is done, however long that takes.")
+"""The option of commands that else leave to the next engine what takes long."""
+
+
+def WHEN(text: str) -> When:
+    """A position, an ISO time, or an age."""
+    from datatask.adapters.clock import SystemClock
+    from datatask.adapters.history.moments import parse_when
+
+    return parse_when(text, SystemClock().now())
+
+
+def JOB(text: str) -> str:
+    """A job id: what cannot be one is refused before anything is opened."""
+    return check_job(text)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from datatask.adapters.cli.commands import command
 from datatask.adapters.cli.loading import find_reference
-from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.log.locate import locate, quarantine_path

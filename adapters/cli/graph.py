@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from datatask.adapters.cli.options import WHEN, command
+from datatask.adapters.cli.commands import WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import declared_state, recorded
 from datatask.adapters.cli.settings import Settings

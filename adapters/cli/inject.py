@@ -1,4 +1,8 @@
-"""`inject` and `rm`: values put into repositories and jobs deleted from them, with an engine running or without."""
+"""`inject` and `rm`: values put into repositories and jobs deleted from them, with an engine running or without.
+
+What a deletion reaches follows from the recorded definition: a task its open runs and its outputs, a repository itself, and with
+`--recursive` everything downstream; in a combined repository its required members, never the excluded ones.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,14 @@ from pathlib import Path
 import click
 
 from datatask.adapters.cli.asking import carry_out
-from datatask.adapters.cli.downstream import reached
+from datatask.adapters.cli.commands import JOB, changing, command, waits
 from datatask.adapters.cli.errand import Change, Wish, sliced, who
 from datatask.adapters.cli.inject_items import Content, Spooled, document_of, portions, read_many
-from datatask.adapters.cli.options import JOB, changing, command, waits
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.verbs import report
 from datatask.adapters.history import shapes
-from datatask.engine.core.expressions import set_text
+from datatask.engine.core.expressions import set_text, unnegated
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import definition as d
@@ -182,3 +185,63 @@ def rm(
     for change in done.changes:
         output.line(shown(f"{change.job} {change.repository}"))
     return 0
+
+
+Node = tuple[str, str]
+"""("task" or "leaf", name)."""
+
+
+def reached(state: State, task: str | None, expr: d.AnyExpr | None, recursive: bool) -> list[str]:
+    """Return the leaves to delete from, nearest first, for a task or for a repository's membership."""
+    following = _edges(state.definition)
+    start: list[Node] = [("task", task)] if task is not None else []
+    start += [("leaf", leaf) for leaf in unnegated(expr)] if expr is not None else []
+    found: dict[Node, None] = {}
+    stack = list(reversed(start))
+    while stack:
+        node = stack.pop()
+        if node in found:
+            continue
+        found[node] = None
+        if recursive or (node[0] == "task" and node in start):
+            stack += reversed(following.get(node, []))
+    leaves = [name for kind, name in found if kind == "leaf" and is_deletable(state, name)]
+    return sorted(leaves, key=lambda leaf: _turn(state, leaf))
+
+
+def _turn(state: State, leaf: str) -> int:
+    """Stop runs first, and delete last what keeps a job from starting: it would start on what is half deleted."""
+    if state.leaves[leaf].definition.derived is not None:
+        return 0
+    inhibits = (link for task in state.definition.tasks for link in task.links if link.inhibits_start)
+    return 2 if any(leaf in unnegated(link.expr) for link in inhibits) else 1
+
+
+def is_deletable(state: State, leaf: str) -> bool:
+    """Whether jobs can be deleted from a leaf: stored ones, and `live` views, where it stops the run."""
+    rule = state.leaves[leaf].definition.derived
+    return rule is None or (isinstance(rule, d.ViewDef) and rule.view == "live")
+
+
+def _edges(definition: d.PipelineDef) -> dict[Node, list[Node]]:
+    found: dict[Node, list[Node]] = {}
+    for task in definition.tasks:
+        this = ("task", task.name)
+        found[this] = [("leaf", d.view_id(task.name, "live"))]
+        for link in task.links:
+            into = link.is_input or link.required_for_start or link.inhibits_start
+            for leaf in unnegated(link.expr):
+                if into:
+                    found.setdefault(("leaf", leaf), []).append(this)
+                if not into or link.is_output or link.is_status:
+                    found[this].append(("leaf", leaf))
+    for leaf, derived in _filtered(definition):
+        found.setdefault(("leaf", leaf), []).append(("leaf", derived))
+    return found
+
+
+def _filtered(definition: d.PipelineDef) -> Iterator[tuple[str, str]]:
+    for repository in definition.repositories:
+        if isinstance(repository.derived, d.FilteredDef):
+            for leaf in unnegated(repository.derived.base):
+                yield leaf, repository.id

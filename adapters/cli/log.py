@@ -1,8 +1,8 @@
-"""`log`: the events themselves, filtered, followed, and by what led to what.
+"""`log`, `export` and `query`: the events, filtered and followed, as files for other programs, or by SQL.
 
-Events stream out page by page in bounded memory; with `--follow` the log goes on, across engines that come and
-go, until it is interrupted or whoever reads has gone. Filters of one kind are alternatives, those of different
-kinds must all hold.
+`log` streams page by page in bounded memory; with `--follow` it goes on, across engines, until it is interrupted or its reader has
+gone. Filters of one kind are alternatives; those of different kinds must all hold. `query` reads the documented views within limits of
+time and memory, and never writes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 
-from datatask.adapters.cli.options import JOB, WHEN, command
+from datatask.adapters.cli.commands import JOB, WHEN, command
 from datatask.adapters.cli.output import Output, encode
-from datatask.adapters.cli.recorded import changed, opened
+from datatask.adapters.cli.recorded import changed, opened, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history import events, shapes
+from datatask.adapters.history.export.files import FORMATS, STDOUT, Format, Order, Written, export
+from datatask.adapters.history.export.tables import TABLES, Wanted
 from datatask.adapters.history.moments import When
+from datatask.adapters.log.query_process import Answered, Limits, ask
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema.errors import InvalidValueError, TemporaryError, unknown
 from datatask.schema.events import KINDS, Recorded
+from datatask.schema.resources import parse_quantity
 from datatask.schema.troubles import shown
 
 EVENT_FIELDS = ("position", "at", "kind", "actor", "cause", "task", "repository", "job", "run", "data")
@@ -188,3 +193,147 @@ def _line(found: Recorded, shape: dict[str, Any]) -> str:
     return shown(
         " ".join([f"{shape['position']:>6}", shape["at"], f"{shape['kind']:<16}", *about, data]).rstrip()
     )
+
+
+@command(
+    "export",
+    example="datatask export history --format parquet\ndatatask export runs.parquet --table runs --since -7d\n"
+    "datatask export events.jsonl --task resize\ndatatask export - --format openlineage",
+)
+@click.argument("target")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="How; by default as TARGET ends.")
+@click.option("--table", "names", multiple=True, type=click.Choice(TABLES), help="Which; may be repeated.")
+@click.option("--force", is_flag=True, help="Write over what is there.")
+@click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
+@click.option("--grep", "text", default="", metavar="TEXT", help="Only events that hold this text.")
+@click.option("--until", type=WHEN, metavar="WHEN", help="Only what was recorded up to then.")
+@click.option("--since", type=WHEN, metavar="WHEN", help="Only what was recorded from then on.")
+@click.option("--actor", multiple=True, help="Only events that this one caused.")
+@click.option("--run", type=click.IntRange(1), multiple=True, metavar="RUN", help="Only this run.")
+@click.option("--kind", multiple=True, metavar="KIND", help="Only this kind of event.")
+@click.option("--repository", multiple=True, metavar="REPO", help="Only this repository (id).")
+@click.option("--job", type=JOB, multiple=True, help="Only this job.")
+@click.option("--task", multiple=True, metavar="TASK", help="Only this task.")
+def export_(
+    settings: Settings,
+    target: str,
+    form: Format | None,
+    names: tuple[str, ...],
+    force: bool,
+    at: When | None,
+    task: tuple[str, ...],
+    job: tuple[str, ...],
+    repository: tuple[str, ...],
+    kind: tuple[str, ...],
+    run: tuple[int, ...],
+    actor: tuple[str, ...],
+    since: When | None,
+    until: When | None,
+    text: str,
+) -> None:
+    """Write the log as files: Parquet, CSV, JSON lines, OpenLineage.
+
+    TARGET is a file, a directory (Parquet of all tables, or several tables), or - for stdout.
+    """
+    for name in kind:
+        if name not in KINDS:
+            raise unknown("kind of event", name, KINDS)
+    filters = Filters(kind, task, repository, job, run, actor, text=text)
+    order = Order(target, form, names, Wanted(filters, since, until), force)
+    output = Output(settings)
+    with recorded(settings, at, events=True) as log:
+        written = export(log.reader, log.state, order)
+        position = log.state.position
+    if target != STDOUT:
+        _tell(output, written, position)
+
+
+def _tell(output: Output, written: list[Written], position: int) -> None:
+    if output.json:
+        output.document({"position": position, "files": [file._asdict() for file in written]})
+        return
+    for file in written:
+        output.line(f"{file.path}: {file.rows} rows")
+
+
+MEMORY_MIN = 16 << 20
+
+
+def AMOUNT(text: str) -> int:
+    """Bytes: a number, or with K, M, G, Ki, Mi, Gi; 16 MiB at least."""
+    most = int(parse_quantity(text))
+    if most < MEMORY_MIN:
+        raise InvalidValueError(f"{text} is too little", where="--memory", remedy="16Mi is the least")
+    return most
+
+
+@command(
+    "query",
+    example='datatask query "SELECT task, state, count(*) FROM runs GROUP BY task, state"\n'
+    'datatask query --param job=cat "SELECT time, kind, actor FROM events WHERE job = :job"\n'
+    "datatask query --csv - < report.sql > report.csv",
+)
+@click.argument("sql", metavar="SQL|-")
+@click.option("--csv", is_flag=True, help="Print CSV, a header first.")
+@click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, show_default=True, metavar="S",
+              help="Give up after this many seconds (exit code 7).")  # fmt: skip
+@click.option("--memory", type=AMOUNT, default="1Gi", show_default=True, metavar="BYTES",
+              help="Give up when it needs more memory than this.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many rows.")
+@click.option("--param", multiple=True, metavar="NAME=VALUE",
+              help="What :NAME in the SQL stands for: a number, null, true, false, else text.")  # fmt: skip
+def query(
+    settings: Settings, sql: str, param: tuple[str, ...], limit: int | None, memory: int, timeout: float, csv: bool
+) -> None:  # fmt: skip
+    """Ask the log one SELECT, given here or, with -, on stdin.
+
+    The views are events, runs, values_now and lineage; docs/log.md lists their columns. With --json:
+    {"columns": […], "rows": [[…], …], "more": bool}.
+    """
+    output = Output(settings, csv=csv)
+    parameters = dict(_parameter(text) for text in param)
+    if sql == "-":
+        sql = sys.stdin.read()
+    if not sql.strip():
+        raise InvalidValueError("there is no SQL", remedy="give a SELECT, or - and the SELECT on stdin")
+    with opened(settings, events=True) as reader:
+        path = reader.path
+    answer = ask(path, sql, parameters, Limits(timeout, memory, limit))
+    if output.json:
+        _document(answer)
+        return
+    columns = [
+        name if name not in answer.columns[:i] else f"{name}:{i + 1}" for i, name in enumerate(answer.columns)
+    ]
+    output.rows((dict(zip(columns, row, strict=True)) for row in answer.rows), columns)
+    if answer.more:
+        output.say(f"more rows than --limit {limit}")
+
+
+def _document(answer: Answered) -> None:
+    """Print the JSON document, row by row."""
+    write = sys.stdout.write
+    write(f'{{"columns":{encode(answer.columns)},"rows":[')
+    between = ""
+    for row in answer.rows:
+        write(between + encode([_plain(value) for value in row]))
+        between = ","
+    write(f'],"more":{encode(answer.more)}}}\n')
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """Return name and value of `NAME=VALUE`; a value in JSON's quotes is text whatever it looks like."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InvalidValueError(
+            f"{text!r:.80} is no NAME=VALUE", where="--param", remedy="write --param job=cat"
+        )
+    try:
+        found = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+    return name, found if not isinstance(found, dict | list) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import click
 
-from datatask.adapters.cli.options import JOB, WHEN, command
+from datatask.adapters.cli.commands import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import Recorded, recorded, seen
 from datatask.adapters.cli.settings import Settings
@@ -112,7 +112,7 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
 
 def _tail(settings: Settings, name: str, job: str) -> int:
     """Print what a stream of an open run has, as it comes; return how much it was."""
-    from datatask.adapters.cli.enter import STREAMS, find_run, tail
+    from datatask.adapters.cli.shell import STREAMS, find_run, tail
 
     task, _, link = name.rpartition(".")
     if link not in STREAMS:

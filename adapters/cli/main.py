@@ -1,8 +1,9 @@
 """The command line: `datatask …`, and the same for a script that ends in `datatask.main(pipeline)`.
 
-Arguments in, an exit code out. Every error leaves as one line on stderr (or one JSON object on stdout with
-`--json`) and the exit code of its class; a traceback is for our own mistakes only, and only with `--debug`. What the
-machine refuses (a full disk, no memory, a closed stdout) is no mistake of ours: schema/troubles.py has its words.
+Arguments in, an exit code out. Every error leaves as one line on stderr (or one JSON object on stdout with `--json`) and the exit
+code of its class; a traceback is for our own mistakes only, and only with `--debug`. What the machine refuses (a full disk, no
+memory, a closed stdout) is no mistake of ours: schema/troubles.py has its words. A script may add verbs by pydatatask's
+`instrument(subparsers)`: each sub-parser becomes a command that calls its `func` with the pipeline, open where it is a coroutine.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli.commands import COMMANDS, LazyGroup
-from datatask.adapters.cli.options import shared_options
+from datatask.adapters.cli.commands import COMMANDS, LazyGroup, shared_options
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import (  # fmt: skip
     INPUT,
@@ -33,12 +33,15 @@ from datatask.adapters.cli.terminal import (  # fmt: skip
     say,
 )
 from datatask.adapters.wiring.last_bound import guard
-from datatask.schema.errors import CallerError, DatataskError, InternalError, LogError
+from datatask.schema.errors import CallerError, DatataskError, InternalError, InvalidValueError, LogError
 from datatask.schema.troubles import trouble
 from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
+    import argparse
+
     from datatask.adapters.wiring.pipeline import Pipeline
+
 
 INTERRUPTED = 130
 BROKEN = 70
@@ -252,7 +255,7 @@ def make_group(settings: Settings, instrument: Instrument | None = None) -> clic
     )
     click.version_option(VERSION, prog_name="datatask")(group)
     if instrument is not None and settings.given is not None:
-        from datatask.adapters.cli.instruments import add_verbs
+        pass
 
         add_verbs(group, instrument, settings.given)
     return group
@@ -287,3 +290,42 @@ def _failed(error: DatataskError, settings: Settings, arguments: Sequence[str]) 
     else:
         say(error_line(error))
     return error.exit_code
+
+
+def add_verbs(group: click.Group, instrument: Callable[[Any], None], pipeline: Pipeline) -> None:
+    """Let the script register its verbs and add each to the group."""
+    import argparse
+
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    verbs = parser.add_subparsers(dest=argparse.SUPPRESS, required=True)
+    instrument(verbs)
+    for name, verb in verbs.choices.items():
+        group.add_command(_verb_command(name, verb, pipeline))
+
+
+def _verb_command(name: str, verb: argparse.ArgumentParser, pipeline: Pipeline) -> click.Command:
+    import asyncio
+
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def call(arguments: tuple[str, ...]) -> None:
+        values = vars(verb.parse_args(list(arguments)))
+        func = values.pop("func", None)
+        if func is None:
+            raise InvalidValueError(
+                f"the verb {name} has no func", remedy="call set_defaults(func=…) on its sub-parser"
+            )
+        result = func(pipeline, **values)
+        if asyncio.iscoroutine(result):
+            asyncio.run(_inside(pipeline, result))
+
+    return click.command(
+        name,
+        short_help=verb.description or "",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )(call)
+
+
+async def _inside(pipeline: Pipeline, result: Any) -> None:
+    async with pipeline:
+        await result

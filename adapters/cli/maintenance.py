@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from datatask.adapters.cli.options import WHEN, changing, command
+from datatask.adapters.cli.commands import WHEN, changing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock

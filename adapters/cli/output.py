@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import effort
 from datatask.schema.errors import DatataskError, InvalidValueError
 from datatask.schema.troubles import printable, shown
 

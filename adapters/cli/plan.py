@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli.options import command
+from datatask.adapters.cli.commands import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import look, recorded_state
 from datatask.adapters.cli.settings import Settings

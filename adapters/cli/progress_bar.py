@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.output import Output, is_terminal
-from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.clock import SpentError, effort
 from datatask.adapters.wiring.last_bound import guard
 from datatask.schema.errors import InvalidValueError, TimeLimitError
 from datatask.schema.troubles import shown

@@ -17,8 +17,7 @@ import msgspec
 
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import raise_if_interrupted
-from datatask.adapters.clock import SystemClock
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import SystemClock, effort
 from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.locate import locate

@@ -1,20 +1,20 @@
-"""`replay`: a log folded from its beginning, as a state, verified, against another definition, or step by step.
+"""`replay`, `verify` and `log-anchor`: a log folded from its beginning, checked, or compared with another definition.
 
-In: a log, nothing else; no checkpoint is used. Out: how many events, how far, what does not hold or would have been
-different, and the state that follows. Exit code 3 tells of either. The work is in `adapters/history/replay`.
-
-`--against PIPELINE`: the other definition, from whatever names one.
+In: a log; no checkpoint is used; a definition (`--against PIPELINE`); anchors. Out: the state that follows, each difference with
+file, position and remedy, what was checked, and what the answer rests on. Exit code 3 where anything does not fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
+from datatask.adapters.cli.commands import WHEN, command
 from datatask.adapters.cli.loading import load, parse_reference
-from datatask.adapters.cli.options import WHEN, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import progress_bar
 from datatask.adapters.cli.recorded import opened
@@ -23,10 +23,13 @@ from datatask.adapters.cli.status import lines
 from datatask.adapters.history.compare import OtherDefinition, other_definition, read_definition, texts
 from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.replay import Replayed, replayed
+from datatask.adapters.history.verify.verify import LogVerified, verify_log
+from datatask.adapters.log.integrity.verify import append_anchor, head_anchor, read_anchors
 from datatask.adapters.log.locate import at_home, locate
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
+from datatask.schema.units import iso
 
 DIFFERENT = 3
 
@@ -108,3 +111,58 @@ def named_definition(text: str) -> OtherDefinition:
     if found is not None:
         return found
     return other_definition(load(parse_reference(text)).pipeline)
+
+
+@command(
+    "verify",
+    example="datatask verify\ndatatask verify --anchor /mnt/elsewhere/anchors.jsonl\ndatatask verify --log log.db --json",
+)
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also compare with the head hashes in a file that `log-anchor` wrote; may be repeated.",
+)
+def verify(settings: Settings, anchors: tuple[Path, ...]) -> int:
+    """Check a log: its file, chain, blobs, and that all in it could follow on what came before.
+
+    Exit code 3 when anything does not fit; each thing is told with its position and what to do.
+    """
+    output = Output(settings)
+    noted = [anchor for path in anchors for anchor in read_anchors(path)]
+    with opened(settings) as reader, progress_bar(output, "verifying", reader.head) as progress:
+        found = verify_log(reader, anchors=noted, progress=progress)
+    _print_findings(output, found)
+    return 0 if found.ok else DIFFERENT
+
+
+def _print_findings(output: Output, found: LogVerified) -> None:
+    if output.json:
+        shape: dict[str, Any] = found.to_json()
+        output.document({name: shape[name] for name in output.chosen(tuple(shape))})
+        return
+    for one in found.divergences:
+        output.line(shown(f"{found.path} {one}"))
+    for line in found.checked:
+        output.line(shown(f"checked: {line}"))
+    for line in found.rests_on:
+        output.line(shown(f"rests on: {line}"))
+    output.line(found.replayed.summary() if found.ok == found.replayed.ok else found.summary())
+
+
+@command("log-anchor", example="datatask log-anchor\ndatatask log-anchor /mnt/elsewhere/anchors.jsonl")
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def log_anchor(settings: Settings, file: Path | None) -> None:
+    """Print the hash of the log's head as one line of JSON, to be kept where nobody who writes the log can change it.
+
+    With FILE it is also appended there. `datatask verify --anchor FILE` then finds a rewritten or cut log.
+    """
+    from datatask.adapters.clock import SystemClock
+
+    with opened(settings) as reader:
+        anchor = head_anchor(reader, iso(SystemClock().now()) or "")
+    if file is not None:
+        append_anchor(file, anchor)
+    Output(settings).line(anchor.line())

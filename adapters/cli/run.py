@@ -11,8 +11,8 @@ import click
 
 from datatask.adapters.cli import progress as showing
 from datatask.adapters.cli.asking import ANSWER_SECONDS
+from datatask.adapters.cli.commands import changing, command
 from datatask.adapters.cli.errand import Change, Done, who
-from datatask.adapters.cli.options import changing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress import Progress
 from datatask.adapters.cli.settings import Settings, near
@@ -20,8 +20,8 @@ from datatask.adapters.history.verify.progress import UpTo, verified
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.event_loop import run_in_loop
-from datatask.adapters.wiring.interrupts import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
 from datatask.adapters.wiring.last_bound import guard
+from datatask.adapters.wiring.rounds import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
 from datatask.schema.errors import InvalidValueError, LeaseHeldError, TimeLimitError
 from datatask.schema.messages import AcceptLoss
 from datatask.schema.troubles import shown

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from datatask.adapters.cli.commands import command
 from datatask.adapters.cli.loading import load, parse_reference
-from datatask.adapters.cli.options import command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.clock import SystemClock
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import SystemClock, effort
 from datatask.adapters.history.moments import parse_span
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import InvalidValueError, NoLogError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import effort
 from datatask.adapters.history.moments import parse_span, parse_when
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.resources import parse_quantity

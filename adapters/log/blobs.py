@@ -13,9 +13,9 @@ import shutil
 import uuid
 from pathlib import Path
 
-from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import mapped, translate
 from datatask.adapters.log.private import hand_over
+from datatask.adapters.spools import sync
 from datatask.adapters.trust import check_found, make_private, private
 from datatask.schema.errors import UnknownNameError, ValueDamagedError
 

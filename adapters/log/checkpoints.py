@@ -24,11 +24,11 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
-from datatask.adapters.atomic_file import whole
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.integrity.verify import Chain, begun, page
 from datatask.adapters.log.queries import Query, Stored
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.spools import whole
 from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.ports import Checkpoint, Filters
 from datatask.schema.codec import payload_digest

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import effort
 from datatask.adapters.log import queries
 from datatask.engine.core.fold import apply_all
 from datatask.engine.core.state import State

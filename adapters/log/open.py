@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
 
-from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.file_changes import refuse_hidden
 from datatask.adapters.log.integrity.verify import verify_chain
@@ -26,6 +25,7 @@ from datatask.adapters.log.log_file import Header, check_may_write, parse_header
 from datatask.adapters.log.queries import HEAD, META
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Tail
+from datatask.adapters.spools import sync
 from datatask.schema.codec import CHAIN_START
 from datatask.schema.errors import LogError
 from datatask.schema.events import LogCreated

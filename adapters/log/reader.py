@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import effort
 from datatask.adapters.log import queries
 from datatask.adapters.log.faults import archived, damaged
 from datatask.adapters.log.locate import locate

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import log2
 from typing import TYPE_CHECKING, Any
 
-from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.clock import SpentError, effort
 from datatask.adapters.history.shapes import Table
 from datatask.adapters.sim.bottleneck import critical_path, in_sum, is_whole, least_of, limits_of, with_limit
 from datatask.adapters.sim.modelling import changed

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.clock import SpentError, effort
 from datatask.adapters.history.history import History
 from datatask.adapters.log.columns import collector_off
 from datatask.adapters.log.reader import LogReader

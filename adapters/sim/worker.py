@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.clock import SpentError, effort
 from datatask.adapters.sim.replication import Setup, replicate
 from datatask.adapters.sim.result import Summary
 

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from datatask.adapters.atomic_file import sync
+from datatask.adapters.spools import sync
 from datatask.adapters.store.staged import give, of_new_files
 
 AGE_SECONDS = 1.0

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from datatask.adapters.log.locate import locate
-from datatask.adapters.wiring import succession
+from datatask.adapters.wiring import opening
+from datatask.adapters.wiring.engine_services import Serving, Verification
 from datatask.adapters.wiring.event_loop import collect_seldom
-from datatask.adapters.wiring.inbox_service import Serving
-from datatask.adapters.wiring.verification import Verification
 from datatask.engine.api.declare import Declared
 from datatask.engine.api.tasks import Task, TaskEngine
 from datatask.engine.core import checkpoints
@@ -142,7 +141,7 @@ class Engine:
         runtime.on_damage = self._stop_for_damage
         runtime.accepted |= dict.fromkeys(owner.accepted, runtime.who)
         opened = self._opened(runtime, log)
-        runtime.reactor.open(opened, declared.definition, succession.renamed(state, declared, opened.at))
+        runtime.reactor.open(opened, declared.definition, opening.renamed(state, declared, opened.at))
         self.values = Values(runtime)
         self._bind(owner, declared, self.values)
         await runtime.open()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from datatask.adapters.effort import SpentError, effort
+from datatask.adapters.clock import SpentError, effort
 from datatask.adapters.wiring.last_bound import guard
 from datatask.engine.runtime.closing import call_off
 from datatask.schema.errors import NotPossibleError

@@ -19,12 +19,11 @@ import msgspec
 
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import MEMORY
-from datatask.adapters.wiring import succession
+from datatask.adapters.wiring import opening
 from datatask.adapters.wiring.engine import Engine
 from datatask.adapters.wiring.event_loop import limited, refuse_running_loop, run_in_loop
-from datatask.adapters.wiring.interrupts import Interrupts
 from datatask.adapters.wiring.opening import Location, open_log, this_program, url_of
-from datatask.adapters.wiring.rounds import Outcome, Rounds
+from datatask.adapters.wiring.rounds import Interrupts, Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
 from datatask.engine.api.policies import ResourceManager
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
@@ -195,7 +194,7 @@ class Pipeline:
                     waits=self.waits,
                 )
             state = await self.engine.load(log)
-            self.accepted = succession.check(self.name, declared, state, self.accepted, where=log.url)
+            self.accepted = opening.check(self.name, declared, state, self.accepted, where=log.url)
             async with limited(patience(), _late("an executor or a store")):
                 await self.engine.start(self, declared, state)
         except LeaseHeldError:

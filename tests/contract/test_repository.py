@@ -19,8 +19,12 @@ import pytest
 
 from datatask.adapters.store.directories import DirectoryRepository
 from datatask.adapters.store.files import FileRepository
-from datatask.adapters.store.inprocess import InProcessBlobRepository, InProcessMetadataRepository
-from datatask.adapters.store.logs import LogBlobRepository, LogMetadataRepository
+from datatask.adapters.store.inprocess import (
+    InProcessBlobRepository,
+    InProcessMetadataRepository,
+    LogBlobRepository,
+    LogMetadataRepository,
+)
 from datatask.adapters.store.yamls import YamlMetadataFileRepository
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.run_context import READS_MAX, RunContext, ValueRef, current_run, with_content

@@ -31,7 +31,7 @@ from datatask import (
     Resources,
     SSHLinuxManager,
 )
-from datatask.adapters.execute.base.polling import PollingRunner
+from datatask.adapters.execute.base.targets import PollingRunner
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner
 from datatask.engine.runtime import calls

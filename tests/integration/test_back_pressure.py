@@ -26,7 +26,7 @@ from datatask import (
 )
 from datatask.adapters.execute.base import pressure
 from datatask.adapters.execute.base.pressure import Pressure, is_momentary
-from datatask.adapters.execute.local.process_limits import Headroom
+from datatask.adapters.execute.local.process_tree import Headroom
 from datatask.adapters.history.history import History
 from datatask.schema.messages import Fact, Noticed
 from tests.integration.test_local_processes import ends, run_all, spec, task_of

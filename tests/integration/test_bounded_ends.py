@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.cli import alone
+from datatask.adapters.cli import errand
 from datatask.adapters.wiring.last_bound import Guard
 from tests.integration.cli_kit import Project
 
@@ -235,9 +235,9 @@ def test_a_run_that_was_shut_down_and_is_lost_with_its_engine_is_not_given_up(tm
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands lose their patience sooner."""
-    monkeypatch.setattr(alone, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(alone, "LEAST_SECONDS", 0.5)
-    monkeypatch.setattr(alone, "CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(errand, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(errand, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(errand, "CLOSING_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("verb", [["cancel", "t", "a"], ["rm", "-r", "t.inputs", "a"]])

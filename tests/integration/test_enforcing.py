@@ -22,7 +22,8 @@ from datatask import (
 )
 from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.base.targets import AbstractProcessManager
-from datatask.adapters.execute.local import cgroups, cleanup, spawning
+from datatask.adapters.execute.local import cgroups, spawning
+from datatask.adapters.execute.local import manager as cleanup
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Ended
 from tests.integration.test_local_processes import run_all, spec

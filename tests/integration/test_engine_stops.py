@@ -20,7 +20,7 @@ from datatask import (
     TemporaryError,
     YamlMetadataFileRepository,
 )
-from datatask.adapters.wiring.interrupts import Interrupts
+from datatask.adapters.wiring.rounds import Interrupts
 from datatask.schema.events import EngineClosed, RunEnded, StopReason
 from datatask.schema.messages import RunSpec, Write
 from datatask.testing import MemoryLog, RecordingRunner, memory_log, recording

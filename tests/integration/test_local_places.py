@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from datatask import LocalLinuxManager
-from datatask.adapters.execute.local import cleanup
+from datatask.adapters.execute.local import manager
 from datatask.adapters.execute.local.client import _check_peer
 from datatask.adapters.execute.local.engine_connections import SOCKET
 from datatask.adapters.trust import UnsafePlaceError
@@ -28,7 +28,7 @@ def test_the_default_place_is_below_the_users_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative XDG_STATE_HOME is ignored, as its specification says; XDG_RUNTIME_DIR goes at logout."""
-    monkeypatch.setattr(cleanup, "MACHINE_ID", tmp_path / "machine-id")
+    monkeypatch.setattr(manager, "MACHINE_ID", tmp_path / "machine-id")
     (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -24,7 +24,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute.base import polling, proctable
+from datatask.adapters.execute.base import proctable, targets
 from datatask.schema.messages import Started
 from tests.contract.test_runner import process_task
 from tests.machine import mounted
@@ -121,7 +121,7 @@ async def test_a_pid_that_is_another_process_by_now_is_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     """It began at another time than the process that claimed the folder; it is not killed either."""
-    monkeypatch.setattr(polling, "POLLS_PER_LOOK", 1)
+    monkeypatch.setattr(targets, "POLLS_PER_LOOK", 1)
     manager = Elsewhere(tmp_path)
     runner = process_task(tmp_path, "sleep 60", manager).runner
     async with opened(runner) as facts:
@@ -132,7 +132,7 @@ async def test_a_pid_that_is_another_process_by_now_is_not_the_run(
         claimed = Path(str(started.handle["folder"])) / "pid"
         await until(lambda: claimed.exists())
         assert f"{pid} {proctable.start_time(pid)} {proctable.boot_id()}\n" in claimed.read_text()
-        await asyncio.sleep(1.5 * polling.POLL_SECONDS)
+        await asyncio.sleep(1.5 * targets.POLL_SECONDS)
         assert len(facts.of(1)) == 1, "as long as it is the run, it runs"
         claimed.write_text(f"{pid} 17 {proctable.boot_id()}\n")
         if meanwhile == "it is to stop":

@@ -27,7 +27,7 @@ from datatask import (
     Session,
     SSHLinuxManager,
 )
-from datatask.adapters.execute.base import polling
+from datatask.adapters.execute.base import targets
 from datatask.adapters.execute.kube.watch import Watch
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.ssh.contact import Target
@@ -36,7 +36,7 @@ from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.writer import Writer
 from datatask.adapters.store.watching import FolderWatch
-from datatask.adapters.wiring import inbox_service, verification
+from datatask.adapters.wiring import engine_services
 from datatask.engine.runtime import observe
 from datatask.engine.runtime import services as module
 from datatask.engine.runtime.observe import Observer
@@ -54,9 +54,9 @@ ALWAYS = 10**9
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(polling, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(targets, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(observe, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(inbox_service, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(engine_services, "WATCH_SECONDS", 0.02)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, times: int = 3) -> None:
@@ -216,7 +216,7 @@ async def test_local_runs_end_after_the_connection_to_the_launcher_failed(
 async def test_runs_of_a_users_own_manager_end_after_the_asking_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(monkeypatch, polling.PollingRunner, "_poll")
+    broken(monkeypatch, targets.PollingRunner, "_poll")
     await run_of(script(Elsewhere(tmp_path)), tmp_path, "asking", 3)
 
 
@@ -275,12 +275,12 @@ async def test_the_verification_of_the_log_goes_on_after_it_failed(
 ) -> None:
     """However often: it needs a process, and a machine that has none to give stops no engine."""
     (tmp_path / "files").mkdir()
-    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(verification, "START_CPU_SECONDS", 0.0)
+    monkeypatch.setattr(engine_services, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(engine_services, "START_CPU_SECONDS", 0.0)
     monkeypatch.setattr(module, "WELL_SECONDS", 0.0)
-    broken(monkeypatch, verification.Verification, "_verified", 30)
+    broken(monkeypatch, engine_services.Verification, "_verified", 30)
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
-        work = verification.Verification(pipeline.runtime, tmp_path / "log.db", start_seconds=0.0)
+        work = engine_services.Verification(pipeline.runtime, tmp_path / "log.db", start_seconds=0.0)
         await until(lambda: work.position and restarted(pipeline, "verification").state == "up")
         assert restarted(pipeline, "verification").restarts == 30
         assert pipeline.runtime.failure is None

@@ -11,9 +11,8 @@ import msgspec
 import pytest
 
 from datatask.adapters.sim.virtual import BEGINNING
-from datatask.adapters.store.inprocess import InProcessMetadataRepository
-from datatask.adapters.store.logs import LogMetadataRepository
-from datatask.adapters.wiring import inbox_service
+from datatask.adapters.store.inprocess import InProcessMetadataRepository, LogMetadataRepository
+from datatask.adapters.wiring import engine_services
 from datatask.adapters.wiring.pipeline import Pipeline
 from datatask.engine.api.policies import ResourceManager, Retry
 from datatask.engine.api.repositories import Repository
@@ -263,7 +262,7 @@ def wrong(plan: Plan) -> list[str]:
     logging.disable(logging.CRITICAL)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inbox_service, "INBOX_SECONDS", NEWS_SECONDS)  # nobody writes into it here
+            patch.setattr(engine_services, "INBOX_SECONDS", NEWS_SECONDS)  # nobody writes into it here
             return Life(plan).run()
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]

@@ -1,9 +1,17 @@
-"""How a process ended, in the engine's words: from an exit code, from the reason of a stop, and from what is wrong with its outputs."""
+"""How a process ended, in the engine's words, and whether its outputs are what it wrote.
+
+In: an exit code, the reason of a stop, what is wrong with outputs; a checksum as POSIX's `cksum`, or `sha256sum`, prints it.
+Out: an `Ending`; whether content has that checksum. POSIX's CRC is not zlib's: its bits are reversed and the length
+follows the content. Checksums block.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import signal
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -97,3 +105,39 @@ def _words(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
+
+
+CHUNK_BYTES = 1 << 20
+_BEGIN = 0xFFFFFFFF
+_SHA256_DIGITS = 64
+_TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def fits(printed: str, content: bytes | Path, size: int) -> bool:
+    """Whether the first so many bytes have this checksum; true of all where none was made."""
+    if not printed:
+        return True
+    if len(printed) == _SHA256_DIGITS:
+        digest = hashlib.sha256()
+        for data in _parts(content, size):
+            digest.update(data)
+        return digest.hexdigest() == printed
+    crc = _BEGIN
+    for data in _parts(content, size):
+        crc = _more(data, crc)
+    length = size.to_bytes((size.bit_length() + 7) // 8, "little")
+    return f"{_more(length, crc):032b}"[::-1] == f"{int(printed):032b}"
+
+
+def _parts(content: bytes | Path, size: int) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content[:size]
+        return
+    with content.open("rb") as file:
+        while size and (data := file.read(min(size, CHUNK_BYTES))):
+            yield data
+            size -= len(data)
+
+
+def _more(data: bytes, crc: int) -> int:
+    return zlib.crc32(data.translate(_TURNED), crc)

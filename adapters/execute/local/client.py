@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datatask.adapters.execute.base import proctable
-from datatask.adapters.execute.base.questions import Questions
+from datatask.adapters.execute.base.runner import Questions
 from datatask.adapters.execute.local import spawning
 from datatask.adapters.execute.local.engine_connections import SOCKET
-from datatask.adapters.execute.local.launching import start_launcher
-from datatask.adapters.execute.local.run_directory import RunDirectory
+from datatask.adapters.execute.local.run_directory import RunDirectory, start_launcher
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError

@@ -15,10 +15,8 @@ from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.shutdowns import ShutdownEvidence, stopped_from_outside
 from datatask.adapters.execute.local import cgroups, folders
 from datatask.adapters.execute.local.engine_connections import Engine, Engines
-from datatask.adapters.execute.local.journal import Facts, Syncs
-from datatask.adapters.execute.local.launched_runs import LaunchedRuns
-from datatask.adapters.execute.local.process_limits import Headroom
-from datatask.adapters.execute.local.process_tree import ProcessTrees, signal_group
+from datatask.adapters.execute.local.journal import Facts, LaunchedRuns, Syncs
+from datatask.adapters.execute.local.process_tree import Headroom, ProcessTrees, signal_group
 
 CORE_DUMPED = 0x80
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)

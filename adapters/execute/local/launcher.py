@@ -25,8 +25,8 @@ from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local import spawning, subreaper
 from datatask.adapters.execute.local.ends import Ends
 from datatask.adapters.execute.local.engine_connections import Engine, Engines
-from datatask.adapters.execute.local.launched_runs import LaunchedRuns
-from datatask.adapters.execute.local.owners import Owners
+from datatask.adapters.execute.local.folders import Owners
+from datatask.adapters.execute.local.journal import LaunchedRuns
 from datatask.adapters.execute.local.starts import Starts
 from datatask.adapters.execute.local.takeover import Takeover
 

@@ -1,7 +1,8 @@
-"""Processes on this machine: the manager that users name, and its verbs.
+"""Processes on this machine: the manager that users name, its verbs, and what `doctor` finds and removes of past runs.
 
-In: an application's name and a folder. Out: a runner for each process task, what is left of runs that are over, and
-files and processes by hand. What becomes of runs is in `runner`, who starts them in `launcher`.
+In: an application's name and a folder, by default in the user's state folder (docs/decisions/0015). Out: a runner for each
+process task; files and processes; runs that are left over: those with a folder, and those without one that have a process,
+known by `DATATASK_RUN` in its environment, or a control group. Listing and removing block.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import signal
+import socket
+import tempfile
+import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +23,15 @@ from typing import Any, Literal
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.machines import STDOUT, Recipe, _StderrIsStdout
 from datatask.adapters.execute.base.targets import AbstractProcessManager, Leftover, RunPlace
-from datatask.adapters.execute.local import cleanup, owners
-from datatask.adapters.execute.local.cleanup import default_path, path_of_earlier_versions
+from datatask.adapters.execute.local import cgroups, folders
 from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.local.folders import LocalPlace
+from datatask.adapters.execute.local.folders import LocalPlace, Owners
+from datatask.adapters.execute.local.process_tree import MARK, ROUNDS_MAX, family, kill_all
 from datatask.adapters.execute.local.runner import WHERE, LocalRunner
 from datatask.engine.ports import (
     Runner,
 )
-from datatask.schema.errors import PATH, TEXT, expect
+from datatask.schema.errors import PATH, TEXT, InvalidValueError, expect
 from datatask.schema.values import check_name
 
 
@@ -64,7 +69,7 @@ class LocalLinuxManager(AbstractProcessManager):
         """Return what is left of runs of every log below `basedir`, and of copies beside it."""
         found = []
         for where, place in self._places().items():
-            found += await asyncio.to_thread(cleanup.list_runs, place, where)
+            found += await asyncio.to_thread(list_runs, place, where)
         return found
 
     async def remove_runs(self, runs: list[Leftover]) -> list[Leftover]:
@@ -72,7 +77,7 @@ class LocalLinuxManager(AbstractProcessManager):
         removed = []
         for where, place in self._places().items():
             names = [run.identity for run in runs if run.where == where]
-            gone = await asyncio.to_thread(cleanup.remove_runs, place, names)
+            gone = await asyncio.to_thread(remove_runs, place, names)
             removed += [run for run in runs if run.where == where and run.identity in gone]
         return removed
 
@@ -81,7 +86,7 @@ class LocalLinuxManager(AbstractProcessManager):
         found = {WHERE: self.basedir}
         return found | {
             f"{WHERE} ({os.path.basename(place)})": Path(place)
-            for place in owners.places(str(self.basedir))
+            for place in folders.places(str(self.basedir))
             if place != str(self.basedir)
         }
 
@@ -161,3 +166,102 @@ class _File:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+
+MACHINE_ID = Path("/etc/machine-id")
+
+
+def default_path() -> Path:
+    """Return the folder for this user's runs on this machine; `CallerError` for a user without a home."""
+    return _state_folder() / "datatask" / "runs" / _machine()
+
+
+def path_of_earlier_versions() -> Path:
+    """Return where runs were up to version 1.0."""
+    return Path(tempfile.gettempdir()) / f"datatask-{os.getuid()}"
+
+
+def _state_folder() -> Path:
+    given = os.environ.get("XDG_STATE_HOME", "")
+    if given.startswith("/"):
+        return Path(given)  # a relative one is to be ignored, says its specification
+    home = os.environ.get("HOME", "") or _home_by_user()
+    if not home.startswith("/"):
+        raise InvalidValueError(
+            f"this user (uid {os.getuid()}) has no home folder, so there is no place for the runs of processes",
+            where="LocalLinuxManager",
+            remedy="pass local_path=, or set XDG_STATE_HOME to a folder of this user's own",
+        )
+    return Path(home) / ".local" / "state"
+
+
+def _home_by_user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
+
+
+def _machine() -> str:
+    """Return a name for this machine: a home folder may be shared by several, and processes are one's own."""
+    try:
+        known = MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        known = ""
+    return known[:12] if known.isalnum() else socket.gethostname()
+
+
+def list_runs(basedir: Path, where: str) -> list[Leftover]:
+    """Return what is left of runs of every log that this application has run here."""
+    alive = {
+        os.path.basename(folder): pids
+        for folder, pids in proctable.marked(MARK).items()
+        if os.path.dirname(os.path.dirname(folder)) == str(basedir)
+    }
+    logs = [path for path in _folders(basedir) if not path.is_symlink()]
+    names = {path.name for log in logs for path in _folders(log) if path.name.startswith(f"{log.name}.")}
+    names |= alive.keys()
+    ours = {log.name for log in logs}
+    names |= {name for name in cgroups.left() if name.partition(".")[0] in ours}
+    homes = {log: Owners(str(basedir)).home(log) for log in {name.partition(".")[0] for name in names}}
+    return [
+        Leftover(where, name, _state(alive.get(name, [])), homes[name.partition(".")[0]])
+        for name in sorted(names, key=_order)
+    ]
+
+
+def remove_runs(basedir: Path, identities: list[str]) -> list[str]:
+    """Kill what runs of these and remove their folders; return those that are gone now."""
+    return [identity for identity in identities if _removed(basedir, identity)]
+
+
+def _removed(basedir: Path, identity: str) -> bool:
+    folder = basedir / identity.partition(".")[0] / identity
+    for _ in range(ROUNDS_MAX):
+        alive = family(-1, str(folder))
+        kill_all(alive)
+        if not alive:
+            break
+    shutil.rmtree(folder, ignore_errors=True)
+    groups = cgroups.left().get(identity, [])
+    for _ in range(ROUNDS_MAX):
+        if cgroups.remove(groups):
+            break
+        time.sleep(0.05)
+    return not folder.exists() and not family(-1, str(folder))
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [entry for entry in path.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _state(pids: list[int]) -> str:
+    return f"it runs (pid {', '.join(map(str, pids))})" if pids else "it is over"
+
+
+def _order(identity: str) -> tuple[str, list[int]]:
+    log, *numbers = identity.split(".")
+    return log, [int(number) if number.isdigit() else 0 for number in numbers]

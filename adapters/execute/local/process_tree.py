@@ -1,8 +1,8 @@
-"""The processes of runs: descendants wherever they went, killed without a rest; and those that are not our children.
+"""The processes of runs: all descendants, killed together; those of an earlier launcher, watched; and room for more of them.
 
-In: a run's folder, and the pid and start time of its first process, since a pid alone is used again. Out: what it has begun,
-dead; of a process that an earlier launcher started, through a selector whose keys have the identity as data, that it has
-ended, and its wait status where the kernel tells it. Imports the standard library only.
+In: a run's folder, the pid and start time of its first process (a pid alone is used again); the kernel's limits. Out: dead
+descendants; ends of adopted processes, by a selector, with their wait status where the kernel has it; which limit is nearly
+reached (`Headroom`): a shell that gets the last process fails at its first command. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import resource
 import selectors
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from datatask.adapters.execute.base import proctable
@@ -173,3 +174,109 @@ class AdoptedProcesses:
 def _close(pidfd: int) -> None:
     if pidfd != NONE:
         os.close(pidfd)
+
+
+SPARE = 4
+"""So many are left to engine, launcher and what already runs."""
+OF_EACH = 3
+"""A script that was started within the last moments may still take so many."""
+MOMENT_SECONDS = 0.3
+PLENTY = 200
+"""Where so many are free, they are not counted again within the moment."""
+COUNTED_LIMIT = 10_000
+"""A user's processes are counted only below so many: that takes a look at all there are."""
+
+
+class Headroom:
+    """What a launcher knows of it."""
+
+    def __init__(self, mounts: str = "/proc/self/mountinfo", ours: str = "/proc/self/cgroup") -> None:
+        self._groups = _groups(mounts, ours)
+        self._recent: deque[float] = deque()
+        self._kernel = min(_number("/proc/sys/kernel/threads-max"), _number("/proc/sys/kernel/pid_max"))
+        self._counted = (0.0, 0)
+        self._plenty_until = 0.0
+        self._refusals = 0
+
+    def started(self) -> int:
+        """A script was started; return how often processes had been refused before."""
+        self._recent.append(time.monotonic())
+        return self._refusals
+
+    def short(self) -> str:
+        """Return what there is too little of for another script, in words."""
+        now = time.monotonic()
+        while self._recent and self._recent[0] < now - MOMENT_SECONDS:
+            self._recent.popleft()
+        wanted = SPARE + OF_EACH * len(self._recent)
+        if now < self._plenty_until and wanted < PLENTY:
+            return ""
+        limits = self._limits()
+        self._refusals = self.refusals()
+        self._plenty_until = (
+            now + MOMENT_SECONDS if all(most - at > PLENTY for _, most, at in limits) else 0.0
+        )
+        for what, most, at in limits:
+            if most - at < wanted:
+                return f"{at} of {most} processes are there ({what}), and the last ones are not given away"
+        return ""
+
+    def refusals(self) -> int:
+        """Return how often a limit of our control groups has kept a process from being started."""
+        return sum(_refusals(group) for group in self._groups)
+
+    def _limits(self) -> list[tuple[str, int, int]]:
+        found = []
+        for group in self._groups:
+            most = _number(f"{group}/pids.max", 0)
+            if most:
+                found.append((f"pids.max of {group}", most, _number(f"{group}/pids.current", 0)))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        if 0 <= soft < COUNTED_LIMIT and os.geteuid() != 0:
+            found.append(("ulimit -u", soft, self._ours()))
+        words = _text("/proc/loadavg").split()
+        if len(words) > 3:
+            found.append(("of this machine", self._kernel, int(words[3].partition("/")[2] or 0)))
+        return found
+
+    def _ours(self) -> int:
+        """Return how many threads this user has, as of a moment ago."""
+        at, count = self._counted
+        if time.monotonic() - at > MOMENT_SECONDS:
+            count = proctable.threads_of(os.getuid())
+            self._counted = time.monotonic(), count
+        return count
+
+
+def _groups(mounts: str, ours: str) -> list[str]:
+    """Return our control group that counts processes and those above it, of either version."""
+    own = {line.split(":", 2)[1]: line.split(":", 2)[2].strip() for line in _text(ours).splitlines()}
+    found = []
+    for line in _text(mounts).splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(None, 2)
+        counts = kind == "cgroup2" or (kind == "cgroup" and "pids" in options.split()[-1].split(","))
+        path = own.get("" if kind == "cgroup2" else "pids")
+        if counts and path is not None:
+            parts = [part for part in path.split("/") if part and part != ".."]
+            point = before.split()[4]
+            found += [os.path.join(point, *parts[:many]) for many in range(len(parts), -1, -1)]
+    return [group for group in found if os.path.exists(f"{group}/pids.max")]
+
+
+def _refusals(group: str) -> int:
+    words = _text(f"{group}/pids.events").split()
+    return int(words[words.index("max") + 1]) if "max" in words[:-1] else 0
+
+
+def _number(path: str, otherwise: int = 1 << 31) -> int:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else otherwise
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

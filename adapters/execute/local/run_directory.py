@@ -1,7 +1,8 @@
-"""The directory that a log's runs are in: the one that its manager names, or one beside it where another log has that.
+"""The directory of a log's runs, and the start of its launcher.
 
-In: the manager's directory, a log's uuid and URL, identities of runs. Out: where their folders are; folders of runs that
-are over go, in the background. It is safe to use (`trust`), or refused with a `CallerError`.
+In: the manager's directory, a log's uuid and URL, identities of runs. Out: the directory that the manager names, or one
+beside it where another log uses that; a launcher that serves it. Folders of ended runs are removed in the background. It is
+safe to use (`trust`), or refused with a `CallerError`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 from datatask.adapters import trust
-from datatask.adapters.execute.local import folders, owners
+from datatask.adapters.execute.local import folders
 from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.processes")
@@ -24,7 +28,7 @@ class RunDirectory:
     def __init__(self, named: Path, earlier: Path | None = None) -> None:
         """`earlier` is where an earlier version may have left runs that go on."""
         self.path = self._named = named
-        self.home: owners.Home = ["", 0, 0]
+        self.home: folders.Home = ["", 0, 0]
         self._log = ""
         self._earlier = earlier
         self._avoided: set[str] = set()
@@ -52,7 +56,7 @@ class RunDirectory:
         """Use the directory that has the log's runs; with `other` one that is not this."""
         if other:
             self._avoided.add(str(self.path))
-        place = Path(owners.place_for(str(self._named), self._log, self.home, self._avoided))
+        place = Path(folders.place_for(str(self._named), self._log, self.home, self._avoided))
         if place != self.path:
             prepare_directory(place, group=self._earlier is None)
             self.path = place
@@ -69,7 +73,7 @@ class RunDirectory:
     def find(self, identity: str) -> Path:
         """Return the run's folder wherever it is, be it that of a copy or of an earlier version."""
         log = identity.partition(".")[0]
-        here = [*owners.places(str(self._named)), *([str(self._earlier)] if self._earlier else [])]
+        here = [*folders.places(str(self._named)), *([str(self._earlier)] if self._earlier else [])]
         found = [Path(place) / log / identity for place in here]
         return next((folder for folder in found if folder.is_dir()), self.folder(identity))
 
@@ -83,7 +87,7 @@ class RunDirectory:
     @property
     def has_runs_of_ours(self) -> bool:
         """Whether runs of the log were ever started here."""
-        return owners.Owners(str(self.path)).known(self._log) is not None
+        return folders.Owners(str(self.path)).known(self._log) is not None
 
     def reached(self, status: os.stat_result) -> None:
         """The launcher was reached in the directory of this status."""
@@ -124,7 +128,7 @@ class RunDirectory:
             await self._sweeper
 
 
-def _home(url: str) -> owners.Home:
+def _home(url: str) -> folders.Home:
     """Return where a log is: its path, and the device and inode of its file; zeros for one that has none."""
     path = url.partition("://")[2].removeprefix("/")
     try:
@@ -152,3 +156,45 @@ def prepare_directory(directory: Path, *, group: bool = True) -> None:
             f"{directory} cannot be made: {error.strerror}",
             remedy="pass another local_path, or set XDG_STATE_HOME",
         ) from error
+
+
+START_SECONDS_MAX = 30.0
+_START = (
+    "import os, sys; os.closerange(3, 65536); os.chdir('/'); sys.path.append(sys.argv[1]); "
+    "from datatask.adapters.execute.local.launcher import main; sys.exit(main(sys.argv[2]))"
+)
+PASSED = ["PATH", "LANG", "LC_ALL", "TZ", "TMPDIR"]
+"""What the launcher gets of our environment; runs get what their task says."""
+
+
+def start_launcher(directory: Path) -> None:
+    """Start a launcher, detached; one that finds another at work ends at once. Blocks for a moment."""
+    root = Path(__file__).parents[4]
+    env = {key: os.environ[key] for key in PASSED if key in os.environ}
+    with open(directory / "launcher.log", "ab", opener=trust.private) as log:
+        pid = os.posix_spawn(  # no pipe, as subprocess has: a fork in another thread would keep it open for ever
+            sys.executable,
+            [sys.executable, "-I", "-S", "-c", _START, str(root), str(directory)],
+            env,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+            ],
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+    _wait(pid, START_SECONDS_MAX)
+
+
+def _wait(pid: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"it did not begin to serve in {seconds:g} s")
+        time.sleep(0.002)
+    if code := os.waitstatus_to_exitcode(ended[1]):
+        raise ChildProcessError(f"it ended with exit code {code}; see launcher.log")

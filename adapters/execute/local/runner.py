@@ -1,23 +1,27 @@
-"""A process task's runs on this machine: from a run that was decided to facts about it.
+"""A process task's runs on this machine: from a decided run to facts about it.
 
-In: a task's recipe, the engine's runs, the launcher's answers. Out: facts. A run is the program `exe` in its own folder
-`{local_path}/{app}/{log}/{identity}/` with `cwd/`, `stdin`, `stdout`, `stderr`; it has a session of its own.
-What a run leaves in its process group is killed when its main process ends. If the launcher is killed, runs
-go on and the next launcher watches them; if its keeper is killed too, how one ended that ended unwatched, or
-on a kernel before 6.15, is not known, and it counts as lost.
+In: a task's recipe, the engine's runs, the launcher's answers. Out: facts, and outputs that are proved to be what the process
+wrote; one that lost its name is copied from the launcher's descriptor. A run is the program `exe` in its own folder
+`{local_path}/{app}/{log}/{identity}/` with `cwd/`, `stdin`, `stdout`, `stderr`, and has its own session. The rest of its
+process group is killed when its main process ends. Runs outlive a killed launcher: the next one watches them. Without its
+subreaper, or on a kernel before 6.15, an end that was not watched is unknown: the run counts as lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
 from datatask.adapters.execute.base.endings import (
     OUT_OF_MEMORY_PERHAPS,
     UNSTARTED,
+    cut,
     ended_by_machine,
     exit_ending,
     judged,
@@ -29,8 +33,9 @@ from datatask.adapters.execute.base.machines import STDOUT, Recipe
 from datatask.adapters.execute.base.pressure import NO_ROOM, OCCUPIED
 from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
-from datatask.adapters.execute.local import collect, folders
+from datatask.adapters.execute.local import folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
+from datatask.adapters.execute.local.outputs import status_of
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import current
@@ -218,8 +223,8 @@ class LocalRunner:
     def _collect(self, run: LocalRun, ending: Ending, message: Message) -> None:
         """End the run with its outputs, once they are proved to be those that its process wrote."""
         identity, names = run.spec.identity, self._recipe.outputs
-        outputs = collect.outputs_of(message, self._client.directory.folder(identity), names)
-        wrong = collect.wrong_of(message, names)
+        outputs = outputs_of(message, self._client.directory.folder(identity), names)
+        wrong = wrong_of(message, names)
         if all(output.is_there() for output in outputs.values()):
             self._collected(run, ending, {name: output.path for name, output in outputs.items()}, wrong)
         elif self._client.directory.is_moved():
@@ -232,9 +237,9 @@ class LocalRunner:
             self._services.mind(run.work, "the collecting of a local run's output")
 
     async def _rescue(
-        self, run: LocalRun, ending: Ending, outputs: dict[str, collect.Output], wrong: dict[str, str]
+        self, run: LocalRun, ending: Ending, outputs: dict[str, Output], wrong: dict[str, str]
     ) -> None:
-        found, missing = await asyncio.to_thread(collect.collect, outputs)
+        found, missing = await asyncio.to_thread(collect, outputs)
         self._collected(run, ending, found, wrong | missing)
 
     def _collected(
@@ -253,3 +258,68 @@ class LocalRunner:
         """Say that it can be watched again."""
         if (run := self._runs.named(identity)) is not None:
             self._runs.reachable(run)
+
+
+KEPT = ".kept"
+
+
+class Output(NamedTuple):
+    """One output: its name in the folder, and the device, inode and size that it had at the end; where it can be read, too."""
+
+    path: Path
+    file: list[int] | None
+    size: int
+    held: str
+
+    def is_there(self) -> bool:
+        """Whether the file of this name is the one that the process wrote, and none of it is missing."""
+        status = status_of(str(self.path))
+        if status is None:
+            return False
+        return self.file in (None, [status.st_dev, status.st_ino]) and status.st_size >= self.size
+
+    def copied(self) -> Path:
+        """Return a copy of what the launcher still has open; `OSError` where that is not all of it."""
+        target = self.path.with_name(self.path.name + KEPT)
+        if not self.held:
+            raise OSError(f"its {self.path.name} was removed, exchanged or cut after it had ended")
+        folders.make(str(target.parent))
+        folders.write(str(target), 0o600, b"")
+        with open(self.held, "rb") as source, open(target, "r+b") as file:
+            if (there := os.fstat(source.fileno()).st_size) < self.size:
+                raise OSError(f"its {self.path.name} had {self.size} bytes when it ended and now has {there}")
+            shutil.copyfileobj(source, file, 1 << 20)
+        return target
+
+
+def outputs_of(message: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[str, Output]:
+    """Return the outputs of these names that a run had at its end."""
+    sizes, files, held = message.get("sizes") or {}, message.get("files") or {}, message.get("held") or {}
+    return {
+        name: Output(folder / name, files.get(name), sizes[name], held.get(name, ""))
+        for name in names
+        if name in sizes
+    }
+
+
+def wrong_of(message: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
+    """Say what became of outputs of these names while the run went on."""
+    sizes, written = message.get("sizes") or {}, message.get("written") or {}
+    gone = {
+        name: f"its {name} was removed or exchanged while it ran, and nothing is left of it"
+        for name in (names if message.get("unknown") else message.get("files") or {})
+        if name in names and name not in sizes
+    }
+    return gone | {name: cut(name, count, sizes[name]) for name, count in written.items() if name in names}
+
+
+def collect(outputs: Mapping[str, Output]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the files to collect, and what is wrong with those that are not to be had."""
+    found: dict[str, Path] = {}
+    wrong: dict[str, str] = {}
+    for name, output in outputs.items():
+        try:
+            found[name] = output.path if output.is_there() else output.copied()
+        except OSError as error:
+            wrong[name] = f"its {name} cannot be collected: {error}" if error.errno else str(error)
+    return found, wrong

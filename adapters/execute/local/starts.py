@@ -16,9 +16,8 @@ from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.local import cgroups, outputs
 from datatask.adapters.execute.local.ends import Ends
 from datatask.adapters.execute.local.engine_connections import Engine
-from datatask.adapters.execute.local.journal import Facts
-from datatask.adapters.execute.local.launched_runs import LaunchedRuns
-from datatask.adapters.execute.local.owners import Owners
+from datatask.adapters.execute.local.folders import Owners
+from datatask.adapters.execute.local.journal import Facts, LaunchedRuns
 from datatask.adapters.execute.local.process_tree import MARK
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
 

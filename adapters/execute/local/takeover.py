@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.shutdowns import of_a_signal, stopped_from_outside
-from datatask.adapters.execute.local import owners, subreaper
+from datatask.adapters.execute.local import folders, subreaper
 from datatask.adapters.execute.local.ends import Ends
-from datatask.adapters.execute.local.journal import Facts
-from datatask.adapters.execute.local.launched_runs import LaunchedRuns
+from datatask.adapters.execute.local.journal import Facts, LaunchedRuns
 from datatask.adapters.execute.local.outputs import Files
 from datatask.adapters.execute.local.process_tree import AdoptedProcesses, signal_group
 
@@ -51,7 +50,7 @@ class Takeover:
             self._still_ended(identity, facts)
         elif journal.boot_before != self._runs.boot:
             self._ends.ended(identity, None, why=REBOOTED)
-        elif journal.place_before != journal.place and owners.is_elsewhere(facts, journal.place_before):
+        elif journal.place_before != journal.place and folders.is_elsewhere(facts, journal.place_before):
             self._leave_alone(facts)
         elif "status" in facts:
             self._find_outputs(facts)

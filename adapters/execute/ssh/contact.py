@@ -18,7 +18,7 @@ from typing import Protocol
 
 import asyncssh
 
-from datatask.adapters.execute.base.questions import Questions
+from datatask.adapters.execute.base.runner import Questions
 from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.connections import SSHHost
 from datatask.adapters.execute.ssh.link import (

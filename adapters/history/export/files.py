@@ -18,12 +18,12 @@ from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 
-from datatask.adapters.atomic_file import whole
 from datatask.adapters.history import shapes
 from datatask.adapters.history.export import tables
 from datatask.adapters.history.export.tables import Row, Type
 from datatask.adapters.history.states import collector_off
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.spools import whole
 from datatask.adapters.store.staged import take_over
 from datatask.engine.core.state import State
 from datatask.schema.errors import (

@@ -19,7 +19,7 @@ from typing import Self
 
 import msgspec
 
-from datatask.adapters.effort import effort
+from datatask.adapters.clock import effort
 from datatask.adapters.history.states import CheckpointCache, beginning, collector_off, refold
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint
 from datatask.adapters.log.integrity.verify import begun, page, salvage

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from datatask.adapters.atomic_file import whole
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, told_by
 from datatask.adapters.log.locate import verified_path
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.spools import whole
 from datatask.adapters.trust import UnsafePlaceError, make_private, open_own, private
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.schema.units import iso

@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 
-from datatask.adapters.atomic_file import sync, whole
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.locate import archives_path
 from datatask.adapters.log.log_file import Header
 from datatask.adapters.log.queries import Stored
+from datatask.adapters.spools import sync, whole
 from datatask.adapters.trust import make_private, private
 from datatask.engine.core import checkpoints
 from datatask.engine.core.fold import apply_all

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import checkpoints_in
 from datatask.adapters.log.faults import damaged, mapped
@@ -29,6 +28,7 @@ from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_
 from datatask.adapters.log.maintenance.garbage import archives_of, named_by_events, named_by_files
 from datatask.adapters.log.maintenance.offline import Announce
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.spools import sync
 from datatask.adapters.trust import make_private
 from datatask.schema.errors import AlreadyThereError, NoLogError, UnknownNameError
 

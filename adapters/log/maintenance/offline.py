@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from datatask.adapters.atomic_file import sync
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.file_changes import refuse_hidden
 from datatask.adapters.log.integrity.verify import left_digest, verify_chain
@@ -24,6 +23,7 @@ from datatask.adapters.log.log_file import check_may_write
 from datatask.adapters.log.private import guard
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.log.tail import COLUMNS, STORED_AS, Removal, Tail, system_salts
+from datatask.adapters.spools import sync
 from datatask.engine.core.redaction import left_of
 from datatask.schema.codec import Row, decode, encode, payload_digest
 from datatask.schema.errors import LeaseHeldError, NotPossibleError, UnknownNameError

@@ -16,7 +16,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from datatask.adapters.atomic_file import sync, whole
 from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.faults import mapped
 from datatask.adapters.log.locate import blobs_path, checkpoints_path, inbox_path
@@ -25,6 +24,7 @@ from datatask.adapters.log.maintenance.garbage import garbage, named_by_events, 
 from datatask.adapters.log.maintenance.offline import ROW, empty_wal, event_of
 from datatask.adapters.log.queries import Stored
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.spools import sync, whole
 from datatask.adapters.trust import private
 from datatask.engine.core.redaction import left_of
 from datatask.engine.ports import Filters

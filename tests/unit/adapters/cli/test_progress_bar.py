@@ -9,7 +9,7 @@ import pytest
 
 from datatask.adapters.cli.progress_bar import reporting
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.effort import SpentError
+from datatask.adapters.clock import SpentError
 from datatask.schema.errors import TimeLimitError
 
 

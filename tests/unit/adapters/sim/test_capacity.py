@@ -17,7 +17,7 @@ from datatask import (
     Session,
     UnknownNameError,
 )
-from datatask.adapters.effort import SpentError
+from datatask.adapters.clock import SpentError
 from datatask.adapters.sim.bottleneck import limits_of, with_limit
 from datatask.adapters.sim.capacity import Capacity, finish_by
 from datatask.adapters.sim.result import quantile

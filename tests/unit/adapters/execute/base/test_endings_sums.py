@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute import sums
+from datatask.adapters.execute.base import endings
 
 
 def printed(program: str, content: bytes) -> str:
@@ -22,20 +22,20 @@ def test_what_is_printed_fits_these_bytes_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, size: int
 ) -> None:
     """Of a file, too, and what has been appended since counts for nothing."""
-    monkeypatch.setattr(sums, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(endings, "CHUNK_BYTES", 1000)
     content = random.Random(size).randbytes(size)
     file = tmp_path / "file"
     file.write_bytes(content + b"more")
     told = printed(program, content)
-    assert sums.fits(told, content, size)
-    assert sums.fits(told, content + b"more", size)
-    assert sums.fits(told, file, size)
+    assert endings.fits(told, content, size)
+    assert endings.fits(told, content + b"more", size)
+    assert endings.fits(told, file, size)
     if size:
         other = bytes([content[0] ^ 1]) + content[1:]
         file.write_bytes(other)
-        assert not sums.fits(told, other, size)
-        assert not sums.fits(told, file, size)
+        assert not endings.fits(told, other, size)
+        assert not endings.fits(told, file, size)
 
 
 def test_without_a_checksum_nothing_is_said_against_any_bytes() -> None:
-    assert sums.fits("", b"some", 4)
+    assert endings.fits("", b"some", 4)

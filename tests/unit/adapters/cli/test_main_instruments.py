@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from datatask import CallerError, InProcessMetadataRepository, InProcessSyncTask, Pipeline, Session
-from datatask.adapters.cli.instruments import add_verbs
+from datatask.adapters.cli.main import add_verbs
 from datatask.testing import memory_log
 
 told: list[tuple[Any, ...]] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.atomic_file import whole
+from datatask.adapters.spools import whole
 from datatask.adapters.trust import private
 
 
