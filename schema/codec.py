@@ -37,6 +37,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("RepositorySynced", 2): unchanged,  # `root`
     ("ArchiveCut", 1): unchanged,  # `reason`
     ("BlobsCollected", 1): unchanged,  # `kept`, `reason`
+    ("DecisionRound", 1): unchanged,  # `selection`
     ("StoreWriteIntended", 1): unchanged,  # `settles` with the outcome `conflicted`
     ("RetryScheduled", 1): unchanged,  # `spent`; `conflict`
     ("RetryScheduled", 2): unchanged,  # `machine`

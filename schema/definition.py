@@ -206,6 +206,26 @@ class PipelineDef(Declared, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
 
+class Selection(Value, frozen=True, kw_only=True):
+    """What a `run` may launch: jobs of these `tasks` (empty: of all) that fulfil `jobs`, and at most `left` more.
+
+    A leaf `job(PATTERN)` in `jobs` stands for the jobs of such names (`job_leaf`); all others are the definition's.
+    """
+
+    tasks: tuple[str, ...] = ()
+    jobs: AnyExpr | None = None
+    left: int | None = None
+
+    def after(self, launches: int) -> Selection:
+        """Return the selection that is left after so many launches."""
+        return self if self.left is None else msgspec.structs.replace(self, left=self.left - launches)
+
+
+def job_leaf(pattern: str) -> str:
+    """Return the leaf by which a selection names jobs, such as `job(lab-*)`; `*` and `?` are as in file names."""
+    return f"job({pattern})"
+
+
 def view_id(task: str, view: ViewName) -> str:
     """Return the leaf id of a task's view, such as `live(resize)`."""
     return f"{view}({task})"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import PipelineDef, Selection
 from datatask.schema.values import storable
 
 Outcome = Literal[
@@ -341,8 +341,12 @@ class Evaluated(Event, frozen=True, kw_only=True):
 
 
 class DecisionRound(Event, frozen=True, kw_only=True):
-    """A round of `decide`: its inputs, and per task what held it back; its decisions follow it."""
+    """A round of `decide`: its inputs, and per task what held it back; its decisions follow it.
 
+    `mode` and `selection` are what the engine was asked for: how to work, and what of the pipeline (None: all of it).
+    """
+
+    VERSION = 2
     state: int
     now: int
     bound: int
@@ -351,6 +355,7 @@ class DecisionRound(Event, frozen=True, kw_only=True):
     decisions: int
     unavailable: tuple[str, ...] = ()
     constraints: dict[str, str] = {}
+    selection: Selection | None = None
 
 
 class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):

@@ -244,6 +244,29 @@ def changing(function: F) -> F:
     return function
 
 
+def choosing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says what of the pipeline is meant; the function gets it as `choice`."""
+
+    @functools.wraps(function)
+    def call(
+        *args: Any, tasks: tuple[str, ...], jobs: str | None, until: tuple[str, ...], limit: int | None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        from datatask.adapters.wiring.choosing import Choice
+
+        return function(*args, choice=Choice(tasks, jobs, until, limit), **kwargs)
+
+    for option in (
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Launch at most N runs, retries included."),
+        click.option("--until", multiple=True, metavar="TASK", help="Only this task and those that it needs."),
+        click.option("--jobs", metavar="EXPR",
+                     help="Only jobs of this set expression: repositories as for `ls`, names of jobs, with * and ?."),
+        click.argument("tasks", nargs=-1, metavar="[TASK]..."),
+    ):  # fmt: skip
+        call = option(call)
+    return call
+
+
 waits = click.option("--wait", is_flag=True, help="Wait until it is done, however long that takes.")
 """The option of commands that else leave to the next engine what takes long."""
 

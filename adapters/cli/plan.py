@@ -6,16 +6,20 @@ stores hold now, evaluates what decisions need, and decides. Nothing of it is ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from datatask.adapters.cli.commands import command
+from datatask.adapters.cli.commands import choosing, command
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import look, recorded_state
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
+from datatask.adapters.log.lease import probe
+from datatask.adapters.log.locate import locate
+from datatask.adapters.wiring.choosing import Choice, check_names
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.state import State
@@ -28,22 +32,35 @@ if TYPE_CHECKING:
 
 DIFFERENT = 3
 SHOWN_MAX = 20
+_WORDS = {
+    "bound": f"a round launches at most {deciding.BOUND}; the next one goes on",
+    "limit": "more than --limit",
+    "unselected": "not among those chosen",
+    "evaluation": "code of the pipeline is to be asked first",
+    "concurrency": "the task runs no more at once",
+    "paused": "the task is paused",
+    "disabled": "the task is disabled",
+}
 
 
-@command("plan", example="datatask plan\ndatatask -p pipeline.py plan --exit-code")
-@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
-              help="At most this many launches, as in one round.")  # fmt: skip
+@command(
+    "plan",
+    example="datatask plan\ndatatask -p pipeline.py plan --exit-code\ndatatask plan --until train --limit 10",
+)
+@choosing
+@click.option("--accept-loss", multiple=True, metavar="REPO",
+              help="As for `run`: believe that what vanished from this repository, or with it, is gone.")  # fmt: skip
 @click.option(
     "--exit-code", "wanted", is_flag=True, help="Exit with 3 when something would be launched or differs."
 )
-def plan(settings: Settings, limit: int, wanted: bool) -> int:
-    """Show what would be launched now, what holds the rest back, and how the definition changed.
+def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wanted: bool) -> int:
+    """Show what `run` with the same choice would launch now, what holds the rest back, and how the definition changed.
 
-    Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
+    What `run` would refuse is refused. Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
     "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}]}.
     """
     pipeline = settings.load_pipeline()
-    state, round, differences = foresee(pipeline, limit)
+    state, round, differences = foresee(pipeline, choice, accept_loss)
     shape = {
         "log": pipeline.log_location(),
         "launches": [_launch(decision) for decision in round.decisions],
@@ -54,13 +71,24 @@ def plan(settings: Settings, limit: int, wanted: bool) -> int:
     return DIFFERENT if wanted and (round.decisions or differences) else 0
 
 
-def foresee(pipeline: Pipeline, limit: int) -> tuple[State, deciding.Round, list[dict[str, Any]]]:
-    """Return a copy of the state that has seen the stores, what a round on it decides, and how the definition differs."""
-    state, recorded = recorded_state(pipeline)
+def foresee(
+    pipeline: Pipeline, choice: Choice, losses: Iterable[str] = ()
+) -> tuple[State, deciding.Round, list[dict[str, Any]]]:
+    """Return a copy of the state that has seen the stores, what a round on it decides, and how the definition differs.
+
+    Raises what `run` would: for a choice, a vanished repository (unless in `losses`), a missing input, a task that is not valid.
+    """
+    state, recorded = recorded_state(pipeline, losses)
+    path = locate(pipeline.log_location()).path
+    if path is not None and (holder := probe(path)) is not None:
+        sys.stderr.write(f"note: an engine (pid {holder}) holds the log: until it ends, `run` is refused\n")
     differences = list(_differences(recorded, pipeline.declare().definition))
     now = max(SystemClock().now(), state.at)
+    selection = choice.selection(state)
     run_in_loop(look(pipeline, state, now))
-    return state, deciding.decide(state, now, bound=limit), differences
+    if selection is not None:
+        check_names(state, selection)
+    return state, deciding.decide(state, now, selection=selection), differences
 
 
 def _launch(decision: e.LaunchDecided) -> dict[str, Any]:
@@ -126,6 +154,7 @@ def _tell(output: Output, shape: dict[str, Any]) -> None:
     if len(launches) > SHOWN_MAX:
         output.line(f"… and {len(launches) - SHOWN_MAX} more")
     for name, held in shape["held"].items():
-        output.line(shown(f"held: {name}: {held['waiting']} wait: {held['constraint']}"))
+        why = _WORDS.get(held["constraint"], held["constraint"])
+        output.line(shown(f"held: {name}: {held['waiting']} wait: {why}"))
     if not (launches or shape["definition"] or shape["held"]):
         output.line("nothing to do")

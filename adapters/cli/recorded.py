@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from datatask.adapters.cli.foreseen import Foreseen
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import raise_if_interrupted
 from datatask.adapters.clock import SystemClock, effort
@@ -133,8 +134,13 @@ def declared_state(pipeline: Pipeline) -> State:
     return state
 
 
-def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
-    """Return the recorded state under the pipeline's present definition, and the recorded definition."""
+def recorded_state(
+    pipeline: Pipeline, losses: Iterable[str] | None = None
+) -> tuple[State, d.PipelineDef | None]:
+    """Return the recorded state under the pipeline's present definition, and the recorded definition.
+
+    With `losses` what opening the pipeline would refuse, unless it is among them, is refused.
+    """
     definition = pipeline.declare().definition
     path = locate(pipeline.log_location()).path
     if path is None or not path.exists():
@@ -147,6 +153,13 @@ def recorded_state(pipeline: Pipeline) -> tuple[State, d.PipelineDef | None]:
             where=str(path),
             remedy="give each pipeline a log of its own, or the same name=",
         )
+    if losses is not None:
+        from datatask.adapters.wiring import succession
+
+        declared = pipeline.declare()
+        succession.check(pipeline.name, declared, state, losses, where=locate(pipeline.log_location()).url)
+        for renamed in succession.renamed(state, declared, state.at):
+            _apply(state, renamed)
     recorded = state.definition if state.defined_at else None
     if recorded is None or recorded.digest() != definition.digest():
         define(state, definition, max(state.position, 1))
@@ -157,12 +170,17 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
     """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused."""
     from datatask.engine.runtime.closing import within
 
+    declared = pipeline.declare()
+    bound = Foreseen(state, locate(pipeline.log_location()).path)
     await pipeline.check_inputs()
     await pipeline.session.open()
     try:
+        for task in pipeline.tasks.values():
+            await task.validate()
+        bound.bind(declared.objects, pipeline.tasks.values())
         for leaf in state.definition.repositories:
             if leaf.medium in ("foreign", "mirror"):
-                store = pipeline.declare().repositories[leaf.id].store
+                store = declared.repositories[leaf.id].store
                 try:
                     listed = await within(LISTING_SECONDS, _listing(store))
                 except TimeoutError:
@@ -179,6 +197,7 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
         while await _evaluate(pipeline, state, now):
             pass
     finally:
+        bound.unbind()
         await pipeline.session.close()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datatask.adapters.cli import progress as showing
 from datatask.adapters.cli.asking import ANSWER_SECONDS
-from datatask.adapters.cli.commands import changing, command
+from datatask.adapters.cli.commands import changing, choosing, command
 from datatask.adapters.cli.errand import Change, Done, who
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress import Progress
@@ -19,6 +19,7 @@ from datatask.adapters.cli.settings import Settings, near
 from datatask.adapters.history.verify.progress import UpTo, verified
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
+from datatask.adapters.wiring.choosing import Choice
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.last_bound import guard
 from datatask.adapters.wiring.rounds import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.rounds import Outcome
 
 TIMED_OUT = 7
-ROUND_MAX = 1000
 CLOSING_SHARE = 0.9
 """The part of the grace that an orderly end after a time-out may take; the rest, and a second, is for a busy machine."""
 TOLD_MAX = 5
@@ -40,8 +40,10 @@ TOLD_MAX = 5
 
 @command(
     "run",
-    example="datatask run\ndatatask run --forever\ndatatask -p pipeline.py run --timeout 3600 --failures-ok",
+    example="datatask run\ndatatask run --forever\ndatatask -p pipeline.py run --timeout 3600 --failures-ok\n"
+    "datatask run resize --jobs 'lab-* - resize.failed' --limit 10\ndatatask run --until train",
 )
+@choosing
 @click.option("--accept-loss", multiple=True, metavar="REPO",
               help="Believe that what vanished from this repository, or with it, is gone.")  # fmt: skip
 @click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
@@ -54,9 +56,9 @@ TOLD_MAX = 5
 @changing
 def run(
     settings: Settings, forever: bool, launch_once: bool, timeout: float | None, grace: float | None,
-    failures_ok: bool, accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool,
+    failures_ok: bool, accept_loss: tuple[str, ...], dry_run: bool, reason: str, exit_code: bool, choice: Choice,
 ) -> int:  # fmt: skip
-    """Work until all is quiet.
+    """Work until all is quiet: all tasks, or TASK..., or as chosen by --until, --jobs, --limit, which narrow each other.
 
     A first Ctrl-C launches nothing more and waits for what runs as long as --grace says, a second one abandons it. Exit codes: 0 done,
     1 jobs failed, 6 jobs wait for what cannot come, 7 time-out, 130 interrupted.
@@ -67,13 +69,13 @@ def run(
         )
     pipeline = settings.load_pipeline()
     if dry_run:
-        return _foretell(settings, pipeline, "run", exit_code)
+        return _foretell(settings, pipeline, "run", exit_code, choice, accept_loss)
     pipeline.accepted |= set(accept_loss)
     if grace is not None:
         pipeline.grace_seconds = grace
     work = _Work(settings, pipeline, failures_ok)
     try:
-        return run_in_loop(work.run(forever=forever, timeout=timeout, launch_once=launch_once))
+        return run_in_loop(work.run(timeout=timeout, choice=choice, forever=forever, launch_once=launch_once))
     except LeaseHeldError:
         _accept_elsewhere(pipeline, accept_loss, reason)
         raise
@@ -85,18 +87,25 @@ def run(
 def update(settings: Settings, failures_ok: bool, dry_run: bool, reason: str, exit_code: bool) -> int:
     """Work one round: look at the world, launch what may start, wait for what cannot run on by itself."""
     if dry_run:
-        return _foretell(settings, settings.load_pipeline(), "update", exit_code)
+        return _foretell(settings, settings.load_pipeline(), "update", exit_code, Choice())
     work = _Work(settings, settings.load_pipeline(), failures_ok)
     settings.load_pipeline().brief = True
     return run_in_loop(work.update())
 
 
-def _foretell(settings: Settings, pipeline: Pipeline, verb: str, wanted: bool) -> int:
+def _foretell(
+    settings: Settings,
+    pipeline: Pipeline,
+    verb: str,
+    wanted: bool,
+    choice: Choice,
+    losses: Iterable[str] = (),
+) -> int:
     """Tell what the first round would put in force and launch; `plan` tells more."""
     from datatask.adapters.cli.plan import foresee
     from datatask.adapters.cli.verbs import report
 
-    _, round, differences = foresee(pipeline, ROUND_MAX)
+    _, round, differences = foresee(pipeline, choice, losses)
     changes = [
         Change("define", about=f"{found['op']} {found['what']} {found['name']}") for found in differences
     ]
@@ -127,10 +136,13 @@ class _Work:
         self._pipeline = pipeline
         self._failures_ok = failures_ok
         self._output = Output(settings)
+        self._choice = Choice()
 
-    async def run(self, *, timeout: float | None, **options: Any) -> int:
+    async def run(self, *, timeout: float | None, choice: Choice, **options: Any) -> int:
         """Open, work, tell, close. The time-out is for the work; opening may take half of the grace from the closing."""
         grace = self._pipeline.grace_seconds
+        self._choice = choice
+        options |= {name: getattr(choice, name) for name in ("tasks", "jobs", "until", "limit")}
         began = time.monotonic()
         if timeout is not None:
             seconds = timeout + grace + SPARE_SECONDS
@@ -279,8 +291,11 @@ class _Work:
             return [f"stuck: {reason}: {count} jobs" for reason, count in outcome.stuck.items()]
         state = self._pipeline.state
         lines = []
+        selection = self._choice.selection(state)
         for name in self._pipeline.tasks:
             task = state.tasks[name]
+            if selection is not None and selection.tasks and name not in selection.tasks:
+                continue
             if task.failed.count:
                 (first,) = [state.jobs[job] for job in list(task.failed.members(state.masks))[:1]]
                 lines.append(f"failed: {name}: {task.failed.count} job{'s' * (task.failed.count != 1)}; see: "

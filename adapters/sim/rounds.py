@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sized
 from functools import partial
 
 from datatask.adapters.sim.model import NEVER, Profile
-from datatask.engine.core.decide import BOUND, BOUNDED, Chosen, Line, choose
+from datatask.engine.core.decide import BOUND, BOUNDED, Launches, Line, choose
 from datatask.engine.core.quotas import Constraint, QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Entry, TaskState
@@ -66,7 +66,7 @@ class Rounds:
                 other.quota is lane.quota and list(other.request.items()) != request for other in lanes
             )
         self._held: dict[int, dict[str, Constraint]] = {}
-        self._any: Callable[[int], Chosen[SimTask]] = partial(choose, state, lanes, mask_of=mask_of)
+        self._any: Callable[[int], Launches[SimTask]] = partial(choose, state, lanes, mask_of=mask_of)
         self.choose = self._choose_oldest if self.uniform else self._any
 
     def settle(self) -> None:
@@ -77,7 +77,7 @@ class Rounds:
             self._quota.used.clear()
             self._quota.used.update((name, amount) for name, amount in used.items() if amount)
 
-    def _choose_oldest(self, now: int) -> Chosen[SimTask]:
+    def _choose_oldest(self, now: int) -> Launches[SimTask]:
         """Choose where all tasks ask one quota for the same; retries that are due are for `choose`."""
         wake = oldest = NEVER
         waiting = 0

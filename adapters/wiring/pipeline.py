@@ -20,6 +20,7 @@ import msgspec
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.log.locate import MEMORY
 from datatask.adapters.wiring import opening
+from datatask.adapters.wiring.choosing import Choice
 from datatask.adapters.wiring.engine import Engine
 from datatask.adapters.wiring.event_loop import limited, refuse_running_loop, run_in_loop
 from datatask.adapters.wiring.opening import Location, open_log, this_program, url_of
@@ -297,10 +298,23 @@ class Pipeline:
         return self.engine.verified
 
     async def run(
-        self, forever: bool = False, timeout: float | None = None, launch_once: bool = False
+        self,
+        forever: bool = False,
+        timeout: float | None = None,
+        launch_once: bool = False,
+        *,
+        tasks: Iterable[Task | str] = (),
+        jobs: str | None = None,
+        until: Iterable[Task | str] = (),
+        limit: int | None = None,
     ) -> Outcome:
-        """Work until all is quiet. `TimeLimitError` after `timeout` seconds; the work so far is in the log."""
-        return await self._rounds.run(forever, timeout, launch_once)
+        """Work until all is quiet. `TimeLimitError` after `timeout` seconds; the work so far is in the log.
+
+        Only `tasks` (default: all), those that `until` needs, jobs of the set expression `jobs` (repositories, names of jobs,
+        `*`, `& | - ^`), and `limit` launches, retries included: each narrows what the others leave.
+        """
+        choice = Choice(_named(tasks), jobs, _named(until), limit)
+        return await self._rounds.run(forever, timeout, launch_once, choice)
 
     async def update(self) -> bool:
         """One round: look at the world, launch what may start; returns whether anything is live or was done."""
@@ -392,6 +406,12 @@ class Pipeline:
         leaf = self.declare().repositories[evaluation.owner]
         assert isinstance(leaf, DerivedLeaf)
         return await leaf.evaluate(evaluation.job)
+
+
+def _named(tasks: Iterable[Task | str]) -> list[str]:
+    """Return the names of tasks; a text is one name."""
+    listed = [tasks] if isinstance(tasks, str | Task) else list(tasks)
+    return [task if isinstance(task, str) else task.name for task in listed]
 
 
 def _late(what: str) -> TimeLimitError:

@@ -11,18 +11,23 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from functools import cached_property
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
 
 from datatask.adapters.execute.base import shutdowns
+from datatask.adapters.wiring.choosing import Choice, check_names
 from datatask.adapters.wiring.engine import Engine
 from datatask.adapters.wiring.last_bound import Guard
 from datatask.engine.api.tasks import Task
+from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import State
+from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.closing import SHARE, Closing, within
 from datatask.engine.runtime.loop import Runtime
-from datatask.schema.errors import DatataskError, TimeLimitError
+from datatask.schema.definition import Selection
+from datatask.schema.errors import DatataskError, InvalidValueError, TimeLimitError, UnknownNameError
 
 BUSY_SECONDS = 0.005
 OPAQUE_SECONDS = 1.0
@@ -50,9 +55,15 @@ class Rounds:
     def __init__(self, engine: Engine, tasks: Mapping[str, Task]) -> None:
         self._engine = engine
         self._tasks = tasks
+        self._chosen: Selection | None = None
 
-    async def run(self, forever: bool, timeout: float | None, launch_once: bool) -> Outcome:
-        """Work until all is quiet; `TimeLimitError` after `timeout` seconds."""
+    async def run(self, forever: bool, timeout: float | None, launch_once: bool, choice: Choice) -> Outcome:
+        """Work until all that is chosen is quiet; `TimeLimitError` after `timeout` seconds."""
+        if forever and choice.limit is not None:
+            raise InvalidValueError(
+                "a run for ever with a limit would wait for nothing", remedy="leave out one of the two"
+            )
+        self._chosen = choice.selection(self._engine.runtime.state)
         work = self._run(forever, launch_once)
         if timeout is None:
             return await work
@@ -70,8 +81,10 @@ class Rounds:
     async def _run(self, forever: bool, launch_once: bool) -> Outcome:
         engine = self._engine
         runtime, observer = engine.runtime, engine.observer
-        runtime.launching = not engine.draining
         runtime.mode = "launch-once" if launch_once else "run"
+        runtime.selection = self._chosen
+        await self._check_names()
+        runtime.launching = not engine.draining
         await observer.sync(observer.unwatched())
         if launch_once and runtime.launching:
             runtime.turn()
@@ -98,7 +111,19 @@ class Rounds:
                     await self._next_event()
         finally:
             runtime.launching = False
-            runtime.mode = "run"
+            runtime.mode, runtime.selection = "run", None
+
+    async def _check_names(self) -> None:
+        """Refuse names of jobs that are nowhere, once all stores are known."""
+        runtime, observer, chosen = self._engine.runtime, self._engine.observer, self._chosen
+        if chosen is None:
+            return
+        with suppress(UnknownNameError):
+            check_names(runtime.state, chosen)
+            return
+        await observer.sync(observer.unwatched())
+        await observer.known()
+        check_names(runtime.state, chosen)
 
     async def _next_event(self) -> None:
         """Wait until something is appended, with a look at the quiet now and then."""
@@ -146,18 +171,37 @@ class Rounds:
         runtime.launching = False
 
     def outcome(self) -> Outcome:
-        """Return how things stand: failed jobs, and ready jobs that nothing can start, by reason."""
-        state, draining = self._engine.runtime.state, self._engine.draining
+        """Return how things stand with what was chosen: failed jobs, and ready jobs that nothing can start, by reason."""
+        runtime, draining = self._engine.runtime, self._engine.draining
+        state, chosen = runtime.state, self._chosen
+        jobs = None if chosen is None or chosen.jobs is None else Chosen(state, chosen.jobs)
+        tasks = [
+            task
+            for task in state.tasks.values()
+            if chosen is None or not chosen.tasks or task.name in chosen.tasks
+        ]
         stuck: dict[str, int] = {}
-        if not draining:
-            for task in state.tasks.values():
-                if waiting := len(task.queue) + len(task.awaiting):
+        if not draining and not (runtime.selection is not None and runtime.selection.left == 0):
+            for task in tasks:
+                if waiting := _waiting(task, jobs):
                     stuck[f"{task.name}: {task.constraint or 'evaluation'}"] = waiting
             for key, pending in state.pending.items():
                 if pending.error and key.what in ("filter", "translation"):
                     reason = f"{key.owner}: its {key.what} raises {pending.error:.200}"
                     stuck[reason] = stuck.get(reason, 0) + 1
-        return Outcome(sum(task.failed.count for task in state.tasks.values()), stuck, draining)
+        return Outcome(sum(_failed(state, task, jobs) for task in tasks), stuck, draining)
+
+
+def _waiting(task: TaskState, jobs: Chosen | None) -> int:
+    if jobs is None:
+        return len(task.queue) + len(task.awaiting)
+    return sum(1 for _ in jobs.of(task.queue)) + sum(job in jobs for job in task.awaiting)
+
+
+def _failed(state: State, task: TaskState, jobs: Chosen | None) -> int:
+    if jobs is None:
+        return task.failed.count
+    return sum(job in jobs for job in task.failed.members(state.masks))
 
 
 SPARE_SECONDS = 1.0

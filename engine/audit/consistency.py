@@ -210,7 +210,12 @@ def rederive(state: State, event: e.DecisionRound, decisions: Sequence[e.LaunchD
     if state.position != event.state:
         return [Divergence(position, "the state that the round was decided on", state.position, event.state)]
     again = decide(
-        state, event.now, bound=event.bound, unavailable=frozenset(event.unavailable), actor=event.actor
+        state,
+        event.now,
+        bound=event.bound,
+        unavailable=frozenset(event.unavailable),
+        actor=event.actor,
+        selection=event.selection,
     )
     found = [] if again.decisions == list(decisions) else _compared(again.decisions, decisions, position)
     if again.recorded != event.constraints:

@@ -263,7 +263,9 @@ class Comparison:
         find = self._names.find
         away = {name for name in (find("task", task) for task in event.unavailable) if name is not None}
         recorded = {(find("task", one.task), one.job) for one in batch if isinstance(one, e.LaunchDecided)}
-        for decision in decide(self.there, event.now, bound=event.bound, unavailable=away).decisions:
+        selection = None if event.selection is None else self._names.selection(event.selection)
+        round = decide(self.there, event.now, bound=event.bound, unavailable=away, selection=selection)
+        for decision in round.decisions:
             if (decision.task, decision.job) not in recorded:
                 self._findings.add(
                     decision.task, "launched", "there", decision.job, position, lambda: _IN_A_ROUND

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from datatask.engine.core.expressions import fold
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import VIEW_NAMES, All, AnyExpr, In, Not, PipelineDef, Selection, view_id
+from datatask.schema.definition import Any as Anyone
 
 What = Literal["ready", "blocked", "launched", "unknown", "only_in"]
 Where = Literal["here", "there"]
@@ -165,6 +167,27 @@ class NameMap:
             if new in self._known[what]:
                 return new
         return None
+
+    def selection(self, selection: Selection) -> Selection:
+        """Return a recorded selection in the other definition's names; what that does not have keeps its own."""
+
+        def leaf(name: str) -> AnyExpr:
+            view, _, task = name.removesuffix(")").partition("(")
+            if view in VIEW_NAMES and name.endswith(")"):
+                return In(leaf=view_id(self.find("task", task) or task, view))
+            return In(leaf=self.find("repository", name) or name)
+
+        tasks = tuple(self.find("task", task) or task for task in selection.tasks)
+        jobs = selection.jobs
+        if jobs is not None:
+            jobs = fold(
+                jobs,
+                leaf,
+                lambda part: Not(of=part),
+                lambda parts: All(of=tuple(parts)),
+                lambda parts: Anyone(of=tuple(parts)),
+            )
+        return msgspec.structs.replace(selection, tasks=tasks, jobs=jobs)
 
 
 class EventMapper:

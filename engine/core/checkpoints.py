@@ -14,6 +14,8 @@ import hashlib
 import sys
 from array import array
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from pyroaring import BitMap
@@ -24,7 +26,7 @@ from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
 from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
-from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, TaskDef
+from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, Selection, TaskDef
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import Ending, EngineOpened, StoreWriteIntended
 
@@ -118,8 +120,14 @@ class Image(msgspec.Struct, array_like=True):
     mark_every: int
 
 
+class SelectedImage(Image, array_like=True):
+    """A state under a selection: what has none lies as ever, so that equal states give equal bytes for ever."""
+
+    selection: bytes | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Image)
+_decoder = msgspec.msgpack.Decoder(SelectedImage)
 
 
 def fingerprint(state: State) -> str:
@@ -129,9 +137,12 @@ def fingerprint(state: State) -> str:
 
 def dump(state: State) -> bytes:
     """Return the state as bytes; without the reason for opening, which nothing rests on and which may be redacted."""
+    kind: Callable[..., Image] = Image
+    if state.selection is not None:
+        kind = partial(SelectedImage, selection=_json(state.selection))
     masks = list(dict.fromkeys(state.masks))
     number = {mask: index for index, mask in enumerate(masks)}
-    image = Image(
+    image = kind(
         version=FOLD_VERSION,
         position=state.position,
         at=state.at,
@@ -182,13 +193,15 @@ def fold_version_of(body: bytes) -> int | None:
         return None
 
 
-def _state(image: Image) -> State:
+def _state(image: SelectedImage) -> State:
     state = State()
     state.position, state.at, state.log, state.pipeline = image.position, image.at, image.log, image.pipeline
     state.engine = None if image.engine is None else msgspec.json.decode(image.engine, type=EngineOpened)
     state.closed, state.bits = image.closed, image.bits
     state.definition = msgspec.json.decode(image.definition, type=PipelineDef)
     state.defined_at = image.defined_at
+    if image.selection is not None:
+        state.selection = msgspec.json.decode(image.selection, type=Selection)
     state.jobs = image.jobs
     state.job_index = dict(zip(image.jobs, range(len(image.jobs)), strict=True))
     state.take_masks([int.from_bytes(mask, "little") for mask in image.masks], _array("I", image.mask_of))

@@ -17,15 +17,18 @@ from typing import Literal, NamedTuple, TypeVar
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState, get_at
 from datatask.engine.core.quotas import Constraint, QuotaState
+from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Entry, TaskState
-from datatask.schema.definition import In, LinkDef
+from datatask.schema.definition import In, LinkDef, Selection
 from datatask.schema.events import LaunchDecided
 
 DECIDER_VERSION = 1
 BOUND = 1000
 CONCURRENCY = Constraint("concurrency")
 BOUNDED = Constraint("bound")
+LIMITED = Constraint("limit")
+UNSELECTED = Constraint("unselected")
 
 
 Amounts = dict[str, int]
@@ -62,13 +65,17 @@ class Line:
     )
 
     def __init__(
-        self, task: TaskState, quota: QuotaState | None, unavailable: Set[str] = frozenset()
+        self,
+        task: TaskState,
+        quota: QuotaState | None,
+        unavailable: Set[str] = frozenset(),
+        selection: Selection | None = None,
     ) -> None:
         definition = task.definition
         self.task, self.name, self.index = task, definition.name, task.index
         self.quota, self.request = quota, definition.resources
         self.concurrency, self.open_runs = definition.concurrency, task.open_runs
-        self.closed, self.seen = closed(task, unavailable), task.seen
+        self.closed, self.seen = closed(task, unavailable, selection), task.seen
         self.infeasible: Constraint | Literal[False] | None = None
         """Whether the request can ever be met; None where that was not asked yet."""
         self.reserves = True
@@ -77,7 +84,7 @@ class Line:
 
 L = TypeVar("L", bound=Line)
 
-Chosen = tuple[list[tuple[L, Entry]], dict[str, Constraint], int | None]
+Launches = tuple[list[tuple[L, Entry]], dict[str, Constraint], int | None]
 """The queue entries to launch in order, what holds each task back, and when to look again."""
 
 Head = tuple[Entry, int, L, Iterator[Entry] | None]
@@ -85,15 +92,32 @@ Head = tuple[Entry, int, L, Iterator[Entry] | None]
 
 
 def decide(
-    state: State, now: int, *, bound: int = BOUND, unavailable: Set[str] = frozenset(), actor: str = "engine"
+    state: State,
+    now: int,
+    *,
+    bound: int = BOUND,
+    unavailable: Set[str] = frozenset(),
+    actor: str = "engine",
+    selection: Selection | None = None,
+    members: bool = True,
 ) -> Round:
-    """Return the launches that may start now; `unavailable` names tasks whose runner cannot take any."""
+    """Return the launches that may start now; `unavailable` names tasks whose runner cannot take any.
+
+    With a `selection` only what it chooses is launched, and waited for. `members`: the leaves know theirs, which finds few
+    chosen jobs among many; without them all waiting jobs are looked at, with the same result.
+    """
+    jobs = None if selection is None or selection.jobs is None else Chosen(state, selection.jobs, members)
+    left = None if selection is None else selection.left
     lines, quotas = [], _Copies(state.quotas)
     for task in state.tasks.values():
         if task.queue or task.retries or task.contenders:
             name = task.definition.quota
-            lines.append(Line(task, None if name is None else quotas[name], unavailable))
-    launches, constraints, wake_at = choose(state, lines, now, bound=bound)
+            lines.append(Line(task, None if name is None else quotas[name], unavailable, selection))
+    if left is None or left > bound:
+        launches, constraints, wake_at = choose(state, lines, now, bound=bound, jobs=jobs)
+    else:
+        launches, constraints, wake_at = choose(state, lines, now, bound=left, bounded=LIMITED, jobs=jobs)
+        wake_at = wake_at if len(launches) < left else None
     decisions = [_decision(state, line.task, entry, now, actor) for line, entry in launches]
     return Round(decisions, constraints, wake_at)
 
@@ -115,9 +139,11 @@ def choose(
     now: int,
     *,
     bound: int = BOUND,
+    bounded: Constraint = BOUNDED,
     mask_of: Callable[[int], int] | None = None,
-) -> Chosen[L]:
-    """Return which jobs to launch, and count them in their lines and in the amounts of their quotas.
+    jobs: Chosen | None = None,
+) -> Launches[L]:
+    """Return which jobs (of `jobs`) to launch, and count them in their lines and in the amounts of their quotas.
 
     `mask_of` is asked for a job's mask where `state.masks` does not hold it. A launch may change what other tasks see
     (`live(other)` inhibits, for one): jobs that do not fit any more are passed by. Where a derived leaf follows such a
@@ -129,8 +155,16 @@ def choose(
     wake: list[int] = []
     for line in lines:
         task = line.task
-        head, following = task.queue.first(), None
-        if task.retries or task.contenders:
+        head, following = task.queue.first() if jobs is None else None, None
+        if jobs is not None:
+            retry_at = task.next_retry(jobs)
+            if retry_at is not None and retry_at > now:
+                wake.append(retry_at)
+            following = entries(task, now, bound, jobs)
+            head = next(following, None)
+            if head is None and task.queue:
+                constraints[line.name] = line.closed or UNSELECTED
+        elif task.retries or task.contenders:
             retry_at = task.next_retry()
             if retry_at is not None:
                 if retry_at > now:
@@ -152,7 +186,7 @@ def choose(
     while heads:
         entry, index, line, following = heads[0]
         if over or len(launches) >= bound:
-            constraints.update((line.name, BOUNDED) for _, _, line, _ in heads)
+            constraints.update((line.name, bounded) for _, _, line, _ in heads)
             break
         job, task = entry[2], line.task
         if not masks or job not in masks or task.condition.test(masks[job]):
@@ -187,27 +221,32 @@ def choose(
         head = next(following, None)
         if head is None:
             heapq.heappop(heads)
+            if jobs is not None and len(task.queue) > line.open_runs - task.open_runs:
+                constraints[line.name] = UNSELECTED
         else:
             heapq.heapreplace(heads, (head, index, line, following))
     return launches, constraints, min(wake) if wake else None
 
 
-def closed(task: TaskState, unavailable: Set[str]) -> Constraint | None:
+def closed(task: TaskState, unavailable: Set[str], selection: Selection | None = None) -> Constraint | None:
     """Return why the whole task may not launch, or None."""
     if task.paused:
         return Constraint("paused")
     if task.definition.disabled:
         return Constraint("disabled")
+    if selection is not None and selection.tasks and task.name not in selection.tasks:
+        return UNSELECTED
     for leaf in task.reads:
         if not leaf.synced:
             return Constraint("observing", leaf.id)
     return Constraint("adapter") if task.name in unavailable else None
 
 
-def entries(task: TaskState, now: int, most: int) -> Iterator[Entry]:
-    """Yield the jobs of a task that may be launched, in order; of those due for a retry at most `most`."""
-    due = task.due(now, most)
-    return _merged(due, task.queue.entries()) if due else task.queue.entries()
+def entries(task: TaskState, now: int, most: int, jobs: Chosen | None = None) -> Iterator[Entry]:
+    """Yield the jobs of a task (of `jobs`) that may be launched, in order; of those due for a retry at most `most`."""
+    due = task.due(now, most, jobs)
+    waiting = task.queue.entries() if jobs is None else jobs.of(task.queue)
+    return _merged(due, waiting) if due else waiting
 
 
 def _merged(due: list[Entry], waiting: Iterator[Entry]) -> Iterator[Entry]:

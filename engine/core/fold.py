@@ -18,6 +18,7 @@ from datatask.engine.core.leaves import DerivedState, LeafState, put_at, version
 from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
 from datatask.engine.core.tasks import Intent
 from datatask.schema import events as e
+from datatask.schema.definition import Selection
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.values import is_job
 
@@ -78,14 +79,14 @@ def _log_created(state: State, position: int, event: e.LogCreated) -> None:
 
 
 def _engine_opened(state: State, position: int, event: e.EngineOpened) -> None:
-    state.engine, state.closed = event, False
+    state.engine, state.closed, state.selection = event, False, None
     for leaf in state.leaves.values():
         leaf.synced = leaf.definition.medium in ("native", "derived", "view")
         leaf.missed = 0
 
 
 def _engine_closed(state: State, position: int, event: e.EngineClosed) -> None:
-    state.closed = True
+    state.closed, state.selection = True, None
 
 
 def _pipeline_defined(state: State, position: int, event: e.PipelineDefined) -> None:
@@ -250,7 +251,13 @@ def _translated(state: State, derived: DerivedState, job: int, value: object, po
 # --- decisions and what people ask -------------------------------------------------------------------------------------------
 
 
+def selected(state: State, selection: Selection | None, decisions: int) -> None:
+    """A round was under this selection, and launched so many."""
+    state.selection = None if selection is None else selection.after(decisions)
+
+
 def _decision_round(state: State, position: int, event: e.DecisionRound) -> None:
+    selected(state, event.selection, event.decisions)
     for task in state.tasks.values():
         task.constraint = event.constraints.get(task.name, "")
 

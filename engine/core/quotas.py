@@ -13,7 +13,17 @@ from typing import Literal, NamedTuple
 from datatask.schema.definition import QuotaDef
 
 Kind = Literal[
-    "paused", "disabled", "observing", "adapter", "concurrency", "infeasible", "rate", "quota", "bound"
+    "paused",
+    "disabled",
+    "observing",
+    "adapter",
+    "concurrency",
+    "infeasible",
+    "rate",
+    "quota",
+    "bound",
+    "unselected",
+    "limit",
 ]
 
 

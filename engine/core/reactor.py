@@ -24,7 +24,7 @@ from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.store_sync import StoreSync
 from datatask.engine.core.tickets import Tickets
 from datatask.schema import events as e
-from datatask.schema.definition import PipelineDef
+from datatask.schema.definition import PipelineDef, Selection
 from datatask.schema.errors import RunOpenError, unknown
 from datatask.schema.messages import Write
 from datatask.schema.units import SECOND
@@ -176,11 +176,13 @@ class Reactor:
 
     # --- time -------------------------------------------------------------------------------------
 
-    def decide(self, now: int, mode: e.Mode, bound: int = deciding.BOUND) -> tuple[int, int | None]:
+    def decide(
+        self, now: int, mode: e.Mode, bound: int = deciding.BOUND, selection: Selection | None = None
+    ) -> tuple[int, int | None]:
         """Decide a round; returns (launches, when to look again though nothing happens)."""
         state = self.state
-        found = deciding.decide(state, now, bound=bound, unavailable=self.unavailable)
-        if found.decisions or found.constraints != self._constraints:
+        found = deciding.decide(state, now, bound=bound, unavailable=self.unavailable, selection=selection)
+        if found.decisions or found.constraints != self._constraints or selection != state.selection:
             self._constraints = found.constraints
             record = e.DecisionRound(
                 at=now,
@@ -192,6 +194,7 @@ class Reactor:
                 decisions=len(found.decisions),
                 unavailable=tuple(sorted(self.unavailable)),
                 constraints=found.recorded,
+                selection=selection,
             )
             position = state.position + 2
             self.outbox.emit([record, *found.decisions])

@@ -12,10 +12,12 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
+from pyroaring import BitMap
+
 from datatask.engine.core.leaves import CHANGED_MAX, DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
-from datatask.schema.definition import Medium, PipelineDef
+from datatask.schema.definition import Medium, PipelineDef, Selection
 from datatask.schema.events import EngineOpened
 from datatask.schema.units import SECOND
 
@@ -53,6 +55,10 @@ class State:
         self.engine: EngineOpened | None = None
         self.definition = PipelineDef()
         self.defined_at = 0
+        self.selection: Selection | None = None
+        """What the engine that works may launch, as of its last round."""
+        self.named: dict[str, tuple[int, BitMap]] = {}
+        """By pattern of names: how many jobs were matched with it, and those that fit (a cache)."""
         self.jobs: list[str] = []
         self.job_index: dict[str, int] = {}
         self.masks: list[int] = []

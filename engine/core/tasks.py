@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -253,14 +253,14 @@ class TaskState:
         """Return an empty queue of the kind that this task needs."""
         return PriorityQueue() if self.definition.priority else FifoQueue()
 
-    def due(self, now: int, most: int) -> list[tuple[float, int, int]]:
-        """Return the jobs whose retry is due, as queue entries; stale heap entries are dropped on the way.
+    def due(self, now: int, most: int, among: Container[int] | None = None) -> list[tuple[float, int, int]]:
+        """Return the jobs (of those `among`) whose retry is due, as queue entries; stale heap entries are dropped on the way.
 
         Of those that were in conflict again and again there is one at most: while it runs it meets only newcomers.
         """
-        found = _due(self, self.retries, now, most)
+        found = _due(self, self.retries, now, most, among)
         if self.contenders and not self.contending:
-            found += _due(self, self.contenders, now, 1)
+            found += _due(self, self.contenders, now, 1, among)
         return sorted(found)
 
     def contends(self, episode: Episode) -> bool:
@@ -272,17 +272,26 @@ class TaskState:
         heap = self.contenders if episode.conflicts >= CONTENDING else self.retries
         heapq.heappush(heap, (episode.not_before or 0, job))
 
-    def next_retry(self) -> int | None:
-        """Return when the next retry is due (engine time), or None."""
+    def next_retry(self, among: Container[int] | None = None) -> int | None:
+        """Return when the next retry (of the jobs `among`) is due (engine time), or None."""
         if not self.retries and not self.contenders:
             return None
-        times = [_next(self, self.retries)]
-        if self.contenders and not self.contending:
-            times.append(_next(self, self.contenders))
-        return min((at for at in times if at is not None), default=None)
+        heaps = [self.retries, *([self.contenders] if not self.contending else [])]
+        if among is not None:
+            times = (at for heap in heaps for at, job in heap if job in among and _waits(self, at, job))
+            return min(times, default=None)
+        return min((at for heap in heaps if (at := _next(self, heap)) is not None), default=None)
 
 
-def _due(task: TaskState, heap: list[tuple[int, int]], now: int, most: int) -> list[tuple[float, int, int]]:
+def _waits(task: TaskState, not_before: int, job: int) -> bool:
+    """Whether an entry of a heap of retries still says when the job may be launched."""
+    episode = task.episodes.get(job)
+    return episode is not None and episode.run == 0 and episode.not_before == not_before
+
+
+def _due(
+    task: TaskState, heap: list[tuple[int, int]], now: int, most: int, among: Container[int] | None
+) -> list[tuple[float, int, int]]:
     found: list[tuple[float, int, int]] = []
     held: list[tuple[int, int]] = []
     while heap and heap[0][0] <= now and len(found) < most:
@@ -291,7 +300,8 @@ def _due(task: TaskState, heap: list[tuple[int, int]], now: int, most: int) -> l
         if episode is not None and episode.run == 0 and episode.not_before == not_before:
             if not held or held[-1] != (not_before, job):  # one that is there twice comes twice in a row
                 held.append((not_before, job))
-                found.append((-episode.priority, episode.position, job))
+                if among is None or job in among:
+                    found.append((-episode.priority, episode.position, job))
     for entry in held:
         heapq.heappush(heap, entry)
     return found
@@ -300,8 +310,7 @@ def _due(task: TaskState, heap: list[tuple[int, int]], now: int, most: int) -> l
 def _next(task: TaskState, heap: list[tuple[int, int]]) -> int | None:
     while heap:
         not_before, job = heap[0]
-        episode = task.episodes.get(job)
-        if episode is not None and episode.run == 0 and episode.not_before == not_before:
+        if _waits(task, not_before, job):
             return not_before
         heapq.heappop(heap)
     return None

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Set
 from msgspec.structs import replace
 
 from datatask.engine.core.define import start_condition
-from datatask.engine.core.expressions import conjuncts, fold, leaves_of, text
+from datatask.engine.core.expressions import conjuncts, fold, leaves_of, set_text, text
 from datatask.engine.core.leaves import LeafState, get_at
+from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState, contenders
 from datatask.engine.explain.explanations import (
@@ -37,6 +38,7 @@ class Case:
     ) -> None:
         self.state, self.task, self.job, self.now = state, task, job, now
         self.engine_alive, self.unavailable = engine_alive, unavailable
+        self.selection = state.selection if engine_alive else None
         self.name = state.jobs[job]
         self.parts = conjuncts(start_condition(task.definition))
         self.tree = tree(state, d.All(of=tuple(self.parts)), job)
@@ -52,6 +54,8 @@ def blockers(case: Case) -> Iterator[Blocker]:
         yield from _past(case)
     yield from _evaluations(case)
     yield from surroundings(case)
+    if unselected := left_out(case.state, case.selection, case.task, case.job):
+        yield Blocker("unselected", unselected)
 
 
 # --- data -------------------------------------------------------------------------------------------
@@ -289,6 +293,39 @@ def surroundings(case: Case) -> Iterator[Blocker]:
         if not leaf.synced:
             why = leaf.held or leaf.trouble or "it has not been listed since the engine opened"
             yield Blocker("observing", f"{leaf.id} is not known: {why}", repository=leaf.id)
+
+
+def left_out(state: State, selection: d.Selection | None, task: TaskState, job: int) -> str:
+    """Return why the run that is under way does not launch a job, in words; the empty string where it may."""
+    if selection is None:
+        return ""
+    if selection.jobs is not None and job not in Chosen(state, selection.jobs, members=False):
+        return _whole_left_out(selection, task) or f"{UNDER_WAY} only jobs in {set_text(selection.jobs)}"
+    return _whole_left_out(selection, task)
+
+
+def left_out_of(
+    state: State, selection: d.Selection | None, task: TaskState, jobs: list[int]
+) -> tuple[str, list[int]]:
+    """Return why some of a task's jobs are left out, and which."""
+    if selection is None:
+        return "", []
+    if why := _whole_left_out(selection, task):
+        return why, jobs
+    if selection.jobs is None:
+        return "", []
+    chosen = Chosen(state, selection.jobs, members=False)
+    others = [job for job in jobs if job not in chosen]
+    return f"{UNDER_WAY} only jobs in {set_text(selection.jobs)}", others
+
+
+UNDER_WAY = "the run that is under way launches"
+
+
+def _whole_left_out(selection: d.Selection, task: TaskState) -> str:
+    if selection.tasks and task.name not in selection.tasks:
+        return f"{UNDER_WAY} only {', '.join(selection.tasks)}"
+    return f"{UNDER_WAY} no more than its limit, which is reached" if selection.left == 0 else ""
 
 
 def _engine_text(state: State) -> str:

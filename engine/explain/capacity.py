@@ -14,11 +14,13 @@ from typing import Any
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.quotas import QuotaState
+from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Entry, OpenRun, TaskState
 from datatask.engine.explain.blockers import Case
 from datatask.engine.explain.explanations import Amount, Blocker, Change, iso_up, usage_of, usage_text
 from datatask.engine.explain.what_if import WhatIf, end_of_run, index_of
+from datatask.schema.definition import Selection
 from datatask.schema.events import LaunchDecided
 from datatask.schema.units import NANO, in_units
 
@@ -87,7 +89,7 @@ def order(case: Case, what_if: WhatIf) -> Blocker:
     """Return the blocker of a job that is queued and within its limits: a reservation, or the jobs that come first."""
     state, task = what_if.state, what_if.state.tasks[case.task.name]
     mine = _entry(task, case.job)
-    reserved = reservation(state, task, what_if.now, mine, what_if.unavailable)
+    reserved = reservation(state, task, what_if.now, mine, what_if.unavailable, what_if.selection)
     if reserved is not None:
         return reserved
     ahead = {other.name: _ahead(other, what_if, mine, task) for other in state.tasks.values()}
@@ -105,18 +107,30 @@ def _entry(task: TaskState, job: int) -> Entry:
 
 def _ahead(task: TaskState, what_if: WhatIf, mine: Entry, own: TaskState) -> int:
     """Return how many jobs of a task come before this one, at most `AHEAD_MAX`."""
-    if deciding.closed(task, what_if.unavailable):
+    selection = what_if.selection
+    if deciding.closed(task, what_if.unavailable, selection):
         return 0
     count = 0
-    for entry in deciding.entries(task, what_if.now, AHEAD_MAX):
+    for entry in deciding.entries(task, what_if.now, AHEAD_MAX, chosen(what_if.state, selection)):
         if count >= AHEAD_MAX or (entry, task.index) >= (mine, own.index):
             break
         count += 1
     return count
 
 
+def chosen(state: State, selection: Selection | None) -> Chosen | None:
+    """Return the jobs that a selection chooses, None for all."""
+    jobs = None if selection is None else selection.jobs
+    return None if jobs is None else Chosen(state, jobs, members=False)
+
+
 def reservation(
-    state: State, task: TaskState, now: int, mine: Entry, unavailable: Set[str]
+    state: State,
+    task: TaskState,
+    now: int,
+    mine: Entry,
+    unavailable: Set[str],
+    selection: Selection | None,
 ) -> Blocker | None:
     """Return the blocker of an entry whose quota is kept for an earlier one that lacks more, None where it is not.
 
@@ -126,7 +140,7 @@ def reservation(
     name = task.definition.quota
     if name is None:
         return None
-    decided = deciding.decide(state, now, unavailable=unavailable)
+    decided = deciding.decide(state, now, unavailable=unavailable, selection=selection, members=False)
     constraint = decided.constraints.get(task.name)
     if constraint is None or constraint.kind != "quota":
         return None
@@ -140,9 +154,9 @@ def reservation(
         return None
     found: list[tuple[Entry, int, TaskState]] = []
     for other in sharing.values():
-        if deciding.closed(other, unavailable):
+        if deciding.closed(other, unavailable, selection):
             continue
-        line = deciding.entries(other, now, deciding.BOUND)
+        line = deciding.entries(other, now, deciding.BOUND, chosen(state, selection))
         head = next((entry for entry in line if (other.name, entry[2]) not in launched), None)
         if head is None or (head, other.index) >= (mine, task.index):
             continue

@@ -200,6 +200,7 @@ _OPS = {
     "raise_priority": "let {job} come first in {task}",
     "wait_until": "wait until {until}",
     "start_engine": "start the engine",
+    "run": "let the run end that is under way, and run {task}",
     "end_run": "end run {run} ({task} {job})",
 }
 

@@ -19,6 +19,7 @@ from datatask.engine.core.expressions import fold_literals
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import OpenRun, TaskState, contenders
+from datatask.engine.explain.blockers import left_out
 from datatask.engine.explain.capacity import CapacitySearch
 from datatask.engine.explain.explanations import Change, iso_up
 from datatask.engine.explain.what_if import WhatIf, end_of_run
@@ -89,6 +90,8 @@ class FixSearch:
         what_if, task = self.what_if, self.task
         if not what_if.engine_alive:
             yield Change(op="start_engine")
+        if left_out(what_if.state, what_if.selection, task, self.job):
+            yield Change(op="run", task=self.name)
         if task.paused:
             yield Change(op="resume", task=self.name)
         if task.definition.disabled:
@@ -161,14 +164,14 @@ class FixSearch:
         """Leave out what is not needed after all, whichever change made it so."""
         assert self.best is not None
         for size in range(len(self.best) - kept - 1, 0, -1):
-            for left_out in combinations(self.best[kept:], size):
-                if not any(change in self.prefix for change in left_out):
+            for spared in combinations(self.best[kept:], size):
+                if not any(change in self.prefix for change in spared):
                     continue
-                fewer = [change for change in self.best if change not in left_out]
+                fewer = [change for change in self.best if change not in spared]
                 self.what_if.reset(*fewer)
                 if self.what_if.launches(self.name, self.job):
                     self.best = fewer
-                    self.prefix = [change for change in self.prefix if change not in left_out]
+                    self.prefix = [change for change in self.prefix if change not in spared]
                     return
 
 

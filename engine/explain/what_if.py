@@ -39,12 +39,14 @@ class WhatIf:
         self._overlay = Overlay(state)
         self.below, self.state = state, self._overlay.state
         self._start = (now, engine_alive, unavailable)
+        self.selection = state.selection if engine_alive else None
         self.now, self.engine_alive, self.unavailable = now, engine_alive, set(unavailable)
 
     def reset(self, *changes: Change) -> None:
         """Take back all changes, and make these."""
         self._overlay.reset()
         self.now, self.engine_alive, unavailable = self._start
+        self.selection = self.below.selection if self.engine_alive else None
         self.unavailable = set(unavailable)
         for change in changes:
             self.make(change)
@@ -71,7 +73,7 @@ class WhatIf:
     def round(self, name: str, job: int, *, bound: int = deciding.BOUND) -> deciding.Round | None:
         """Return the next round, None where it cannot launch this job; a `bound` of 1 will do for a job that comes first."""
         task = self.state.tasks[name]
-        if not self.engine_alive or deciding.closed(task, self.unavailable):
+        if not self.engine_alive or deciding.closed(task, self.unavailable, self.selection):
             return None
         self.answer_priority(name, job)
         if not self.is_queued(task, job):
@@ -79,7 +81,14 @@ class WhatIf:
         line = islice(deciding.entries(task, self.now, bound), bound)
         if not any(entry[2] == job for entry in line):
             return None  # a whole round of its own task comes before it
-        return deciding.decide(self.state, self.now, bound=bound, unavailable=self.unavailable)
+        return deciding.decide(
+            self.state,
+            self.now,
+            bound=bound,
+            unavailable=self.unavailable,
+            selection=self.selection,
+            members=False,
+        )
 
     def launches(self, name: str, job: int) -> bool:
         """Whether the next round launches the job."""
@@ -203,6 +212,9 @@ class WhatIf:
     def _start_engine(self, change: Change) -> None:
         self.engine_alive = True
 
+    def _run_it(self, change: Change) -> None:
+        self.selection = None
+
     def _wait_until(self, change: Change) -> None:
         self.now = max(self.now, change.at or 0)
 
@@ -225,6 +237,7 @@ _MAKE: dict[str, Callable[[WhatIf, Change], None]] = {
     "observe": WhatIf._observe,
     "accept_loss": WhatIf._observe,
     "start_engine": WhatIf._start_engine,
+    "run": WhatIf._run_it,
     "wait_until": WhatIf._wait_until,
 }
 

@@ -19,8 +19,8 @@ from datatask.engine.core.expressions import conjuncts, jobs_where, literals, te
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import Entry, TaskState
-from datatask.engine.explain.blockers import Case, blockers, conditions, surroundings
-from datatask.engine.explain.capacity import SHOWN_MAX, limits, order, reservation
+from datatask.engine.explain.blockers import Case, blockers, conditions, left_out_of, surroundings
+from datatask.engine.explain.capacity import SHOWN_MAX, chosen, limits, order, reservation
 from datatask.engine.explain.explanations import Blocker, Explanation, Group, iso_up
 from datatask.engine.explain.fixes import propose
 from datatask.engine.explain.overlay import Overlay
@@ -107,6 +107,7 @@ class _Groups:
     ) -> None:
         self.state, self.task, self.now = state, task, now
         self.engine_alive, self.unavailable = engine_alive, unavailable
+        self.selection = state.selection if engine_alive else None
         between = [(job, own.not_before) for job, own in task.episodes.items() if not own.run]
         self.due = [job for job, at in between if at is not None and at <= now]
         self.later = sorted((at or 0, job) for job, at in between if at is None or at > now)
@@ -125,7 +126,14 @@ class _Groups:
         count = len(self.task.queue) + len(self.due)
         if not count:
             return
-        line = deciding.entries(self.task, self.now, deciding.BOUND)
+        state, selection = self.state, self.selection
+        waiting = [job for _, _, job in deciding.entries(self.task, self.now, count)] if selection else []
+        explain, others = left_out_of(state, selection, self.task, waiting)
+        yield from self._group("unselected", explain, others, len(others))
+        count -= len(others)
+        if not count:
+            return
+        line = deciding.entries(self.task, self.now, deciding.BOUND, chosen(state, selection))
         first = list(islice(line, deciding.BOUND + SHOWN_MAX))
         case = Case(self.state, self.task, first[0][2], self.now, self.engine_alive, self.unavailable)
         shared = [*surroundings(case), *limits(case)]
@@ -141,7 +149,7 @@ class _Groups:
     def _by_order(self, count: int, first: list[Entry], engine: list[Blocker]) -> Iterator[Group]:
         """Group the jobs that the next round launches, and those that come later; no limit holds the first one."""
         state, task = self.state, self.task
-        decided = deciding.decide(state, self.now, unavailable=self.unavailable)
+        decided = deciding.decide(state, self.now, unavailable=self.unavailable, selection=self.selection)
         mine = {state.job_index[each.job] for each in decided.decisions if each.task == task.name}
         launched = [job for _, _, job in first if job in mine]
         left = [entry for entry in first if entry[2] not in mine]
@@ -149,7 +157,7 @@ class _Groups:
         yield from self._group(what, explain, launched, len(launched))
         if not left:
             return
-        reserved = reservation(state, task, self.now, left[0], self.unavailable)
+        reserved = reservation(state, task, self.now, left[0], self.unavailable, self.selection)
         if reserved is not None:
             what, explain = reserved.what, reserved.explain
         else:

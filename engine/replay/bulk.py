@@ -16,7 +16,7 @@ from typing import Any
 
 from pyroaring import BitMap
 
-from datatask.engine.core.fold import HANDLED, apply, remember_request
+from datatask.engine.core.fold import HANDLED, apply, remember_request, selected
 from datatask.engine.core.leaves import LeafState, put_at, version_hash
 from datatask.engine.core.state import State
 from datatask.engine.replay.deferred import Deferred, DeferredRun
@@ -315,6 +315,7 @@ class Bulk:
         own = next(self._own[COLUMNAR[code]])
         if code == ROUND:
             self._deferred.round = own
+            selected(self.state, own.selection, own.decisions)
 
     def _plainly(self, position: int, job: int, source: Source) -> None:
         """Let the fold do one event."""

@@ -26,6 +26,7 @@ from datatask.engine.runtime.runners import Losses, Runners, judged
 from datatask.engine.runtime.services import STORES, Alarm, Background, Evaluate, evaluate_all
 from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
+from datatask.schema.definition import Selection
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
 from datatask.schema.messages import Ended, Fact, Started, Unusable, Who, Write
 from datatask.schema.troubles import again, as_error
@@ -60,6 +61,7 @@ class Runtime:
         self.reactor.runs.deadlines.tells_progress = True
         self.clock = clock
         self.mode: e.Mode = "run"
+        self.selection: Selection | None = None
         self.launching = False
         self.failure: BaseException | None = None
         self.services = services.Services(self.fail)
@@ -245,8 +247,12 @@ class Runtime:
         if evaluations:
             self._background.spawn(self._evaluated(evaluations), "filters, translations and priorities")
         launched, wake_at = (
-            reactor.decide(now, self.mode, BOUND) if self.launching else (0, reactor.runs.deadlines.next())
+            reactor.decide(now, self.mode, BOUND, self.selection)
+            if self.launching
+            else (0, reactor.runs.deadlines.next())
         )
+        if self.selection is not None:
+            self.selection = self.selection.after(launched)
         self.pump()
         self._expected_at = wake_at
         retry_at = reactor.evaluations.retry_at()  # of failing user code: `quiet` does not wait for it

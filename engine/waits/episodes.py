@@ -394,6 +394,8 @@ _BOUND = {
     "concurrency": ("quota", "the task's own concurrency"),
     "adapter": ("adapter", "the runner takes nothing"),
     "bound": ("priority", "others came first"),
+    "unselected": ("pause", "a run that did not choose it"),
+    "limit": ("pause", "a run that launched as many as its limit"),
 }
 
 

@@ -22,6 +22,7 @@ from datatask.schema.definition import (
     QuotaDef,
     RepositoryDef,
     RetryDef,
+    Selection,
     TaskDef,
 )
 
@@ -137,6 +138,7 @@ SAMPLES: tuple[e.Event, ...] = (
         decisions=1,
         unavailable=("pods",),
         constraints={"resize": "quota default: cpu"},
+        selection=Selection(tasks=("resize",), jobs=Not(of=In(leaf="job(lab-*)")), left=3),
     ),
     e.LaunchDecided(
         **{**RUN, "run": None},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any as Anything
 
 import msgspec
 
@@ -19,7 +19,17 @@ from datatask.engine.core.fold import apply, apply_all
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.schema import events as e
-from datatask.schema.definition import In, PipelineDef
+from datatask.schema.definition import (
+    All,
+    Any,
+    AnyExpr,
+    In,
+    Not,
+    PipelineDef,
+    Selection,
+    job_leaf,
+    view_id,
+)
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import (
     Adopted,
@@ -33,7 +43,7 @@ from datatask.schema.messages import (
     Write,
 )
 from datatask.schema.units import SECOND
-from tests.property.pipelines import JOBS, QUOTAS, STORED
+from tests.property.pipelines import JOBS, QUOTAS, STORED, TASKS
 
 Action = tuple[str, int, int, int]
 OUTCOMES: tuple[e.Outcome, ...] = (
@@ -84,6 +94,7 @@ class World:
         apply_all(self.state, 1, self.events())
         self.on_open()
         self.reactor = Reactor(self.state, self.random.random)
+        self.selection: Selection | None = None
         self.epoch += 1
         self.reactor.open(
             e.EngineOpened(at=self.now, version="1", host="h", pid=1, boot="b", epoch=self.epoch),
@@ -214,7 +225,30 @@ class World:
     def do_decide(self, a: int, b: int, c: int) -> None:
         self.now += (c % 3) * SECOND
         self.reactor.unavailable = {"t0"} if a % 10 == 0 else set()
-        self.reactor.decide(self.now, "run", bound=1 + b)
+        launched, _ = self.reactor.decide(self.now, "run", bound=1 + b, selection=self.selection)
+        self.selection = None if self.selection is None else self.selection.after(launched)
+
+    def do_choose(self, a: int, b: int, c: int) -> None:
+        """A run begins that is asked for part of the pipeline, or for all of it again."""
+        leaf, task = In(leaf=STORED[a % len(STORED)]), TASKS[b % len(TASKS)]
+        named = In(leaf=job_leaf((*JOBS, "*", "?")[a % (len(JOBS) + 2)]))
+        jobs: list[AnyExpr | None] = [
+            None,
+            leaf,
+            named,
+            Not(of=named),
+            Any(of=(named, All(of=(leaf, Not(of=named))))),
+        ]
+        live = In(leaf=view_id(task, "failed"))
+        self.selection = (
+            Selection(
+                tasks=(task,) if b % 3 else (),
+                jobs=[*jobs, live][c % 6],
+                left=None if a % 2 else c,
+            )
+            if b % 4
+            else None
+        )
 
     def do_evaluate(self, a: int, b: int, c: int) -> None:
         found = self.reactor.evaluations.due(self.now, 8)
@@ -256,7 +290,7 @@ class World:
             (link.expr.leaf for link in links if link.is_output and isinstance(link.expr, In)), None
         )
         if outputs % 4 and output is not None:
-            value: dict[str, Any] = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
+            value: dict[str, Anything] = {"data": b"x"} if outputs % 4 == 2 else {"value": VALUE}
             writes.append(Write(repository=output, job=spec.job, **value))
         self.reactor.runs.fact(Ended(run, self._ending(outcome), tuple(writes)), self.now)
 

@@ -9,7 +9,7 @@ import pytest
 from datatask.engine.explain.explanations import Explanation
 from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import events as e
-from datatask.schema.definition import All, FilteredDef, Not, QuotaDef, RetryDef
+from datatask.schema.definition import All, FilteredDef, In, Not, QuotaDef, RetryDef, Selection, job_leaf
 from datatask.schema.definition import Any as AnyOf
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.units import SECOND
@@ -107,6 +107,25 @@ def test_everything_is_told_at_once() -> None:
     assert f"(position {paused})" in found.held_by[1].explain
     assert f"run {run} (t {decided.job}: 2 cpu)" in found.held_by[2].explain
     assert found.changes[3].limits == {"cpu": 4 * SECOND}
+
+
+def test_what_the_run_under_way_leaves_out_is_told() -> None:
+    """By task, by job and by limit; without an engine any run may come."""
+    desk = Desk(pipeline(task("t", "a"), task("u", "b")))
+    desk.put("a", "x", "y")
+    named = In(leaf=job_leaf("x"))
+    for selection, word in (
+        (Selection(tasks=("u",)), "only u"),
+        (Selection(jobs=named), "only jobs in job(x)"),
+        (Selection(left=0), "limit"),
+    ):
+        desk.decide(selection=selection)
+        found = why(desk, "t", "y")
+        assert (holds(found)[0], ops(found)[0]) == ("unselected", "run")
+        assert word in found.held_by[0].explain
+        groups = explain_all(desk.state, "t", desk.now, engine_alive=True)
+        assert ("unselected", True) in [(group.what, "y" in group.sample) for group in groups]
+        assert "unselected" not in holds(why(desk, "t", "y", engine_alive=False))
 
 
 def test_since_is_the_deletion_of_what_is_absent() -> None:
