@@ -122,7 +122,7 @@ def test_plan_accepts_a_repository_with_code_of_its_own_and_refuses_what_vanishe
     assert project.ok("update", "--dry-run").lines == ["would launch t x"]
     project.ok("run", "t")
     assert project.ok("plan").lines == ["launch u all"]
-    (tmp_path / "pipeline.py").write_text(OPAQUE.replace('"a"', '"b"'))
+    (tmp_path / "pipeline.py").write_text(OPAQUE.replace('Repository("a")', 'Repository("b")'))
     for command in (["plan"], ["run", "--dry-run"], ["run"]):
         result = project.call(*command)
         assert result.code == 2
