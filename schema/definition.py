@@ -206,7 +206,7 @@ class PipelineDef(Declared, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
 
-class Selection(Value, frozen=True, kw_only=True):
+class Selection(Declared, frozen=True, kw_only=True):
     """What a `run` may launch: jobs of these `tasks` (empty: of all) that fulfil `jobs`, and at most `left` more.
 
     A leaf `job(PATTERN)` in `jobs` stands for the jobs of such names (`job_leaf`); all others are the definition's.

@@ -81,7 +81,7 @@ class Foreseen:
 
 
 def _put_at(path: Path, position: int) -> ValuePut:
-    from datatask.adapters.log.base import CheckedReader
+    from datatask.adapters.log.checkpoints import CheckedReader
     from datatask.adapters.log.reader import LogReader
 
     with LogReader(path) as reader:

@@ -30,7 +30,7 @@ from datatask.schema.definition import (
     job_leaf,
 )
 from datatask.schema.errors import InvalidValueError, unknown
-from datatask.schema.ids import is_job
+from datatask.schema.values import is_job
 
 _PATTERN = re.compile(r"[A-Za-z0-9._*?-]+")
 
