@@ -154,11 +154,11 @@ def recorded_state(
             remedy="give each pipeline a log of its own, or the same name=",
         )
     if losses is not None:
-        from datatask.adapters.wiring import succession
+        from datatask.adapters.wiring import opening
 
         declared = pipeline.declare()
-        succession.check(pipeline.name, declared, state, losses, where=locate(pipeline.log_location()).url)
-        for renamed in succession.renamed(state, declared, state.at):
+        opening.check(pipeline.name, declared, state, losses, where=locate(pipeline.log_location()).url)
+        for renamed in opening.renamed(state, declared, state.at):
             _apply(state, renamed)
     recorded = state.definition if state.defined_at else None
     if recorded is None or recorded.digest() != definition.digest():
