@@ -8,6 +8,9 @@ the moment at which the server stores a pod's end to that at which `RunEnded` is
 third process, which only reads a watch, has the event; `engine_ms` the rest. `memory_kb` is what this process grows by for
 each live pod, its run and its place in the log included; `server_cpu_ms` what the server itself spends on a start, and
 `quiet_requests` what it is asked in five seconds in which nothing happens to all these pods.
+
+`burst_ratio` is for 1,000 pods that end as soon as they run: how many a second the server is asked to create by the engine, first
+to last, beside kubernetes_asyncio's client alone with as many requests at a time; in turn, the median of the rounds.
 """
 
 from __future__ import annotations
@@ -24,12 +27,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
 PODS = 5000
 ENDS_A_SECOND = 200
 QUIET_SECONDS = 5
+BURST = 1000
+ROUNDS = 3
 TEMPLATE = """
 apiVersion: v1
 kind: Pod
@@ -78,13 +84,20 @@ class Other:
         self.process.communicate()
 
 
-async def serve() -> None:
-    """Serve; `spent` is answered with CPU seconds and requests so far, `end` with when each job's pod has ended."""
+async def serve(run_seconds: float | None) -> None:
+    """Serve; `spent` is answered with CPU seconds and requests so far, `end` with when each job's pod has ended.
+
+    `burst` is answered with the seconds between the first and the last pod that was made since it was asked last.
+    """
+    from tests.kube.api.deleting import PODS as KIND
     from tests.kube.api.null_kubelet import running_null
     from tests.kube.api.server import serve as serving
 
-    async with serving() as server, running_null(server, run_seconds=None) as kubelet:
+    made: list[float] = []
+    async with serving() as server, running_null(server, run_seconds=run_seconds) as kubelet:
         server.namespace("space")
+        listeners = server.storage.table(KIND).listeners
+        listeners.append(lambda change: made.append(time.perf_counter()) if change.type == "ADDED" else None)
         print(json.dumps(server.config()), flush=True)
         while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
             answer: Any = {
@@ -92,7 +105,10 @@ async def serve() -> None:
                 "requests": len(server.asked),
                 "version": server.storage.version,
             }
-            if word == "end":
+            if word == "burst":
+                answer = {"pods": len(made), "seconds": made[-1] - made[0]}
+                made.clear()
+            elif word == "end":
                 jobs = {pod["metadata"]["uid"]: _job(json.dumps(pod).encode()) for pod in server.pods()}
                 count = kubelet.end(1 / ENDS_A_SECOND)
                 while len(kubelet.ends) < count:
@@ -193,6 +209,70 @@ async def measure(server: Other, folder: Path, pods: int) -> dict[str, Any]:
     }
 
 
+async def burst(server: Other, folder: Path, count: int) -> float:
+    """Return how many pods a second the engine makes, when each ends as soon as it runs."""
+    from datatask import KubeTask, LogMetadataRepository, Pipeline, PodManager, Session
+
+    given, done = LogMetadataRepository("given"), LogMetadataRepository("done")
+    task = KubeTask("t", PodManager("burst", "space", server.first), None, TEMPLATE, None, done)
+    task.link("given", given, is_input=True)
+    async with Pipeline([task], Session(), log=folder / f"{time.monotonic_ns()}.db") as pipeline:
+        await asyncio.gather(*(given.dump(f"j{number}", {}) for number in range(count)))
+        await pipeline.run()
+    return await _made(server, count)
+
+
+async def bare(server: Other, count: int) -> float:
+    """Return how many pods a second the client alone makes, with as many requests at a time, and remove them."""
+    from kubernetes_asyncio import client, config
+
+    from datatask.adapters.execute.kube.cluster import IN_FLIGHT
+
+    configuration = client.Configuration()
+    await config.load_kube_config_from_dict(server.first, client_configuration=configuration)
+    pods = iter(range(count))
+    async with client.ApiClient(configuration) as api:
+        v1 = client.CoreV1Api(api)
+
+        async def make() -> None:
+            for number in pods:
+                await v1.create_namespaced_pod("space", _manifest(number))
+
+        await asyncio.gather(*(make() for _ in range(IN_FLIGHT)))
+        found = await _made(server, count)
+        await v1.delete_collection_namespaced_pod("space", grace_period_seconds=0)
+    return found
+
+
+def _manifest(number: int) -> Any:
+    import yaml
+
+    labels = {"team": "bench", "app": "bare", "job": f"j{number}"}
+    found = yaml.safe_load(TEMPLATE.replace("{{ job }}", f"j{number}"))
+    return {**found, "metadata": {"name": f"bare-{number}", "labels": labels}}
+
+
+async def _made(server: Other, count: int) -> float:
+    told = await server.ask("burst")
+    if told["pods"] != count:
+        sys.exit(f"{told['pods']} pods were made, not {count}")
+    return float(count / told["seconds"])
+
+
+async def bursts(server: Other, folder: Path) -> dict[str, Any]:
+    """Return both, in turn."""
+    rates: dict[str, list[float]] = {"bare": [], "engine": []}
+    for _ in range(ROUNDS):
+        rates["bare"].append(await bare(server, BURST))
+        rates["engine"].append(await burst(server, folder, BURST))
+    ratios = [engine / alone for engine, alone in zip(rates["engine"], rates["bare"], strict=True)]
+    return {
+        "burst_creates_per_second": round(median(rates["engine"])),
+        "burst_creates_per_second_bare": round(median(rates["bare"])),
+        "burst_ratio": round(median(ratios), 2),
+    }
+
+
 def _percentiles(name: str, values: list[float]) -> dict[str, float]:
     return {f"{name}_p{part}": round(values[len(values) * part // 100], 1) for part in (50, 95)}
 
@@ -201,11 +281,12 @@ def main() -> None:
     """Measure and print; without kubernetes_asyncio there is nothing to measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pods", type=int, default=PODS)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only-burst", action="store_true", help="measure bursts alone")
+    parser.add_argument("--serve", choices=["live", "ended"], help=argparse.SUPPRESS)
     parser.add_argument("--probe", nargs=2, metavar=("URL", "VERSION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve())
+        asyncio.run(serve(None if options.serve == "live" else 0.0))
         return
     if options.probe:
         probe(options.probe[0], int(options.probe[1]), options.pods)
@@ -215,12 +296,20 @@ def main() -> None:
     except ImportError:
         print(json.dumps({"not_installed": "kubernetes_asyncio"}))
         return
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        server = Other("--serve")
-        try:
-            print(json.dumps(asyncio.run(measure(server, Path(name), options.pods))))
-        finally:
-            server.close()
+        for mode in ("ended",) if options.only_burst else ("live", "ended"):
+            server = Other("--serve", mode)
+            try:
+                work = (
+                    measure(server, Path(name), options.pods)
+                    if mode == "live"
+                    else bursts(server, Path(name))
+                )
+                figures |= asyncio.run(work)
+            finally:
+                server.close()
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

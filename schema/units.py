@@ -53,3 +53,23 @@ def duration_words(seconds: float) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
     return f"{whole} s"
+
+
+def amount_words(name: str, amount: int) -> str:
+    """Return billionths of a resource for people: `1.5 cores`, `64Mi memory`, `2 gpu`."""
+    shown = amount_figure(name, amount)
+    if name == "cpu":
+        return f"{shown} core" if amount == NANO else f"{shown} cores"
+    return f"{shown} {'memory' if name == 'mem' else name}"
+
+
+def amount_figure(name: str, amount: int) -> str:
+    """Return the figure alone; that of bytes has a binary suffix."""
+    size = in_units(amount)
+    if name not in ("mem", "memory") and not name.startswith("hugepages-") and "storage" not in name:
+        return f"{size:g}"
+    suffixes = iter(("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+    suffix = next(suffixes)
+    while abs(size) >= 1024 and suffix != "Ei":
+        size, suffix = size / 1024, next(suffixes)
+    return f"{size:.4g}{suffix}"

@@ -32,6 +32,7 @@ from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, NoLogError, UnknownNameError
 from datatask.schema.troubles import shown
+from datatask.schema.units import NANO, amount_figure
 
 WATCH_SECONDS = 1.0
 ENGINE_SECONDS = 2.0
@@ -158,9 +159,14 @@ def _draw(output: Output, log: Seen, counts: dict[str, Any], found: dict[str, st
         for link, shape in task["links"].items():
             table.add_row(Text(f"  {link} {shape['count']}", "dim"))
     console.print(table)
+
+    def figure(what: str, amount: float) -> str:
+        return amount_figure(what, round(amount * NANO))
+
     for name, quota in counts["quotas"].items():
         used = ", ".join(
-            f"{what} {quota['used'].get(what, 0):g} of {limit:g}" for what, limit in quota["limit"].items()
+            f"{what} {figure(what, quota['used'].get(what, 0))} of {figure(what, limit)}"
+            for what, limit in quota["limit"].items()
         )
         console.print(Text(f"quota {name}: {used}"))
     for name, trouble in found.items():

@@ -191,6 +191,7 @@ def _own_run(state: State, run: OpenRun) -> Blocker:
     status = "decided, not yet started" if run.started_at is None else "running"
     status = "out of reach" if run.unreachable else "stopping" if run.stopping else status
     where = f" on {run.where}" if run.where else ""
+    where += f" in pod {pod}" if (pod := (run.handle or {}).get("pod")) else ""
     reason = f"run {run.run} (attempt {run.attempt}, position {run.run}) is {status}{where}"
     return Blocker("live", reason, run.run)
 

@@ -22,7 +22,7 @@ from datatask.engine.explain.explanations import Amount, Blocker, Change, iso_up
 from datatask.engine.explain.what_if import WhatIf, end_of_run, index_of
 from datatask.schema.definition import Selection
 from datatask.schema.events import LaunchDecided
-from datatask.schema.units import NANO, in_units
+from datatask.schema.units import NANO, amount_figure, amount_words, in_units
 
 AHEAD_MAX = 1000
 SHOWN_MAX = 5
@@ -50,12 +50,14 @@ def _amounts(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
     for part, amount in case.task.definition.resources.items():
         limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
         lacking = {part: Amount(needed=in_units(amount), used=in_units(used), limit=in_units(limit))}
+        words = amount_words(part, amount)
         if amount > limit:
-            reason = f"{amount / NANO:g} {part} is asked for, {name} grants {limit / NANO:g} in all"
+            reason = f"it asks for {words}, {name} grants {amount_figure(part, limit)} in all"
             yield Blocker("infeasible", reason, quota=name, amounts=lacking)
         elif amount and used + amount > limit:
             runs, shown = _using(case, lambda run: run.quota == name, part)
-            reason = f"{name} has {used / NANO:g} of {limit / NANO:g} {part} in use, {amount / NANO:g} is needed: {shown}"
+            held = f"{amount_figure(part, used)} of {amount_words(part, limit)}"
+            reason = f"{name} has {held} in use, it asks for {words}: {shown}"
             yield Blocker("quota", reason, quota=name, amounts=lacking, **runs)
 
 

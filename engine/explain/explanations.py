@@ -16,7 +16,7 @@ import msgspec
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import definition as d
-from datatask.schema.units import EPOCH, in_units
+from datatask.schema.units import EPOCH, NANO, amount_words, in_units
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,7 +211,7 @@ _RUNNING = {"live": "wait until {task} runs {job}", "not live": "wait until {tas
 def change_text(change: Change) -> str:
     """Return what is to be done, in words."""
     fields = {name: getattr(change, name) for name in change.__struct_fields__}
-    amounts = [f"{amount / 1e9:g} {part}" for part, amount in change.limits.items()]
+    amounts = [amount_words(part, amount) for part, amount in change.limits.items()]
     amounts += [f"{change.launches} launches in its window"] if change.launches is not None else []
     pattern = _OPS[change.op]
     if change.op == "wait_for" and change.run is not None:
@@ -330,5 +330,5 @@ def usage_of(state: State, run: OpenRun) -> RunUsage:
 
 def usage_text(usage: RunUsage) -> str:
     """Return a run and what it uses, in words."""
-    amounts = ", ".join(f"{amount:g} {part}" for part, amount in usage.amounts.items())
+    amounts = ", ".join(amount_words(part, round(amount * NANO)) for part, amount in usage.amounts.items())
     return f"run {usage.run} ({usage.task} {usage.job}{': ' + amounts if amounts else ''})"

@@ -361,7 +361,7 @@ def test_machines_bind_where_the_quota_does_not() -> None:
 def test_jobs_that_cannot_go_on_are_told_with_what_they_wait_for() -> None:
     greedy = PLAIN.with_(default=TaskScenario(duration=1.0, resources={"cpu": 5}))
     (line,) = simulate(shop(), greedy).stuck
-    assert line.startswith("cut: 40 jobs (job-00, job-01, job-02, …) wait: 5 cpu is asked for")
+    assert line.startswith("cut: 40 jobs (job-00, job-01, job-02, …) wait: it asks for 5 cores")
     small = PLAIN.with_(machines=[Machines("hosts", count=2, amounts={"cpu": 0.5})])
     (line,) = simulate(shop(), small).stuck[:1]
     assert line.startswith("cut: 4 runs (job-00, job-01, job-02, …) wait for a machine of hosts")

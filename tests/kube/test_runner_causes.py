@@ -46,7 +46,7 @@ async def test_a_missing_volume_is_told_at_once_and_then_nothing_is_asked() -> N
         assert not facts.of(1, Noticed)
         api.tell(name, "FailedMount", MOUNT, kind="Warning")
         told = await facts.first(1, Noticed)
-        assert (told.phase, told.reason, told.message) == ("pending", "FailedMount", MOUNT)
+        assert (told.phase, told.reason, told.message) == ("pending", "FailedMount", f"pod {name}: {MOUNT}")
         asked = len(api.server.asked)
         api.change(name, "Pending", WAITS, node="node1")
         await asyncio.sleep(0.5)

@@ -81,7 +81,7 @@ async def test_a_deletion_that_is_refused_is_asked_for_again(monkeypatch: pytest
         await until(lambda: api.pods[name]["metadata"].get("deletionTimestamp"))
         api.end(name, 137)
         assert (await facts.end_of(1)).ending.outcome == "cancelled"
-    assert facts.of(1, Noticed)[0].message == "away"
+    assert facts.of(1, Noticed)[0].message == f"pod {name}: away"
 
 
 async def test_a_pod_that_cannot_be_removed_now_is_removed_later() -> None:
@@ -179,7 +179,7 @@ async def test_an_image_that_cannot_be_pulled_ends_the_run_with_the_clusters_wor
         runner.forget(1)
         await until(lambda: name not in api.pods)
     assert [(fact.reason, fact.message) for fact in facts.of(1, Noticed)] == [
-        ("ErrImagePull", "container main: cannot pull x")
+        ("ErrImagePull", f"pod {name}: container main: cannot pull x")
     ]
     assert ended.ending.outcome == "refused"
     assert ended.ending.error is not None

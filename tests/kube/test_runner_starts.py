@@ -138,7 +138,9 @@ async def test_a_full_quota_is_tried_by_one_run_and_filled_as_soon_as_there_is_r
         assert api.counts["create pods"] < 20
         told = [fact for fact in facts.all if isinstance(fact, Noticed)]
         assert {(fact.phase, fact.reason) for fact in told} == {("pending", "QuotaExceeded")}
-        assert all((fact.message or "").endswith(words) for fact in told)
+        for fact in told:  # who waits behind another one is told of its own pod
+            own = pod_name("app", "t", f"j{fact.run}", f"{LOG}.1.{fact.run}")
+            assert fact.message == f'pods "{own}" {words}'
 
         def waiting() -> list[str]:
             return [name for name, pod in api.pods.items() if pod["status"]["phase"] == "Pending"]

@@ -18,6 +18,8 @@ import msgspec
 
 from datatask.schema import units
 
+Quantities = dict[str, str | int | float]
+
 
 class Value(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
     """A part of an API object; unknown fields are skipped."""
@@ -74,8 +76,8 @@ class ContainerState(Value, frozen=True):
 class Amounts(Value, frozen=True):
     """Quantities by resource."""
 
-    requests: dict[str, str] | None = None
-    limits: dict[str, str] | None = None
+    requests: Quantities | None = None
+    limits: Quantities | None = None
 
 
 class ContainerStatus(Value, frozen=True):
@@ -85,7 +87,7 @@ class ContainerStatus(Value, frozen=True):
     image: str = ""
     state: ContainerState = ContainerState()
     restart_count: int = 0
-    allocated_resources: dict[str, str] | None = None
+    allocated_resources: Quantities | None = None
     resources: Amounts | None = None
 
 
@@ -110,7 +112,7 @@ class Status(Value, frozen=True):
     init_container_statuses: list[ContainerStatus] | None = None
     start_time: str | None = None
     observed_generation: int = 0
-    allocated_resources: dict[str, str] | None = None
+    allocated_resources: Quantities | None = None
     resources: Amounts | None = None
 
 
@@ -130,7 +132,7 @@ class Spec(Value, frozen=True):
     init_containers: list[Container] | None = None
     node_name: str = ""
     resources: Amounts | None = None
-    overhead: dict[str, str] | None = None
+    overhead: Quantities | None = None
 
 
 class Pod(Value, frozen=True):

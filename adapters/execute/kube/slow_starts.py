@@ -180,8 +180,9 @@ class Waiting:
         raise NotImplementedError
 
     def notice(self, run: Run, phase: str, reason: str, message: str) -> None:
-        """Tell what is worth telling of a run, once for each reason in a row."""
+        """Tell what is worth telling of a run and its pod, once for each reason in a row."""
         key = f"{phase}:{reason}"
+        message = message if run.name in message else f"pod {run.name}: {message}"
         if key != run.noticed and not run.told:
             run.noticed = key
             self._sink(Noticed(run.spec.run, phase, reason, message[:1000]))

@@ -39,7 +39,7 @@ class Starting(Waiting):
 
     def __init__(self, shared: Shared, recipe: Recipe) -> None:
         super().__init__(shared, recipe)
-        self._full: tuple[str, str] | None = None
+        self._full: tuple[str, str, str] | None = None
         self._others_told = False
 
     def _prepare(self) -> None:
@@ -98,7 +98,8 @@ class Starting(Waiting):
         try:
             while True:
                 if self._full is not None and not held and not run.asked:
-                    self.notice(run, "pending", *self._full)
+                    reason, words, other = self._full
+                    self.notice(run, "pending", reason, words.replace(other, run.name))
                     await self._probe.acquire()
                     held = True
                 if held and self._full is None:
@@ -133,7 +134,7 @@ class Starting(Waiting):
                 if refusal.again == "never":
                     raise _refused(refusal)
                 if refusal.again == "full":
-                    self._full = refusal.reason, refusal.words
+                    self._full = refusal.reason, refusal.words, run.name
                     if held:
                         await self.shared.room(pause)
                 elif refusal.again == "limited":

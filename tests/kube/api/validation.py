@@ -198,13 +198,21 @@ def _default_container(container: Object) -> Object:
         "imagePullPolicy": "Always" if latest else "IfNotPresent",
     }
     made = {**defaults, **container}
-    resources = made["resources"]
+    resources = made["resources"] = as_text(made["resources"])
     if resources.get("limits"):  # what is limited and not requested is requested as it is limited
         made["resources"] = {
             **resources,
             "requests": {**resources["limits"], **(resources.get("requests") or {})},
         }
     return made
+
+
+def as_text(resources: Object) -> Object:
+    """Return amounts as the server has them: always text."""
+    return {
+        key: {name: str(value) for name, value in told.items()} if isinstance(told, dict) else told
+        for key, told in resources.items()
+    }
 
 
 def quality(pod: Object) -> str:

@@ -6,7 +6,18 @@ import datetime as dt
 
 import pytest
 
-from datatask.schema.units import DAY, HOUR, MINUTE, SECOND, duration_words, iso, moment, nanoseconds
+from datatask.schema.units import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NANO,
+    SECOND,
+    amount_words,
+    duration_words,
+    iso,
+    moment,
+    nanoseconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +54,20 @@ def test_no_time() -> None:
 def test_a_duration_in_words(seconds: float, text: str) -> None:
     """Two units at most, rounded down; below ten seconds a tenth counts."""
     assert duration_words(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "text"),
+    [
+        ("cpu", 1, "1 core"),
+        ("cpu", 0.1, "0.1 cores"),
+        ("mem", 64 << 20, "64Mi memory"),
+        ("mem", 1.5 * (1 << 30), "1.5Gi memory"),
+        ("mem", 0, "0 memory"),
+        ("hugepages-2Mi", 4 << 20, "4Mi hugepages-2Mi"),
+        ("gpu", 2048, "2048 gpu"),
+    ],
+)
+def test_an_amount_in_words(name: str, amount: float, text: str) -> None:
+    """Bytes with a binary suffix, cpu as cores, anything else as it is."""
+    assert amount_words(name, round(amount * NANO)) == text

@@ -105,7 +105,7 @@ def test_everything_is_told_at_once() -> None:
     assert holds(found) == ["engine", "paused", "quota"]
     assert ops(found) == ["start_engine", "resume", "delete", "raise_quota"]
     assert f"(position {paused})" in found.held_by[1].explain
-    assert f"run {run} (t {decided.job}: 2 cpu)" in found.held_by[2].explain
+    assert f"run {run} (t {decided.job}: 2 cores)" in found.held_by[2].explain
     assert found.changes[3].limits == {"cpu": 4 * SECOND}
 
 
@@ -203,7 +203,7 @@ def test_infeasible_names_both_amounts() -> None:
     )
     desk.put("a", "x")
     found = why(desk, "t", "x")
-    assert [hold.explain for hold in found.held_by] == ["8 cpu is asked for, q grants 4 in all"]
+    assert [hold.explain for hold in found.held_by] == ["it asks for 8 cores, q grants 4 in all"]
     assert found.changes[0].limits == {"cpu": 8_000_000_000}
 
 
