@@ -1,7 +1,7 @@
 """What every runner promises: one start, one end, idempotent by identity; stops end runs; nothing is silent.
 
-The same claims for runs on the loop, in threads, in worker processes, as processes of this machine and of others, and as
-pods.
+The same claims for runs on the loop, in threads, in worker processes, in Dask's, as processes of this machine and of others,
+and as pods.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +36,7 @@ from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner
 from datatask.engine.runtime import calls
 from datatask.schema.messages import Adopted, Ended, Started, Unreachable
+from tests import dask_kit
 from tests.kube.toy import target
 from tests.run_kit import contents, opened, spec
 from tests.ssh_kit import server
@@ -110,7 +111,7 @@ QUOTED = "'" + SCRIPT.replace("\n", " ") + "'"
 PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")), "pods")
 WORKERS = get_context("forkserver")
 WORKERS.set_forkserver_preload([__name__])  # imported once, and not by each worker of each test
-KINDS = ("loop", "threads", "workers", *PROCESSES)
+KINDS = ("loop", "threads", "workers", "dask", *PROCESSES)
 
 
 def make_task(kind: str, path: Path) -> EngineTask:
@@ -122,6 +123,8 @@ def make_task(kind: str, path: Path) -> EngineTask:
             return function_task(behave, lambda: ThreadPoolExecutor(2))
         case "workers":
             return function_task(behave_plainly, lambda: ProcessPoolExecutor(2, mp_context=WORKERS))
+        case "dask":
+            return function_task(behave, dask_kit.shared().url)
         case "pods":
             return pod_task(path)
         case "ssh":
@@ -139,9 +142,13 @@ def make_runner(kind: str, path: Path) -> Runner:
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where runs go."""
-    return str(request.param)
+    yield str(request.param)
+    if (
+        request.param == "dask"
+    ):  # runs that were not forgotten are held there, and the next test has runs of the same identities
+        dask_kit.shared().clear()
 
 
 async def test_a_run_starts_and_then_ends_well(kind: str, tmp_path: Path) -> None:

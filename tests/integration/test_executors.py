@@ -588,4 +588,4 @@ if __name__ == "__main__":
 def test_only_executors_and_what_makes_them() -> None:
     """Anything else is the caller's mistake."""
     with pytest.raises(CallerError, match="no executor"):
-        ExecutorTask("t", 7, InProcessMetadataRepository())  # type: ignore[arg-type]
+        ExecutorTask("t", 7, InProcessMetadataRepository())

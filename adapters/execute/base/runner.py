@@ -150,6 +150,10 @@ class TrackedRuns(Generic[R]):
         self._unaccounted.add(run.spec.run)
         return run
 
+    def waits(self, run: R) -> None:
+        """A run that is recovered is at its target and has not begun: it tells of its start when it does."""
+        self._account(run)
+
     def _account(self, run: R) -> None:
         run.recovering = run.silent = False
         self._accounted_for(run)

@@ -1,16 +1,17 @@
 """Tasks whose runs are calls in a `concurrent.futures` executor: threads, processes, or something else.
 
 In: a plain or async function and the executor, or what makes one. Out: the task; its runs are those of
-`executor_runs`. docs/executors.md says what executors of others can do.
+`executor_runs`, and on a Dask cluster, where they outlive the engine, of `dask.runner`. docs/executors.md says what executors of others can do.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from datatask.adapters.execute.functions.dask.places import check_dask, is_dask
 from datatask.adapters.execute.functions.executor_runs import ExecutorRunner
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.pools import Made, Pool
@@ -18,9 +19,12 @@ from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.ports import Runner
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import expect
+from datatask.schema.errors import InvalidValueError, expect
 
-CONCURRENCY = 32
+CONCURRENCY, DASK_CONCURRENCY = 32, 1000
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class ExecutorTask(FunctionTask):
@@ -28,13 +32,15 @@ class ExecutorTask(FunctionTask):
 
     Links `live` (status, inhibits_start, inhibits_output; deleting from it cancels) and `done` (status,
     inhibits_start, required_for_output). `concurrency` is twice the executor's workers by default, 32 where
-    they are not known. An executor made by the given function is shut down with the pipeline.
+    they are not known, 1,000 on Dask. An executor made by the given function is shut down with the pipeline.
+    `dask://HOST:PORT` or a `distributed.Client` names a Dask cluster, on which runs outlive the engine; `resources`
+    are what a run takes there of its worker's, such as `{"GPU": 1}`.
     """
 
     def __init__(
         self,
         name: str,
-        executor: Made,
+        executor: Made | str | Client,
         done: MetadataRepository,
         ready: Repository | None = None,
         func: Callable[..., Any] | None = None,
@@ -47,11 +53,22 @@ class ExecutorTask(FunctionTask):
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
+        resources: Mapping[str, float] | None = None,
     ) -> None:
-        pool = Pool.of(executor)
-        if concurrency is None:
-            known = pool.slots if isinstance(executor, Executor) else None
-            concurrency = CONCURRENCY if known is None else 2 * known
+        self.outlives = is_dask(executor)
+        if self.outlives:
+            check_dask(name, executor, resources)
+            concurrency = DASK_CONCURRENCY if concurrency is None else concurrency
+        elif resources is not None:
+            raise InvalidValueError(
+                f"resources={resources!r} of task {name}: only Dask's workers have such",
+                remedy="leave it out, or name a Dask cluster as executor",
+            )
+        else:
+            pool = Pool.of(cast("Made", executor))
+            if concurrency is None:
+                known = pool.slots if isinstance(executor, Executor) else None
+                concurrency = CONCURRENCY if known is None else 2 * known
         super().__init__(
             name,
             ready,
@@ -66,10 +83,15 @@ class ExecutorTask(FunctionTask):
             conflicts=conflicts,
         )
         expect(self, Repository, done=done)
-        self.executor = executor
+        self.executor: Any = executor
+        self.resources = resources
         self.done = done
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
         self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
 
     def _make_runner(self) -> Runner:
+        if self.outlives:
+            from datatask.adapters.execute.functions.dask.runner import DaskRunner
+
+            return DaskRunner(self, self.executor, self.resources)
         return ExecutorRunner(self, self.executor)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from datatask.adapters.execute.functions.detached import ending_of, writes_of
 from datatask.adapters.execute.functions.in_process import Function, parameters_of
 from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.manager import PodManager
@@ -101,7 +102,7 @@ class KubeFunctionTask(KubeTask):
         if found is None:
             return None
         message, length = found
-        return Result(worker.ending_of(message), worker.writes_of(message)), length
+        return Result(ending_of(message), writes_of(message)), length
 
     def _finished(self, spec: RunSpec, ending: Ending) -> tuple[Write, ...]:
         """Return the entry of `func_done`, where `done` is the pod's; otherwise the engine writes it."""

@@ -95,7 +95,7 @@ def test_the_links_of_each_kind_of_task() -> None:
         "stderr": "is_output required_for_output",
         "done": "is_status inhibits_start required_for_output",
     }
-    executor = ExecutorTask("e", lambda: None, Meta())  # type: ignore[arg-type,return-value]
+    executor = ExecutorTask("e", lambda: None, Meta())
     assert {name: dispositions(link) for name, link in executor.links.items()} == {
         "live": "is_status inhibits_start inhibits_output",
         "done": "is_status inhibits_start required_for_output",

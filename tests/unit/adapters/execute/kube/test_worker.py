@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from datatask import CallerError, FileRepository, LogBlobRepository, LogMetadataRepository
+from datatask.adapters.execute.functions import detached
 from datatask.adapters.execute.kube import worker
 from datatask.engine.run_context import RunContext, ValueRef, current_run
 from datatask.schema.events import ErrorInfo
@@ -24,7 +25,7 @@ class Values:
 
     def __init__(self, values: dict[str, ValueRef], folder: Path) -> None:
         self._values = values
-        self.blobs = worker.PodBlobs(folder)
+        self.blobs = detached.AwayBlobs(lambda: folder)
 
     def position(self, repository_id: str) -> int:
         return 7
@@ -37,7 +38,7 @@ class Values:
 
 
 def told(
-    capfd: pytest.CaptureFixture[str], message: worker.Message, identity: str = IDENTITY
+    capfd: pytest.CaptureFixture[str], message: detached.Message, identity: str = IDENTITY
 ) -> tuple[int, bytes]:
     """Return the exit code, and what a worker wrote."""
     code = worker._told(message, identity)
@@ -58,7 +59,7 @@ async def test_inputs_travel_and_are_what_they_were(tmp_path: Path) -> None:
         leaf.bind(leaf.name or "", binding)
     text = await worker.inputs_of({"x": document, "y": blob, "z": absent}, "j", "t[j]")
     inputs = worker.read_inputs(text)
-    there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
+    there = detached.AwayBinding(inputs, "j", detached.AwayBlobs(lambda: tmp_path), "a pod")
     value = await there.value("d", "j")
     assert value is not None
     assert (bytes(value.value), value.position) == (b'{"a":1}', 3)
@@ -92,7 +93,7 @@ async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path)
     for leaf in (document, absent):
         leaf.bind(leaf.name or "", engine)
     inputs = worker.read_inputs(await worker.inputs_of({"x": document, "z": absent}, "j", "t[j]"))
-    there = worker.PodBinding(inputs, "j", worker.PodBlobs(tmp_path))
+    there = detached.AwayBinding(inputs, "j", detached.AwayBlobs(lambda: tmp_path), "a pod")
     bound: tuple[tuple[Any, str], ...] = ((document, "d"), (absent, "n"), (files, "f"))
     for repository, name in bound:
         repository.unbind()
@@ -111,8 +112,10 @@ async def test_what_a_function_has_read_goes_with_what_it_writes(tmp_path: Path)
     finally:
         current_run.reset(token)
     assert (tmp_path / "files" / "j").read_text() == "beforeafter"
-    message = worker.Message(writes=tuple(worker._travelling(one, there.blobs) for one in context.writes()))
-    written = {one.repository: one for one in worker.writes_of(message)}
+    message = detached.Message(
+        writes=tuple(detached._travelling(one, there.blobs) for one in context.writes())
+    )
+    written = {one.repository: one for one in detached.writes_of(message)}
     assert (written["d"].over, written["n"].over) == (7, 7)
     assert written["f"].version is not None
 
@@ -130,24 +133,24 @@ async def test_inputs_that_are_too_large_are_refused(tmp_path: Path) -> None:
 
 def test_results_travel_through_a_log(capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever was printed before; many lines where it is long; the frame is known to the byte."""
-    written = worker.Written("out", "j", data=os.urandom(20_000))
-    message = worker.Message(
-        started_at=1, ended_at=2, writes=(written, worker.Written("d", "j", value='{"a":1}'))
+    written = detached.Written("out", "j", data=os.urandom(20_000))
+    message = detached.Message(
+        started_at=1, ended_at=2, writes=(written, detached.Written("d", "j", value='{"a":1}'))
     )
     code, trailer = told(capfd, message)
     assert (code, trailer.count(b"\n") > 6) == (0, True)
     found = worker.find_result(b"printed\nno newline at its end" + trailer, IDENTITY)
     assert found == (message, len(trailer))
-    put, document = worker.writes_of(message)
+    put, document = detached.writes_of(message)
     assert (put.data, put.size, bytes(document.value)) == (written.data, 20_000, b'{"a":1}')
-    ending = worker.ending_of(message)
+    ending = detached.ending_of(message)
     assert (ending.outcome, ending.started_at, ending.ended_at) == ("succeeded", 1, 2)
 
 
 def test_a_result_that_is_not_whole_or_not_this_runs_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     """Cut, changed, of another run."""
     error = ErrorInfo(type="ValueError", message="as told", traceback="Traceback …\n")
-    code, trailer = told(capfd, worker.Message(error))
+    code, trailer = told(capfd, detached.Message(error))
     assert code == 1
     assert worker.find_result(trailer, IDENTITY) is not None
     assert worker.find_result(trailer, IDENTITY + "0") is None
@@ -158,7 +161,7 @@ def test_a_result_that_is_not_whole_or_not_this_runs_is_none(capfd: pytest.Captu
 
 def test_a_result_that_is_too_large_is_a_failure_that_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing of it is recorded."""
-    message = worker.Message(writes=(worker.Written("out", "j", data=os.urandom(900_000)),))
+    message = detached.Message(writes=(detached.Written("out", "j", data=os.urandom(900_000)),))
     code, trailer = told(capfd, message)
     found = worker.find_result(trailer, IDENTITY)
     assert found is not None
@@ -176,7 +179,7 @@ def test_a_pod_knows_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blobs_of_a_run_are_files_by_their_digest(tmp_path: Path) -> None:
     """Put, adopted, copied."""
-    blobs = worker.PodBlobs(tmp_path)
+    blobs = detached.AwayBlobs(lambda: tmp_path)
     path = blobs.new()
     path.write_bytes(b"abc")
     digest, size = blobs.adopt(path)

@@ -1,0 +1,522 @@
+"""One Dask scheduler, as all tasks that name it share it: what is handed over to it, held there, found again, let go of.
+
+In: runs to submit, adopt and let go of. Out: what became of them, to the runs' runners (`Hears`). A run is a Dask task whose key has
+the run's identity in it. In the same message as the task the scheduler gets a hold on its key, in the name of a client that is
+never connected and so never leaves: this is what publishing a dataset does, without its two gaps (decision 0025). The hold goes when the
+run's end is durable. A connection that was lost is made again for as long as it takes; then all open runs are looked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from types import FunctionType
+from typing import Any, ClassVar, Protocol
+
+from datatask.adapters.execute.base.runner import TrackedRun
+from datatask.adapters.execute.functions.dask import worker
+from datatask.adapters.execute.functions.dask.places import Place, place_of
+from datatask.engine.runtime.services import Service, current
+from datatask.schema.messages import RunSpec
+
+logger = logging.getLogger("datatask.dask")
+
+CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
+BATCH_SECONDS, GATHER_SECONDS = 0.003, 0.02
+CLOSE_SECONDS = 5.0
+UNLOCKS_MAX = 1000
+BARRED_SECONDS = 60.0
+"""What was kept from being begun stays barred so long: a worker may have it in hand, a message may be on its way."""
+_IDENTITY = re.compile(r"-([0-9a-f-]+)\.(\d+)\.(\d+)$")
+
+
+class DaskRun(TrackedRun):
+    """One run at the scheduler; `claimed`: nothing begins it any more, since it has begun or we have barred it."""
+
+    def __init__(self, spec: RunSpec, hears: Hears, resources: dict[str, float] | None) -> None:
+        super().__init__(spec)
+        self.hears = hears
+        self.resources = resources
+        self.key = f"{spec.task}-{spec.identity}"
+        self.parcel = b""
+        self.scheduler = ""
+        self.worker = self.address = ""
+        self.future: Any = None
+        self.watch: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.begun = self.claimed = self.held = False
+        self.unlock_at = 0.0
+
+
+class Hears(Protocol):
+    """What a runner hears of its runs."""
+
+    def on_begun(self, run: DaskRun) -> None:
+        """A worker has begun it."""
+
+    def on_found(self, run: DaskRun) -> None:
+        """It is at the scheduler, begun or not."""
+
+    async def on_missing(self, run: DaskRun) -> None:
+        """The scheduler does not know it."""
+
+    def on_returned(self, run: DaskRun, reply: worker.Reply) -> None:
+        """It is over."""
+
+    async def on_failed(self, run: DaskRun, error: Exception) -> None:
+        """Dask could not do it."""
+
+    def on_silence(self, run: DaskRun, why: str) -> None:
+        """The scheduler cannot be reached."""
+
+
+class Cluster:
+    """The connection to one scheduler; `attach` and `detach` count its users."""
+
+    _clusters: ClassVar[dict[str, Cluster]] = {}
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.scheduler = ""
+        self.suspects: set[tuple[str, str]] = set()
+        self._client: Any = None
+        self._connected = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._looking = asyncio.Lock()
+        self._users = 0
+        self._runs: dict[str, DaskRun] = {}
+        self._batch: list[DaskRun] = []
+        self._flushing: asyncio.TimerHandle | None = None
+        self._alone: DaskRun | None = None
+        self._suspected: deque[DaskRun] = deque()
+        self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
+        self._gathering: asyncio.Task[None] | None = None
+        self._gone: list[DaskRun] = []
+        self._locked: list[DaskRun] = []
+        self._unlock = _by_value(_unlock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._topics: set[str] = set()
+        self._swept: set[str] = set()
+
+    @classmethod
+    def of(cls, executor: Any) -> Cluster:
+        """Return the one of this place."""
+        place = place_of(executor)
+        found = cls._clusters.get(place.address)
+        if found is None or found._loop is not asyncio.get_running_loop():
+            found = cls._clusters[place.address] = cls(place)
+        return found
+
+    async def attach(self) -> None:
+        """One more user; the first one has the connection made."""
+        self._users += 1
+        if self._users == 1:
+            self._services = current()
+            self._tasks.add(self._services.keep(f"the connection to {self.place.address}", self._serve))
+            self._tasks.add(
+                self._services.keep(f"the letting go at {self.place.address}", self._let_go_for_ever)
+            )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._connected.wait(), CONNECT_SECONDS)
+
+    async def detach(self) -> None:
+        """One user less; the last one closes the connection, once what was to be let go is."""
+        self._users -= 1
+        if self._users:
+            return
+        Cluster._clusters.pop(self.place.address, None)
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._let_go(), CLOSE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._disconnect()
+
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Do something whose end nobody waits for."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._services.mind(task, what)
+        return task
+
+    # --- the connection ---------------------------------------------------------------------------
+
+    async def _serve(self, service: Service) -> None:
+        from distributed import Client
+
+        why = ""
+        while True:
+            try:
+                self._client = Client(
+                    self.place.address,
+                    security=self.place.security,
+                    asynchronous=True,
+                    set_as_default=False,
+                    timeout=CONNECT_SECONDS,
+                    name="datatask",
+                )
+                await self._client
+                comm = self._client.scheduler_comm
+                info = await self._client.scheduler.identity()
+                self.scheduler = str(info["id"])
+                for topic in self._topics:
+                    self._listen(topic)
+                self._connected.set()
+                await self._look(list(self._runs.values()))
+                self._flush_soon()
+                if why:
+                    logger.warning("%s answers again", self.place.address)
+                service.works()
+                while self._client.status == "running" and self._client.scheduler_comm is comm:
+                    await asyncio.sleep(LOOK_SECONDS)
+                error: Exception | None = None
+            except Exception as caught:
+                error = caught
+            if not why:
+                logger.warning(
+                    "the Dask scheduler at %s does not answer; it is tried again and again",
+                    self.place.address,
+                )
+            why = f"the Dask scheduler at {self.place.address} does not answer" + (
+                f": {error}" if error else ""
+            )
+            await self._disconnect()
+            for run in list(self._runs.values()):
+                run.hears.on_silence(run, why)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _disconnect(self) -> None:
+        self._connected.clear()
+        client, self._client = self._client, None
+        for run in self._runs.values():
+            self._unwatch(run)
+        if client is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client._close(fast=True), CLOSE_SECONDS)
+
+    async def _reached(self) -> Any:
+        await self._connected.wait()
+        return self._client
+
+    def _listen(self, topic: str) -> None:
+        self._client.subscribe_topic(topic, self._on_event)
+
+    def _on_event(self, event: Any) -> None:
+        told = event[1]
+        run = self._runs.get(told["key"])
+        if run is not None and not run.begun and not run.ended:
+            run.worker, run.address = told["name"], told["address"]
+            run.begun = run.claimed = True
+            run.hears.on_begun(run)
+
+    # --- handing over -----------------------------------------------------------------------------
+
+    def submit(self, run: DaskRun) -> None:
+        """Hand a run over, with others of this moment; a suspect one when no other suspect is there."""
+        self._know(run)
+        if (run.spec.task, run.spec.job) in self.suspects:
+            if self._alone is not None:
+                self._suspected.append(run)
+                return
+            self._alone = run
+        self._batch.append(run)
+        self._flush_soon()
+
+    def _know(self, run: DaskRun) -> None:
+        self._runs[run.key] = run
+        topic = f"datatask-{run.spec.identity.partition('.')[0]}"
+        if topic not in self._topics:
+            self._topics.add(topic)
+            if self._connected.is_set():
+                self._listen(topic)
+
+    def withdraw(self, run: DaskRun) -> bool:
+        """Take back a run that is not handed over yet; whether that was so."""
+        for waiting in (self._batch, self._suspected):
+            if run in waiting:
+                waiting.remove(run)
+                return True
+        return False
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None and self._batch:
+            self._flushing = self._loop.call_later(BATCH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        if not self._connected.is_set():
+            return
+        runs, self._batch = self._batch, []
+        groups: dict[tuple[tuple[str, float], ...], list[DaskRun]] = {}
+        for run in runs:
+            groups.setdefault(tuple(sorted((run.resources or {}).items())), []).append(run)
+        for resources, group in groups.items():
+            self._hand_over(group, dict(resources))
+
+    def _hand_over(self, runs: list[DaskRun], resources: dict[str, float]) -> None:
+        keys = [run.key for run in runs]
+        try:
+            futures = self._client.map(
+                pickle.loads,
+                [run.parcel for run in runs],
+                key=keys,
+                pure=False,
+                retries=0,
+                resources=resources or None,
+            )
+            self._hold(runs)  # in the same message, as nothing was awaited
+        except Exception as error:
+            for run in runs:
+                self.spawn(run.hears.on_failed(run, error), "a run that could not be sent to Dask")
+            return
+        for run, future in zip(runs, futures, strict=True):
+            run.parcel = b""
+            run.scheduler = self.scheduler
+            self._watch(run, future)
+
+    def _hold(self, runs: Iterable[DaskRun]) -> None:
+        for holder, keys in _by_holder(runs).items():
+            self._client._send_to_scheduler({"op": "client-desires-keys", "keys": keys, "client": holder})
+
+    def _watch(self, run: DaskRun, future: Any) -> None:
+        run.future = future
+        run.watch = self.spawn(self._watched(run, future), "the end of a run in Dask")
+
+    def _unwatch(self, run: DaskRun) -> None:
+        if run.watch is not None:
+            run.watch.cancel()
+        run.watch = run.future = None
+
+    async def _watched(self, run: DaskRun, future: Any) -> None:
+        try:
+            error = await future.exception()
+            if error is not None:
+                raise error
+            data = await self._gathered(run.key)
+            reply = worker.decoded(await future.result() if data is None else data)
+        except Exception as error:
+            if getattr(error, "reason", "") != "scheduler-connection-lost" and self._connected.is_set():
+                await run.hears.on_failed(run, error)
+        else:
+            run.claimed = True
+            run.hears.on_returned(run, reply)
+
+    async def _gathered(self, key: str) -> bytes | None:
+        """Return a result, fetched with all others of the moment; None where it is not there (any more)."""
+        wanted: asyncio.Future[bytes | None] = self._loop.create_future()
+        self._wanted[key] = wanted
+        if len(self._wanted) == 1 and (self._gathering is None or self._gathering.done()):
+            self._gathering = self.spawn(self._gather(), "the fetching of results from Dask")
+        return await wanted
+
+    async def _gather(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            found: dict[str, bytes] = {}
+            with contextlib.suppress(OSError):
+                client = await self._reached()
+                left = set(wanted)
+                answer = await client.scheduler.gather(keys=list(left))
+                if answer["status"] != "OK":
+                    left -= set(answer["keys"])
+                    answer = await client.scheduler.gather(keys=list(left)) if left else {}
+                found = answer.get("data", {})
+            for key, waiting in wanted.items():
+                if not waiting.done():
+                    waiting.set_result(found.get(key))
+            await asyncio.sleep(GATHER_SECONDS)
+
+    # --- finding again ----------------------------------------------------------------------------
+
+    async def adopt(self, runs: list[DaskRun]) -> None:
+        """Look for runs of an earlier engine; where the scheduler does not answer now, once it does."""
+        for run in runs:
+            self._know(run)
+        why = f"the Dask scheduler at {self.place.address} does not answer"
+        try:
+            if self._connected.is_set():
+                await self._look(runs)
+                return
+        except OSError as error:
+            why += f": {error}"
+        for run in runs:
+            run.hears.on_silence(run, why)
+
+    async def _look(self, runs: list[DaskRun]) -> None:
+        """Watch those runs that the scheduler knows; of the others those that were handed over are missing."""
+        async with self._looking:
+            await self._look_for(runs)
+
+    async def _look_for(self, runs: list[DaskRun]) -> None:
+        waiting = {run.key for run in (*self._batch, *self._suspected)}
+        runs = [run for run in runs if not run.ended and run.watch is None and run.key not in waiting]
+        if not runs:
+            return
+        known = await self._client.who_has()
+        here = [run for run in runs if run.key in known]
+        await self._find_workers(here)
+        from distributed import Future
+
+        for run in here:
+            self._watch(run, Future(run.key, self._client))
+        keys = [run.key for run in here]
+        self._client._send_to_scheduler(
+            {"op": "client-desires-keys", "keys": keys, "client": self._client.id}
+        )
+        self._hold(here)
+        for run in here:
+            run.scheduler = self.scheduler
+            run.hears.on_found(run)
+        for run in runs:
+            if run.key not in known:
+                await run.hears.on_missing(run)
+
+    async def _find_workers(self, runs: list[DaskRun]) -> None:
+        """Find out which runs have begun, and where."""
+        named = {run.key: run for run in runs}
+        at = {
+            address: [key for key in keys if key in named]
+            for address, keys in (await self._client.processing()).items()
+        }
+        at = {address: keys for address, keys in at.items() if keys}
+        if not at:
+            return
+        every = [key for keys in at.values() for key in keys]
+        begun = await self._client.run(worker.begun, every, workers=list(at), on_error="ignore")
+        for address, (name, keys) in begun.items():
+            for key in keys:
+                run = named[key]
+                run.worker, run.address = name, address
+                run.begun = run.claimed = True
+
+    def sweep(self, run: DaskRun) -> None:
+        """Let go of what earlier engines have left of the run's task: what is not open has an end that is durable."""
+        if run.spec.task not in self._swept:
+            self._swept.add(run.spec.task)
+            self.spawn(self._sweep(run), "the sweeping of what earlier engines have left in Dask")
+
+    async def _sweep(self, new: DaskRun) -> None:
+        log, epoch, _ = new.spec.identity.rsplit(".", 2)
+        client = await self._reached()
+        for key in await client.who_has():
+            found = _IDENTITY.search(key) if isinstance(key, str) and key not in self._runs else None
+            if found is None or key[: found.start()] != new.spec.task:
+                continue
+            if found[1] == log and int(found[2]) < int(epoch):
+                left = DaskRun(new.spec._replace(identity=key[found.start() + 1 :]), new.hears, None)
+                left.scheduler = self.scheduler
+                await self.bar(left)
+                self._gone.append(left)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def bar(self, run: DaskRun) -> bool:
+        """Keep a run from being begun; False when it has been."""
+        if run.begun:
+            return False
+        client = await self._reached()
+        try:
+            barred = bool(await client.scheduler.multi_lock_acquire(**worker.claimed(run.key)))
+        except AssertionError:
+            barred = False
+        run.claimed = True
+        run.unlock_at = time.monotonic() + BARRED_SECONDS if barred else 0.0
+        return barred
+
+    async def tell(self, run: DaskRun, what: Callable[[str], None]) -> None:
+        """Have the run's worker do something about it."""
+        client = await self._reached()
+        if not run.address:
+            await self._find_workers([run])
+        if run.address:
+            with contextlib.suppress(OSError, ValueError):
+                await client.run(what, run.key, workers=[run.address], on_error="ignore")
+
+    async def lacking(self) -> str:
+        """Return which workers have no datatask, in words; empty when all have."""
+        from importlib.metadata import version
+
+        client = await self._reached()
+        told = await client.run(version, "datatask-engine", on_error="return")
+        without = sorted(address for address, what in told.items() if isinstance(what, Exception))
+        return (
+            f"{len(without)} of {len(told)} workers: {', '.join(without[:3])}{', …' if without[3:] else ''}"
+            if without
+            else ""
+        )
+
+    # --- letting go -------------------------------------------------------------------------------
+
+    def over(self, run: DaskRun) -> None:
+        """A run has ended: the next suspect may be handed over."""
+        self._unwatch(run)
+        self.withdraw(run)
+        if self._alone is run:
+            self._alone = None
+            if self._suspected:
+                self._alone = self._suspected.popleft()
+                self._batch.append(self._alone)
+                self._flush_soon()
+
+    def forget(self, run: DaskRun) -> None:
+        """The run's end is durable: nothing of it is to stay."""
+        self._runs.pop(run.key, None)
+        self._gone.append(run)
+
+    async def _let_go_for_ever(self, service: Service) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if (self._gone or self._locked) and self._connected.is_set():
+                await self._let_go()
+            service.works()
+
+    async def _let_go(self) -> None:
+        """Give up the holds, then the locks: a run that is still held may be begun again by Dask."""
+        runs, self._gone = self._gone, []
+        for holder, keys in _by_holder(run for run in runs if run.scheduler).items():
+            for op, given in (("client-desires-keys", []), ("client-releases-keys", keys)):
+                self._client._send_to_scheduler({"op": op, "keys": given, "client": holder})
+        self._locked += [run for run in runs if run.claimed]
+        now = time.monotonic()
+        open_now = [run for run in self._locked if run.unlock_at <= now]
+        self._locked = [run for run in self._locked if run.unlock_at > now]
+        keys = [run.key for run in open_now]
+        try:
+            for at in range(0, len(keys), UNLOCKS_MAX):
+                await self._client.run_on_scheduler(self._unlock, keys[at : at + UNLOCKS_MAX])
+        except Exception:  # it loads no functions
+            for key in keys:
+                with contextlib.suppress(KeyError):
+                    await self._client.scheduler.multi_lock_release(id=key)
+
+
+def _by_holder(runs: Iterable[DaskRun]) -> dict[str, list[str]]:
+    holders: dict[str, list[str]] = {}
+    for run in runs:
+        holders.setdefault(f"published-datatask-{run.spec.identity.partition('.')[0]}", []).append(run.key)
+    return holders
+
+
+def _unlock(keys: list[str], dask_scheduler: Any) -> None:
+    """Release many locks at the scheduler, in one call."""
+    locks = dask_scheduler.extensions["multi_locks"]
+    for key in keys:
+        if key in locks.requests:
+            locks.release(id=key)
+            locks.locks.pop(key, None)
+
+
+def _by_value(function: Callable[..., None]) -> FunctionType:
+    """Return the function as one of no module, which is pickled by value: a scheduler need not have this package."""
+    assert isinstance(function, FunctionType)
+    alone = FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
+    alone.__module__ = "__main__"
+    return alone
