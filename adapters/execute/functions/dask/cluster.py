@@ -13,7 +13,6 @@ import contextlib
 import logging
 import pickle
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from types import FunctionType
@@ -31,7 +30,7 @@ CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
 BATCH_SECONDS, GATHER_SECONDS = 0.003, 0.02
 CLOSE_SECONDS = 5.0
 UNLOCKS_MAX = 1000
-BARRED_SECONDS = 60.0
+BARRED_SECONDS = 30.0
 """What was kept from being begun stays barred so long: a worker may have it in hand, a message may be on its way."""
 _IDENTITY = re.compile(r"-([0-9a-f-]+)\.(\d+)\.(\d+)$")
 
@@ -50,8 +49,7 @@ class DaskRun(TrackedRun):
         self.future: Any = None
         self.watch: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.begun = self.claimed = self.held = False
-        self.unlock_at = 0.0
+        self.begun = self.claimed = self.barred = self.held = False
 
 
 class Hears(Protocol):
@@ -98,8 +96,7 @@ class Cluster:
         self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
         self._gathering: asyncio.Task[None] | None = None
         self._gone: list[DaskRun] = []
-        self._locked: list[DaskRun] = []
-        self._unlock = _by_value(_unlock)
+        self._unlocks = _by_value(_unlocks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: set[str] = set()
         self._swept: set[str] = set()
@@ -428,7 +425,7 @@ class Cluster:
         except AssertionError:
             barred = False
         run.claimed = True
-        run.unlock_at = time.monotonic() + BARRED_SECONDS if barred else 0.0
+        run.barred = barred
         return barred
 
     async def tell(self, run: DaskRun, what: Callable[[str], None]) -> None:
@@ -474,7 +471,7 @@ class Cluster:
     async def _let_go_for_ever(self, service: Service) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if (self._gone or self._locked) and self._connected.is_set():
+            if self._gone and self._connected.is_set():
                 await self._let_go()
             service.works()
 
@@ -484,16 +481,17 @@ class Cluster:
         for holder, keys in _by_holder(run for run in runs if run.scheduler).items():
             for op, given in (("client-desires-keys", []), ("client-releases-keys", keys)):
                 self._client._send_to_scheduler({"op": op, "keys": given, "client": holder})
-        self._locked += [run for run in runs if run.claimed]
-        now = time.monotonic()
-        open_now = [run for run in self._locked if run.unlock_at <= now]
-        self._locked = [run for run in self._locked if run.unlock_at > now]
-        keys = [run.key for run in open_now]
+        for barred in (False, True):
+            keys = [run.key for run in runs if run.claimed and run.barred is barred]
+            await self._unlock(keys, BARRED_SECONDS if barred else 0.0)
+
+    async def _unlock(self, keys: list[str], seconds: float) -> None:
+        """Give up locks after so many seconds; by a function at the scheduler, in one call for many."""
         try:
             for at in range(0, len(keys), UNLOCKS_MAX):
-                await self._client.run_on_scheduler(self._unlock, keys[at : at + UNLOCKS_MAX])
-        except Exception:  # it loads no functions
-            for key in keys:
+                await self._client.run_on_scheduler(self._unlocks, keys[at : at + UNLOCKS_MAX], seconds)
+        except Exception:  # it loads no functions: what is barred stays so
+            for key in () if seconds else keys:
                 with contextlib.suppress(KeyError):
                     await self._client.scheduler.multi_lock_release(id=key)
 
@@ -505,13 +503,20 @@ def _by_holder(runs: Iterable[DaskRun]) -> dict[str, list[str]]:
     return holders
 
 
-def _unlock(keys: list[str], dask_scheduler: Any) -> None:
-    """Release many locks at the scheduler, in one call."""
-    locks = dask_scheduler.extensions["multi_locks"]
-    for key in keys:
-        if key in locks.requests:
-            locks.release(id=key)
-            locks.locks.pop(key, None)
+def _unlocks(keys: list[str], seconds: float, dask_scheduler: Any) -> None:
+    """Release locks, at the scheduler, whose own function takes one at a time."""
+
+    def release() -> None:
+        locks = dask_scheduler.extensions["multi_locks"]
+        for key in keys:
+            if key in locks.requests:
+                locks.release(id=key)
+                locks.locks.pop(key, None)
+
+    if seconds:
+        dask_scheduler.loop.call_later(seconds, release)
+    else:
+        release()
 
 
 def _by_value(function: Callable[..., None]) -> FunctionType:
