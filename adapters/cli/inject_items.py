@@ -29,9 +29,9 @@ _WORDS: dict[str, Any] = {"": None, "true": True, "false": False, "null": None}
 
 def document_of(data: bytes, where: str) -> bytes:
     """Return YAML text as the JSON that events hold."""
-    from datatask.adapters.store.yamls import load_yaml
+    from datatask.adapters.yaml_text import load_yaml
 
-    return encode_value(load_yaml(data, where))
+    return encode_value(load_yaml(data, where, typed=True))
 
 
 Content = bytes | Path

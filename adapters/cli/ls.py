@@ -104,7 +104,7 @@ def cat(settings: Settings, repository: str, job: str, at: When | None) -> None:
             data.seek(printed)
             shutil.copyfileobj(data, sys.stdout.buffer, BLOCK_BYTES)
     else:
-        from datatask.adapters.store.yamls import dump_yaml
+        from datatask.adapters.yaml_text import dump_yaml
 
         sys.stdout.buffer.write(dump_yaml(found.document, f"{repository} {job}"))
     sys.stdout.buffer.flush()

@@ -1,7 +1,7 @@
 """Documents as YAML: any repository of bytes becomes one of documents, and here is the one on files.
 
-Bytes come in and go out through `open`, documents through `info` and `dump`. The C parser is used where it is
-present. Files are UTF-8; a file that does not parse is the caller's mistake, named with its line.
+Bytes come in and go out through `open`, documents through `info` and `dump`. Files are UTF-8; a file that does not parse, or
+that YAML 1.1 and 1.2 read differently, is the caller's mistake, named with its line (`yaml_text`).
 """
 
 from __future__ import annotations
@@ -11,44 +11,16 @@ import os
 from typing import Any
 
 import msgspec
-import yaml
 
 from datatask.adapters.store.files import FileRepository
 from datatask.adapters.store.filestore import FileStore
 from datatask.adapters.store.inputs import os_errors
+from datatask.adapters.yaml_text import dump_yaml, load_yaml
 from datatask.engine.api.repositories import MetadataRepository, StoredBlobRepository, job_getter
 from datatask.schema.definition import Record
-from datatask.schema.errors import PATH, InvalidValueError, NotPossibleError, expect
+from datatask.schema.errors import PATH, expect
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, check_job, decode_value, encode_value
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-def load_yaml(data: bytes, where: str) -> Any:
-    """Return the document in `data`; `CallerError` names `where`, line and column of what does not parse."""
-    try:
-        return yaml.load(data, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise InvalidValueError(
-            f"not YAML: {error.problem}", where=place, remedy="mend the document"
-        ) from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InvalidValueError(f"not YAML: {error}", where=where, remedy="mend the document") from error
-
-
-def dump_yaml(document: Any, where: str) -> bytes:
-    """Return the YAML of a document; `CallerError` names what YAML cannot hold."""
-    try:
-        text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    except yaml.representer.RepresenterError as error:
-        raise NotPossibleError(
-            f"{error.args[-1]!r:.160} cannot be written as YAML", where=where, remedy="store plain data"
-        ) from error
-    return str(text).encode()
 
 
 def yaml_of(value: msgspec.Raw) -> bytes:

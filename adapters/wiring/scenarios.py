@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from datatask.adapters.sim.distributions import durations_from_csv
 from datatask.adapters.sim.scenario import Machines, Scenario, TaskScenario
-from datatask.adapters.store.yamls import load_yaml
 from datatask.adapters.wiring.documents import DISTRIBUTIONS, SCENARIO, TASK, Table, fields_of, read
+from datatask.adapters.yaml_text import load_yaml
 from datatask.schema.errors import CallerError, InvalidValueError
 
 Tree = dict[str, Any]
@@ -34,7 +34,7 @@ def scenarios_from_yaml(path: str | Path) -> list[Scenario]:
 def load_scenarios(path: Path) -> dict[str, Tree]:
     """Return the tree of each scenario of a file by name, with what all of them share."""
     try:
-        document = load_yaml(path.read_bytes(), str(path))
+        document = load_yaml(path.read_bytes(), str(path), typed=True)
     except OSError as error:
         raise CallerError(
             f"the scenarios cannot be read: {error.strerror}", where=str(path), remedy="check the path"

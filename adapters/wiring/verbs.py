@@ -124,7 +124,7 @@ def _find(pipeline: Pipeline, name: str) -> Repository:
 
 async def cat_data(pipeline: Pipeline, data: str, job: str) -> None:
     """Print a job's value: bytes as they are, a document as YAML."""
-    from datatask.adapters.store.yamls import dump_yaml
+    from datatask.adapters.yaml_text import dump_yaml
 
     repository: Any = _find(pipeline, data)
     check_job(job, where=data)
@@ -152,7 +152,7 @@ def _write(content: bytes) -> None:
 
 async def inject_data(pipeline: Pipeline, data: str, job: str) -> None:
     """Put what stdin holds as a job's value: a document in YAML, or bytes."""
-    from datatask.adapters.store.yamls import load_yaml
+    from datatask.adapters.yaml_text import load_yaml
 
     repository: Any = _find(pipeline, data)
     check_job(job, where=data)
@@ -161,7 +161,7 @@ async def inject_data(pipeline: Pipeline, data: str, job: str) -> None:
         return
     content = await asyncio.to_thread(_read)
     if repository.is_metadata():
-        await repository.dump(job, load_yaml(content, "stdin"))
+        await repository.dump(job, load_yaml(content, "stdin", typed=True))
     else:
         async with repository.open(job, "wb") as stream:
             await stream.write(content)

@@ -16,8 +16,8 @@ from typing import Any
 import jinja2
 import jinja2.compiler
 import jinja2.nodes
-import yaml
 
+from datatask.adapters.yaml_text import dump_yaml
 from datatask.schema.errors import CallerError, DatataskError
 
 LENGTH_MAX = 64 * 1024 * 1024
@@ -80,9 +80,7 @@ def _quoted(value: object) -> str:
 
 def as_yaml(value: object) -> str:
     """Return a value in YAML's flow style, on one line."""
-    return (
-        yaml.safe_dump(_plain(value), default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
-    )
+    return dump_yaml(_plain(value), "a template", line=True).decode().removesuffix("\n...\n").strip()
 
 
 def _environment() -> jinja2.Environment:
