@@ -36,7 +36,7 @@ _CORE: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
 """The core schema of YAML 1.2, section 10.3.2; what fits none of these is text."""
 
 _LIKE = re.compile(
-    r"[-+.]*[0-9][-+._:0-9a-zA-Z]*|[-+]?\.(inf|nan)|true|false|yes|no|on|off|y|n|null|~|<<|=|",
+    r"[-+.]*[0-9][-+._:0-9a-zA-Z]*|[-+.]*_[-+._:0-9e]*|[-+]?\.(inf|nan)|true|false|yes|no|on|off|null|~|<<|=|",
     re.IGNORECASE,
 )
 """Texts that some reader of YAML takes for a number, a time, a truth value, nothing, or a merge."""

@@ -108,10 +108,12 @@ def test_cat_prints_documents_as_yaml_and_bytes_as_they_are(finished: Project) -
 def test_inject_takes_one_value_from_stdin(project: Project) -> None:
     """Documents are YAML; bytes are taken as they are."""
     assert (
-        project.ok("inject", "double.numbers", "x-1", stdin=b"n: 21\nwhen: 2026-01-02\n").out
+        project.ok("inject", "double.numbers", "x-1", stdin=b"n: 21\nwhen: !!timestamp '2026-01-02'\n").out
         == "put numbers x-1\n"
     )
-    assert project.ok("cat", "numbers", "x-1").out == "n: 21\nwhen: 2026-01-02\n"
+    assert project.ok("cat", "numbers", "x-1").out == "n: 21\nwhen: !!timestamp '2026-01-02'\n"
+    refused = project.call("inject", "double.numbers", "x-2", stdin=b"n: 01234\n")
+    assert (refused.code, "quote it ('01234'), or write 1234" in refused.err) == (2, True)
     project.ok("inject", "shout.blobs", "x-1", stdin=b"\x00\xff")
     assert project.ok("cat", "--json", "blobs", "x-1").json["base64"] == "AP8="
 

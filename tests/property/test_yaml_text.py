@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 from typing import Any
 
 import yaml
@@ -91,7 +90,7 @@ def same(left: Any, right: Any) -> bool:
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same, left, right))
-    return isinstance(right, type(left)) and left == right
+    return isinstance(right, type(left)) and (left == right or (left != left and right != right))
 
 
 @given(DOCUMENTS)
@@ -106,7 +105,10 @@ def test_what_is_written_is_read_alike(document: Any) -> None:
             assert same(document, read), (text, read)
 
 
-@given(TEXT)
+LINES = TEXT.filter(lambda text: not any(one.isspace() and one != " " for one in text))
+
+
+@given(LINES)
 def test_what_is_typed_is_read_alike_or_refused(token: str) -> None:
     """A plain scalar that is taken has one meaning, that of the core schema; ruamel.yaml also infers times and underscores."""
     text = f"- {token}\n".encode()
@@ -115,9 +117,12 @@ def test_what_is_typed_is_read_alike_or_refused(token: str) -> None:
     except (InvalidValueError, TypeError, ValueError):
         return
     (old,) = yaml.safe_load(text)
-    (new,) = by_yaml_1_2(text)
+    try:
+        (new,) = by_yaml_1_2(text)
+    except ValueError:  # of `._`, which is text in either version, and a number to ruamel.yaml alone
+        return
     assert same(mine, old)
-    assert same(mine, new) or (mine != mine and math.isnan(new))
+    assert same(mine, new)
 
 
 @given(DOCUMENTS)

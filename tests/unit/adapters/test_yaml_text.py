@@ -61,9 +61,17 @@ def test_in_files_text_and_times_are_what_yaml_1_1_takes_for_them() -> None:
 
 
 def test_what_could_be_taken_for_something_else_is_quoted() -> None:
-    document = {"a": "08", "b": "no", "c": "1e3", "y": "plain", "at": dt.date(2024, 1, 2), "v": "3 files"}
+    document = {
+        "a": "08",
+        "b": "no",
+        "c": "1e3",
+        "y": "plain",
+        "null": None,
+        "at": dt.date(2024, 1, 2),
+        "v": "3 files",
+    }
     assert dump_yaml(document, "here").decode() == (
-        "a: '08'\nb: 'no'\nc: '1e3'\n'y': plain\nat: !!timestamp '2024-01-02'\nv: 3 files\n"
+        "a: '08'\nb: 'no'\nc: '1e3'\ny: plain\n'null': null\nat: !!timestamp '2024-01-02'\nv: 3 files\n"
     )
     assert dump_yaml(["08", 1], "here", line=True) == b"['08', 1]\n"
 
