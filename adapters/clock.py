@@ -57,7 +57,7 @@ class Effort:
         """Begin anew, under a name."""
         self.name, self.stage, self.done, self.total = name, "", 0, 0
         self.so_far: Callable[[], Iterable[str]] = tuple
-        self.is_idle = self.is_drawn = False
+        self.is_idle = self.is_drawn = self.was_raised = False
         self.said = 0.0
         self.ends: float | None = None
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.effort import EFFORT, EFFORTS, by_effort, is_chosen, mark
 
-TEST_SECONDS = 120.0
+TEST_SECONDS = by_effort(quick=120.0, thorough=300.0, soak=300.0)
 SOAK_SECONDS = 3600.0
 
 # No deadline per example: under coverage, on a busy machine, time says nothing. The blob replays a failure.

@@ -222,8 +222,7 @@ def command(
                 )
             from datatask.adapters.cli.progress_bar import reporting
 
-            with reporting(settings, name):
-                return function(settings, *args, **kwargs)
+            return reporting(settings, name, lambda: function(settings, *args, **kwargs))
 
         more = {"ignore_unknown_options": True} if ignore_unknown else {}
         return click.command(name, cls=Command, example=example, context_settings=more)(call)

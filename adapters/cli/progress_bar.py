@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from datatask.adapters.cli.output import Output, is_terminal
 from datatask.adapters.clock import SpentError, effort
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from datatask.adapters.cli.settings import Settings
 
+T = TypeVar("T")
 
 AFTER_SECONDS = 2.0
 DRAW_SECONDS = 0.5
@@ -43,9 +44,21 @@ UNTOLD = frozenset(("run", "enter", "shell", "init", "completion"))
 """Commands that tell for themselves, or last as long as somebody wishes."""
 
 
+def reporting(settings: Settings, name: str, work: Callable[[], T]) -> T:
+    """Do the work of a command, report its progress, and end it when its budget is spent.
+
+    A result of `SPENT` is that of work which has caught `SpentError` and given the results that it had.
+    """
+    effort.begin(name)
+    with _reporting(settings, name):
+        result = work()
+        if effort.was_raised and result != SPENT:
+            raise SpentError
+        return result
+
+
 @contextmanager
-def reporting(settings: Settings, name: str) -> Iterator[None]:
-    """Tell how far the command is while the body runs, and end it when its budget is spent."""
+def _reporting(settings: Settings, name: str) -> Iterator[None]:
     budget = settings.budget
     if name in UNTOLD:
         if budget is not None:
@@ -56,7 +69,6 @@ def reporting(settings: Settings, name: str) -> Iterator[None]:
             )
         yield
         return
-    effort.begin(name)
     teller = _Teller(settings)
     try:
         with teller, _limited(budget):
@@ -80,18 +92,15 @@ def _spent(settings: Settings, budget: float) -> TimeLimitError:
 def _limited(budget: float | None) -> Iterator[None]:
     """Raise `SpentError` in the body after this many seconds.
 
-    Code that swallows it, as Python does in a callback of the garbage collector, may still end by itself; then
-    `SpentError` is raised at its end. After `SPARE_SECONDS` the process is ended.
+    Where it is swallowed, as by Python in a callback of the garbage collector, `reporting` raises it at the end of the
+    body; after `SPARE_SECONDS` the process is ended.
     """
     if budget is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    fired = False
-
     def spent(number: int, frame: FrameType | None) -> None:
-        nonlocal fired
-        fired = True
+        effort.was_raised = True
         late = time.monotonic() - (effort.ends or 0.0)
         if not _loop_runs() or late > LOOP_SECONDS:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -103,8 +112,6 @@ def _limited(budget: float | None) -> Iterator[None]:
         guard.within(budget + SPARE_SECONDS, SPENT, f"not through in {budget:g} s, nor ended since")
         signal.setitimer(signal.ITIMER_REAL, budget, AGAIN_SECONDS)
         yield
-        if fired:
-            raise SpentError
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

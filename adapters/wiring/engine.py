@@ -256,6 +256,11 @@ class Engine:
         runtime.pump()
         runtime.wake()
 
+    async def caught_up(self) -> None:
+        """Return when what was asked by now is answered, within a bound."""
+        if self._serving is not None:
+            await self._serving.caught_up()
+
     def hurry(self, seconds: float) -> Closing:
         """Begin the time in which it is to let go; the one that began first holds."""
         self.closing = self.closing or Closing(seconds)

@@ -76,6 +76,16 @@ class Serving:
         """Whether closing has begun."""
         return self._ended.is_set()
 
+    async def caught_up(self) -> None:
+        """Return when the requests that are in the inbox by now are answered, or after `LAST_SECONDS`."""
+        with suppress(Exception):  # of the inbox: its service reports that, and of the time
+            async with asyncio.timeout(LAST_SECONDS):
+                for request in await self._blocking(self._inbox.pending):
+                    if self._takes(request):
+                        self._take(request)
+                while self._hands:
+                    await asyncio.wait(list(self._hands.values()))
+
     async def close(self, *, well: bool) -> None:
         """End; an engine that is well answers what waits first, but for launches: their runs would end with it."""
         self._ended.set()

@@ -102,6 +102,8 @@ class Rounds:
                     before = runtime.state.position
                     live = await self._update_opaque()
                     await observer.sync(observer.unwatched())
+                    if not engine.draining:
+                        await engine.caught_up()
                     while observer.busy and not engine.draining and runtime.failure is None:
                         await asyncio.sleep(BUSY_SECONDS)
                     if not live and runtime.state.position == before and runtime.is_quiet():

@@ -55,7 +55,7 @@ async def test_launchers_killed_at_full_speed_change_nothing(tmp_path: Path) -> 
     async with Pipeline([task], Session(), [quota], log=tmp_path / "log.db") as pipeline:
         killer.start()
         try:
-            await pipeline.run(timeout=100)
+            await pipeline.run(timeout=by_effort(quick=100, thorough=250, soak=250))
         finally:
             over.set()
             killer.join()

@@ -70,9 +70,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subproces
     told(tmp_path, "inject", "work.given", "one", given="{}\n")
     engine = subprocess.Popen(datatask(tmp_path, "run"), cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(200):
-            if list((tmp_path / "base").rglob("mark")):
-                break
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "base").rglob("mark")):
+            assert time.monotonic() < deadline, "the run does not begin"
             time.sleep(0.05)
         yield engine
     finally:

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from datatask.adapters.cli.asking import ANSWER_SECONDS, _Patience
 from datatask.adapters.log import lease
+from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import leave
 from datatask.adapters.log.lease import holder_of
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
-from datatask.schema.messages import LaunchJob
+from datatask.schema.messages import AnyRequest, Item, LaunchJob, PutValues
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 
@@ -249,3 +251,23 @@ def test_a_function_that_others_launch_holds_up_no_other_command(tmp_path: Path)
     project.ok("launch", "double", "c")
     assert set(project.ok("ls", "double.done").lines) >= {"b", "c"}
     assert list(inbox_path(project.log).glob("*.json")) == []
+
+
+def test_run_does_not_end_before_it_has_done_what_was_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its inbox is read later than its work is done."""
+    project = Project(tmp_path)
+    project.put(a=1)
+    assert project.call("run").code == 0
+    item = Item(job="b", value=msgspec.Raw(b'{"n":2}'))
+    leave(project.log, PutValues(id="left", actor="ada@lab: test", repository="numbers", items=(item,)))
+    read = FileInbox.pending
+
+    def late(inbox: FileInbox) -> list[AnyRequest]:
+        time.sleep(1.0)
+        return read(inbox)
+
+    monkeypatch.setattr(FileInbox, "pending", late)
+    assert project.call("run").code == 0
+    assert project.ok("ls", "double.done").lines == ["a", "b"]
