@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -40,12 +41,12 @@ class Cluster:
         ) as response:
             text = await response.text()
             is_json = response.content_type == "application/json" and "\n{" not in text
-            return response.status, json.loads(text) if is_json else text, response.headers
+            return response.status, json.loads(text) if is_json and text else text, response.headers
 
-    async def make(self, kind: str, name: str, **more: Any) -> dict[str, Any]:
-        """Make an object in `rec`; it must be taken."""
+    async def make(self, kind: str, name: str, where: str = "rec", **more: Any) -> dict[str, Any]:
+        """Make an object in `rec` or another namespace; it must be taken."""
         body = {"metadata": {"name": name}, **more}
-        code, told, _ = await self.ask("POST", f"/api/v1/namespaces/rec/{kind}", body)
+        code, told, _ = await self.ask("POST", f"/api/v1/namespaces/{where}/{kind}", body)
         assert code == 201, told
         return dict(told)
 
@@ -66,9 +67,55 @@ async def serving() -> AsyncIterator[Cluster]:
         yield found
 
 
+LEVEL = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}}
+SMALL = {"requests": {"cpu": "300m", "memory": "96Mi"}, "limits": {"cpu": "300m", "memory": "96Mi"}}
+LEAST = {"limits": [{"type": "Container", "min": {"cpu": "200m", "memory": "64Mi"}}]}
+
+
+async def arrange_amounts(cluster: Cluster, name: str) -> None:
+    """Make the quotas, limit ranges, pods and nodes that a recording had before it."""
+    server, room = cluster.server, {"cpu": Decimal(2), "memory": Decimal(1 << 33)}
+    if name.startswith("podlevel"):
+        hard = {"count/pods": "10", "limits.cpu": "4", "limits.memory": "2Gi"}
+        hard |= {"requests.cpu": "2", "requests.memory": "1Gi"}
+        await cluster.make("resourcequotas", "q", "rec-pl", spec={"hard": hard})
+        await cluster.make("pods", "level", "rec-pl", spec={**SPEC, "resources": LEVEL})
+    elif name == "refused-quota-no-limits":
+        await cluster.make("resourcequotas", "q", "rec-limits", spec={"hard": {"limits.cpu": "1"}})
+    elif name.startswith("refused-count-pods"):
+        await cluster.make(
+            "resourcequotas", "q", "rec-count", spec={"hard": {"count/pods": "1", "pods": "1"}}
+        )
+        pod = await cluster.make("pods", "one", "rec-count", spec=SPEC)
+        if name.endswith("after-end"):
+            server.storage.update(PODS, {**pod, "status": {"phase": "Succeeded"}})
+    elif "limitrange-min" in name:
+        await cluster.make("limitranges", "l", "rec-min2", spec=LEAST)
+    elif name.startswith("resize"):
+        server.writer.room = room
+        main = {**SPEC["containers"][0], "resources": SMALL}  # type: ignore[dict-item]
+        await cluster.make("pods", "resized", spec={**SPEC, "containers": [main]})
+    elif name.startswith("name-taken"):
+        pod = await cluster.make("pods", "same", "rec-idem", spec=SPEC)
+        if name.endswith("terminating"):
+            mark(server.storage, PODS, pod, 10)
+        elif name.endswith("full"):
+            await cluster.make("resourcequotas", "q", "rec-idem", spec={"hard": {"count/pods": "1"}})
+
+
 async def arrange(cluster: Cluster, name: str) -> None:
     """Make what a recording had before it."""
     server = cluster.server
+    where = exchange(name)[0]["path"].partition("/namespaces/")[2].partition("/")[0]
+    if where and server.storage.find(NAMESPACES, "", where) is None and where.startswith("rec-"):
+        server.namespace(where)
+        for mode in ("enforce", "warn") if where in ("rec-restricted", "rec-warn") else ():
+            if (mode == "warn") == (where == "rec-warn"):
+                found = server.storage.get(NAMESPACES, "", where)
+                labels = {**found["metadata"]["labels"], f"pod-security.kubernetes.io/{mode}": "restricted"}
+                metadata = {**found["metadata"], "labels": labels}
+                server.storage.update(NAMESPACES, {**found, "metadata": metadata})
+    await arrange_amounts(cluster, name)
     if name == "quota-exceeded":
         await cluster.make("resourcequotas", "q", spec={"hard": {"requests.memory": "64Mi"}})
         server.storage.remove(PODS, server.pods()[0])

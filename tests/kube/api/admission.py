@@ -9,7 +9,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from tests.kube.api import quantities
+from tests.kube.api import amounts, pod_security, quantities
 from tests.kube.api.kinds import BY_PATH
 from tests.kube.api.statuses import Refusal, cause, forbidden, not_found
 from tests.kube.api.storage import Storage
@@ -27,7 +27,7 @@ class Admission:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.webhooks: dict[str, Webhook] = {}
-        self._amounts: dict[str, dict[str, Decimal]] = {}
+        self._amounts: dict[str, tuple[int, dict[str, Decimal]]] = {}
 
     def namespace(self, resource: str, name: str, namespace: str) -> None:
         """Refuse what is made where nothing can be made."""
@@ -51,6 +51,7 @@ class Admission:
         ):
             why = f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
             raise forbidden("pods", name, why)
+        self._runtime(pod)
         priority = pod["spec"].get("priorityClassName")
         if priority:
             kind = BY_PATH["scheduling.k8s.io", "v1", "priorityclasses"]
@@ -60,12 +61,42 @@ class Admission:
             pod["spec"]["priority"] = (found or {}).get("value", 2000000000)
         for limits in self._of("limitranges", namespace):
             self._limit(pod, limits)
+        amounts.check(pod)
+        if why := self._violated(pod, namespace, "enforce"):
+            raise forbidden("pods", name, why.replace("violate", "violates", 1))
         for hook, judge in self.webhooks.items():
             if denied := judge(pod):
                 message = f'admission webhook "{hook}" denied the request: {denied}'
                 raise Refusal(403, message, "Forbidden")
         for quota in self._of("resourcequotas", namespace):
             self._fits(pod, quota, namespace)
+
+    def _runtime(self, pod: Object) -> None:
+        """Write the overhead of a pod's RuntimeClass into it; nobody else may."""
+        spec, name = pod["spec"], pod["metadata"]["name"]
+        which = spec.get("runtimeClassName")
+        found = self.storage.find(BY_PATH["node.k8s.io", "v1", "runtimeclasses"], "", which) if which else {}
+        if found is None:
+            raise forbidden("pods", name, f'pod rejected: RuntimeClass "{which}" not found')
+        overhead = (found.get("overhead") or {}).get("podFixed")
+        if spec.get("overhead") and not overhead:
+            why = "Pod Overhead set without corresponding RuntimeClass defined Overhead"
+            raise forbidden("pods", name, f"pod rejected: {why}")
+        if overhead:
+            spec["overhead"] = overhead
+
+    def warnings(self, pod: Object, namespace: str) -> list[str]:
+        """Return what the server warns of in a pod that it takes."""
+        why = self._violated(pod, namespace, "warn")
+        return [f"would {why}"] if why else []
+
+    def _violated(self, pod: Object, namespace: str, mode: str) -> str:
+        labels = (self.storage.find(NAMESPACES, "", namespace) or {"metadata": {}})["metadata"].get(
+            "labels"
+        ) or {}
+        if labels.get(f"{pod_security.LABEL}/{mode}") != "restricted":
+            return ""
+        return pod_security.violations(pod)
 
     def _of(self, plural: str, namespace: str) -> list[Object]:
         table = self.storage.table(BY_PATH["", "v1", plural])
@@ -96,8 +127,8 @@ class Admission:
         hard = {
             resource: quantities.parse(value) for resource, value in quota["spec"].get("hard", {}).items()
         }
-        asked = pod_amounts(pod)
-        for container in pod["spec"]["containers"]:
+        asked = amounts.of_quota(pod)
+        for container in () if pod["spec"].get("resources") else pod["spec"]["containers"]:
             short = [resource for resource in sorted(hard) if _needs(resource, container)]
             if short:
                 why = f"failed quota: {which}: must specify {','.join(short)} for: {container['name']}"
@@ -112,26 +143,28 @@ class Admission:
             said = {resource: quota["spec"]["hard"][resource] for resource in over}
             told = {
                 part: ",".join(
-                    f"{resource}={quantities.write(amounts.get(resource, Decimal()), binary=_is_bytes(resource))}"
+                    f"{resource}={quantities.write(there.get(resource, Decimal()), binary=_is_bytes(resource))}"
                     for resource in over
                 )
-                for part, amounts in (("requested", asked), ("used", used))
+                for part, there in (("requested", asked), ("used", used))
             }
             limited = ",".join(f"{resource}={value}" for resource, value in said.items())
             why = f"exceeded quota: {which}, requested: {told['requested']}, used: {told['used']}, limited: {limited}"
             raise forbidden("pods", name, why)
 
     def used(self, namespace: str) -> dict[str, Decimal]:
-        """Return what a namespace's pods take that are not over."""
+        """Return what a namespace's pods take: those that are over count as objects only."""
         total: dict[str, Decimal] = {}
         for (where, _), pod in self.storage.table(PODS).objects.items():
-            if where != namespace or (pod.get("status") or {}).get("phase") in _OVER:
+            if where != namespace:
                 continue
             uid = pod["metadata"]["uid"]
-            amounts = self._amounts.get(uid)
-            if amounts is None:
-                amounts = self._amounts[uid] = pod_amounts(pod)
-            for resource, amount in amounts.items():
+            version = pod["metadata"].get("generation", 1)
+            known = self._amounts.get(uid)
+            if known is None or known[0] != version:
+                known = self._amounts[uid] = (version, amounts.of_quota(pod))
+            over = (pod.get("status") or {}).get("phase") in _OVER
+            for resource, amount in ({"count/pods": Decimal(1)} if over else known[1]).items():
                 total[resource] = total.get(resource, Decimal()) + amount
         return total
 
@@ -158,24 +191,6 @@ def _needs(resource: str, container: Object) -> bool:
     return what not in ((container.get("resources") or {}).get(which or "requests") or {})
 
 
-def pod_amounts(pod: Object) -> dict[str, Decimal]:
-    """Return what a pod takes of a quota: the sum of its containers, or its largest init container."""
-    total: dict[str, Decimal] = {"pods": Decimal(1), "count/pods": Decimal(1)}
-    for which in ("requests", "limits"):
-        amounts: dict[str, Decimal] = {}
-        for container in pod["spec"].get("containers") or ():
-            for resource, value in ((container.get("resources") or {}).get(which) or {}).items():
-                amounts[resource] = amounts.get(resource, Decimal()) + quantities.parse(value)
-        for container in pod["spec"].get("initContainers") or ():
-            for resource, value in ((container.get("resources") or {}).get(which) or {}).items():
-                amounts[resource] = max(amounts.get(resource, Decimal()), quantities.parse(value))
-        for resource, amount in amounts.items():
-            total[f"{which}.{resource}"] = amount
-            if which == "requests":
-                total[resource] = amount
-    return total
-
-
 def complete_limit_range(found: Object) -> None:
     """Fill in a limit range's own defaults: default from max, defaultRequest from default."""
     rules = []
@@ -197,10 +212,10 @@ def _complete(container: Object, rule: Object) -> list[str]:
     made = {which: dict(resources.get(which) or {}) for which in ("limits", "requests")}
     added = []
     for which, key, word in (("requests", "defaultRequest", "request"), ("limits", "default", "limit")):
-        for resource, value in sorted((rule.get(key) or {}).items()):
-            if resource not in made[which]:
-                made[which][resource] = value
-                added.append(f"{resource} {word}")
+        fresh = {name: value for name, value in (rule.get(key) or {}).items() if name not in made[which]}
+        made[which] |= fresh
+        if fresh:
+            added.append(f"{', '.join(sorted(fresh))} {word}")
     if added:
         container["resources"] = {**resources, **{which: told for which, told in made.items() if told}}
     return added

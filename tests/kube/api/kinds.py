@@ -29,12 +29,14 @@ KINDS = (
     Kind("events", "Event", model="CoreV1Event", short=("ev",)),
     Kind("configmaps", "ConfigMap", model="V1ConfigMap", short=("cm",)),
     Kind("secrets", "Secret", model="V1Secret"),
+    Kind("persistentvolumeclaims", "PersistentVolumeClaim", model="V1PersistentVolumeClaim", short=("pvc",)),
     Kind("serviceaccounts", "ServiceAccount", model="V1ServiceAccount", short=("sa",)),
     Kind("resourcequotas", "ResourceQuota", model="V1ResourceQuota", short=("quota",)),
     Kind("limitranges", "LimitRange", model="V1LimitRange", short=("limits",)),
     Kind(
         "poddisruptionbudgets", "PodDisruptionBudget", "policy", model="V1PodDisruptionBudget", short=("pdb",)
     ),
+    Kind("runtimeclasses", "RuntimeClass", "node.k8s.io", is_namespaced=False, model="V1RuntimeClass"),
     Kind(
         "priorityclasses", "PriorityClass", "scheduling.k8s.io", is_namespaced=False, model="V1PriorityClass"
     ),

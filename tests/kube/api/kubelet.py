@@ -16,8 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.kube.api import deleting, quantities, telling
-from tests.kube.api.admission import pod_amounts
+from tests.kube.api import deleting, quantities, resizing, telling, volumes
+from tests.kube.api.amounts import of_quota
 from tests.kube.api.containers import environment
 from tests.kube.api.deleting import PODS
 from tests.kube.api.kinds import BY_PATH
@@ -53,6 +53,8 @@ class Kubelet:
             "memory": quantities.parse(memory),
             "pods": quantities.parse(pods),
         }
+        server.writer.room = self.room
+        self.handlers = {"runc"}
         self.pace = pace
         self.backoff = backoff
         self.env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/tmp", **(env or {})}
@@ -84,6 +86,9 @@ class Kubelet:
         elif life is not None:
             if pod["metadata"].get("deletionTimestamp"):
                 life.delete(pod["metadata"].get("deletionGracePeriodSeconds", 0))
+            elif not life.resizes and resizing.is_due(pod):
+                life.resizes = True
+                asyncio.get_running_loop().call_soon(self._resize, life)
         elif change.type == "ADDED" or (uid in self._waiting or not pod["spec"].get("nodeName")):
             asyncio.get_running_loop().call_soon(self._take_again, key_of(pod), uid)
 
@@ -122,11 +127,10 @@ class Kubelet:
             return "Unschedulable", f"0/1 nodes are available: {why}"
         if spec.get("nodeName"):
             return "", ""
-        taken: dict[str, Decimal] = {}
-        for life in self.lives.values():
-            for resource, amount in ({} if life.is_over else life.amounts).items():
-                taken[resource] = taken.get(resource, Decimal()) + amount
-        asked = pod_amounts(pod)
+        if claim := volumes.unclaimed(self.storage, pod):
+            why = f'persistentvolumeclaim "{claim}" not found. not found'
+            return "Unschedulable", f"0/1 nodes are available: {why}"
+        taken, asked = self._taken(), of_quota(pod)
         for resource, room in self.room.items():
             if taken.get(resource, Decimal()) + asked.get(resource, Decimal()) > room:
                 short = "Too many pods" if resource == "pods" else f"Insufficient {resource}"
@@ -134,12 +138,42 @@ class Kubelet:
                 return "Unschedulable", f"0/1 nodes are available: {why}"
         return "", ""
 
+    def _taken(self, without: Life | None = None) -> dict[str, Decimal]:
+        """Return what the node's pods take together."""
+        taken: dict[str, Decimal] = {}
+        for life in self.lives.values():
+            for resource, amount in ({} if life.is_over or life is without else life.amounts).items():
+                taken[resource] = taken.get(resource, Decimal()) + amount
+        return taken
+
+    def _resize(self, life: Life) -> None:
+        """Do a resize, or let it wait for room."""
+
+        def lacks(pod: Object) -> str:
+            taken, asked = self._taken(life), of_quota(pod)
+            for resource in ("cpu", "memory"):
+                used, want = taken.get(resource, Decimal()), asked.get(resource, Decimal())
+                if used + want > self.room[resource]:
+                    return resizing.shortage(resource, want, used, self.room[resource])
+            return ""
+
+        if resizing.grant(self.storage, PODS, lambda: self.current(life), lacks):
+            life.resizes = life.waits_for_room = False
+            if (pod := self.current(life)) is not None:
+                life.resized(pod)
+        else:
+            life.waits_for_room = True
+
     def _labels(self) -> dict[str, str]:
         node = self.storage.find(NODES, "", self.name)
         return (node or {"metadata": {}})["metadata"].get("labels") or {}
 
     def ended(self) -> None:
         """See whether there is room now for who waits."""
+        for life in list(self.lives.values()):
+            if life.waits_for_room:
+                life.waits_for_room = False
+                asyncio.get_running_loop().call_soon(self._resize, life)
         for uid, where in list(self._waiting.items()):
             self._take_again(where, uid)
 
@@ -161,6 +195,29 @@ class Kubelet:
     def tell(self, pod: Object, reason: str, message: str, kind: str = "Normal", container: str = "") -> None:
         """Record an event."""
         self.storage.create(EVENTS, telling.event(pod, self.name, reason, message, kind, container))
+
+    def tell_again(self, pod: Object, reason: str, message: str) -> None:
+        """Record a warning of the node's, or that it has come once more."""
+        uid = pod["metadata"]["uid"]
+        for event in self.storage.table(EVENTS).objects.values():
+            same = (event["involvedObject"]["uid"], event["reason"], event["message"])
+            if same == (uid, reason, message):
+                self.storage.update(EVENTS, {**event, "count": event["count"] + 1, "lastTimestamp": now()})
+                return
+        self.tell(pod, reason, message, "Warning")
+
+    def lacking(self, pod: Object) -> tuple[str, str]:
+        """Return the event that tells why a pod cannot be made, blank where it can."""
+        if why := volumes.missing(self.storage, pod):
+            return "FailedMount", why
+        name = pod["spec"].get("runtimeClassName")
+        kind = BY_PATH["node.k8s.io", "v1", "runtimeclasses"]
+        found = self.storage.find(kind, "", name) if name else None
+        if found is not None and found["handler"] not in self.handlers:
+            why = f'failed to get sandbox runtime: no runtime for "{found["handler"]}" is configured'
+            told = f"Failed to create pod sandbox: rpc error: code = Unknown desc = {why}"
+            return "FailedCreatePodSandBox", told
+        return "", ""
 
     def keep_log(self, uid: str, name: str, log: Log) -> None:
         """Keep a container's log: the last two."""

@@ -14,7 +14,7 @@ from tests.kube.api.faults import Fault, hang_up
 from tests.kube.api.kinds import Kind
 from tests.kube.api.requests import Asked
 from tests.kube.api.selectors import Test, by_fields, by_labels
-from tests.kube.api.statuses import Refusal, gone, too_large
+from tests.kube.api.statuses import Refusal, cause, gone, invalid, too_large
 from tests.kube.api.storage import Storage, encode
 
 Object = dict[str, Any]
@@ -60,6 +60,8 @@ class Reader:
         ]
         chosen = [(where, found) for where, found in chosen if all(test(found) for test in tests)]
         limit, told = asked.number("limit"), {"resourceVersion": str(version)}
+        if asked.query.get("resourceVersion") == "0":  # from the cache, which has no pages
+            limit = None
         if limit and len(chosen) > limit:
             told["continue"] = token_of(version, chosen[limit - 1][0])
             if not tests:
@@ -107,9 +109,21 @@ class Reader:
         """Stream events until the time is over, the client goes, or it has become too slow."""
         tests, table = _tests(asked, kind), self.storage.table(kind)
         since = version_of(asked)
-        await self.reach(since)
         initial = asked.is_set("sendInitialEvents")
+        newer = asked.query.get("resourceVersionMatch") == "NotOlderThan"
+        if "sendInitialEvents" in asked.query and not newer:
+            rule = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            told = cause("FieldValueForbidden", f"Forbidden: {rule}", "resourceVersionMatch")
+            raise invalid("ListOptions", "", [told])
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        try:
+            await self.reach(since)
+        except Refusal as late:
+            if not initial:
+                raise
+            await response.prepare(asked.request)
+            await response.write(encode({"type": "ERROR", "object": late.body()}) + b"\n")
+            return response
         if since and since < table.oldest and not initial:
             refusal = gone(f"too old resource version: {since} ({table.oldest})")
             if self.expired_as_status:
@@ -120,7 +134,9 @@ class Reader:
         await response.prepare(asked.request)
         sender = _Sender(response, asked, fault)
         bookmarks = asked.is_set("allowWatchBookmarks")
-        if initial or not since:
+        if not initial and "sendInitialEvents" in asked.query:
+            since = since or self.storage.version  # from now on
+        elif initial or not since:
             since = self.storage.version
             for _, found in sorted(table.objects.items(), key=lambda item: item[0]):
                 if _visible(found, asked, tests) and not await sender.send(

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tests.kube.api import deleting, telling
-from tests.kube.api.admission import pod_amounts
+from tests.kube.api.amounts import of_quota
 from tests.kube.api.containers import ConfigError, Container
 from tests.kube.api.deleting import PODS
 from tests.kube.api.storage import key_of, now
@@ -26,8 +26,11 @@ class Life:
         self.uid = pod["metadata"]["uid"]
         self.where = key_of(pod)
         self.spec = pod["spec"]
-        self.amounts = pod_amounts(pod)
+        self.amounts = of_quota(pod)
         self.is_over = False
+        self.resizes = self.waits_for_room = False
+        self._mains_over = asyncio.Event()
+        self._sidecars: list[asyncio.Task[None]] = []
         self.inits: dict[str, Object] = {}
         self.mains: dict[str, Object] = {}
         self._sandbox = False
@@ -57,6 +60,12 @@ class Life:
             for one in self._running.values():
                 one.kill()
 
+    def resized(self, pod: Object) -> None:
+        """The node has put other amounts in force."""
+        self.spec, self.amounts = pod["spec"], of_quota(pod)
+        for told in pod["status"]["containerStatuses"]:
+            self.mains[told["name"]] = told
+
     # --- its course -----------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -75,7 +84,9 @@ class Life:
             stopper.cancel()
             for one in self._running.values():
                 one.kill()
-            await asyncio.gather(stopper, return_exceptions=True)
+            for sidecar in self._sidecars:
+                sidecar.cancel()
+            await asyncio.gather(stopper, *self._sidecars, return_exceptions=True)
 
     async def _stop_when_asked(self) -> None:
         await self._asked.wait()
@@ -114,19 +125,75 @@ class Life:
         self.mains = {one["name"]: telling.container(one, telling.waiting(first)) for one in mains}
         self._tell("Pending")
         await self._pause()
+        await self._furnished()
         self._sandbox = True
         self._tell("Pending")
         await self._pause()
         for one in inits:
+            if one.get("restartPolicy") == "Always":
+                await self._start_beside(one)
+                continue
             state = await self._keep_running(one, self.inits)
             if state["terminated"]["exitCode"]:
                 return
         self._initialized = True
         await asyncio.gather(*(self._keep_running(one, self.mains) for one in mains))
+        await self._end_sidecars()
         if self._asked.is_set():
             return
         self._tell(self._phase())
         await self._pause()
+
+    async def _furnished(self) -> None:
+        """Wait for volumes and a runtime; what is missing is told in events alone, again and again."""
+        seconds = self.kubelet.backoff / 20
+        while (pod := self.kubelet.current(self)) is not None:
+            reason, why = self.kubelet.lacking(pod)
+            if not reason:
+                return
+            self.kubelet.tell_again(pod, reason, why)
+            await self._pause(seconds)
+            seconds = min(2 * seconds, self.kubelet.backoff)
+
+    async def _start_beside(self, spec: Object) -> None:
+        """Start a sidecar, and go on when it has begun."""
+        begun = asyncio.Event()
+        self._sidecars.append(asyncio.create_task(self._run_beside(spec, begun)))
+        while not begun.is_set():
+            await self._pause()
+
+    async def _run_beside(self, spec: Object, begun: asyncio.Event) -> None:
+        restarts = 0
+        last: Object = {}
+        while not self._mains_over.is_set() and not self._asked.is_set():
+            running = asyncio.create_task(self._run_once(spec, self.inits, restarts, last))
+            try:
+                while spec["name"] not in self._running and not running.done():
+                    await asyncio.sleep(0.001)
+                begun.set()
+                last = await running
+            finally:
+                running.cancel()
+            restarts += 1
+            if restarts > 1 and not self._mains_over.is_set():
+                text = f"back-off restarting failed container={spec['name']} pod={self.where[1]}"
+                self._state(spec, self.inits, telling.waiting("CrashLoopBackOff", text), restarts - 1, last)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.kubelet.backoff):
+                        await self._mains_over.wait()
+
+    async def _end_sidecars(self) -> None:
+        """Main containers are over: sidecars get TERM, and KILL after the pod's grace; the phase waits for them."""
+        self._mains_over.set()
+        grace = float(self.spec.get("terminationGracePeriodSeconds", 30))
+        names = {one["name"] for one in self.spec.get("initContainers") or ()}
+        running = [one for name, one in self._running.items() if name in names]
+        stops = [asyncio.create_task(one.stop(grace)) for one in running]
+        try:
+            await asyncio.gather(*self._sidecars)
+        finally:
+            for stop in stops:
+                stop.cancel()
 
     async def _keep_running(self, spec: Object, told: dict[str, Object]) -> Object:
         """Run a container, and again where its pod wants that; return its last state."""
@@ -228,6 +295,8 @@ class Life:
         last: Object,
         which: str = "",
     ) -> None:
+        every = [*(self.spec.get("initContainers") or ()), *self.spec["containers"]]
+        spec = next(one for one in every if one["name"] == spec["name"])  # it may have been resized
         told[spec["name"]] = telling.container(spec, state, restarts, last, which)
         if not self._asked.is_set():  # who shall end tells its end only
             self._tell(self._phase())
@@ -255,6 +324,7 @@ class Life:
             "hostIPs": [{"ip": "127.0.0.1"}],
             **({"podIP": "10.88.0.8", "podIPs": [{"ip": "10.88.0.8"}]} if self._sandbox else {}),
             "startTime": self._began,
+            **telling.whole(pod),
             **({"initContainerStatuses": list(self.inits.values())} if self.inits else {}),
             "containerStatuses": list(self.mains.values()),
             "qosClass": pod["status"].get("qosClass", "BestEffort"),
@@ -270,13 +340,16 @@ class Life:
         ):
             for name in names:
                 one = told[name]
+                if told is self.inits and one["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":
+                    continue  # a sidecar that was about to be started again
                 if "terminated" not in one["state"] and reason != "Evicted":
                     lost = telling.terminated(137, "ContainerStatusUnknown", message=telling.UNKNOWN)[
                         "terminated"
                     ]
                     lost |= {"startedAt": None, "finishedAt": None}
                     told[name] = {**one, "state": {"terminated": lost}, "ready": False, "started": False}
-        ends = [*self.inits.values(), *self.mains.values()]
+        beside = {one["name"] for one in self.spec.get("initContainers") or () if "restartPolicy" in one}
+        ends = [one for name, one in (self.inits | self.mains).items() if name not in beside]
         codes = [one["state"].get("terminated", {}).get("exitCode", 137) for one in ends]
         failed = bool(reason) or any(codes)
         more = {"message": message, "reason": reason} if reason else {}

@@ -89,6 +89,9 @@ class _Parser:
                 return lambda labels: key in labels
             case "=" | "==":
                 wanted = self.value()
+                if len(wanted.encode()) > 63:
+                    why = f'values[0][{key}]: Invalid value: "{wanted}": must be no more than 63 bytes'
+                    raise Refusal(400, f"unable to parse requirement: {why}")
                 return lambda labels: labels.get(key) == wanted
             case "!=":
                 other = self.value()

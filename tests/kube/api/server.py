@@ -170,6 +170,8 @@ class Server:
             raise no_right(
                 user.name, verb_of, asked.resource, kind.group, asked.namespace or None, asked.name
             )
+        if asked.part == "resize" and asked.verb == "patch" and kind == deleting.PODS:
+            return self._object(self.writer.patch(asked, kind, await asked.request.read()))
         if asked.part not in ("", "status"):
             return await self._part(asked, kind, fault)
         match asked.verb:
@@ -201,8 +203,8 @@ class Server:
         response = web.Response(
             body=self.storage.encoded(found), status=code, content_type="application/json"
         )
-        for path in unknown or ():
-            response.headers.add("Warning", f'299 - "unknown field \\"{path}\\""')
+        for text in unknown or ():
+            response.headers.add("Warning", '299 - "{}"'.format(text.replace('"', '\\"')))
         return response
 
     def _shown(self, kind: Kind, found: Object) -> Object:

@@ -24,9 +24,9 @@ HISTORY = 50_000
 encode = msgspec.json.Encoder().encode
 
 
-def now() -> str:
-    """Return the time as objects tell it, to the second."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(*, fine: bool = False) -> str:
+    """Return the time as objects tell it, to the second; to the microsecond where they are `fine`."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ" if fine else "%Y-%m-%dT%H:%M:%SZ")
 
 
 class Change(NamedTuple):

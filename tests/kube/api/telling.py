@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from typing import Any
 
+from tests.kube.api import amounts, quantities
 from tests.kube.api.storage import now
 
 Object = dict[str, Any]
@@ -60,7 +61,11 @@ def container(
         **({"containerID": which or state.get("terminated", {}).get("containerID", "")} if begun else {}),
         "started": runs,
     }
-    return {**told, "resources": {}} if begun else told
+    if not begun:
+        return told
+    resources = spec.get("resources") or {}
+    granted = {"allocatedResources": resources["requests"]} if resources.get("requests") else {}
+    return {**told, **granted, "resources": resources}
 
 
 def conditions(
@@ -95,6 +100,18 @@ def conditions(
     return [*others, *made]
 
 
+def whole(pod: Object, *, granted: bool = True, in_force: bool = True) -> Object:
+    """Return what a pod's status says of its amounts as a whole."""
+    told: Object = {}
+    for which in ("requests", "limits"):
+        found = amounts.of_pod(pod, which)
+        told[which] = {name: quantities.write(n, binary=name == "memory") for name, n in found.items()}
+    made: Object = {"allocatedResources": told["requests"]} if granted and told["requests"] else {}
+    if in_force and any(told.values()):
+        made["resources"] = {which: each for which, each in told.items() if each}
+    return made
+
+
 def scheduled(pod: Object) -> list[Object]:
     """Return the conditions of a pod that has a node."""
     head = {
@@ -123,6 +140,10 @@ def event(pod: Object, node: str, reason: str, message: str, kind: str, field: s
     if field:
         about["fieldPath"] = f"spec.containers{{{field}}}"
     by_scheduler = reason in ("Scheduled", "FailedScheduling")
+    at: Object = {"firstTimestamp": None, "lastTimestamp": None, "eventTime": now(fine=True)}
+    at["action"] = "Binding" if reason == "Scheduled" else "Scheduling"
+    if not by_scheduler:
+        at = {"firstTimestamp": now(), "lastTimestamp": now(), "count": 1, "eventTime": None}
     who = "default-scheduler" if by_scheduler else "kubelet"
     return {
         "kind": "Event",
@@ -135,11 +156,8 @@ def event(pod: Object, node: str, reason: str, message: str, kind: str, field: s
         "reason": reason,
         "message": message,
         "source": {} if by_scheduler else {"component": "kubelet", "host": node},
-        "firstTimestamp": now(),
-        "lastTimestamp": now(),
-        "count": 1,
+        **at,
         "type": kind,
-        "eventTime": None,
         "reportingComponent": who,
         "reportingInstance": node,
     }

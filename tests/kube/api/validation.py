@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tests.kube.api import quantities
+from tests.kube.api import amounts, quantities
 from tests.kube.api.kinds import Kind
 from tests.kube.api.statuses import cause, invalid
 
@@ -69,9 +69,7 @@ def check_metadata(metadata: Object, kind: Kind) -> list[dict[str, str]]:
     for key, value in (metadata.get("labels") or {}).items():
         causes += _check_key("metadata.labels", key)
         if len(value) > 63:
-            causes.append(
-                cause("FieldValueTooLong", "Too long: may not be more than 63 bytes", "metadata.labels")
-            )
+            causes.append(bad("metadata.labels", value, "must be no more than 63 bytes"))
         elif not VALUE.fullmatch(value):
             causes.append(bad("metadata.labels", value, VALUE_RULE))
     annotations = metadata.get("annotations") or {}
@@ -141,8 +139,8 @@ def _check_container(container: Object, path: str, seen: set[str]) -> list[dict[
         causes.append(missing(f"{path}.image"))
     resources = container.get("resources") or {}
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    for which, amounts in (("limits", limits), ("requests", requests)):
-        for resource, value in amounts.items():
+    for which, told in (("limits", limits), ("requests", requests)):
+        for resource, value in told.items():
             if quantities.parse(value) < 0:
                 causes.append(
                     bad(
@@ -164,6 +162,9 @@ def default_pod(pod: Object) -> None:
     for part in ("containers", "initContainers"):
         if spec.get(part):
             spec[part] = [_default_container(container) for container in spec[part]]
+    if spec.get("resources"):
+        spec["resources"] = as_text(spec["resources"])
+        amounts.complete(spec)
     account = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
     defaults: Object = {
         "restartPolicy": "Always",
@@ -218,6 +219,8 @@ def as_text(resources: Object) -> Object:
 def quality(pod: Object) -> str:
     """Return a pod's class of service."""
     told = [container.get("resources") or {} for container in pod["spec"].get("containers") or ()]
+    if pod["spec"].get("resources"):
+        told = [pod["spec"]["resources"]]
     if not any(one.get("limits") or one.get("requests") for one in told):
         return "BestEffort"
     for one in told:

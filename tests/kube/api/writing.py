@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from typing import Any
 
-from tests.kube.api import decoding, patching, validation
+from tests.kube.api import decoding, patching, resizing, validation
 from tests.kube.api.admission import Admission, complete_limit_range
 from tests.kube.api.deleting import NAMESPACES, PODS, finish, namespace_of
 from tests.kube.api.kinds import Kind
@@ -31,9 +31,11 @@ class Writer:
         self.storage = storage
         self.admission = admission
         self.owners: dict[str, dict[str, str]] = defaultdict(dict)
+        self.room: dict[str, Any] | None = None
+        """What the node has, which bounds resizes; None without a node."""
 
     def create(self, asked: Asked, kind: Kind, data: bytes) -> tuple[Object, list[str]]:
-        """Return the new object and the fields that nobody knows."""
+        """Return the new object and what the server warns of, such as fields that nobody knows."""
         found = decoding.read_object(data, kind, asked.request.content_type)
         found, unknown = self._known(asked, kind, found)
         metadata = found["metadata"] = {
@@ -48,7 +50,7 @@ class Writer:
                 )
                 raise Refusal(400, message)
         if not metadata.get("name") and metadata.get("generateName"):
-            metadata["name"] = metadata["generateName"] + "".join(random.choices(_LETTERS, k=5))
+            metadata["name"] = metadata["generateName"][:58] + "".join(random.choices(_LETTERS, k=5))
         name = metadata.get("name", "")
         if kind.is_namespaced:
             self.admission.namespace(kind.plural, name, asked.namespace)
@@ -64,10 +66,12 @@ class Writer:
         if kind == PODS:
             self.admission.pod(found, asked.namespace)
             found["status"] = {"phase": "Pending", "qosClass": validation.quality(found)}
-        if self.storage.find(kind, asked.namespace, name) is not None:
+            unknown = [*unknown, *self.admission.warnings(found, asked.namespace)]
+        if (there := self.storage.find(kind, asked.namespace, name)) is not None:
+            ends = "object is being deleted: " if there["metadata"].get("deletionTimestamp") else ""
             raise Refusal(
                 409,
-                f'{kind.plural} "{name}" already exists',
+                f'{ends}{kind.plural} "{name}" already exists',
                 "AlreadyExists",
                 details={"name": name, "kind": kind.plural},
             )
@@ -91,7 +95,7 @@ class Writer:
             told = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise decoding.cannot_be_handled(kind, f"strict decoding error: {told}")
         decoding.check_quantities(kept, kind)
-        return kept, unknown if how == "Warn" else []
+        return kept, [f'unknown field "{path}"' for path in unknown] if how == "Warn" else []
 
     def replace(self, asked: Asked, kind: Kind, data: bytes) -> Object:
         """Return the object as it is now."""
@@ -115,6 +119,14 @@ class Writer:
             if how != patching.APPLY:
                 raise not_found(kind.plural, asked.name)
             return self.create(asked, kind, data)[0]
+        if asked.part == "resize":
+            found = (
+                patching.strategic(before, patch)
+                if how == patching.STRATEGIC
+                else patching.merge(before, patch)
+            )
+            made = resizing.resized(before, found, self.room)
+            return before if asked.is_dry else self.storage.update(kind, made)
         if how == patching.JSON:
             found = patching.json_patch(before, patch)
         elif how == patching.MERGE:
