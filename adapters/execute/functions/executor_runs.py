@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -55,6 +56,7 @@ class PoolRun(TrackedRun):
         self.call: workers.Call | None = None
         self.send: Callable[[Executor], Future[Any]] | None = None
         self.pid = 0
+        self.place = (0, 0)
         self.ours = False
         self.started_at = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -180,9 +182,9 @@ class ExecutorRunner:
     def _begun_in_thread(self, run: PoolRun) -> None:
         now = time.time_ns()  # noqa: TID251 - the runner's clock
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._begun, run, now)
+            self._loop.call_soon_threadsafe(self._begun, run, now, (os.getpid(), threading.get_ident()))
 
-    def _begins(self, run_id: int, pid: int, alone: bool) -> remote.Permit:
+    def _begins(self, run_id: int, pid: int, thread: int, alone: bool) -> remote.Permit:
         """Say whether a call may begin: once, of a run that is still wanted, wherever the executor has it run."""
         run = self._runs.get(run_id)
         if run is None or run.reason is not None or run.held or run.begun or not self._open:
@@ -190,16 +192,16 @@ class ExecutorRunner:
         if alone and pid not in self._owned:
             self._owned[pid] = pid != os.getpid() and self._pool.owns(pid)
         run.pid, run.ours = pid, alone and self._owned[pid]
-        self._begun(run, time.time_ns())  # noqa: TID251 - the runner's clock
+        self._begun(run, time.time_ns(), (pid, thread))  # noqa: TID251 - the runner's clock
         return "ours" if run.ours else "shared"
 
-    def _begun(self, run: PoolRun, now: int) -> None:
+    def _begun(self, run: PoolRun, now: int, place: tuple[int, int]) -> None:
         if not run.ended and self._open:
             if run.reason is None:
                 self.let_go(run)
             run.started_at = now
             self._runs.started(run, {}, now)
-        self._pool.begun(run)
+        self._pool.begun(run, place)
 
     def not_begun(self, run: PoolRun, error: BaseException) -> None:
         """A run cannot be sent."""
@@ -295,6 +297,7 @@ class ExecutorRunner:
     def _gone(self, pid: int) -> None:
         """A worker process has let go: what it did has ended, and the executor tells of it soon, or never."""
         self._owned.pop(pid, None)
+        self._pool.gone(pid)
         for run in self._runs:
             if run.pid != pid or run.ended:
                 continue

@@ -35,14 +35,14 @@ logger = logging.getLogger("datatask.workers")
 DIRECTORY_MAX = 60
 IN_ENGINE = ("native", "mirror", "view")
 
-Begins = Callable[[int, int, bool], remote.Permit]
+Begins = Callable[[int, int, int, bool], remote.Permit]
 Gone = Callable[[int], None]
 
 
 class EngineGateway:
     """Serves the worker processes of one executor.
 
-    `begins(run, pid, alone)` says on the loop whether a call may begin; `gone(pid)` hears there that a process let go.
+    `begins(run, pid, thread, alone)` says on the loop whether a call may begin; `gone(pid)` hears there that a process let go.
     """
 
     def __init__(self, begins: Begins, gone: Gone, services: Services) -> None:

@@ -1,7 +1,7 @@
 """Executors as places with a number of slots: who is in, who waits, and what to do when one breaks.
 
 In: items to submit, from the runners of all tasks that share the executor. Out: each item's `done(future)` on
-the event loop. No more is submitted than there are slots; where their number is not known, one more than has begun.
+the event loop. No more is submitted than there are slots; where their number is not known, one more than ran at once.
 A broken executor is made anew by its maker; what was in it is suspect and is let in again alone, so that the one
 that breaks it is found. An executor that cannot be made anew is given up: `Item.unusable`.
 """
@@ -41,6 +41,7 @@ class Item(Protocol):
 
     key: tuple[str, str]
     begun: bool
+    place: tuple[int, int]
 
     def prepare(self) -> None:
         """Get ready; raises what keeps it from being sent."""
@@ -79,6 +80,7 @@ class Pool:
         self._alone = self._closed = False
         self._breaking: set[Item] = set()
         self._dead = ""
+        self._most = 0
 
     @classmethod
     def of(cls, source: Made) -> Pool:
@@ -157,7 +159,7 @@ class Pool:
         self._inside.clear()
         self._suspects.clear()
         self._alone = self._closed = False
-        self._dead = ""
+        self._dead, self._most = "", 0
         Pool._pools.pop(id(self.source), None)
         if self._ours and self._executor is not None:
             executor, self._executor, self._ours, self._tied = self._executor, None, False, False
@@ -196,10 +198,18 @@ class Pool:
         """Return how many items are inside besides this one."""
         return len(self._inside) - (item in self._inside)
 
-    def begun(self, item: Item) -> None:
-        """A worker has begun an item: another one may fit."""
-        item.begun = True
+    def begun(self, item: Item, place: tuple[int, int]) -> None:
+        """A worker has begun an item: another one may fit. What it did before in this `place`, pid and thread, is over."""
+        item.begun, item.place = True, place
+        self._most = max(self._most, self._running())
         self._pump()
+
+    def gone(self, pid: int) -> None:
+        """A worker process has ended: what the others run is as much as runs at once now."""
+        self._most = self._running(without=pid)
+
+    def _running(self, without: int = 0) -> int:
+        return len({item.place for item in self._inside if item.begun and item.place[0] != without})
 
     def give_up(self, item: Item, *, gone: bool = False) -> None:
         """Stop waiting for an item that cannot be stopped: the slot of a thread is replaced until it returns.
@@ -252,7 +262,7 @@ class Pool:
     def _is_full(self) -> bool:
         slots = self.slots
         if slots is None:
-            return not all(item.begun for item in self._inside)
+            return self._running() + sum(not item.begun for item in self._inside) > self._most
         return len(self._inside) >= slots
 
     def _submit(self, item: Item, again: bool = True) -> None:

@@ -94,9 +94,9 @@ class Gateway:
         self._requests.close()
         self._life.close()
 
-    def begin(self, run: int, alone: bool) -> bool:
-        """Ask whether a call may begin in this process, which does nothing else meanwhile if it is `alone` in it."""
-        permit: Permit = self.ask("begin", run, os.getpid(), alone)
+    def begin(self, run: int, thread: int, alone: bool) -> bool:
+        """Ask whether a call may begin in a thread of this process, which does nothing else meanwhile if it is `alone`."""
+        permit: Permit = self.ask("begin", run, os.getpid(), thread, alone)
         self._ours = self._ours or permit == "ours"
         return permit != "no"
 

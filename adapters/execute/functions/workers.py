@@ -300,16 +300,16 @@ def _end_with(pid: int, start: int) -> None:
 
 def work(parcel: Parcel) -> Outcome | NotBegun:
     """Do one run in this process, whichever it is; module-level, so that any pickle finds it."""
-    loop = asyncio._get_running_loop()
+    loop, thread = asyncio._get_running_loop(), threading.get_ident()
     if loop is None:
-        return _work(parcel, _is_alone())
+        return _work(parcel, thread, _is_alone())
     if loop in remote.engine_loops:
         return NotBegun("the executor runs functions on the engine's event loop; use InProcessSyncTask")
     done: Future[Outcome | NotBegun] = Future()  # a function may run a loop of its own in another thread only
 
     def elsewhere() -> None:
         try:
-            done.set_result(_work(parcel, False))
+            done.set_result(_work(parcel, thread, False))
         except BaseException as error:
             done.set_exception(error)
 
@@ -322,7 +322,7 @@ def _is_alone() -> bool:
     return threading.current_thread() is threading.main_thread() and "mpi4py.MPI" not in sys.modules
 
 
-def _work(parcel: Parcel, alone: bool) -> Outcome | NotBegun:
+def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
     try:
         gateway = remote.connect(parcel.gateway, _stop)
     except OSError as error:
@@ -332,7 +332,7 @@ def _work(parcel: Parcel, alone: bool) -> Outcome | NotBegun:
     call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts), gateway)
     _calls[parcel.gateway, parcel.run] = call
     try:
-        if not gateway.begin(parcel.run, alone):
+        if not gateway.begin(parcel.run, thread, alone):
             return NotBegun()
         try:
             func, arguments = _unpacked(parcel)
