@@ -206,6 +206,10 @@ class ColumnQueue:
         head = self.head
         return (0.0, self.positions[head], self.jobs[head]) if head < self.size else None
 
+    def second(self) -> Entry | None:
+        index = self.after(self.head + 1)
+        return (0.0, self.positions[index], self.jobs[index]) if index >= 0 else None
+
     def entries(self) -> Iterator[Entry]:
         jobs, positions, gone = self.jobs, self.positions, self.gone
         for index in range(self.head, self.size):

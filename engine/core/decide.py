@@ -9,9 +9,9 @@ O(tasks + decisions * log tasks), whatever the number of waiting jobs. Simulatio
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Set
-from functools import lru_cache
+from heapq import heappop, heapreplace
+from itertools import islice
 from typing import Literal, NamedTuple, TypeVar
 
 from datatask.engine.core.expressions import leaves_of
@@ -55,6 +55,7 @@ class Line:
         "concurrency",
         "index",
         "infeasible",
+        "lacks",
         "name",
         "open_runs",
         "quota",
@@ -78,6 +79,8 @@ class Line:
         self.closed, self.seen = closed(task, unavailable, selection), task.seen
         self.infeasible: Constraint | Literal[False] | None = None
         """Whether the request can ever be met; None where that was not asked yet."""
+        self.lacks: dict[str | None, Constraint] = {}
+        """The constraint of a quota without a window, by the dimension that is short; a line of many rounds fills it."""
         self.reserves = True
         """Whether other tasks ask the quota for other amounts: else it makes no difference what is reserved."""
 
@@ -89,6 +92,9 @@ Launches = tuple[list[tuple[L, Entry]], dict[str, Constraint], int | None]
 
 Head = tuple[Entry, int, L, Iterator[Entry] | None]
 """The next job of a task, and its line; compared by order, then by the task's place. None: the queue's first."""
+
+SECOND: Iterator[Entry] = iter(())
+"""Stands for what follows on the second job of a queue."""
 
 
 def decide(
@@ -188,26 +194,33 @@ def choose(
         if over or len(launches) >= bound:
             constraints.update((line.name, bounded) for _, _, line, _ in heads)
             break
-        job, task = entry[2], line.task
+        job, task, quota = entry[2], line.task, line.quota
         if not masks or job not in masks or task.condition.test(masks[job]):
-            constraint = _refused(line, now, launched, reserved, wake)
-            if constraint:
-                constraints[line.name] = constraint
-                heapq.heappop(heads)
-                if heads and line.reserves and constraint.kind == "quota":
-                    _reserve_if_starved(state, line, entry, now, reserved)
+            if line.concurrency is not None and line.open_runs >= line.concurrency:
+                constraints[line.name] = CONCURRENCY
+                heappop(heads)
                 continue
-            launches.append((line, entry))
-            line.open_runs += 1
-            quota = line.quota
             if quota is not None:
+                kept = reserved.get(quota.name) if reserved else None
+                lacking = quota.shortfall(line.request, kept)
+                if lacking is not None or quota.launches is not None:
+                    constraint = line.lacks.get(lacking) or _limited(
+                        line, quota, lacking, now, launched, wake
+                    )
+                    if constraint is not None:
+                        constraints[line.name] = constraint
+                        heappop(heads)
+                        if heads and line.reserves and constraint.kind == "quota":
+                            _reserve_if_starved(state, line, entry, now, reserved)
+                        continue
                 used = quota.used
                 for name, amount in line.request.items():
                     if amount:
                         used[name] = used.get(name, 0) + amount
                 if quota.launches is not None:
-                    name = quota.definition.name
-                    launched[name] = launched.get(name, 0) + 1
+                    launched[quota.name] = launched.get(quota.name, 0) + 1
+            launches.append((line, entry))
+            line.open_runs += 1
             if line.seen:
                 mask = masks.get(job)
                 if mask is None:
@@ -215,16 +228,20 @@ def choose(
                 mask |= task.live.bit
                 masks[job] = mask if job in task.episodes else mask & ~task.outcomes
                 over = any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
-        if following is None:
-            following = task.queue.entries()
-            next(following)
-        head = next(following, None)
+        if (
+            following is None
+        ):  # most rounds take one job of a queue: a generator would cost more than all the rest
+            following, head = SECOND, task.queue.second()
+        else:
+            if following is SECOND:
+                following = islice(task.queue.entries(), 2, None)
+            head = next(following, None)
         if head is None:
-            heapq.heappop(heads)
+            heappop(heads)
             if jobs is not None and len(task.queue) > line.open_runs - task.open_runs:
                 constraints[line.name] = UNSELECTED
         else:
-            heapq.heapreplace(heads, (head, index, line, following))
+            heapreplace(heads, (head, index, line, following))
     return launches, constraints, min(wake) if wake else None
 
 
@@ -264,49 +281,43 @@ def _merged(due: list[Entry], waiting: Iterator[Entry]) -> Iterator[Entry]:
 
 def constraint_on(state: State, task: TaskState, now: int) -> Constraint | None:
     """Return what keeps one more launch of this task from being within its limits now, or None."""
-    name = task.definition.quota
-    return _refused(Line(task, None if name is None else state.quotas[name]), now, {}, {}, [])
-
-
-def _refused(
-    line: Line, now: int, launched: dict[str, int], reserved: dict[str, Amounts], wake: list[int]
-) -> Constraint | None:
-    """Return the constraint that keeps a job of this task from starting, or None."""
+    line = Line(task, None if task.definition.quota is None else state.quotas[task.definition.quota])
     if line.concurrency is not None and line.open_runs >= line.concurrency:
         return CONCURRENCY
-    quota = line.quota
-    if quota is None:
+    if line.quota is None:
         return None
-    kept = reserved.get(quota.definition.name) if reserved else None
-    lacking = quota.shortfall(line.request, kept)
-    if lacking is None and quota.launches is None:
-        return None
+    return _limited(line, line.quota, line.quota.shortfall(line.request), now, {}, [])
+
+
+def _limited(
+    line: Line, quota: QuotaState, lacking: str | None, now: int, launched: dict[str, int], wake: list[int]
+) -> Constraint | None:
+    """Return the constraint of a quota on a task's next job, `lacking` a dimension or not, or None."""
     if line.infeasible is None:
         line.infeasible = quota.infeasible(line.request) or False
     if line.infeasible:
         return line.infeasible
     if quota.launches is not None:
-        name = quota.definition.name
-        at = quota.next_launch(now, launched.get(name, 0))
+        at = quota.next_launch(now, launched.get(quota.name, 0))
         if at is not None and at > now:
             wake.append(at)
-            return Constraint("rate", name)
-    return None if lacking is None else _lacks(quota.definition.name, lacking)
-
-
-@lru_cache(maxsize=4096)
-def _lacks(quota: str, dimension: str) -> Constraint:
-    return Constraint("quota", quota, dimension)
+            return Constraint("rate", quota.name)
+    if lacking is None:
+        return None
+    constraint = Constraint("quota", quota.name, lacking)
+    if quota.launches is None:
+        line.lacks[lacking] = constraint
+    return constraint
 
 
 def _reserve_if_starved(
     state: State, line: Line, entry: Entry, now: int, reserved: dict[str, Amounts]
 ) -> None:
     quota = line.quota
-    if quota is None or quota.definition.name in reserved:
+    if quota is None or quota.name in reserved:
         return
     if now - state.time_of(entry[1]) >= quota.definition.starvation_after:
-        reserved[quota.definition.name] = quota.lacking(line.request)
+        reserved[quota.name] = quota.lacking(line.request)
 
 
 def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str) -> LaunchDecided:

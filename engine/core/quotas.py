@@ -61,6 +61,11 @@ class QuotaState:
     used: dict[str, int] = field(default_factory=dict)
     recent: deque[int] = field(default_factory=deque)
 
+    @property
+    def name(self) -> str:
+        """The quota's name."""
+        return self.definition.name
+
     @classmethod
     def of(cls, definition: QuotaDef) -> QuotaState:
         return cls(definition, dict(definition.limits), definition.launches)

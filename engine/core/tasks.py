@@ -13,6 +13,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -41,6 +42,9 @@ class ReadyQueue(Protocol):
 
     def first(self) -> Entry | None:
         """Return the first of `entries`."""
+
+    def second(self) -> Entry | None:
+        """Return the second of `entries`."""
 
     def entries(self) -> Iterator[Entry]:
         """Yield the waiting jobs in order; the queue must not change meanwhile."""
@@ -79,6 +83,11 @@ class FifoQueue:
 
     def first(self) -> Entry | None:
         for job in self._waiting:
+            return 0.0, self._waiting[job], job
+        return None
+
+    def second(self) -> Entry | None:
+        for job in islice(self._waiting, 1, None):
             return 0.0, self._waiting[job], job
         return None
 
@@ -124,6 +133,9 @@ class PriorityQueue:
         while heap and not self._current(heap[0]):
             heapq.heappop(heap)
         return heap[0] if heap else None
+
+    def second(self) -> Entry | None:
+        return next(islice(self.entries(), 1, None), None)
 
     def entries(self) -> Iterator[Entry]:
         """Pop lazily from a copy of the frontier: the first k entries cost O(k log k), not the queue's size.
@@ -274,13 +286,15 @@ class TaskState:
 
     def next_retry(self, among: Container[int] | None = None) -> int | None:
         """Return when the next retry (of the jobs `among`) is due (engine time), or None."""
-        if not self.retries and not self.contenders:
-            return None
-        heaps = [self.retries, *([self.contenders] if not self.contending else [])]
         if among is not None:
+            heaps = [self.retries, *([self.contenders] if not self.contending else [])]
             times = (at for heap in heaps for at, job in heap if job in among and _waits(self, at, job))
             return min(times, default=None)
-        return min((at for heap in heaps if (at := _next(self, heap)) is not None), default=None)
+        retry_at = _next(self, self.retries) if self.retries else None
+        if not self.contenders or self.contending:
+            return retry_at
+        contender_at = _next(self, self.contenders)
+        return contender_at if retry_at is None or (contender_at or retry_at) < retry_at else retry_at
 
 
 def _waits(task: TaskState, not_before: int, job: int) -> bool:

@@ -11,6 +11,7 @@ import copy
 import heapq
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from pyroaring import BitMap
@@ -186,6 +187,9 @@ class OverlayQueue:
 
     def first(self) -> Entry | None:
         return next(self.entries(), None)
+
+    def second(self) -> Entry | None:
+        return next(islice(self.entries(), 1, None), None)
 
     def entries(self) -> Iterator[Entry]:
         gone, below = self._gone, self._below.entries()
