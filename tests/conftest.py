@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.effort import EFFORT, EFFORTS, by_effort, is_chosen, mark
+from tests.servers import SharedServer
 
 TEST_SECONDS = by_effort(quick=120.0, thorough=300.0, soak=300.0)
 SOAK_SECONDS = 3600.0
@@ -122,7 +123,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
     def noted(self: subprocess.Popen[Any], *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)
-        begun.append(self)
+        if not isinstance(self, SharedServer):
+            begun.append(self)
 
     subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
     try:

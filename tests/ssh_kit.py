@@ -1,4 +1,4 @@
-"""A real OpenSSH sshd on loopback, and a proxy in front of it that delays, cuts and swallows.
+"""A real OpenSSH sshd, or dropbear, on loopback, and a proxy in front of it that delays, cuts and swallows.
 
 In: a folder. Out: a server with keys of its own, a home folder of its own, MaxSessions at its default; and hosts that
 point there. No agent, no ~/.ssh of whoever runs the tests.
@@ -10,18 +10,23 @@ import asyncio
 import atexit
 import contextlib
 import os
+import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datatask import Resources, SSHHost
+from tests.servers import SharedServer
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "/usr/sbin/sshd"
+DROPBEAR = (
+    shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "/usr/sbin/dropbear"
+)
 START_SECONDS = 10.0
 
 CONFIG = """\
@@ -92,29 +97,47 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, more: str = "", port: int = 0, *, first: str = "", over: tuple[Path, str] | None = None
+    folder: Path,
+    more: str = "",
+    port: int = 0,
+    *,
+    first: str = "",
+    over: Mapping[str, Path] = {},
+    program: str = "sshd",
+    shell: str = "",
+    start: type[subprocess.Popen[Any]] = subprocess.Popen,
 ) -> Iterator[Server]:
-    """Run an sshd; a second one in the same folder has the same keys, home, and when given the same port.
+    """Run an sshd, or a dropbear; a second one in the same folder has the same keys, home, and when given the same port.
 
-    `first` are lines of its configuration before all others; `over` is a file and the path
-    at which the server and what it starts see it, as root alone can arrange it.
+    `first` are lines of sshd's configuration before all others, `more` is more for its SetEnv; `shell` is the login shell.
+    `over` has files by the path at which the server and what it starts see them. That, another shell and dropbear need root.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "home").mkdir(exist_ok=True)
-    if not (folder / "host_key").exists():
-        for name in ("host_key", "user_key"):
-            make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
-            subprocess.run(make, check=True)
-        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+    _make_home(folder)
     port = port or free_port()
-    (folder / "sshd_config").write_text(first + CONFIG.format(port=port, folder=folder, more=more))
-    command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
-    if over is not None:
-        own = 'mount --bind "$0" "$1" && shift && exec "$@"'
-        command = ["unshare", "--mount", "sh", "-c", own, str(over[0]), over[1], *command]
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates privileges; Debian's unit makes it
+    if program == "sshd":
+        (folder / "sshd_config").write_text(first + CONFIG.format(port=port, folder=folder, more=more))
+        command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
+    else:
+        command = [
+            DROPBEAR,
+            "-F",
+            "-E",
+            "-m",
+            "-p",
+            f"127.0.0.1:{port}",
+            "-r",
+            str(folder / "host_key.dropbear"),
+        ]
+        command += ["-P", str(folder / "dropbear.pid")]
+    if shell or program != "sshd":
+        over = {"/etc/passwd": _accounts(folder, shell)} | dict(over)
+    if over:
+        own = 'while [ "$1" != -- ]; do mount --bind "$2" "$1" && shift 2 || exit; done; shift; exec "$@"'
+        words = [word for path, file in over.items() for word in (path, str(file))]
+        command = ["unshare", "--mount", "sh", "-c", own, "sh", *words, "--", *command]
     with (folder / "sshd.log").open("ab") as log:
-        process = subprocess.Popen(command, stderr=log)
+        process = start(command, stderr=log)
     server = Server(folder, port, process.pid)
     server.trust(port)
     try:
@@ -126,20 +149,60 @@ def serving(
         process.wait()
 
 
-_shared: list[Server] = []
+def _make_home(folder: Path) -> None:
+    """Make keys, and a home folder that they open."""
+    (folder / "home/.ssh").mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (folder / "host_key").exists():
+        return
+    for name in ("host_key", "user_key"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
+        subprocess.run(make, check=True)
+    shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+    shutil.copy(folder / "user_key.pub", folder / "home/.ssh/authorized_keys")
+    if shutil.which("dropbearconvert") is not None:
+        key = folder / "host_key"
+        convert = ["dropbearconvert", "openssh", "dropbear", str(key), f"{key}.dropbear"]
+        subprocess.run(convert, check=True, capture_output=True)
+
+
+def _accounts(folder: Path, shell: str) -> Path:
+    """Write /etc/passwd with this user's home in the folder, and with a login shell."""
+    me, lines = pwd.getpwuid(os.geteuid()).pw_name, []
+    for line in Path("/etc/passwd").read_text().splitlines():
+        words = line.split(":")
+        if words[0] == me:
+            words[5:] = [str(folder / "home"), shell or words[6]]
+        lines.append(":".join(words) + "\n")
+    (folder / "passwd").write_text("".join(lines))
+    return folder / "passwd"
+
+
+_shared: dict[str, Server] = {}
+_programs = ["sshd"]
 
 
 def server() -> Server:
     """Return a server that all tests of this process share; it ends with the process. One that died is replaced."""
-    if not (_shared and _lives(_shared[-1].pid)):
+    program = _programs[-1]
+    if program not in _shared or not _lives(_shared[program].pid):
         stack, owner = contextlib.ExitStack(), os.getpid()
         atexit.register(
             lambda: stack.close() if os.getpid() == owner else None
         )  # not in a fork of this process
         folder = Path(tempfile.mkdtemp(prefix="datatask-sshd-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        _shared.append(stack.enter_context(serving(folder)))
-    return _shared[-1]
+        _shared[program] = stack.enter_context(serving(folder, program=program, start=SharedServer))
+    return _shared[program]
+
+
+@contextlib.contextmanager
+def shared(program: str) -> Iterator[None]:
+    """While the block lasts, the shared server is this program."""
+    _programs.append(program)
+    try:
+        yield
+    finally:
+        _programs.pop()
 
 
 def _lives(pid: int) -> bool:

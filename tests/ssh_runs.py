@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from datatask import (
     InProcessBlobRepository,
     InProcessMetadataRepository,
@@ -25,6 +27,8 @@ from tests.ssh_kit import Proxy, Server, proxied, server
 
 SECOND = 1_000_000_000
 LOG = "0123456789abcdef"
+on_each_server = pytest.mark.usefixtures("each_server")
+"""Run a test against OpenSSH and against dropbear."""
 
 
 def make(manager: SSHLinuxManager, template: str, **more: Any) -> ProcessTask:

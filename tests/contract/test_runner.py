@@ -39,7 +39,7 @@ from datatask.schema.messages import Adopted, Ended, Started, Unreachable
 from tests import dask_kit
 from tests.kube.toy import target
 from tests.run_kit import contents, opened, spec
-from tests.ssh_kit import server
+from tests.ssh_kit import server, shared
 
 SECOND = 1_000_000_000
 
@@ -108,7 +108,13 @@ def pod_task(path: Path) -> KubeTask:
 
 
 QUOTED = "'" + SCRIPT.replace("\n", " ") + "'"
-PROCESSES = ("processes", "polled", pytest.param("ssh", marks=pytest.mark.server("sshd")), "pods")
+PROCESSES = (
+    "processes",
+    "polled",
+    pytest.param("sshd", marks=pytest.mark.server("sshd")),
+    pytest.param("dropbear", marks=[pytest.mark.server("dropbear"), pytest.mark.machine("root")]),
+    "pods",
+)
 WORKERS = get_context("forkserver")
 WORKERS.set_forkserver_preload([__name__])  # imported once, and not by each worker of each test
 KINDS = ("loop", "threads", "workers", "dask", *PROCESSES)
@@ -127,8 +133,9 @@ def make_task(kind: str, path: Path) -> EngineTask:
             return function_task(behave, dask_kit.shared().url)
         case "pods":
             return pod_task(path)
-        case "ssh":
-            return process_task(path, manager=SSHLinuxManager("app", server().host(), path / "remote"))
+        case "sshd" | "dropbear":
+            with shared(kind):
+                return process_task(path, manager=SSHLinuxManager("app", server().host(), path / "remote"))
     return process_task(path)
 
 

@@ -16,7 +16,17 @@ from datatask.schema.messages import Ended, Started
 from tests.machine import mounted
 from tests.run_kit import WAITS, contents, cut, exchanged, linked, made_a_folder, opened, removed, spec, until
 from tests.ssh_kit import server, serving
-from tests.ssh_runs import ended, left_behind, make, message, on_server, record_of, runs_of, ssh_task
+from tests.ssh_runs import (
+    ended,
+    left_behind,
+    make,
+    message,
+    on_each_server,
+    on_server,
+    record_of,
+    runs_of,
+    ssh_task,
+)
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -175,10 +185,13 @@ async def test_an_output_that_is_emptied_while_its_process_writes_on_fails_the_r
         await until(lambda: holders(runs_of(tmp_path) / "cuts.lock") == [])
 
 
+@on_each_server
 async def test_a_folder_above_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
     """The shell that waits for a run records its end in the run's folder, whatever is above it by now."""
     script = f"echo one; {WAITS}; echo two\n".format(go=tmp_path / "go")
     async with left_behind(tmp_path, script, "a") as specs:
+        (run,) = runs_of(tmp_path).glob("*.1")
+        await until(lambda: (run / "stdout").read_text() == "one\n")  # its interpreter has found the script
         (tmp_path / "remote").rename(tmp_path / "moved")
         runner = make(SSHLinuxManager("app", server().host(), tmp_path / "moved"), script).runner
         async with opened(runner) as facts:

@@ -11,12 +11,12 @@ import pytest
 from datatask import Resources
 from datatask.adapters.execute.base.endings import OUT_OF_MEMORY_PERHAPS
 from datatask.adapters.execute.local.cgroups import Groups, remove
-from datatask.adapters.execute.ssh import link as ssh_link
+from datatask.adapters.execute.ssh import ground
 from datatask.adapters.execute.ssh.folders import remove_runs
 from tests.machine import BUSY, throttled
 from tests.run_kit import contents, spec
 from tests.ssh_kit import server
-from tests.ssh_runs import SECOND, ended, message, on_server
+from tests.ssh_runs import SECOND, ended, message, on_each_server, on_server
 
 pytestmark = pytest.mark.server("sshd")
 AGENT = Path(__file__).parents[2] / "adapters/execute/ssh/agent.sh"
@@ -32,6 +32,7 @@ def left() -> list[str]:
     return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if Path(folder).name == name]
 
 
+@on_each_server
 @grouped
 async def test_memory_is_bounded_by_the_kernel_and_its_end_says_so(tmp_path: Path) -> None:
     end = await ended(
@@ -70,6 +71,7 @@ async def test_memory_of_all_processes_of_a_run_counts(tmp_path: Path) -> None:
     )
 
 
+@on_each_server
 @grouped
 async def test_a_run_in_groups_tells_its_peak_and_leaves_nothing(tmp_path: Path) -> None:
     script = HOG.format(40) + "import subprocess\nsubprocess.Popen(['setsid', 'sleep', '1234.5'])\n"
@@ -120,7 +122,7 @@ def found(tmp_path: Path, mounts: str, own: str) -> str:
     """Return what the agent says of these tables of the kernel."""
     (tmp_path / "mounts").write_text(mounts)
     (tmp_path / "own").write_text(own)
-    (tmp_path / "agent").write_text(ssh_link.joined(AGENT))
+    (tmp_path / "agent").write_text(ground.joined(AGENT))
     command = [
         "sh",
         str(tmp_path / "agent"),
@@ -165,10 +167,10 @@ async def test_a_target_without_groups_refuses_the_run_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The agent is made to look where there are none."""
-    setup, _ = ssh_link._scripts()
+    setup, _ = ground._scripts()
     blind = setup.replace("find_groups /proc/self/mountinfo", "find_groups /dev/null")
     assert blind != setup
-    monkeypatch.setattr(ssh_link, "_scripts", lambda: (blind, "blind"))
+    monkeypatch.setattr(ground, "_scripts", lambda: (blind, "blind"))
     end = await ended(on_server(tmp_path), "true\n", enforce=True, resources=Resources.parse(1, "64Mi"))
     assert end.ending.outcome == "refused"
     assert "enforce=True is not possible on target: its kernel has no control groups" in message(end)

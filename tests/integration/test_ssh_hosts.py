@@ -12,7 +12,7 @@ from datatask import STDOUT, CallerError, Resources, SSHLinuxManager, TemporaryE
 from datatask.schema.messages import Adopted, Ended, Reachable, Started, Unreachable
 from tests.run_kit import Facts, opened, spec, until
 from tests.ssh_kit import proxied, server, serving
-from tests.ssh_runs import ended, make, message, on_server
+from tests.ssh_runs import ended, make, message, on_each_server, on_server
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -32,6 +32,7 @@ def places(facts: Facts) -> list[str]:
     return [fact.where for fact in facts.all if isinstance(fact, Started)]
 
 
+@on_each_server
 async def test_runs_go_to_the_host_with_the_most_room_and_wait_for_room(
     crowd: SSHLinuxManager, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ async def test_what_no_host_can_ever_take_is_refused(crowd: SSHLinuxManager) -> 
     assert "no host can ever take cpu 7, mem 1Gi; raise a quota" in message(end)
 
 
+@on_each_server
 async def test_a_later_engine_finds_runs_on_whichever_host_they_are(crowd: SSHLinuxManager) -> None:
     """Also when the log does not say where, for the engine died before it was told."""
     runner = make(crowd, "sleep 60\n", resources=Resources.parse(2, "1Gi")).runner
@@ -145,6 +147,7 @@ async def test_a_host_that_does_not_answer_is_a_temporary_trouble(tmp_path: Path
 # --- by hand ------------------------------------------------------------------------------------------
 
 
+@on_each_server
 async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
     """Files and processes, as a manager of a user's own has them."""
     manager = on_server(tmp_path)
@@ -167,21 +170,16 @@ async def test_the_manager_s_verbs_work_by_hand(tmp_path: Path) -> None:
         out,
         STDOUT,
     )
-    for _ in range(200):
-        if Path(code).exists():
-            break
-        await asyncio.sleep(0.02)
+    await until(Path(code).exists)
     assert Path(code).read_text() == "5\n"
     assert Path(out).read_bytes() == b"\xff\na b\n"
     assert await manager.get_live_pids({pid}) == set()
     pid = await manager.spawn(["/bin/sleep", "60"], None, str(folder), code, None, None, None)
     assert await manager.get_live_pids({pid, "999999999"}) == {pid}
     await manager.kill(pid)
-    for _ in range(200):
-        if not await manager.get_live_pids({pid}):
-            break
-        await asyncio.sleep(0.02)
-    assert await manager.get_live_pids({pid}) == set()
+    async with asyncio.timeout(60):
+        while await manager.get_live_pids({pid}):
+            await asyncio.sleep(0.02)
     await manager.rmtree(folder)
     assert not folder.exists()
 

@@ -26,7 +26,7 @@ from datatask.schema.messages import Noticed, Started
 from tests.integration.test_local_endings import ATTACKS
 from tests.machine import mounted
 from tests.run_kit import contents, opened, spec, until
-from tests.ssh_runs import SECOND, ended, make, message, on_server
+from tests.ssh_runs import SECOND, ended, make, message, on_each_server, on_server
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -61,6 +61,7 @@ async def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
             pass
 
 
+@on_each_server
 async def test_a_pipeline_writes_down_what_became_of_each_job(tmp_path: Path) -> None:
     """The same as of processes here: code, times by our clock, outputs in their repositories, no pids, no folders."""
     inp = InProcessBlobRepository({str(n): str(n).encode() for n in range(20)})
@@ -117,6 +118,7 @@ async def test_each_end_is_told_as_what_it_was(
     assert says in message(end)
 
 
+@on_each_server
 async def test_a_stop_is_polite_then_not_and_takes_grandchildren_along(tmp_path: Path) -> None:
     """TERM to the group, KILL to all that is in the session after the grace; the script hears the TERM."""
     script = (
@@ -210,6 +212,7 @@ async def test_times_and_usage_come_with_the_end(tmp_path: Path) -> None:
 # --- output and input ---------------------------------------------------------------------------------
 
 
+@on_each_server
 async def test_output_is_bytes_of_any_kind_and_size(tmp_path: Path) -> None:
     script = "#!/usr/bin/python3\nimport sys\nsys.stdout.buffer.write(bytes(range(256)) * 16384)\n"
     script += "sys.stderr.buffer.write(b'\\xff\\xfe\\n')\n"
@@ -234,6 +237,7 @@ async def test_a_hundred_thousand_lines_at_once_come_whole_and_in_order(tmp_path
     assert data.split() == [str(number).encode() for number in range(1, 100_001)]
 
 
+@on_each_server
 async def test_both_streams_can_go_to_one(tmp_path: Path) -> None:
     end = await ended(on_server(tmp_path), "echo a; echo b >&2; echo c\n", stderr=STDOUT)
     assert [contents(write) for write in end.writes] == [b"a\nb\nc\n"]
@@ -277,18 +281,22 @@ async def test_a_documents_value_that_is_quoted_is_one_word_on_a_target_too(tmp_
     assert not (tmp_path / "mark").exists()
 
 
+@on_each_server
 async def test_an_environment_replaces_the_other_one_and_leaves_no_trace(tmp_path: Path) -> None:
     """Values of every kind; neither on the disk nor on a command line."""
     value = 'it\'s a "secret"\nof two lines $HOME `id` \\'
     script = f'#!/usr/bin/python3\nimport os, json\nprint(json.dumps(dict(os.environ)))\nos.system(\'cat /proc/*/cmdline 2>/dev/null | tr "\\\\0" " " > {tmp_path}/lines; grep -rl two.lines {tmp_path}/remote > {tmp_path}/files\')\n'
-    end = await ended(on_server(tmp_path), script, environ={"SECRET": value, "PATH": "/usr/bin:/bin"})
+    given = {"SECRET": value, "PATH": "/usr/bin:/bin"}
+    given |= dict.fromkeys(("run", "dir", "place", "id"), "ours")  # as the agent calls variables of its own
+    end = await ended(on_server(tmp_path), script, environ=given)
     import json
 
     data = contents(end.writes[0])
     assert data is not None
     environ = json.loads(data)
-    assert environ["SECRET"] == value
-    assert set(environ) <= {"SECRET", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "DATATASK_RUN"}
+    assert {name: environ[name] for name in given} == given
+    assert Path(environ["DATATASK_RUN"]).is_relative_to(tmp_path / "remote")
+    assert set(environ) <= {*given, "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "DATATASK_RUN"}
     assert "of two lines" not in (tmp_path / "lines").read_text(errors="replace")
 
 

@@ -1,19 +1,21 @@
-"""Whatever the target has for a POSIX shell, the agent works, and no script is read by a shell that it is not for."""
+"""Whatever the target has for a POSIX shell, and the account for a login shell, the agent works; no other shell reads a script."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute.ssh import link
-from datatask.schema.messages import Started
+from datatask import CallerError, SSHLinuxManager, TemporaryError
+from datatask.adapters.execute.ssh import sessions
+from datatask.schema.messages import Started, Unreachable
 from tests.run_kit import contents, opened, spec
 from tests.ssh_kit import Server, serving
-from tests.ssh_runs import SECOND, ended, make, message, on_server
+from tests.ssh_runs import LOG, SECOND, ended, make, message, on_server
 
 pytestmark = pytest.mark.server("sshd")
 
@@ -41,7 +43,7 @@ def shell(
     wrapper = tmp_path / "sh"
     wrapper.write_text(f'#!/bin/dash\nexec {shutil.which(program)} {" ".join(rest)} "$@"\n')
     wrapper.chmod(0o755)
-    monkeypatch.setattr(link, "SHELL", str(wrapper))
+    monkeypatch.setattr(sessions, "SHELL", str(wrapper))
     with serving(tmp_path / "server", f" PATH={bare} DATATASK_TEST_SHELL={wrapper}") as at:
         yield at
 
@@ -92,3 +94,83 @@ async def test_an_interpreter_that_the_kernel_cannot_execute_is_refused(
     assert f"the interpreter {broken} of the script's first line cannot be run" in message(end)
     assert not mark.exists()
     assert (await ended(manager, f"#!{wrapper}\nexit 4\n")).ending.exit_code == 4
+
+
+DROPBEAR = [pytest.mark.server("dropbear")]
+
+
+@pytest.mark.machine("root")
+@pytest.mark.parametrize("program", ["sshd", pytest.param("dropbear", marks=DROPBEAR)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.server(name)) for name in ("fish", "tcsh")]
+)
+async def test_any_login_shell_will_do(tmp_path: Path, program: str, name: str) -> None:
+    """Runs, recovery, stops, the verbs by hand, what `doctor` asks; in a folder whose name no two shells read alike."""
+    login = shutil.which(name) or ""
+    with serving(tmp_path / "server", program=program, shell=login) as at:
+        manager = SSHLinuxManager("app", at.host(), tmp_path / "it's 1 \\ of {2} !all")
+        script = "{% if job == 'slow' %}sleep 60{% else %}echo $SHELL; pwd{% endif %}\n"
+        first = make(manager, script).runner
+        async with opened(first) as facts:
+            first.start(spec(1))
+            first.start(spec(2, "slow"))
+            shell, folder = (contents((await facts.end_of(1)).writes[0]) or b"").decode().splitlines()
+            started = await facts.first(2, Started)
+        assert shell == login
+        assert Path(folder).is_relative_to(manager.basedir)
+        assert isinstance(started, Started)
+        later = make(manager, script).runner
+        async with opened(later) as facts:
+            await later.recover([spec(2, "slow")._replace(handle=started.handle)])
+            later.stop(2, "cancelled", SECOND // 4)
+            assert (await facts.end_of(2)).ending.outcome == "cancelled"
+        place = manager.place(f"{LOG}.1.1", "target")
+        assert await place.read("stdout", 0) == f"{shell}\n{folder}\n".encode()
+        await place.close()
+        await manager.mkdir(manager.basedir / "new")
+        assert (manager.basedir / "new").is_dir()
+        assert {run.state for run in await manager.list_runs()} == {"it has ended"}
+
+
+@pytest.mark.machine("root")
+@pytest.mark.parametrize("shell", ["nologin", "false"])
+async def test_an_account_without_a_shell_is_told_with_the_remedy(tmp_path: Path, shell: str) -> None:
+    """Before anything runs, by `doctor` and by the pipeline that opens: time does not help."""
+    login = shutil.which(shell, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or ""
+    with serving(tmp_path / "server", shell=login) as at:
+        says = "no POSIX shell answers there: .*; give the account a login shell that can run: exec /bin/sh"
+        with pytest.raises(CallerError, match=says):
+            await on_server(tmp_path, at).list_runs()
+        with pytest.raises(CallerError, match=says):
+            await ended(on_server(tmp_path, at), "true\n")
+
+
+@pytest.mark.server("dropbear")
+@pytest.mark.machine("root")
+async def test_a_dropbear_without_sftp_is_told_with_the_remedy(tmp_path: Path) -> None:
+    """By `doctor`, and by the run that waits until it is there."""
+    (tmp_path / "none").touch()
+    says = "the server's SFTP ends at once.*; install sftp-server beside its dropbear"
+    hidden = dict.fromkeys(("/usr/lib/openssh/sftp-server",), tmp_path / "none")
+    with serving(tmp_path / "server", program="dropbear", over=hidden) as at:
+        with pytest.raises(TemporaryError, match=says):
+            await on_server(tmp_path, at).list_runs()
+        runner = make(on_server(tmp_path, at), "true\n").runner
+        async with opened(runner) as facts:
+            runner.start(spec(1))
+            told = await facts.first(1, Unreachable)
+            assert isinstance(told, Unreachable)
+            assert re.search(says, told.message)
+            runner.stop(1, "cancelled", 0)
+            assert (await facts.end_of(1)).ending.outcome == "cancelled"
+
+
+async def test_a_target_that_lacks_a_program_is_told_which(tmp_path: Path) -> None:
+    """As small systems do: `doctor` and the pipeline that opens say it."""
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for tool in ["mkdir", "mv", "rm", "ls", "id", "sleep", "sed", "env", "cat", "chmod", "rmdir", "setsid"]:
+        (bare / tool).symlink_to(shutil.which(tool) or "")
+    says = "it lacks these programs: mkfifo sort; install coreutils"
+    with serving(tmp_path / "server", f" PATH={bare}") as at, pytest.raises(CallerError, match=says):
+        await on_server(tmp_path, at).list_runs()

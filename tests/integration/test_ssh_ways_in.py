@@ -200,7 +200,7 @@ async def test_sshd_lets_in_by_password_and_a_wrong_one_is_told(home: Path, tmp_
     shadow = tmp_path / "shadow"
     shadow.write_text(f"root:{OPEN_SESAME}:20000:0:99999:7:::\n")
     first = f"{WAYS[way]}PubkeyAuthentication no\nPermitRootLogin yes\n"
-    with serving(tmp_path / "by-password", first=first, over=(shadow, "/etc/shadow")) as at:
+    with serving(tmp_path / "by-password", first=first, over={"/etc/shadow": shadow}) as at:
         trusted(home, at)
         assert await enters(address(at, username="root", password="open sesame"), tmp_path)
         text = await refusal(address(at, username="root", password="hunter2"))

@@ -25,6 +25,7 @@ from datatask.adapters.execute.kube.connection import MERGE_PATCH, Cluster, Loca
 from tests.kube.api import serve
 from tests.kube.api.kubelet import running
 from tests.kube.scripted import SPACE, Hand
+from tests.servers import SharedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("DATATASK_TEST_KUBECONFIG") or None
@@ -90,7 +91,7 @@ async def real_cluster() -> AsyncIterator[Target]:
 def target() -> Target:
     """Return the cluster of this test run, held by a process of its own: whoever asks has a loop that ends sooner."""
     command = [sys.executable, "-m", "tests.kube.toy"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True)
+    server = SharedServer(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     atexit.register(_end, server)
     assert server.stdout is not None
     return Target(*json.loads(server.stdout.readline()))

@@ -69,13 +69,14 @@ claim_of() {
 # once. A script is handed to its interpreter as the kernel does it; without one, exe is a program.
 launch() {
     (
-        id=$1 run=$dir/$1 variables=$2 in=/dev/null out=/dev/null err=/dev/null
+        id=$1 run=$dir/$1 place=$dir/$1 variables=$2 in=/dev/null out=/dev/null err=/dev/null
+        cd "$run" && run=. dir=.. # the same, should a folder above be renamed
         trap 'once "$run/claim" "barred $token" && echo "refused $id busy"' EXIT # where no process can be had, a shell ends
         case $3 in *i*) in=$run/stdin ;; esac
         case $3 in *o*) out=$run/stdout ;; esac
         case $3 in *e*) err=$run/stderr ;; esac
         merged=$3
-        if [ "$4" = '' ]; then set -- "$run/exe"; elif [ "$5" = '' ]; then set -- "$4" "$run/exe"; else set -- "$4" "$5" "$run/exe"; fi
+        if [ "$4" = '' ]; then set -- "$place/exe"; elif [ "$5" = '' ]; then set -- "$4" "$place/exe"; else set -- "$4" "$5" "$place/exe"; fi
         case $session in
         */perl) set -- "$session" -e 'use POSIX; POSIX::setsid(); exec @ARGV; exit 126' "$@" ;;
         */python3) set -- "$session" -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])' "$@" ;;
@@ -84,12 +85,11 @@ launch() {
         true >"$out" && true >"$err" && exec 6>"$out" 7>"$err" # held until the end, whatever becomes of their names
         case $merged in *[oe]*) [ ! -p "$dir/cuts" ] || ! look_at self || echo "$id $self" 1<>"$dir/cuts" ;; esac
         case $merged in
-        *m*) (become "$@") 3>&1 <"$in" >&6 2>&6 6>&- 7>&- & ;;
-        *) (become "$@") 3>&1 <"$in" >&6 2>&7 6>&- 7>&- & ;;
+        *m*) (become "$place" "$@") 3>&1 <"$in" >&6 2>&6 6>&- 7>&- & ;;
+        *) (become "$place" "$@") 3>&1 <"$in" >&6 2>&7 6>&- 7>&- & ;;
         esac
         pid=$!
         trap - EXIT
-        cd "$run" && run=. dir=.. # the same, should a folder above be renamed
         trap '' HUP INT TERM PIPE
         exec >/dev/null
         wait "$pid"
@@ -105,16 +105,17 @@ launch() {
     ) </dev/null 2>/dev/null &
 }
 
-# become PROGRAM...: claims the run with this very process, says so, and becomes the program, in a session of its own.
+# become FOLDER PROGRAM...: claims the run with this very process, says so, and becomes the program, in a session of its own.
 become() {
     look_at self && once "$run/claim" "$self $boot $start $parent" || exit 125
     trap '' PIPE # nobody may listen any more
     { echo "started $id $self $start $boot" >&3; } 2>/dev/null
     trap - PIPE
-    cd "$run/cwd" && umask "$mask" || exit 125
+    cd "$run/cwd" && run=.. && umask "$mask" || exit 125
     exec 3>&-
     "$variables"
-    export "DATATASK_RUN=$run" # what it starts is known by this wherever it goes
+    export "DATATASK_RUN=$1" # what it starts is known by this wherever it goes; variables may have any name but this
+    shift
     exec "$@"
 }
 

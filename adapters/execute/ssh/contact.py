@@ -21,20 +21,20 @@ import asyncssh
 from datatask.adapters.execute.base.runner import Questions
 from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.connections import SSHHost
-from datatask.adapters.execute.ssh.link import (
+from datatask.adapters.execute.ssh.ground import (
     Ground,
     Identity,
     LaterStateError,
-    Link,
     OccupiedError,
     check_owner,
     find_ground,
     home_of,
     is_ours,
-    let_go,
     new_token,
     prepare,
 )
+from datatask.adapters.execute.ssh.link import Link
+from datatask.adapters.execute.ssh.sessions import let_go
 from datatask.engine.runtime.services import Service, current
 from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.units import SECOND

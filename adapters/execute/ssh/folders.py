@@ -18,16 +18,10 @@ from collections.abc import Iterator
 import asyncssh
 
 from datatask.adapters.execute.base.targets import Leftover
+from datatask.adapters.execute.ssh import sessions
 from datatask.adapters.execute.ssh.connections import SSHHost, mapped
-from datatask.adapters.execute.ssh.link import (
-    SHELL,
-    Ground,
-    check_sessions,
-    home_still,
-    let_go,
-    open_sftp,
-    prepare,
-)
+from datatask.adapters.execute.ssh.ground import Ground, home_still, prepare
+from datatask.adapters.execute.ssh.sessions import check_sessions, let_go, open_sftp
 
 REMOVED_AT_ONCE = 100
 _STATES = {
@@ -75,7 +69,9 @@ async def _agent(
         if mode == "list":
             await check_sessions(connection, host.label)
         words = " ".join(map(shlex.quote, [ground.agent, mode, ground.folder, *names]))
-        done = await connection.run(f"exec {SHELL} {words}", encoding="utf-8", errors="replace")
+        done = await connection.run(
+            sessions.command(f"exec {sessions.SHELL} {words}"), encoding="utf-8", errors="replace"
+        )
     except (OSError, asyncssh.Error) as error:
         raise mapped(error, host.label) from error
     finally:
@@ -120,14 +116,13 @@ class SSHPlace:
     async def enter(self) -> int:
         """Open a shell in the folder, on the terminal if there is one; return its exit code."""
         connection = await self._connected()
-        folder = shlex.quote(self._folder)
-        inside = f"cd {folder}/cwd || exit 1; exec ${{SHELL:-/bin/sh}}"
+        inside = f"cd {shlex.quote(f'{self._folder}/cwd')} || exit 1; exec ${{SHELL:-/bin/sh}}"
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         size = os.get_terminal_size() if terminal else None
         try:
             with _raw(terminal):
                 process = await connection.create_process(
-                    f"exec /bin/sh -c {shlex.quote(inside)}",
+                    sessions.command(inside),
                     stdin=os.dup(0),  # asyncssh closes what it is given
                     stdout=os.dup(1),
                     stderr=os.dup(2),

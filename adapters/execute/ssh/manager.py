@@ -24,9 +24,9 @@ from datatask.adapters.execute.base.targets import AbstractProcessManager, Lefto
 from datatask.adapters.execute.ssh.connections import Connect, SSHHost, mapped
 from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.folders import SSHPlace, list_runs, remove_runs
-from datatask.adapters.execute.ssh.link import let_go, open_sftp
 from datatask.adapters.execute.ssh.placement import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
+from datatask.adapters.execute.ssh.sessions import command, let_go, open_sftp
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.resources import Resources
@@ -139,10 +139,10 @@ class SSHLinuxManager(AbstractProcessManager):
             await let_go(connection, ours=found[0].is_ours)
 
     async def _run(self, script: str, *arguments: str, environ: dict[str, str] | None = None) -> str:
-        words = " ".join(shlex.quote(word) for word in ("sh", *arguments))
+        reading = " ".join(["exec /bin/sh -s -- sh", *map(shlex.quote, arguments)])
         setting = "" if environ is None else _exports(environ)
         async with self.connected() as connection:
-            done = await connection.run(f"exec /bin/sh -s -- {words}", input=f"shift\n{setting}{script}\n")
+            done = await connection.run(command(reading), input=f"shift\n{setting}{script}\n")
         return str(done.stdout)
 
     async def get_live_pids(self, hint: set[str]) -> set[str]:
@@ -200,14 +200,16 @@ _SPAWN = """
 cd "$1" || exit
 code=$2 in=$3 out=$4 err=$5
 shift 5
-(
+started=$( (
     setsid "$@" <"$in" >"$out" 2>ERRORS &
     echo $!
     exec >/dev/null
     wait $!
     echo $? >"$code.new" && mv "$code.new" "$code"
-) </dev/null 2>/dev/null &
+) </dev/null 2>/dev/null & )
+echo "$started"
 """
+"""The pid is printed before the shell ends: dropbear takes nothing more afterwards."""
 
 
 def _exports(environ: dict[str, str]) -> str:

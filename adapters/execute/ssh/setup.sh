@@ -1,6 +1,6 @@
 # Prepares an SSH target: makes the private folder PATH/APP/HOST, puts the agent there, and says what it found.
 # Arguments: PATH, APP, HOST, DIGEST of the agent, LOG. The agent's text takes the place of AGENT below.
-# Answers after the line `datatask`: `failed WHAT FOLDER`; or `ready BOOT UPTIME FOLDER AGENT`, `beside` where there is
+# Answers after the line `datatask`: `failed WHAT FOLDER`; or `ready BOOT UPTIME FOLDER`, `beside` where there is
 # the next folder for another log, PATH/APP~2, `runs` where there are some of LOG, and, where an engine works here or has worked here, `owner LOG EPOCH TOKEN LIVE SECONDS
 # HOME` (SECONDS since its last sign of life).
 echo datatask
@@ -9,6 +9,11 @@ fail() {
     echo "failed $*"
     exit 0
 }
+missing=
+for tool in cat chmod env id ls mkdir mkfifo mv rm rmdir sed sleep sort; do
+    command -v "$tool" >/dev/null || missing="$missing $tool"
+done
+[ -z "$missing" ] || fail tools$missing
 place=$2/$3 digest=$4 mine=${5-}
 case $2 in *~[1-9]*) next=${2%~*}~$((${2##*~} + 1)) ;; *) next=$2~2 ;; esac
 mkdir -p "$1/$place" 2>/dev/null
@@ -33,7 +38,7 @@ datatask-agent-ends
 fi
 { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=unknown
 read -r now rest </proc/uptime
-echo "ready $boot $now $host $agent"
+echo "ready $boot $now $host"
 [ ! -d "${base%/*}/$next" ] || echo beside
 for run in "$host/$mine"/[0-9]*; do [ ! -d "$run" ] || { echo runs && break; }; done
 [ -f "$host/owner" ] || exit 0

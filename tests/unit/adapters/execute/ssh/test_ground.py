@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datatask.adapters.execute.ssh.link import Identity, OccupiedError, Owner, check_owner, home_of
+from datatask.adapters.execute.ssh.ground import Identity, OccupiedError, Owner, check_owner, home_of
 
 HERE = socket.gethostname()
 MINE = Identity("a" * 16, 3, "mine", [HERE, "/logs/mine.db", "1", "2"])
