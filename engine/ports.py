@@ -209,7 +209,8 @@ class Runner(Protocol):
         """Account for each run that an earlier engine left open, then return.
 
         Each gets `Adopted`, `Ended`, or `Unreachable` (and then later one of the others). `lost` needs
-        positive evidence of absence, after a tombstone that keeps a delayed start from happening.
+        positive evidence of absence, after a tombstone that keeps a delayed start from happening. Where
+        the target itself lets a name be started once only, a run that has not begun is begun instead.
         """
 
     def forget(self, run: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_UP, Decimal, InvalidOperation
 from enum import Enum, auto
 
@@ -33,7 +33,10 @@ _LARGEST = Decimal(2**63 - 1)
 _FINEST = Decimal("1e-9")
 
 
-def parse_quantity(quantity: str | int | float | Decimal) -> Decimal:
+Quantity = str | int | float | Decimal
+
+
+def parse_quantity(quantity: Quantity) -> Decimal:
     """Return a Kubernetes quantity as a number, as the API server parses it; `CallerError` if it is none."""
     if isinstance(quantity, bool):
         raise _not_a_quantity(quantity)
@@ -91,19 +94,27 @@ class ResourceType(Enum):
     CUSTOM = auto()
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=True, init=False)
 class Resources:
     """cpu in cores, mem in bytes, launches per window, and any named amounts; add, subtract, multiply."""
 
-    cpu: Decimal = Decimal(0)
-    mem: Decimal = Decimal(0)
-    launches: int | None = 1
-    custom: Mapping[str, Decimal] = field(default_factory=dict)
+    cpu: Decimal
+    mem: Decimal
+    launches: int | None
+    custom: Mapping[str, Decimal]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cpu", parse_quantity(self.cpu))
-        object.__setattr__(self, "mem", parse_quantity(self.mem))
-        object.__setattr__(self, "custom", {k: parse_quantity(v) for k, v in sorted(self.custom.items())})
+    def __init__(
+        self,
+        cpu: Quantity = 0,
+        mem: Quantity = 0,
+        launches: int | None = 1,
+        custom: Mapping[str, Quantity] | None = None,
+    ) -> None:
+        object.__setattr__(self, "cpu", parse_quantity(cpu))
+        object.__setattr__(self, "mem", parse_quantity(mem))
+        object.__setattr__(self, "launches", launches)
+        named = sorted((custom or {}).items())
+        object.__setattr__(self, "custom", {name: parse_quantity(amount) for name, amount in named})
 
     def __hash__(self) -> int:
         return hash((self.cpu, self.mem, self.launches, tuple(self.custom.items())))
@@ -118,10 +129,10 @@ class Resources:
     @classmethod
     def parse(
         cls,
-        cpu: str | int | float | Decimal,
-        mem: str | int | float | Decimal,
-        launches: str | int | float | Decimal | None = None,
-        **custom: str | int | float | Decimal,
+        cpu: Quantity,
+        mem: Quantity,
+        launches: Quantity | None = None,
+        **custom: Quantity,
     ) -> Resources:
         """Return the amounts that the quantities say; launches default to as good as unlimited."""
         limit = UNLIMITED_LAUNCHES if launches is None else int(parse_quantity(launches))

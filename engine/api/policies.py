@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
-from datatask.schema.definition import INFRASTRUCTURE_ATTEMPTS, PROGRESS, QuotaDef, RetryDef
+from datatask.schema.definition import INFRASTRUCTURE_ATTEMPTS, PROGRESS, Conflicts, QuotaDef, RetryDef
 from datatask.schema.errors import TEXT, InvalidValueError, expect
 from datatask.schema.resources import Resources, ResourceType
 from datatask.schema.units import SECOND
@@ -150,3 +151,15 @@ class Retry:
                 None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
             ),
         )
+
+
+class Policy(TypedDict, total=False):
+    """What every task of the engine takes by name, besides its `timeout`: how it is run, by whatever runner."""
+
+    disabled: bool
+    retry: Retry | None
+    grace: float | dt.timedelta
+    concurrency: int | None
+    repeat: bool
+    was: str | None
+    conflicts: Conflicts

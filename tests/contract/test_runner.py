@@ -245,8 +245,13 @@ async def test_stopping_what_is_unknown_does_nothing(kind: str, tmp_path: Path) 
 
 
 async def test_what_was_never_started_is_lost_when_recovered(kind: str, tmp_path: Path) -> None:
-    """Recovery accounts for each run before it returns."""
+    """Recovery accounts for each run before it returns; a pod's name is fixed, so it is begun."""
     runner = make_runner(kind, tmp_path)
+    if kind == "pods":
+        async with opened(runner) as facts:
+            await runner.recover([spec(1), spec(2)])
+            assert [(await facts.end_of(run)).ending.outcome for run in (1, 2)] == ["succeeded"] * 2
+        return
     async with opened(runner) as facts:
         await runner.recover([spec(1), spec(2)])
         for run in (1, 2):

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from datatask import InProcessMetadataRepository, KubeFunctionTask, KubeTask, PodManager
-from datatask.adapters.execute.kube import runner as running_pods
-from datatask.adapters.execute.kube import slow_starts
+from datatask.adapters.execute.kube import slow_starts, stops
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Ended, Noticed
 from tests.kube.api.faults import away, broken
@@ -73,7 +72,7 @@ async def test_a_users_timeout_handler_sees_the_pod_before_it_goes() -> None:
 
 async def test_a_deletion_that_is_refused_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """And its words are told."""
-    monkeypatch.setattr(running_pods, "RETRY_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr(stops, "RETRY_SECONDS", (0.2, 1.0))
     async with ready(logs=False) as (api, runner, facts):
         api.faults.append(away("delete", times=2))
         name = await running(api, runner, facts, 1)

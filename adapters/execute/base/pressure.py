@@ -28,6 +28,7 @@ NO_ROOM = "NoRoom"
 OCCUPIED = "Occupied"
 EXECUTOR_AWAY = "ExecutorAway"
 _WHO = {NO_ROOM: "the machine", OCCUPIED: "its target", EXECUTOR_AWAY: "its executor"}
+"""Whose refusals are told with who it is: the words of others say it themselves."""
 
 
 def is_momentary(error: BaseException) -> bool:
@@ -63,7 +64,7 @@ class Pressure:
         """The machine, or the target, has refused a start; nothing of it has begun."""
         if not self._words or reason != self._reason:
             logger.warning(
-                "%s: %s starts no more runs for the moment, they wait: %s", self._task, _WHO[reason], why
+                "%s: %s starts no more runs for the moment, they wait: %s", self._task, _who(reason), why
             )
         self._reason = reason
         self._words = why[:WORDS_MAX]
@@ -81,7 +82,7 @@ class Pressure:
             self._pause = PAUSE_SECONDS[0]
             if not self._waiting:
                 self._words = ""
-                logger.warning("%s: %s starts runs again", self._task, _WHO[self._reason])
+                logger.warning("%s: %s starts runs again", self._task, _who(self._reason))
             self._soon()
 
     def freed(self) -> None:
@@ -110,8 +111,9 @@ class Pressure:
         self._waiting[run] = start
         if run not in self._told:
             self._told.add(run)
-            text = f"{_WHO[self._reason]} refuses it for the moment, it is tried again: {self._words}"
-            self._sink(Noticed(run, "pending", self._reason, text))
+            known = self._reason in _WHO
+            text = f"{_who(self._reason)} refuses it for the moment, it is tried again: {self._words}"
+            self._sink(Noticed(run, "pending", self._reason, text if known else self._words))
 
     def _soon(self) -> None:
         if self._waiting and not self._trying:
@@ -130,3 +132,7 @@ class Pressure:
         start = self._waiting.pop(run)
         self._trying = run
         start()
+
+
+def _who(reason: str) -> str:
+    return _WHO.get(reason, "the cluster")

@@ -12,15 +12,16 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Unpack
 
 from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _StderrIsStdout
 from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
-from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
+from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink, hold_back
-from datatask.schema.definition import Conflicts, DoneShape
+from datatask.schema.definition import DoneShape
 from datatask.schema.errors import FUNCTION, PATH, InvalidValueError, NotPossibleError, expect
 from datatask.schema.events import StopReason
 from datatask.schema.messages import RunSpec
@@ -97,28 +98,11 @@ class ProcessTask(EngineTask):
         stderr: BlobRepository | _StderrIsStdout | None = None,
         ready: Repository | None = None,
         *,
-        disabled: bool = False,
-        retry: Retry | None = None,
         timeout: float | dt.timedelta | None = None,
-        grace: float | dt.timedelta = 10.0,
-        concurrency: int | None = None,
-        repeat: bool = False,
-        was: str | None = None,
-        conflicts: Conflicts = "rerun",
         enforce: Enforce = False,
+        **policy: Unpack[Policy],
     ) -> None:
-        super().__init__(
-            name,
-            ready,
-            disabled,
-            retry=retry,
-            timeout=timeout,
-            grace=grace,
-            concurrency=concurrency,
-            repeat=repeat,
-            was=was,
-            conflicts=conflicts,
-        )
+        super().__init__(name, ready, timeout=timeout, **policy)
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
         expect(self, Resources, "pass Resources.parse('1', '1Gi')", job_resources=job_resources)
         expect(self, PATH, "pass the script's text, or its path", template=template)

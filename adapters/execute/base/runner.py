@@ -22,9 +22,10 @@ from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable, Write
 
 CLOSE_SECONDS = 5.0
+NOTICE_MAX = 1000
 
 
 class TrackedRun:
@@ -34,8 +35,14 @@ class TrackedRun:
         self.spec = spec
         self.work: asyncio.Task[None] | None = None
         self.reason: StopReason | None = None
-        self.reads: dict[str, int] | None = None
+        self.context: RunContext | None = None
+        self.noticed = ""
         self.recovering = self.started = self.silent = self.over = self.ended = False
+
+    @property
+    def reads(self) -> dict[str, int] | None:
+        """What its preparation has read, as endings tell it."""
+        return (self.context.reads if self.context else None) or None
 
 
 R = TypeVar("R", bound=TrackedRun)
@@ -100,11 +107,10 @@ class TrackedRuns(Generic[R]):
         self._services.mind(run.work, f"the start of a run of {run.spec.task}")
 
     async def _prepare(self, run: R, work: Callable[[R], Awaitable[None]]) -> None:
-        context = RunContext(run.spec.run, run.spec.task, run.spec.job)
-        current_run.set(context)
+        run.context = RunContext(run.spec.run, run.spec.task, run.spec.job)
+        current_run.set(run.context)
         try:
             await work(run)
-            run.reads = context.reads or None
         except asyncio.CancelledError:
             return
         except Exception as error:
@@ -135,7 +141,7 @@ class TrackedRuns(Generic[R]):
         self.pressure.accepted(run.spec.run)
         known, run.started = run.started, True
         if run.recovering:
-            self._account(run)
+            self.account(run)
             self._sink(Adopted(run.spec.run, dict(handle), self._runner.where(run)))
         elif not known:
             run.silent = False
@@ -150,13 +156,15 @@ class TrackedRuns(Generic[R]):
         self._unaccounted.add(run.spec.run)
         return run
 
-    def waits(self, run: R) -> None:
-        """A run that is recovered is at its target and has not begun: it tells of its start when it does."""
-        self._account(run)
-
-    def _account(self, run: R) -> None:
+    def account(self, run: R) -> None:
+        """It is known what became of a run that is recovered; it may not have begun, and tells of its start then."""
         run.recovering = run.silent = False
         self._accounted_for(run)
+
+    def resume(self, run: R) -> None:
+        """Begin a run that is recovered: its start has no effect where it has happened already."""
+        self.account(run)
+        self.pressure.admit(run.spec.run, lambda: self._runner.begin(run))
 
     def _accounted_for(self, run: R) -> None:
         self._unaccounted.discard(run.spec.run)
@@ -168,14 +176,21 @@ class TrackedRuns(Generic[R]):
             self._accounted.clear()
             await self._accounted.wait()
 
-    # --- silence ----------------------------------------------------------------------------------
+    # --- notices and silence ----------------------------------------------------------------------
+
+    def notice(self, run: R, phase: str, reason: str, message: str) -> None:
+        """Tell what keeps a run, once for each reason in a row."""
+        key = f"{phase}:{reason}"
+        if key != run.noticed and not run.ended:
+            run.noticed = key
+            self._sink(Noticed(run.spec.run, phase, reason, message[:NOTICE_MAX]))
 
     def unreachable(self, run: R, message: str, where: str = "") -> None:
         """Tell that a run cannot be watched."""
         if not run.silent and not run.ended:
             run.silent = True
             self._accounted_for(run)
-            self._sink(Unreachable(run.spec.run, where or self._runner.where(run), message))
+            self._sink(Unreachable(run.spec.run, where or self._runner.where(run), message[:NOTICE_MAX]))
 
     def reachable(self, run: R, where: str = "") -> None:
         """Tell that it can be watched again."""
@@ -190,7 +205,7 @@ class TrackedRuns(Generic[R]):
         if run.ended:
             return
         run.over = run.ended = True
-        self._account(run)
+        self.account(run)
         self.pressure.accepted(run.spec.run)
         self.pressure.freed()
         self._runner.let_go(run)

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+from datatask.adapters.execute.base.pressure import Pressure
 from datatask.adapters.execute.kube import pods
 from datatask.adapters.execute.kube.causes import Causes
 from datatask.adapters.execute.kube.connection import MERGE_PATCH, Cluster, Refusal, RefusedError, path_of
@@ -54,6 +55,7 @@ class Shared:
         self._others = ""
         self.others_are_later = False
         self.runs: set[str] = set()
+        self.pressures: set[Pressure] = set()
 
     @property
     def where(self) -> str:
@@ -84,7 +86,6 @@ class Shared:
         self._in_flight = 0
         self._services = current()
         self._turns: deque[asyncio.Future[None]] = deque()
-        self._freed = asyncio.Event()
 
     async def detach(self) -> None:
         """One task less; the last one lets go of everything, after some time for cleaning up."""
@@ -207,18 +208,10 @@ class Shared:
         delay = min(BACKOFF[0] * 2 ** min(self._failures - 1, 10), BACKOFF[1]) * random.uniform(0.75, 1.25)
         self._closed_until = max(self._closed_until, now + (refusal.after_seconds or delay))
 
-    # --- room -------------------------------------------------------------------------------------
-
     def freed(self) -> None:
         """A pod of ours is over or gone: a quota may have room."""
-        self._freed.set()
-
-    async def room(self, seconds: float) -> None:
-        """Wait until something was freed, so many seconds at most."""
-        self._freed.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._freed.wait()
+        for pressure in self.pressures:
+            pressure.freed()
 
     # --- cleaning up ------------------------------------------------------------------------------
 

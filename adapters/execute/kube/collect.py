@@ -1,12 +1,13 @@
 """How a run ends: from its pod's verdict and its logs to the one fact that tells of it.
 
 In: a pod that is over. Out: `Ended`, with times, node and image, the logs of all containers, and what a function in the pod
-brought back. The logs are read to their end first; a pod whose log is to be kept, and is not whole, is no success but `lost`. What was stopped by us ends by the reason of the stop, unless it had
-ended before.
+brought back. The logs are read to their end first; a pod whose log is to be kept, and is not whole, is no success but `lost`.
+What was stopped by us ends by the reason of the stop, unless it had ended before.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -14,51 +15,63 @@ from typing import Any
 import msgspec
 
 from datatask.adapters.execute.base.endings import judged, stopped_ending
+from datatask.adapters.execute.kube.cluster import Shared
 from datatask.adapters.execute.kube.logs import PodLogs
-from datatask.adapters.execute.kube.manifests import Result
+from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.pods import Pod
-from datatask.adapters.execute.kube.slow_starts import Run
-from datatask.adapters.execute.kube.starts import Starting
+from datatask.adapters.execute.kube.runs import PodRun, PodRuns
 from datatask.adapters.execute.kube.verdicts import Verdict, times
 from datatask.engine.runtime.calls import error_info
+from datatask.engine.runtime.services import current
 from datatask.schema.events import MACHINE, Ending, ErrorInfo
-from datatask.schema.messages import Ended, Write
+from datatask.schema.messages import Write
 
 logger = logging.getLogger("datatask.kube")
 
 RESULT_BYTES_MAX = 2 << 20
 
 
-class Collecting(Starting):
-    """The part of the runner that ends runs."""
+class Collector:
+    """Ends the runs of one task whose pods are over."""
 
-    def over(self, run: Run, pod: Pod, found: Verdict, *, gone: bool = False) -> None:
-        """The pod is over: its logs are read to their end, then the run ends."""
-        if run.ended:
+    def __init__(self, shared: Shared, recipe: Recipe, runs: PodRuns) -> None:
+        self._shared, self._recipe, self._runs = shared, recipe, runs
+        self._services = current()
+
+    def see(self, run: PodRun, pod: Pod) -> None:
+        """The pod has changed: its logs are read while it runs, where they are wanted."""
+        if run.logs is None and (self._recipe.logs is not None or self._recipe.result is not None):
+            run.logs = PodLogs(self._shared.logs)
+        if run.logs is not None:
+            run.logs.see(pod)
+
+    def over(self, run: PodRun, pod: Pod, found: Verdict, gone: bool = False) -> None:
+        """The pod is over: its logs are read to their end, unless it is `gone`, then the run ends."""
+        if run.over:
             return
-        run.ended = True
-        self.calm(run)
+        run.over = True
+        run.collecting = asyncio.get_running_loop().create_task(self._collect(run, pod, found, gone))
+        self._services.mind(run.collecting, "the collecting of a pod's end")
+
+    async def _collect(self, run: PodRun, pod: Pod, found: Verdict, gone: bool) -> None:
         if found.reason == "Deleted" and run.settled:
             found = Verdict("succeeded", 0, "Completed", "")
-        self.shared.freed()
         ending = self._judged(run, pod, found)
         run.noticed = ""
-        if run.logs is None or gone:
-            self._finish(run, ending)
-            return
-        run.logs.done = lambda: self._finish(run, ending)
-        run.logs.end(pod)
+        if run.logs is not None and not gone:
+            await run.logs.read_to_end(pod)
+        self._finish(run, ending)
 
-    def _judged(self, run: Run, pod: Pod, found: Verdict) -> Ending:
+    def _judged(self, run: PodRun, pod: Pod, found: Verdict) -> Ending:
         began, ended = times(pod)
-        where = pod.spec.node_name or self.shared.where
+        where = pod.spec.node_name or self._shared.where
         detail = {"pod": pod.name or run.name, "node": pod.spec.node_name}
         mains = pod.spec.containers or []
         if mains:
             detail["image"] = mains[0].image
         outcome, error, code = found.outcome, None, found.exit_code
-        if found.reason == "Deleted" and run.stop is not None:
-            stopped = stopped_ending(run.stop[0], _plain(code))
+        if found.reason == "Deleted" and run.reason is not None:
+            stopped = stopped_ending(run.reason, _plain(code))
             outcome, error, code = stopped.outcome, stopped.error, stopped.exit_code
         elif outcome != "succeeded":
             error = ErrorInfo(type=found.reason, message=found.message)
@@ -74,55 +87,44 @@ class Collecting(Starting):
             detail={key: value for key, value in detail.items() if value},
         )
 
-    def _ending(self, run: Run, outcome: Any, error: ErrorInfo) -> Ending:
-        return Ending(outcome=outcome, error=error, reads=run.reads, where=self.shared.where)
-
-    def _collected(self, run: Run) -> None:
-        """Stand in until the run is over: nothing is waited for."""
-
-    def _reads_logs(self) -> bool:
-        return self.recipe.logs is not None or self.recipe.result is not None
-
-    def _finish(self, run: Run, ending: Ending) -> None:
+    def _finish(self, run: PodRun, ending: Ending) -> None:
         """All is here: what a function brought back, and the logs.
 
         Those of a cancelled run are dropped: their entry would say that the job is done with.
         """
-        if run.told:
-            return
         writes: list[Write] = []
         logs = run.logs
         wrong: dict[str, str] = {}
         if logs is not None and logs.missing:
-            self.notice(run, "collecting", "logs", logs.missing)
-            wrong = {"logs": logs.missing} if self.recipe.logs is not None else {}
+            self._runs.notice(run, "collecting", "logs", logs.missing)
+            wrong = {"logs": logs.missing} if self._recipe.logs is not None else {}
         try:
-            if self.recipe.result is not None and logs is not None:
+            if self._recipe.result is not None and logs is not None:
                 ending, brought = self._result(run, ending, logs)
                 writes += brought
             ending = judged(ending, wrong, ())
             if ending.outcome == "lost":  # it is run again, and writes anew what no store has
                 writes = [write for write in writes if write.version is not None]
-            kept = self.recipe.logs is not None and ending.outcome != "cancelled"
-            if kept and self.recipe.logs is not None and logs is not None:
+            kept = self._recipe.logs is not None and ending.outcome != "cancelled"
+            if kept and self._recipe.logs is not None and logs is not None:
                 content = logs.content()
                 made: dict[str, Any] = {"source": content}
                 if isinstance(content, bytes):
                     made = {"data": content, "size": len(content)}
-                writes.append(Write(repository=self.recipe.logs.id, job=run.spec.job, **made))
-            if self.recipe.finished is not None:
-                writes += self.recipe.finished(run.spec, ending)
+                writes.append(Write(repository=self._recipe.logs.id, job=run.spec.job, **made))
+            if self._recipe.finished is not None:
+                writes += self._recipe.finished(run.spec, ending)
         except Exception as error:
             logger.exception("%s[%s]: what its pod brought cannot be read", run.spec.task, run.spec.job)
-            ending = self._ending(run, "lost", error_info(error))
+            ending = Ending(outcome="lost", error=error_info(error))
             writes = []
-        self._end(run, ending, tuple(writes))
+        self._runs.end(run, ending, tuple(writes))
 
-    def _result(self, run: Run, ending: Ending, logs: PodLogs) -> tuple[Ending, tuple[Write, ...]]:
+    def _result(self, run: PodRun, ending: Ending, logs: PodLogs) -> tuple[Ending, tuple[Write, ...]]:
         """Take what a function wrote at the end of its container's log, and its own word on how it ended."""
-        assert self.recipe.result is not None
+        assert self._recipe.result is not None
         for container in logs.containers.values():
-            found = self.recipe.result(run.spec, container.lines.tail(RESULT_BYTES_MAX))
+            found = self._recipe.result(run.spec, container.lines.tail(RESULT_BYTES_MAX))
             if found is not None:
                 result, length = found
                 container.lines.take_back(container.lines.size - length)
@@ -146,22 +148,6 @@ class Collecting(Starting):
             )
             return merged, result.writes
         return ending, ()
-
-    def _end(self, run: Run, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
-        if run.told:
-            return
-        run.told = run.ended = True
-        run.recovering = False
-        self.calm(run)
-        self.accounted()
-        self.shared.freed()
-        if ending.ended_at is None:
-            ending = _replaced(ending, ended_at=time.time_ns())  # noqa: TID251 - the runner's clock
-        self._sink(Ended(run.spec.run, ending, writes))
-
-    def accounted(self) -> None:
-        """A run that was to be recovered is accounted for."""
-        raise NotImplementedError
 
 
 def _plain(code: int | None) -> int | None:

@@ -13,7 +13,6 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 from datatask.adapters.execute.kube.connection import Cluster, RefusedError, path_of
@@ -35,13 +34,13 @@ COPY_BYTES = 1 << 20
 
 
 class PodLogs:
-    """What the containers of one run's pod say. `done` is called once, when all of it is here after the pod's end."""
+    """What the containers of one run's pod say."""
 
-    __slots__ = ("_logs", "containers", "done", "missing", "over_since", "pod")
+    __slots__ = ("_logs", "_whole", "containers", "missing", "over_since", "pod")
 
-    def __init__(self, logs: Logs, done: Callable[[], None]) -> None:
+    def __init__(self, logs: Logs) -> None:
         self._logs = logs
-        self.done = done
+        self._whole = asyncio.Event()
         self.pod = Pod()
         self.containers: dict[str, _Container] = {}
         self.over_since: float | None = None
@@ -55,8 +54,8 @@ class PodLogs:
                 mine = self.containers[status.name] = _Container(self, status.name, self._logs.path())
                 self._logs.wants(mine)
 
-    def end(self, pod: Pod) -> None:
-        """The pod is over: `done` follows."""
+    async def read_to_end(self, pod: Pod) -> None:
+        """Return when all is here of a pod that is over, or what is missing is known."""
         self.see(pod)
         if self.over_since is None:
             self.over_since = time.monotonic()
@@ -64,10 +63,11 @@ class PodLogs:
                 if not container.complete:
                     self._logs.wants(container, first=True)
             self._check()
+        await self._whole.wait()
 
     def _check(self) -> None:
         if self.over_since is not None and all(one.complete for one in self.containers.values()):
-            self._logs.loop.call_soon(self.done)
+            self._whole.set()
 
     def give_up(self) -> None:
         """The pod is gone: what is here is all there is."""
@@ -76,6 +76,7 @@ class PodLogs:
                 self.missing = f"the pod was removed before the log of {container.name} was read to its end"
             container.complete = True
             container.lines.cut()
+        self._whole.set()
 
     def container_is_over(self, name: str) -> bool:
         """Whether a container has ended, or its whole pod has."""

@@ -166,31 +166,3 @@ def _with_env(container: Manifest, env: Mapping[str, str]) -> Manifest:
     own = list(container.get("env") or ())
     taken = {one.get("name") for one in own if isinstance(one, dict)}
     return {**container, "env": [*({"name": k, "value": v} for k, v in env.items() if k not in taken), *own]}
-
-
-def tombstone(
-    name: str, namespace: str, labels: Mapping[str, str], annotations: Mapping[str, str]
-) -> Manifest:
-    """Return a pod that takes a name and never runs: while it is there, a start that was delayed finds the name taken."""
-    nothing = {"cpu": "0", "memory": "0"}
-    container = {
-        "name": "tombstone",
-        "image": "tombstone.invalid/none",
-        "resources": {"requests": nothing, "limits": {}},
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": dict(labels),
-            "annotations": {**annotations, pods.TOMBSTONE: "true"},
-        },
-        "spec": {
-            "restartPolicy": "Never",
-            "schedulingGates": [{"name": pods.TOMBSTONE}],
-            "automountServiceAccountToken": False,
-            "containers": [container],
-        },
-    }

@@ -300,6 +300,7 @@ DOMAIN = "datatask.io"
 APP, LOG = f"{DOMAIN}/app", f"{DOMAIN}/log"
 TASK, JOB, RUN, HOME = f"{DOMAIN}/task", f"{DOMAIN}/job", f"{DOMAIN}/run", f"{DOMAIN}/log-url"
 TOMBSTONE = f"{DOMAIN}/tombstone"
+"""Marks a pod by which an earlier version kept a name; it never runs, and is removed wherever it is met."""
 FINALIZER = f"{DOMAIN}/collect"
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _OTHER = re.compile(r"[^a-z0-9]+", re.ASCII)
@@ -349,8 +350,8 @@ def selector(app: str) -> str:
 
 
 def identity_of(pod: Pod) -> str:
-    """Return the identity of the run whose pod it is; the empty string for a pod that is none of ours."""
-    return pod.annotation(RUN)
+    """Return the identity of the run whose pod it is; the empty string for a pod of no run, as tombstones are."""
+    return "" if pod.annotation(TOMBSTONE) else pod.annotation(RUN)
 
 
 def _slug(text: str) -> str:

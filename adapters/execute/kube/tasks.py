@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from datatask.adapters.execute.base.process_task import LateRunner
 from datatask.adapters.execute.base.templates import Lazy, Template
@@ -28,11 +28,11 @@ from datatask.adapters.execute.kube.pods import as_pod
 from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
 from datatask.engine.api.links import ViewRepository
-from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
+from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink
-from datatask.schema.definition import Conflicts, DoneShape
+from datatask.schema.definition import DoneShape
 from datatask.schema.errors import CallerError, NotPossibleError
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
@@ -40,6 +40,7 @@ from datatask.schema.resources import Resources
 logger = logging.getLogger("datatask.kube")
 
 _WINDOW = dt.timedelta(seconds=60)
+GRACE_SECONDS = 30.0
 Duration = float | dt.timedelta
 
 
@@ -81,29 +82,13 @@ class KubeTask(EngineTask):
         env: dict[str, Any] | None = None,
         ready: Repository | None = None,
         *,
-        disabled: bool = False,
-        retry: Retry | None = None,
-        grace: Duration = 30.0,
-        concurrency: int | None = None,
-        repeat: bool = False,
-        was: str | None = None,
-        conflicts: Conflicts = "rerun",
         job_resources: Resources | None = None,
         start_within: Duration | None = 300.0,
         schedule_within: Duration | None = 3600.0,
+        **policy: Unpack[Policy],
     ) -> None:
-        super().__init__(
-            name,
-            ready,
-            disabled,
-            retry=retry,
-            timeout=timeout,
-            grace=grace,
-            concurrency=concurrency,
-            repeat=repeat,
-            was=was,
-            conflicts=conflicts,
-        )
+        policy.setdefault("grace", GRACE_SECONDS)
+        super().__init__(name, ready, timeout=timeout, **policy)
         self.template = template
         self.resources = self.resource_manager = resources
         self.logs, self.done = logs, done
@@ -119,12 +104,17 @@ class KubeTask(EngineTask):
         self._asked = job_resources
         self._sketched: Resources | None = None
         self._overheads: dict[str, dict[str, str]] = {}
-        self._views["live"] = LiveKubeRepository(self)
+        self._views["live"] = self._live = LiveKubeRepository(self)
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
         if logs is not None:
             self.link("logs", logs, is_status=True, inhibits_start=True, required_for_output=True)
         if done is not None:
             self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
+
+    @property
+    def live(self) -> LiveKubeRepository:
+        """The jobs with an open run, and their pods; deleting one stops it."""
+        return self._live
 
     @property
     def podman(self) -> PodManager:

@@ -157,7 +157,7 @@ class DaskRunner:
             self._started(run)
         else:
             self._runs.reachable(run)
-            self._runs.waits(run)
+            self._runs.account(run)
 
     async def on_missing(self, run: DaskRun) -> None:
         """The scheduler does not know the run: bar it, and say what that proves."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 
 import pytest
 
-from datatask import CallerError, Resources
+from datatask import CallerError
 from datatask.adapters.execute.kube import pods
-from datatask.adapters.execute.kube.amounts import resources_of
-from datatask.adapters.execute.kube.manifests import parse_manifest, stamp, tombstone
+from datatask.adapters.execute.kube.manifests import parse_manifest, stamp
 
 IDENTITY = "0123456789abcdef0123456789abcdef.1.77"
 
@@ -81,13 +79,6 @@ spec: {restartPolicy: Always, containers: [{name: m, env: [{name: MINE, value: '
         {"name": "DATATASK_RUN", "value": IDENTITY},
         {"name": "MINE", "value": "1"},
     ]
-
-
-def test_a_tombstone_is_never_scheduled() -> None:
-    """It takes a name and nothing else."""
-    stone = tombstone("n", "ns", {}, {})
-    assert stone["spec"]["schedulingGates"]
-    assert resources_of(stone, "t") == Resources(Decimal(0), Decimal(0), 1)
 
 
 # --- templates without a job --------------------------------------------------------------------------
