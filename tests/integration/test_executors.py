@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -572,8 +575,6 @@ if __name__ == "__main__":
     asyncio.run(main())
 """
     (tmp_path / "engine.py").write_text(program)
-    import sys
-
     engine = await asyncio.create_subprocess_exec(sys.executable, str(tmp_path / "engine.py"))
     async with asyncio.timeout(SECONDS):
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -583,6 +584,52 @@ if __name__ == "__main__":
         program_of = f"{tmp_path}/engine.py".encode()
         while any(program_of in line for line in map(command_of, Path("/proc").glob("[0-9]*"))):
             await asyncio.sleep(0.02)
+
+
+async def test_a_program_that_ends_without_closing_ends_without_a_word(tmp_path: Path) -> None:
+    """Its closing may have been cut."""
+    program = f"""
+import asyncio
+from concurrent.futures import ProcessPoolExecutor
+from datatask import *
+def body(job):
+    pass
+async def main():
+    task = ExecutorTask("t", lambda: ProcessPoolExecutor(1), InProcessMetadataRepository(), func=body)
+    task.link("inp", InProcessMetadataRepository({{"j": 1}}), is_input=True)
+    pipeline = Pipeline([task], Session(), [], log={str(tmp_path / "log.db")!r})
+    await pipeline.open()
+    await pipeline.run()
+    print("ran", flush=True)
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    (tmp_path / "cut.py").write_text(program)
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, str(tmp_path / "cut.py"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    told = await asyncio.wait_for(engine.communicate(), SECONDS)
+    assert told == (b"ran\n", b"")
+
+
+async def test_a_connection_that_says_nothing_holds_up_no_worker() -> None:
+    """Whoever can open the folder may connect; without the key that is all."""
+    silent = socket.socket(socket.AF_UNIX)
+    connected = threading.Event()
+
+    class Disturbed(ThreadPerCall):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if not connected.is_set():
+                silent.connect(f"{args[0].gateway.folder}/socket")
+                connected.set()
+            return super().submit(fn, *args, **kwargs)
+
+    task = simple(Disturbed(), lambda job: None)
+    done = given(task, "j")
+    with silent:
+        await run(of_pipeline(task))
+    assert connected.is_set()
+    assert done["j"]["result"] == "success"
 
 
 def test_only_executors_and_what_makes_them() -> None:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from datatask.schema.errors import DatataskError, InvalidValueError, NotPossible
 logger = logging.getLogger("datatask.workers")
 
 DIRECTORY_MAX = 60
+BACKLOG = 64
 IN_ENGINE = ("native", "mirror", "view")
 
 Begins = Callable[[int, int, int, bool], remote.Permit]
@@ -57,9 +58,10 @@ class EngineGateway:
         self._leaves: dict[str, Repository] = {}
         self._lives: dict[int, Connection] = {}
         self._open = True
-        self._listener = Listener(
-            str(Path(folder) / "socket"), "AF_UNIX", backlog=64, authkey=self.address.key
-        )
+        # multiprocessing's Listener fails at the program's end when the folder is removed before it was closed
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(f"{folder}/socket")
+        self._socket.listen(BACKLOG)
         services.keep_thread("the gateway of worker processes", self._accept)
 
     def add(self, leaf: Repository) -> str:
@@ -91,29 +93,38 @@ class EngineGateway:
                 continue
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
             knock.connect(str(Path(self.address.folder) / "socket"))  # so that the accepting thread looks up
-        self._listener.close()
+        self._socket.close()
         self._spool.close()
 
     def _accept(self) -> None:
         while self._open:
             try:
-                connection = self._listener.accept()
-                role, pid = connection.recv()
-            except (AuthenticationError, EOFError, ConnectionError):
-                if not self._open:
-                    return
-                logger.warning("a process without the key knocked at %s", self.address.folder)
-                continue
-            except Exception:
+                accepted, _ = self._socket.accept()
+            except OSError:
                 if self._open:
                     raise
                 return
+            connection = Connection(accepted.detach())
+            threading.Thread(
+                target=self._admit, args=(connection,), name="datatask-worker", daemon=True
+            ).start()
+
+    def _admit(self, connection: Connection) -> None:
+        """Let in who has the key; one that says nothing holds up no other."""
+        try:
+            deliver_challenge(connection, self.address.key)
+            answer_challenge(connection, self.address.key)
+            role, pid = connection.recv()
             if role == "life":
                 self._lives[pid] = connection
-            else:
-                threading.Thread(
-                    target=self._serve, args=(connection, pid), name=f"datatask-worker-{pid}", daemon=True
-                ).start()
+            connection.send(True)
+        except (AuthenticationError, EOFError, OSError):
+            connection.close()
+            if self._open:
+                logger.warning("a process without the key knocked at %s", self.address.folder)
+            return
+        if role != "life":
+            self._serve(connection, pid)
 
     def _serve(self, connection: Connection, pid: int) -> None:
         with connection:

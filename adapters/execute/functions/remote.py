@@ -69,13 +69,14 @@ class Gateway:
         self.stops = stops
         self._ours = False
         self._lock = threading.Lock()
-        self._life = self._connect("life")  # the engine knows it before the first call begins
         self._requests = self._connect("requests")
+        self._life = self._connect("life")
         threading.Thread(target=self._watch, name="datatask-engine-watch", daemon=True).start()
 
     def _connect(self, role: str) -> Connection:
         connection = Client(str(Path(self.address.folder) / "socket"), "AF_UNIX", authkey=self.address.key)
         connection.send((role, os.getpid()))
+        connection.recv()
         return connection
 
     def _watch(self) -> None:
