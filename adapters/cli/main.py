@@ -283,13 +283,14 @@ def _internal(error: BaseException) -> InternalError:
 def _failed(error: DatataskError, settings: Settings, arguments: Sequence[str]) -> int:
     from datatask.adapters.cli.output import encode, error_document, error_line
 
+    code = INTERRUPTED if settings.interrupted and error.exit_code != BROKEN else error.exit_code
     if settings.json or "--json" in arguments:
         sys.stdout.write(encode(error_document(error)) + "\n")
         if (broken := output_trouble()) is not None:
-            return _without_output(broken, error.exit_code)
+            return _without_output(broken, code)
     else:
         say(error_line(error))
-    return error.exit_code
+    return code
 
 
 def add_verbs(group: click.Group, instrument: Callable[[Any], None], pipeline: Pipeline) -> None:

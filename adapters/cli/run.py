@@ -23,7 +23,7 @@ from datatask.adapters.wiring.choosing import Choice
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.last_bound import guard
 from datatask.adapters.wiring.rounds import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
-from datatask.schema.errors import InvalidValueError, LeaseHeldError, TimeLimitError
+from datatask.schema.errors import DatataskError, InvalidValueError, LeaseHeldError, TimeLimitError
 from datatask.schema.messages import AcceptLoss
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words
@@ -178,6 +178,9 @@ class _Work:
                     return await work(interrupts)
                 finally:
                     await pipeline.close()
+            except DatataskError:
+                self._settings.interrupted = interrupts.count > 0
+                raise
             except asyncio.CancelledError:
                 interrupts.swallow()
                 return INTERRUPTED

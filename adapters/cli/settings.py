@@ -37,6 +37,7 @@ class Settings:
     fields: tuple[str, ...] = ()
     debug: bool = False
     budget: float | None = None
+    interrupted: bool = False
     given: Pipeline | None = None
     given_folder: Path | None = None
     began: float = field(default_factory=time.monotonic)

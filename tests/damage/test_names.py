@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,25 @@ def test_an_engine_whose_log_is_taken_away_stops_by_name(project: Project, told:
     assert engine.returncode == 5, err
     assert told.encode() in err
     assert b"restore a backup" in err
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_interrupted_engine_whose_log_is_taken_away_ends_with_130(
+    project: Project, options: tuple[str, ...]
+) -> None:
+    """130 comes before 5; what is wrong with the log is told all the same."""
+    project.ok("inject", "double.numbers", "slow", stdin=b'{"n": 1, "seconds": 60}')
+    engine = project.spawn("run", "--grace", "40", *options)
+    try:
+        project.until("running", "runs", "--job", "slow")
+        engine.send_signal(signal.SIGINT)
+        project.log.unlink()
+        out, err = engine.communicate(timeout=60)
+    finally:
+        engine.kill()
+    assert engine.returncode == 130, err
+    assert b"was removed or moved" in (out if options else err)
     assert b"Traceback" not in err
 
 

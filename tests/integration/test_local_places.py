@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,9 @@ from datatask.adapters.execute.local.client import _check_peer
 from datatask.adapters.execute.local.engine_connections import SOCKET
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.schema.errors import CallerError
-from datatask.schema.messages import Fact
-from tests.integration.test_local_processes import LOG, ends, run_all, spec, task_of
+from datatask.schema.messages import Fact, Noticed
+from tests.integration.test_local_processes import LOG, ends, launcher_pid, run_all, spec, task_of
+from tests.integration.test_situations import fewer_files
 from tests.run_kit import until
 
 
@@ -151,3 +154,119 @@ async def test_a_launcher_of_an_earlier_version_is_greeted_in_its_words(tmp_path
         await asyncio.wait_for(task.runner.recover([spec(1)]), 20)
         await task.runner.close()
     assert [end.ending.outcome for end in ends(facts).values()] == ["lost"]
+
+
+DIES = """
+import socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind({name!r})
+listener.listen(1)
+print(flush=True)
+listener.accept()[0].recv(1)
+"""
+
+
+async def test_a_launcher_that_dies_before_it_greets_is_not_taken_for_an_earlier_one(tmp_path: Path) -> None:
+    """The next one is told the situation of the engine, as any of this version."""
+    task = task_of(tmp_path, "true")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    name = tmp_path / "app" / SOCKET
+    name.parent.mkdir(mode=0o700, exist_ok=True)
+    hellos: list[dict[str, object]] = []
+
+    async def next_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hellos.append(json.loads(await reader.readline()))
+        writer.write(b'{"hello": 1, "boot": "b"}\n')
+        while line := await reader.readline():
+            if (question := json.loads(line))["op"] == "settle":
+                writer.write(b'{"absent": "%s"}\n' % question["id"].encode())
+        writer.close()
+
+    code = DIES.format(name=str(name))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as dying:  # noqa: ASYNC220
+        assert dying.stdout is not None
+        dying.stdout.readline()
+        recovered = asyncio.create_task(task.runner.recover([spec(1)]))
+        await until(lambda: dying.poll() is not None)
+    name.unlink()
+    async with await asyncio.start_unix_server(next_one, name):
+        await asyncio.wait_for(recovered, 60)
+        await task.runner.close()
+    assert "wanted" in hellos[0]
+
+
+EARLIER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from datatask.adapters.execute.local import launcher
+understood = launcher.Launcher.do_hello
+
+def do_hello(self, engine, log, epoch, pid, start, home):
+    understood(self, engine, log, epoch, pid, start, home)
+
+launcher.Launcher.do_hello = do_hello
+del launcher.Launcher.do_retire
+sys.exit(launcher.main(sys.argv[2]))
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def earlier_launcher(folder: Path) -> int:
+    """Start a launcher that understands what those of version 1.0 did, and no more; return its pid."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    command = [sys.executable, "-I", "-S", "-c", EARLIER, str(ROOT), str(folder)]
+    subprocess.run(command, check=True, timeout=60)
+    deadline = time.monotonic() + 60
+    while not (folder / SOCKET).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return launcher_pid(folder.parent)
+
+
+async def test_an_earlier_launcher_starts_runs_of_an_engine_in_its_situation(tmp_path: Path) -> None:
+    before = earlier_launcher(tmp_path / "app")
+    done = await run_all(task_of(tmp_path, "exit 5"), spec(1))
+    assert done[1].ending.exit_code == 5
+    assert launcher_pid(tmp_path) == before
+
+
+async def test_an_earlier_launcher_without_runs_is_replaced_where_its_limits_are_others(
+    tmp_path: Path,
+) -> None:
+    before = earlier_launcher(tmp_path / "app")
+    with fewer_files():
+        wanted = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        done = await run_all(task_of(tmp_path, "ulimit -Sn"), spec(1))
+    (write,) = done[1].writes
+    assert write.source is not None
+    assert int(write.source.read_text()) == wanted
+    assert launcher_pid(tmp_path) != before
+    assert not Path(f"/proc/{before}").exists()
+
+
+async def test_an_earlier_launcher_with_runs_keeps_them_and_gets_no_more_of_another_situation(
+    tmp_path: Path,
+) -> None:
+    before = earlier_launcher(tmp_path / "app")
+    task = task_of(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; ulimit -Sn")
+    facts: list[Fact] = []
+    await task.runner.open(facts.append)
+    task.runner.start(spec(1))
+    await until(lambda: facts)
+    with fewer_files():
+        wanted = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        task.runner.start(spec(2))
+        await until(lambda: any(isinstance(fact, Noticed) and fact.run == 2 for fact in facts))
+        (held,) = [fact for fact in facts if isinstance(fact, Noticed)]
+        assert "of an earlier version of datatask and still has runs" in held.message
+        assert launcher_pid(tmp_path) == before
+        (tmp_path / "go").touch()
+        await until(lambda: len(ends(facts)) == 2)
+    limits = {}
+    for run, end in ends(facts).items():
+        (write,) = end.writes
+        assert write.source is not None
+        limits[run] = int(write.source.read_text())
+    assert limits == {1: resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2: wanted}
+    await task.runner.close()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import struct
 from collections.abc import Mapping
@@ -75,7 +76,8 @@ class LauncherClient(asyncio.Protocol):
         self._replaced = 0
         self._retiring = False
         self._greeted = True
-        self._is_earlier = False
+        self._peer = (0, 0)
+        self._hung_up: tuple[int, int] | None = None
 
     # --- for runners ------------------------------------------------------------------------------
 
@@ -128,7 +130,10 @@ class LauncherClient(asyncio.Protocol):
         self._questions.ask(identity, question, listener)
         if self._transport is not None and not self.directory.is_in_place():
             self._transport.abort()  # its launcher has another folder by now; one in this folder is asked everything
-        self._put(question)
+        if not (self._is_earlier and question["op"] == "start"):
+            self._put(question)
+        elif self._greeted:
+            self._start_by_earlier(identity)
 
     def settle_later(self, identity: str) -> None:
         """The start is confirmed: should the connection break, ask what became of the run."""
@@ -210,7 +215,8 @@ class LauncherClient(asyncio.Protocol):
             sock.setblocking(False)
             path = f"/proc/self/fd/{folder}/{SOCKET}"  # a socket's path may have 107 bytes at most
             await self._loop.sock_connect(sock, path)
-            _check_peer(sock)
+            pid = _check_peer(sock)
+            self._peer = (pid, proctable.start_time(pid) or 0)
             self.directory.reached(os.fstat(folder))
         except BaseException:
             sock.close()
@@ -241,7 +247,8 @@ class LauncherClient(asyncio.Protocol):
         self._put(hello if self._is_earlier else {**hello, "wanted": spawning.present()})
         asked = {_line(question.text) for _, question in self._questions}
         for _, question in self._questions:
-            self._put(question.text)
+            if not (self._is_earlier and question.text["op"] == "start"):
+                self._put(question.text)
         for line in waiting:
             if line not in asked and not line.startswith(b'{"op":"env"'):
                 self._outgoing.append(line)
@@ -265,6 +272,9 @@ class LauncherClient(asyncio.Protocol):
                 self._turned_away(message)
             elif kind == "hello":
                 self._in_contact()
+                for run, open_question in self._questions if self._is_earlier else ():
+                    if open_question.text["op"] == "start":
+                        self._start_by_earlier(run)
             elif kind == "swept":
                 self.directory.remove(identity)
             elif kind == "unfit":
@@ -277,16 +287,43 @@ class LauncherClient(asyncio.Protocol):
         if self._disconnected is not None and not self._disconnected.done():
             self._disconnected.set_result(None)
         if self._transport is not None:
+            if not self._greeted:
+                self._hung_up = None if self._is_earlier else self._peer
             self._transport = None
-            if (
-                not self._greeted
-            ):  # a launcher of an earlier version does not understand all of our first word
-                self._is_earlier = not self._is_earlier
             pause, self._pause = self._pause, None
             if pause is not None:
                 self._loop.call_later(pause, self._reconnect)
             elif self._users and (self._questions or self._outgoing):
                 self._connect()
+
+    @property
+    def _is_earlier(self) -> bool:
+        """Whether the connected launcher is of an earlier version: the same process hung up on our greeting before.
+
+        One that was killed before it answered hangs up as well, but does not answer again.
+        """
+        return self._transport is not None and self._peer == self._hung_up
+
+    def _start_by_earlier(self, identity: str) -> None:
+        """Have a launcher of an earlier version start a run where its situation is ours; else it makes way once it has no runs."""
+        question, (pid, start) = self._questions.get(identity), self._peer
+        if question is None or self._transport is None or self._transport.is_closing():
+            return
+        try:
+            differences = spawning.differences(spawning.present(), spawning.present(pid))
+        except OSError as error:
+            differences = str(error)
+        if not differences:
+            self._put(question.text)
+        elif is_without_runs(pid) and proctable.is_alive(pid, start):
+            os.kill(pid, signal.SIGKILL)  # its journal has all that it knows
+            self._transport.abort()
+        else:
+            text = (
+                f"the launcher of {self.directory} (pid {pid}) is of an earlier version of datatask and still has runs;"
+                f" it is replaced when they have ended, since it would give others its own situation ({differences})"
+            )
+            question.listener.on_message(identity, {"refused": identity, "temporary": True, "message": text})
 
     def _turned_away(self, message: Message) -> None:
         """Another log's engine works here: use a directory beside this one, unless runs of ours are in this one."""
@@ -357,10 +394,26 @@ def _line(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-def _check_peer(sock: socket.socket) -> None:
-    """Raise `PermissionError` where it is not a process of this user that answers at a socket."""
-    _, uid, _ = struct.unpack(
+def is_without_runs(pid: int) -> bool:
+    """Whether a launcher has no children, and the subreapers above it have none but it."""
+    program = proctable.command_line(pid)
+    if proctable.children(pid):
+        return False
+    while (fields := proctable.stat_fields(pid)) is not None:
+        parent = int(fields[1])
+        if proctable.command_line(parent) != program:
+            return True
+        if set(proctable.children(parent)) != {pid}:
+            return False
+        pid = parent
+    return False
+
+
+def _check_peer(sock: socket.socket) -> int:
+    """Return the pid of the process that listens at a socket; `PermissionError` where it is not this user's."""
+    pid, uid, _ = struct.unpack(
         "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     )
     if uid != os.geteuid():
         raise PermissionError(f"the process at its socket belongs to uid {uid}, not to this user")
+    return int(pid)

@@ -166,24 +166,31 @@ _RIGHTS = ("CapInh", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 _WORDS_MAX = 200
 
 
-def present() -> Situation:
-    """Return that of the calling thread."""
-    found: Situation = {f"limit of {name}": list(resource.getrlimit(what)) for name, what in _LIMITS.items()}
-    found |= {
-        "nice": os.getpriority(os.PRIO_PROCESS, 0),
-        "priority of input and output": _ioprio(),
-        "scheduling": [os.sched_getscheduler(0), os.sched_getparam(0).sched_priority],
-        "cores": sorted(os.sched_getaffinity(0)),
-        "user": list(os.getresuid()),
-        "group": list(os.getresgid()),
-        "groups": sorted(os.getgroups()),
-        "oom_score_adj": _read("/proc/self/oom_score_adj").strip(),
-        "control groups": sorted(line.partition(":")[2] for line in _read("/proc/self/cgroup").splitlines()),
-        "root": _of_file("/proc/self/root"),
+def present(pid: int = 0) -> Situation:
+    """Return that of a process, by default of the calling thread; `OSError` where it may not be seen."""
+    found: Situation = {
+        f"limit of {name}": list(resource.prlimit(pid, what)) for name, what in _LIMITS.items()
     }
-    found |= {f"{name} namespace": _link(f"/proc/self/ns/{name}") for name in _NAMESPACES}
-    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines() if ":" in line)
+    proc = f"/proc/{pid or 'self'}"
+    status = dict(line.split(":", 1) for line in _read(f"{proc}/status").splitlines() if ":" in line)
+    found |= {
+        "nice": os.getpriority(os.PRIO_PROCESS, pid),
+        "priority of input and output": _ioprio(pid),
+        "scheduling": [os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority],
+        "cores": sorted(os.sched_getaffinity(pid)),
+        "user": _numbers(status, "Uid")[:3],
+        "group": _numbers(status, "Gid")[:3],
+        "groups": sorted(_numbers(status, "Groups")),
+        "oom_score_adj": _read(f"{proc}/oom_score_adj").strip(),
+        "control groups": sorted(line.partition(":")[2] for line in _read(f"{proc}/cgroup").splitlines()),
+        "root": _of_file(f"{proc}/root"),
+    }
+    found |= {f"{name} namespace": _link(f"{proc}/ns/{name}") for name in _NAMESPACES}
     return found | {name: status.get(name, "").strip() for name in _RIGHTS}
+
+
+def _numbers(status: Mapping[str, str], name: str) -> list[int]:
+    return [int(number) for number in status.get(name, "").split()]
 
 
 def differences(wanted: Situation, ours: Situation) -> str:
@@ -197,13 +204,13 @@ def _words(value: object) -> str:
     return text if len(text) <= _WORDS_MAX else text[: _WORDS_MAX - 1] + "…"
 
 
-def _ioprio() -> int:
+def _ioprio(pid: int = 0) -> int:
     """Return class and level as the kernel packs them; 0 is none, and where we do not know how to ask."""
     number = _IOPRIO_GET.get(platform.machine())
     if number is None:
         return 0
     try:
-        return max(0, int(ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, 0)))
+        return max(0, int(ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, pid)))
     except (OSError, AttributeError):
         return 0
 
