@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from datatask.engine.api.declare import dependants as dependants
     from datatask.engine.api.links import Link as Link
     from datatask.engine.api.links import ViewRepository as ViewRepository
+    from datatask.engine.api.parameters import Parameter as Parameter
     from datatask.engine.api.policies import ResourceManager as ResourceManager
     from datatask.engine.api.policies import Retry as Retry
     from datatask.engine.api.repositories import AggregateAndRepository as AggregateAndRepository
@@ -185,6 +186,7 @@ _HOME: dict[str, str] = {
     "replay": "datatask.adapters.history.replay",
     "Replayed": "datatask.adapters.history.replay",
     "Repository": "datatask.engine.api.repositories",
+    "Parameter": "datatask.engine.api.parameters",
     "ResourceManager": "datatask.engine.api.policies",
     "Resources": "datatask.schema.resources",
     "ResourceType": "datatask.schema.resources",

@@ -32,6 +32,7 @@ def unchanged(fields: dict[str, Any]) -> dict[str, Any]:
 UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("EngineOpened", 1): unchanged,  # `reason`
     ("PipelineDefined", 1): unchanged,  # `reason`
+    ("PipelineDefined", 2): unchanged,  # parameters in the definition
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
     ("RepositorySynced", 2): unchanged,  # `root`

@@ -193,6 +193,20 @@ class QuotaDef(Declared, frozen=True, kw_only=True):
     starvation_after: int = MINUTE
 
 
+Setting = str | int | float | bool | None
+ParameterKind = Literal["text", "integer", "number", "flag"]
+
+
+class ParameterDef(Declared, frozen=True, kw_only=True):
+    """A parameter of the pipeline, and the value with which it was defined."""
+
+    name: str
+    kind: ParameterKind
+    value: Setting = None
+    default: Setting = None
+    help: str = ""
+
+
 class PipelineDef(Declared, frozen=True, kw_only=True):
     """A whole pipeline; equal definitions have equal `digest`s."""
 
@@ -200,6 +214,7 @@ class PipelineDef(Declared, frozen=True, kw_only=True):
     repositories: tuple[RepositoryDef, ...] = ()
     tasks: tuple[TaskDef, ...] = ()
     quotas: tuple[QuotaDef, ...] = ()
+    parameters: tuple[ParameterDef, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON, in hex."""

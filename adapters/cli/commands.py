@@ -8,6 +8,7 @@ before or after the command's name; they fill one `Settings`, which every comman
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -164,6 +165,8 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                 "else ./pipeline.yaml, ./pipeline.py.", metavar="PIPELINE"),
         _option("log", ["--log"], hidden, "The log: a path or URL; else what the pipeline names, else "
                 "$DATATASK_LOG, else .datatask/log.db beside the pipeline.", metavar="URL"),
+        click.Option(["--set"], expose_value=False, callback=_add, hidden=hidden, multiple=True, metavar="NAME=VALUE",
+                     help="Give a parameter of the pipeline this value; may be repeated."),
         _option("with_archives", ["--with-archives"], hidden, "Read the log with what was archived of it.",
                 is_flag=True),
         _option("json", ["--json"], False, "Print JSON.", is_flag=True),
@@ -175,6 +178,11 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                 type=click.FloatRange(min=0, min_open=True), metavar="S"),
         _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
     ]  # fmt: skip
+
+
+def _add(context: click.Context, _: click.Parameter, value: tuple[str, ...]) -> None:
+    settings = context.ensure_object(Settings)
+    settings.values = (*settings.values, *value)
 
 
 def _option(name: str, flags: list[str], hidden: bool, help: str, **more: Any) -> click.Option:
@@ -222,7 +230,10 @@ def command(
                 )
             from datatask.adapters.cli.progress_bar import reporting
 
-            return reporting(settings, name, lambda: function(settings, *args, **kwargs))
+            code = reporting(settings, name, lambda: function(settings, *args, **kwargs))
+            if settings.values and settings.loaded_pipeline is None:
+                sys.stderr.write(f"note: --set changed nothing: {name} has not loaded the pipeline\n")
+            return code
 
         more = {"ignore_unknown_options": True} if ignore_unknown else {}
         return click.command(name, cls=Command, example=example, context_settings=more)(call)

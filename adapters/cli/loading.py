@@ -194,6 +194,29 @@ def _place(error: BaseException, what: str) -> str:
 
 
 def _pick(module: ModuleType, reference: Reference) -> Pipeline:
+    pipeline = _named(module, reference)
+    _check_parameters(module, reference)
+    return pipeline
+
+
+def _check_parameters(module: ModuleType, reference: Reference) -> None:
+    """Raise for a parameter that no pipeline of the file lists: nothing would record it."""
+    from datatask.adapters.wiring.pipeline import Pipeline
+    from datatask.engine.api.parameters import Parameter
+
+    pipelines = [value for value in vars(module).values() if isinstance(value, Pipeline)]
+    for value in vars(module).values():
+        if isinstance(value, Parameter) and not any(
+            value is pipeline.parameters.get(value.name) for pipeline in pipelines
+        ):
+            raise CallerError(
+                f"the pipeline does not list the parameter {value.name}",
+                where=reference.text,
+                remedy="give it to the pipeline: Pipeline(…, parameters=[…])",
+            )
+
+
+def _named(module: ModuleType, reference: Reference) -> Pipeline:
     from datatask.adapters.wiring.pipeline import Pipeline
 
     if reference.attribute:

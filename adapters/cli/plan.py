@@ -57,7 +57,7 @@ def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wante
     """Show what `run` with the same choice would launch now, what holds the rest back, and how the definition changed.
 
     What `run` would refuse is refused. Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
-    "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}]}.
+    "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}], "parameters": [{"name", "value", "default", "help"}]}.
     """
     pipeline = settings.load_pipeline()
     state, round, differences = foresee(pipeline, choice, accept_loss)
@@ -66,6 +66,7 @@ def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wante
         "launches": [_launch(decision) for decision in round.decisions],
         "held": _held(state, round),
         "definition": differences,
+        "parameters": [_parameter(one) for one in pipeline.declare().definition.parameters],
     }
     _tell(Output(settings), shape)
     return DIFFERENT if wanted and (round.decisions or differences) else 0
@@ -89,6 +90,10 @@ def foresee(
     if selection is not None:
         check_names(state, selection)
     return state, deciding.decide(state, now, selection=selection), differences
+
+
+def _parameter(one: d.ParameterDef) -> dict[str, Any]:
+    return {"name": one.name, "value": one.value, "default": one.default, "help": one.help}
 
 
 def _launch(decision: e.LaunchDecided) -> dict[str, Any]:
@@ -120,8 +125,8 @@ def _held(state: State, round: deciding.Round) -> dict[str, dict[str, Any]]:
 
 def _differences(before: d.PipelineDef | None, after: d.PipelineDef) -> Iterator[dict[str, Any]]:
     """Yield what was added, removed or changed, by name."""
-    for what in ("tasks", "repositories", "quotas"):
-        noun = {"tasks": "task", "repositories": "repository", "quotas": "quota"}[what]
+    nouns = {"tasks": "task", "repositories": "repository", "quotas": "quota", "parameters": "parameter"}
+    for what, noun in nouns.items():
         old = _by_name(getattr(before, what)) if before is not None else {}
         new = _by_name(getattr(after, what))
         for name in [*old, *(name for name in new if name not in old)]:
@@ -144,6 +149,10 @@ def _tell(output: Output, shape: dict[str, Any]) -> None:
     if output.json:
         output.document(shape)
         return
+    for one in shape["parameters"]:
+        default = "" if one["value"] == one["default"] else f" (default {one['default']})"
+        about = f": {one['help']}" if one["help"] else ""
+        output.line(shown(f"parameter {one['name']} = {one['value']}{default}{about}"))
     for found in shape["definition"]:
         fields = f" ({', '.join(found['fields'])})" if found["fields"] else ""
         output.line(shown(f"definition: {found['op']} {found['what']} {found['name']}{fields}"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.loading import Loaded, Reference, find_reference, load
 from datatask.adapters.log.locate import MEMORY, default_path, locate
-from datatask.schema.errors import CallerError, InvalidValueError, NoLogError
+from datatask.schema.errors import CallerError, InvalidValueError, NoLogError, unknown
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -38,6 +38,7 @@ class Settings:
     debug: bool = False
     budget: float | None = None
     interrupted: bool = False
+    values: tuple[str, ...] = ()
     given: Pipeline | None = None
     given_folder: Path | None = None
     began: float = field(default_factory=time.monotonic)
@@ -64,14 +65,35 @@ class Settings:
             from datatask.adapters.cli.diagnostics import listen
 
             listen(debug=self.debug)
+            from datatask.engine.api.parameters import variable_of
+
+            values = self._values()
+            os.environ.update((variable_of(name), text) for name, text in values.items())
             if self.given is not None:
                 loaded = Loaded(self.given, self.given_folder or Path.cwd())
             else:
                 loaded = load(self._reference())
+            for name, text in values.items():
+                parameter = loaded.pipeline.parameters.get(name)
+                if parameter is None:
+                    raise unknown("parameter", name, loaded.pipeline.parameters)
+                parameter.give(text)
             self._place(loaded)
             _introduce(loaded.pipeline)
             self._loaded = loaded
         return self._loaded
+
+    def _values(self) -> dict[str, str]:
+        """Return what --set says, by name; the last one holds."""
+        found: dict[str, str] = {}
+        for text in self.values:
+            name, separator, value = text.partition("=")
+            if not separator or not name.isidentifier():
+                raise InvalidValueError(
+                    f"{text!r:.80} sets nothing", where="--set", remedy="write --set NAME=VALUE"
+                )
+            found[name] = value
+        return found
 
     def _reference(self) -> Reference:
         reference = find_reference(self.pipeline)

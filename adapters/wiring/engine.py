@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from datatask.adapters.log.locate import locate
 from datatask.adapters.wiring import opening
 from datatask.adapters.wiring.engine_services import Serving, Verification
@@ -33,6 +35,7 @@ from datatask.engine.runtime.observe import Observer
 from datatask.engine.runtime.values import Values
 from datatask.schema import events as e
 from datatask.schema import messages as r
+from datatask.schema.definition import PipelineDef
 from datatask.schema.errors import NotOpenError
 from datatask.schema.version import VERSION
 
@@ -141,7 +144,8 @@ class Engine:
         runtime.on_damage = self._stop_for_damage
         runtime.accepted |= dict.fromkeys(owner.accepted, runtime.who)
         opened = self._opened(runtime, log)
-        runtime.reactor.open(opened, declared.definition, opening.renamed(state, declared, opened.at))
+        definition = declared.definition if owner.serves_functions else _kept(declared.definition, state)
+        runtime.reactor.open(opened, definition, opening.renamed(state, declared, opened.at))
         self.values = Values(runtime)
         self._bind(owner, declared, self.values)
         await runtime.open()
@@ -336,3 +340,15 @@ async def load_state(log: EventLog) -> State:
         base = await log.base_state()
         state = State() if base is None else checkpoints.load(base)
     return await log.fold(state)
+
+
+def _kept(definition: PipelineDef, state: State) -> PipelineDef:
+    """Return a definition with the recorded values of its parameters: a command that only puts something does not set them."""
+    recorded = {one.name: one.value for one in state.definition.parameters}
+    return msgspec.structs.replace(
+        definition,
+        parameters=tuple(
+            msgspec.structs.replace(one, value=recorded.get(one.name, one.value))
+            for one in definition.parameters
+        ),
+    )

@@ -26,6 +26,7 @@ from datatask.adapters.wiring.event_loop import limited, refuse_running_loop, ru
 from datatask.adapters.wiring.opening import Location, open_log, this_program, url_of
 from datatask.adapters.wiring.rounds import Interrupts, Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
+from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.policies import ResourceManager
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.session import Session
@@ -72,6 +73,7 @@ class Pipeline:
         resources: Iterable[ResourceManager] = (),
         priority: Priority | None = None,
         *,
+        parameters: Iterable[Parameter] = (),
         name: str | None = None,
         log: Location = None,
         durability: Literal["full", "process", "memory"] = "full",
@@ -88,6 +90,14 @@ class Pipeline:
             expect_one(self, ResourceManager, f"resources[{number}]", quota)
         expect(self, FUNCTION, optional=True, priority=priority)
         expect(self, TEXT, optional=True, name=name)
+        expect(self, Iterable, "pass a list of parameters", parameters=parameters)
+        self.parameters: dict[str, Parameter] = {}
+        for number, parameter in enumerate(listed_parameters := list(parameters)):
+            expect_one(self, Parameter, f"parameters[{number}]", parameter)
+            self.parameters[parameter.name] = parameter
+        self._parameters = listed_parameters
+        for task in listed:
+            task.given = self.parameters
         self.name = name or "pipeline"
         self.tasks: dict[str, Task] = {task.name: task for task in listed}
         self.session = session
@@ -116,7 +126,9 @@ class Pipeline:
     def declare(self) -> Declared:
         """Return the definition and the objects behind its names; `CallerError` names what is wrong."""
         if self._declared is None:
-            self._declared = declare(self._listed, name=self.name, priority=self.priority)
+            self._declared = declare(
+                self._listed, name=self.name, priority=self.priority, parameters=self._parameters
+            )
         return self._declared
 
     def settings(self, synchronous: bool = False, metadata: bool = True) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from datatask.engine.api.links import Link, ViewRepository
+from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Task
 from datatask.engine.core.expressions import unnegated
@@ -63,9 +64,16 @@ class Declared:
         return all(repository.ephemeral for repository in stored)
 
 
-def declare(tasks: Sequence[Task], *, name: str = "pipeline", priority: object = None) -> Declared:
+def declare(
+    tasks: Sequence[Task],
+    *,
+    name: str = "pipeline",
+    priority: object = None,
+    parameters: Sequence[Parameter] = (),
+) -> Declared:
     """Return the definition of a pipeline; `CallerError` names the task or repository that is declared wrongly."""
     _check_names(tasks)
+    _check_parameters(tasks, parameters)
     names = _Names()
     for task in tasks:
         for link_name, link in task.links.items():
@@ -79,6 +87,7 @@ def declare(tasks: Sequence[Task], *, name: str = "pipeline", priority: object =
         repositories=tuple(names.definitions()),
         tasks=tuple(_task(task, names, quotas, priority is not None) for task in tasks),
         quotas=tuple(quotas[key] for key in quotas),
+        parameters=tuple(parameter.to_def() for parameter in parameters),
     )
     links = {(task.name, link_name): link.repo for task in tasks for link_name, link in task.links.items()}
     renamed = [("task", task.was, task.name) for task in tasks if task.was]
@@ -114,6 +123,23 @@ def _check_names(tasks: Sequence[Task]) -> None:
                 f"two tasks are named {task.name}", remedy="give each task a name of its own"
             )
         seen.add(task.name)
+
+
+def _check_parameters(tasks: Sequence[Task], parameters: Sequence[Parameter]) -> None:
+    seen: dict[str, str] = {}
+    for parameter in parameters:
+        if (other := seen.setdefault(parameter.variable, parameter.name)) and len(seen) < len(parameters):
+            if sum(one.variable == parameter.variable for one in parameters) > 1:
+                raise InvalidValueError(
+                    f"two parameters are named {other} and {parameter.name}",
+                    remedy="give each one name, whatever its case",
+                )
+        for task in tasks:
+            if parameter.name in task.links:
+                raise InvalidValueError(
+                    f"task {task.name} has a link with the name of the parameter {parameter.name}",
+                    remedy="rename one of the two",
+                )
 
 
 class _Names:

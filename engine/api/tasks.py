@@ -11,10 +11,12 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from datatask.engine.api.links import Link, ViewRepository
+from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
 from datatask.engine.api.repositories import (
     AggregateAndRepository,
@@ -86,6 +88,8 @@ class Task(ABC):
     job_resources: Resources | None = None
     program: str = ""
     """The file name of the script that defines the task, where another program runs it, such as `datatask -p FILE`."""
+    given: Mapping[str, Parameter] = MappingProxyType({})
+    """The parameters of the task's pipeline, by name."""
 
     def __init__(
         self,

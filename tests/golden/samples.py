@@ -18,6 +18,7 @@ from datatask.schema.definition import (
     In,
     LinkDef,
     Not,
+    ParameterDef,
     PipelineDef,
     QuotaDef,
     RepositoryDef,
@@ -62,6 +63,9 @@ DEFINITION = PipelineDef(
         ),
     ),
     quotas=(QuotaDef(name="default", limits={"cpu": 8_000_000_000}),),
+    parameters=(
+        ParameterDef(name="threshold", kind="number", value=0.7, default=0.5, help="the least that counts"),
+    ),
 )
 
 SAMPLES: tuple[e.Event, ...] = (

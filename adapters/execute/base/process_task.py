@@ -170,7 +170,8 @@ class ProcessTask(EngineTask):
 
     async def render(self, job: str) -> str:
         """Return the script for a job; infos of links are fetched as the template uses them."""
-        scope: dict[str, object] = {"job": job, "task": self.name}
+        scope: dict[str, object] = {name: parameter.value for name, parameter in self.given.items()}
+        scope |= {"job": job, "task": self.name}
         for name, link in self.links.items():
             scope[name] = Lazy(functools.partial(link.repo.info, job))
         return await self._template.render(scope, job=job)

@@ -146,7 +146,7 @@ class ExecutorRunner:
     def prepare(self, run: PoolRun) -> Callable[[Executor], Future[Any]]:
         """Return what submits a run; raises what keeps it from being sent."""
         wants_job, names = self._task.parameters()
-        func: Callable[..., Any] = self._task.func  # type: ignore[assignment]  # parameters() has seen it
+        func = self._task.called
         spec = run.spec
         if self._pool.threads:
             self._where = "thread"

@@ -1,7 +1,7 @@
 """Tasks whose runs are calls of an async Python function on the engine's own event loop.
 
-In: the function (as a decorator or `func=`) and the task's links. Each parameter is `job` or the name of a
-link, and gets the job id or the link's repository. What the function writes is held in its run's overlay and
+In: the function (as a decorator or `func=`) and the task's links. Each parameter is `job`, the name of a
+link, or a `Parameter` of the pipeline, and gets the job id, the link's repository, or the value. What the function writes is held in its run's overlay and
 becomes visible with the run's end. `ExecutorTask` in `executors` is the same for threads and processes.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Self
 
+from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError
@@ -30,8 +32,16 @@ def is_async(func: Function) -> bool:
     return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004
 
 
-def parameters_of(task: str, func: Function | None, links: Iterable[str]) -> tuple[bool, tuple[str, ...]]:
-    """Return whether a task's function takes `job`, and the names of the links that it takes.
+def with_values(func: Function, given: Mapping[str, Parameter]) -> Function:
+    """Return the function with the values of the pipeline's parameters that it names."""
+    values = {name: given[name].value for name in inspect.signature(func).parameters if name in given}
+    return partial(func, **values) if values else func
+
+
+def parameters_of(
+    task: str, func: Function | None, links: Iterable[str], given: Collection[str] = ()
+) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a task's function takes `job`, and the names of the links that it takes; `given` are other names.
 
     `MissingFunctionError` (a ValueError) without a function, `LinkNameError` (a NameError) for any other parameter.
     """
@@ -46,10 +56,12 @@ def parameters_of(task: str, func: Function | None, links: Iterable[str]) -> tup
             wants_job = True
         elif named and parameter.name in links:
             wanted.append(parameter.name)
+        elif named and parameter.name in given:
+            continue
         else:
             raise LinkNameError(
                 f"parameter {parameter.name} of the function of task {task} is not a link",
-                remedy=f"name parameters 'job' or one of: {', '.join(links) or '(no links)'}",
+                remedy=f"name parameters 'job' or one of: {', '.join([*links, *given]) or '(no links)'}",
             )
     return wants_job, tuple(wanted)
 
@@ -78,7 +90,13 @@ class FunctionTask(EngineTask):
         `MissingFunctionError` (a ValueError) without a function, `LinkNameError` (a NameError) for any other
         parameter.
         """
-        return parameters_of(self.name, self.func, self.links)
+        return parameters_of(self.name, self.func, self.links, self.given)
+
+    @property
+    def called(self) -> Function:
+        """The function, with the parameters of the pipeline that it names; there is one, `parameters` has seen it."""
+        assert self.func is not None, "parameters() raises where there is none"
+        return with_values(self.func, self.given)
 
     async def validate(self) -> None:
         """Check the function's parameters against the links."""
@@ -139,13 +157,13 @@ class InProcessSyncTask(FunctionTask):
     def _make_runner(self) -> Runner:
         arguments: dict[str, Any] | None = None
         wants_job = False
+        func: Function
 
         async def called(spec: RunSpec) -> None:
-            nonlocal arguments, wants_job
+            nonlocal arguments, wants_job, func
             if arguments is None:
                 wants_job, names = self.parameters()
-                arguments = {name: self.links[name].repo for name in names}
-            func: Function = self.func  # type: ignore[assignment]  # parameters() has seen that there is one
+                arguments, func = {name: self.links[name].repo for name in names}, self.called
             result = func(job=spec.job, **arguments) if wants_job else func(**arguments)
             if not inspect.isawaitable(result):
                 raise InvalidValueError(

@@ -64,7 +64,7 @@ class KubeFunctionTask(KubeTask):
 
     def parameters(self) -> tuple[bool, tuple[str, ...]]:
         """Return whether the function takes `job`, and the names of the links that it takes."""
-        return parameters_of(self.name, self.func, self.links)
+        return parameters_of(self.name, self.func, self.links, self.given)
 
     async def validate(self) -> None:
         """Check the function's parameters against the links, and the template."""
@@ -82,6 +82,7 @@ class KubeFunctionTask(KubeTask):
             return {
                 "DATATASK_INPUTS": await worker.inputs_of(given, spec.job, where),
                 "PYTHONUNBUFFERED": "1",
+                **{one.variable: one.text for one in self.given.values() if one.value is not None},
             }
 
         return Recipe(

@@ -130,6 +130,7 @@ class KubeTask(EngineTask):
         return {
             **own,
             **dict.fromkeys(self.links),
+            **{name: parameter.value for name, parameter in self.given.items()},
             **self.env,
             "task": self.name,
             "argv0": self.program or Path(sys.argv[0]).name,

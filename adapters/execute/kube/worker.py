@@ -30,6 +30,7 @@ from datatask.adapters.execute.functions.detached import (
     travelling,
     values_of,
 )
+from datatask.adapters.execute.functions.in_process import with_values
 from datatask.adapters.spools import Spool
 from datatask.adapters.trust import TRUST
 from datatask.engine.api.repositories import Repository
@@ -79,7 +80,7 @@ async def _done(task: Any, session: Session, blobs: AwayBlobs) -> Message:
         arguments = {name: task.links[name].repo for name in names} | ({"job": job} if wants_job else {})
         async with session:
             current_run.set(context)
-            result = task.func(**arguments)
+            result = with_values(task.func, task.given)(**arguments)
             if inspect.isawaitable(result):
                 await result
             writes = await context.settle()

@@ -90,7 +90,7 @@ class DaskRunner:
         spec = run.spec
         links = {name: self._task.links[name].repo for name in self._names}
         if not self._code:
-            self._code = pickled(self._task.func, links)
+            self._code = pickled(self._task.called, links)
         inputs = msgspec.msgpack.encode(await values_of(links, spec.job))
         topic = f"datatask-{spec.identity.partition('.')[0]}"
         run.parcel = cloudpickle.dumps(
