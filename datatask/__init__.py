@@ -162,7 +162,7 @@ _HOME: dict[str, str] = {
     "launch": "datatask.adapters.wiring.verbs",
     "LeaseHeldError": "datatask.schema.errors",
     "LeaseLostError": "datatask.schema.errors",
-    "Link": "datatask.engine.api.tasks",
+    "Link": "datatask.engine.api.links",
     "list_data": "datatask.adapters.wiring.verbs",
     "LiveKubeRepository": "datatask.adapters.execute.kube.tasks",
     "LocalLinuxManager": "datatask.adapters.execute.local.manager",
@@ -190,7 +190,7 @@ _HOME: dict[str, str] = {
     "ResourceManager": "datatask.engine.api.policies",
     "Resources": "datatask.schema.resources",
     "ResourceType": "datatask.schema.resources",
-    "Retry": "datatask.engine.api.tasks",
+    "Retry": "datatask.engine.api.policies",
     "roundrobin": "datatask.engine.api.streams",
     "run": "datatask.adapters.wiring.verbs",
     "RunOpenError": "datatask.schema.errors",
@@ -207,7 +207,7 @@ _HOME: dict[str, str] = {
     "UnknownNameError": "datatask.schema.errors",
     "update": "datatask.adapters.wiring.verbs",
     "verify": "datatask.adapters.history.verify.verify",
-    "ViewRepository": "datatask.engine.api.tasks",
+    "ViewRepository": "datatask.engine.api.links",
     "YamlMetadataFileRepository": "datatask.adapters.store.yamls",
 }
 """Public name -> the module that defines it."""
