@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.effort import by_effort
 from tests.simulation.life import Life, wrong
 from tests.simulation.many import many, shrink
 from tests.simulation.mutants import MUTANTS, no_backoff
-from tests.simulation.plans import draw
+from tests.simulation.plans import Plan, draw
 
 pytestmark = [
     pytest.mark.long,
@@ -59,6 +60,9 @@ def test_a_failing_life_is_made_smaller() -> None:
         plan = next(plan for plan in map(draw, range(MUTANT_LIVES)) if wrong(plan))
         small = shrink(plan)
         assert wrong(small)
-    assert small.jobs + len(small.stages) + len(small.crashes) < plan.jobs + len(plan.stages) + len(
-        plan.crashes
-    )
+    assert _size(small) < _size(plan)
+
+
+def _size(plan: Plan) -> int:
+    faults = sum(map(bool, astuple(plan.faults)))
+    return plan.jobs + len(plan.stages) + len(plan.actions) + len(plan.crashes) + faults
