@@ -14,9 +14,9 @@ import logging
 import pickle
 import re
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import FunctionType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from datatask.adapters.execute.base.runner import TrackedRun
 from datatask.adapters.execute.functions.dask import worker
@@ -25,11 +25,13 @@ from datatask.engine.runtime.services import Service, current
 from datatask.schema.messages import RunSpec
 
 logger = logging.getLogger("datatask.dask")
+T = TypeVar("T")
 
 CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
 BATCH_SECONDS, GATHER_SECONDS = 0.003, 0.02
 CLOSE_SECONDS = 5.0
 UNLOCKS_MAX = 1000
+HOLDER = "published-datatask-"
 BARRED_SECONDS = 30.0
 """What was kept from being begun stays barred so long: a worker may have it in hand, a message may be on its way."""
 _IDENTITY = re.compile(r"-([0-9a-f-]+)\.(\d+)\.(\d+)$")
@@ -84,6 +86,7 @@ class Cluster:
         self.scheduler = ""
         self.suspects: set[tuple[str, str]] = set()
         self._client: Any = None
+        self._stream: Any = None
         self._connected = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._looking = asyncio.Lock()
@@ -99,7 +102,7 @@ class Cluster:
         self._unlocks = _by_value(_unlocks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: set[str] = set()
-        self._swept: set[str] = set()
+        self._swept: set[tuple[str, str]] = set()
 
     @classmethod
     def of(cls, executor: Any) -> Cluster:
@@ -161,7 +164,7 @@ class Cluster:
                     name="datatask",
                 )
                 await self._client
-                comm = self._client.scheduler_comm
+                self._stream = self._client.scheduler_comm
                 info = await self._client.scheduler.identity()
                 self.scheduler = str(info["id"])
                 for topic in self._topics:
@@ -172,7 +175,7 @@ class Cluster:
                 if why:
                     logger.warning("%s answers again", self.place.address)
                 service.works()
-                while self._client.status == "running" and self._client.scheduler_comm is comm:
+                while self._is_up():
                     await asyncio.sleep(LOOK_SECONDS)
                 error: Exception | None = None
             except Exception as caught:
@@ -189,6 +192,11 @@ class Cluster:
             for run in list(self._runs.values()):
                 run.hears.on_silence(run, why)
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _is_up(self) -> bool:
+        """Whether the client is on the stream that it had: by itself it makes another one, and sends there what it was given meanwhile."""
+        client = self._client
+        return client is not None and client.status == "running" and client.scheduler_comm is self._stream
 
     async def _disconnect(self) -> None:
         self._connected.clear()
@@ -249,7 +257,7 @@ class Cluster:
 
     def _flush(self) -> None:
         self._flushing = None
-        if not self._connected.is_set():
+        if not (self._connected.is_set() and self._is_up()):
             return
         runs, self._batch = self._batch, []
         groups: dict[tuple[tuple[str, float], ...], list[DaskRun]] = {}
@@ -318,7 +326,7 @@ class Cluster:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
             found: dict[str, bytes] = {}
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):  # a connection that is lost meanwhile
                 client = await self._reached()
                 left = set(wanted)
                 answer = await client.scheduler.gather(keys=list(left))
@@ -342,8 +350,9 @@ class Cluster:
             if self._connected.is_set():
                 await self._look(runs)
                 return
-        except OSError as error:
+        except Exception as error:
             why += f": {error}"
+            self.spawn(self._ask(lambda client: self._look(runs)), "the adopting of runs in Dask")
         for run in runs:
             run.hears.on_silence(run, why)
 
@@ -374,7 +383,7 @@ class Cluster:
             run.hears.on_found(run)
         for run in runs:
             if run.key not in known:
-                await run.hears.on_missing(run)
+                self.spawn(run.hears.on_missing(run), "a run that Dask has forgotten")
 
     async def _find_workers(self, runs: list[DaskRun]) -> None:
         """Find out which runs have begun, and where."""
@@ -395,15 +404,15 @@ class Cluster:
                 run.begun = run.claimed = True
 
     def sweep(self, run: DaskRun) -> None:
-        """Let go of what earlier engines have left of the run's task: what is not open has an end that is durable."""
-        if run.spec.task not in self._swept:
-            self._swept.add(run.spec.task)
-            self.spawn(self._sweep(run), "the sweeping of what earlier engines have left in Dask")
+        """Let go of what engines before the run's have left of its task: what is not open has an end that is durable."""
+        log, epoch, _ = run.spec.identity.rsplit(".", 2)
+        if (run.spec.task, epoch) not in self._swept:
+            self._swept.add((run.spec.task, epoch))
+            what = "the sweeping of what earlier engines have left in Dask"
+            self.spawn(self._sweep(run, log, epoch), what)
 
-    async def _sweep(self, new: DaskRun) -> None:
-        log, epoch, _ = new.spec.identity.rsplit(".", 2)
-        client = await self._reached()
-        for key in await client.who_has():
+    async def _sweep(self, new: DaskRun, log: str, epoch: str) -> None:
+        for key in await self._ask(lambda client: client.who_has()):
             found = _IDENTITY.search(key) if isinstance(key, str) and key not in self._runs else None
             if found is None or key[: found.start()] != new.spec.task:
                 continue
@@ -415,13 +424,25 @@ class Cluster:
 
     # --- asking -----------------------------------------------------------------------------------
 
+    async def _ask(self, what: Callable[[Any], Awaitable[T]]) -> T:
+        """Ask the scheduler something, once more where the connection is lost meanwhile, for as long as it takes."""
+        while True:
+            client = await self._reached()
+            try:
+                return await what(client)
+            except Exception as error:
+                if client is self._client and client.status == "running" and not isinstance(error, OSError):
+                    raise
+                logger.debug("%s: %s", self.place.address, error)
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def bar(self, run: DaskRun) -> bool:
         """Keep a run from being begun; False when it has been."""
         if run.begun:
             return False
-        client = await self._reached()
         try:
-            barred = bool(await client.scheduler.multi_lock_acquire(**worker.claimed(run.key)))
+            asked = worker.claimed(run.key)
+            barred = bool(await self._ask(lambda client: client.scheduler.multi_lock_acquire(**asked)))
         except AssertionError:
             barred = False
         run.claimed = True
@@ -430,19 +451,17 @@ class Cluster:
 
     async def tell(self, run: DaskRun, what: Callable[[str], None]) -> None:
         """Have the run's worker do something about it."""
-        client = await self._reached()
         if not run.address:
-            await self._find_workers([run])
+            await self._ask(lambda client: self._find_workers([run]))
         if run.address:
-            with contextlib.suppress(OSError, ValueError):
-                await client.run(what, run.key, workers=[run.address], on_error="ignore")
+            to = [run.address]
+            await self._ask(lambda client: client.run(what, run.key, workers=to, on_error="ignore"))
 
     async def lacking(self) -> str:
         """Return which workers have no datatask, in words; empty when all have."""
         from importlib.metadata import version
 
-        client = await self._reached()
-        told = await client.run(version, "datatask-engine", on_error="return")
+        told = await self._ask(lambda client: client.run(version, "datatask-engine", on_error="return"))
         without = sorted(address for address, what in told.items() if isinstance(what, Exception))
         return (
             f"{len(without)} of {len(told)} workers: {', '.join(without[:3])}{', …' if without[3:] else ''}"
@@ -471,8 +490,12 @@ class Cluster:
     async def _let_go_for_ever(self, service: Service) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._gone and self._connected.is_set():
-                await self._let_go()
+            if self._gone and self._connected.is_set() and self._is_up():
+                gone = self._gone
+                try:
+                    await self._let_go()
+                except (OSError, AttributeError):  # the connection is lost: once more on the next one
+                    self._gone += gone
             service.works()
 
     async def _let_go(self) -> None:
@@ -489,7 +512,8 @@ class Cluster:
         """Give up locks after so many seconds; by a function at the scheduler, in one call for many."""
         try:
             for at in range(0, len(keys), UNLOCKS_MAX):
-                await self._client.run_on_scheduler(self._unlocks, keys[at : at + UNLOCKS_MAX], seconds)
+                part = keys[at : at + UNLOCKS_MAX]
+                await self._client.run_on_scheduler(self._unlocks, part, seconds, HOLDER)
         except Exception:  # it loads no functions: what is barred stays so
             for key in () if seconds else keys:
                 with contextlib.suppress(KeyError):
@@ -499,16 +523,19 @@ class Cluster:
 def _by_holder(runs: Iterable[DaskRun]) -> dict[str, list[str]]:
     holders: dict[str, list[str]] = {}
     for run in runs:
-        holders.setdefault(f"published-datatask-{run.spec.identity.partition('.')[0]}", []).append(run.key)
+        holders.setdefault(HOLDER + run.spec.identity.partition(".")[0], []).append(run.key)
     return holders
 
 
-def _unlocks(keys: list[str], seconds: float, dask_scheduler: Any) -> None:
-    """Release locks, at the scheduler, whose own function takes one at a time."""
+def _unlocks(keys: list[str], seconds: float, holder: str, dask_scheduler: Any) -> None:
+    """Release locks, at the scheduler, whose own function takes one at a time; holds too, which may have come late."""
 
     def release() -> None:
         locks = dask_scheduler.extensions["multi_locks"]
         for key in keys:
+            name = holder + key.rsplit("-", 1)[1].split(".")[0]
+            if key in dask_scheduler.tasks and name in dask_scheduler.clients:
+                dask_scheduler.client_releases_keys([key], name)
             if key in locks.requests:
                 locks.release(id=key)
                 locks.locks.pop(key, None)

@@ -240,8 +240,6 @@ class DaskRunner:
         """Adopt what is at the scheduler, running, waiting or ended; bar what never came there."""
         runs = [self._runs.recover(DaskRun(spec, self, self._resources)) for spec in specs]
         await self._cluster.adopt(runs)
-        if runs:
-            self._cluster.sweep(runs[0])
         await self._runs.accounted()
 
     def forget(self, run: int) -> None:
