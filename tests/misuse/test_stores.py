@@ -77,7 +77,7 @@ def rewrite(project: Project, pipeline: str) -> None:
     (project.folder / "pipeline.py").write_text(pipeline)
 
 
-def spoken(project: Project, *arguments: str, prefix: tuple[str, ...] = (), seconds: float = 40) -> Result:
+def spoken(project: Project, *arguments: str, prefix: tuple[str, ...] = (), seconds: float = 100) -> Result:
     """Run a command in a process of its own."""
     done = subprocess.run(
         [*prefix, sys.executable, "-m", "datatask", *arguments],
@@ -162,7 +162,7 @@ def test_a_listing_that_fails(tmp_path: Path, how: str) -> None:
     project = Project(tmp_path, text())
     project.ok("run")
     assert members(project) == ["a", "b", "c"]
-    rewrite(project, text(listing, patience=20, late=60))
+    rewrite(project, text(listing, patience=2, late=60))
     put_other(project, "x")
     ended = spoken(project, "run")
     assert ended.code in (0, 6), ended
