@@ -2,7 +2,7 @@
 
 In come a repository's reads and writes, out go calls to the engine (`Binding`) or, while a run's function
 executes, entries in that run's overlay (`RunContext`). The overlay is why a run's outputs, its `done` entry
-and its end become visible together: nothing in it is told to anybody before the runner hands `settle()` to
+and its end become visible together: no change in it is reported before the runner hands `settle()` to
 the engine as part of `Ended`. The engine side of `Binding` lives in the runtime; workers have their own.
 """
 
@@ -21,9 +21,9 @@ from datatask.schema.errors import ConflictError, DatataskError, NotPossibleErro
 from datatask.schema.messages import Write
 
 READS_MAX = 1_000
-"""So many reads of a run are remembered for lineage, the first ones; a run may scan a whole repository."""
+"""The number of reads of a run, the first ones, that are remembered for lineage; a run may scan a whole repository."""
 SEEN_MAX = 10_000
-"""So many keys that a run has read are remembered one by one; of more, only in which repositories they are."""
+"""The number of keys read by a run that are remembered one by one; of further ones only the repositories."""
 RUN_AGAIN = (
     'nothing: the run ends here and is run again; conflicts="allow" of its task lets the last write win'
 )

@@ -232,7 +232,7 @@ class Selection(Declared, frozen=True, kw_only=True):
     left: int | None = None
 
     def after(self, launches: int) -> Selection:
-        """Return the selection that is left after so many launches."""
+        """Return the selection that is left after this number of launches."""
         return self if self.left is None else msgspec.structs.replace(self, left=self.left - launches)
 
 

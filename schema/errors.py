@@ -1,7 +1,7 @@
 """What can go wrong, in words a person can act on.
 
 Every error says *what* happened, *where* (file, task, job, position) and the *remedy*. Its class says who
-has to act: the caller (`CallerError`), nobody yet (`TemporaryError`: try again later), the owner of the
+has to act: the caller (`CallerError`), no one yet (`TemporaryError`: try again later), the owner of the
 log (`LogError` and below), or us (`InternalError`). `exit_code` is what the command line returns for it.
 Foreign errors (SQLAlchemy, OS, YAML) are mapped onto these once, in the adapter that met them.
 
@@ -12,35 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
-
-__all__ = [
-    "AlreadyOpenError",
-    "AlreadyThereError",
-    "CallerError",
-    "DatataskError",
-    "FutureLogError",
-    "InternalError",
-    "InvalidJobError",
-    "InvalidValueError",
-    "LeaseHeldError",
-    "LeaseLostError",
-    "LogDamagedError",
-    "LogError",
-    "LogGoneError",
-    "NoLogError",
-    "NotInstalledError",
-    "NotOpenError",
-    "NotPossibleError",
-    "NothingCanProgressError",
-    "OtherPipelineError",
-    "RunOpenError",
-    "ServiceFailedError",
-    "SystemTroubleError",
-    "TemporaryError",
-    "TimeLimitError",
-    "UnknownNameError",
-    "ValueDamagedError",
-]
 
 
 class DatataskError(Exception):

@@ -32,7 +32,7 @@ EvaluatedWhat = Literal["priority", "filter", "translation", "resources", "ready
 Mode = Literal["run", "update", "launch-once", "drain"]
 
 ENGINE = "engine"
-"""The actor of what nobody asked for by hand."""
+"""The actor of events that no person asked for."""
 
 ABSENT = msgspec.Raw()
 """No value recorded: false, as an empty `Raw` is."""
@@ -258,7 +258,7 @@ class RepositoryReset(RepositoryEvent, frozen=True, kw_only=True):
 
 
 class ObservationHeld(RepositoryEvent, frozen=True, kw_only=True):
-    """So many members vanished at once that nobody believes it yet; a person's word is awaited."""
+    """An implausible number of members vanished at once: the loss waits for a person's confirmation."""
 
     vanished: int
     members: int

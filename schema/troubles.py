@@ -1,6 +1,6 @@
 """What the machine refuses a program, in words a person can act on.
 
-In: an exception that is nobody's mistake in the code: of the operating system, of a text's encoding, of memory, of depth.
+In: an exception that no code is to blame for: of the operating system, of a text's encoding, of memory, of depth.
 Out: a `DatataskError` with what, where and remedy, or None for any other exception, which then is a mistake of ours.
 Adapters map what they meet with words of their own; this is for what reaches an edge: the command line, the engine's loop.
 A `Divergence` is what is found wrong in a log.

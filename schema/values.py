@@ -99,7 +99,7 @@ def _redacted(position: int) -> Any:
     raise InvalidValueError(
         "this value was redacted: it is no longer in the log",
         where=f"position {position}",
-        remedy=f"`datatask log --since {position}` tells by whom and why; put the value anew, or remove the job",
+        remedy=f"`datatask log --since {position}` shows by whom and why; put the value again, or remove the job",
     )
 
 

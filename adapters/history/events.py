@@ -21,7 +21,7 @@ from datatask.schema.codec import Row, encode
 from datatask.schema.errors import InvalidValueError, TemporaryError
 from datatask.schema.events import Event, LaunchDecided, Recorded, RunEnded, UnknownEvent
 
-_NOBODY = "\0"
+_NO_ACTOR = "\0"
 _STEP = 100_000
 """Positions that are looked at in one statement while consequences are followed."""
 
@@ -38,7 +38,7 @@ class Selection(NamedTuple):
     """Which events: `filters` and all of the rest must hold.
 
     `filters.actors` may name a user, `user@host`, or all of `user@host: command`. `pattern` is searched for where
-    `filters.text` is. Of what remains only the `last` so many; `newest_first` turns the order.
+    `filters.text` is. Of the rest only this number of the `last`; `newest_first` reverses the order.
     """
 
     filters: Filters = EVERYTHING
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
 
 
 def select(reader: LogReader, selection: Selection = Selection()) -> Iterator[Recorded]:  # noqa: B008
-    """Yield the events that are selected, page by page in bounded memory (with `last`, so many of them)."""
+    """Yield the events that are selected, page by page in bounded memory (with `last`, that number of them)."""
     first, last = bounds(reader, selection)
     if selection.last is None:
         yield from _matching(reader, selection, first - 1, last, selection.newest_first)
@@ -137,7 +137,7 @@ def actors_named(reader: LogReader, wanted: tuple[str, ...]) -> tuple[str, ...]:
             {"name": name},
         ).rows
         found += [text for (text,) in rows]
-    return tuple(found) or (_NOBODY,)
+    return tuple(found) or (_NO_ACTOR,)
 
 
 def _says(event: Event, pattern: re.Pattern[str]) -> bool:

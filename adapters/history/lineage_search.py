@@ -36,7 +36,7 @@ from datatask.schema.errors import NotPossibleError, UnknownNameError
 
 LIMIT = 1000
 WHOLE_EVENTS_MAX = 100_000
-"""The log is looked through without being asked where at most so many events lie behind the values."""
+"""The log is searched by default where at most this number of events follow the values."""
 
 _KINDS = ("LaunchDecided", "RunStarted", "RunAdopted", "RunEnded", "ValuePut")
 _JOB_EVENTS_MAX = 100_000
@@ -255,7 +255,7 @@ class Lineages:
         return node in self._runs or (node not in self._values and self._load(node) and node in self._runs)
 
     def _load(self, node: int) -> bool:
-        """Learn what stands at a position nobody has looked at."""
+        """Read the event at a position that was not read before."""
         event = next(iter(self._reader.read(node - 1, node)), None)
         if event is None:
             return False

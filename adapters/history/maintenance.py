@@ -155,7 +155,7 @@ def _refuse_archives(found: Sequence[Found], path: Path) -> None:
             raise LeaseHeldError(
                 f"position {one.position} lives in the archive {one.archives[0].name}, and an engine has the log",
                 where=str(path),
-                remedy="archives are written anew while no engine has it: stop the engine, then again",
+                remedy="archives can be rewritten only without an engine: stop the engine, then try again",
             )
 
 

@@ -223,7 +223,7 @@ class Changed:
 
 @dataclass
 class Stepper:
-    """Somebody who walks through a log; `state` is that behind the event at `position`."""
+    """A walk through a log; `state` is the state after the event at `position`."""
 
     reader: LogReader
     state: State = field(default_factory=State)

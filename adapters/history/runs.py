@@ -137,7 +137,7 @@ def find_runs(
     last: int | None = None,
     newest_first: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the runs in order, in the shape of `runs --json`; with `last` only the last so many in that order.
+    """Yield the runs in order, in the shape of `runs --json`; with `last` only that number of the last in that order.
 
     What is not known (the duration of a run that has not ended) comes before what is.
     """

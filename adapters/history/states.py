@@ -44,7 +44,7 @@ logger = logging.getLogger("datatask.log")
 
 RUNGS_MAX = 128
 BYTES_MIN = 64 << 20
-"""Rungs may take as many bytes as the log's file, and so many where it is smaller."""
+"""Rungs may take as many bytes as the log's file, and at least this number."""
 
 STEP_SECONDS = 0.25
 """What folding from one rung to the next should take; longer where writing a rung takes longer."""

@@ -56,22 +56,12 @@ class Sums(NamedTuple):
 # --- one job ----------------------------------------------------------------------------------------
 
 
-def intervals_of(reader: LogReader, job: str, until: int) -> list[Interval]:
-    """Return what a job's time went to, in every task, up to the batch boundary `until`.
-
-    Sorted by task, then by time. Those of one episode follow on each other without gaps; `ended` is None where one
-    still goes on.
-    """
-    return _intervals(reader, WaitQuery(job=job, at=When(position=until)))
-
-
 def find_intervals(reader: LogReader, asked: WaitQuery) -> list[Interval]:
-    """Return the intervals of `asked.job`, as `intervals_of`; `UnknownNameError` for names that are none."""
+    """Return the intervals of `asked.job` by task, then by time; `UnknownNameError` for a task or job that does not exist.
+
+    Those of one episode follow each other without gaps; `ended` is None for an open one.
+    """
     check(reader, asked)
-    return _intervals(reader, asked)
-
-
-def _intervals(reader: LogReader, asked: WaitQuery) -> list[Interval]:
     found: list[Interval] = []
     _follow(reader, asked, lambda episode: found.extend(episode.intervals))
     return sorted(found, key=lambda one: (one.task, one.start))

@@ -163,5 +163,5 @@ class FileBlobs:
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
-    """Return what changes whenever somebody writes to a file, or puts another one in its place."""
+    """Return values that change whenever a file is written or replaced."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -151,7 +151,7 @@ def write_checkpoint(
 
 
 class ChangedError(LogError):
-    """A checkpoint that is whole and that its log does not vouch for: somebody has put it there."""
+    """A complete checkpoint that its log does not vouch for: it was put there by another."""
 
     code = "checkpoint_changed"
 
@@ -210,7 +210,7 @@ def read_checkpoint(
 
 @functools.lru_cache(maxsize=64)
 def tell_changed(error: ChangedError) -> None:
-    """Say once that somebody has changed a checkpoint."""
+    """Report once that a checkpoint was changed by another."""
     logger.warning("%s", error)
 
 
@@ -230,7 +230,7 @@ def stands_on(found: Found, uuid: str) -> bytes | None:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a checkpoint of ours, or of the user who has the folder: no link, and written by nobody else."""
+    """Open a checkpoint of ours, or of the user who has the folder: no link, and not writable by others."""
     return open(open_own(path, also=os.stat(path.parent).st_uid), "rb")
 
 
@@ -297,7 +297,7 @@ _REMEDY = "see `datatask verify`; restore the log from a backup"
 NAMED = (2, 5, 7, 8, 9)
 """Where names stand in a row."""
 UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What values raise that nobody writes."""
+"""The errors that values of wrong types raise."""
 
 
 class CheckedReader:

@@ -41,11 +41,11 @@ ROWS_MAX = 32_768
 ROWS_MIN = 512
 BYTES_AIM = 12 << 20
 BYTES_MAX = 96 << 20
-"""A page has at most so many rows, and fewer where their payloads are large; one column of it never more bytes."""
+"""The most rows of a page, fewer where their payloads are large; and the most bytes of one of its columns."""
 
 PLAIN_SHARE = 0.5
 PLAIN_ROWS = 65_536
-"""After a page of which more than this share needed the fold itself, so many events are folded plainly."""
+"""After a page of which more than this share needed the fold itself, this number of events is folded plainly."""
 
 NEAR = 16
 AHEAD_MAX = 512

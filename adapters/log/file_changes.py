@@ -78,7 +78,9 @@ class Presence:
             except LogGoneError as error:
                 self._gone(error)
                 return
-            except Exception as error:  # the machine is in need, or this is wrong: nobody would look any more
+            except (
+                Exception
+            ) as error:  # the machine is short of resources, or this is a mistake: looking would end
                 failures += 1
                 if failures > FAILURES_MAX:
                     self._gone(self._error(f"it cannot be seen whether the log is still there ({error!r})"))

@@ -2,7 +2,7 @@
 
 A request is a file `<id>.json`, written whole and kept until answered; the answer is `<id>.reply`. The engine looks with
 `pending`, one `stat` of the folder when nothing changed, and turns requests into events that carry their id. An entry that cannot be read or
-believed is set aside under `quarantine/`, told by name, and refused where somebody may wait for its answer. The other side is asking.py.
+believed is set aside under `quarantine/`, reported by name, and refused where a caller may wait for the answer. The other side is inbox_client.py.
 Everything here may wait for a disk: the engine calls it in a thread.
 """
 
@@ -31,9 +31,9 @@ REPLY_KEPT_SECONDS = 24 * 3600
 CLEANED_SECONDS = 3600.0
 QUARANTINE = "quarantine"
 TOLD_MAX = 5
-"""So many odd entries of one look are told in a line of their own, with the reason."""
+"""The number of invalid entries of one look that are reported in a line each, with the reason."""
 NAMED_MAX = 50
-"""So many more are named in one line."""
+"""The number of further ones that are named in one line."""
 
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _SETTLED_NS = 100_000_000
@@ -173,7 +173,7 @@ class FileInbox:
             folder.write(name, data, durable=False)
 
     def _clean(self, folder: PrivateFolder) -> None:
-        """Remove replies that nobody waits for any more, and what writers left behind."""
+        """Remove replies that are no longer awaited, and remains of interrupted writers."""
         self._cleaned = time.monotonic()
         oldest = time.time_ns() - REPLY_KEPT_SECONDS * 10**9
         for at, name in folder.names():

@@ -229,7 +229,7 @@ class Pulse(NamedTuple):
 
 
 def take_pulse(path: Path, actor: str, seconds: float) -> Pulse:
-    """Ask the engine on a log for a sign of life, and wait so long for it."""
+    """Ask the engine on a log for a sign of life, and wait for it up to a limit."""
     try:
         if lease_holder(path) is None:
             return Pulse(None, "no engine runs")

@@ -36,9 +36,9 @@ _FOLDERS = ("/proc/self/fd", "/dev/fd")
 
 logger = logging.getLogger("datatask.log")
 BRIEF_SECONDS = 30.0
-"""So long a command is waited for that has the log for a moment: it is done within 10 s, unless it was told to wait."""
+"""The wait for a command that has the log for a moment: it ends within 10 s, unless it was asked to wait."""
 COMMANDS_SECONDS = 120.0
-"""So long all of them are waited for, one after the other."""
+"""The longest wait for all of them, one after the other."""
 UNSEEN_SECONDS = 3.0
 """After this time without a holder of the lease, the log is locked under another name: its holder is not known."""
 TOLD_SECONDS = 1.0
@@ -138,7 +138,7 @@ class Lease:
         self.path = lease_path(log)
         while True:
             self._descriptor, self._key = self._take(log, _ONE_BYTE if brief else _TO_THE_END)
-            # Between our opening and locking it, somebody may have deleted the file: then it guards nothing.
+            # Between our opening and locking it, the file may have been deleted: then it guards nothing.
             with suppress(FileNotFoundError):
                 if key(os.stat(self.path)) == self._key:
                     break

@@ -80,7 +80,7 @@ def locate(text: str | Path) -> Place:
 
 
 def at_home(text: str) -> Path:
-    """Return a path with `~` in its place; `CallerError` where nobody knows that home."""
+    """Return a path with `~` in its place; `CallerError` for an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -145,7 +145,7 @@ def _attribute(path: Path) -> bytes | None:
 
 
 def default_path(beside: Path) -> Path:
-    """Return where a pipeline's log is when nobody says: `.datatask/log.db` beside the pipeline's file."""
+    """Return the default place of a pipeline's log: `.datatask/log.db` beside the pipeline's file."""
     return (beside if beside.is_dir() else beside.parent).absolute() / DEFAULT
 
 

@@ -1,8 +1,8 @@
 """The log in memory: complete, and gone with the process. For tests, simulation, and ephemeral pipelines.
 
 In: batches of events. Out: the same events, durable at once, or, with `hold`, only when `release` says so, so
-that a simulation can crash between the two. Events are kept as they are; rows and the chain, which nobody
-needs for working, are made when somebody asks for a hash. With a seed everything about it is reproducible.
+that a simulation can crash between the two. Events are kept as they are; rows and the chain
+are made when a hash is asked for, as the engine does without. With a seed everything about it is reproducible.
 """
 
 from __future__ import annotations

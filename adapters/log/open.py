@@ -3,7 +3,7 @@
 In: a path and who opens. Out: the connection that will write, and the head it will write behind. A new log is
 built under another name and moved into place, so that it is there whole or not at all. An old one is looked
 at before an event of it changes: format, pipeline, length of the file, and the chain of its last batch. The
-whole chain is read by verify.py, when somebody asks.
+whole chain is read by verify.py, on request.
 """
 
 from __future__ import annotations

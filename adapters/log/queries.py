@@ -143,7 +143,7 @@ class Decoder:
         self.launch: int | None = None
 
     def missing(self, rows: Iterable[Stored]) -> Query | None:
-        """Return the query for the names that these rows use and nobody has asked for yet, if any."""
+        """Return the query for the names in these rows that were not queried yet, if any."""
         if len(self._names) > _NAMES_KEPT_MAX:
             self._names = {None: None}
         used = {number for row in rows for number in (row[2], row[5], row[7], row[8], row[9])}

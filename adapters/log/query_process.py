@@ -37,7 +37,7 @@ from datatask.schema.troubles import as_error
 
 MEMORY_BYTES = 1 << 30
 DISK_BYTES = 4 << 30
-"""Each of SQLite's temporary files, and the answer, may have so many bytes."""
+"""The most bytes of each of SQLite's temporary files, and of the answer."""
 
 GRACE_SECONDS = 1.0
 """SQLite is told to end by itself; only after this long it is killed."""

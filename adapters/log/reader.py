@@ -131,7 +131,7 @@ class LogReader:
     def stored(self, after: int, until: int, *, learned: bool = False) -> list[queries.Stored]:
         """Return the next rows behind `after`, at most a page, as they are stored; `decoder` knows their names.
 
-        `learned`: all names up to `until` were learned, so that nobody looks for those that are not known yet.
+        `learned`: all names up to `until` were learned, so that unknown names are not looked up.
         """
         query = queries.page(after, until)
         return self._ask(query) if learned else self._page(query)
@@ -313,7 +313,7 @@ class LogReader:
 
 
 def _unlocked(path: Path) -> sqlite3.Connection:
-    """Connect to a file that is nobody else's, on whatever file system: without locks and without a journal."""
+    """Connect to a file that no other process uses, on any file system: without locks and without a journal."""
     connection = sqlite3.connect(f"{path.as_uri()}?vfs=unix-none", uri=True, isolation_level=None)
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")

@@ -216,7 +216,7 @@ class SqliteLog:
         self._tell(self._on_failed, error)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        # A loop that was closed under us: nobody is left to hear it, and what is on the disk is on the disk.
+        # The loop was closed: there is no listener left, and what is on the disk stays there.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 

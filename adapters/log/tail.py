@@ -152,7 +152,7 @@ class Tail:
                 position += 1
             hashed = chain_of(self._chain, self.log, first, body)
             values[-1] = bytearray(hashed)
-            # Nobody mixes them with other events, so that this costs a look at the first one.
+            # They are never mixed with other events, so that looking at the first one is enough.
             removals = removals_of(first, events) if type(events[0]) is PayloadRedacted else ()
             prepared = Prepared(first, position - 1, values, fresh, hashed, removals)
         except (UnicodeEncodeError, TypeError, OverflowError) as error:

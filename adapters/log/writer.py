@@ -42,7 +42,7 @@ _INSERT_LOG = (
     f"INSERT INTO log SELECT {', '.join(STORED_AS)} FROM (VALUES {{}}) WHERE column1 > 0 AND {_EPOCH} = ?"
 )
 HEAD_START_ROWS = 96
-"""With so many rows waiting a resting thread is let in at once, so that SQL and the loop's work overlap."""
+"""The number of waiting rows at which a resting thread starts at once, so that SQL and the loop's work overlap."""
 _PATIENCE_SECONDS = 0.01
 _WAY_SECONDS = 0.00001
 
@@ -247,6 +247,6 @@ def statement_rows(rows: int) -> int:
 
 @cache
 def _statement(rows: int) -> str:
-    """Return the statement that inserts so many rows."""
+    """Return the statement that inserts this number of rows."""
     row = f"({', '.join('?' * COLUMNS)})"
     return _INSERT_LOG.format(", ".join([row] * rows))

@@ -61,7 +61,7 @@ def is_whole(name: str) -> bool:
 
 
 def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: float) -> Scenario:
-    """Return the scenario with so much of one limit; `UnknownNameError` where there is none of this name."""
+    """Return the scenario with another amount of one limit; `UnknownNameError` for an unknown limit."""
     for quota in definition.quotas:
         for amount in (*quota.limits, "launches"):
             if name == f"{quota.name}.{amount}":

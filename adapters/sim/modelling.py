@@ -170,9 +170,7 @@ def _jobs(
         return Names(count=scenario.jobs), None
     told = scenario.jobs
     if told is None and recording is None:
-        raise InvalidValueError(
-            "it is not told how many jobs there are", remedy="give jobs, or a log that has some"
-        )
+        raise InvalidValueError("the number of jobs is missing", remedy="give jobs, or a log that has some")
     if told is None:
         assert recording is not None
         told = [job for _, job, _ in recording.arrivals]

@@ -62,7 +62,7 @@ class ProfileBuilder:
         return self._streams(self.task.name, purpose)
 
     def profile(self) -> Profile:
-        """Return it; `CallerError` where nothing tells how long runs take."""
+        """Return it; `CallerError` where its runs have no duration."""
         profile = Profile(self.task.name, _unknown, fates=fates(self.task.done_shape))
         self._fates(profile)
         self._durations(profile)
@@ -111,7 +111,7 @@ class ProfileBuilder:
             profile.duration_of = _by_job(self.task.name, told, bool(usual), profile)
         elif not usual and not self.task.disabled:
             raise InvalidValueError(
-                f"nothing tells how long {self.task.name} takes",
+                f"there is no duration for {self.task.name}",
                 where=f"scenario {self.scenario.name}",
                 remedy="give the task a duration, or a log in which it has run",
             )
@@ -232,7 +232,7 @@ def _by_job(
             return found
         if not usual:
             raise InvalidValueError(
-                f"nothing tells how long {task} takes for {job}",
+                f"there is no duration for {task} of {job}",
                 remedy="add the job to the table of durations",
             )
         return profile.duration()

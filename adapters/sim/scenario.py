@@ -150,7 +150,7 @@ class Machines:
                 raise InvalidValueError(f"there are {self.count} of them", remedy="give a count of 1 or more")
             if not isinstance(self.amounts, Mapping) and len(self.amounts) != self.count:
                 raise InvalidValueError(
-                    f"{len(self.amounts)} amounts are told for {self.count} of them",
+                    f"{len(self.amounts)} amounts are given for {self.count} of them",
                     remedy="give amounts once, or for each machine",
                 )
             speeds = self.speeds()
@@ -181,7 +181,7 @@ class Scenario:
     `jobs`: how many, or which; None: those of the log. `entries`: the repositories that a job enters when it comes
     (default: as recorded, else all that are read and that no task writes). `tasks`: by name; `default` for those not
     named. `quotas`: new limits by quota. `machines`: pools; a task runs in the one it names, else in the first; none
-    told: there is room for all. `until`: stop after so many seconds. `own`: a job of the log takes as long as it took.
+    told: there is room for all. `until`: stop after this number of seconds. `own`: a job of the log takes as long as it took.
     """
 
     name: str = "scenario"

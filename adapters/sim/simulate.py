@@ -121,7 +121,7 @@ def simulate_inputs(
     """
     if state is not None and write_log is not None:
         raise NotPossibleError(
-            "a history that goes on from a log cannot be written", remedy="leave write_log out"
+            "a history that continues a log cannot be written", remedy="leave write_log out"
         )
     setup = Setup(definition, recording, scenario, BEGINNING, None)
     if state is not None:

@@ -127,7 +127,7 @@ class Retry:
         if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
             raise InvalidValueError(
                 f"infrastructure_attempts={lost!r} is no number of runs",
-                remedy="use 0 or more: so many lost runs in a row are run again",
+                remedy="use 0 or more: the number of lost runs in a row that are run again",
             )
         self.to_def()
 

@@ -272,7 +272,7 @@ class Task(ABC):
         required, inhibits = self.required_for_start, self.inhibits_start
         if not required:
             raise InvalidValueError(
-                f"nothing says which jobs task {self.name} is for",
+                f"no link says which jobs task {self.name} is for",
                 remedy="link an input (is_input=True or required_for_start=True), or pass ready=",
             )
         source = AggregateAndRepository(**required)

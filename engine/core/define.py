@@ -160,7 +160,7 @@ def _known_first(state: State, names: Iterable[str]) -> list[LeafState]:
 
 
 def _prune_pending(state: State) -> None:
-    """Forget evaluations that nobody asks for any more."""
+    """Remove evaluations that no task needs any more."""
     owners = {("priority", task.name) for task in state.definition.tasks if task.priority}
     for repository in state.definition.repositories:
         derived = state.leaves[repository.id].derived

@@ -252,7 +252,7 @@ def _translated(state: State, derived: DerivedState, job: int, value: object, po
 
 
 def selected(state: State, selection: Selection | None, decisions: int) -> None:
-    """A round was under this selection, and launched so many."""
+    """A round was under this selection, and launched this number of jobs."""
     state.selection = None if selection is None else selection.after(decisions)
 
 

@@ -18,7 +18,7 @@ from datatask.engine.core.expressions import MaskTest
 from datatask.schema.definition import RepositoryDef
 
 CHANGED_MAX = 8192
-"""A leaf's bitmap follows when asked, or when so many bits have changed."""
+"""A leaf's bitmap is updated on request, or when this number of bits has changed."""
 
 
 def version_hash(version: str | None) -> int:

@@ -222,7 +222,7 @@ class Evaluations:
         self._retry_times = sorted(why.retry_at for why in self._state.pending.values() if why.retry_at)
 
     def due(self, now: int, most: int) -> list[Evaluation]:
-        """Return user code that is due to be evaluated and not under way, at most so many."""
+        """Return user code that is due to be evaluated and not under way, at most `most`."""
         while self._retry_times and self._retry_times[0] <= now:
             heapq.heappop(self._retry_times)
         found: list[Evaluation] = []

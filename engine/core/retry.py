@@ -28,7 +28,7 @@ THROTTLED = "throttled"
 
 
 class NextAttempt(NamedTuple):
-    """Try again, not before this engine time, as this attempt, out of this budget, of which so much is spent then."""
+    """Try again, not before this engine time, as this attempt, out of this budget, of which `spent` is used up then."""
 
     not_before: int
     attempt: int

@@ -288,17 +288,15 @@ _RESULTS: dict[Outcome, str] = {
 _REASONS: dict[Outcome, str] = {"succeeded": "Succeeded", "handed_over": "Succeeded", "timed_out": "Timeout"}
 
 
-def done_record(shape: DoneShape, ending: Ending) -> dict[str, Any]:
-    """Return the `done` document of an ending; `{}` for the shape "none"."""
-    return _record(shape, ending, moment)
-
-
 def done_value(shape: DoneShape, ending: Ending) -> msgspec.Raw:
-    """Return the same document as it is stored: what `encode_value` makes of it, at a third of the price."""
-    return msgspec.Raw(_encode(_record(shape, ending, _stored_moment)))
+    """Return the `done` document as it is stored: what `encode_value` makes of it, at a third of the cost."""
+    return msgspec.Raw(_encode(done_record(shape, ending, _stored_moment)))
 
 
-def _record(shape: DoneShape, ending: Ending, moment: Callable[[int | None], object]) -> dict[str, Any]:
+def done_record(
+    shape: DoneShape, ending: Ending, moment: Callable[[int | None], object] = moment
+) -> dict[str, Any]:
+    """Return the `done` document of an ending; `{}` for the shape "none". `moment` gives its times."""
     times = {"start_time": moment(ending.started_at), "end_time": moment(ending.ended_at)}
     success = ending.outcome in ("succeeded", "handed_over")
     match shape:

@@ -19,7 +19,7 @@ from datatask.engine.core.tasks import Entry, ReadyQueue
 from datatask.schema.definition import AnyExpr
 
 FEW, SHORT = 8, 64
-"""A queue is walked unless it is longer than so many times the chosen jobs; one shorter than that in any case."""
+"""A queue is walked unless it is longer than this multiple of the chosen jobs; a shorter one in any case."""
 
 _NAMED = re.compile(r"job\((.*)\)", re.DOTALL)
 

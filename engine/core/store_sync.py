@@ -23,7 +23,7 @@ from datatask.schema.messages import Who, Write
 
 LOSS_LEAST = 100
 LOSS_SHARE = 10
-NOBODY = Who()
+NO_ACTOR = Who()
 
 Key = tuple[str, str]
 """A repository and a job."""
@@ -93,7 +93,7 @@ class StoreSync:
         root: str = "",
         told: Set[str] = frozenset(),
         believe: bool = False,
-        who: Who = NOBODY,
+        who: Who = NO_ACTOR,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
@@ -273,7 +273,7 @@ class Conflicts:
                 over = self._seen_by_process(run, ending, write)
                 key = write.repository, write.job
                 if over is not None and key in observed:
-                    return f"{_named(key)} was changed by somebody while this process, which reads and writes it, ran"
+                    return f"{_named(key)} was changed by another while this process, which reads and writes it, ran"
             if over is not None:
                 found = write.conflict or self._overwritten(run, write, over)
                 if found:
@@ -357,7 +357,7 @@ class Conflicts:
             return f" by run {event.run} of {event.task}"
         if event.actor != e.ENGINE:
             return f" by {event.actor}"
-        return " by somebody outside" if getattr(event, "origin", "") == "observed" else ""
+        return " from outside" if getattr(event, "origin", "") == "observed" else ""
 
 
 def in_conflict(ending: e.Ending, why: str) -> e.Ending:

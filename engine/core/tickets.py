@@ -1,4 +1,4 @@
-"""Changes that somebody asked for: values put and deleted, by a program or a person.
+"""Requested changes: values put and deleted by a program or a person.
 
 In come `Write`s. Values that live in the log or in this process are recorded at once; for a foreign store an intent
 is recorded first, the store follows, and `written` records that it has. A ticket stands for all of it, until
@@ -112,7 +112,7 @@ class Tickets:
         asked: Sequence[e.Event] = (),
         causes: Mapping[str, int] = MappingProxyType({}),
     ) -> int:
-        """Put and delete values on somebody's word; returns the ticket that `Finished` will name.
+        """Put and delete values on request; returns the ticket that `Finished` will name.
 
         `asked` are events that must stand in one batch with what follows from them; `causes` tells for a job which
         of them (counted from 0) led to its writes.

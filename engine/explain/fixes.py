@@ -209,11 +209,6 @@ def plans_for(state: State, expr: d.AnyExpr, job: int) -> list[Plan]:
     return _cheapest(state, _plans(state, expr, job, True))
 
 
-def smallest_plan(state: State, expr: d.AnyExpr, job: int) -> Plan | None:
-    """Return a plan with the fewest changes under which `expr` holds for the job, or None."""
-    return next(iter(plans_for(state, expr, job)), None)
-
-
 def changed_by(state: State, plan: Plan) -> list[tuple[Membership, Assignment]]:
     """Return what a plan changes, in order of appearance."""
     return [
@@ -334,7 +329,7 @@ def _change(state: State, membership: Membership, to: Assignment) -> Change:
             assert run is not None, "an entry is that of an open run"
             return end_of_run(state, run.run)
     rule = state.leaves[leaf].definition.derived
-    assert isinstance(rule, d.ViewDef), "only views tell of runs"
+    assert isinstance(rule, d.ViewDef), "only views depend on runs"
     if to.cause == "live":
         return end_of_run(state, state.tasks[rule.task].episodes[membership.job].run)
     outcome = rule.view if to.wanted else f"not {rule.view}"

@@ -2,7 +2,7 @@
 
 In: pages of columns (columns.py), numbers for names, no events made. Out: the state, exact whenever `settle` was
 called. What an event does to a job in its job state is looked up (transitions.py); masks, queues, positions and counters are
-written as the fold would write them, and what nobody needs yet is put off (deferred.py). An event that has no transition is made
+written as the fold would write them, and what is not needed yet is deferred (deferred.py). An event that has no transition is made
 and folded as ever: what is new to the fold is slow here and not wrong, and what cannot be folded is told in the
 fold's own words.
 """
@@ -79,7 +79,7 @@ NARROW = frozenset(
 
 
 class Bulk:
-    """Folds pages into one state. Until `settle`, nobody else may look at the state."""
+    """Folds pages into one state. Until `settle`, the state is not exact."""
 
     def __init__(self, state: State) -> None:
         self.state = state

@@ -1,7 +1,7 @@
 """What folding in bulk puts off: runs as objects, members as bitmaps, the constraints of the last round.
 
 In: what `bulk` meets on the way. Out: the state as the fold has it, when `settle` is called or as much of it as one
-event needs (`bring`). Nearly all runs end before anybody asks, and only the last round counts.
+event needs (`bring`). Nearly all runs end within the fold, and only the last round counts.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def scratch(state: State) -> State:
 
 
 TRANSITIONS_FREE, EVENTS_A_TRANSITION = 4000, 100
-"""Transitions are worked out while there are few, and then at most one for so many events: each costs that of 20 events."""
+"""Transitions are worked out while there are few, and then at most one per this number of events: each costs that of 20 events."""
 
 PUT, DELETED, LAUNCH, STARTED, ENDED, ROUND, SILENT, PLAIN = range(8)
 """What is to be done for an event; the kinds of `COLUMNAR` in order, and whatever is left to the fold."""

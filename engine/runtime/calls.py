@@ -3,7 +3,7 @@
 In: `RunSpec`s from the engine, and the coroutine function that is the run. Out: `Started`, and `Ended` with
 what the run wrote through its repositories. A call that is to stop is cancelled; one that is still there when
 its grace is over is fenced off and reported as ended all the same. A call that blocks the loop cannot be
-stopped by anybody: a watchdog thread names it.
+stopped from outside: a watchdog thread names it.
 """
 
 from __future__ import annotations

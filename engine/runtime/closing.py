@@ -57,9 +57,7 @@ async def in_own_thread(work: Callable[[], T], name: str) -> T:
             if not thread.is_alive():
                 await asyncio.sleep(0)  # the last that it told is in the loop by now
                 if not future.done():
-                    raise TemporaryError(
-                        f"{name}: its thread has ended and told nothing", remedy="do it again"
-                    )
+                    raise TemporaryError(f"{name}: its thread ended without a result", remedy="do it again")
         return future.result()
     finally:
         future.cancel()
@@ -108,11 +106,11 @@ class Closing:
             self.unfinished.append(name)
 
     def __str__(self) -> str:
-        return f"not ended in {self.seconds - self.left:.2g} s: {', '.join(self.unfinished)}; the next run goes on with it"
+        return f"not ended in {self.seconds - self.left:.2g} s: {', '.join(self.unfinished)}; the next run continues it"
 
 
 async def within(seconds: float | None, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work returns, or raise what it raises; `TimeoutError` after so many seconds, None being no end.
+    """Return what the work returns, or raise what it raises; `TimeoutError` after `seconds`; None is no limit.
 
     Unlike `asyncio.timeout` it does not depend on the work: what goes on although it was cancelled is left behind.
     """
@@ -150,7 +148,7 @@ async def call_off(*tasks: asyncio.Task[Any], seconds: float = CALL_OFF_SECONDS)
 
 
 def leave_behind(task: asyncio.Task[Any]) -> None:
-    """Let the program end without a task that goes on although it was cancelled: nobody waits for it any more."""
+    """Let the program end without a cancelled task that keeps running; it is not awaited any more."""
     asyncio._unregister_task(task)  # the documented way out for a task
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     task.add_done_callback(_seen)

@@ -27,11 +27,11 @@ logger = logging.getLogger("datatask.observing")
 PAUSE_SECONDS = 5.0
 """The rest between two comparisons of everything."""
 REST = 99
-"""So many times as long as a slice took, it rests."""
+"""The rest after a slice, as a multiple of the slice's time."""
 REST_SECONDS_MAX = 600.0
 SLICE = 500
 SETTLE_SECONDS = 10.0
-"""So long it waits until what has been told is heard; where that takes longer, the next comparison looks again."""
+"""The longest wait until reported changes are taken in; after it, the next comparison looks again."""
 SUSPECTS_MAX = 100_000
 FAIR = 100
 SAMPLE = 3
@@ -177,7 +177,7 @@ class Comparer:
     def _alarm(self, leaf: str, missed: Sequence[str]) -> None:
         sample = ", ".join(missed[:SAMPLE])
         logger.warning(
-            "%s: %d change%s the file system did not tell, found by comparing all of it: %s%s; it has been mended",
+            "%s: %d change%s the file system did not report, found by comparing all of it: %s%s; they are recorded now",
             leaf, len(missed), "" if len(missed) == 1 else "s", sample, " …" if len(missed) > SAMPLE else "",
         )  # fmt: skip
         runtime = self._runtime
@@ -217,13 +217,13 @@ class Look:
         self.told = set()
 
     def answer(self, number: int) -> None:
-        """So many have been answered: listed, failed, or not to be waited for."""
+        """This number of requests has been answered: listed, failed, or not to be waited for."""
         self.answered = max(self.answered, number)
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def until(self, number: int) -> None:
-        """Return when so many have been answered, at once while it waits for another try."""
+        """Return when this number of requests has been answered, at once while it waits for another try."""
         while self.answered < number and not self.failed:
             await self._changed.wait()
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from datatask.engine.core.store_sync import NOBODY
+from datatask.engine.core.store_sync import NO_ACTOR
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Observable, Store, Vanished
 from datatask.engine.runtime.calls import LISTING, error_info
 from datatask.engine.runtime.closing import CALL_OFF_SECONDS, call_off, in_own_thread
@@ -36,13 +36,13 @@ PATIENCE_SECONDS = 3.0
 """How long between two tries of a listing before `run` no longer waits for it; and how long one may take before others
 go on without it."""
 LATE_SECONDS = 10.0
-"""A listing that takes longer is told and recorded; one that is known to be slow, when it takes so many times longer."""
+"""A listing that takes longer is reported and recorded; one that is known to be slow, at this multiple of its time."""
 LATER = 10
 LISTING_SECONDS_MAX = 3600.0
 """A listing that takes longer is given up, and tried again."""
 MEMBERS_MAX = 10_000_000
 FAIR = 10_000
-"""So many members are taken before others have a turn."""
+"""The number of members that are taken before others have a turn."""
 SAID_SECONDS = 60.0
 """How long between two different reasons of one store's trouble that are told."""
 WHY_MAX = 1024
@@ -236,7 +236,7 @@ class Observer:
         if runtime.failure is not None or why == said or (said and clock() - at < SAID_SECONDS):
             return
         self._said[leaf] = why, clock()
-        logger.warning("%s cannot be listed: %s; tasks that read it wait, all else goes on", leaf, why)
+        logger.warning("%s cannot be listed: %s; tasks that read it wait, all others continue", leaf, why)
         runtime.reactor.stores.unreachable(leaf, why, runtime.now())
         runtime.pump()
         runtime.wake()
@@ -273,7 +273,7 @@ class Observer:
             root=root,
             told=look.told,
             believe=believe,
-            who=who or NOBODY,
+            who=who or NO_ACTOR,
         ):
             runtime.accepted.pop(leaf, None)
             self._said.pop(leaf, None)
@@ -328,7 +328,7 @@ class Observer:
         try:
             self._taken(leaf, change)
         except Exception as error:
-            self._runtime.services.broken(f"what {leaf} told of a change", error)
+            self._runtime.services.broken(f"the notice of a change in {leaf}", error)
 
     def _taken(self, leaf: str, change: Change) -> None:
         runtime = self._runtime

@@ -150,7 +150,7 @@ class Performer:
                 listener(batch)
             except Exception:
                 logger.exception(
-                    "a subscriber failed on the batch at %s; it goes on with the next", batch.first
+                    "a subscriber failed on the batch at %s; it continues with the next", batch.first
                 )
 
     def _perform(self, effect: Effect) -> None:

@@ -286,7 +286,7 @@ def _accept_loss(runtime: Runtime, request: r.AcceptLoss) -> int:
     leaf = _known_leaf(runtime, request.repository)
     if not leaf.held:
         raise NotPossibleError(
-            f"{leaf.id} is not held", remedy="`datatask status` tells which repositories are"
+            f"{leaf.id} is not held", remedy="`datatask status` lists the held repositories"
         )
     runtime.accepted[leaf.id] = r.Who(request.actor, request.reason, request.id)
     runtime.relist(leaf.id)

@@ -29,9 +29,9 @@ logger = logging.getLogger("datatask.engine")
 
 PAUSE_SECONDS = (0.1, 10.0)
 FAILURES_MAX = 20
-"""So many failures in a row stop the engine: two and a half minutes of trying."""
+"""The number of failures in a row that stops the engine: two and a half minutes of trying."""
 WELL_SECONDS = 60.0
-"""A service that lasted so long begins to count its failures anew."""
+"""A service that lasted this long counts its failures from zero."""
 
 Work = Callable[["Service"], Coroutine[Any, Any, None]]
 
@@ -124,7 +124,7 @@ class Services:
                 if ends:
                     service.works()
                     return
-                error: BaseException = RuntimeError("it ended by itself")
+                error: BaseException = RuntimeError("it ended without an error")
             except (Exception, SystemExit) as caught:
                 error = caught
             except asyncio.CancelledError as caught:
@@ -155,7 +155,7 @@ class Services:
         threading.Thread(target=run, name=name, daemon=True).start()
 
     def mind(self, task: asyncio.Task[Any], what: str) -> None:
-        """Stop the engine should this task, whose end nobody waits for, fail."""
+        """Stop the engine if this task, which is not awaited, fails."""
 
         def ended(done: asyncio.Task[Any]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
@@ -267,7 +267,7 @@ class Background:
         return {task.get_name() for task in self._tasks}
 
     async def some(self, seconds: float) -> None:
-        """Wait until all of it has ended, for so long at most."""
+        """Wait until all of it has ended, for `seconds` at most."""
         await asyncio.wait(list(self._tasks), timeout=seconds)
 
     async def call_off(self) -> None:

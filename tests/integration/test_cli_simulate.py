@@ -200,7 +200,7 @@ def test_what_was_archived_is_simulated_where_that_is_asked_for(project: Project
     ("options", "told"),
     [
         (["--duration", "soon"], "'soon' is no length of time; write seconds"),
-        (["--jobs", "3"], "nothing tells how long double takes"),
+        (["--jobs", "3"], "there is no duration for double"),
         (["--jobs", "-3", "--duration", "1"], "-3 jobs cannot be simulated"),
         (["--arrivals", "late", "--duration", "1"], "jobs cannot arrive 'late'; use at_once"),
         (["--arrivals", "even=much", "--duration", "1"], "'much' is no rate"),

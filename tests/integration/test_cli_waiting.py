@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from datatask.adapters.history.history import History
-from datatask.adapters.history.waits import BY, INTERVAL_FIELDS, SUM_FIELDS, TASK_FIELDS, intervals_of
-from datatask.adapters.log.reader import LogReader
+from datatask.adapters.history.waits import BY, INTERVAL_FIELDS, SUM_FIELDS, TASK_FIELDS
 from datatask.engine.waits.intervals import CAUSES
 from datatask.schema.errors import CallerError, UnknownNameError
 from tests.integration.cli_kit import Project
@@ -146,9 +145,6 @@ def test_the_library_says_the_same(project: Project) -> None:
         assert history.waiting("shout", "a").column("task")[0] == "shout"
         both = history.intervals(None, "a")
         assert [one for one in both if one.task == "shout"] == history.intervals("shout", "a")
-        with LogReader(project.log) as reader:
-            assert intervals_of(reader, "a", reader.head) == both
-            assert intervals_of(reader, "nobody", reader.head) == []
         with pytest.raises(UnknownNameError):
             history.waiting("nothing")
         with pytest.raises(CallerError):

@@ -27,7 +27,7 @@ from tests.integration.store_kit import over
 from tests.machine import mount, mounted
 from tests.run_kit import until
 
-ALARM = "the file system did not tell"
+ALARM = "the file system did not report"
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ async def test_a_change_that_cannot_be_taken_stops_the_engine(
     async with pipeline_of(tmp_path, echo(tmp_path)[0]) as pipeline:
         broken(monkeypatch, Observer, "_taken", ALWAYS)
         (tmp_path / "files" / "a.txt").touch()
-        with pytest.raises(InternalError, match="told of a change failed: RuntimeError"):
+        with pytest.raises(InternalError, match="failed: RuntimeError"):
             await pipeline.run(forever=True)
 
 

@@ -14,7 +14,7 @@ from datatask.engine.core.decide import decide
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import holds, leaves_of
 from datatask.engine.explain.explanations import Explanation, Node
-from datatask.engine.explain.fixes import changed_by, smallest_plan
+from datatask.engine.explain.fixes import changed_by, plans_for
 from datatask.engine.explain.what_if import WhatIf
 from datatask.engine.explain.why import explain, explain_all
 from datatask.schema import definition as d
@@ -106,7 +106,7 @@ def test_data_changes_are_fewest(family: Family, life: list[Action]) -> None:
             continue
         for index in range(len(state.jobs)):
             members = {leaf.id for leaf in state.leaves.values() if state.masks[index] & leaf.bit}
-            way = smallest_plan(state, task.ready, index)
+            way = next(iter(plans_for(state, task.ready, index)), None)
             fewest = _fewest(task.ready, members)
             assert (None if way is None else len(changed_by(state, way))) == fewest
 

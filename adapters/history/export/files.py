@@ -37,7 +37,7 @@ from datatask.schema.units import iso
 
 GROUP_ROWS = 50_000
 GROUP_BYTES = 32 * 1024 * 1024
-"""A row group of Parquet is written when it has so many rows, or about so many bytes of text."""
+"""A row group of Parquet is written at this number of rows, or about this number of bytes of text."""
 
 LONG = frozenset({"payload", "value", "error"})
 """The columns whose texts are counted for that: no other can be long."""

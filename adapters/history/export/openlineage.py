@@ -65,7 +65,7 @@ _KINDS = (
 )
 _PAGE = 2_000
 _VALUES_SHOWN_MAX = 1_000
-"""A facet lists so many values of one dataset; how many there are it says in `count`."""
+"""The number of values of one dataset that a facet lists; `count` has the number of all."""
 
 
 class Shown(NamedTuple):

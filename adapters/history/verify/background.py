@@ -47,16 +47,16 @@ LOOK_SECONDS = 0.25
 """Between two looks at what the engine does, and whether it is there."""
 BUSY_CORES = 0.25
 BUSY_EVENTS_PER_SECOND = 200.0
-"""An engine that takes more than this of a core, waits so long for one, or appends so many events has work to do."""
+"""An engine above one of these (share of a core, wait for one, events appended) counts as busy."""
 
 MARK_SECONDS = 1.0
-"""After so much work a state is kept, for the next time; after ten times what that takes, where it takes long."""
+"""The work after which a state is kept for the next time; ten times the cost of keeping it, where that is more."""
 MARK_LEAST = 2_000
 FOLLOW_SECONDS = 2.0
 FOLLOW_EVENTS = 5_000
-"""Behind the head one goes on when so many events have come, or any and the engine rests."""
+"""At the head, verification continues after this number of new events, or after any while the engine rests."""
 AGAIN_SECONDS = 86_400.0
-"""So long after a round was over the next one begins, of blobs and of events from the beginning on."""
+"""The time between two rounds, of blobs and of events from the beginning on."""
 BLOB_BYTES_PER_SECOND = 8 << 20
 BLOBS_SEEN_MAX = 100_000
 """Blobs that are not hashed twice in a round where several values name them."""
@@ -216,7 +216,7 @@ class Background:
         self._note(blobs_at=_now(), next_blob=0)
 
     def _between(self, size: int) -> None:
-        """Rest after so many bytes were hashed, and verify what has been appended."""
+        """Rest after a portion of bytes was hashed, and verify new events."""
         if size:
             time.sleep(size / BLOB_BYTES_PER_SECOND)
         self._rest()

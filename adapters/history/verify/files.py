@@ -88,7 +88,7 @@ def look(reader: LogReader, state: State, until: int, progress: Progress | None 
         except (TypeError, ValueError, AttributeError) as error:
             if not found.wrong:
                 raise
-            # Values of types that nobody writes: the file's own check has found them.
+            # Values of wrong types: the file's own check has found them.
             found.wrong.append(Divergence(0, what, "of the types of their columns", f"{error}", _RESTORE))
     return found
 
@@ -104,7 +104,7 @@ def _file(reader: LogReader, found: Looked) -> None:
 
 
 def _written_ahead(reader: LogReader, found: Looked) -> None:
-    """Look for events that a crashed engine left in the write-ahead log, and that nobody reads any more."""
+    """Look for events that a crashed engine left in the write-ahead log and that are no longer read."""
     wal = reader.path.with_name(reader.path.name + "-wal")
     if probe(reader.path) is not None or (lost := lost_frames(wal)) is None:
         return
@@ -114,7 +114,7 @@ def _written_ahead(reader: LogReader, found: Looked) -> None:
         found.wrong.append(Divergence(reader.head + 1, what, "as SQLite wrote it", told, _HIDDEN))
         return
     found.rests_on.append(
-        f"the last {lost.frames} frames of {wal.name} being what a crash cut off before it was written, and nobody's doing"
+        f"the last {lost.frames} frames of {wal.name} having been cut off by a crash and not by a person"
     )
 
 
@@ -161,7 +161,7 @@ def _schema(reader: LogReader, state: State, found: Looked) -> None:
 
 
 def _header(reader: LogReader, state: State, found: Looked) -> None:
-    """Compare the header with what the events say; `started` and, without events, the rest is nobody's word."""
+    """Compare the header with what the events say; `started` and, without events, the rest cannot be checked."""
     header = reader.header
     expected: list[tuple[str, object, object]] = [
         ("uuid", state.log or header.uuid, header.uuid),
@@ -203,8 +203,8 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
     last = opened.epoch if opened is not None else 0
     if header.epoch > last and state.engine is not None and probe(reader.path) is None:
         found.rests_on.append(
-            f"the header counts {header.epoch} openings and the last that left an event is number {last}: whoever"
-            " opened it later wrote nothing, or it was cut off"
+            f"the header counts {header.epoch} openings and the last that left an event is number {last}: a later"
+            " opening wrote no event, or its events were cut off"
         )
 
 

@@ -120,7 +120,7 @@ def _by_halves(reader: LogReader, start: int, until: int, progress: Progress) ->
 
 
 def _silent(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""
 
 
 class Pass:
@@ -191,7 +191,7 @@ class Pass:
         except (TypeError, ValueError, AttributeError) as error:
             if sound:
                 raise
-            # Values of types that nobody writes, in a row that the chain has found changed.
+            # Values of wrong types, in a row that the chain has found changed.
             position = self.found.state.position + 1
             self._stop(Divergence(position, "the event", "one that follows on those before", f"{error}"))
 

@@ -135,7 +135,7 @@ def _rest(reader: LogReader, found: Verified, looked: Looked) -> None:
 def _anchored(reader: LogReader, anchors: list[Anchor], looked: Looked) -> None:
     if not anchors:
         looked.rests_on.append(
-            "no anchor: that nobody cut the end off or wrote all of it anew, only a hash noted elsewhere can show"
+            "no anchor: only a hash noted elsewhere can show that the end was not cut off and the log not rewritten"
         )
         return
     compared = compare(reader, anchors)
@@ -240,7 +240,7 @@ def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
     if told != found:
         what = "the state that the log stands on, and the rows carried with it"
         looked.wrong.append(Divergence(base, what, told, found, _RESTORE))
-    looked.checked.append(f"the state at position {base} against the event that tells of it")
+    looked.checked.append(f"the state at position {base} against the event that records it")
 
 
 def _carried(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
@@ -281,7 +281,7 @@ def _archives(reader: LogReader, base: int, known: _Known, looked: Looked) -> No
         else:
             sound[path] = seen
     way = leading({path: heads[path] for path in sound}, base, reader.header.base_chain.hex())
-    for path in way:  # what stands elsewhere is nobody's word
+    for path in way:  # text elsewhere in the file is not checked
         known.chains |= sound[path].chains
         for position, event in sound[path].told:
             known.hear(position, event)

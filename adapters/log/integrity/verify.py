@@ -29,7 +29,7 @@ from datatask.schema.troubles import Divergence
 Stored = tuple[Any, ...]
 _FAULTS_MAX = 1000
 NAMES_AT_ONCE = 400_000
-"""So many names are learned before the first row; of more, those of each page."""
+"""The number of names up to which all are read before the first row; beyond it, those of each page."""
 
 _encode = msgspec.json.Encoder().encode
 _salt = struct.Struct(">q").pack
@@ -136,7 +136,7 @@ class Chain:
         self._redacted = self._redacted_in() if self._redacted is None else self._redacted
         if position not in self._redacted:
             self._tell(
-                Divergence(position, "a payload that was removed", "a PayloadRedacted that tells of it", None)
+                Divergence(position, "a payload that was removed", "a PayloadRedacted that names it", None)
             )
         elif left_digest(payload) != self._redacted[position]:
             what = "what is left of a redacted payload"

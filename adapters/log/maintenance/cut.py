@@ -185,7 +185,7 @@ def _covered(reader: LogReader, plan: Cut) -> list[Path]:
 
 
 def _left(place: Path, head: Head) -> bool:
-    """Whether an archive that is there is the one that we are about to write; what nobody can read is replaced."""
+    """Whether an archive that is there is the one that we are about to write; an unreadable one is replaced."""
     try:
         there = check_archive(place)
     except LogDamagedError:

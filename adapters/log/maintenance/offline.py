@@ -2,7 +2,7 @@
 
 In: a path. Out: a `Caretaker` that holds the lease within its `with`. It opens no epoch and launches nothing; it checks what an
 engine checks before it writes, and appends whole batches. `remove_payload` replaces a payload by `left_of` its event
-and a salted digest; the salt is removed, so that nobody can test guesses of the payload.
+and a salted digest; the salt is removed, so that guesses of the payload cannot be tested.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _end(path: Path, connection: sqlite3.Connection) -> tuple[Tail, int]:
 
 
 def empty_wal(connection: sqlite3.Connection, path: Path) -> bool:
-    """Bring the write-ahead log into the file and cut it to nothing; return whether nobody was in the way."""
+    """Bring the write-ahead log into the file and cut it to nothing; return whether no other connection prevented it."""
     with mapped(path):
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy

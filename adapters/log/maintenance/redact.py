@@ -34,10 +34,10 @@ from datatask.schema.events import Event, PayloadRedacted, StoreWriteIntended, V
 
 WAL_SECONDS = 10.0
 ANSWERED_SECONDS = 600.0
-"""Beside an engine that runs, answers older than this are waited for by nobody any more."""
+"""Beside a running engine, answers older than this are no longer awaited."""
 
 ABANDONED_SECONDS = 60.0
-"""Without an engine, what a writer has not touched for so long is what an interrupted one left."""
+"""Without an engine, files that were not touched for this time are remains of an interrupted writer."""
 
 _NOTE = "redacting"
 

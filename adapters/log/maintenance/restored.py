@@ -85,7 +85,7 @@ class WholeReader(LogReader):
         """Take in what was appended to the log since."""
         if self.path != self.live and not follow(self.path, self.live):
             raise NotPossibleError(
-                "the log was cut or exchanged meanwhile", where=self.url, remedy="ask again"
+                "the log was cut or replaced during this query", where=self.url, remedy="ask again"
             )
 
 
@@ -101,7 +101,7 @@ def _remove(folder: Path) -> None:
 def _with_log(place: Path, path: Path, work: Callable[[sqlite3.Connection], T]) -> T:
     """Do something to a file of ours in a transaction in which the log is attached as `live`.
 
-    A log that nobody writes is attached as a file that does not change, so that nothing is made beside it; where it
+    A log without a writer is attached as a file that does not change, so that nothing is made beside it; where it
     did change, what was done is taken back and done again.
     """
     for _ in range(_ATTEMPTS):

@@ -23,14 +23,14 @@ logger = logging.getLogger("datatask.repositories")
 TOLD_MAX = 10_000
 NAMES_MAX = 10_000_000
 FAIR = 1_000
-"""So many names of a listing are looked at before others have a turn."""
+"""The number of names of a listing that are looked at before others have a turn."""
 _told: set[tuple[str, str]] = set()
 MEMBER = "-"
 """The version of every member: it is there, and that is all."""
 
 
 def check_names(looked: int, where: object) -> None:
-    """Raise `CallerError` when a listing has told more names than anybody can mean."""
+    """Raise `CallerError` when a listing yields more names than `LISTED_MAX`."""
     if looked > NAMES_MAX:
         raise InvalidValueError(
             f"a listing of more than {NAMES_MAX} names",
@@ -45,7 +45,7 @@ def told_invalid(where: str, name: str) -> None:
         return
     _told.add((where, name))
     if len(_told) > TOLD_MAX:
-        logger.warning("More than %d names that are not job ids: no more of them are told", TOLD_MAX)
+        logger.warning("More than %d names that are not job ids: further ones are not reported", TOLD_MAX)
     else:
         logger.warning("Skipping %s %r - not a valid job id", where, name[:160])
 

@@ -134,7 +134,7 @@ def test_task_names_are_unique() -> None:
 
 def test_a_task_without_input_is_refused() -> None:
     """Nothing says which jobs it is for."""
-    with pytest.raises(CallerError, match="nothing says which jobs task t is for"):
+    with pytest.raises(CallerError, match="no link says which jobs task t is for"):
         declare([InProcessSyncTask("t", InProcessMetadataRepository(), func=body)])
 
 

@@ -89,7 +89,7 @@ def test_a_person_or_the_world_that_came_in_between_is_named() -> None:
     desk.reactor.stores.observed("f", KEY, Write(repository="f", job=KEY, version="7"), desk.now)
     ended = end_of(desk.ended(two, "succeeded", adds(desk, over=seen, repository="f", over_version="")))
     assert ended.error is not None
-    assert " by somebody outside, after this run had read it" in ended.error.message
+    assert " from outside, after this run had read it" in ended.error.message
 
 
 def test_a_run_is_not_in_conflict_with_what_it_never_read() -> None:
