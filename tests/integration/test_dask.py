@@ -340,3 +340,37 @@ async def test_a_killed_engines_runs_are_done_once(cluster: Dask, tmp_path: Path
     assert states(tmp_path) == {"succeeded": 24}
     assert {path.read_text() for path in effects.iterdir()} == {"x"}
     await nothing_left(cluster)
+
+
+async def test_what_waits_in_dask_is_handed_back_and_what_runs_goes_on(cluster: Dask) -> None:
+    """As at the first Ctrl-C: all that is not known to have begun is to be stopped."""
+    runner = runner_of(cluster, lambda job: time.sleep(1.5))
+    async with opened(runner) as facts:
+        for run in range(1, 5):
+            runner.start(spec(run))
+        for run in range(1, 5):
+            await facts.first(run, Started)
+        for run in range(5, 8):
+            runner.start(spec(run))
+        await asyncio.sleep(0.2)
+        held = list(runner.hold_back())
+        assert held == [5, 6, 7]
+        for run in held:
+            runner.stop(run, "shutdown", 10**9)
+        outcomes = [(await facts.end_of(run)).ending.outcome for run in range(1, 8)]
+        assert outcomes == ["succeeded"] * 4 + ["cancelled"] * 3
+        assert not [fact for run in held for fact in facts.of(run, Started)]
+
+
+async def test_a_function_that_cannot_be_stopped_is_left_behind(cluster: Dask) -> None:
+    """No worker's process is ended: it may do the work of others."""
+    runner = runner_of(cluster, lambda job: time.sleep(2))
+    async with opened(runner) as facts:
+        runner.start(spec(1))
+        await facts.first(1, Started)
+        runner.stop(1, "timeout", 10**8)
+        ending = (await facts.end_of(1)).ending
+    assert ending.outcome == "timed_out"
+    assert ending.error is not None
+    assert "fenced off" in ending.error.message
+    assert all(Path(f"/proc/{pid}").exists() for pid in cluster.workers.values())

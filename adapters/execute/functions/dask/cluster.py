@@ -2,7 +2,7 @@
 
 In: runs to submit, adopt and let go of. Out: what became of them, to the runs' runners (`Hears`). A run is a Dask task whose key has
 the run's identity in it. In the same message as the task the scheduler gets a hold on its key, in the name of a client that is
-never connected and so never leaves: this is what publishing a dataset does, without its two gaps (decision 0025). The hold goes when the
+never connected and so never leaves: this is what publishing a dataset does, without its two gaps (decision 0026). The hold goes when the
 run's end is durable. A connection that was lost is made again for as long as it takes; then all open runs are looked for.
 """
 
@@ -14,15 +14,14 @@ import logging
 import pickle
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from types import FunctionType
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
 
-from datatask.adapters.execute.base.runner import TrackedRun
 from datatask.adapters.execute.functions.dask import worker
+from datatask.adapters.execute.functions.dask.holds import Holds
 from datatask.adapters.execute.functions.dask.places import Place, place_of
+from datatask.adapters.execute.functions.dask.runs import DaskRun
 from datatask.engine.runtime.services import Service, current
-from datatask.schema.messages import RunSpec
 
 logger = logging.getLogger("datatask.dask")
 T = TypeVar("T")
@@ -30,50 +29,7 @@ T = TypeVar("T")
 CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
 BATCH_SECONDS, GATHER_SECONDS = 0.003, 0.02
 CLOSE_SECONDS = 5.0
-UNLOCKS_MAX = 1000
-HOLDER = "published-datatask-"
-BARRED_SECONDS = 30.0
-"""What was kept from being begun stays barred so long: a worker may have it in hand, a message may be on its way."""
 _IDENTITY = re.compile(r"-([0-9a-f-]+)\.(\d+)\.(\d+)$")
-
-
-class DaskRun(TrackedRun):
-    """One run at the scheduler; `claimed`: nothing begins it any more, since it has begun or we have barred it."""
-
-    def __init__(self, spec: RunSpec, hears: Hears, resources: dict[str, float] | None) -> None:
-        super().__init__(spec)
-        self.hears = hears
-        self.resources = resources
-        self.key = f"{spec.task}-{spec.identity}"
-        self.parcel = b""
-        self.scheduler = ""
-        self.worker = self.address = ""
-        self.future: Any = None
-        self.watch: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.begun = self.claimed = self.barred = self.held = False
-
-
-class Hears(Protocol):
-    """What a runner hears of its runs."""
-
-    def on_begun(self, run: DaskRun) -> None:
-        """A worker has begun it."""
-
-    def on_found(self, run: DaskRun) -> None:
-        """It is at the scheduler, begun or not."""
-
-    async def on_missing(self, run: DaskRun) -> None:
-        """The scheduler does not know it."""
-
-    def on_returned(self, run: DaskRun, reply: worker.Reply) -> None:
-        """It is over."""
-
-    async def on_failed(self, run: DaskRun, error: Exception) -> None:
-        """Dask could not do it."""
-
-    def on_silence(self, run: DaskRun, why: str) -> None:
-        """The scheduler cannot be reached."""
 
 
 class Cluster:
@@ -98,8 +54,7 @@ class Cluster:
         self._suspected: deque[DaskRun] = deque()
         self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
         self._gathering: asyncio.Task[None] | None = None
-        self._gone: list[DaskRun] = []
-        self._unlocks = _by_value(_unlocks)
+        self._holds = Holds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: set[str] = set()
         self._swept: set[tuple[str, str]] = set()
@@ -133,7 +88,7 @@ class Cluster:
         Cluster._clusters.pop(self.place.address, None)
         if self._client is not None:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._let_go(), CLOSE_SECONDS)
+                await asyncio.wait_for(self._holds.let_go(self._client), CLOSE_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -277,7 +232,7 @@ class Cluster:
                 retries=0,
                 resources=resources or None,
             )
-            self._hold(runs)  # in the same message, as nothing was awaited
+            self._holds.hold(self._client, runs)  # in the same message, as nothing was awaited
         except Exception as error:
             for run in runs:
                 self.spawn(run.hears.on_failed(run, error), "a run that could not be sent to Dask")
@@ -286,10 +241,6 @@ class Cluster:
             run.parcel = b""
             run.scheduler = self.scheduler
             self._watch(run, future)
-
-    def _hold(self, runs: Iterable[DaskRun]) -> None:
-        for holder, keys in _by_holder(runs).items():
-            self._client._send_to_scheduler({"op": "client-desires-keys", "keys": keys, "client": holder})
 
     def _watch(self, run: DaskRun, future: Any) -> None:
         run.future = future
@@ -377,7 +328,7 @@ class Cluster:
         self._client._send_to_scheduler(
             {"op": "client-desires-keys", "keys": keys, "client": self._client.id}
         )
-        self._hold(here)
+        self._holds.hold(self._client, here)
         for run in here:
             run.scheduler = self.scheduler
             run.hears.on_found(run)
@@ -420,7 +371,7 @@ class Cluster:
                 left = DaskRun(new.spec._replace(identity=key[found.start() + 1 :]), new.hears, None)
                 left.scheduler = self.scheduler
                 await self.bar(left)
-                self._gone.append(left)
+                self._holds.gone.append(left)
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -485,70 +436,15 @@ class Cluster:
     def forget(self, run: DaskRun) -> None:
         """The run's end is durable: nothing of it is to stay."""
         self._runs.pop(run.key, None)
-        self._gone.append(run)
+        self._holds.gone.append(run)
 
     async def _let_go_for_ever(self, service: Service) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._gone and self._connected.is_set() and self._is_up():
-                gone = self._gone
+            if self._holds.gone and self._connected.is_set() and self._is_up():
+                gone = self._holds.gone
                 try:
-                    await self._let_go()
+                    await self._holds.let_go(self._client)
                 except (OSError, AttributeError):  # the connection is lost: once more on the next one
-                    self._gone += gone
+                    self._holds.gone += gone
             service.works()
-
-    async def _let_go(self) -> None:
-        """Give up the holds, then the locks: a run that is still held may be begun again by Dask."""
-        runs, self._gone = self._gone, []
-        for holder, keys in _by_holder(run for run in runs if run.scheduler).items():
-            for op, given in (("client-desires-keys", []), ("client-releases-keys", keys)):
-                self._client._send_to_scheduler({"op": op, "keys": given, "client": holder})
-        for barred in (False, True):
-            keys = [run.key for run in runs if run.claimed and run.barred is barred]
-            await self._unlock(keys, BARRED_SECONDS if barred else 0.0)
-
-    async def _unlock(self, keys: list[str], seconds: float) -> None:
-        """Give up locks after so many seconds; by a function at the scheduler, in one call for many."""
-        try:
-            for at in range(0, len(keys), UNLOCKS_MAX):
-                part = keys[at : at + UNLOCKS_MAX]
-                await self._client.run_on_scheduler(self._unlocks, part, seconds, HOLDER)
-        except Exception:  # it loads no functions: what is barred stays so
-            for key in () if seconds else keys:
-                with contextlib.suppress(KeyError):
-                    await self._client.scheduler.multi_lock_release(id=key)
-
-
-def _by_holder(runs: Iterable[DaskRun]) -> dict[str, list[str]]:
-    holders: dict[str, list[str]] = {}
-    for run in runs:
-        holders.setdefault(HOLDER + run.spec.identity.partition(".")[0], []).append(run.key)
-    return holders
-
-
-def _unlocks(keys: list[str], seconds: float, holder: str, dask_scheduler: Any) -> None:
-    """Release locks, at the scheduler, whose own function takes one at a time; holds too, which may have come late."""
-
-    def release() -> None:
-        locks = dask_scheduler.extensions["multi_locks"]
-        for key in keys:
-            name = holder + key.rsplit("-", 1)[1].split(".")[0]
-            if key in dask_scheduler.tasks and name in dask_scheduler.clients:
-                dask_scheduler.client_releases_keys([key], name)
-            if key in locks.requests:
-                locks.release(id=key)
-                locks.locks.pop(key, None)
-
-    if seconds:
-        dask_scheduler.loop.call_later(seconds, release)
-    else:
-        release()
-
-
-def _by_value(function: Callable[..., None]) -> FunctionType:
-    """Return the function as one of no module, which is pickled by value: a scheduler need not have this package."""
-    assert isinstance(function, FunctionType)
-    alone = FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
-    alone.__module__ = "__main__"
-    return alone

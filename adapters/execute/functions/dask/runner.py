@@ -24,7 +24,8 @@ import msgspec
 from datatask.adapters.execute.base.endings import stopped_ending, unstarted_ending
 from datatask.adapters.execute.base.runner import TrackedRuns
 from datatask.adapters.execute.functions.dask import worker
-from datatask.adapters.execute.functions.dask.cluster import Cluster, DaskRun
+from datatask.adapters.execute.functions.dask.cluster import Cluster
+from datatask.adapters.execute.functions.dask.runs import DaskRun
 from datatask.adapters.execute.functions.detached import ending_of, values_of, writes_of
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.engine.ports import Sink
