@@ -26,7 +26,8 @@ from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.functions import remote, workers
 from datatask.adapters.execute.functions.gateway import EngineGateway, pack
 from datatask.adapters.execute.functions.in_process import FunctionTask
-from datatask.adapters.execute.functions.pools import Made, Pool, failure_of
+from datatask.adapters.execute.functions.making import Made, failure_of
+from datatask.adapters.execute.functions.pools import Pool
 from datatask.engine.ports import Sink
 from datatask.engine.run_context import RunContext
 from datatask.engine.runtime.calls import error_info, stopped_message, stopped_outcome
@@ -42,7 +43,7 @@ QUEUED_SECONDS = 10.0
 """After so long it is told that the executor has a run and has not begun it."""
 KILLED_SECONDS = 5.0
 """So long an executor may take to tell that a worker process of its was killed."""
-LOST_SECONDS = 30.0
+LOST_SECONDS = 10.0
 """So long it may take to tell of a worker process that has ended; and a function, to end when its call is lost."""
 
 

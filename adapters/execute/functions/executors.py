@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from datatask.adapters.execute.functions.dask.places import check_dask, is_dask
 from datatask.adapters.execute.functions.executor_runs import ExecutorRunner
 from datatask.adapters.execute.functions.in_process import FunctionTask
-from datatask.adapters.execute.functions.pools import Made, Pool
+from datatask.adapters.execute.functions.making import Made
+from datatask.adapters.execute.functions.pools import Pool
 from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.ports import Runner

@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
-import os
-import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
-from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.base.pressure import is_momentary
-from datatask.adapters.execute.functions import workers
+from datatask.adapters.execute.functions.making import (
+    MOMENTARY,
+    Made,
+    belongs_to_us,
+    failure_of,
+    is_taken_back,
+    made_by,
+    maker_of,
+    shut_down,
+    tie,
+)
 from datatask.engine.runtime.calls import error_info
-from datatask.schema.errors import InvalidValueError, TemporaryError
+from datatask.schema.errors import InvalidValueError
 
 logger = logging.getLogger("datatask.executors")
 
 SUSPECTS_MAX = 10_000
 SHUTDOWN_SECONDS = 5.0
-MOMENTARY = (OSError, TemporaryError)
-"""What an executor, or its maker, raises while what it talks to is away."""
-DEDICATED = ("parsl",)
-"""Packages whose workers serve the program that made the executor, one call at a time, and are no children of it."""
-Made = Executor | Callable[[], Executor]
 
 
 class Item(Protocol):
@@ -69,7 +69,7 @@ class Pool:
 
     def __init__(self, source: Made) -> None:
         self.source = source
-        self._make = _maker(source)
+        self._make = maker_of(source)
         self._executor: Executor | None = source if isinstance(source, Executor) else None
         self._ours = False
         self._tied = False
@@ -102,16 +102,10 @@ class Pool:
         """The executor, made on first use."""
         if self._executor is None:
             assert self._make is not None  # an object is never dropped
-            made = self._make()
-            if not isinstance(made, Executor):
-                raise InvalidValueError(
-                    f"the executor's maker returned a {type(made).__module__}.{type(made).__name__}, which is no executor",
-                    remedy="have it return a concurrent.futures.Executor",
-                )
-            self._executor, self._ours = made, True
+            self._executor, self._ours = made_by(self._make), True
         if not self._tied:
             self._tied = True
-            _tie(self._executor)
+            tie(self._executor)
         return self._executor
 
     @property
@@ -135,14 +129,7 @@ class Pool:
 
     def owns(self, pid: int) -> bool:
         """Whether a worker process that does one call at a time is there for this program only."""
-        if type(self._executor).__module__.partition(".")[0] in DEDICATED:
-            return True
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            fields = proctable.stat_fields(pid)
-            pid = int(fields[1]) if fields else 0
-        return False
+        return self._executor is not None and belongs_to_us(pid, self._executor)
 
     def attach(self) -> None:
         """One more user; the running loop is the pool's from now on."""
@@ -163,7 +150,7 @@ class Pool:
         Pool._pools.pop(id(self.source), None)
         if self._ours and self._executor is not None:
             executor, self._executor, self._ours, self._tied = self._executor, None, False, False
-            over = _shut_down(executor)
+            over = shut_down(executor)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), SHUTDOWN_SECONDS)
 
@@ -185,7 +172,7 @@ class Pool:
         if item.begun:
             return False
         future = self._inside.get(item)
-        if future is not None and _is_taken_back(future, item):
+        if future is not None and is_taken_back(future, item.key):
             self._leave(item)
             return True
         return False
@@ -355,66 +342,4 @@ class Pool:
             return  # the next submission tells whether it is of use
         executor, self._executor, self._tied = self._executor, None, False
         if self._ours:
-            _shut_down(executor)
-
-
-def failure_of(future: Future[Any]) -> BaseException | None:
-    """Return what an executor's call failed by, also where the executor has cancelled it."""
-    try:
-        return future.exception()
-    except BaseException as error:
-        return error
-
-
-def _is_taken_back(future: Future[Any], item: Item) -> bool:
-    """Cancel what has not begun; an executor of others may have no way to."""
-    try:
-        return not future.running() and bool(future.cancel())
-    except Exception as error:
-        logger.debug(
-            "%s[%s] cannot be taken back from its executor: %s", *item.key, str(error) or type(error).__name__
-        )
-        return False
-
-
-def _shut_down(executor: Executor) -> asyncio.Event:
-    """Begin to shut an executor down; return what is set when it is over, which may take long where it is of others."""
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
-    if isinstance(executor, ProcessPoolExecutor | ThreadPoolExecutor):
-        executor.shutdown(wait=False, cancel_futures=True)
-        over.set()
-        return over
-
-    def shut_down() -> None:
-        try:
-            waits = "wait" in inspect.signature(executor.shutdown).parameters
-            executor.shutdown(**({"wait": False} if waits else {}))
-        except Exception as error:
-            logger.warning("the %s does not shut down: %s", type(executor).__name__, error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(over.set)
-
-    threading.Thread(target=shut_down, name="datatask-executor-shutdown", daemon=True).start()
-    return over
-
-
-def _tie(executor: Executor) -> None:
-    """Let worker processes end with this one, those that were never given anything too."""
-    start = proctable.start_time(os.getpid())
-    if isinstance(executor, ProcessPoolExecutor) and start is not None:
-        own = getattr(executor, "_initializer", None), getattr(executor, "_initargs", ())
-        if own[0] is not workers.stay_with:
-            executor._initializer = workers.stay_with
-            executor._initargs = (os.getpid(), start, *own)
-
-
-def _maker(source: Made) -> Callable[[], Executor] | None:
-    """Return what makes an executor like this one, or None when only its owner could."""
-    if not isinstance(source, Executor):
-        return source
-    if type(source) is not ProcessPoolExecutor:
-        return None
-    names = ("max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child")
-    settings: dict[str, Any] = {name: getattr(source, f"_{name}", None) for name in names}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    return lambda: ProcessPoolExecutor(**settings)
+            shut_down(executor)
