@@ -254,17 +254,17 @@ def _manifest(number: int) -> Any:
 
 async def _made(server: Other, count: int) -> float:
     told = await server.ask("burst")
-    if told["pods"] != count:
+    if told["pods"] < count:
         sys.exit(f"{told['pods']} pods were made, not {count}")
-    return float(count / told["seconds"])
+    return float(told["pods"] / told["seconds"])
 
 
-async def bursts(server: Other, folder: Path) -> dict[str, Any]:
+async def bursts(server: Other, folder: Path, count: int) -> dict[str, Any]:
     """Return both, in turn."""
     rates: dict[str, list[float]] = {"bare": [], "engine": []}
     for _ in range(ROUNDS):
-        rates["bare"].append(await bare(server, BURST))
-        rates["engine"].append(await burst(server, folder, BURST))
+        rates["bare"].append(await bare(server, count))
+        rates["engine"].append(await burst(server, folder, count))
     ratios = [engine / alone for engine, alone in zip(rates["engine"], rates["bare"], strict=True)]
     return {
         "burst_creates_per_second": round(median(rates["engine"])),
@@ -281,6 +281,7 @@ def main() -> None:
     """Measure and print; without kubernetes_asyncio there is nothing to measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pods", type=int, default=PODS)
+    parser.add_argument("--burst", type=int, default=BURST)
     parser.add_argument("--only-burst", action="store_true", help="measure bursts alone")
     parser.add_argument("--serve", choices=["live", "ended"], help=argparse.SUPPRESS)
     parser.add_argument("--probe", nargs=2, metavar=("URL", "VERSION"), help=argparse.SUPPRESS)
@@ -304,7 +305,7 @@ def main() -> None:
                 work = (
                     measure(server, Path(name), options.pods)
                     if mode == "live"
-                    else bursts(server, Path(name))
+                    else bursts(server, Path(name), options.burst)
                 )
                 figures |= asyncio.run(work)
             finally:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datatask import KubeTask, LogMetadataRepository, Pipeline, PodManager, Session, explain
 from datatask.adapters.execute.kube import causes
 from datatask.schema.messages import Noticed, Started
 from tests.effort import by_effort
 from tests.kube.api.faults import Fault
 from tests.kube.runner_kit import ready, running, spec
+from tests.kube.scripted import SPACE
+from tests.kube.toy import toy_cluster
 from tests.run_kit import until
 
 WAITS = {"waiting": {"reason": "ContainerCreating"}}
@@ -99,3 +103,31 @@ async def test_a_quiet_minute_costs_no_request() -> None:
         await asyncio.sleep(by_effort(quick=1.5, thorough=1.5, soak=60.0))
         assert api.server.asked == asked
     assert api.counts["list events"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("spec_of", "told"),
+    [
+        ("volumes: [{name: v, secret: {secretName: absent}}]", f"FailedMount: pod NAME: {MOUNT}"),
+        (
+            "volumes: [{name: v, persistentVolumeClaim: {claimName: absent}}]",
+            'Unschedulable: pod NAME: 0/1 nodes are available: persistentvolumeclaim "absent" not found',
+        ),
+    ],
+)
+async def test_why_names_the_pod_and_what_it_lacks(tmp_path: Path, spec_of: str, told: str) -> None:
+    """In the cluster's words, while the pod waits."""
+    template = "kind: Pod\nspec: {containers: [{name: main, image: busybox}], " + spec_of + "}"
+    async with toy_cluster() as api:
+        given = LogMetadataRepository("given")
+        task = KubeTask("t", PodManager("app", SPACE, api.config()), None, template, None, None)
+        task.link("given", given, is_input=True)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await given.dump("j", {})
+            await pipeline.update()
+            name = (await api.pod("j"))["metadata"]["name"]
+
+            def reason() -> str:
+                return explain(tmp_path / "log.db", "t", "j").held_by[0].explain
+
+            await until(lambda: told.replace("NAME", name) in reason())
