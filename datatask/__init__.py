@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from datatask.adapters.store.yamls import (
         YamlMetadataFileRepository as YamlMetadataFileRepository,
     )
+    from datatask.adapters.store.yamls import YamlMetadataRepository as YamlMetadataRepository
     from datatask.adapters.wiring.pipeline import Pipeline as Pipeline
     from datatask.adapters.wiring.rounds import Outcome as Outcome
     from datatask.adapters.wiring.verbs import cat_data as cat_data
@@ -209,6 +210,7 @@ _HOME: dict[str, str] = {
     "verify": "datatask.adapters.history.verify.verify",
     "ViewRepository": "datatask.engine.api.links",
     "YamlMetadataFileRepository": "datatask.adapters.store.yamls",
+    "YamlMetadataRepository": "datatask.adapters.store.yamls",
 }
 """Public name -> the module that defines it."""
 
@@ -229,6 +231,38 @@ _FORMER = (
 is this module under another name.
 """
 
+_OWN = "write a subclass of {}, as in docs/tutorial.md"
+_INNER = "it was internal to pydatatask"
+_ABSENT: dict[str, str] = {
+    **dict.fromkeys(
+        ("S3BucketRepository", "S3BucketInfo", "S3BucketReader", "S3BucketBinaryWriter"),
+        "use FileRepository on a mounted bucket, or " + _OWN.format("BlobRepository"),
+    ),
+    "YamlMetadataS3Repository": "use YamlMetadataFileRepository on a mounted bucket, or "
+    + _OWN.format("MetadataRepository"),
+    "MongoMetadataRepository": "use LogMetadataRepository or YamlMetadataFileRepository, or "
+    + _OWN.format("MetadataRepository"),
+    "DockerRepository": _OWN.format("Repository"),
+    "ExecutorLiveRepo": "use the task's own set: task.live",
+    "InProcessBlobStream": "open a repository: `async with repository.open(job, 'wb') as stream`",
+    "fuse": "use `datatask ls`, `cat`, `inject` and `rm`",
+    "build_env": "link the repositories and use their names in the template",
+    "render_template": "link the repositories and use their names in the template",
+    **dict.fromkeys(
+        (
+            "RepoHandlingMode",
+            "ParanoidAsyncGenerator",
+            "FunctionTaskProtocol",
+            "SSHLinuxFile",
+            "TaskNamespace",
+            "get_links",
+            "main_inner",
+        ),
+        _INNER,
+    ),
+}
+"""pydatatask's names that are not here, and what to use. They raise `ImportError`: `from` would hide what another says."""
+
 for _name in (*_FORMER, "main"):
     sys.modules[f"{__name__}.{_name}"] = sys.modules[__name__]
 
@@ -242,6 +276,8 @@ def __getattr__(name: str) -> Any:
         from datatask.schema.version import VERSION
 
         return VERSION
+    if name in _ABSENT:
+        raise ImportError(f"pydatatask's {name} is not there in datatask: {_ABSENT[name]}", name=name)
     if name not in _HOME:
         raise AttributeError(f"module 'datatask' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -21,7 +21,7 @@ from datatask.adapters.store.inotify import LEFT, LOST, FolderWatcher, Handler, 
 from datatask.engine.ports import Appeared, Change, Doubtful, Vanished
 from datatask.schema.errors import DatataskError
 
-logger = logging.getLogger("datatask.repositories")
+logger = logging.getLogger("datatask.repository")
 
 SUBFOLDERS_MAX = 4_096
 RETRY_SECONDS = 1.0

@@ -115,6 +115,16 @@ def check(name: str, declared: Declared, state: State, losses: Iterable[str], *,
                 where=where,
                 remedy=f"let them end first, say was={name!r} on its successor, or --accept-loss {name}",
             )
+    new = [name for name in sorted(tasks - named) if name not in state.tasks]
+    for before in state.definition.tasks if new else ():
+        count = sum(position > 0 for position in state.tasks[before.name].last_run)
+        if count and before.name not in tasks:
+            raise NotPossibleError(
+                f"the pipeline no longer has the task {before.name}, which has run {count} job{'s' * (count != 1)}; "
+                f"new {'is' if len(new) == 1 else 'are'} {', '.join(new[:3])}",
+                where=where,
+                remedy=f"say was={before.name!r} on its successor, or that it has none: --accept-loss {before.name}",
+            )
     return accepted
 
 

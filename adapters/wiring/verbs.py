@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
     from datatask.adapters.wiring.rounds import Outcome
 
-logger = logging.getLogger("datatask.verbs")
+logger = logging.getLogger("datatask.main")
 
 EVERY_JOB = "__all__"
 

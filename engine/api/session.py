@@ -17,7 +17,7 @@ from datatask.schema.errors import AlreadyOpenError, CallerError, InvalidValueEr
 Resource = TypeVar("Resource")
 Generator = AsyncGenerator[Any, None]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("datatask.session")
 _UNOPENED: Any = object()
 
 

@@ -45,7 +45,7 @@ from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 from datatask.schema.values import check_job, check_name
 
-logger = logging.getLogger("datatask.tasks")
+logger = logging.getLogger("datatask.task")
 
 
 class MissingFunctionError(InvalidValueError, ValueError):

@@ -29,7 +29,7 @@ from datatask.schema.messages import Ended, RunSpec, Started, Write
 from datatask.schema.units import SECOND
 from datatask.schema.values import storable
 
-logger = logging.getLogger("datatask.runs")
+logger = logging.getLogger("datatask.task")
 
 BLOCKED_SECONDS = 5.0
 MESSAGE_MAX = 4_096

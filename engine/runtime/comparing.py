@@ -22,7 +22,7 @@ from datatask.engine.runtime.loop import Runtime
 from datatask.schema.errors import DatataskError
 from datatask.schema.messages import Write
 
-logger = logging.getLogger("datatask.observing")
+logger = logging.getLogger("datatask.repository")
 
 PAUSE_SECONDS = 5.0
 """The rest between two comparisons of everything."""

@@ -24,7 +24,7 @@ from datatask.engine.runtime.loop import Runtime
 from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.messages import Write
 
-logger = logging.getLogger("datatask.observing")
+logger = logging.getLogger("datatask.repository")
 
 POLL_SECONDS = 1.0
 POLL_SHARE = 0.05

@@ -331,7 +331,7 @@ async def test_a_server_that_allows_too_little_is_told_once_with_the_remedy(
             (folder / "sshd_config").write_text(allowing.format(port=at.port, folder=folder, more=""))
             os.kill(at.pid, signal.SIGHUP)  # it reads its configuration anew, as the same process
             assert (await facts.end_of(1)).ending.outcome == "succeeded"
-        said = [record.getMessage() for record in caplog.records if record.name == "datatask.processes"]
+        said = [record.getMessage() for record in caplog.records if record.name == "datatask.proc_manager"]
         assert said == [f"target cannot be reached: {said[0].partition(': ')[2]}", "target answers again"]
         assert re.search(says, said[0])
         assert [run.state for run in await manager.list_runs()] == ["it has ended"]

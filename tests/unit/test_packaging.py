@@ -139,3 +139,30 @@ def test_a_missing_server_skips_here_and_fails_in_ci(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.effort
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
     assert summary in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("S3BucketRepository", "FileRepository on a mounted bucket"), ("ExecutorLiveRepo", "task.live"), ("fuse", "datatask ls")],
+)  # fmt: skip
+def test_names_of_pydatatask_that_are_not_there_say_so(name: str, words: str) -> None:
+    with pytest.raises(ImportError, match=f"pydatatask's {name} is not there in datatask: .*{words}"):
+        exec(f"from datatask import {name}")
+    with pytest.raises(ImportError, match=words):
+        getattr(datatask.repository, name)
+    page = (ROOT / "docs" / "coming-from-pydatatask.md").read_text()
+    assert all(f"`{absent}`" in page for absent in datatask._ABSENT)
+
+
+def test_loggers_bear_the_names_of_pydatatask_or_of_its_own_parts() -> None:
+    """A script that has set the level of `pydatatask.repository` does so for `datatask.repository`."""
+    known = {f"datatask.{name}" for name in (*datatask._FORMER, "main", "engine", "log")}
+    found = {
+        name
+        for room in ("engine", "adapters", "schema")
+        for path in (ROOT / room).rglob("*.py")
+        for name in re.findall(r'getLogger\("(datatask[^"]*)"\)|getLogger\((__name__)\)', path.read_text())
+        for name in name
+        if name
+    }
+    assert {"datatask.repository", "datatask.task", "datatask.pipeline"} <= found <= known

@@ -115,7 +115,7 @@ class Machine(ABC):
         """Remove a folder with all that is in it; absent is fine."""
 
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 
 SIZES_BYTES = 400
 CLAIM = """

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datatask.engine.ports import Sink
 from datatask.schema.messages import Noticed
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 
 PAUSE_SECONDS = (0.2, 15.0)
 FACTOR = 1.6

@@ -33,7 +33,7 @@ from datatask.schema.errors import InvalidValueError, NotPossibleError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.messages import RunSpec
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 2.0

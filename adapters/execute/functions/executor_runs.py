@@ -36,7 +36,7 @@ from datatask.schema.events import Ending, ErrorInfo, StopReason
 from datatask.schema.messages import Ended, Fact, Noticed, RunSpec, Unusable
 from datatask.schema.units import SECOND
 
-logger = logging.getLogger("datatask.executors")
+logger = logging.getLogger("datatask.task")
 
 MISSING = "No module named 'datatask'"
 QUEUED_SECONDS = 10.0

@@ -30,7 +30,7 @@ from datatask.engine.api.repositories import Repository
 from datatask.engine.runtime.services import Services
 from datatask.schema.errors import DatataskError, InvalidValueError, NotPossibleError
 
-logger = logging.getLogger("datatask.workers")
+logger = logging.getLogger("datatask.task")
 
 DIRECTORY_MAX = 60
 BACKLOG = 64

@@ -30,7 +30,7 @@ from datatask.adapters.execute.functions.making import (
 from datatask.engine.runtime.calls import error_info
 from datatask.schema.errors import InvalidValueError
 
-logger = logging.getLogger("datatask.executors")
+logger = logging.getLogger("datatask.task")
 
 SUSPECTS_MAX = 10_000
 SHUTDOWN_SECONDS = 5.0

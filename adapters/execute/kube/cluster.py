@@ -27,7 +27,7 @@ from datatask.adapters.execute.kube.pods import Metadata, Pod, decode_pod
 from datatask.adapters.execute.kube.watch import Watch
 from datatask.engine.runtime.services import current
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 IN_FLIGHT = 16
 CLEANERS = 8

@@ -26,7 +26,7 @@ from datatask.engine.runtime.services import current
 from datatask.schema.events import MACHINE, Ending, ErrorInfo
 from datatask.schema.messages import Write
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 RESULT_BYTES_MAX = 2 << 20
 

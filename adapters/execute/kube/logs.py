@@ -21,7 +21,7 @@ from datatask.adapters.execute.kube.pods import ContainerStatus, Pod
 from datatask.adapters.spools import Spool
 from datatask.engine.runtime.services import current
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 STREAMS = 48
 TURN_SECONDS = 5.0

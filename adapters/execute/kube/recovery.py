@@ -22,7 +22,7 @@ from datatask.engine.runtime.services import current
 from datatask.schema.events import Ending, ErrorInfo
 from datatask.schema.messages import RunSpec
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 PAUSE_SECONDS = (0.2, 5.0)
 

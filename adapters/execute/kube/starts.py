@@ -25,7 +25,7 @@ from datatask.adapters.execute.kube.runs import PodRun, PodRuns
 from datatask.schema.errors import AlreadyThereError, CallerError
 from datatask.schema.units import SECOND
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 _APART = "give each pipeline an app of its own, or remove those pods"
 RENDERING = 32

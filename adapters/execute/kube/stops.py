@@ -17,7 +17,7 @@ from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.units import SECOND
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 GRACE_SECONDS_MIN = 1
 TIMEOUT_HANDLER_SECONDS = 60.0

@@ -37,7 +37,7 @@ from datatask.schema.errors import CallerError, NotPossibleError
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 _WINDOW = dt.timedelta(seconds=60)
 GRACE_SECONDS = 30.0

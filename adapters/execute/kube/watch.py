@@ -23,7 +23,7 @@ from datatask.adapters.execute.kube.pods import Pod, decode_event, decode_list, 
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError
 
-logger = logging.getLogger("datatask.kube")
+logger = logging.getLogger("datatask.pod_manager")
 
 PAGE = 500
 WATCH_SECONDS = (240, 480)

@@ -28,7 +28,7 @@ from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import CallerError
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 
 SILENT_SECONDS = 2.0
 RETRY_SECONDS = 0.01

@@ -19,7 +19,7 @@ from datatask.adapters import trust
 from datatask.adapters.execute.local import folders
 from datatask.schema.errors import CallerError
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 
 
 class RunDirectory:

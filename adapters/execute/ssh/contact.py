@@ -39,7 +39,7 @@ from datatask.engine.runtime.services import Service, current
 from datatask.schema.errors import DatataskError, InvalidValueError, TemporaryError
 from datatask.schema.units import SECOND
 
-logger = logging.getLogger("datatask.processes")
+logger = logging.getLogger("datatask.proc_manager")
 _at_work: weakref.WeakValueDictionary[tuple[object, ...], Target] = weakref.WeakValueDictionary()
 
 OPEN_SECONDS = 15.0

@@ -18,7 +18,7 @@ from datatask.schema.errors import InvalidValueError
 from datatask.schema.messages import Write
 from datatask.schema.values import check_job, decode_value
 
-logger = logging.getLogger("datatask.repositories")
+logger = logging.getLogger("datatask.repository")
 
 TOLD_MAX = 10_000
 NAMES_MAX = 10_000_000

@@ -23,7 +23,7 @@ from datatask.adapters.execute.functions.dask.places import Place, place_of
 from datatask.adapters.execute.functions.dask.runs import DaskRun
 from datatask.engine.runtime.services import Service, current
 
-logger = logging.getLogger("datatask.dask")
+logger = logging.getLogger("datatask.task")
 T = TypeVar("T")
 
 CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
