@@ -29,6 +29,7 @@ from datatask import (
     Retry,
     Session,
 )
+from datatask.adapters.execute.functions import executor_runs
 from datatask.engine.ports import Filters
 from datatask.schema.errors import CallerError
 from tests.machine import command_of
@@ -450,6 +451,60 @@ async def test_a_call_that_is_begun_again_elsewhere_is_not_made(tmp_path: Path, 
     assert done["j"]["result"] == ("timeout" if ends == "time" else "success")
     assert ends_of == (["timed_out"] if ends == "time" else ["lost", "succeeded"])
     assert (tmp_path / "begun").read_text() == ("x" if ends == "time" else "xx")
+
+
+class Forgetful(Rerunning):
+    """Says nothing of a call whose worker process died; or believes that it did, and gives the call to the other one."""
+
+    def __init__(self, believes: bool, begun: Path) -> None:
+        super().__init__()
+        self.believes, self.begun = believes, begun
+        self.calls = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.calls += 1
+        if self.calls > 1:
+            return super().submit(fn, *args, **kwargs)
+        outer: Future[Any] = Future()
+        inner = self.pools[0].submit(fn, *args)
+        inner.add_done_callback(lambda inner: inner.exception())
+
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            if not self.begun.exists():
+                loop.call_later(0.1, again)
+                return
+            self.pools[1].submit(fn, *args).add_done_callback(lambda inner: outer.set_result(inner.result()))
+
+        if self.believes:
+            again()
+        return outer
+
+
+@pytest.mark.parametrize("believes", [True, False])
+async def test_a_call_of_which_its_executor_knows_nothing_is_lost(
+    tmp_path: Path, believes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is certain that its function has ended: it does not run twice at a time."""
+    monkeypatch.setattr(executor_runs, "LOST_SECONDS", 1.0 if not believes else 30.0)
+
+    def body(job: str) -> None:
+        with open(tmp_path / "begun", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len((tmp_path / "begun").read_text().split()) == 1:
+            if not believes:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(100)
+        first = int((tmp_path / "begun").read_text().split()[0])
+        assert not Path(f"/proc/{first}/exe").exists()
+
+    with Forgetful(believes, tmp_path / "begun") as executor:
+        task = simple(executor, body)
+        done = given(task, "j")
+        await run(of_pipeline(task))
+    assert done["j"]["result"] == "success", done["j"]
+    assert len((tmp_path / "begun").read_text().split()) == 2
 
 
 @pytest.mark.parametrize("harm", ["shut down", "broken"])
