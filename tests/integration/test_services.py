@@ -30,7 +30,7 @@ from datatask import (
 from datatask.adapters.execute.base import targets
 from datatask.adapters.execute.kube.watch import Watch
 from datatask.adapters.execute.local.client import LauncherClient
-from datatask.adapters.execute.ssh.contact import Target
+from datatask.adapters.execute.ssh.target import Target
 from datatask.adapters.log import file_changes
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import ask

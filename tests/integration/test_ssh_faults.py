@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from datatask import InProcessBlobRepository
-from datatask.adapters.execute.ssh import contact as ssh_target
-from datatask.adapters.execute.ssh import ground, sessions
+from datatask.adapters.execute.ssh import contact, ground, sessions
 from datatask.adapters.execute.ssh import manager as ssh_manager
+from datatask.adapters.execute.ssh import target as ssh_target
 from datatask.schema.messages import Adopted, Ended, Reachable, RunSpec, Started, Unreachable
 from tests.run_kit import contents, opened, spec, until
 from tests.ssh_kit import proxied, server, serving
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.server("sshd")
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_target, "PING_SECONDS", 0.5)
-    monkeypatch.setattr(ssh_target, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(contact, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(ssh_target, "RETRY_SECONDS_MAX", 0.3)
 
 
@@ -67,7 +67,7 @@ async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collec
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Nothing is lost, and nothing is started twice, however long the silence."""
-    monkeypatch.setattr(ssh_target, "SILENT_SECONDS", 60)  # however long the first contact takes
+    monkeypatch.setattr(contact, "SILENT_SECONDS", 60)  # however long the first contact takes
     async with through_proxy(tmp_path, f"echo x >> {tmp_path}/effects; sleep 0.5; echo done\n") as (
         proxy,
         runner,
@@ -75,7 +75,7 @@ async def test_a_silent_target_is_unreachable_and_what_ended_meanwhile_is_collec
     ):
         runner.start(spec(1))
         await facts.first(1, Started)
-        monkeypatch.setattr(ssh_target, "SILENT_SECONDS", 0.3)
+        monkeypatch.setattr(contact, "SILENT_SECONDS", 0.3)
         proxy.silent = True
         await facts.first(1, Unreachable)
         runner.start(spec(2))

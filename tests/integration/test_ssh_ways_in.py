@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from datatask import CallerError, InProcessBlobRepository, SSHHost, SSHLinuxManager, TemporaryError
-from datatask.adapters.execute.ssh import contact
+from datatask.adapters.execute.ssh import contact, target
 from datatask.schema.messages import Started, Unreachable
 from tests import ssh_kit
 from tests.run_kit import contents, opened, spec
@@ -315,7 +315,7 @@ async def test_a_server_that_allows_too_little_is_told_once_with_the_remedy(
     allowing = ssh_kit.CONFIG
     monkeypatch.setattr(ssh_kit, "CONFIG", config)
     monkeypatch.setattr(contact, "SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(contact, "RETRY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(target, "RETRY_SECONDS_MAX", 0.2)
     folder = tmp_path / "server"
     with serving(folder) as at:
         manager = on_server(tmp_path, at)

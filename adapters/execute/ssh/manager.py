@@ -22,11 +22,11 @@ import asyncssh
 from datatask.adapters.execute.base.machines import STDOUT, Recipe, _StderrIsStdout
 from datatask.adapters.execute.base.targets import AbstractProcessManager, Leftover, RunPlace
 from datatask.adapters.execute.ssh.connections import Connect, SSHHost, mapped
-from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.folders import SSHPlace, list_runs, remove_runs
 from datatask.adapters.execute.ssh.placement import Hosts
 from datatask.adapters.execute.ssh.runner import SSHRunner
 from datatask.adapters.execute.ssh.sessions import command, let_go, open_sftp
+from datatask.adapters.execute.ssh.target import Target
 from datatask.engine.ports import Runner
 from datatask.schema.errors import CallerError, InvalidValueError
 from datatask.schema.resources import Resources

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from datatask.adapters.execute.base.machines import Recipe
 from datatask.adapters.execute.ssh.connections import SSHHost
-from datatask.adapters.execute.ssh.contact import Target
+from datatask.adapters.execute.ssh.target import Target
 from datatask.adapters.spools import Spool
 from datatask.schema.errors import CallerError
 from datatask.schema.resources import Resources

@@ -25,8 +25,8 @@ from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.base.shutdowns import NEAR_SECONDS, stopped_from_outside
 from datatask.adapters.execute.ssh import agent_messages
 from datatask.adapters.execute.ssh.agent_messages import Record, parse
-from datatask.adapters.execute.ssh.contact import LinkLostError, Target
 from datatask.adapters.execute.ssh.placement import Hosts
+from datatask.adapters.execute.ssh.target import LinkLostError, Target
 from datatask.adapters.execute.ssh.transfers import (
     Contents,
     differs,

@@ -18,8 +18,8 @@ from pathlib import Path
 import asyncssh
 
 from datatask.adapters.execute.base.endings import exchanged, fits
-from datatask.adapters.execute.ssh.contact import LinkLostError, Target
 from datatask.adapters.execute.ssh.link import Link
+from datatask.adapters.execute.ssh.target import LinkLostError, Target
 from datatask.adapters.spools import Spool
 from datatask.engine.api.repositories import BlobRepository
 from datatask.engine.api.streams import BLOCK_BYTES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from datatask import Resources, SSHHost
-from datatask.adapters.execute.ssh.contact import Target
 from datatask.adapters.execute.ssh.placement import Hosts
+from datatask.adapters.execute.ssh.target import Target
 
 
 async def test_who_gives_up_waiting_for_room_takes_none() -> None:
