@@ -109,3 +109,45 @@ async def test_with_cuts_and_without_a_finalizer(seed: int) -> None:
     assert {job: end for job, end in ends.items() if end[0] != "lost"}.items() <= ENDS.items()
     lost = {job for job, end in ends.items() if end[0] == "lost"}
     assert {job for job, end in ENDS.items() if end[0] == "lost"} <= lost
+
+
+async def alone(name: str, *, stopped: bool) -> Facts:
+    """Let the runner start one pod, give it the life of a recorded watch, and return what it told.
+
+    A pod that was deleted in the end lives on here, and is ended by hand.
+    """
+    events = [
+        event for event in recorded.events(name) if not event["object"]["metadata"].get("deletionTimestamp")
+    ]
+    async with scripted() as api, opened(make_task(api, logs=False)) as (runner, facts):
+        runner.start(spec(1, "j"))
+        own = (await api.pod("j"))["metadata"]["name"]
+        await Player(api.server, events, onto(api.server, lambda _: own)).play(0.005)
+        if stopped:
+            api.end(own, 7)
+        await facts.end_of(1)
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "code"),
+    [
+        ("sidecar-watch", "succeeded", 0),
+        ("sidecar-fail-watch", "failed", 5),
+        ("sidecar-crashing-watch", "succeeded", 0),
+    ],
+)
+async def test_a_pod_with_a_sidecar_ends_as_its_main_container(name: str, outcome: str, code: int) -> None:
+    """Whatever the sidecar does, before and after."""
+    facts = await alone(name, stopped=False)
+    (ended,) = facts.of(1, Ended)
+    assert (ended.ending.outcome, ended.ending.exit_code) == (outcome, code)
+    assert len(facts.of(1, Started)) == 1
+
+
+@pytest.mark.parametrize("name", ["resize-watch", "resize-deferred-watch"])
+async def test_changes_that_say_nothing_new_are_told_to_nobody(name: str) -> None:
+    """A resize makes many versions of a pod: it has started once and ended once."""
+    facts = await alone(name, stopped=True)
+    assert [type(fact) for fact in facts.all] == [Started, Ended]
+    assert facts.all[-1].ending.exit_code == 7  # type: ignore[union-attr]
