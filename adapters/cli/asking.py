@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.errand import Afterwards, Done, Errand, Plan
 from datatask.adapters.cli.output import Output
@@ -24,9 +23,6 @@ from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, LeaseHeldError, LogError
-
-if TYPE_CHECKING:
-    pass
 
 ANSWER_SECONDS = 120.0
 ENGINES = 5
@@ -73,7 +69,7 @@ def _carried_out(
     if path is not None:
         refuse_strangers(path)
     errand = Errand(plan, path)
-    patience, pauses = _Patience(), _pauses()
+    patience, pauses = EnginePatience(), growing_pauses()
     with errand:
         while True:
             try:
@@ -87,7 +83,7 @@ def _carried_out(
             time.sleep(next(pauses))
 
 
-class _Patience:
+class EnginePatience:
     """How long engines are waited for: each of them as long as for an answer, all of them `ENGINES` times that.
 
     A log that is free is tried again: one try may take as long on a busy machine.
@@ -108,7 +104,7 @@ class _Patience:
         return now - self._since > ANSWER_SECONDS or all_of_them
 
 
-def _pauses() -> Iterator[float]:
+def growing_pauses() -> Iterator[float]:
     """Yield growing pauses, so different that many who wait for each other do not keep in step."""
     longest = AGAIN_SECONDS[0]
     while True:
@@ -127,7 +123,7 @@ def _folded(path: Path) -> State:
     from datatask.adapters.log.inbox_client import NoEngineError
     from datatask.adapters.log.reader import LogReader
 
-    until, pauses = time.monotonic() + MADE_SECONDS, _pauses()
+    until, pauses = time.monotonic() + MADE_SECONDS, growing_pauses()
     while True:
         try:
             with LogReader(path) as reader:
