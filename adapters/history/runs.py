@@ -291,7 +291,7 @@ class RunGroup:
             self.durations.append(duration)
 
     def figures(self) -> tuple[Any, ...]:
-        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to tell."""
+        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to show."""
         durations = sorted(self.durations)
         return (
             self.runs,
