@@ -1,6 +1,6 @@
 """What the engine asks of the world, in its own words.
 
-Four small ports: an `EventLog` remembers, a `Runner` runs, a `Store` keeps values, a `Clock` has the time.
+Four small ports: an `EventLog` remembers, a `Runner` runs, a `Store` keeps values, a `Clock` tells the time.
 Adapters implement them; `datatask.testing` holds complete in-memory ones, and each port has one contract
 suite under tests/contract. Facts flow in through a `Sink`, one at a time, on the event loop's thread.
 """
@@ -98,7 +98,7 @@ class EventLog(Protocol):
     def enqueue(self, events: Sequence[Event]) -> range:
         """Append one batch (1-10,000 events) and return its positions at once; durable when told.
 
-        A batch of `PayloadRedacted` takes the payloads out that it describes (`core.redactions.removed` makes it); they
+        A batch of `PayloadRedacted` takes the payloads out that it tells of (`core.redactions.removed` makes it); they
         stand in no batch with other kinds. Batches become durable in the order of the calls. Raises `LeaseLostError`
         under an older epoch, and after a failed append always the error of that append.
         """
@@ -261,7 +261,7 @@ class Vanished(NamedTuple):
 class Doubtful(NamedTuple):
     """The change feed has a gap (overflow, reconnect): the store must be listed again.
 
-    `lost`: perhaps in another place than before; what is reported of it then waits for the listing.
+    `lost`: perhaps in another place than before; what is told of it then waits for the listing.
     """
 
     repository: str
@@ -275,7 +275,7 @@ Change = Appeared | Vanished | Doubtful
 class Found(NamedTuple):
     """A close look at one job of a store: its version, None where it is no member.
 
-    `finished`: it is not being written at present. `told`: the store reports its changes when it is watched, all of them or (`known`
+    `finished`: it is not being written at present. `told`: the store tells its changes when it is watched, all of them or (`known`
     is false, where it is not known who writes it) only that it comes and goes.
     """
 
@@ -290,7 +290,7 @@ class Store(Protocol):
     """A foreign home of values. Methods raise `TemporaryError` when it may work later."""
 
     def list(self) -> AsyncIterator[Listed]:
-        """Yield all members; raises rather than yield a part. Invalid ids are reported once and left out."""
+        """Yield all members; raises rather than yield a part. Invalid ids are told once and left out."""
 
     async def put(self, write: Write) -> str | None:
         """Write a value whole or not at all, durably; return the store's version of it."""
@@ -302,7 +302,7 @@ class Store(Protocol):
         """Return the store's version of a member now, or None when it is not a member."""
 
     def identity(self) -> str:
-        """Return a text that distinguishes this store's root from another one mounted at the same place."""
+        """Return what tells this store's root from another one mounted at the same place."""
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Tell changes as they happen until the returned function is called; None: this store cannot."""
@@ -323,7 +323,7 @@ class Comparable(Store, Protocol):
     """A store that can be looked through a slice at a time, while it changes; all its methods here may wait for a disk."""
 
     tells_versions: bool
-    """That a member's change is reported when it is watched, not only that it is one."""
+    """That a member's change is told when it is watched, not only that it is one."""
 
     def names(self) -> Sequence[str]:
         """Return the names of all entries that may be members'."""

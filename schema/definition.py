@@ -21,7 +21,7 @@ PROGRESS = MINUTE
 
 Record = Literal["value", "digest", "version"]
 Medium = Literal["native", "mirror", "foreign", "derived", "view"]
-"""Where a leaf's values live: in the log; in this process, following the log; in a store of its own; nowhere."""
+"""Where a leaf's values live: in the log; in this process, told by the log; in a store of its own; nowhere."""
 ViewName = Literal["live", "succeeded", "failed"]
 VIEW_NAMES: tuple[ViewName, ...] = ("live", "succeeded", "failed")
 

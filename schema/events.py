@@ -24,7 +24,7 @@ Budget = Literal["user", "infrastructure", "conflict", "machine"]
 the machine ended uses up none of them."""
 MACHINE = "machine"
 """The key in the `detail` of a lost run's ending that says: the machine, the node or the service was being stopped, or the
-engine before it had begun. Its value says which of them in a word."""
+engine before it had begun. Its value tells which of them in a word."""
 ValueOrigin = Literal["written", "observed", "injected", "derived"]
 LaunchOrigin = Literal["derived", "forced", "direct"]
 StopReason = Literal["timeout", "cancelled", "deleted", "shutdown"]
@@ -239,7 +239,7 @@ class Renamed(Event, frozen=True, kw_only=True):
 class RepositorySynced(RepositoryEvent, frozen=True, kw_only=True):
     """The store's contents are known to this engine; the listing began at `listed_at`.
 
-    `root` distinguishes this store from another one at the same place (a folder's device and inode); empty where nothing does.
+    `root` tells this store from another one at the same place (a folder's device and inode); empty where nothing does.
     With an `actor` other than the engine a person said that a loss is to be believed (`reason`, `request`).
     """
 
@@ -267,7 +267,7 @@ class ObservationHeld(RepositoryEvent, frozen=True, kw_only=True):
 
 
 class RepositoryUnreachable(RepositoryEvent, frozen=True, kw_only=True):
-    """The store has not let itself be listed: `why` describes the first failure, or how long it takes.
+    """The store has not let itself be listed: `why` tells of the first failure, or of how long it takes.
 
     Nothing is concluded from it: what was known stays. The next `RepositorySynced` ends it.
     """
@@ -277,7 +277,7 @@ class RepositoryUnreachable(RepositoryEvent, frozen=True, kw_only=True):
 
 
 class ChangesMissed(RepositoryEvent, frozen=True, kw_only=True):
-    """A comparison of all of a store found changes that it had not reported, and that are recorded before this."""
+    """A comparison of all of a store found changes that it had not told, and that are recorded before this."""
 
     ESSENTIAL = False
     missed: int
@@ -385,7 +385,7 @@ class StopDecided(RunEvent, frozen=True, kw_only=True):
 class RetryScheduled(RunEvent, frozen=True, kw_only=True):
     """The episode goes on with another attempt, not before `not_before`.
 
-    `spent` says how much of the budget is used up with it: lost runs since the last that made progress, or all
+    `spent` tells how much of the budget is used up with it: lost runs since the last that made progress, or all
     conflicts of the episode; 0 for the user's attempts, which are counted by `attempt`. A run that the machine ended uses
     up nothing: `spent` are the lost ones before it that still count.
     """
@@ -443,7 +443,7 @@ class RunReachable(RunEvent, frozen=True, kw_only=True):
 
 
 class RunObserved(RunEvent, frozen=True, kw_only=True):
-    """Something worth recording about a run that decides nothing."""
+    """Something worth telling about a run that decides nothing."""
 
     ESSENTIAL = False
     phase: str
@@ -469,7 +469,7 @@ class RunEnded(RunEvent, frozen=True, kw_only=True):
 
 
 class LateFact(Event, frozen=True, kw_only=True):
-    """Something was reported about a run that has ended: kept, and without effect."""
+    """Something was told about a run that has ended: kept, and without effect."""
 
     ESSENTIAL = False
     run: int

@@ -25,7 +25,7 @@ class RunSpec(NamedTuple):
     """One run to start, adopt or stop.
 
     `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
-    decided it, by which copies are distinguished.
+    decided it, by which copies are told apart.
     """
 
     run: int
@@ -106,7 +106,7 @@ class Resized(NamedTuple):
 
 
 class Noticed(NamedTuple):
-    """Worth recording, decides nothing (`RunObserved`)."""
+    """Worth telling, decides nothing (`RunObserved`)."""
 
     run: int
     phase: str
@@ -230,7 +230,7 @@ class Redact(Request, frozen=True, kw_only=True):
 
 
 class Ping(Request, frozen=True, kw_only=True):
-    """Give a sign of life, and report how the engine's services are; nothing is recorded."""
+    """Give a sign of life, and tell how the engine's services are; nothing is recorded."""
 
 
 AnyRequest = (

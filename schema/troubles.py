@@ -55,7 +55,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 
 def trouble(error: BaseException, where: str = "") -> DatataskError | None:
-    """Return our error for one of the machine's; `where` is given where the error itself names nothing."""
+    """Return our error for one of the machine's; `where` is told where the error itself names nothing."""
     match error:
         case DatataskError():
             return error
@@ -75,7 +75,7 @@ def trouble(error: BaseException, where: str = "") -> DatataskError | None:
 
 
 def as_error(error: BaseException, where: str = "") -> DatataskError:
-    """Return our error for any: what is no trouble of the machine's is a mistake of ours, reported as such."""
+    """Return our error for any: what is no trouble of the machine's is a mistake of ours, told as such."""
     known = trouble(error, where)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return known if known is not None else InternalError(text[:500], where=where)

@@ -12,7 +12,7 @@ FORMAT = 1
 """The storage format that this version writes; raised by a `LogUpgraded`."""
 
 APPLICATION_ID = 0x64744C67
-"""`dtLg`: what `file` and `PRAGMA application_id` show of a log."""
+"""`dtLg`: what `file` and `PRAGMA application_id` tell of a log."""
 
 META_KEYS: dict[str, str] = {
     "format": "the storage format, an integer",

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datatask.adapters.cli.errand import Afterwards, Done, Errand, Plan
 from datatask.adapters.cli.output import Output
@@ -23,6 +24,9 @@ from datatask.adapters.log.locate import blobs_path, locate
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core.state import State
 from datatask.schema.errors import CallerError, LeaseHeldError, LogError
+
+if TYPE_CHECKING:
+    pass
 
 ANSWER_SECONDS = 120.0
 ENGINES = 5
@@ -69,7 +73,7 @@ def _carried_out(
     if path is not None:
         refuse_strangers(path)
     errand = Errand(plan, path)
-    patience, pauses = EnginePatience(), growing_pauses()
+    patience, pauses = _Patience(), _pauses()
     with errand:
         while True:
             try:
@@ -83,7 +87,7 @@ def _carried_out(
             time.sleep(next(pauses))
 
 
-class EnginePatience:
+class _Patience:
     """How long engines are waited for: each of them as long as for an answer, all of them `ENGINES` times that.
 
     A log that is free is tried again: one try may take as long on a busy machine.
@@ -104,7 +108,7 @@ class EnginePatience:
         return now - self._since > ANSWER_SECONDS or all_of_them
 
 
-def growing_pauses() -> Iterator[float]:
+def _pauses() -> Iterator[float]:
     """Yield growing pauses, so different that many who wait for each other do not keep in step."""
     longest = AGAIN_SECONDS[0]
     while True:
@@ -123,7 +127,7 @@ def _folded(path: Path) -> State:
     from datatask.adapters.log.inbox_client import NoEngineError
     from datatask.adapters.log.reader import LogReader
 
-    until, pauses = time.monotonic() + MADE_SECONDS, growing_pauses()
+    until, pauses = time.monotonic() + MADE_SECONDS, _pauses()
     while True:
         try:
             with LogReader(path) as reader:

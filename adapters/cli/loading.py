@@ -19,7 +19,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.locate import at_home
-from datatask.schema.errors import InvalidValueError, NotPossibleError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.troubles import trouble
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load(reference: Reference) -> Loaded:
 def check_file(file: Path) -> None:
     """Raise unless the file is one that can be loaded."""
     if file.is_dir():
-        raise InvalidValueError(
+        raise CallerError(
             "this is a directory, not a pipeline file",
             where=str(file),
             remedy=f"try -p {file / 'pipeline.py'}",
@@ -170,7 +170,7 @@ def _guarded(what: str, run: Callable[[], ModuleType]) -> ModuleType:
         where = _place(error, what)
         if is_momentary(error) and (known := trouble(error, where)) is not None:
             raise known from error  # no mistake of the file's
-        raise InvalidValueError(_described(error), where=where, remedy="mend the pipeline file") from error
+        raise CallerError(_described(error), where=where, remedy="mend the pipeline file") from error
     finally:
         _loading.pop()
 
@@ -209,7 +209,7 @@ def _check_parameters(module: ModuleType, reference: Reference) -> None:
         if isinstance(value, Parameter) and not any(
             value is pipeline.parameters.get(value.name) for pipeline in pipelines
         ):
-            raise InvalidValueError(
+            raise CallerError(
                 f"the pipeline does not list the parameter {value.name}",
                 where=reference.text,
                 remedy="give it to the pipeline: Pipeline(…, parameters=[…])",
@@ -224,13 +224,11 @@ def _named(module: ModuleType, reference: Reference) -> Pipeline:
         if isinstance(found, Pipeline):
             return found
         what = "is no Pipeline" if found is not None else "is not there"
-        raise InvalidValueError(
-            f"{reference.attribute} {what}", where=reference.text, remedy=_choices(module)
-        )
+        raise CallerError(f"{reference.attribute} {what}", where=reference.text, remedy=_choices(module))
     pipelines = {id(value): name for name, value in vars(module).items() if isinstance(value, Pipeline)}
     if len(pipelines) != 1:
         what = "holds no pipeline" if not pipelines else f"holds {len(pipelines)} pipelines"
-        raise InvalidValueError(f"this file {what}", where=reference.text, remedy=_choices(module))
+        raise CallerError(f"this file {what}", where=reference.text, remedy=_choices(module))
     (name,) = pipelines.values()
     chosen = getattr(module, name)
     assert isinstance(chosen, Pipeline)

@@ -26,7 +26,7 @@ from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.core.expressions import unnegated
 from datatask.engine.core.leaves import get_at
 from datatask.schema import definition as d
-from datatask.schema.errors import NotPossibleError, UnknownNameError
+from datatask.schema.errors import CallerError, NotPossibleError, UnknownNameError
 from datatask.schema.events import ValuePut
 from datatask.schema.values import decode_value
 
@@ -154,7 +154,7 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
         if present and (data := _file(definition, job)) is not None:
             return Value(leaves[0], position, data=data)
     if not present or not settings.names_pipeline:
-        raise NotPossibleError(
+        raise CallerError(
             "the log has only that this job is there, not its value",
             where=f"{leaves[0]} {job}",
             remedy="name the pipeline with -p to read it from its store, without --at",

@@ -270,7 +270,7 @@ def _usage(error: click.ClickException) -> CallerError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "datatask"
     what = error.format_message().strip().rstrip(".")
-    return InvalidValueError(what[:1].lower() + what[1:], remedy=f"see `{path} --help`")
+    return CallerError(what[:1].lower() + what[1:], remedy=f"see `{path} --help`")
 
 
 def _internal(error: BaseException) -> InternalError:

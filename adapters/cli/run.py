@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datatask.adapters.cli import progress as showing
-from datatask.adapters.cli.asking import ANSWER_SECONDS, EnginePatience, growing_pauses
+from datatask.adapters.cli.asking import ANSWER_SECONDS
 from datatask.adapters.cli.commands import changing, choosing, command
 from datatask.adapters.cli.errand import Change, Done, who
 from datatask.adapters.cli.output import Output
@@ -50,7 +50,7 @@ TOLD_MAX = 5
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
               help="Stop after this many seconds (exit code 7).")  # fmt: skip
 @click.option("--grace", type=click.FloatRange(min=0), metavar="S",
-              help="When it ends, wait for open runs and slow work for this many seconds at most (10).")  # fmt: skip
+              help="Once it is to end, wait for what runs, and for what is slow, so many seconds at most (10).")  # fmt: skip
 @click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
 @click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")
 @changing
@@ -74,23 +74,11 @@ def run(
     if grace is not None:
         pipeline.grace_seconds = grace
     work = _Work(settings, pipeline, failures_ok)
-    patience, pauses = EnginePatience(), growing_pauses()
-    while True:
-        try:
-            return run_in_loop(
-                work.run(timeout=timeout, choice=choice, forever=forever, launch_once=launch_once)
-            )
-        except LeaseHeldError:
-            from datatask.adapters.log.inbox_client import NoEngineError
-
-            try:
-                _accept_elsewhere(pipeline, accept_loss, reason)
-            except NoEngineError:  # it has ended: this run opens the log, or asks the next engine
-                if patience.is_over(None):
-                    raise
-            else:
-                raise
-        time.sleep(next(pauses))
+    try:
+        return run_in_loop(work.run(timeout=timeout, choice=choice, forever=forever, launch_once=launch_once))
+    except LeaseHeldError:
+        _accept_elsewhere(pipeline, accept_loss, reason)
+        raise
 
 
 @command("update", example="datatask update\ndatatask update --dry-run")

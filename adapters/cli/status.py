@@ -122,7 +122,9 @@ def troubles(state: State) -> dict[str, str]:
 def missed(count: int) -> str:
     """Return the line about changes that a repository's notices missed."""
     changes = "1 change was" if count == 1 else f"{count} changes were"
-    return f"{changes} not reported by the file system since the engine opened; a full comparison found them"
+    return (
+        f"{changes} not told by the file system since the engine opened; a comparison found and mended that"
+    )
 
 
 def _engine(path: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from datatask.schema.errors import DatataskError, NotOpenError, SystemTroubleError
+from datatask.schema.errors import CallerError, DatataskError, SystemTroubleError
 from datatask.schema.troubles import trouble
 
 _noted = threading.Event()
@@ -166,7 +166,7 @@ def drop_output() -> None:
 def output_error(error: OSError) -> DatataskError:
     """Return our error for a stdout that takes nothing more."""
     if error.errno == errno.EBADF:
-        return NotOpenError("it is closed", where=OUTPUT, remedy="redirect it to a file, or to /dev/null")
+        return CallerError("it is closed", where=OUTPUT, remedy="redirect it to a file, or to /dev/null")
     known = trouble(error, OUTPUT)
     what = str(error) if known is None else known.what
     return SystemTroubleError(

@@ -24,7 +24,14 @@ from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Blobs
 from datatask.schema import messages as r
-from datatask.schema.errors import InvalidValueError, NotPossibleError, UnknownNameError, one_of, unknown
+from datatask.schema.errors import (
+    CallerError,
+    InvalidValueError,
+    NotPossibleError,
+    UnknownNameError,
+    one_of,
+    unknown,
+)
 from datatask.schema.resources import parse_quantity, to_nano
 from datatask.schema.troubles import shown
 
@@ -101,7 +108,7 @@ def _work(settings: Settings, task: str, job: str) -> int:
     pipeline = settings.load_pipeline()
     found = pipeline.tasks.get(task)
     if not worker.is_worker(task, job) or not isinstance(found, KubeFunctionTask):
-        raise NotPossibleError(
+        raise CallerError(
             f"this is the pod of a run of {os.environ.get('DATATASK_TASK')} {os.environ.get('DATATASK_JOB')}",
             where=f"{task} {job}",
             remedy="launch that one, by the script that made the pod",

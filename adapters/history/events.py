@@ -172,7 +172,7 @@ def _row(position: int, event: Event) -> Row:
 def consequences(reader: LogReader, position: int) -> set[int]:
     """Return the positions of all that followed from an event, however indirectly.
 
-    Those are the events that name it as their cause; all that is reported of a run that followed, and what the run
+    Those are the events that name it as their cause; all that is told of a run that followed, and what the run
     wrote; the launches and evaluations that read a value that it put; and the end of a run that it stopped.
     """
     _known(reader, position)

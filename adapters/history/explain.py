@@ -36,7 +36,7 @@ class Surroundings(NamedTuple):
 
 
 def surroundings(reader: LogReader, state: State, *, past: bool) -> Surroundings:
-    """Return the present ones, or, for a state of the `past`, those of then, as far as the log shows."""
+    """Return the present ones, or, for a state of the `past`, those of then, as far as the log tells."""
     if past:
         alive, now = state.engine is not None and not state.closed, state.at
     else:

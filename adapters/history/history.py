@@ -141,7 +141,7 @@ class History:
 
         `by` are some of `task`, `host`, `day` (UTC), `job` and `cause`. The other columns: `seconds`, and exact
         `nanoseconds`; `share` of what else is the same; `episodes`, and how many of them are `open`; and `mean`,
-        `p50`, `p95`, `max` over episodes, in seconds: of the cause where causes are distinguished, else of all but
+        `p50`, `p95`, `max` over episodes, in seconds: of the cause where causes are told apart, else of all but
         `running` and `collecting`. What is open counts up to `at`. `UnknownNameError` for names that are none.
         """
         return sum_up(self.reader, WaitQuery(task, job, _when(since), _when(at)), _names(by)).rows

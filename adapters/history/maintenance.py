@@ -173,7 +173,7 @@ def _announced(reader: LogReader, found: Sequence[Found], who: Who, now: int = 0
 
 
 def _refuse_based(reader: LogReader, todo: Sequence[tuple[int, Event]]) -> None:
-    """A state that a log stands on is not changed: what it still shows can go when the log stands on a later one."""
+    """A state that a log stands on is not changed: what it still tells can go when the log stands on a later one."""
     base = reader.header.base
     early = [(position, event) for position, event in todo if position <= base]
     if not early:

@@ -1,7 +1,7 @@
 """A log folded anew, at once (`replay`, and what the commands print of it) or event by event (`Stepper`).
 
 In: where the log is, how far, and whether to verify or to compare it with another definition. Out: `Replayed`: a log that is broken
-is folded as far as can be, and what does not hold is reported; or the state behind any event, inside a batch too, and `Changed`:
+is folded as far as can be, and what does not hold is told; or the state behind any event, inside a batch too, and `Changed`:
 memberships that flipped, queues, runs, counts, quotas. Single steps fold in place; long ways go by the nearest checkpoint.
 """
 
@@ -153,14 +153,14 @@ def replayed(
     if against is not None and found.state.position == until:
         other = against if isinstance(against, OtherDefinition) else other_definition(against)
         _, differences, skipped = compare(reader, other, until, progress)
-    reported = replayed_of(reader, found, seconds=clock() - began, verified=verify)
-    return replace(reported, differences=tuple(differences), skipped=skipped)
+    told = replayed_of(reader, found, seconds=clock() - began, verified=verify)
+    return replace(told, differences=tuple(differences), skipped=skipped)
 
 
 def replayed_of(reader: LogReader, found: Verified, *, seconds: float, verified: bool = True) -> Replayed:
-    """Return what was found with the remedies that it is reported with."""
+    """Return what was found with the remedies that it is told with."""
     chain = set(map(id, found.chain))
-    reported = [
+    told = [
         one if one.remedy else one._replace(remedy=BROKEN if id(one) in chain else ODD)
         for one in found.divergences
     ]
@@ -170,7 +170,7 @@ def replayed_of(reader: LogReader, found: Verified, *, seconds: float, verified:
         found.state.position,
         verified,
         found.broken_at,
-        tuple(reported),
+        tuple(told),
         (),
         seconds,
         found.state,
@@ -211,14 +211,14 @@ class Changed:
 
     def lines(self) -> list[str]:
         """Return it in words, a line each."""
-        reported = [f"{job} {'enters' if present else 'leaves'} {leaf}" for leaf, job, present in self.flips]
+        told = [f"{job} {'enters' if present else 'leaves'} {leaf}" for leaf, job, present in self.flips]
         if self.flipped > len(self.flips):
-            reported.append(f"and {self.flipped - len(self.flips)} more memberships")
-        reported += self.queues[:FLIPS_MAX]
+            told.append(f"and {self.flipped - len(self.flips)} more memberships")
+        told += self.queues[:FLIPS_MAX]
         if len(self.queues) > FLIPS_MAX:
-            reported.append(f"and {len(self.queues) - FLIPS_MAX} more places in queues")
-        reported += [f"{name}: {before} -> {after}" for name, before, after in self.counts]
-        return reported or ["nothing that is counted"]
+            told.append(f"and {len(self.queues) - FLIPS_MAX} more places in queues")
+        told += [f"{name}: {before} -> {after}" for name, before, after in self.counts]
+        return told or ["nothing that is counted"]
 
 
 @dataclass

@@ -291,7 +291,7 @@ class RunGroup:
             self.durations.append(duration)
 
     def figures(self) -> tuple[Any, ...]:
-        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to show."""
+        """Return the values of `GROUP_FIELDS`; seconds, and None where there is nothing to tell."""
         durations = sorted(self.durations)
         return (
             self.runs,
@@ -319,9 +319,7 @@ def group_runs(
     """Return columns and rows: one row for each combination of `by`, in their order or sorted by a column."""
     for name in by:
         if name not in KEYS:
-            raise InvalidValueError(
-                f"runs cannot be grouped by {name}", remedy=f"use some of: {', '.join(KEYS)}"
-            )
+            raise InvalidValueError(f"runs cannot be grouped by {name}", remedy=one_of(KEYS, name))
     columns = (*by, *GROUP_FIELDS)
     if sort is not None and sort not in columns:
         raise InvalidValueError(f"groups cannot be sorted by {sort}", remedy=one_of(columns, sort))

@@ -94,7 +94,7 @@ def find_link(state: State, name: str) -> d.AnyExpr:
 
 
 def takes_documents(definition: d.RepositoryDef) -> bool:
-    """Whether a repository of this kind holds documents, as far as its kind shows."""
+    """Whether a repository of this kind holds documents, as far as its kind tells."""
     return "Metadata" in definition.kind
 
 

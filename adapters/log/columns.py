@@ -89,7 +89,7 @@ def collector_off() -> Iterator[None]:
 
 
 class Unreadable(Exception):
-    """A page cannot be folded by columns; the plain way says why."""
+    """A page cannot be folded by columns; the plain way tells why."""
 
 
 def _plainly(reader: LogReader, state: State, until: int) -> State:

@@ -87,7 +87,7 @@ def _into(path: Path, position: int) -> str:
 
 
 def _is_of_driver(error: BaseException) -> bool:
-    """Whether SQLAlchemy wrapped the error; known by its module, so that readers need not load SQLAlchemy."""
+    """Whether SQLAlchemy wrapped the error; told by its module, so that readers need not load SQLAlchemy."""
     return type(error).__module__.startswith("sqlalchemy.")
 
 
@@ -126,7 +126,7 @@ def translate(error: BaseException, path: Path | str, position: int | None = Non
 
 
 def _shortage() -> OSError | None:
-    """Return why nothing at all can be opened just now, None where it can: SQLite does not distinguish the two."""
+    """Return why nothing at all can be opened just now, None where it can: SQLite does not tell the two apart."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:

@@ -103,7 +103,7 @@ def tidy() -> None:
 
 
 def key(status: os.stat_result) -> Key:
-    """Return the key of a file, whatever its name."""
+    """Return what tells a file from all others, whatever its name."""
     return status.st_dev, status.st_ino
 
 
@@ -303,6 +303,6 @@ def lease_holder(log: Path) -> tuple[str, int, int] | None:
         with LogReader(log) as reader:
             header = reader.header
     except DatataskError:
-        return "", pid, 0  # it is being made, or is damaged: opening it reports that
+        return "", pid, 0  # it is being made, or is damaged: whoever opens it will be told
     # A lock from another pid namespace has no pid here; the holder wrote down its own.
     return (header.host, header.pid, header.epoch) if pid in (header.pid, 0) else ("", pid, header.epoch)

@@ -103,7 +103,7 @@ def user_cache() -> Path | None:
 def home(path: Path) -> Path:
     """Return the one name of a log's file by which its sidecars are found, whatever name leads to it.
 
-    Symbolic links are followed. A hard link or a bind mount cannot be distinguished from the name that the log was made under: that is
+    Symbolic links are followed. A hard link or a bind mount cannot be told from the name that the log was made under: that is
     kept in an extended attribute of the file, and counts for as long as it still leads to the file.
     """
     try:
@@ -121,7 +121,7 @@ def home(path: Path) -> Path:
 
 
 def remember_home(path: Path) -> None:
-    """Note in the log's file that this is its name; `CallerError` where it has several and they cannot be distinguished."""
+    """Note in the log's file that this is its name; `CallerError` where it has several and they cannot be told apart."""
     try:
         noted = os.fsencode(path)
         if _attribute(path) != noted:
@@ -185,7 +185,7 @@ def verified_path(path: Path) -> Path:
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the type of the file system that holds `path`; empty where the system does not say.
+    """Return the type of the file system that holds `path`; empty where the system does not tell.
 
     `mounts` is the text of /proc/self/mountinfo, read when not given.
     """

@@ -159,7 +159,7 @@ class LogFile:
         )
 
     def _stamp(self) -> Stamp:
-        """Return what shows whether the file or its write-ahead log changed."""
+        """Return what tells whether the file or its write-ahead log changed."""
         with mapped(self.path):
             try:
                 main = _status(self.path)

@@ -65,7 +65,7 @@ def _narrowed(path: Path, kind: str, allowed: int) -> list[Path]:
     try:
         if path.is_symlink():
             if os.lstat(path).st_uid not in (0, os.geteuid()):
-                check_found(path, kind)  # another user's: reported as a link
+                check_found(path, kind)  # another user's: told as a link
             check_above(path / "x", group=True)
             path = path.resolve()
         return [path] if check_own(path, kind, allowed=allowed) else []

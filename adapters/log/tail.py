@@ -50,7 +50,7 @@ class Removal(NamedTuple):
 class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A batch as it will be stored: `values` is flat, `COLUMNS` a row; `names` are the new ones.
 
-    `removals` are what its `PayloadRedacted` describe, to be done in the same transaction.
+    `removals` are what its `PayloadRedacted` tell of, to be done in the same transaction.
     """
 
     first: int

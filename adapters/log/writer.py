@@ -231,7 +231,7 @@ class Writer:
             )
 
     def _roll_back(self) -> None:
-        # There may be no transaction, or no file any more; the failure that counts is reported already.
+        # There may be no transaction, or no file any more; the failure that counts is told already.
         with suppress(Exception):
             self._execute("ROLLBACK")
 

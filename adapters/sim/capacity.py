@@ -361,12 +361,12 @@ class _Search:
         seconds, result = self.at(top)[0], self.simulated(top)
         path = in_sum(critical_path(result)) if result.records is not None and len(result.records) else {}
         longest = next(iter(path.items()), None)
-        given = f"even with the most of everything it takes {seconds:.3g} s"
+        told = f"even with the most of everything it takes {seconds:.3g} s"
         if result.stuck:
-            given = f"even with the most of everything it cannot go on: {result.stuck[0]}"
+            told = f"even with the most of everything it cannot go on: {result.stuck[0]}"
         elif longest is not None:
-            given += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
-        return self._capacity(top, {}, True, given)
+            told += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
+        return self._capacity(top, {}, True, told)
 
 
 def _moved(point: Point, axis: int, index: int) -> Point:

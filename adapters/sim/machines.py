@@ -35,7 +35,7 @@ from datatask.schema.errors import UnknownNameError, one_of
 Request = dict[str, int]
 
 UNTOLD = ("cpu", "mem")
-"""Of these a machine has enough where its pool does not say how much; of anything else it then has none."""
+"""Of these a machine has enough where its pool does not tell how much; of anything else it then has none."""
 
 
 class Machine:
@@ -102,21 +102,21 @@ class Machine:
 class Pool:
     """Equal machines, and the runs that wait for one, by task."""
 
-    def __init__(self, given: Machines, seed: int, replication: int) -> None:
-        self.told = given
-        made = [Machine(given, index, seed, replication) for index in range(given.count)]
+    def __init__(self, told: Machines, seed: int, replication: int) -> None:
+        self.told = told
+        made = [Machine(told, index, seed, replication) for index in range(told.count)]
         self.machines = sorted(made, key=lambda machine: -machine.speed)
         self.waiting: dict[int, deque[tuple[int, SimRun]]] = {}
         self.busy = 0.0
         self.called_at = 0
-        self.loss = LOST if given.loss == "lost" else FAILED
-        self.latency = as_distribution(given.latency).sampler(
-            stream(seed, replication, given.name, "scheduling")
+        self.loss = LOST if told.loss == "lost" else FAILED
+        self.latency = as_distribution(told.latency).sampler(
+            stream(seed, replication, told.name, "scheduling")
         )
         self.lives: Sampler | None = None
-        if given.preempted is not None:
-            self.lives = Exponential(given.preempted).sampler(
-                stream(seed, replication, given.name, "preemption")
+        if told.preempted is not None:
+            self.lives = Exponential(told.preempted).sampler(
+                stream(seed, replication, told.name, "preemption")
             )
 
 
@@ -125,7 +125,7 @@ class Pools:
 
     def __init__(self, definition: PipelineDef, scenario: Scenario, replication: int) -> None:
         seed = scenario.seed
-        pools = {given.name: Pool(given, seed, replication) for given in scenario.machines}
+        pools = {told.name: Pool(told, seed, replication) for told in scenario.machines}
         self._all = list(pools.values())
         self._of: list[Pool] = []
         self._requests = [task.resources for task in definition.tasks]
@@ -242,17 +242,17 @@ class Pools:
         return {pool.told.name: (pool.busy, float(span * len(pool.machines))) for pool in self._all}
 
     def stuck(self) -> tuple[str, ...]:
-        given = []
+        told = []
         for pool in self._all:
             for task, line in pool.waiting.items():
                 runs = [run for _, run in line if not run.over]
                 if runs:
                     sample = ", ".join(self._simulator.name(run.job) for run in runs[:3])
-                    given.append(
+                    told.append(
                         f"{self._names[task]}: {len(runs)} runs ({sample}{', …' if len(runs) > 3 else ''}) wait for a "
                         f"machine of {pool.told.name}, none of which has what one asks for"
                     )
-        return tuple(given)
+        return tuple(told)
 
 
 def world_of(definition: PipelineDef, scenario: Scenario, replication: int) -> World:

@@ -75,7 +75,7 @@ class Fate(msgspec.Struct, frozen=True):
 class Profile:
     """How the runs of one task go. Of two functions for one thing, the one with a job's name is asked where it is there.
 
-    `duration_of` is given the attempt and the fate too; `durations`, where there are any, are by fate.
+    `duration_of` is told the attempt and the fate too; `durations`, where there are any, are by fate.
 
     `fates` are by the index of `OUTCOMES`; `fills` are the sets of repositories that a run may fill, the usual
     one first; `spawns` are (repository, number of new jobs).
@@ -126,8 +126,8 @@ def fates(shape: str) -> tuple[Fate, ...]:
 class Names(Sequence[str]):
     """The jobs' names: given, or made by number, so that a million of them need not exist."""
 
-    def __init__(self, given: Sequence[str] = (), count: int = 0) -> None:
-        self._told = list(given)
+    def __init__(self, told: Sequence[str] = (), count: int = 0) -> None:
+        self._told = list(told)
         self._count = max(count, len(self._told))
         self._width = max(len(str(max(self._count - 1, 0))), 1)
 

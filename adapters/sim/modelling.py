@@ -61,10 +61,10 @@ def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
     return msgspec.structs.replace(definition, tasks=tuple(tasks.values()), quotas=tuple(quotas.values()))
 
 
-def amounts(given: Amounts, where: str) -> dict[str, int]:
+def amounts(told: Amounts, where: str) -> dict[str, int]:
     """Return amounts in billionths; `CallerError` for one that is negative or no quantity."""
     found = {}
-    for name, amount in given.items():
+    for name, amount in told.items():
         number = to_nano(parse_quantity(amount))
         if number < 0:
             raise InvalidValueError(
@@ -75,23 +75,23 @@ def amounts(given: Amounts, where: str) -> dict[str, int]:
 
 
 def _limited(quota: QuotaDef, limits: Amounts) -> QuotaDef:
-    given = dict(limits)
-    launches = given.pop("launches", quota.launches)
-    new = {**quota.limits, **amounts(given, f"quota {quota.name}")}
+    told = dict(limits)
+    launches = told.pop("launches", quota.launches)
+    new = {**quota.limits, **amounts(told, f"quota {quota.name}")}
     return msgspec.structs.replace(quota, limits=new, launches=None if launches is None else int(launches))
 
 
-def _task(task: TaskDef, given: TaskScenario) -> TaskDef:
+def _task(task: TaskDef, told: TaskScenario) -> TaskDef:
     retry = task.retry
-    if given.attempts is not None:
-        retry = msgspec.structs.replace(retry, attempts=given.attempts)
+    if told.attempts is not None:
+        retry = msgspec.structs.replace(retry, attempts=told.attempts)
     more: dict[str, object] = {"retry": retry}
-    if given.concurrency is not None:
-        more["concurrency"] = given.concurrency
-    if given.timeout is not None:
-        more["timeout"] = int(given.timeout * SECOND)
-    if given.resources is not None:
-        more["resources"] = {**task.resources, **amounts(given.resources, task.name)}
+    if told.concurrency is not None:
+        more["concurrency"] = told.concurrency
+    if told.timeout is not None:
+        more["timeout"] = int(told.timeout * SECOND)
+    if told.resources is not None:
+        more["resources"] = {**task.resources, **amounts(told.resources, task.name)}
     return msgspec.structs.replace(task, **more)
 
 
@@ -108,7 +108,7 @@ def model_of(
 ) -> Model:
     """Return the model of one replication; `definition` has been `changed`.
 
-    `present` is the state to go on from, at `begin`: then no jobs come but those that the scenario describes.
+    `present` is the state to go on from, at `begin`: then no jobs come but those that the scenario tells of.
     """
     if present is not None and scenario.jobs is None:
         scenario = scenario.with_(jobs=0)
@@ -168,16 +168,16 @@ def _jobs(
 ) -> tuple[Names, Callable[[str], tuple[str, ...]] | None]:
     if isinstance(scenario.jobs, int):
         return Names(count=scenario.jobs), None
-    given = scenario.jobs
-    if given is None and recording is None:
+    told = scenario.jobs
+    if told is None and recording is None:
         raise InvalidValueError("the number of jobs is missing", remedy="give jobs, or a log that has some")
-    if given is None:
+    if told is None:
         assert recording is not None
-        given = [job for _, job, _ in recording.arrivals]
+        told = [job for _, job, _ in recording.arrivals]
     entered = {} if recording is None else {job: entries for _, job, entries in recording.arrivals}
-    if scenario.entries is not None or not all(job in entered for job in given):
-        return Names(given), None
-    return Names(given), entered.__getitem__
+    if scenario.entries is not None or not all(job in entered for job in told):
+        return Names(told), None
+    return Names(told), entered.__getitem__
 
 
 def _entries(
@@ -235,13 +235,13 @@ def _arrivals(
     begin: int,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (time, first job, number of jobs)."""
-    given = scenario.arrivals
-    how = "at_once" if given is None else given.how
+    told = scenario.arrivals
+    how = "at_once" if told is None else told.how
     if how == "recorded" and (recording is None or scenario.jobs is not None):
         raise InvalidValueError(
             "arrivals are recorded for the jobs of a log only", remedy="leave `jobs` out, or give a rate"
         )
-    return _times(how, given.per_second if given else 0.0, recording, jobs, streams, begin)
+    return _times(how, told.per_second if told else 0.0, recording, jobs, streams, begin)
 
 
 def _times(

@@ -78,15 +78,15 @@ class ProfileBuilder:
         return profile
 
     def _fates(self, profile: Profile) -> None:
-        given, seconds = self.told.weights(), self.record.seconds
+        told, seconds = self.told.weights(), self.record.seconds
         by_log = {outcome: float(len(those)) for outcome, those in seconds.items() if outcome != "cancelled"}
-        weights = given or by_log
-        if self.told.duration is not None and not given:
+        weights = told or by_log
+        if self.told.duration is not None and not told:
             weights = {}
         found = tuple(weights.get(outcome, 0.0) for outcome in OUTCOMES)
         if any(found[1:]):
             profile.fate = chooser(found, self.chance("outcome"))
-        if self.scenario.own and self.record.own and not given:
+        if self.scenario.own and self.record.own and not told:
             own, otherwise = self.record.own, profile.fate or (lambda: SUCCEEDED)
 
             def fate_of(job: str, attempt: int) -> int:
@@ -96,9 +96,9 @@ class ProfileBuilder:
             profile.fate_of = fate_of
 
     def _durations(self, profile: Profile) -> None:
-        given, record = self.told.duration, self.record
-        if isinstance(given, Distribution | int | float):
-            profile.duration = as_distribution(given).sampler(self.chance("duration"))
+        told, record = self.told.duration, self.record
+        if isinstance(told, Distribution | int | float):
+            profile.duration = as_distribution(told).sampler(self.chance("duration"))
             return
         usual = record.seconds.get("succeeded") or [
             each for those in record.seconds.values() for each in those
@@ -107,8 +107,8 @@ class ProfileBuilder:
             profile.duration = Empirical(tuple(usual)).sampler(self.chance("duration"))
             if len(record.seconds) > 1:
                 profile.durations = self._by_fate(profile.duration)
-        if isinstance(given, Mapping):
-            profile.duration_of = _by_job(self.task.name, given, bool(usual), profile)
+        if isinstance(told, Mapping):
+            profile.duration_of = _by_job(self.task.name, told, bool(usual), profile)
         elif not usual and not self.task.disabled:
             raise InvalidValueError(
                 f"there is no duration for {self.task.name}",
@@ -152,22 +152,22 @@ class ProfileBuilder:
             profile.latency = Empirical(tuple(self.record.latencies)).sampler(self.chance("latency"))
 
     def _fills(self, profile: Profile) -> None:
-        given = self.told.outputs
-        if isinstance(given, Mapping):
-            names = [self._repository(name) for name in given]
+        told = self.told.outputs
+        if isinstance(told, Mapping):
+            names = [self._repository(name) for name in told]
             if len(names) > FILLS_MAX:
                 raise InvalidValueError(
                     f"{self.task.name}: {len(names)} outputs with a likelihood each",
                     remedy=f"at most {FILLS_MAX}",
                 )
-            shares, chance = list(given.values()), self.chance("outputs")
+            shares, chance = list(told.values()), self.chance("outputs")
             profile.fills = tuple(
                 tuple(name for bit, name in enumerate(names) if index >> bit & 1)
                 for index in range(1 << len(names))
             )
             profile.fill = lambda: sum((chance() < share) << bit for bit, share in enumerate(shares))
-        elif given is not None:
-            profile.fills = (tuple(self._repository(name) for name in given),)
+        elif told is not None:
+            profile.fills = (tuple(self._repository(name) for name in told),)
         elif self.record.fills:
             possible = {
                 fill: count
@@ -222,9 +222,9 @@ def _counted(distribution: Distribution, chance: Chance) -> Sampler:
 
 
 def _by_job(
-    task: str, given: Mapping[str, float], usual: bool, profile: Profile
+    task: str, told: Mapping[str, float], usual: bool, profile: Profile
 ) -> Callable[[str, int, int], int]:
-    seconds = {job: int(float(each) * SECOND + 0.5) for job, each in given.items()}
+    seconds = {job: int(float(each) * SECOND + 0.5) for job, each in told.items()}
 
     def duration_of(job: str, attempt: int, fate: int) -> int:
         found = seconds.get(job)

@@ -74,9 +74,9 @@ class TaskScenario:
             raise InvalidValueError(f"{task}: {error.what}", where=error.where, remedy=error.remedy) from None
 
     def _check(self) -> None:
-        for given in (self.duration, self.latency):
-            if given is not None and not isinstance(given, Mapping):
-                as_distribution(given)
+        for told in (self.duration, self.latency):
+            if told is not None and not isinstance(told, Mapping):
+                as_distribution(told)
         if isinstance(self.duration, Mapping):
             for job, seconds in self.duration.items():
                 check_job(job)
@@ -144,8 +144,8 @@ class Machines:
     def check(self) -> None:
         """Refuse what cannot be, naming the pool."""
         try:
-            for given in (self.start, self.latency, self.repair):
-                as_distribution(given)
+            for told in (self.start, self.latency, self.repair):
+                as_distribution(told)
             if self.count < 1:
                 raise InvalidValueError(f"there are {self.count} of them", remedy="give a count of 1 or more")
             if not isinstance(self.amounts, Mapping) and len(self.amounts) != self.count:

@@ -15,13 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datatask.schema.errors import (
-    CallerError,
-    DatataskError,
-    InvalidValueError,
-    TemporaryError,
-    UnknownNameError,
-)
+from datatask.schema.errors import CallerError, DatataskError, TemporaryError, UnknownNameError
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
@@ -60,7 +54,7 @@ def _mapped(error: OSError, where: str) -> DatataskError:
     if error.errno in _FORBIDDEN:
         return NotPermittedError(what, where=where, remedy="make it readable and writable for this user")
     if error.errno in _WRONG:
-        return InvalidValueError(
+        return CallerError(
             what, where=where, remedy="look at what is there: a link in a circle, or the wrong kind of file"
         )
     if error.errno == errno.ENOENT:
@@ -91,7 +85,7 @@ def check_folder(path: Path, whose: str) -> None:
 
 
 def _wrong(path: Path, whose: str) -> DatataskError:
-    return InvalidValueError(
+    return CallerError(
         f"the input {whose} is not a folder but something else",
         where=str(path),
         remedy="name the folder that holds its files",

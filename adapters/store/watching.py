@@ -63,7 +63,7 @@ def watch_folder(store: Watchable, tell: Callable[[Change], None]) -> Callable[[
             watch.cancel()
         if not isinstance(error, FileNotFoundError):  # else its listing says so
             _warn_once(
-                f"Changes in {store.basedir} are found by listing it, without notices of the file system: {error}{_remedy(error)}"
+                f"Changes in {store.basedir} are found by listing it, not told: {error}{_remedy(error)}"
             )
         return None
     return watch

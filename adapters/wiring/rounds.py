@@ -186,8 +186,7 @@ class Rounds:
         if not draining and not (runtime.selection is not None and runtime.selection.left == 0):
             for task in tasks:
                 if waiting := _waiting(task, jobs):
-                    why = runtime.unusable.get(task.name) or task.constraint or "evaluation"
-                    stuck[f"{task.name}: {why}"] = waiting
+                    stuck[f"{task.name}: {task.constraint or 'evaluation'}"] = waiting
             for key, pending in state.pending.items():
                 if pending.error and key.what in ("filter", "translation"):
                     reason = f"{key.owner}: its {key.what} raises {pending.error:.200}"

@@ -36,7 +36,7 @@ def load_scenarios(path: Path) -> dict[str, Tree]:
     try:
         document = load_yaml(path.read_bytes(), str(path), typed=True)
     except OSError as error:
-        raise InvalidValueError(
+        raise CallerError(
             f"the scenarios cannot be read: {error.strerror}", where=str(path), remedy="check the path"
         ) from None
     base = dict(read({} if document is None else document, dict[str, Any], path.name))

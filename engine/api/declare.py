@@ -55,8 +55,8 @@ class Declared:
         """Take what each run takes from the tasks anew: some know it only once they have been validated."""
         amounts = {task.name: _resources(task) for task in tasks}
         if any(task.resources != amounts[task.name] for task in self.definition.tasks):
-            reported = (replace(task, resources=amounts[task.name]) for task in self.definition.tasks)
-            self.definition = replace(self.definition, tasks=tuple(reported))
+            told = (replace(task, resources=amounts[task.name]) for task in self.definition.tasks)
+            self.definition = replace(self.definition, tasks=tuple(told))
 
     def ephemeral_only(self) -> bool:
         """Whether nothing in the pipeline outlives the process: then neither need the log."""

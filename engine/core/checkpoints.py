@@ -184,7 +184,7 @@ def load(body: bytes) -> State:
 
 
 def fold_version_of(body: bytes) -> int | None:
-    """Return which version of the fold made these bytes, whatever that is; None where they do not say."""
+    """Return which version of the fold made these bytes, whatever that is; None where they do not tell."""
     start = {0xDC: 3, 0xDD: 5}.get(body[0], 1) if body else 0  # an array of many or of few
     length = {0xCC: 2, 0xCD: 3}.get(body[start], 1) if start < len(body) else 0
     try:

@@ -58,7 +58,7 @@ class WriteStore(NamedTuple):
 
 
 class LookAgain(NamedTuple):
-    """Ask a foreign store for its version of a value, and report it as `observed`: what was reported may be outdated."""
+    """Ask a foreign store for its version of a value, and report it as `observed`: what was told may be outdated."""
 
     repository: str
     job: str

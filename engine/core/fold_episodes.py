@@ -61,7 +61,7 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
 def _run_started(state: State, position: int, event: e.RunStarted) -> None:
     run = state.open_runs[event.run]
     run.handle, run.where = event.handle, event.where
-    run.started_at = event.at  # engine time: what other clocks say decides nothing
+    run.started_at = event.at  # engine time: what other clocks tell decides nothing
     run.unreachable = False
 
 

@@ -57,7 +57,7 @@ class LeafState:
     root: str = ""
     trouble: str = ""
     missed: int = 0
-    """Changes since the engine opened that the store had not reported and a comparison found."""
+    """Changes since the engine opened that the store had not told and a comparison found."""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
     feeds: list[DerivedState] = field(default_factory=list)

@@ -34,7 +34,7 @@ from datatask.schema.values import encode_value
 class Reactor:
     """One engine's mind: callers talk to its parts, and take the steps that these have led to.
 
-    A fact goes to `runs`, a request for a change to `tickets`, a report of a store to `stores`, an outcome of user
+    A fact goes to `runs`, a request for a change to `tickets`, what a store tells to `stores`, an outcome of user
     code to `evaluations`; each emits events and effects through the one `outbox`.
     """
 
@@ -89,7 +89,7 @@ class Reactor:
     def go_on(self, now: int, definition: PipelineDef) -> None:
         """Go on from a state in the middle of an engine's life, under a definition: what a simulation does.
 
-        Nothing is opened, so nothing ephemeral begins anew; stores that are not known are taken for as they are reported.
+        Nothing is opened, so nothing ephemeral begins anew; stores that are not known are taken for as they are told.
         """
         events: list[e.Event] = []
         digest = definition.digest()

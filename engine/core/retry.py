@@ -119,7 +119,7 @@ def by_machine(ending: Ending | RunEnded) -> bool:
 
 
 def made_progress(retry: RetryDef, run: OpenRun, engine: EngineOpened | None, now: int) -> bool:
-    """Whether a run had been up for long enough before it was lost, by the times in the log.
+    """Whether a run had been up for long enough before it was lost, by what the log tells of its time.
 
     What happened to it while no engine was there is not known: a run of an earlier engine that was not found alive
     again counts until that engine's last sign of life. So an engine leaves a sign when it comes to that (`runs`).

@@ -60,7 +60,7 @@ class RunBook:
         """The log's address, for runs that read it by themselves."""
 
     def fact(self, fact: Fact, now: int) -> None:
-        """Take a fact of a runner."""
+        """Take what a runner tells."""
         run = self._state.open_runs.get(fact.run)
         if run is None:
             if not isinstance(fact, Noticed | Resized):
@@ -90,7 +90,7 @@ class RunBook:
                 self._outbox.emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
 
     def ran(self, started: Started, ended: Ended, now: int) -> None:
-        """Take the start and the end of a run that was over before anything else: one batch has both."""
+        """Take the start and the end of a run that was over before anything else: one batch tells of both."""
         since = len(self._outbox.steps)
         self.fact(started, now)
         self.fact(ended, now)
@@ -164,7 +164,7 @@ class RunBook:
     # --- runs of an earlier engine -----------------------------------------------------------------
 
     def spec(self, run: OpenRun) -> RunSpec:
-        """Return what its runner is given about a run."""
+        """Return what its runner is told of a run."""
         identity = f"{self._state.log}.{run.epoch}.{run.run}"
         job = self._state.jobs[run.job]
         return RunSpec(

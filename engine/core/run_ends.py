@@ -68,7 +68,7 @@ class RunEnds:
         self.collecting: dict[int, Collecting] = {}
 
     def ended(self, run: OpenRun, fact: Ended, now: int) -> None:
-        """Record the end of a run with its outputs, and with what its stores have reported meanwhile."""
+        """Record the end of a run with its outputs, and with what its stores have told meanwhile."""
         writes = {(write.repository, write.job): write for write in fact.writes}
         stashed = self._stores.take_stash(run.run)
         for key, write in stashed.items():
@@ -338,7 +338,7 @@ def _repr(error: ErrorInfo) -> str:
 
 
 def _trouble(ending: Ending) -> dict[str, Any]:
-    """Return `timeout` for a timed-out run, and `error` where the exit code does not say everything."""
+    """Return `timeout` for a timed-out run, and `error` where the exit code does not tell everything."""
     trouble: dict[str, Any] = {"timeout": True} if ending.outcome == "timed_out" else {}
     if ending.error is not None and ending.outcome in (
         "lost",

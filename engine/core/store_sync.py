@@ -55,7 +55,7 @@ class StoreSync:
     # --- our own writes -----------------------------------------------------------------------------
 
     def sent(self, keys: Iterable[Key]) -> None:
-        """Writes of ours are on their way to these keys: the reports of their stores may be our echo."""
+        """Writes of ours are on their way to these keys: what their stores tell is our echo, perhaps."""
         self.under_way.update(keys)
 
     def arrived(self, key: Key, version: str | None) -> None:
@@ -69,11 +69,11 @@ class StoreSync:
                     self._outbox.attach([LookAgain(*key)])
 
     def take_stash(self, run: int) -> dict[Key, Write]:
-        """Return, and forget, what stores have reported of a run's outputs since it began, or since this was asked last."""
+        """Return, and forget, what stores have told of a run's outputs since it began, or since this was asked last."""
         return self._stash.pop(run, {})
 
     def dispute(self, run: int, key: Key) -> None:
-        """Let a key be looked at again when the run has ended: its store and the run say different things."""
+        """Let a key be looked at again when the run has ended: its store and the run tell different things."""
         self._disputed.setdefault(run, set()).add(key)
 
     def take_disputed(self, run: int) -> set[Key]:
@@ -163,7 +163,7 @@ class StoreSync:
             self._outbox.emit([e.RepositoryUnreachable(at=now, repository=leaf_id, why=why)])
 
     def observed(self, leaf_id: str, job: str, write: Write | None, now: int) -> None:
-        """A store reported that a job appeared or changed (`write`), or vanished (None)."""
+        """A store told that a job appeared or changed (`write`), or vanished (None)."""
         state = self._state
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
@@ -206,7 +206,7 @@ class StoreSync:
         return (leaf_id, job) in self.under_way or self._writing_run(leaf_id, job) != 0
 
     def missed(self, leaf_id: str, jobs: Sequence[str], now: int) -> None:
-        """Changes were found that the store had not reported; they have been `observed`."""
+        """Changes were found that the store had not told; they have been `observed`."""
         sample = tuple(jobs[:5])
         self._outbox.emit([e.ChangesMissed(at=now, repository=leaf_id, missed=len(jobs), sample=sample)])
 
@@ -261,7 +261,7 @@ class Conflicts:
     ) -> str:
         """Return the first conflict of a run that has ended, in words, or the empty string.
 
-        `observed` are keys that a store has reported while the run was open.
+        `observed` are keys that a store has told of while the run was open.
         """
         task = self._state.tasks[run.task].definition
         if task.conflicts == "allow":

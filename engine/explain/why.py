@@ -2,7 +2,7 @@
 
 In: the state, a task, a job, the time, and what only the caller knows (is an engine alive, which runners are
 unavailable). Out: `explain` returns an `Explanation` of one job; `explain_all` the waiting jobs of the task in `Group`s by
-what they wait for, the largest first, no job in two. Queued jobs are distinguished by one round of the decider, the others
+what they wait for, the largest first, no job in two. Queued jobs are told apart by one round of the decider, the others
 by set algebra: a group costs a round and O(jobs / 64). Nothing is stored, and the state is not touched.
 """
 

@@ -31,7 +31,7 @@ PUSH, DISCARD, COUNT, DROP = range(4)
 
 JOB = "j"
 STORED = "simulated"
-"""The version that a foreign store gives to what it is asked to keep."""
+"""The version that a foreign store gives to what it is told to keep."""
 
 READY, RUN, AFTER = 1, 10, 1 << 40
 

@@ -3,7 +3,7 @@
 In: pages of columns (columns.py), numbers for names, no events made. Out: the state, exact whenever `settle` was
 called. What an event does to a job in its job state is looked up (transitions.py); masks, queues, positions and counters are
 written as the fold would write them, and what is not needed yet is deferred (deferred.py). An event that has no transition is made
-and folded as ever: what is new to the fold is slow here and not wrong, and what cannot be folded is reported in the
+and folded as ever: what is new to the fold is slow here and not wrong, and what cannot be folded is told in the
 fold's own words.
 """
 
@@ -107,7 +107,7 @@ class Bulk:
         self._in[:] = [NOWHERE] * len(self._in)
 
     def fold(self, page: Page, source: Source) -> None:
-        """Fold a page that follows on the state; `LogDamagedError` as the fold reports it."""
+        """Fold a page that follows on the state; `LogDamagedError` as the fold tells it."""
         self._meet(page.jobs, source)
         self._mark(page)
         self._own = own_of = {kind: iter(page.own[kind]) for kind in COLUMNAR}

@@ -84,7 +84,7 @@ READY, RUN, AFTER = 1, 10, 1 << 40
 """Positions in the scratch state: became ready, was launched (plus the task's index), and the event tried."""
 
 JOB_STATES_MAX = 20_000
-"""More are not distinguished: what is in another one is odd."""
+"""More are not told apart: what is in another one is odd."""
 
 Op = tuple[int, Any]
 

@@ -136,7 +136,7 @@ class CallRunner:
             run.task.add_done_callback(self._gone)
 
     def _gone(self, task: asyncio.Task[None]) -> None:
-        """Report a lost run: its function is gone, and the code that reports its end failed."""
+        """Tell of a run that is lost: the function is no longer there, and what was to tell of its end failed itself."""
         error = None if task.cancelled() else task.exception()
         if error is None or self._closed:
             return
@@ -310,14 +310,14 @@ class _Watchdog:
         self._beat = time.monotonic()
 
     def _watch(self, end: threading.Event) -> None:
-        reported = 0.0
+        told = 0.0
         while not end.wait(min(1.0, BLOCKED_SECONDS / 4)):
             loop = self._loop()
             if loop is None or loop.is_closed():
                 return
             silent = time.monotonic() - self._beat
-            if silent > BLOCKED_SECONDS and self._beat != reported:
-                reported = self._beat
+            if silent > BLOCKED_SECONDS and self._beat != told:
+                told = self._beat
                 with contextlib.suppress(Exception):  # what it looks at may change meanwhile
                     self._name(loop, silent)
             try:

@@ -40,7 +40,7 @@ Tell = Callable[[str, Change], None]
 
 
 class Comparer:
-    """Compares the `watched` stores, one after another. `settled(leaf)`: all that the store has reported is in the state."""
+    """Compares the `watched` stores, one after another. `settled(leaf)`: all that the store has told is in the state."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Comparer:
             )
 
     def heard(self, leaf: str, job: str) -> None:
-        """A store has reported a job: what was seen of it before is out of date."""
+        """A store has told of a job: what was seen of it before is out of date."""
         if self._told is not None:
             self._told.add((leaf, job))
 
@@ -126,7 +126,7 @@ class Comparer:
         return suspects[:SUSPECTS_MAX]
 
     async def _look_closer(self, leaf: str, store: Comparable, suspects: Sequence[str]) -> None:
-        """Look at each again, and compare it when all that the store has reported until then is known."""
+        """Look at each again, and compare it when all that the store has told until then is known."""
         missed: list[str] = []
         for first in range(0, len(suspects), SLICE):
             some = suspects[first : first + SLICE]
@@ -137,8 +137,8 @@ class Comparer:
             )
             if not await self._is_settled(leaf):
                 break
-            reported, self._told = self._told, None  # which is newer than the look
-            fresh = [one for one in found if (leaf, one.job) not in reported]
+            told, self._told = self._told, None  # which is newer than the look
+            fresh = [one for one in found if (leaf, one.job) not in told]
             different = [one for one in fresh if self._differs(leaf, one, store.tells_versions)]
             missed += [one.job for one in different if self._should_be_known(leaf, one)]
             if sum(one.version is None for one in different) > LOSS_LEAST:
@@ -212,7 +212,7 @@ class Look:
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """A listing begins: it answers what was asked so far, and is older than what is reported from now on."""
+        """A listing begins: it answers what was asked so far, and is older than what is told from now on."""
         self.begun = self.asked
         self.told = set()
 

@@ -67,7 +67,6 @@ class Runtime:
         self.services = services.Services(self.fail)
         self.damage: LogDamagedError | None = None
         self.on_damage: Callable[[], None] = lambda: None
-        self.unusable: dict[str, str] = {}
         self.accepted: dict[str, Who] = {}
         self.who = Who()
         self.relist: Callable[[str], object] = lambda leaf: None
@@ -266,7 +265,6 @@ class Runtime:
     def _unusable(self, fact: Unusable, now: int) -> None:
         """Launch nothing more of a task, and open anew what its runner has not begun."""
         self.reactor.unavailable.add(fact.task)
-        self.unusable[fact.task] = fact.why
         for number in self._runners.hold_back(fact.task):
             run = self.state.open_runs.get(number)
             if run is not None and run.stopping is None:

@@ -1,10 +1,10 @@
 """What the engine finds in stores rather than causes: listings at opening, changes afterwards.
 
 In come the stores of mirrored and foreign leaves; out go `listed` and `observed` to the reactor, with as much of
-each new value as its repository records. A store that can be watched reports its changes, and is compared with the
+each new value as its repository records. A store that can be watched tells its changes, and is compared with the
 state now and then (`comparing`). One that cannot is listed again, at an interval that follows how long its listing
-takes. Who has a doubt is answered by a listing that began later. A listing that fails or is cut short changes nothing:
-what it would have deleted is not deleted. It is tried again, its reason is recorded (`RepositoryUnreachable`) and reported
+takes. Who has a doubt is answered by a listing that began later. A listing that fails or is cut short tells nothing:
+what it would have deleted is not deleted. It is tried again, its reason is recorded (`RepositoryUnreachable`) and told
 once. One that is slow or never ends holds up the tasks that read its store, and nothing else.
 """
 
@@ -44,7 +44,7 @@ MEMBERS_MAX = 10_000_000
 FAIR = 10_000
 """The number of members that are taken before others have a turn."""
 SAID_SECONDS = 60.0
-"""How long between two different reasons of one store's trouble that are reported."""
+"""How long between two different reasons of one store's trouble that are told."""
 WHY_MAX = 1024
 
 
@@ -73,7 +73,7 @@ class Observer:
 
     @property
     def busy(self) -> bool:
-        """Whether stores have reported what has not been heard, or are being listed; not one that keeps failing."""
+        """Whether stores have told what has not been heard, or are being listed; not one that keeps failing."""
         return any(leaf not in self._failing for leaf in self._relisting) or self._is_behind()
 
     def _is_behind(self) -> bool:
@@ -100,7 +100,7 @@ class Observer:
         return self._runtime.state.leaves[leaf].definition.medium == "mirror"
 
     def _is_settled(self, leaf: str) -> bool:
-        """Whether the state is what the store has reported: it has been listed, and no doubt or notice is left."""
+        """Whether the state is what the store has told: it has been listed, and no doubt or notice is left."""
         known = leaf in self._known and leaf not in self._relisting
         state = self._runtime.state.leaves[leaf]
         return known and not (state.held or state.trouble or getattr(self._stores[leaf], "behind", False))
@@ -229,7 +229,7 @@ class Observer:
         return None
 
     def _troubled(self, leaf: str, why: str) -> None:
-        """Record and report why a store's contents cannot be had; the same reason once, another after a while."""
+        """Record and tell why a store's contents cannot be had; the same reason once, another after a while."""
         runtime, clock = self._runtime, asyncio.get_running_loop().time
         why = why[:WHY_MAX]
         said, at = self._said.get(leaf, ("", 0.0))

@@ -47,7 +47,7 @@ logger = logging.getLogger("datatask.engine")
 
 
 class Engine(Protocol):
-    """What the performer reports to the engine."""
+    """What the performer tells the engine."""
 
     def sink(self, fact: Ended) -> None: ...
     def fail(self, error: BaseException) -> None: ...
@@ -172,7 +172,7 @@ class Performer:
             case Finished():
                 future = self._tickets.get(
                     effect.ticket
-                )  # it stays until it is reported: `drop` notifies those that stay
+                )  # it stays until it is told: `drop` tells those that stay
                 if future is None:
                     self._done[effect.ticket] = effect
                     return

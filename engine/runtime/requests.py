@@ -335,6 +335,6 @@ _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {
 
 
 def error_of(refusal: r.Refusal) -> Exception:
-    """Return the error that a refusal describes."""
+    """Return the error that a refusal tells of."""
     kind = errors.error_with(refusal.code)
     return kind(refusal.what, where=refusal.where, remedy=refusal.remedy)

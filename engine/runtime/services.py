@@ -48,7 +48,7 @@ class Service:
         self._since = time.monotonic()
 
     def failed(self, error: BaseException, *, again_seconds: float = 0.0) -> float | None:
-        """Count and report a failure; return after how many seconds to try again, None when the engine stops.
+        """Count and tell a failure; return after how many seconds to try again, None when the engine stops.
 
         One that is tried again after longer than `WELL_SECONDS`, by `again_seconds`, never stops the engine.
         """
@@ -190,7 +190,7 @@ def enter(services: Services) -> None:
 
 
 def current() -> Services:
-    """Return the services of the engine that is being opened; outside one, services that only report."""
+    """Return the services of the engine that is being opened; outside one, such as only tell."""
     found = _current.get(None)
     return Services(lambda error: None) if found is None else found
 
@@ -198,7 +198,7 @@ def current() -> Services:
 def hear(loop: asyncio.AbstractEventLoop, services: Services) -> Callable[[], None]:
     """Stop the engine when a callback or task of ours fails unheard on this loop; return the function that ends that.
 
-    What programs do on the same loop is reported as before.
+    What programs do on the same loop is told as before.
     """
     before = loop.get_exception_handler()
 
@@ -231,7 +231,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 STORES = "stores"
-"""What is done to stores; reported by store (`Followers.under_way`), not by task."""
+"""What is done to stores; told by store (`Followers.under_way`), not by task."""
 
 Evaluate = Callable[[Evaluation], Awaitable[object]]
 

@@ -208,7 +208,7 @@ class AtHand:
                 self._drop(put)
 
     def change(self, position: int) -> e.Event | None:
-        """Return one of the last changes; what is reported of a conflict is better with it."""
+        """Return one of the last changes; what is told of a conflict is better with it."""
         return self.values.get(position) or self._bare.get(position)
 
     def _drop(self, put: e.ValuePut) -> None:

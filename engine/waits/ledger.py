@@ -25,7 +25,7 @@ class Ledger:
     """Follows a log batch by batch from `base` on and hands each episode that ends to `sink`.
 
     `tasks` and `job` restrict what is looked at; for the one `job` episodes come with their intervals. `since`
-    (UTC nanoseconds) leaves out what was before; `by_day` and `by_host` separate sums.
+    (UTC nanoseconds) leaves out what was before; `by_day` and `by_host` tell sums apart.
     """
 
     def __init__(

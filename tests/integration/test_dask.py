@@ -232,23 +232,6 @@ async def test_dask_begins_nothing_again(cluster: Dask, tmp_path: Path) -> None:
     assert begun.read_text() == "x"
 
 
-async def test_the_only_worker_is_missed_when_it_dies(tmp_path: Path) -> None:
-    """Dask waits for another one, and says nothing."""
-    cluster = Dask(1)
-    try:
-        runner = runner_of(cluster, lambda job: time.sleep(60))
-        async with opened(runner) as facts:
-            runner.start(spec(1))
-            await facts.first(1, Started)
-            cluster.kill_worker("w0")
-            ending = (await facts.end_of(1)).ending
-    finally:
-        cluster.close()
-    assert ending.outcome == "lost"
-    assert ending.error is not None
-    assert "the worker w0 that had begun this is gone" in ending.error.message
-
-
 async def test_a_restarted_scheduler_has_forgotten_all(cluster: Dask, tmp_path: Path) -> None:
     """What was there is lost, with both schedulers' names as proof; what comes then runs on the new one."""
     runner = runner_of(cluster, lambda job: time.sleep(60 if job == "slow" else 0))

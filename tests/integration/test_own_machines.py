@@ -206,8 +206,8 @@ def written_anew(folder: Path) -> None:
     [
         (removed, "its stdout was removed, and nothing is left of it"),
         (cut, "its stdout had 4 bytes when it ended and now has 0"),
-        (exchanged, "its stdout was replaced or written by another process after it had ended"),
-        (written_anew, "its stdout was replaced or written by another process after it had ended"),
+        (exchanged, "its stdout was exchanged or written by somebody else after it had ended"),
+        (written_anew, "its stdout was exchanged or written by somebody else after it had ended"),
         (
             emptied,
             "how long its outputs were was not written down when it ended; its stdout was removed, and",

@@ -91,7 +91,7 @@ async def test_an_output_that_is_exchanged_after_its_end_is_no_success(
             await runner.recover(specs)
             end = await facts.end_of(1)
     assert (end.ending.outcome, end.writes) == ("lost", ())
-    assert message(end) == "its stdout was replaced or written by another process after it had ended"
+    assert message(end) == "its stdout was exchanged or written by somebody else after it had ended"
 
 
 async def test_what_a_process_appends_that_outlives_the_run_is_no_exchange(tmp_path: Path) -> None:

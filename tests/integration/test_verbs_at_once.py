@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from datatask.adapters.cli.asking import ANSWER_SECONDS, EnginePatience
+from datatask.adapters.cli.asking import ANSWER_SECONDS, _Patience
 from datatask.adapters.log import lease
 from datatask.adapters.log.inbox import FileInbox
 from datatask.adapters.log.inbox_client import leave
@@ -24,7 +23,6 @@ from datatask.adapters.log.lease import holder_of
 from datatask.adapters.log.locate import inbox_path
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.messages import AnyRequest, Item, LaunchJob, PutValues
-from tests.effort import by_effort
 from tests.integration.cli_kit import Project
 from tests.unmeasured import plain_environment
 
@@ -127,7 +125,7 @@ def test_all_verbs_at_once_while_runs_come_and_go(tmp_path: Path) -> None:
 
 def test_a_first_try_that_takes_long_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine two minutes pass before a command has looked at the log for the first time."""
-    patience = EnginePatience()
+    patience = _Patience()
     now = time.monotonic() + 10 * ANSWER_SECONDS
     monkeypatch.setattr("time.monotonic", lambda: now)
     assert not patience.is_over(None)
@@ -194,55 +192,6 @@ def held(log: Path, how: str) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.stdin.close()
-
-
-def test_an_engine_that_ends_before_it_accepts_a_loss_is_followed_by_the_run_itself(tmp_path: Path) -> None:
-    """`run --accept-loss` asks the engine that has the log; where that ends unasked, it opens the log and works."""
-    project = Project(tmp_path)
-    project.put(a=1)
-    with held(project.log, "engine") as process:
-
-        def end_once_asked() -> None:
-            while not list(inbox_path(project.log).glob("*.json")):
-                time.sleep(0.01)
-            assert process.stdin is not None
-            process.stdin.close()
-
-        watching = threading.Thread(target=end_once_asked)
-        watching.start()
-        result = project.call("run", "--accept-loss", "double.done")
-        watching.join()
-    assert result.code == 0, result
-    assert project.ok("ls", "double.succeeded").lines == ["a"]
-    assert list(inbox_path(project.log).glob("*.json")) == []
-
-
-@pytest.mark.scaled
-def test_accepted_losses_among_all_verbs_at_once_while_runs_come_and_go(tmp_path: Path) -> None:
-    """Each `run --accept-loss` works itself, or has told the engine that does; none is told that the engine went away."""
-    project = Project(tmp_path)
-    count = by_effort(quick=2, thorough=10, soak=10)
-    project.put(**{f"p{number}": number for number in range(count)})
-    project.ok("run")
-    verbs = [
-        *([["inject", "double.numbers", f"j{number}"]] for number in range(count)),
-        *([["retry", "double", f"p{number}"]] for number in range(count)),
-        *([["pause" if number % 2 else "resume", "double"]] for number in range(count)),
-    ]
-    losses = [[["run", "--failures-ok", "--accept-loss", "doubled"]] for _ in range(count)]
-    runs = [[["run", "--failures-ok"]] * 3 for _ in range(count)]
-    done = at_once(tmp_path, *verbs, *losses, *runs)
-    assert [code for code, _ in done[: len(verbs)]] == [0] * len(verbs), done
-    for code, text in done[len(verbs) : len(verbs) + count]:
-        assert code in (0, 2, 4, 6), (
-            text
-        )  # 2: an engine without such a loss; 4: it was told; 6: double is paused
-        assert code != 2 or "doubled is not held" in text
-        assert code != 4 or "holds the log" in text
-    assert not [text for _, text in done if "internal" in text or "Traceback" in text]
-    jobs = [f"j{number}" for number in range(count)]
-    assert {job: put(project.log)[job] for job in jobs} == dict.fromkeys(jobs, 1)
-    project.ok("verify")
 
 
 @pytest.mark.parametrize("command", ["run", "update", "log-compact"])

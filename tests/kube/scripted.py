@@ -123,7 +123,7 @@ class Scripted(Hand):
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self._logs: dict[tuple[str, str], Log] = {}
+        self._logs: dict[tuple[str, str], list[Log]] = {}
         server.node = self
         self.storage.table(PODS).listeners.append(self._see)
 
@@ -135,7 +135,16 @@ class Scripted(Hand):
             status["phase"] = phase
         if states:
             pairs = list(zip(spec["containers"], states, strict=True))
-            status["containerStatuses"] = [telling.container(one, state) for one, state in pairs]
+            before = {one["name"]: one for one in status.get("containerStatuses") or ()}
+            status["containerStatuses"] = [
+                telling.container(
+                    one,
+                    state,
+                    before.get(one["name"], {}).get("restartCount", 0),
+                    before.get(one["name"], {}).get("lastState"),
+                )
+                for one, state in pairs
+            ]
             for one, state in pairs:
                 if "terminated" in state:
                     self.kept(pod, one["name"]).end()
@@ -161,10 +170,35 @@ class Scripted(Hand):
 
     def kept(self, pod: Object, container: str) -> Log:
         """Return a container's log, whether or not it may be read yet."""
+        return self._attempts(pod, container)[-1]
+
+    def _attempts(self, pod: Object, container: str) -> list[Log]:
         where = pod["metadata"]["uid"], container
         if where not in self._logs:
-            self._logs[where] = Log()
+            self._logs[where] = [Log()]
         return self._logs[where]
+
+    def restart(self, name: str, code: int, *, seen: bool = True) -> None:
+        """Let the first container end with this code and run again: its end is told before (`seen`), or only with the new start."""
+        pod = self.pods[name]
+        container = pod["spec"]["containers"][0]
+        before = (pod["status"].get("containerStatuses") or [{"restartCount": 0}])[0]
+        ended = terminated(code)
+        self.kept(pod, container["name"]).end()
+        if seen:
+            told = telling.container(container, ended, before["restartCount"])
+            self.change(name, "Running", containerStatuses=[told])
+        self._attempts(pod, container["name"]).append(Log())
+        running = {"running": {"startedAt": now()}}
+        told = telling.container(container, running, before["restartCount"] + 1, ended)
+        self.change(name, "Running", containerStatuses=[told])
+
+    def lose_log(self, name: str, words: str = "", container: str = "main") -> None:
+        """Let a container's log be gone, as after the deletion of a running pod: the kubelet has words in its place."""
+        which = telling.container_id()
+        log = self.kept(self.pods[name], container)
+        log.end()
+        log.gone = words or f"unable to retrieve container logs for {which}"
 
     # --- what the server asks of a node -----------------------------------------------------------
 
@@ -172,7 +206,15 @@ class Scripted(Hand):
         """Return the log of a container that runs or ran."""
         told = pod["status"].get("containerStatuses") or ()
         begun = any(one["name"] == container and "waiting" not in one["state"] for one in told)
-        return self.kept(pod, container) if begun and not previous else None
+        if not begun and not any(one["name"] == container and one["restartCount"] for one in told):
+            return None
+        attempts = self._attempts(pod, container)
+        if previous and len(attempts) > 1 and attempts[-1].is_over:  # only while the last attempt runs
+            gone = Log()
+            gone.gone = f"unable to retrieve container logs for {telling.container_id()}"
+            self._logs.setdefault((pod["metadata"]["uid"], ""), []).append(gone)
+            return gone
+        return attempts[-2 if previous else -1] if len(attempts) > previous else None
 
     async def execute(self, pod: Object, container: str, command: list[str]) -> asyncio.subprocess.Process:
         """There is nothing to run commands in."""
@@ -180,14 +222,16 @@ class Scripted(Hand):
 
     def _see(self, change: Change) -> None:
         if change.type == "DELETED":  # who follows its log has seen all
-            for (uid, _), log in self._logs.items():
+            for (uid, _), logs in self._logs.items():
                 if uid == change.found["metadata"]["uid"]:
-                    log.end()
+                    for log in logs:
+                        log.end()
 
     def close(self) -> None:
         """Remove the logs' files."""
-        for log in self._logs.values():
-            log.remove()
+        for logs in self._logs.values():
+            for log in logs:
+                log.remove()
 
 
 def terminated(code: int = 0, reason: str = "", at: str = "", **more: Any) -> Object:

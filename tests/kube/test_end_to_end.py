@@ -26,7 +26,7 @@ from datatask import (
     Resources,
     Session,
 )
-from datatask.adapters.execute.kube import runner, starts
+from datatask.adapters.execute.kube import runs, starts
 from tests.kube.api.deleting import PODS
 from tests.kube.api.faults import Fault, broken, too_many
 from tests.kube.api.storage import Change
@@ -111,7 +111,7 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
 ) -> None:
     """It runs, ends and is removed while its start still waits to ask anew: the job is done, once."""
     monkeypatch.setattr(starts, "PAUSE_SECONDS", (0.6, 0.6))
-    monkeypatch.setattr(runner, "DELAYED_SECONDS", 4.0)
+    monkeypatch.setattr(runs, "DELAYED_SECONDS", 4.0)
     async with cluster() as (there, api):
         assert api is not None
         api.faults.append(Fault("create", cut="after"))
@@ -135,7 +135,7 @@ async def test_a_server_that_is_ill_costs_time_and_no_job(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refusals, lost answers, cut and torn watches, forgotten history: each job is run to its end by one pod."""
-    monkeypatch.setattr(runner, "DELAYED_SECONDS", 0.0)  # this server delays nothing
+    monkeypatch.setattr(runs, "DELAYED_SECONDS", 0.0)  # this server delays nothing
     chance = random.Random(seed)
     async with cluster() as (there, api):
         assert api is not None

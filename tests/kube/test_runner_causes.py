@@ -12,10 +12,9 @@ from datatask import KubeTask, LogMetadataRepository, Pipeline, PodManager, Sess
 from datatask.adapters.execute.kube import causes
 from datatask.schema.messages import Noticed, Started
 from tests.effort import by_effort
-from tests.kube.api import telling
 from tests.kube.api.faults import Fault
 from tests.kube.runner_kit import ready, running, spec
-from tests.kube.scripted import EVENTS, SPACE
+from tests.kube.scripted import SPACE
 from tests.kube.toy import toy_cluster
 from tests.run_kit import until
 
@@ -47,9 +46,6 @@ async def test_a_missing_volume_is_told_at_once_and_then_nothing_is_asked() -> N
         (name,) = await made(api, runner, 1)
         api.tell(name, "FailedScheduling", "0/1 nodes are available", kind="Warning")  # it has a node by now
         api.tell(name, "Pulled", "Container image is present")
-        other = telling.event(api.pods[name], "node1", "FailedMount", "of a pod before", "Warning")
-        other["involvedObject"]["uid"] = "another"
-        api.storage.create(EVENTS, other)
         await until(lambda: api.counts["list events"] >= 2)
         assert not facts.of(1, Noticed)
         api.tell(name, "FailedMount", MOUNT, kind="Warning")

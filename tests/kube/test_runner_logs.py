@@ -8,9 +8,10 @@ import pytest
 from aiohttp import web
 
 from datatask.adapters.execute.kube import logs
-from datatask.schema.messages import Noticed, Write
+from datatask.schema.messages import Ended, Noticed, Started, Write
 from tests.kube.api.faults import Fault
 from tests.kube.runner_kit import TEMPLATE, ready, running, text
+from tests.kube.scripted import terminated
 from tests.run_kit import until
 
 
@@ -96,3 +97,73 @@ async def test_more_pods_than_streams_take_turns(monkeypatch: pytest.MonkeyPatch
         for run in names:
             whole = b"".join(b"%d of %d\n" % (index, run) for index in range(5))
             assert text(await facts.end_of(run)) == whole
+
+
+SYMLINKS = 'failed to try resolving symlinks in path "/var/log/pods/rec_x07/main/0.log": lstat: no such file or directory'
+
+
+@pytest.mark.parametrize("words", ["", SYMLINKS])
+async def test_the_kubelets_own_words_are_no_output(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come with status 200 in place of a log that is gone: a success without its log is none, and says why."""
+    monkeypatch.setattr(logs, "GONE_SECONDS", 0.3)
+    async with ready() as (api, runner, facts):
+        refused = Fault("get", "pods/log", times=None, code=500, message="dial tcp: connection refused")
+        api.faults.append(refused)  # nothing is read before it is gone
+        name = await running(api, runner, facts, 1)
+        api.say(name, b"said and lost")
+        api.end(name)
+        api.lose_log(name, words)
+        api.faults.clear()
+        ended = await facts.end_of(1)
+    assert (ended.ending.outcome, text(ended)) == ("lost", b"")
+    assert "the log of main is not complete: " + (words or "unable to retrieve") in str(ended.ending.error)
+
+
+async def test_a_log_that_was_followed_to_its_end_is_whole_although_it_is_gone_then() -> None:
+    """So is it with most pods that are deleted while they run; the last line may lack its newline."""
+    async with ready(stopped_pods="accept") as (api, runner, facts):
+        name = await running(api, runner, facts, 1)
+        api.say(name, b"hello")
+        await until(lambda: api.counts["get pods/log"])
+        api.kept(api.pods[name], "main").write(b"bye")
+        api.delete(name, 5)
+        followed = api.counts["get pods/log"]
+        api.kept(api.pods[name], "main").end()
+        await until(lambda: api.counts["get pods/log"] > followed)
+        api.lose_log(name)
+        await asyncio.sleep(0.7)
+        api.end(name)
+        ended = await facts.end_of(1)
+    assert (ended.ending.outcome, text(ended)) == ("succeeded", b"hello\nbye")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_the_logs_of_all_attempts_are_kept(seen: bool) -> None:
+    """In their order; what was said last before a restart is read as the previous attempt's."""
+    async with ready() as (api, runner, facts):
+        name = await running(api, runner, facts, 1)
+        for attempt in (1, 2):
+            api.say(name, b"attempt %d" % attempt)
+            api.restart(name, 42, seen=seen)
+            reads = api.counts["get pods/log"]
+            await until(lambda reads=reads: api.counts["get pods/log"] > reads + 1)
+            await asyncio.sleep(0.2)
+        api.say(name, b"attempt 3")
+        api.end(name)
+        ended = await facts.end_of(1)
+        assert len(facts.of(1, Started)) == 1
+    heads = [b"==> main, attempt %d <==\nattempt %d\n" % (number, number) for number in (1, 2, 3)]
+    assert (ended.ending.outcome, text(ended)) == ("succeeded", b"".join(heads))
+
+
+async def test_a_container_that_ended_and_starts_again_is_not_the_end() -> None:
+    """Not with code 0 either; nor does a pod that is deleted then count as one that had ended by itself."""
+    template = TEMPLATE.replace("name: main", "name: main\n      restartPolicy: Always")
+    async with ready(template) as (api, runner, facts):
+        name = await running(api, runner, facts, 1)
+        api.change(name, "Running", terminated(0))
+        await asyncio.sleep(0.2)
+        assert facts.of(1, Ended) == []
+        api.delete(name, 5)
+        api.end(name)
+        assert (await facts.end_of(1)).ending.outcome == "lost"

@@ -62,13 +62,13 @@ def cut(name: str, written: int, there: int) -> str:
         what = f", when {written} bytes had been written"
     return (
         f"its {name} was cut while it ran{what}"
-        " (another process did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
+        " (somebody else did it, or the script by opening /dev/stdout or /dev/stderr; see >&1 and >&2)"
     )
 
 
 def exchanged(name: str) -> str:
     """Say what is wrong with an output that is not the one that was there when its process ended."""
-    return f"its {name} was replaced or written by another process after it had ended"
+    return f"its {name} was exchanged or written by somebody else after it had ended"
 
 
 def on_full_disk(ending: Ending) -> Ending:

@@ -21,6 +21,7 @@ from datatask.adapters.execute.base.pressure import Pressure
 from datatask.adapters.execute.kube import pods
 from datatask.adapters.execute.kube.causes import Causes
 from datatask.adapters.execute.kube.connection import MERGE_PATCH, Cluster, Refusal, RefusedError, path_of
+from datatask.adapters.execute.kube.evictions import Evictions
 from datatask.adapters.execute.kube.logs import Logs
 from datatask.adapters.execute.kube.manifests import Manifest
 from datatask.adapters.execute.kube.pods import Metadata, Pod, decode_pod
@@ -72,6 +73,7 @@ class Shared:
                 self.watch.stray = self._strays
                 self.logs = Logs(self.cluster, self.namespace)
                 self.causes = Causes(self.cluster, self.namespace)
+                self.evictions = Evictions(self.cluster, self.namespace)
                 self.prepare()
                 try:
                     await self.watch.open()
@@ -106,6 +108,7 @@ class Shared:
         self.runs.clear()
         await self.watch.close()
         await self.causes.close()
+        await self.evictions.close()
         await self.logs.close()
         await self.cluster.detach()
         self._attaching = None

@@ -16,11 +16,12 @@ import msgspec
 
 from datatask.adapters.execute.base.endings import judged, stopped_ending
 from datatask.adapters.execute.kube.cluster import Shared
+from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.logs import PodLogs
 from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.runs import PodRun, PodRuns
-from datatask.adapters.execute.kube.verdicts import Verdict, times
+from datatask.adapters.execute.kube.verdicts import SUCCEEDED, Verdict, evicted, times
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.events import MACHINE, Ending, ErrorInfo
@@ -55,11 +56,16 @@ class Collector:
 
     async def _collect(self, run: PodRun, pod: Pod, found: Verdict, gone: bool) -> None:
         if found.reason == "Deleted" and run.settled:
-            found = Verdict("succeeded", 0, "Completed", "")
-        ending = self._judged(run, pod, found)
-        run.noticed = ""
+            found = SUCCEEDED
         if run.logs is not None and not gone:
             await run.logs.read_to_end(pod)
+        if found.outcome == "succeeded" and (why := await self._shared.evictions.of(pod.uid)) is not None:
+            found = evicted(why, 0)
+        ended_well = found.exit_code == 0 and found.outcome in ("lost", "failed")
+        if ended_well and self._recipe.stopped_pods == "accept" and run.reason is None:
+            found = SUCCEEDED
+        ending = self._judged(run, pod, found)
+        run.noticed = ""
         self._finish(run, ending)
 
     def _judged(self, run: PodRun, pod: Pod, found: Verdict) -> Ending:
@@ -121,19 +127,26 @@ class Collector:
         self._runs.end(run, ending, tuple(writes))
 
     def _result(self, run: PodRun, ending: Ending, logs: PodLogs) -> tuple[Ending, tuple[Write, ...]]:
-        """Take what a function wrote at the end of its container's log, and its own word on how it ended."""
-        assert self._recipe.result is not None
-        for container in logs.containers.values():
-            found = self._recipe.result(run.spec, container.lines.tail(RESULT_BYTES_MAX))
-            if found is not None:
-                result, length = found
-                container.lines.take_back(container.lines.size - length)
+        """Take what a function wrote at the end of its container's log, in the last attempt, and its own word on how it ended."""
+        for lines in logs.earlier():
+            self._taken(run, lines)
+        for lines in logs.last():
+            if (result := self._taken(run, lines)) is not None:
                 return self._merged(ending, result)
         if ending.outcome == "succeeded":
             text = "its pod succeeded without a result: the function did not run, or its log was lost"
             error = ErrorInfo(type="NoResult", message=text)
             return _replaced(ending, outcome="failed", error=error), ()
         return ending, ()
+
+    def _taken(self, run: PodRun, lines: Lines) -> Result | None:
+        """Take what a function wrote off the end of a log."""
+        assert self._recipe.result is not None
+        found = self._recipe.result(run.spec, lines.tail(RESULT_BYTES_MAX))
+        if found is None:
+            return None
+        lines.take_back(lines.size - found[1])
+        return found[0]
 
     def _merged(self, ending: Ending, result: Result) -> tuple[Ending, tuple[Write, ...]]:
         own = result.ending

@@ -288,7 +288,7 @@ Again = Literal["exists", "full", "busy", "limited", "never"]
 WORDS_MAX = 1000
 RETRY_AFTER_MAX = 300.0
 _OF_A_QUOTA = re.compile(r"exceeded quota|quota .*(exceeded|insufficient)", re.IGNORECASE)
-_MANIFEST = re.compile(r"failed quota: .*must specify|pod rejected: Pod('s)? Overhead")
+_MANIFEST = re.compile(r"failed quota: .*must specify")
 
 
 class Refusal(NamedTuple):
@@ -350,8 +350,6 @@ _PRECISE = {
     "violates PodSecurity": "PodSecurity",
     "is being terminated": "NamespaceTerminating",
     "no PriorityClass": "PriorityClassMissing",
-    "pod rejected: RuntimeClass": "RuntimeClassMissing",
-    "pod rejected: Pod": "OverheadNotOfItsClass",
     "service account": "ServiceAccountMissing",
     " per Container is": "LimitRange",
     " per Pod is": "LimitRange",

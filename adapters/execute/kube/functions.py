@@ -7,6 +7,7 @@ the function's own end and what it wrote, which the pod says at the end of its l
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -85,18 +86,7 @@ class KubeFunctionTask(KubeTask):
                 **{one.variable: one.text for one in self.given.values() if one.value is not None},
             }
 
-        return Recipe(
-            plain.task,
-            plain.manifest,
-            plain.logs,
-            start_within=plain.start_within,
-            schedule_within=plain.schedule_within,
-            env=env,
-            result=self._result,
-            finished=self._finished,
-            handle_timeout=plain.handle_timeout,
-            takes=plain.takes,
-        )
+        return dataclasses.replace(plain, env=env, result=self._result, finished=self._finished)
 
     def _result(self, spec: RunSpec, log_end: bytes) -> tuple[Result, int] | None:
         found = worker.find_result(log_end, spec.identity)

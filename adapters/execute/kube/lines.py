@@ -1,7 +1,7 @@
 """One container's log as it arrives: stripped of timestamps, without gaps or repeats however often the stream breaks.
 
 In: parts of a log stream that was asked for with timestamps. Out: the container's own bytes, in memory while they are few,
-then in a file. The server is asked by whole seconds, and writers of one container may stamp a line a little earlier than the
+then in a file. Lines without a time are the kubelet's own words, with which it answers for a log that is gone: no output. The server is asked by whole seconds, and writers of one container may stamp a line a little earlier than the
 one above it; so a broken stream is asked for anew `since` the second before that of the latest time, and of what the
 server then repeats as many lines are skipped as were taken of these two seconds. A line that was cut is taken back and
 comes again whole. Memory is bounded whatever the length of lines and logs.
@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 IN_MEMORY_BYTES = 32 * 1024
 HEAD_BYTES_MAX = 64
+LINE_BYTES_MAX = 1 << 20
+WORDS_BYTES_MAX = 300
 SECOND_CHARACTERS = 19
 """Of `2026-11-23T01:51:14.085767642Z`."""
 _TIME = re.compile(rb"[0-9]{4}-(0[1-9]|1[0-2])-([0-2][0-9]|3[01])T[0-2][0-9]:[0-5][0-9]:[0-5][0-9][.Z+-]")
@@ -41,11 +43,13 @@ class Lines:
         "_zone",
         "path",
         "size",
+        "words",
     )
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self.words = b""
         self._memory: bytearray | None = bytearray()
         self._file: BinaryIO | None = None
         self._head = b""
@@ -69,7 +73,7 @@ class Lines:
 
     def begin(self) -> None:
         """A stream from `since` on is about to come."""
-        self._head, self._inside, self._skipping = b"", False, False
+        self._head, self._inside, self._skipping, self.words = b"", False, False, b""
         self._skip = self._before + self._counted
         if self._memory is None and self._file is None:
             self._file = self.path.open("r+b")
@@ -94,6 +98,8 @@ class Lines:
             kept = data if end < 0 else data[: end + 1]
             if not self._skipping:
                 out.append(kept)
+            elif self.words:
+                self._hear(kept)
             if end < 0:
                 self._write(out)
                 return
@@ -103,8 +109,10 @@ class Lines:
         self._head = b""
         for line in whole:
             stamp, space, text = line.partition(b" ")
-            if self._is_new(stamp if space else b""):
-                out += (text if space and _is_time(stamp) else line, b"\n")
+            if not (space and _is_time(stamp)):
+                self._hear(line)
+            elif self._is_new(stamp):
+                out += (text, b"\n")
         self._write(out)
         if rest:
             self._begin_line(rest)
@@ -116,27 +124,42 @@ class Lines:
             return
         self._line_began = self.size
         self._undo = self._mark()
-        self._skipping = not self._is_new(stamp if space else b"")
         self._inside = True
+        if not (space and _is_time(stamp)):
+            self._skipping = True
+            self._hear(rest)
+            return
+        self._skipping = not self._is_new(stamp)
         if not self._skipping:
-            self._write([text if space and _is_time(stamp) else rest])
+            self._write([text])
 
-    def cut(self) -> None:
-        """The stream is over: what has no end yet is taken back, for it will come again."""
+    def _hear(self, words: bytes) -> None:
+        """Remember what the kubelet says in place of the log."""
+        self.words = (self.words + words)[:WORDS_BYTES_MAX]
+
+    def cut(self) -> bytes:
+        """The stream is over: what has no end yet is taken back, for it will come again; return it, or its beginning."""
+        rest = b""
         if self._inside:
             if not self._skipping:
+                rest = self.read(self._line_began, LINE_BYTES_MAX)
                 self._shorten(self._line_began)
             self._back_to(self._undo)
         self._inside, self._head = False, b""
         self._close()
+        return rest
 
-    def finish(self) -> None:
-        """The last stream came to its end: what has no newline is the end of the log."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._write([head])
+    def finish(self, rest: bytes = b"") -> None:
+        """The last stream came to its end: what has no newline is the end of the log, `rest` where it does not come again."""
+        self._hear(self._head)
+        self._head = b""
+        self._write([rest])
         self._inside = False
         self._close()
+
+    def add(self, data: bytes) -> None:
+        """Add bytes as they are."""
+        self._write([data])
 
     def take_back(self, size: int) -> None:
         """Shorten the log to so many bytes; what was found in its end is no part of it."""
@@ -147,8 +170,6 @@ class Lines:
 
     def _is_new(self, stamp: bytes) -> bool:
         """Count a line; return whether it was not here before."""
-        if not _is_time(stamp):
-            return True
         time = stamp.decode("ascii", "replace")
         if self._skip and time <= self._last:
             self._skip -= 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -21,6 +21,9 @@ from datatask.schema.events import Ending
 from datatask.schema.messages import RunSpec, Write
 from datatask.schema.resources import Resources
 from datatask.schema.units import SECOND
+
+StoppedPods = Literal["retry", "accept"]
+"""What becomes of a run whose pod was told to stop, by others than us, and ended well within its grace."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Recipe:
     """Takes the end of a container's log; returns what the function brought back, and how many bytes of it said so."""
     finished: Callable[[RunSpec, Ending], tuple[Write, ...]] | None = None
     handle_timeout: Callable[[Any], Awaitable[None]] | None = None
+    stopped_pods: StoppedPods = "retry"
     takes: Callable[[Pod], Resources] | None = None
     """Returns what a pod takes of the task's quota; None without a quota."""
     options: Mapping[str, Any] = field(default_factory=dict)

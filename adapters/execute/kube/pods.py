@@ -35,10 +35,10 @@ class Metadata(Value, frozen=True, rename="camel"):
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     deletion_grace_period_seconds: int | None = None
+    generation: int = 0
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     finalizers: list[str] | None = None
-    generation: int = 0
 
 
 class Waiting(Value, frozen=True):
@@ -86,6 +86,7 @@ class ContainerStatus(Value, frozen=True):
     name: str = ""
     image: str = ""
     state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
     restart_count: int = 0
     allocated_resources: Quantities | None = None
     resources: Amounts | None = None
@@ -116,12 +117,27 @@ class Status(Value, frozen=True):
     resources: Amounts | None = None
 
 
+class ExitCodes(Value, frozen=True):
+    """Which exit codes are meant; `operator` is In or NotIn."""
+
+    operator: str = ""
+    values: list[int] = []
+
+
+class RestartRule(Value, frozen=True):
+    """That a container is started again (Restart), or all of them are (RestartAllContainers), after some exit codes."""
+
+    action: str = ""
+    exit_codes: ExitCodes = ExitCodes()
+
+
 class Container(Value, frozen=True):
     """What a container is asked to be; sidecars are init containers with `restart_policy` Always."""
 
     name: str = ""
     image: str = ""
     restart_policy: str = ""
+    restart_policy_rules: list[RestartRule] | None = None
     resources: Amounts | None = None
 
 
@@ -130,6 +146,7 @@ class Spec(Value, frozen=True):
 
     containers: list[Container] | None = None
     init_containers: list[Container] | None = None
+    restart_policy: str = ""
     node_name: str = ""
     resources: Amounts | None = None
     overhead: Quantities | None = None

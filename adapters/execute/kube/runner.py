@@ -9,6 +9,7 @@ only when that end is in the log, is the pod deleted. How a pod is created is in
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from datatask.adapters.execute.base.endings import stopped_ending
@@ -18,7 +19,7 @@ from datatask.adapters.execute.kube.collect import Collector
 from datatask.adapters.execute.kube.manifests import Recipe
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.recovery import Recovery
-from datatask.adapters.execute.kube.runs import DELAYED_SECONDS, PodRun, PodRuns
+from datatask.adapters.execute.kube.runs import PodRun, PodRuns
 from datatask.adapters.execute.kube.slow_starts import SlowStarts
 from datatask.adapters.execute.kube.starts import Starter
 from datatask.adapters.execute.kube.stops import Stopper
@@ -166,12 +167,13 @@ class KubeRunner:
             self._runs.started(run, self._handle(pod), times(pod)[0])
         self._count(run, pod)
         deleted = pod.metadata.deletion_timestamp is not None
+        run.settled = run.settled or containers_over(pod)
+        run.stopped = run.stopped or (deleted and not pod.is_over and not run.settled)
         orphan = deleted and not pod.spec.node_name  # no kubelet will ever say that it is over
-        found = verdict(pod, gone=orphan)
+        found = verdict(pod, gone=orphan, stopped=run.stopped or None)
         if found is not None:
             self._over(run, pod, found, orphan)
             return
-        run.settled = run.settled or containers_over(pod)
         self._hear(run, pod)
         self._slow.see(run, pod)
 
@@ -186,7 +188,7 @@ class KubeRunner:
         if run.logs is not None:
             run.logs.give_up()
         pod = last or Pod()
-        found = verdict(pod, gone=True)
+        found = verdict(pod, gone=True, stopped=run.stopped or None)
         assert found is not None
         self._over(run, pod, found, True)
 
@@ -237,10 +239,10 @@ class KubeRunner:
         if found is None:
             return
         self._let_go_of(found)
-        pod, late = self.shared.watch.known.get(found.name), found.doubt_seconds()
         if found.work is not None:
             found.work.cancel()
-            late = DELAYED_SECONDS
+            found.unanswered = time.monotonic()
+        pod, late = self.shared.watch.known.get(found.name), found.doubt_seconds()
         if pod is not None and pods.identity_of(pod) == found.spec.identity:
             if (
                 late > 0

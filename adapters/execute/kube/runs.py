@@ -24,7 +24,7 @@ DELAYED_SECONDS = 65.0
 class PodRun(TrackedRun):
     """One run. `asked`: a create is under way, or its answer is not known; `unanswered`: since when there may be one.
 
-    `settled`: its containers had succeeded before its deletion was asked for. `grace` is that of its stop, in nanoseconds.
+    `settled`: its containers had succeeded before its deletion was asked for; `stopped`: they had not. `grace` is that of its stop, in nanoseconds.
     """
 
     def __init__(self, spec: RunSpec, name: str) -> None:
@@ -32,7 +32,7 @@ class PodRun(TrackedRun):
         self.name = name
         self.uid = ""
         self.grace = 0
-        self.asked = self.settled = False
+        self.asked = self.settled = self.stopped = False
         self.unanswered: float | None = None
         self.waiter: asyncio.Event | None = None
         self.stopping: asyncio.Task[None] | None = None

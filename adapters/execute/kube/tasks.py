@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from datatask.adapters.execute.base.process_task import LateRunner
 from datatask.adapters.execute.base.templates import Lazy, Template
@@ -23,7 +23,7 @@ from datatask.adapters.execute.kube import pods as names
 from datatask.adapters.execute.kube.amounts import most, resources_of, taken
 from datatask.adapters.execute.kube.connection import RefusedError
 from datatask.adapters.execute.kube.manager import PodManager
-from datatask.adapters.execute.kube.manifests import Manifest, Recipe, parse_manifest
+from datatask.adapters.execute.kube.manifests import Manifest, Recipe, StoppedPods, parse_manifest
 from datatask.adapters.execute.kube.pods import as_pod
 from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
@@ -33,7 +33,7 @@ from datatask.engine.api.repositories import BlobRepository, MetadataRepository,
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink
 from datatask.schema.definition import DoneShape
-from datatask.schema.errors import CallerError, NotPossibleError
+from datatask.schema.errors import CallerError, InvalidValueError, NotPossibleError
 from datatask.schema.messages import RunSpec
 from datatask.schema.resources import Resources
 
@@ -63,7 +63,8 @@ class KubeTask(EngineTask):
     required_for_output), those that are given. The template sees the task's attributes, the links' infos, `env`, `job`,
     `task` and `argv0`. `window` is that of the quota's launches. `timeout` counts from when a container runs; then
     `handle_timeout` is called, and the pod is deleted with `grace`. A pod that cannot start (image, configuration, refused by
-    the cluster) is given up after `start_within`, one that no node can take after `schedule_within`; None waits for ever.
+    the cluster) is given up after `start_within`, one that no node can take after `schedule_within`; None waits for ever. `stopped_pods` says what a
+    pod is that others stopped and that ended with exit code 0: "retry" runs its job again, "accept" takes it as a success.
     """
 
     outlives = True
@@ -85,6 +86,7 @@ class KubeTask(EngineTask):
         job_resources: Resources | None = None,
         start_within: Duration | None = 300.0,
         schedule_within: Duration | None = 3600.0,
+        stopped_pods: StoppedPods = "retry",
         **policy: Unpack[Policy],
     ) -> None:
         policy.setdefault("grace", GRACE_SECONDS)
@@ -99,6 +101,11 @@ class KubeTask(EngineTask):
         self.start_within = _optional(start_within, "start_within")
         self.schedule_within = _optional(schedule_within, "schedule_within")
         self.done_link = None if done is None else "done"
+        if stopped_pods not in get_args(StoppedPods):
+            raise InvalidValueError(
+                f"stopped_pods is {stopped_pods!r:.80}", where=name, remedy="use 'retry' or 'accept'"
+            )
+        self.stopped_pods = stopped_pods
         self._podman = podman
         self._template = Template(template, where=name)
         self._asked = job_resources
@@ -217,6 +224,7 @@ class KubeTask(EngineTask):
             start_within=self.start_within,
             schedule_within=self.schedule_within,
             handle_timeout=self._handle_timeout if overridden else None,
+            stopped_pods=self.stopped_pods,
             takes=None if self.resource_manager is None else self._taken,
         )
 

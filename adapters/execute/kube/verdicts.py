@@ -37,6 +37,8 @@ CANNOT_START = frozenset(
     }
 )
 """Reasons of a waiting container that do not go away by waiting alone."""
+BY_KUBELET = "TerminationByKubelet"
+"""Reason of the condition DisruptionTarget of a pod that its node has ended, which nothing has deleted."""
 OF_THE_NODE = re.compile("Shutdown|NodeShutdown|Terminated|NodeLost|Preempting|NodeAffinity|OutOf[a-z].*")
 """Reasons of a pod whose node was shut down or lost, or had no room for it after all."""
 
@@ -62,17 +64,23 @@ class Trouble(NamedTuple):
     scheduled: bool
 
 
-def verdict(pod: Pod, *, gone: bool = False) -> Verdict | None:
+SUCCEEDED = Verdict("succeeded", 0, "Completed", "")
+
+
+def verdict(pod: Pod, *, gone: bool = False, stopped: bool | None = None) -> Verdict | None:
     """Return how the pod ended, or None while it is not over. `gone` says that its object is no longer there.
 
-    What a container does when somebody has deleted its pod is no end of its own: such a run is `lost`.
+    What a container does after the deletion of its pod was asked for is no end of its own: such a run is `lost`. `stopped`
+    says whether that was so, where its changes were seen; a pod that is seen first when it is over is judged by itself.
     """
     if not pod.is_over and not gone:
         return None
     natural = _natural(pod)
-    if natural is not None and not killed_by_deletion(pod):
-        return natural
     if natural is not None and natural.outcome == "timed_out":
+        return natural
+    if stopped is None:
+        stopped = killed_by_deletion(pod)
+    if natural is not None and not stopped:
         return natural
     code = None if natural is None else natural.exit_code
     how = "" if natural is None else f"; after that: {natural.message or 'exit code 0'}"
@@ -89,7 +97,22 @@ def containers_over(pod: Pod) -> bool:
     found = pod.status.container_statuses or []
     if not found or pod.metadata.deletion_timestamp or len(found) < len(pod.spec.containers or found):
         return False
-    return all(one.state.terminated is not None and one.state.terminated.exit_code == 0 for one in found)
+    return containers_over_at_all(pod) and not any(
+        one.state.terminated is not None and starts_again(pod, one.name, one.state.terminated)
+        for one in found
+    )
+
+
+def starts_again(pod: Pod, name: str, ended: Terminated) -> bool:
+    """Whether the kubelet will start a main container again that has ended: its own policy and rules go over its pod's."""
+    container = next((one for one in pod.spec.containers or () if one.name == name), None)
+    if container is None:
+        return False
+    for rule in container.restart_policy_rules or ():
+        if (ended.exit_code in rule.exit_codes.values) is (rule.exit_codes.operator == "In"):
+            return True  # both actions that there are start it again
+    policy = container.restart_policy or pod.spec.restart_policy or "Never"
+    return policy == "Always" or (policy == "OnFailure" and ended.exit_code != 0)
 
 
 def deletion_asked_at(pod: Pod) -> int | None:
@@ -99,10 +122,15 @@ def deletion_asked_at(pod: Pod) -> int | None:
 
 
 def killed_by_deletion(pod: Pod) -> bool:
-    """Whether a container was still running when the deletion was asked for, as far as seconds can tell."""
+    """Whether a container was still running when the deletion was asked for, as far as the pod tells by itself."""
     asked = deletion_asked_at(pod)
     if asked is None:
         return False
+    generation, observed = pod.metadata.generation, pod.status.observed_generation
+    if not pod.metadata.deletion_grace_period_seconds and generation and observed:
+        return (
+            observed >= generation
+        )  # the node's last deletion has rewritten the time; the end was told before or after
     finished = [nanoseconds(one.finished_at) for one in _ends(pod)]
     known = [at for at in finished if at is not None]
     return not known or max(known) >= asked
@@ -124,9 +152,11 @@ def times(pod: Pod) -> tuple[int | None, int | None]:
 
 
 def is_running(pod: Pod) -> bool:
-    """Whether a main container has begun."""
+    """Whether a main container has begun, be it that it waits to be started again."""
     return any(
-        one.state.running is not None or (one.state.terminated is not None and _began(one.state.terminated))
+        one.state.running is not None
+        or one.restart_count > 0
+        or (one.state.terminated is not None and _began(one.state.terminated))
         for one in pod.status.container_statuses or ()
     )
 
@@ -162,21 +192,18 @@ def trouble(pod: Pod) -> Trouble | None:
 def _natural(pod: Pod) -> Verdict | None:
     """Return how it ended by itself; None where nothing tells of an end."""
     status = pod.status
+    disrupted = pod.condition("DisruptionTarget")
     if status.phase == "Succeeded":
-        return Verdict("succeeded", 0, "Completed", "")
+        by_node = disrupted is not None and (disrupted.status, disrupted.reason) == ("True", BY_KUBELET)
+        return evicted(disrupted.message, 0) if by_node and disrupted is not None else SUCCEEDED
     by_container = _by_container(pod)
-    code = None if by_container is None else by_container.exit_code
+    code = _last_code(pod) if by_container is None else by_container.exit_code
     if status.reason == "DeadlineExceeded":
         return Verdict(
             "timed_out", code, status.reason, _cut(status.message or "its activeDeadlineSeconds are over")
         )
-    disrupted = pod.condition("DisruptionTarget")
     if status.reason == "Evicted":
-        own = "exceed" in status.message.lower() and "limit" in status.message.lower()
-        outcome: Outcome = "failed" if own else "lost"
-        return Verdict(
-            outcome, code, "Evicted", _cut(f"evicted: {status.message.strip()}"), "" if own else "Evicted"
-        )
+        return evicted(status.message, code)
     if disrupted is not None and disrupted.status == "True" and status.phase == "Failed":
         text = f"the cluster took its node away ({disrupted.reason}): {disrupted.message}"
         reason = disrupted.reason or "Disrupted"
@@ -191,7 +218,22 @@ def _natural(pod: Pod) -> Verdict | None:
         text = status.message or "the pod failed, and nothing tells why"
         return Verdict("lost", None, "Failed", _cut(text))
     if containers_over_at_all(pod):
-        return Verdict("succeeded", 0, "Completed", "")
+        return SUCCEEDED
+    return None
+
+
+def evicted(message: str, code: int | None) -> Verdict:
+    """Return the verdict on a pod that its node has evicted: its own doing where it took more than its limit."""
+    own = "exceed" in message.lower() and "limit" in message.lower()
+    outcome: Outcome = "failed" if own else "lost"
+    return Verdict(outcome, code, "Evicted", _cut(f"evicted: {message.strip()}"), "" if own else "Evicted")
+
+
+def _last_code(pod: Pod) -> int | None:
+    """Return the exit code of the first main container, of its attempt before where it waits to be started again."""
+    for one in pod.status.container_statuses or ():
+        ended = one.state.terminated or one.last_state.terminated
+        return None if ended is None or one.state.running is not None else ended.exit_code
     return None
 
 
@@ -204,9 +246,11 @@ def containers_over_at_all(pod: Pod) -> bool:
 
 
 def _by_container(pod: Pod) -> Verdict | None:
-    """Return the verdict on the first container that failed, main ones first."""
+    """Return the verdict on the first container that failed, main ones first; how sidecars end says nothing."""
     several = len(pod.statuses()) > 1
-    for one in [*(pod.status.container_statuses or ()), *(pod.status.init_container_statuses or ())]:
+    sidecars = {one.name for one in pod.spec.init_containers or () if one.restart_policy == "Always"}
+    inits = [one for one in pod.status.init_container_statuses or () if one.name not in sidecars]
+    for one in [*(pod.status.container_statuses or ()), *inits]:
         ended = one.state.terminated
         if ended is not None and ended.exit_code != 0:
             return _of_container(one, ended, f"container {one.name}: " if several else "")

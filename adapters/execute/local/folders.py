@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from datatask.adapters.execute.base import proctable
-from datatask.schema.errors import NotPossibleError
+from datatask.schema.errors import CallerError
 
 CHUNK_BYTES = 1 << 20
 
@@ -48,7 +48,7 @@ class LocalPlace:
                 os.environ.get("SHELL", "/bin/sh"), cwd=self._folder / "cwd"
             )
         except OSError as error:
-            raise NotPossibleError(f"{error.strerror}: {error.filename}", where=str(self._folder)) from error
+            raise CallerError(f"{error.strerror}: {error.filename}", where=str(self._folder)) from error
         return await shell.wait()
 
     async def close(self) -> None:

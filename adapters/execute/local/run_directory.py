@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datatask.adapters import trust
 from datatask.adapters.execute.local import folders
-from datatask.schema.errors import NotPossibleError
+from datatask.schema.errors import CallerError
 
 logger = logging.getLogger("datatask.proc_manager")
 
@@ -152,7 +152,7 @@ def prepare_directory(directory: Path, *, group: bool = True) -> None:
             trust.make_private(directory)
         trust.check_own(directory)
     except OSError as error:
-        raise NotPossibleError(
+        raise CallerError(
             f"{directory} cannot be made: {error.strerror}",
             remedy="pass another local_path, or set XDG_STATE_HOME",
         ) from error

@@ -25,7 +25,7 @@ STATUS_SECONDS = 0.05
 REBOOTED = "the machine was restarted while it ran"
 TORN = "the machine went down just after it had ended, and its output is not whole"
 OF_THE_ORIGINAL = "it runs for the project of which this is a copy, and is left to that one"
-VANISHED = "the launcher was killed and the process is gone; how it ended was not recorded"
+VANISHED = "the launcher was killed and the process is gone; nobody recorded how it ended"
 
 
 class Takeover:

@@ -48,7 +48,7 @@ _TORN = ErrorInfo(
 )
 _GONE = {
     "restarted": "the machine was restarted while it ran",
-    "unwatched": "the shell that waited for it was killed and the process is gone; how it ended was not recorded",
+    "unwatched": "the shell that waited for it was killed and the process is gone; nobody recorded how it ended",
 }
 _MOMENTARY = {
     "full": "the target's disk is full",

@@ -62,7 +62,7 @@ BLOBS_SEEN_MAX = 100_000
 """Blobs that are not hashed twice in a round where several values name them."""
 KEPT = 2
 WORDS_MAX = 500
-"""Characters of each text of a divergence that are reported: a damaged row may hold anything."""
+"""Characters of each text of a divergence that are told: a damaged row may hold anything."""
 
 
 class Told(msgspec.Struct, omit_defaults=True):
@@ -79,7 +79,7 @@ class _DivergedError(Exception):
 
 
 class _ToldError(Exception):
-    """A divergence was reported: there is no more to do."""
+    """A divergence was told: there is no more to do."""
 
 
 class Background:
@@ -122,7 +122,7 @@ class Background:
         state = begun() if again else self._state
         state, wrong = self._pass(state, self._reader.head)
         if wrong is not None:
-            # What was removed by right while it was read looks like damage; looking again shows.
+            # What was removed by right while it was read looks like damage; looking again tells.
             state, wrong = self._pass(begun(), self._reader.head)
             if wrong is not None:
                 self._diverged(wrong)
@@ -207,7 +207,7 @@ class Background:
 
         for after, last in ((start, until), (0, start)):
             for found in blobs.faults(self._state, after, last, progress=note, pause=self._between):
-                # It may have been removed by right meanwhile: the log shows.
+                # It may have been removed by right meanwhile: the log tells.
                 self._follow(self._begun)
                 at = found.position
                 again = Blobs(self._reader, self._reader.head).faults(self._state, at - 1, at)
@@ -235,8 +235,8 @@ class Background:
         self._say(Told(divergence=_short(found)))
         raise _ToldError
 
-    def _say(self, reported: Told) -> None:
-        self._tell.write(msgspec.json.encode(reported) + b"\n")
+    def _say(self, told: Told) -> None:
+        self._tell.write(msgspec.json.encode(told) + b"\n")
         self._tell.flush()
 
 
@@ -292,7 +292,7 @@ class Rest:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what a process has used; 0 where the system does not say, which then counts as rest."""
+    """Return what a process has used; 0 where the system does not tell, which then counts as rest."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

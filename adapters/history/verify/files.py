@@ -110,8 +110,8 @@ def _written_ahead(reader: LogReader, found: Looked) -> None:
         return
     where = f"frame {lost.frame}" if lost.frame else "the header"
     if lost.certain:
-        what, reported = f"{where} of {wal.name}", f"changed: it hides {lost.frames} frames"
-        found.wrong.append(Divergence(reader.head + 1, what, "as SQLite wrote it", reported, _HIDDEN))
+        what, told = f"{where} of {wal.name}", f"changed: it hides {lost.frames} frames"
+        found.wrong.append(Divergence(reader.head + 1, what, "as SQLite wrote it", told, _HIDDEN))
         return
     found.rests_on.append(
         f"the last {lost.frames} frames of {wal.name} having been cut off by a crash and not by a person"
@@ -128,19 +128,17 @@ def _schema(reader: LogReader, state: State, found: Looked) -> None:
     rows = reader.query(
         "SELECT name, type, tbl_name, coalesce(sql, '') FROM sqlite_master WHERE name NOT GLOB 'sqlite_s*'"
     ).rows
-    there = {str(name): schema_digest(*map(str, reported)) for name, *reported in rows}
+    there = {str(name): schema_digest(*map(str, told)) for name, *told in rows}
     ours = state.engine is None or state.engine.version == reader.header.written_by
     for name, known in SCHEMA.items():
-        reported = there.get(name)
-        if reported in known:
+        told = there.get(name)
+        if told in known:
             continue
-        if reported is not None and not ours:
+        if told is not None and not ours:
             found.rests_on.append(f"the {name} of the schema, which another version may have changed")
             continue
         what = f"the schema's {name}"
-        found.wrong.append(
-            Divergence(0, what, f"digest {known[-1]}", reported and f"digest {reported}", _RESTORE)
-        )
+        found.wrong.append(Divergence(0, what, f"digest {known[-1]}", told and f"digest {told}", _RESTORE))
     triggers = sorted(str(row[0]) for row in rows if row[1] == "trigger" and row[2] in SCHEMA)
     for trigger in triggers:  # it would change what the next engine writes
         found.wrong.append(
@@ -198,9 +196,9 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
         expected.append(("base", first_there - 1, header.base))
     found.checked.append("the header against the events")
     found.wrong += [
-        Divergence(0, f"the header's {key}", wanted, reported, _HEADER)
-        for key, wanted, reported in expected
-        if wanted != reported
+        Divergence(0, f"the header's {key}", wanted, told, _HEADER)
+        for key, wanted, told in expected
+        if wanted != told
     ]
     last = opened.epoch if opened is not None else 0
     if header.epoch > last and state.engine is not None and probe(reader.path) is None:
@@ -211,7 +209,7 @@ def _header(reader: LogReader, state: State, found: Looked) -> None:
 
 
 def _first(reader: LogReader, kind: str, until: int) -> Event | None:
-    """Return the first event of a kind, None also where it cannot be read, which others report."""
+    """Return the first event of a kind, None also where it cannot be read, which others tell."""
     try:
         return next((event for _, event in reader.read(0, until, Filters(kinds=(kind,)))), None)
     except DatataskError:
@@ -245,8 +243,8 @@ def _longer(reader: LogReader, found: Looked) -> None:
         name = one.path.relative_to(reader.path.parent)
         if one.position > head:
             what = f"the log that {name} was made of"
-            reported = f"none behind {head}"
-            found.wrong.append(Divergence(head + 1, what, f"events up to {one.position}", reported, _CUT))
+            told = f"none behind {head}"
+            found.wrong.append(Divergence(head + 1, what, f"events up to {one.position}", told, _CUT))
             continue
         try:
             there: str | None = reader.chain_at(one.position).hex()
@@ -352,7 +350,7 @@ class Blobs:
                 try:
                     yield position, leaf, job, decode(payload)
                 except msgspec.DecodeError:
-                    continue  # reported by whoever folds it
+                    continue  # told by whoever folds it
             after = last
             if progress is not None:
                 progress(after, until)
@@ -367,7 +365,7 @@ def _collected(reader: LogReader, until: int) -> int:
         found = (position for position, event in reader.read(0, until, filters) if _of_past(event))
         return max(found, default=0)
     except DatataskError:
-        return 0  # reported by whoever folds it
+        return 0  # told by whoever folds it
 
 
 def _of_past(event: Event) -> bool:
@@ -385,15 +383,15 @@ def _trouble(blobs: FileBlobs, digest: str, size: int | None, pause: Pause | Non
     try:
         path = blobs.path(digest)
         with path.open("rb") as file:
-            reported = _digest(file, pause)
+            told = _digest(file, pause)
     except UnknownNameError:
         return "missing"
     except UnsafePlaceError as error:
         return error.what
     except OSError as error:
         return f"unreadable ({error.strerror})"
-    if reported != digest:
-        return f"other bytes, with the SHA-256 {reported}"
+    if told != digest:
+        return f"other bytes, with the SHA-256 {told}"
     if size is not None and path.stat().st_size != size:
         return f"{path.stat().st_size} bytes instead of {size}"
     return ""

@@ -95,7 +95,7 @@ def verified_half(reader: LogReader, until: int, progress: Progress) -> Half:
 
 
 def _by_halves(reader: LogReader, start: int, until: int, progress: Progress) -> Verified | None:
-    """Verify in two processes; None where the log does not fold, which is better reported by one."""
+    """Verify in two processes; None where the log does not fold, which is better told by one."""
     cut = reader.end_of_batch(start + int((until - start) * CUT))
     with OtherHalf(str(reader.path), cut) as other:
         try:
@@ -143,11 +143,11 @@ class Pass:
         self._kept = _kept(reader, state.position, until) if compare else {}
 
     def run(self) -> Verified:
-        """Go to the end; what cannot be read or folded is reported, and ends the folding."""
+        """Go to the end; what cannot be read or folded is told, and ends the folding."""
         effort.so_far = self._so_far
         reader, found, until = self._reader, self.found, self.found.until
         chain = begun(reader, self._start)
-        found.chain = chain.faults  # reported as they are found
+        found.chain = chain.faults  # told as they are found
         assembler = Assembler(reader.decoder, str(reader.path), self._start)
         while chain.position < until:
             rows = page(reader, chain, until)
@@ -168,10 +168,10 @@ class Pass:
 
     def _so_far(self) -> list[str]:
         found = self.found
-        reported = [str(one) for one in found.divergences]
+        told = [str(one) for one in found.divergences]
         return [
-            *reported,
-            f"verified up to position {found.state.position} of {found.until}, {len(reported)} divergences so far",
+            *told,
+            f"verified up to position {found.state.position} of {found.until}, {len(told)} divergences so far",
         ]
 
     def _fold(self, batches: Iterator[e.Batch], assembler: Assembler, *, sound: bool) -> None:
@@ -184,8 +184,8 @@ class Pass:
                 Divergence(assembler.position, "the event", "a kind known to this version", error.what)
             )
         except DatataskError as error:
-            reported = _POSITION.search(error.where)
-            position = int(reported[1]) if reported else self.found.state.position + 1
+            told = _POSITION.search(error.where)
+            position = int(told[1]) if told else self.found.state.position + 1
             self._stop(Divergence(position, "the event", "one that follows on those before", error.what))
 
         except (TypeError, ValueError, AttributeError) as error:
@@ -230,7 +230,7 @@ class Pass:
             self.found.divergences += wrong
 
     def _compare(self, kept: Found) -> list[Divergence]:
-        """Compare the state with a checkpoint of it; one of another chain is reported by `integrity`."""
+        """Compare the state with a checkpoint of it; one of another chain is `integrity`'s to tell."""
         state = self.found.state
         checkpoint = read_checkpoint(kept, self._reader.uuid, self._reader.chain_at, None)
         if checkpoint is None:
@@ -278,9 +278,9 @@ class OtherHalf:
 
     def result(self) -> Half | None:
         """Wait for what it found; None where it failed, so that whoever waits does its work too."""
-        reported, _ = self._process.communicate()
+        told, _ = self._process.communicate()
         try:
-            return msgspec.json.decode(reported, type=Half) if self._process.returncode == 0 else None
+            return msgspec.json.decode(told, type=Half) if self._process.returncode == 0 else None
         except msgspec.DecodeError:
             return None
 

@@ -68,8 +68,8 @@ class UpTo(NamedTuple):
     def __str__(self) -> str:
         """Return it as a line for people."""
         rounds = [("events", self.events_at), ("blobs", self.blobs_at)]
-        reported = "".join(f"; all {what} last at {at[:19]}Z" for what, at in rounds if at)
-        return f"verified up to position {self.position} of {self.head}{reported}"
+        told = "".join(f"; all {what} last at {at[:19]}Z" for what, at in rounds if at)
+        return f"verified up to position {self.position} of {self.head}{told}"
 
 
 def verified(reader: LogReader | None) -> UpTo:
@@ -81,7 +81,7 @@ def verified(reader: LogReader | None) -> UpTo:
 
 
 def vouched(reader: LogReader) -> list[Found]:
-    """Return the verified states that events of the log name, newest first; their bytes are not looked at."""
+    """Return the verified states that events of the log tell of, newest first; their bytes are not looked at."""
     found = checkpoints_in(verified_path(reader.path))
     head = reader.head if found else 0
     return [

@@ -102,15 +102,15 @@ def _verified(reader: LogReader, anchors: list[Anchor], progress: Progress | Non
     until = reader.end_of_batch(None)
     found = verified(reader, until, progress=progress)
     looked = look(reader, found.state, until, progress)
-    reported = replayed_of(reader, found, seconds=clock() - began)
+    told = replayed_of(reader, found, seconds=clock() - began)
     looked.checked[:0] = [
-        f"the chain of {reported.events} events",
+        f"the chain of {told.events} events",
         "invariants at every batch, every decision, every round again",
     ]
     _rest(reader, found, looked)
     _anchored(reader, anchors, looked)
-    wrong = sorted([*looked.wrong, *reported.divergences], key=lambda one: one.position)
-    return LogVerified(reader.path, reported, tuple(wrong), tuple(looked.checked), tuple(looked.rests_on))
+    wrong = sorted([*looked.wrong, *told.divergences], key=lambda one: one.position)
+    return LogVerified(reader.path, told, tuple(wrong), tuple(looked.checked), tuple(looked.rests_on))
 
 
 def _rest(reader: LogReader, found: Verified, looked: Looked) -> None:
@@ -169,7 +169,7 @@ class _Known:
     chains: dict[int, bytes] = field(default_factory=dict)
 
     def hear(self, position: int, event: Event) -> None:
-        """Take in an event."""
+        """Take in what an event tells."""
         if isinstance(event, ArchiveCut):
             self.cuts[event.until] = event
         elif isinstance(event, PayloadRedacted):
@@ -178,7 +178,7 @@ class _Known:
 
 @dataclass
 class _Seen:
-    """What there is in an archive: events that record, digests of what redactions left, hashes at some positions."""
+    """What there is in an archive: events that tell, digests of what redactions left, hashes at some positions."""
 
     path: Path
     wanted: frozenset[int]
@@ -232,14 +232,14 @@ def _base(reader: LogReader, base: int, known: _Known, looked: Looked) -> None:
             Divergence(base, "the rows carried over the cut", "as they were stored", f"{error}", _RESTORE)
         )
         return
-    reported = known.cuts[base].state if base in known.cuts else None
+    told = known.cuts[base].state if base in known.cuts else None
     found = base_digest(body, carried)
     bases = reader.query("SELECT position, lower(hex(carried)) FROM base").rows
     if bases != [(base, carried.hex())]:
         looked.wrong.append(Divergence(base, "the table of the base", carried.hex(), str(bases)))
-    if reported != found:
+    if told != found:
         what = "the state that the log stands on, and the rows carried with it"
-        looked.wrong.append(Divergence(base, what, reported, found, _RESTORE))
+        looked.wrong.append(Divergence(base, what, told, found, _RESTORE))
     looked.checked.append(f"the state at position {base} against the event that records it")
 
 
@@ -304,9 +304,9 @@ def _archives(reader: LogReader, base: int, known: _Known, looked: Looked) -> No
 
 def _from_the_start(reader: LogReader, written_by: str | None, unused: set[str], looked: Looked) -> None:
     """Check what can be checked only where all archives are here."""
-    reported = reader.header.written_by
-    if written_by is not None and written_by != reported:
-        looked.wrong.append(Divergence(0, "the header's written_by", written_by, reported, _RESTORE))
+    told = reader.header.written_by
+    if written_by is not None and written_by != told:
+        looked.wrong.append(Divergence(0, "the header's written_by", written_by, told, _RESTORE))
     for name in sorted(unused)[:_TOLD_MAX]:
         looked.wrong.append(Divergence(0, f"events that use the name {name!r:.80}", "some", None, _RESTORE))
 
@@ -324,7 +324,7 @@ def _out_of_place(path: Path, head: Head, known: _Known, looked: Looked) -> None
 
 
 def _file(head: Head, seen: _Seen, known: _Known, looked: Looked, *, all_here: bool) -> None:
-    """Compare an archive's file with the event that records it, and what was taken out with those that record that."""
+    """Compare an archive's file with the event that tells of it, and what was taken out with those that tell of that."""
     path, since = seen.path, False
     for position, left in seen.removed.items():
         by, expected = known.left.get(position, (0, None))

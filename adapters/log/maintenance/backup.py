@@ -83,7 +83,7 @@ def copy_log(
         with _unfinished(dest) as folder:
             step("begun")
             copying = _Copying(reader, folder / source.name, step)
-            reported = copying.run()
+            told = copying.run()
             step("copied")
             if check is not None:
                 check(folder / source.name)
@@ -94,7 +94,7 @@ def copy_log(
             os.rename(folder, dest)
             step("renamed")
             sync(dest.parent)
-    return Backup(log=dest / source.name, removed=tuple(removed), **reported)
+    return Backup(log=dest / source.name, removed=tuple(removed), **told)
 
 
 class _Copying:

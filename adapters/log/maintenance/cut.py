@@ -138,7 +138,7 @@ def carried_positions(reader: LogReader, state: State) -> list[int]:
 
 
 def _redactions_of(reader: LogReader, positions: set[int], until: int) -> list[int]:
-    """Return the positions of the events that record what is left of those of these rows that were redacted."""
+    """Return the positions of the events that tell what is left of those of these rows that were redacted."""
     ((any_removed,),) = reader.query("SELECT EXISTS (SELECT 1 FROM log WHERE digest IS NOT NULL)").rows
     if not any_removed:
         return []

@@ -63,7 +63,7 @@ class Caretaker:
         step: Announce = lambda _: None,
         also: Callable[[Execute], None] | None = None,
     ) -> range:
-        """Append one batch, durably, and take out the payloads that its `PayloadRedacted` describe.
+        """Append one batch, durably, and take out the payloads that its `PayloadRedacted` tell of.
 
         `also` is done in the same transaction, before.
         """

@@ -131,7 +131,7 @@ class _Stamp(NamedTuple):
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Return what shows whether a log's file changed, and whether its write-ahead log holds anything."""
+    """Return what tells whether a log's file changed, and whether its write-ahead log holds anything."""
     status = os.stat(path)
     try:
         written = path.with_name(path.name + "-wal").stat().st_size > 0

@@ -130,7 +130,7 @@ class ListedStore:
         return bool(getattr(self._inner, "blocking", False))
 
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
-        """Opaque repositories cannot report; they are listed."""
+        """Opaque repositories cannot tell; they are listed."""
         return None
 
 

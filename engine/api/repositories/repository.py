@@ -87,7 +87,7 @@ class Repository(ABC):
         )
 
     async def filter_jobs(self, iterator: AsyncIterable[str]) -> AsyncIterator[str]:
-        """Yield the valid job ids of `iterator`; the others are reported once each."""
+        """Yield the valid job ids of `iterator`; the others are told once each."""
         skipped = 0
         async for job in iterator:
             if is_job(job) and self.is_valid_job_id(job):

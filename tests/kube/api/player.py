@@ -18,7 +18,7 @@ from tests.kube.api.storage import key_of
 
 Object = dict[str, Any]
 Event = dict[str, Any]
-DELETION = ("deletionTimestamp", "deletionGracePeriodSeconds")
+DELETION = ("deletionTimestamp", "deletionGracePeriodSeconds", "generation")
 
 
 def lives(events: Sequence[Event]) -> dict[str, list[Event]]:

@@ -36,6 +36,8 @@ class Log:
         self._at = 0
         self._second = (0, b"")
         self.is_over = False
+        self.gone = ""
+        """The kubelet's own words in place of a log that is no longer there."""
 
     def write(self, data: bytes) -> None:
         """Add output; each line gets the time at which it began, no two the same."""
@@ -124,6 +126,9 @@ async def log(
         raise Refusal(400, why)
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(asked.request)
+    if found.gone:  # whatever was asked for: no time, no newline, no limit
+        await response.write(found.gone.encode())
+        return response
     lines, most = _Lines(asked, found), fault.most_bytes if fault else None
     if most is not None:
         lines.left = min(most, most if lines.left is None else lines.left)

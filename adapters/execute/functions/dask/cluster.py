@@ -27,7 +27,6 @@ logger = logging.getLogger("datatask.task")
 T = TypeVar("T")
 
 CONNECT_SECONDS, LOOK_SECONDS, PAUSE_SECONDS = 5.0, 0.2, 1.0
-LOOKS_PER_CHECK = 10
 BATCH_SECONDS, GATHER_SECONDS = 0.003, 0.02
 CLOSE_SECONDS = 5.0
 _IDENTITY = re.compile(r"-([0-9a-f-]+)\.(\d+)\.(\d+)$")
@@ -131,12 +130,8 @@ class Cluster:
                 if why:
                     logger.warning("%s answers again", self.place.address)
                 service.works()
-                looks = 0
                 while self._is_up():
                     await asyncio.sleep(LOOK_SECONDS)
-                    looks += 1
-                    if looks % LOOKS_PER_CHECK == 0:
-                        await self._check_workers()
                 error: Exception | None = None
             except Exception as caught:
                 error = caught
@@ -340,18 +335,6 @@ class Cluster:
         for run in runs:
             if run.key not in known:
                 self.spawn(run.hears.on_missing(run), "a run that Dask has forgotten")
-
-    async def _check_workers(self) -> None:
-        """Tell of runs whose worker is gone, at the second look: with no other worker there Dask says nothing of them."""
-        begun = [run for run in self._runs.values() if run.begun and run.watch is not None and not run.ended]
-        there = await self._client.nthreads() if begun else {}
-        for run in begun:
-            if run.address in there or run.future is None or run.future.status != "pending":
-                run.missed = False
-            elif not run.missed:
-                run.missed = True
-            else:
-                run.hears.on_returned(run, worker.Reply(run.worker))
 
     async def _find_workers(self, runs: list[DaskRun]) -> None:
         """Find out which runs have begun, and where."""

@@ -27,7 +27,7 @@ class DaskRun(TrackedRun):
         self.future: Any = None
         self.watch: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.begun = self.claimed = self.barred = self.held = self.missed = False
+        self.begun = self.claimed = self.barred = self.held = False
 
 
 class Hears(Protocol):

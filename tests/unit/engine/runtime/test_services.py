@@ -207,7 +207,7 @@ async def test_a_thread_that_ends_without_a_word_is_not_waited_for_without_an_en
     monkeypatch.setattr(threading, "excepthook", lambda told: None)
     threading.settrace(trace)
     try:
-        with pytest.raises(TemporaryError, match="a look: its thread ended"):
+        with pytest.raises(TemporaryError, match="a look: its thread has ended"):
             await asyncio.wait_for(in_own_thread(lambda: 1, "a look"), 30)
     finally:
         threading.settrace(None)

@@ -95,14 +95,21 @@ def test_a_log_moves_into_a_file_when_it_grows_and_long_lines_are_not_held(tmp_p
     assert not content.exists()
 
 
-def test_text_without_a_time_is_kept_as_it_is(tmp_path: Path) -> None:
-    """What a kubelet says of itself in a log."""
-    lines = Lines(tmp_path / "log")
-    lines.begin()
-    lines.feed(b"unable to retrieve container logs\n")
-    lines.feed(b"failed")
-    lines.finish()
-    assert lines.content() == b"unable to retrieve container logs\nfailed"
+@pytest.mark.parametrize("cut", [1, 3, 9, 40, 200])
+def test_lines_without_a_time_are_the_kubelets_words_and_no_output(tmp_path: Path, cut: int) -> None:
+    """Whole or in parts, alone or after output, with or without a newline."""
+    words = b"unable to retrieve container logs for containerd://ee8b25e131f0362e4155b3578c622b6d"
+    stamped = b"2026-11-23T01:51:14.085767642Z one\n2026-11-23T01:51:15.085767642Z unable to\n"
+    for said, output in ((words, b""), (words + b"\n", b""), (stamped + words, b"one\nunable to\n")):
+        lines = Lines(tmp_path / "log")
+        lines.begin()
+        for at in range(0, len(said), cut):
+            lines.feed(said[at : at + cut])
+        lines.finish()
+        assert lines.content() == output
+        assert lines.words.strip() == words
+        lines.begin()
+        assert lines.words == b""
 
 
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

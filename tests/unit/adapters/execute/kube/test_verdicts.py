@@ -8,16 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from datatask.adapters.execute.kube.pods import Pod, decode_event, decode_pod
+from datatask.adapters.execute.kube.pods import Pod, Terminated, as_pod, decode_event, decode_pod
 from datatask.adapters.execute.kube.verdicts import (
     containers_over,
     deletion_asked_at,
     is_running,
+    starts_again,
     times,
     trouble,
     verdict,
 )
 from tests.kube.recorded import ENDS, answer, events
+
+RULE = {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}
+EXCEPT = {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 42]}}
 
 
 def recorded(name: str) -> Pod:
@@ -252,3 +256,32 @@ def test_a_bookmark_is_a_pod_without_containers() -> None:
     lines = answer("watch-initial-events")["events"]
     event = decode_event(json.dumps(lines[-1]))
     assert (event.type, decode_pod(event.object).metadata.resource_version) == ("BOOKMARK", "546")
+
+
+@pytest.mark.parametrize(
+    ("container", "code", "again"),
+    [
+        ({}, 1, False),
+        ({"restartPolicy": "OnFailure"}, 1, True),
+        ({"restartPolicy": "OnFailure"}, 0, False),
+        ({"restartPolicy": "Always"}, 0, True),
+        ({"restartPolicy": "Never", "restartPolicyRules": [RULE]}, 42, True),
+        ({"restartPolicy": "Never", "restartPolicyRules": [RULE]}, 3, False),
+        ({"restartPolicy": "Never", "restartPolicyRules": [EXCEPT]}, 42, False),
+        ({"restartPolicy": "Never", "restartPolicyRules": [EXCEPT]}, 3, True),
+    ],
+)
+def test_an_end_is_final_only_where_the_kubelet_starts_nothing_again(
+    container: dict[str, Any], code: int, again: bool
+) -> None:
+    """By the container's own policy and rules; a success that is followed by another attempt settles nothing."""
+    ended = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+    found = as_pod(
+        {
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "main", **container}]},
+            "status": {"phase": "Running", "containerStatuses": [{"name": "main", "state": ended}]},
+        }
+    )
+    assert starts_again(found, "main", Terminated(exit_code=code)) is again
+    assert containers_over(found) is (code == 0 and not again)
+    assert verdict(found) is None
