@@ -28,7 +28,7 @@ from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
 from datatask.schema.definition import Selection
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
-from datatask.schema.messages import Ended, Fact, Started, Unusable, Who, Write
+from datatask.schema.messages import Ended, Fact, Started, Unusable, Who
 from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")
@@ -197,7 +197,7 @@ class Runtime:
         try:
             if isinstance(fact, Ended):
                 fact = judged(fact, log_damaged=self.damage is not None)
-                if any(map(self._is_unstored, fact.writes)):
+                if any(map(self.contents.is_unstored, fact.writes)):
                     self._background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")
                     return
             self._facts.append(fact)
@@ -225,8 +225,7 @@ class Runtime:
     def _turn(self) -> None:
         reactor, facts = self.reactor, self._facts
         now = self.now()
-        step = self.clock.wall_step()
-        if step is not None:
+        if (step := self.clock.wall_step()) is not None:
             reactor.tickets.ask([e.ClockStepped(at=now, wall_before=step[0], wall_after=step[1])])
         left = min(len(facts), TURN_FACTS_MAX)
         while left > 0:
@@ -243,8 +242,7 @@ class Runtime:
             else:
                 reactor.runs.fact(fact, now)
         reactor.runs.stop_overdue(now)
-        evaluations = reactor.evaluations.due(now, EVALUATIONS_MAX)
-        if evaluations:
+        if evaluations := reactor.evaluations.due(now, EVALUATIONS_MAX):
             self._background.spawn(self._evaluated(evaluations), "filters, translations and priorities")
         launched, wake_at = (
             reactor.decide(now, self.mode, BOUND, self.selection)
@@ -323,10 +321,6 @@ class Runtime:
             self.damage = error
             self.launching = False
             self.on_damage()
-
-    def _is_unstored(self, write: Write) -> bool:
-        has_content = write.source is not None or write.data is not None
-        return has_content and self.contents.is_unstored(write)
 
     async def _store_contents(self, fact: Ended) -> None:
         writes = [

@@ -235,9 +235,11 @@ class Contents:
 
     def is_unstored(self, write: Write) -> bool:
         """Whether the content must be taken first: into the log's blobs, or from a file into this process."""
+        if write.source is None and write.data is None:
+            return False
         medium = self._state.leaves[write.repository].definition.medium
         if medium == "native":
-            return write.source is not None or write.data is not None
+            return True
         if medium == "foreign" and write.over is not None:
             return write.data is not None  # so that the intent names it, and recovery can do it again
         return medium == "mirror" and write.source is not None
