@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.kube import recorded
 from tests.kube.api.faults import Fault, away
 from tests.kube.scripted import SPACE, Scripted, scripted, terminated
 
@@ -102,3 +103,18 @@ async def test_rights_that_are_taken_away() -> None:
             spec = {"resourceAttributes": {"verb": verb, "resource": "pods"}}
             _, told = await ask(api, review, "POST", spec=spec)
             assert told["status"]["allowed"] is allowed
+
+
+@pytest.mark.parametrize("name", ["log-gone-timestamps", "log-gone-follow", "log-gone-limitbytes"])
+async def test_a_log_that_is_gone_is_answered_as_it_was_recorded(name: str) -> None:
+    """The kubelet's words, status 200, whatever was asked for: no time, no newline, no limit."""
+    request, answer = recorded.exchange(name)
+    async with scripted() as api, aiohttp.ClientSession() as session:
+        api.make("gone")
+        api.run("gone")
+        api.say("gone", b"hello")
+        api.lose_log("gone", answer["text"])
+        path = request["path"].replace("/rec/", "/space/")
+        async with session.get(api.url + path, headers={"Authorization": "Bearer admin"}) as response:
+            told = response.status, response.content_type, await response.text()
+    assert told == (answer["status"], answer["headers"]["Content-Type"], answer["text"])
