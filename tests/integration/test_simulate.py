@@ -375,7 +375,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"quotas": {"all": {"cpu": -1}}}, "negative"),
     ({"default": TaskScenario()}, "there is no duration for cut"),
     ({"default": TaskScenario(duration={"job-00": 1.0})}, "there is no duration for cut of job-01"),
-    ({"jobs": None}, "how many jobs"),
+    ({"jobs": None}, "number of jobs"),
     ({"entries": ["half", "no"]}, "there is no stored repository no"),
     ({"default": TaskScenario(duration=1, outputs=["no"])}, "has no output no"),
     ({"default": TaskScenario(duration=1, spawns={"no": 1})}, "there is no stored repository no"),
