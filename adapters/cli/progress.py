@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -240,7 +241,7 @@ async def foresee(
     await asyncio.sleep(first)
     while True:
         began = time.monotonic()
-        tell(await _simulated(log, began))
+        tell(await _simulated(log))
         await asyncio.sleep(rest(time.monotonic() - began))
 
 
@@ -255,7 +256,7 @@ def _command(log: Path) -> list[str]:
     return [sys.executable, "-m", "datatask", *asked]
 
 
-async def _simulated(log: Path, began: float) -> Foreseen | None:
+async def _simulated(log: Path) -> Foreseen | None:
     process = await asyncio.create_subprocess_exec(
         *_command(log),
         stdin=asyncio.subprocess.DEVNULL,
@@ -278,4 +279,6 @@ async def _simulated(log: Path, began: float) -> Foreseen | None:
         return None
     (scenario,) = msgspec.json.decode(told)["scenarios"]
     makespan = scenario["makespan"]
-    return Foreseen(makespan["p50"], makespan["min"], makespan["max"], began)
+    read_at = datetime.fromisoformat(scenario["done_at"]).timestamp() - scenario["left"]["p50"]
+    passed = time.time() - read_at  # noqa: TID251 - the command tells a time of day, and may begin late
+    return Foreseen(makespan["p50"], makespan["min"], makespan["max"], time.monotonic() - passed)

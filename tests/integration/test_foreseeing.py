@@ -15,7 +15,7 @@ from datatask.adapters.cli import progress as foreseeing
 from datatask.adapters.cli.progress import Foreseen, Progress, foresee
 from datatask.adapters.execute.base.proctable import stat_fields
 
-JOBS, AT_ONCE, SECONDS = 600, 2, 0.2
+JOBS, AT_ONCE, SECONDS = 1500, 2, 0.2
 
 
 def slow() -> tuple[InProcessSyncTask, LogMetadataRepository]:
@@ -31,22 +31,23 @@ def slow() -> tuple[InProcessSyncTask, LogMetadataRepository]:
 
 
 async def test_what_is_left_is_told_while_it_runs(tmp_path: Path) -> None:
-    """Within a quarter of what it takes at the pace that it has; nothing before the first run has ended."""
+    """Within a quarter of what it takes at the pace that it had then; nothing before the first run has ended."""
     task, given = slow()
     told: list[tuple[Foreseen, float]] = []
     async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipe:
         for number in range(JOBS):
             await given.dump(f"j{number}", 1)
-        began = time.monotonic()
+        began, seen = time.monotonic(), list[tuple[int, float]]()
 
         def tell(found: Foreseen | None) -> None:
             assert found is not None
-            done, now = len(pipe.state.members("succeeded(slow)")), time.monotonic()
-            told.append((found, now + (JOBS - done) * (now - began) / done))
+            done, at = next((done, at) for done, at in reversed(seen) if at <= found.at)
+            told.append((found, at + (JOBS - done) * (at - began) / done))
 
         running = asyncio.create_task(pipe.run())
         beside = asyncio.create_task(foresee(tmp_path / "log.db", tell, first=1.0))
         while not told and not running.done() and not beside.done():
+            seen.append((len(pipe.state.members("succeeded(slow)")), time.monotonic()))
             await asyncio.sleep(0.02)
         for work in (running, beside):
             work.cancel()
@@ -97,7 +98,7 @@ async def test_what_would_take_too_much_memory_is_not_told(
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     greedy = f"import sys; sys.stdin.read(); bytearray({total // 4})"
     monkeypatch.setattr(foreseeing, "_command", lambda log: [sys.executable, "-c", greedy])
-    found = await foreseeing._simulated(tmp_path / "log.db", 0.0)
+    found = await foreseeing._simulated(tmp_path / "log.db")
     assert found is None
 
 
