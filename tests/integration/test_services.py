@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from datatask import (
     SSHLinuxManager,
 )
 from datatask.adapters.execute.base import targets
+from datatask.adapters.execute.functions.gateway import EngineGateway
 from datatask.adapters.execute.kube.watch import Watch
 from datatask.adapters.execute.local.client import LauncherClient
 from datatask.adapters.execute.ssh.target import Target
@@ -227,7 +227,7 @@ def nothing(job: str, inp: Any) -> None:
 async def test_worker_processes_are_served_after_their_gateway_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(monkeypatch, Listener, "accept")
+    broken(monkeypatch, EngineGateway, "_accept")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         task = ExecutorTask("t", pool, LogMetadataRepository("done"))
         task.link("inp", InProcessMetadataRepository(), is_input=True)
