@@ -46,7 +46,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "why": Entry("why", "why", "Explain why a job runs or does not."),
         "ls": Entry("ls", "ls", "List the jobs of a set expression."),
         "cat": Entry("ls", "cat", "Print a job's value."),
-        "graph": Entry("graph", "graph", "Draw tasks and repositories."),
+        "graph": Entry("plan", "graph", "Draw tasks and repositories."),
     },
     "Change": {
         "inject": Entry("inject", "inject", "Put values into a repository."),

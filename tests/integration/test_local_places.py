@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from datatask import LocalLinuxManager
 from datatask.adapters.execute.local import manager
 from datatask.adapters.execute.local.client import _check_peer
 from datatask.adapters.execute.local.engine_connections import SOCKET
+from datatask.adapters.execute.local.launcher import LOCK
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Fact, Noticed
@@ -173,6 +175,8 @@ async def test_a_launcher_that_dies_before_it_greets_is_not_taken_for_an_earlier
     await task.runner.open(facts.append)
     name = tmp_path / "app" / SOCKET
     name.parent.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(name.with_name(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the client starts no launcher of its own meanwhile
     hellos: list[dict[str, object]] = []
 
     async def next_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,10 +193,11 @@ async def test_a_launcher_that_dies_before_it_greets_is_not_taken_for_an_earlier
         dying.stdout.readline()
         recovered = asyncio.create_task(task.runner.recover([spec(1)]))
         await until(lambda: dying.poll() is not None)
-    name.unlink()
+    name.unlink(missing_ok=True)
     async with await asyncio.start_unix_server(next_one, name):
         await asyncio.wait_for(recovered, 60)
         await task.runner.close()
+    os.close(lock)
     assert "wanted" in hellos[0]
 
 

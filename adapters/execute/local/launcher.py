@@ -3,7 +3,7 @@
 In, over a Unix socket in its directory, one JSON object a line: hello, env, start, stop, settle, sweep, forget, retire, bye. Out,
 to the engine whose log the run belongs to: started, refused, unfit, ended, absent. It is the parent of the runs (`starts`,
 `ends`), so no exit code is lost when an engine dies; all it knows is in its journal, so that the next launcher goes on when
-it is killed (`takeover`). With no runs and no engine it ends by itself. Imports the standard library and its siblings only:
+it is killed (`starts`). With no runs and no engine it ends by itself. Imports the standard library and its siblings only:
 it starts in a few hundredths of a second. The engine's side is `client`.
 """
 
@@ -27,8 +27,7 @@ from datatask.adapters.execute.local.ends import Ends
 from datatask.adapters.execute.local.engine_connections import Engine, Engines
 from datatask.adapters.execute.local.folders import Owners
 from datatask.adapters.execute.local.journal import LaunchedRuns
-from datatask.adapters.execute.local.starts import Starts
-from datatask.adapters.execute.local.takeover import Takeover
+from datatask.adapters.execute.local.starts import Starts, Takeover
 
 LOCK = "launcher.lock"
 IDLE_SECONDS = 10.0
@@ -40,9 +39,9 @@ LOOK_SECONDS = 0.5
 class Launcher:
     """The process that starts and watches runs of one directory, and the engines that are connected to it."""
 
-    def __init__(self, directory: str, keepers: Sequence[subreaper.Keeper] = ()) -> None:
+    def __init__(self, directory: str, subreapers: Sequence[subreaper.Subreaper] = ()) -> None:
         self.runs = runs = LaunchedRuns(directory)
-        self.keepers = keepers
+        self.subreapers = subreapers
         self.situation = spawning.present()
         self.goes_on = True
         self.selector = selectors.DefaultSelector()
@@ -69,7 +68,7 @@ class Launcher:
         if self.runs.outputs.cuts.fileno() >= 0:
             self.selector.register(self.runs.outputs.cuts, selectors.EVENT_READ, self.runs.outputs)
         self.engines.listen()
-        self.earlier.load(self.keepers)
+        self.earlier.load(self.subreapers)
         self._watch_keepers()
         while not self._is_idle():
             if not self.goes_on and not self.ends.held and self.runs.journal.write_out():
@@ -90,10 +89,10 @@ class Launcher:
         return False
 
     def _watch_keepers(self) -> None:
-        """Notice when a keeper dies: the next launcher is to have us for one."""
-        for one in self.keepers:
+        """Notice when a subreaper dies: the next launcher is to have us for one."""
+        for one in self.subreapers:
             try:
-                self.selector.register(os.pidfd_open(one.pid), selectors.EVENT_READ, "keeper")
+                self.selector.register(os.pidfd_open(one.pid), selectors.EVENT_READ, "subreaper")
             except OSError:
                 pass  # it is gone, or there is no descriptor to hear of its end by
             self.goes_on = self.goes_on and one.is_alive()
@@ -139,7 +138,7 @@ class Launcher:
         elif isinstance(key.data, Engine):
             if mask & selectors.EVENT_READ:
                 self._receive(key.data)
-        elif key.data == "keeper":
+        elif key.data == "subreaper":
             self.selector.unregister(key.fd)
             self.goes_on = False
         else:
@@ -204,7 +203,7 @@ class Launcher:
     def do_retire(self, engine: Engine) -> None:
         """Leave the directory to a launcher in the engine's situation; what runs stays ours until it has ended."""
         self.goes_on = False
-        self.keepers = ()
+        self.subreapers = ()
 
     def do_env(self, engine: Engine, key: str, env: dict[str, str], umask: int) -> None:
         """An environment that starts refer to by key; it is never written down."""
@@ -255,10 +254,10 @@ def main(directory: str) -> int:
     except BlockingIOError:
         return 0
     place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return subreaper.keep(lambda keepers: _serve(f"/proc/self/fd/{place}", lock, keepers))
+    return subreaper.keep(lambda subreapers: _serve(f"/proc/self/fd/{place}", lock, subreapers))
 
 
-def _serve(directory: str, lock: int, keepers: Sequence[subreaper.Keeper]) -> int:
+def _serve(directory: str, lock: int, subreapers: Sequence[subreaper.Subreaper]) -> int:
     """Serve; where that is over before the runs are, be what keeps them: of the next launcher, or beside it."""
     _close_all_but(lock, int(os.path.basename(directory)))
     try:
@@ -269,12 +268,12 @@ def _serve(directory: str, lock: int, keepers: Sequence[subreaper.Keeper]) -> in
     pid = str(os.getpid()).encode()
     os.pwrite(lock, pid, 0)  # never empty: who reads it may be about to signal what it names
     os.ftruncate(lock, len(pid))
-    launcher = Launcher(directory, keepers)
+    launcher = Launcher(directory, subreapers)
     if not launcher.serve():
         return 0
-    if launcher.keepers:
+    if launcher.subreapers:
         launcher.hang_up()
-        return subreaper.keep(lambda above: _serve(directory, lock, above), launcher.keepers)
+        return subreaper.keep(lambda above: _serve(directory, lock, above), launcher.subreapers)
     fcntl.flock(lock, fcntl.LOCK_UN)
     launcher.hang_up()
     subreaper.linger()

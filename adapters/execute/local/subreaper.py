@@ -1,10 +1,10 @@
 """A launcher's parents: they have no work but to wait, so that a killed launcher's runs keep a parent, and their ends.
 
-In: what a launcher does, as a function of the keepers above it. Out: the launcher in a child process, again where one has
-died while runs were left. Those become the keeper's children, and once ended they stay zombies until the next launcher
+In: what a launcher does, as a function of the subreapers above it. Out: the launcher in a child process, again where one has
+died while runs were left. Those become the subreaper's children, and once ended they stay zombies until the next launcher
 has read their exit codes from /proc; with pid 1 for a parent they would be gone at once, and their codes with them.
-There are two keepers, one above the other: no process can choose a new parent, so a run that is under way keeps only
-those of its ancestors that are left. A launcher that misses one of them becomes a keeper itself and forks the next
+There are two subreapers, one above the other: no process can choose a new parent, so a run that is under way keeps only
+those of its ancestors that are left. A launcher that misses one of them becomes a subreaper itself and forks the next
 launcher. Imports the standard library only.
 """
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from datatask.adapters.execute.base import proctable
 
-KEEPERS = 2
+SUBREAPERS = 2
 
 READ_SECONDS = 60.0
 """A launcher reads an exit code as soon as it looks; a zombie that has been seen for so long is not waited for."""
@@ -34,11 +34,11 @@ FORK_SECONDS_MAX = 10.0
 """So long a machine without room for a process is asked again by one that has nothing to keep."""
 
 GOODBYES = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""How a machine, a service manager or a terminal tells all processes at once to end: keepers wait for their runs."""
+"""How a machine, a service manager or a terminal tells all processes at once to end: subreapers wait for their runs."""
 
 
-class Keeper(NamedTuple):
-    """A keeper by pid and start time."""
+class Subreaper(NamedTuple):
+    """A subreaper by pid and start time."""
 
     pid: int
     start: int
@@ -48,26 +48,26 @@ class Keeper(NamedTuple):
         return proctable.is_alive(self.pid, self.start)
 
 
-Work = Callable[[Sequence[Keeper]], int]
+Work = Callable[[Sequence[Subreaper]], int]
 
 
-def keep(work: Work, above: Sequence[Keeper] = ()) -> int:
+def keep(work: Work, above: Sequence[Subreaper] = ()) -> int:
     """Have a child do the work, and another one when it dies and leaves children; return its exit code.
 
-    `above` are the keepers above this process. Returns in the child too, with what the work returned.
+    `above` are the subreapers above this process. Returns in the child too, with what the work returned.
     """
     proctable.adopt_orphans()
     for number in GOODBYES:
         signal.signal(number, signal.SIG_IGN)
-    me = Keeper(os.getpid(), proctable.start_time(os.getpid()) or 0)
+    me = Subreaper(os.getpid(), proctable.start_time(os.getpid()) or 0)
     pause, child = PAUSE_SECONDS, None
     while True:
         began = time.monotonic()
         if child is None:
-            keepers = [*(one for one in above if one.is_alive()), me]
+            subreapers = [*(one for one in above if one.is_alive()), me]
             child = _fork()
             if child == 0:
-                return work(keepers) if len(keepers) >= KEEPERS else keep(work, keepers)
+                return work(subreapers) if len(subreapers) >= SUBREAPERS else keep(work, subreapers)
         code = os.waitstatus_to_exitcode(_wait(child))
         if code == RETIRED:
             linger()
@@ -97,7 +97,7 @@ def linger() -> None:
 
 
 def _kin(left: dict[int, proctable.Child]) -> int | None:
-    """Return the launcher, or the keeper below, that a keeper between us has left to us.
+    """Return the launcher, or the subreaper below, that a subreaper between us has left to us.
 
     Runs lead sessions of their own, from the moment on that they are programs of their own; ours is that of all of us.
     """

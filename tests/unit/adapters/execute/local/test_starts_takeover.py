@@ -10,7 +10,7 @@ import pytest
 
 from datatask.adapters.execute.local.journal import Journal
 from datatask.adapters.execute.local.launcher import Launcher
-from datatask.adapters.execute.local.takeover import REBOOTED, TORN
+from datatask.adapters.execute.local.starts import REBOOTED, TORN
 
 
 def test_what_ended_before_the_machine_went_down_is_collected_unless_its_output_is_torn(
