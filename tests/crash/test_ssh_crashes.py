@@ -11,7 +11,7 @@ from tests.crash.harness import effects, memberships
 from tests.crash.remote import lay_out
 from tests.crash.test_crashes import told
 from tests.effort import by_effort
-from tests.ssh_kit import server
+from tests.ssh_kit import server, shared
 
 pytestmark = pytest.mark.server("sshd")
 KILLS, JOBS = by_effort(quick=(12, 120), thorough=(60, 400), soak=(60, 400))
@@ -39,6 +39,14 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
 @pytest.mark.scaled
 def test_tens_of_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     lived(tmp_path, KILLS, JOBS, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.server("dropbear")
+@pytest.mark.machine("root")
+def test_tens_of_kills_lose_and_double_nothing_on_dropbear(tmp_path: Path) -> None:
+    with shared("dropbear"):
+        lived(tmp_path, 12, 120, seed=2)
 
 
 @pytest.mark.soak
