@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 from aiohttp import web
 
 from datatask.adapters.execute.kube import logs
-from datatask.schema.messages import Ended, Noticed, Started, Write
+from datatask.adapters.execute.kube.manifests import Result
+from datatask.adapters.execute.kube.runner import KubeRunner
+from datatask.schema.events import Ending, ErrorInfo
+from datatask.schema.messages import Ended, Noticed, RunSpec, Started, Write
 from tests.kube.api.faults import Fault
-from tests.kube.runner_kit import TEMPLATE, ready, running, text
-from tests.kube.scripted import terminated
+from tests.kube.runner_kit import TEMPLATE, make_task, ready, running, text
+from tests.kube.scripted import scripted, terminated
+from tests.run_kit import opened as opened_runner
 from tests.run_kit import until
 
 
@@ -167,3 +172,27 @@ async def test_a_container_that_ended_and_starts_again_is_not_the_end() -> None:
         api.delete(name, 5)
         api.end(name)
         assert (await facts.end_of(1)).ending.outcome == "lost"
+
+
+@pytest.mark.parametrize(("last", "wanted"), [("result two", "two"), ("nothing", "NoResult")])
+async def test_a_functions_result_is_that_of_the_last_attempt(last: str, wanted: str) -> None:
+    """One that an earlier attempt wrote is taken off its log, and counts for nothing."""
+
+    def result(_spec: RunSpec, end: bytes) -> tuple[Result, int] | None:
+        _before, found, word = end.rpartition(b"result ")
+        error = ErrorInfo(type=word.decode().strip(), message="")
+        return (Result(Ending(outcome="failed", error=error)), len(found + word)) if found else None
+
+    async with scripted() as api:
+        task = make_task(api)
+        runner = KubeRunner(task.podman.shared, dataclasses.replace(task.recipe(), result=result))
+        async with opened_runner(runner) as facts:
+            name = await running(api, runner, facts, 1)
+            api.say(name, b"result one")
+            api.restart(name, 1)
+            api.say(name, last.encode())
+            api.end(name)
+            ended = await facts.end_of(1)
+    assert ended.ending.error is not None
+    assert (ended.ending.outcome, ended.ending.error.type) == ("failed", wanted)
+    assert b"result" not in (text(ended) or b"")
