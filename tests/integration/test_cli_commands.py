@@ -324,7 +324,7 @@ def test_plan_tells_launches_and_differences_and_changes_nothing(finished: Proje
     finished.ok("rm", "double.done", "b")
     before = finished.log.read_bytes()
     shape = finished.ok("plan", "--json").json
-    assert shape.keys() == {"log", "launches", "held", "definition"}
+    assert shape.keys() == {"log", "launches", "held", "definition", "parameters"}
     assert [(launch["task"], launch["job"]) for launch in shape["launches"]] == [("double", "b")]
     text = (finished.folder / "pipeline.py").read_text()
     (finished.folder / "pipeline.py").write_text(

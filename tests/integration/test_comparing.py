@@ -83,7 +83,7 @@ async def test_what_no_notice_told_is_found_and_an_alarm_is_given(
         await until(lambda: pipeline.state.leaves["in"].missed == 3)
         assert sorted(pipeline.state.members("in")) == ["changes", "comes"]
         assert pipeline.state.leaves["in"].versions[pipeline.state.job_index["changes"]] != version
-        assert "3 changes were not reported" in troubles(pipeline.state)["in"]
+        assert "3 changes were not told by the file system" in troubles(pipeline.state)["in"]
         (line,) = [record.getMessage() for record in caplog.records if ALARM in record.getMessage()]
         assert line.startswith("in: 3 changes")
         await compared(pipeline)

@@ -280,6 +280,8 @@ def _bound(constraint: str) -> str:
         "infeasible": "quota",
         "concurrency": "quota",
         "adapter": "adapter",
+        "unselected": "pause",
+        "limit": "pause",
     }
     return known.get(kind, "priority")
 

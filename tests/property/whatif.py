@@ -30,6 +30,7 @@ class CopiedState:
     def __init__(self, state: State, now: int, unavailable: frozenset[str], *, engine_alive: bool) -> None:
         self.state = load(dump(state))
         self.now, self.unavailable, self.engine_alive = now, set(unavailable), engine_alive
+        self.selection = self.state.selection if engine_alive else None
         self._pending = dict(self.state.pending)
 
     def make(self, change: Change) -> None:
@@ -40,7 +41,7 @@ class CopiedState:
         """Whether the next round launches the job."""
         if not self.engine_alive:
             return False
-        found = decide(self.state, self.now, unavailable=self.unavailable)
+        found = decide(self.state, self.now, unavailable=self.unavailable, selection=self.selection)
         return any((each.task, each.job) == (task, job) for each in found.decisions)
 
     def settle(self, task: str, job: str) -> None:
@@ -48,6 +49,9 @@ class CopiedState:
         key = PendingKey("priority", task, self.state.intern(job))
         if key in self.state.pending and self.state.pending[key] != self._pending.get(key):
             self._ask_priority(task, job)
+
+    def _run(self, change: Change) -> None:
+        self.selection = None
 
     def _event(self, event: e.Event) -> None:
         apply(self.state, self.state.position + 1, event)

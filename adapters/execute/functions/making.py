@@ -20,7 +20,7 @@ from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.functions import workers
 from datatask.schema.errors import InvalidValueError, TemporaryError
 
-logger = logging.getLogger("datatask.executors")
+logger = logging.getLogger("datatask.task")
 
 MOMENTARY = (OSError, TemporaryError)
 """What an executor, or its maker, raises while what it talks to is away."""
