@@ -70,7 +70,9 @@ class FixSearch:
 
     def run(self) -> Proposal:
         """Search, and return the smallest set."""
-        first = [*self._surroundings(), *self._own_run()]
+        # What else has to change may have the job chosen: the run that chooses all comes last, and may be left out.
+        chosen = [*self._choice()]
+        first = [*self._surroundings(), *self._own_run(), *chosen]
         self.what_if.reset(*first)
         for plan in self._plans():
             if self.best is not None and len(first) + len(plan) >= len(self.best):
@@ -79,7 +81,7 @@ class FixSearch:
         if self.best is None:
             self.what_if.reset(*first)
             return Proposal(None, first)
-        self._prune(len(first))
+        self._prune(len(first) - len(chosen))
         self.what_if.reset(*self.prefix)
         self.what_if.answer_priority(self.name, self.job)
         return Proposal(self.best, self.prefix, self.beaten)
@@ -90,8 +92,6 @@ class FixSearch:
         what_if, task = self.what_if, self.task
         if not what_if.engine_alive:
             yield Change(op="start_engine")
-        if left_out(what_if.state, what_if.selection, task, self.job):
-            yield Change(op="run", task=self.name)
         if task.paused:
             yield Change(op="resume", task=self.name)
         if task.definition.disabled:
@@ -101,6 +101,10 @@ class FixSearch:
         for leaf in task.reads:
             if not leaf.synced:
                 yield Change(op="accept_loss" if leaf.held else "observe", repository=leaf.id)
+
+    def _choice(self) -> Iterator[Change]:
+        if left_out(self.what_if.state, self.what_if.selection, self.task, self.job):
+            yield Change(op="run", task=self.name)
 
     def _own_run(self) -> Iterator[Change]:
         episode = self.task.episodes.get(self.job)
