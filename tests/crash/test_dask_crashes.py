@@ -12,7 +12,7 @@ from tests.crash.harness import memberships
 from tests.crash.test_crashes import told
 from tests.effort import by_effort
 
-KILLS, JOBS = by_effort(quick=(15, 350), thorough=(85, 2000), soak=(85, 2000))
+KILLS, JOBS = by_effort(quick=(15, 600), thorough=(85, 2000), soak=(85, 2000))
 PROGRAM = "__import__('tests.crash.dask_shop').crash.dask_shop."
 
 

@@ -262,6 +262,10 @@ class Slow:
                 return [cause for part in wrong for cause in self._lacking(part, job, members, wanted)]
 
 
+UNCHOSEN = "unchosen"
+"""A pause by a run that chose other jobs: it counts where nothing else is in the way."""
+
+
 def _signed(expr: d.AnyExpr, wanted: bool) -> list[tuple[str, bool]]:
     match expr:
         case d.In(leaf=name):
@@ -280,14 +284,18 @@ def _bound(constraint: str) -> str:
         "infeasible": "quota",
         "concurrency": "quota",
         "adapter": "adapter",
-        "unselected": "pause",
-        "limit": "pause",
+        "unselected": UNCHOSEN,
+        "limit": UNCHOSEN,
     }
     return known.get(kind, "priority")
 
 
 def _first(causes: tuple[str, ...], backing_off: bool) -> str:
-    return min((cause for cause in causes if backing_off or cause != "backoff"), key=CAUSES.index)
+    def rank(cause: str) -> int:
+        return CAUSES.index("priority" if cause == UNCHOSEN else cause)
+
+    found = min((cause for cause in causes if backing_off or cause != "backoff"), key=rank)
+    return "pause" if found == UNCHOSEN else found
 
 
 def merged(spans: list[Span]) -> list[Span]:

@@ -7,6 +7,7 @@ go later than the others.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from types import FunctionType
@@ -16,6 +17,9 @@ from datatask.adapters.execute.functions.dask.runs import DaskRun
 
 UNLOCKS_MAX = 1000
 HOLDER = "published-datatask-"
+ENDED_SECONDS = 5.0
+"""So long the lock of an ended run outlives its hold: where its worker died, Dask may have begun it again elsewhere, and
+the question for its lock is on its way."""
 BARRED_SECONDS = 30.0
 """What was kept from being begun stays barred so long: a worker may have it in hand, a message may be on its way."""
 
@@ -40,7 +44,7 @@ class Holds:
                 client._send_to_scheduler({"op": op, "keys": given, "client": holder})
         for barred in (False, True):
             keys = [run.key for run in runs if run.claimed and run.barred is barred]
-            await self._unlock(client, keys, BARRED_SECONDS if barred else 0.0)
+            await self._unlock(client, keys, BARRED_SECONDS if barred else ENDED_SECONDS)
 
     async def _unlock(self, client: Any, keys: list[str], seconds: float) -> None:
         """Give up locks after so many seconds; by a function at the scheduler, in one call for many."""
@@ -49,7 +53,10 @@ class Holds:
                 part = keys[at : at + UNLOCKS_MAX]
                 await client.run_on_scheduler(self._unlocks, part, seconds, HOLDER)
         except Exception:  # it loads no functions: what is barred stays so
-            for key in () if seconds else keys:
+            if seconds == BARRED_SECONDS:
+                return
+            await asyncio.sleep(seconds)
+            for key in keys:
                 with contextlib.suppress(KeyError):
                     await client.scheduler.multi_lock_release(id=key)
 
