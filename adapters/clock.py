@@ -72,7 +72,7 @@ class Effort:
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Say that there is nothing to do but to wait for others, which nobody has to be told."""
+        """Mark the time in which the command only waits for others: no progress is printed."""
         before, self.is_idle = self.is_idle, True
         try:
             yield

@@ -1,4 +1,4 @@
-"""What repositories are told while nothing may be changed: the values of a log that nobody has opened, for `plan`.
+"""The values of a log, read only, for the repositories of a pipeline that is not open: `plan` evaluates filters with them.
 
 In: a copy of the state, and the log's file, or None. Out: a `Binding` that answers from the two and refuses writes, so that
 repositories with code of their own, filters, translations and priorities read what they would in a run.

@@ -128,7 +128,7 @@ def named_definition(text: str) -> OtherDefinition:
 def verify(settings: Settings, anchors: tuple[Path, ...]) -> int:
     """Check a log: its file, chain, blobs, and that all in it could follow on what came before.
 
-    Exit code 3 when anything does not fit; each thing is told with its position and what to do.
+    Exit code 3 when anything does not fit; each divergence is printed with its position and a remedy.
     """
     output = Output(settings)
     noted = [anchor for path in anchors for anchor in read_anchors(path)]
@@ -155,7 +155,7 @@ def _print_findings(output: Output, found: LogVerified) -> None:
 @command("log-anchor", example="datatask log-anchor\ndatatask log-anchor /mnt/elsewhere/anchors.jsonl")
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def log_anchor(settings: Settings, file: Path | None) -> None:
-    """Print the hash of the log's head as one line of JSON, to be kept where nobody who writes the log can change it.
+    """Print the hash of the log's head as one line of JSON, to be kept where users who can write the log cannot change it.
 
     With FILE it is also appended there. `datatask verify --anchor FILE` then finds a rewritten or cut log.
     """

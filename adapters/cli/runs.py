@@ -83,14 +83,14 @@ def runs(
 )
 @click.option("--up", is_flag=True, help="Only what it came from.")
 @click.option("--down", is_flag=True, help="Only what came from it.")
-@click.option("--depth", type=click.IntRange(0), metavar="N", help="At most so many runs away.")
+@click.option("--depth", type=click.IntRange(0), metavar="N", help="The largest distance, in runs.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
     default=LIMIT,
     show_default=True,
     metavar="N",
-    help="At most so many values and runs.",
+    help="The largest number of values and runs.",
 )
 @click.option(
     "--whole/--index",

@@ -114,7 +114,7 @@ _TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def fits(printed: str, content: bytes | Path, size: int) -> bool:
-    """Whether the first so many bytes have this checksum; true of all where none was made."""
+    """Whether the first `size` bytes have this checksum; true where no checksum was made."""
     if not printed:
         return True
     if len(printed) == _SHA256_DIGITS:

@@ -28,7 +28,7 @@ NO_ROOM = "NoRoom"
 OCCUPIED = "Occupied"
 EXECUTOR_AWAY = "ExecutorAway"
 _WHO = {NO_ROOM: "the machine", OCCUPIED: "its target", EXECUTOR_AWAY: "its executor"}
-"""Whose refusals are told with who it is: the words of others say it themselves."""
+"""Refusals from these sources are reported with the source's name; other messages name it themselves."""
 
 
 def is_momentary(error: BaseException) -> bool:

@@ -49,8 +49,8 @@ def hit_us_too(code: int | None, began: int | None, at: int) -> bool:
     if code is None or of_a_signal(code) is None:
         return False
     return any(
-        (began or 0) <= told and -NEAR_SECONDS * SECOND <= at - told < STOP_SECONDS_MAX * SECOND
-        for told in _signalled_at
+        (began or 0) <= signalled and -NEAR_SECONDS * SECOND <= at - signalled < STOP_SECONDS_MAX * SECOND
+        for signalled in _signalled_at
     )
 
 

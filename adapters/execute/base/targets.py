@@ -40,7 +40,7 @@ SETTLE_SECONDS = 2.0
 REMOVAL_SECONDS = 5.0
 CODE_POLLS_MAX = 5
 POLLS_PER_LOOK = 10
-"""A live pid is looked at more closely every so many polls: it may be another process's by now."""
+"""The start time of a live pid is compared once in this number of polls: the pid may have been given to another process."""
 
 
 class PolledRun(TrackedRun):

@@ -95,7 +95,7 @@ class Cluster:
         await self._disconnect()
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """Do something whose end nobody waits for."""
+        """Run a coroutine in the background."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
