@@ -136,7 +136,9 @@ def kill_often(
         after = random.uniform(*lives)
         when = random.uniform(0, 1.25) * after
         if not killed(engine(folder, make), after, partial(kill_launchers, folder), when):
-            found.append(f"all was done after {number} kills: lay out more jobs")
+            # A fast machine may be through with the work before the last kill; one before half of them proves little.
+            if number < kills / 2:
+                found.append(f"all was done after {number} of {kills} kills: lay out more jobs")
             break
         if (folder / "log.db").exists() and number % VERIFY_EVERY == 0:
             found += verified(folder)

@@ -46,7 +46,7 @@ def test_tens_of_kills_lose_and_double_nothing(tmp_path: Path) -> None:
 @pytest.mark.machine("root")
 def test_tens_of_kills_lose_and_double_nothing_on_dropbear(tmp_path: Path) -> None:
     with shared("dropbear"):
-        lived(tmp_path, 12, 120, seed=2)
+        lived(tmp_path, 12, 240, seed=2)
 
 
 @pytest.mark.soak
