@@ -50,15 +50,6 @@ def reporting(settings: Settings, name: str, work: Callable[[], T]) -> T:
     A result of `SPENT` is that of work which has caught `SpentError` and given the results that it had.
     """
     effort.begin(name)
-    with _reporting(settings, name):
-        result = work()
-        if effort.was_raised and result != SPENT:
-            raise SpentError
-        return result
-
-
-@contextmanager
-def _reporting(settings: Settings, name: str) -> Iterator[None]:
     budget = settings.budget
     if name in UNTOLD:
         if budget is not None:
@@ -67,12 +58,11 @@ def _reporting(settings: Settings, name: str) -> Iterator[None]:
                 where="--budget",
                 remedy="`run` has --timeout" if name == "run" else "leave it out",
             )
-        yield
-        return
+        return work()
     teller = _Teller(settings)
     try:
-        with teller, _limited(budget):
-            yield
+        with teller:
+            return _limited(budget, work)
     except SpentError:
         teller.clear()
         raise _spent(settings, budget or 0.0) from None
@@ -88,16 +78,15 @@ def _spent(settings: Settings, budget: float) -> TimeLimitError:
     )
 
 
-@contextmanager
-def _limited(budget: float | None) -> Iterator[None]:
-    """Raise `SpentError` in the body after this many seconds.
+def _limited(budget: float | None, work: Callable[[], T]) -> T:
+    """Do the work; raise `SpentError` in it after this many seconds.
 
-    Where it is swallowed, as by Python in a callback of the garbage collector, `reporting` raises it at the end of the
-    body; after `SPARE_SECONDS` the process is ended.
+    Where it is swallowed, as by Python in a callback of the garbage collector, it is raised again behind the work; after
+    `SPARE_SECONDS` the process is ended. No context manager stands between: an error that is raised while one is entered passes
+    it by.
     """
     if budget is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return work()
 
     def spent(number: int, frame: FrameType | None) -> None:
         effort.was_raised = True
@@ -107,16 +96,27 @@ def _limited(budget: float | None) -> Iterator[None]:
             raise SpentError
 
     before = signal.signal(signal.SIGALRM, spent)
-    try:
-        effort.ends = time.monotonic() + budget
-        guard.within(budget + SPARE_SECONDS, SPENT, f"not through in {budget:g} s, nor ended since")
-        signal.setitimer(signal.ITIMER_REAL, budget, AGAIN_SECONDS)
-        yield
-    finally:
+
+    def end() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         effort.ends = None
         guard.put_off()
+
+    try:
+        effort.ends = time.monotonic() + budget
+        guard.within(budget + SPARE_SECONDS, SPENT, f"not through in {budget:g} s, nor ended since")
+        signal.setitimer(signal.ITIMER_REAL, budget, AGAIN_SECONDS)
+        result = work()
+        if effort.was_raised and result != SPENT:
+            raise SpentError
+        return result
+    finally:
+        try:
+            end()
+        except SpentError:
+            end()  # the time was over in the middle of it
+            raise
 
 
 def _loop_runs() -> bool:
