@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import resource
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -124,15 +124,21 @@ pipeline = Pipeline([task], Session())
 def processes_bounded(most: int) -> Iterator[Path]:
     """A control group that holds so many processes; skipped where there is none to be had."""
     for top in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
-        group = top / f"bounded-{os.getpid()}"
+        group = top / f"bounded-{uuid.uuid4()}"  # those of others, whose process had our number, may be there still
         try:
             group.mkdir()
+            if not (group / "cgroup.procs").exists():
+                raise OSError("no file system of control groups")
             (group / "pids.max").write_text(str(most))
         except OSError:
             with contextlib.suppress(OSError):
                 group.rmdir()
             continue
-        yield group
+        try:
+            yield group
+        finally:
+            with contextlib.suppress(OSError):
+                group.rmdir()  # stays while a process is in it
         return
     pytest.skip("no control group for processes is ours to make")
 
