@@ -308,6 +308,24 @@ class Store(Protocol):
         """Tell changes as they happen until the returned function is called; None: this store cannot."""
 
 
+class Hashed(NamedTuple):
+    """The SHA-256, in hex, of what a store's value held at a version."""
+
+    version: str
+    digest: str
+
+
+@runtime_checkable
+class Hashable(Protocol):
+    """A store that can hash its values; its methods here wait for a disk."""
+
+    def version_now(self, job: str) -> str | None:
+        """Return the version of a member now, or None."""
+
+    def hash_now(self, job: str) -> Hashed | None:
+        """Return the digest of a member's content; None for no member, and for one that changes meanwhile."""
+
+
 class Observable(Protocol):
     """A repository whose store is watched: what the log is to know of a member that was found there."""
 

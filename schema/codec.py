@@ -33,6 +33,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("EngineOpened", 1): unchanged,  # `reason`
     ("PipelineDefined", 1): unchanged,  # `reason`
     ("PipelineDefined", 2): unchanged,  # parameters in the definition
+    ("PipelineDefined", 3): unchanged,  # fingerprints of tasks, `on_change`
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
     ("RepositorySynced", 2): unchanged,  # `root`

@@ -152,6 +152,9 @@ class RetryDef(Declared, frozen=True, kw_only=True):
 Conflicts = Literal["rerun", "allow"]
 """What becomes of a run that has read a key, writes it, and finds it overwritten by another meanwhile."""
 
+OnChange = Literal["keep", "mark", "rerun"]
+"""What becomes of results that are out of date: nothing, they are told, or they are computed again."""
+
 DoneShape = Literal["function", "process", "pod", "none"]
 
 
@@ -160,7 +163,7 @@ class TaskDef(Declared, frozen=True, kw_only=True):
 
     `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
     always in addition to "no open run". `done` and `pids` are the leaves that the engine fills itself: an
-    entry per ended episode, and one per live process.
+    entry per ended episode, and one per live process. `fingerprint` holds digests of what its runs execute, by component.
     """
 
     name: str
@@ -181,6 +184,15 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     done_shape: DoneShape = "function"
     pids: str | None = None
     conflicts: Conflicts = "rerun"
+    fingerprint: dict[str, str] = {}
+    on_change: OnChange = "mark"
+
+    @property
+    def fingerprint_digest(self) -> str:
+        """The components of the fingerprint as one digest; empty where none are known."""
+        if not self.fingerprint:
+            return ""
+        return hashlib.sha256(msgspec.json.encode(self.fingerprint, order="deterministic")).hexdigest()[:32]
 
 
 class QuotaDef(Declared, frozen=True, kw_only=True):

@@ -216,7 +216,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 3
+    VERSION = 4
     definition: PipelineDef
     digest: str
     decider: int
@@ -282,6 +282,14 @@ class ChangesMissed(RepositoryEvent, frozen=True, kw_only=True):
     ESSENTIAL = False
     missed: int
     sample: tuple[str, ...] = ()
+
+
+class ContentHashed(ValueEvent, frozen=True, kw_only=True):
+    """What the value of a foreign store held at this version of the store's: its SHA-256, in hex."""
+
+    ESSENTIAL = False
+    version: str
+    digest: str
 
 
 class ValuePut(ValueEvent, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "pause": Entry("verbs", "pause", "Launch no more jobs of tasks."),
         "resume": Entry("verbs", "resume", "Launch jobs of paused tasks again."),
         "quota": Entry("verbs", "quota", "Change limits of a quota."),
+        "undo": Entry("undo", "undo", "Take back changes that a person made."),
     },
     "Audit": {
         "log": Entry("log", "log", "Print the log's events."),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import click
+from pyroaring import BitMap
 
 from datatask.adapters.cli.commands import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
@@ -21,7 +22,8 @@ from datatask.adapters.cli.recorded import Recorded, recorded, seen
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
-from datatask.adapters.wiring.sets import evaluate, parse
+from datatask.adapters.history.stale import find_stale
+from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.core.expressions import unnegated
 from datatask.engine.core.leaves import get_at
@@ -36,7 +38,7 @@ _LOCATED = re.compile(r"\w+:(?P<folder>/.*)/\*(?P<extension>[^?]*)")
 @command(
     "ls",
     example="datatask ls resize.photo - resize.done\ndatatask ls 'resize.failed & (a.in | b.in)'\n"
-    "datatask ls resize.ready --at -1h",
+    "datatask ls resize.ready --at -1h\ndatatask ls 'stale(resize)'",
     ignore_unknown=True,
 )
 @click.argument("expression", nargs=-1, required=True, metavar="EXPR...")
@@ -44,13 +46,23 @@ _LOCATED = re.compile(r"\w+:(?P<folder>/.*)/\*(?P<extension>[^?]*)")
 def ls(settings: Settings, expression: tuple[str, ...], at: When | None) -> None:
     """List the jobs of a set expression, sorted.
 
-    Names are task.link, task.ready, task.live, task.succeeded, task.failed, or repository ids, in quotes where
-    they hold spaces; operators are & | - ^ and parentheses, with Python's precedence.
+    Names are task.link, task.ready, task.live, task.succeeded, task.failed, stale(task), or repository ids, in quotes
+    where they hold spaces; operators are & | - ^ and parentheses, with Python's precedence.
     """
     with seen(settings, at) as log:
         known = shapes.set_names(log.state)
-        tree = parse(" ".join(expression), known)
-        found = evaluate(tree, lambda name: shapes.named_set(log.state, known, name))
+        outdated = {f"stale({task.name})": task.name for task in log.state.definition.tasks}
+        tree = parse(" ".join(expression), [*known, *outdated])
+        stale: dict[str, BitMap] = {}
+        if log.reader is not None and not outdated.keys().isdisjoint(names(tree)):
+            stale = find_stale(log.reader, log.state).stale
+
+        def lookup(name: str) -> BitMap:
+            if name in outdated and name not in known:
+                return stale.get(outdated[name], BitMap())
+            return shapes.named_set(log.state, known, name)
+
+        found = evaluate(tree, lookup)
         jobs = shapes.job_names(log.state, found)
     output = Output(settings)
     if output.json:

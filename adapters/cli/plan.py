@@ -7,7 +7,7 @@ pipeline's where `-p` names one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -19,13 +19,17 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.stale import Learned, Staleness, counts, find_stale, stale_lines
 from datatask.adapters.log.lease import probe
 from datatask.adapters.log.locate import locate
+from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.choosing import Choice, check_names
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.engine.core import decide as deciding
 from datatask.engine.core.expressions import set_text
+from datatask.engine.core.fold import apply
 from datatask.engine.core.state import State
+from datatask.engine.ports import Hashable
 from datatask.schema import definition as d
 from datatask.schema import events as e
 from datatask.schema.troubles import shown
@@ -61,25 +65,37 @@ def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wante
     """Show what `run` with the same choice would launch now, what holds the rest back, and how the definition changed.
 
     What `run` would refuse is refused. Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
-    "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}], "parameters": [{"name", "value", "default", "help"}]}.
+    "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}], "parameters": [{"name", "value", "default", "help"}],
+    "stale": {TASK: {"stale", "unknown"}}, "unfollowed": {TASK: [TEXT]}}.
     """
     pipeline = settings.load_pipeline()
-    state, round, differences = foresee(pipeline, choice, accept_loss)
+    state, round, differences, stale = foresee(pipeline, choice, accept_loss)
     shape = {
         "log": pipeline.log_location(),
         "launches": [_launch(decision) for decision in round.decisions],
         "held": _held(state, round),
         "definition": differences,
+        "stale": stale,
+        "unfollowed": {
+            task.name: found for task in pipeline.tasks.values() if (found := task.fingerprint().unfollowed)
+        },
         "parameters": [_parameter(one) for one in pipeline.declare().definition.parameters],
     }
     _tell(Output(settings), shape)
     return DIFFERENT if wanted and (round.decisions or differences) else 0
 
 
-def foresee(
-    pipeline: Pipeline, choice: Choice, losses: Iterable[str] = ()
-) -> tuple[State, deciding.Round, list[dict[str, Any]]]:
-    """Return a copy of the state that has seen the stores, what a round on it decides, and how the definition differs.
+class Foresight(NamedTuple):
+    """A copy of the state that has seen the stores, what a round on it decides, how the definition differs, what is stale."""
+
+    state: State
+    round: deciding.Round
+    differences: list[dict[str, Any]]
+    stale: dict[str, dict[str, int]]
+
+
+def foresee(pipeline: Pipeline, choice: Choice, losses: Iterable[str] = ()) -> Foresight:
+    """Return what `run` would find and do first; results that it would compute again are asked for in the copy.
 
     Raises what `run` would: for a choice, a vanished repository (unless in `losses`), a missing input, a task that is not valid.
     """
@@ -90,10 +106,39 @@ def foresee(
     differences = list(_differences(recorded, pipeline.declare().definition))
     now = max(SystemClock().now(), state.at)
     selection = choice.selection(state)
-    run_in_loop(look(pipeline, state, now))
+    learned = run_in_loop(look(pipeline, state, now))
     if selection is not None:
         check_names(state, selection)
-    return state, deciding.decide(state, now, selection=selection), differences
+    stale = {}
+    if recorded is not None and path is not None:
+        with LogReader(path) as reader:
+            found = find_stale(reader, state, Learned(learned, _hasher(pipeline)))
+        stale = counts(found)
+        _ask_again(state, found, now)
+    return Foresight(state, deciding.decide(state, now, selection=selection), differences, stale)
+
+
+def _hasher(pipeline: Pipeline) -> Callable[[str, str, str], str | None]:
+    """Return the function that hashes what a store has for a job now, where that is of the version that is asked for."""
+    repositories = pipeline.declare().repositories
+
+    def digest(repository: str, job: str, version: str) -> str | None:
+        store = repositories[repository].store if repository in repositories else None
+        hashed = store.hash_now(job) if isinstance(store, Hashable) else None
+        return hashed.digest if hashed is not None and hashed.version == version else None
+
+    return digest
+
+
+def _ask_again(state: State, found: Staleness, now: int) -> None:
+    """Ask in a copy of the state for what an engine would compute again by itself."""
+    for name, jobs in found.own.items():
+        task = state.tasks[name]
+        for index in jobs if task.definition.on_change == "rerun" else ():
+            job = state.jobs[index]
+            for leaf in deciding.own_entries(state, task, job):
+                apply(state, state.position + 1, e.ValueDeleted(at=now, repository=leaf, job=job))
+            apply(state, state.position + 1, e.RetryRequested(at=now, task=name, job=job))
 
 
 def _parameter(one: d.ParameterDef) -> dict[str, Any]:
@@ -160,6 +205,10 @@ def _tell(output: Output, shape: dict[str, Any]) -> None:
     for found in shape["definition"]:
         fields = f" ({', '.join(found['fields'])})" if found["fields"] else ""
         output.line(shown(f"definition: {found['op']} {found['what']} {found['name']}{fields}"))
+    for line in stale_lines(shape["stale"]).items():
+        output.line(shown(" ".join(line)))
+    for name, found in shape["unfollowed"].items():
+        output.line(shown(f"not followed: {name}: {'; '.join(found)}"))
     launches = shape["launches"]
     for launch in launches[:SHOWN_MAX]:
         attempt = f", attempt {launch['attempt']}" if launch["attempt"] > 1 else ""
@@ -169,7 +218,12 @@ def _tell(output: Output, shape: dict[str, Any]) -> None:
     for name, held in shape["held"].items():
         why = _WORDS.get(held["constraint"], held["constraint"])
         output.line(shown(f"held: {name}: {held['waiting']} wait: {why}"))
-    if not (launches or shape["definition"] or shape["held"]):
+    if not (
+        any(count["stale"] for count in shape["stale"].values())
+        or launches
+        or shape["definition"]
+        or shape["held"]
+    ):
         output.line("nothing to do")
 
 

@@ -26,6 +26,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.define import define
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply
+from datatask.engine.core.leaves import get_at, version_hash
 from datatask.engine.core.state import State
 from datatask.engine.ports import Store
 from datatask.schema import definition as d
@@ -166,11 +167,15 @@ def recorded_state(
     return state, recorded
 
 
-async def look(pipeline: Pipeline, state: State, now: int) -> None:
-    """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused."""
+async def look(pipeline: Pipeline, state: State, now: int) -> dict[int, e.Event]:
+    """Let the copy learn what the stores hold, and what user code says of it; an input that is not there is refused.
+
+    Returns the values that it learned of, as events by position.
+    """
     from datatask.engine.runtime.closing import within
 
     declared = pipeline.declare()
+    learned: dict[int, e.Event] = {}
     bound = Foreseen(state, locate(pipeline.log_location()).path)
     await pipeline.check_inputs()
     await pipeline.session.open()
@@ -193,24 +198,38 @@ async def look(pipeline: Pipeline, state: State, now: int) -> None:
                     if state.leaves[leaf.id].count:
                         raise
                     listed = {}  # a folder that the first run will make
-                _learn(state, leaf.id, listed, now)
+                _learn(state, leaf.id, listed, now, learned)
         while await _evaluate(pipeline, state, now):
             pass
     finally:
         bound.unbind()
         await pipeline.session.close()
+    return learned
 
 
 async def _listing(store: Store) -> dict[str, str | None]:
     return {found.job: found.version async for found in store.list()}
 
 
-def _learn(state: State, leaf: str, listed: Mapping[str, str | None], now: int) -> None:
-    known = set(state.members(leaf))
-    for job in listed.keys() - known:
-        _apply(state, e.ValuePut(at=now, repository=leaf, job=job, version=listed[job], origin="observed"))
-    for job in known - listed.keys():
-        _apply(state, e.ValueDeleted(at=now, repository=leaf, job=job, origin="observed"))
+def _learn(
+    state: State, leaf: str, listed: Mapping[str, str | None], now: int, learned: dict[int, e.Event]
+) -> None:
+    known, own = set(state.members(leaf)), state.leaves[leaf]
+    put = [
+        job
+        for job, version in listed.items()
+        if job not in known
+        or (own.versioned and get_at(own.versions, state.job_index[job]) != version_hash(version))
+    ]
+    found: list[e.Event] = [
+        e.ValuePut(at=now, repository=leaf, job=job, version=listed[job], origin="observed") for job in put
+    ]
+    found += [
+        e.ValueDeleted(at=now, repository=leaf, job=job, origin="observed") for job in known - listed.keys()
+    ]
+    for event in found:
+        learned[state.position + 1] = event
+        _apply(state, event)
     _apply(state, e.RepositorySynced(at=now, repository=leaf, listed_at=now, members=len(listed)))
 
 

@@ -105,11 +105,14 @@ def _foretell(
     from datatask.adapters.cli.plan import foresee
     from datatask.adapters.cli.verbs import report
 
-    _, round, differences = foresee(pipeline, choice, losses)
+    foreseen = foresee(pipeline, choice, losses)
     changes = [
-        Change("define", about=f"{found['op']} {found['what']} {found['name']}") for found in differences
+        Change("define", about=f"{found['op']} {found['what']} {found['name']}")
+        for found in foreseen.differences
     ]
-    changes += [Change("launch", task=decision.task, job=decision.job) for decision in round.decisions]
+    changes += [
+        Change("launch", task=decision.task, job=decision.job) for decision in foreseen.round.decisions
+    ]
     return report(Output(settings), Done(changes, None, "none"), verb, True, wanted)
 
 
@@ -309,9 +312,19 @@ class _Work:
             task_name = reason.partition(":")[0]
             see = f"; see: {self._settings.command('why', task_name)}" if task_name in state.tasks else ""
             lines.append(f"stuck: {reason}: {count} job{'s' * (count != 1)}{see}")
+        lines += [f"{name} {line}" for name, line in self._outdated().items()]
         if state.open_runs:
             lines.append(f"still running: {len(state.open_runs)}; see: {self._settings.command('runs')}")
         return lines
+
+    def _outdated(self) -> dict[str, str]:
+        """Return a sentence for each task that has results out of date."""
+        from datatask.adapters.history.stale import counts, find_stale, stale_lines
+
+        path = locate(self._pipeline.log_location()).path
+        assert path is not None, "a log in memory gives other advice"
+        with LogReader(path) as reader:
+            return stale_lines(counts(find_stale(reader, self._pipeline.state)))
 
     def _shape(self, outcome: Outcome, progress: Progress, code: int) -> dict[str, Any]:
         return {

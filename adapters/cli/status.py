@@ -20,6 +20,8 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.stale import counts as stale_counts
+from datatask.adapters.history.stale import find_stale, stale_lines
 from datatask.adapters.history.states import follow
 from datatask.adapters.history.timeline import Timeline, draw, save
 from datatask.adapters.history.timeline import lines as text_lines
@@ -80,16 +82,23 @@ def show(output: Output, log: Seen, all_links: bool, *, again: bool = False) -> 
     """Print the status once."""
     counts = shapes.status(log.state, all_links)
     found = troubles(log.state) | ({} if log.past or log.reader is None else _engine(log.reader.path))
+    outdated = {} if log.reader is None else stale_counts(find_stale(log.reader, log.state))
     if output.json:
-        chosen = output.chosen(("log", "tasks", "quotas", "troubles", "verified"))
-        document = {"log": log.about, **counts, "troubles": found, "verified": verified(log.reader)._asdict()}
+        chosen = output.chosen(("log", "tasks", "quotas", "troubles", "stale", "verified"))
+        document = {
+            "log": log.about,
+            **counts,
+            "troubles": found,
+            "stale": outdated,
+            "verified": verified(log.reader)._asdict(),
+        }
         output.document({name: document[name] for name in chosen})
     elif output.draws or output.colored:
-        _draw(output, log, counts, found, again)
+        _draw(output, log, counts, found | stale_lines(outdated), again)
     else:
         for line in lines(counts):
             output.line(line)
-        for name, trouble in found.items():
+        for name, trouble in (found | stale_lines(outdated)).items():
             output.say(f"{name} {trouble}")
         if log.reader is not None and not log.past:
             output.say(str(verified(log.reader)))

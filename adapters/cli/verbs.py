@@ -164,34 +164,55 @@ def _is_pending(state: State, task: TaskState, job: str) -> bool:
     return index is not None and (index in task.queue or index in task.awaiting or index in task.episodes)
 
 
-@command("retry", example="datatask retry resize cat\ndatatask retry resize --failed")
-@click.argument("task")
+@command("retry", example="datatask retry resize cat\ndatatask retry resize --failed\ndatatask retry --stale")
+@click.argument("task", required=False)
 @click.argument("jobs", nargs=-1, type=JOB, metavar="[JOB]...")
 @click.option("--failed", is_flag=True, help="All jobs whose last run failed.")
+@click.option("--stale", is_flag=True, help="All jobs whose result is out of date, of TASK or of all tasks.")
 @changing
 def retry(
     settings: Settings,
-    task: str,
+    task: str | None,
     jobs: tuple[str, ...],
     failed: bool,
+    stale: bool,
     dry_run: bool,
     reason: str,
     exit_code: bool,
 ) -> int:
     """Run jobs of a task again whose last run has ended."""
-    if bool(jobs) is failed:
+    if bool(jobs) + failed + stale != 1 or (task is None and not stale):
         raise InvalidValueError(
-            "retry takes jobs, or --failed", remedy=f"see `{settings.program} retry --help`"
+            "retry takes a task with jobs or --failed, or --stale",
+            remedy=f"see `{settings.program} retry --help`",
         )
+    outdated = _stale(settings, task) if stale else {}
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
-        found = shapes.find_task(state, task)
-        wanted = state.members(found.failed.id) if failed else list(dict.fromkeys(jobs))
-        for part in sliced(wanted):
-            request = r.RetryJobs(**who("retry", reason), task=task, jobs=part)
-            yield Wish(request, tuple(Change("retry", task=task, job=job) for job in part))
+        wanted = outdated
+        if task is not None and not stale:
+            found = shapes.find_task(state, task)
+            wanted = {task: state.members(found.failed.id) if failed else list(dict.fromkeys(jobs))}
+        for name, mine in wanted.items():
+            for part in sliced(mine):
+                request = r.RetryJobs(**who("retry", reason), task=name, jobs=part)
+                yield Wish(request, tuple(Change("retry", task=name, job=job) for job in part))
 
     return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
+
+
+def _stale(settings: Settings, task: str | None) -> dict[str, list[str]]:
+    """Return the jobs whose results are out of date, by task in the order of the definition."""
+    from datatask.adapters.history.stale import find_stale
+
+    with recorded(settings) as log:
+        state = log.state
+        if task is not None:
+            shapes.find_task(state, task)
+        found = find_stale(log.reader, state).stale
+        return {
+            name: [state.jobs[job] for job in jobs] for name, jobs in found.items() if task in (None, name)
+        }
 
 
 @command("pause", example="datatask pause resize --reason 'disk is nearly full'")

@@ -40,6 +40,7 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
     by reason. With --json as documented in docs/cli.md.
     """
     from datatask.adapters.history.explain import surroundings, with_events
+    from datatask.adapters.history.stale import causes_of, shape
     from datatask.engine.explain.explanations import lines
     from datatask.engine.explain.why import explain, explain_all
 
@@ -52,10 +53,12 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
             return
         found = explain(log.state, task, job, **around)
         found = with_events(log.reader, log.state, found)
+        causes = causes_of(log.reader, log.state, task, job)
         if output.json:
-            output.document(found.to_json())
+            output.document(found.to_json() | {"stale": shape(causes)})
             return
-        for line in lines(found, *_last_run(log, task, job)):
+        outdated = [f"its result is out of date: {cause.text}" for cause in causes]
+        for line in lines(found, *_last_run(log, task, job), *outdated):
             output.line(shown(line))
 
 

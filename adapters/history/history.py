@@ -23,6 +23,8 @@ from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import Moment, When, parse_when, position_of
 from datatask.adapters.history.runs import RUN_FIELDS, RunFilter, find_runs, group_runs
 from datatask.adapters.history.shapes import Table
+from datatask.adapters.history.stale import Causes, find_stale
+from datatask.adapters.history.stale import shape as stale_shape
 from datatask.adapters.history.states import fold
 from datatask.adapters.history.timeline import Timeline
 from datatask.adapters.history.timeline_spans import timeline
@@ -86,6 +88,18 @@ class History:
         state = self.state(at)
         about = {"url": self.url, "head": state.position, "at": iso(state.at or None)}
         return {"log": about, **shapes.status(state)}
+
+    def stale(self, at: Moment = None) -> Table:
+        """Return the results that are out of date, a row each: task, job, and what made it so."""
+        state = self.state(at)
+        found = find_stale(self.reader, state)
+        causes = Causes(self.reader, state, found)
+        rows = (
+            (task, state.jobs[job], stale_shape(causes.of(state.tasks[task], job)))
+            for task, jobs in found.stale.items()
+            for job in jobs
+        )
+        return Table(("task", "job", "causes"), rows)
 
     @overload
     def explain(self, task: str, job: str, at: Moment = None) -> Explanation: ...

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from datatask.adapters.store.filestore import FileStore, FolderStore, version_of
+from datatask.adapters.store.filestore import FileStore, FolderStore, opened_at_once, version_of
 from datatask.adapters.store.inputs import MissingFileError, os_errors
 from datatask.adapters.store.staged import create
 from datatask.engine.api.repositories import StoredBlobRepository, StoredRepository, job_getter
@@ -189,7 +189,7 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
         if path is None:
             raise self._missing(job)
         with os_errors(str(path)):
-            return open(path, "rb", opener=_opened_at_once), str(path)
+            return open(path, "rb", opener=opened_at_once), str(path)
 
     async def _writer(self, job: str) -> AWriteStream:
         async def commit(path: Path) -> None:
@@ -200,11 +200,6 @@ class FileRepository(FileRepositoryBase, StoredBlobRepository):
                 await self._put(job, source=path, size=size)
 
         return await FileWriter.open(self._own_store().stage(), commit)
-
-
-def _opened_at_once(path: str, flags: int) -> int:
-    """Open without waiting for whom a pipe would need, which may have taken the file's place just now."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class FileReader:

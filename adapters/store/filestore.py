@@ -8,6 +8,7 @@ never members. All file work happens in threads; the blocking functions are also
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -24,7 +25,7 @@ from datatask.adapters.store.finished import is_finished, is_fresh, is_told, is_
 from datatask.adapters.store.inputs import NotPermittedError, check_folder, os_errors
 from datatask.adapters.store.staged import create, is_staged, one_at_a_time, staged_path, sweep, take_over
 from datatask.engine.api.repositories import told_invalid
-from datatask.engine.ports import Change, Found, Listed
+from datatask.engine.ports import Change, Found, Hashed, Listed
 from datatask.engine.run_context import ABSENT_VERSION, RUN_AGAIN
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.schema.errors import ConflictError, InvalidValueError
@@ -274,6 +275,17 @@ class FileStore(FolderStore):
         sync_folder(self.basedir)
         return version
 
+    def hash_now(self, job: str) -> Hashed | None:
+        """Return the digest of a file's content, unless it changes meanwhile."""
+        path = self.existing(job)
+        if path is None:
+            return None
+        with os_errors(str(path)), open(path, "rb", opener=opened_at_once) as file:
+            before = version_of(os.fstat(file.fileno()))
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = version_of(os.fstat(file.fileno()))
+        return Hashed(before, digest) if before == after == self.version_now(job) else None
+
     def put_now(self, write: Write) -> str:
         """Write the value as `put` does, blocking."""
         return self._put(write)
@@ -365,3 +377,8 @@ def _stat(path: Path) -> os.stat_result | None:
         if error.errno == errno.ELOOP:
             return None  # a link in a circle leads nowhere either
         raise
+
+
+def opened_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whom a pipe would need, which may have taken the file's place just now."""
+    return os.open(path, flags | os.O_NONBLOCK)

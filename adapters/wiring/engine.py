@@ -20,8 +20,10 @@ import msgspec
 
 from datatask.adapters.log.locate import locate
 from datatask.adapters.wiring import opening
+from datatask.adapters.wiring.contents import Contents
 from datatask.adapters.wiring.engine_services import Serving, Verification
 from datatask.adapters.wiring.event_loop import collect_seldom
+from datatask.adapters.wiring.reruns import Reruns
 from datatask.engine.api.declare import Declared
 from datatask.engine.api.tasks import Task, TaskEngine
 from datatask.engine.core import checkpoints
@@ -72,6 +74,8 @@ class Engine:
         self._observer: Observer | None = None
         self._serving: Serving | None = None
         self._verification: Verification | None = None
+        self._contents: Contents | None = None
+        self._reruns: Reruns | None = None
         self._declared: Declared | None = None
         self._collect_again: Callable[[], None] | None = None
         self._checkpointed = 0
@@ -149,6 +153,8 @@ class Engine:
         self.values = Values(runtime)
         self._bind(owner, declared, self.values)
         await runtime.open()
+        self._contents = Contents(runtime, stores)
+        self._contents.open()
         self._observer = Observer(runtime, stores, declared.repositories)
         await self._observer.open()
         await runtime.recover()
@@ -160,6 +166,9 @@ class Engine:
         path = locate(log.url).path
         if path is not None:
             self._verification = Verification(runtime, path)
+            if owner.serves_functions:  # a command that only puts something computes nothing again
+                self._reruns = Reruns(runtime, self._contents, path, owner.request)
+                self._reruns.open()
 
     def _opened(self, runtime: Runtime, log: EventLog) -> e.EngineOpened:
         at = runtime.state.at
@@ -280,8 +289,12 @@ class Engine:
             await closing.step("the inbox", self._serving.close(well=well))
         if self._observer is not None:
             await closing.step("the listing of stores", self._observer.close())
+        if self._reruns is not None:
+            self._reruns.close()
         if self._runtime is not None:
             await self._end_runs(self._runtime, closing)
+            if self._contents is not None and self._runtime.failure is None:
+                await closing.step("the digests of files", self._contents.close())
             actor, why = self._closed_by
             await self._runtime.close(
                 closing,
@@ -345,10 +358,25 @@ async def load_state(log: EventLog) -> State:
 def _kept(definition: PipelineDef, state: State) -> PipelineDef:
     """Return a definition with the recorded values of its parameters: a command that only puts something does not set them."""
     recorded = {one.name: one.value for one in state.definition.parameters}
+    before = {task.name: task.fingerprint for task in state.definition.tasks}
     return msgspec.structs.replace(
         definition,
+        tasks=tuple(
+            msgspec.structs.replace(
+                task, fingerprint=_with_values(task.fingerprint, before.get(task.name, {}))
+            )
+            for task in definition.tasks
+        ),
         parameters=tuple(
             msgspec.structs.replace(one, value=recorded.get(one.name, one.value))
             for one in definition.parameters
         ),
     )
+
+
+def _with_values(fingerprint: dict[str, str], before: dict[str, str]) -> dict[str, str]:
+    """Return a fingerprint with the recorded digests of parameters."""
+    return {
+        name: before.get(name, digest) if name.startswith("parameter ") else digest
+        for name, digest in fingerprint.items()
+    }

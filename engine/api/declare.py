@@ -279,6 +279,8 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         done_shape=task.done_shape,
         pids=_leaf_id(task, task.pids_link, names),
         conflicts=task.conflicts,
+        fingerprint=task.fingerprint().components,
+        on_change=task.on_change,
     )
 
 

@@ -12,7 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
-from datatask.schema.definition import INFRASTRUCTURE_ATTEMPTS, PROGRESS, Conflicts, QuotaDef, RetryDef
+from datatask.schema.definition import (
+    INFRASTRUCTURE_ATTEMPTS,
+    PROGRESS,
+    Conflicts,
+    OnChange,
+    QuotaDef,
+    RetryDef,
+)
 from datatask.schema.errors import TEXT, InvalidValueError, expect
 from datatask.schema.resources import Resources, ResourceType
 from datatask.schema.units import SECOND
@@ -163,3 +170,4 @@ class Policy(TypedDict, total=False):
     repeat: bool
     was: str | None
     conflicts: Conflicts
+    on_change: OnChange

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
@@ -32,6 +33,7 @@ from datatask.schema.definition import (
     VIEW_NAMES,
     Conflicts,
     DoneShape,
+    OnChange,
 )
 from datatask.schema.errors import (
     FLAG,
@@ -74,7 +76,8 @@ class Task(ABC):
     `timeout` and `grace` are seconds or timedeltas; `concurrency` limits the open runs of the task;
     `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
     `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
-    again, whatever `retry` says; with "allow" it overwrites what it has not seen.
+    again, whatever `retry` says; with "allow" it overwrites what it has not seen. `on_change` says what becomes of results
+    that are out of date: "mark" tells, "rerun" computes them again, "keep" does neither.
     """
 
     done_link: str | None = None
@@ -83,6 +86,7 @@ class Task(ABC):
     outlives: bool = False
     synchronous: bool = False
     conflicts: Conflicts = "rerun"
+    on_change: OnChange = "mark"
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
@@ -104,6 +108,7 @@ class Task(ABC):
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
+        on_change: OnChange = "mark",
     ) -> None:
         expect(self, TEXT, name=name)
         expect(self, TEXT, optional=True, was=was)
@@ -120,6 +125,7 @@ class Task(ABC):
         self.repeat = repeat
         self.was = was
         self.conflicts = conflicts
+        self.on_change = on_change
         self._ready = ready
         self._engine: TaskEngine | None = None
         self._views = {view: ViewRepository(self, view) for view in VIEW_NAMES}
@@ -129,6 +135,10 @@ class Task(ABC):
         if conflicts not in ("rerun", "allow"):
             raise InvalidValueError(
                 f"conflicts={conflicts!r} of task {name} is no choice", remedy="use 'rerun' or 'allow'"
+            )
+        if on_change not in ("keep", "mark", "rerun"):
+            raise InvalidValueError(
+                f"on_change={on_change!r} of task {name} is no choice", remedy="use 'keep', 'mark' or 'rerun'"
             )
         if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
             raise InvalidValueError(
@@ -305,6 +315,10 @@ class Task(ABC):
     def opaque(self) -> bool:
         """Whether the engine knows nothing of its runs but the call of `launch`."""
         return True
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what the runs of this task execute: results of another fingerprint are out of date."""
+        return of_function(type(self).launch, self.given)
 
     @property
     def runner(self) -> Runner:

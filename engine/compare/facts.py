@@ -105,6 +105,7 @@ _ON_REPOSITORY = (
     e.ObservationHeld,
     e.RepositoryUnreachable,
     e.ChangesMissed,
+    e.ContentHashed,
     e.ValuePut,
     e.ValueDeleted,
     e.StoreWriteIntended,

@@ -126,8 +126,14 @@ class SelectedImage(Image, array_like=True):
     selection: bytes | None = None
 
 
+class MarkedImage(SelectedImage, array_like=True):
+    """A state that knows fingerprints of tasks; here too, what knows none lies as ever."""
+
+    fingerprints: dict[str, list[tuple[int, str]]] = {}
+
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(SelectedImage)
+_decoder = msgspec.msgpack.Decoder(MarkedImage)
 
 
 def fingerprint(state: State) -> str:
@@ -138,8 +144,13 @@ def fingerprint(state: State) -> str:
 def dump(state: State) -> bytes:
     """Return the state as bytes; without the reason for opening, which nothing rests on and which may be redacted."""
     kind: Callable[..., Image] = Image
-    if state.selection is not None:
-        kind = partial(SelectedImage, selection=_json(state.selection))
+    selection = None if state.selection is None else _json(state.selection)
+    if state.fingerprints:
+        kind = partial(
+            MarkedImage, selection=selection, fingerprints=dict(sorted(state.fingerprints.items()))
+        )
+    elif selection is not None:
+        kind = partial(SelectedImage, selection=selection)
     masks = list(dict.fromkeys(state.masks))
     number = {mask: index for index, mask in enumerate(masks)}
     image = kind(
@@ -193,7 +204,7 @@ def fold_version_of(body: bytes) -> int | None:
         return None
 
 
-def _state(image: SelectedImage) -> State:
+def _state(image: MarkedImage) -> State:
     state = State()
     state.position, state.at, state.log, state.pipeline = image.position, image.at, image.log, image.pipeline
     state.engine = None if image.engine is None else msgspec.json.decode(image.engine, type=EngineOpened)
@@ -202,6 +213,7 @@ def _state(image: SelectedImage) -> State:
     state.defined_at = image.defined_at
     if image.selection is not None:
         state.selection = msgspec.json.decode(image.selection, type=Selection)
+    state.fingerprints = image.fingerprints
     state.jobs = image.jobs
     state.job_index = dict(zip(image.jobs, range(len(image.jobs)), strict=True))
     state.take_masks([int.from_bytes(mask, "little") for mask in image.masks], _array("I", image.mask_of))

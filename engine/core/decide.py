@@ -372,3 +372,15 @@ def value_position(leaf: LeafState, job: int) -> int:
         leaf = derived.base_leaf
         derived = leaf.derived
     return max(0, get_at(leaf.positions, job))
+
+
+def own_entries(state: State, task: TaskState, job: str) -> list[str]:
+    """Return the leaves in which the task itself left an entry that keeps the job from starting again."""
+    found = []
+    for link in task.definition.links:
+        leaf = getattr(link.expr, "leaf", None)
+        if link.is_status and link.inhibits_start and leaf is not None:
+            stored = state.leaves[leaf].definition.medium not in ("view", "derived")
+            if stored and state.contains(leaf, job):
+                found.append(leaf)
+    return found

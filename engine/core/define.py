@@ -50,6 +50,7 @@ def define(state: State, definition: PipelineDef, position: int) -> None:
                 ),
                 position,
             )
+    _note_fingerprints(state, definition, position)
     _define_quotas(state, definition)
     changed = _define_tasks(state, definition)
     wire(state)
@@ -60,6 +61,13 @@ def define(state: State, definition: PipelineDef, position: int) -> None:
             _rederive(state, state.leaves[repository.id], position)
     for task_state in changed:
         _requeue(state, task_state, position)
+
+
+def _note_fingerprints(state: State, definition: PipelineDef, position: int) -> None:
+    for task in definition.tasks:
+        known, digest = state.fingerprints.get(task.name), task.fingerprint_digest
+        if (known[-1][1] if known else "") != digest:
+            state.fingerprints.setdefault(task.name, []).append((position, digest))
 
 
 def wire(state: State) -> None:

@@ -97,6 +97,8 @@ def _renamed(state: State, position: int, event: e.Renamed) -> None:
     if event.what == "task":
         task = state.tasks.pop(event.old)
         state.tasks[event.new] = task
+        if event.old in state.fingerprints:
+            state.fingerprints[event.new] = state.fingerprints.pop(event.old)
         for view in (task.live, task.succeeded, task.failed):
             old = view.id
             new = old.replace(f"({event.old})", f"({event.new})")

@@ -55,6 +55,8 @@ class State:
         self.engine: EngineOpened | None = None
         self.definition = PipelineDef()
         self.defined_at = 0
+        self.fingerprints: dict[str, list[tuple[int, str]]] = {}
+        """By task: from which position on its runs have had which fingerprint, where any was recorded."""
         self.selection: Selection | None = None
         """What the engine that works may launch, as of its last round."""
         self.named: dict[str, tuple[int, BitMap]] = {}

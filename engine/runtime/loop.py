@@ -76,8 +76,8 @@ class Runtime:
         self.reactor.outbox.recall = self.contents.at_hand.change
         self._evaluate = evaluate
         self._facts: deque[Fact] = deque()
-        self._background = Background(self.wake, self.stop)
-        self._runners = Runners(runners, self._background, self._recovered)
+        self.background = Background(self.wake, self.stop)
+        self._runners = Runners(runners, self.background, self._recovered)
         self._performer = Performer(
             self,
             log,
@@ -85,7 +85,7 @@ class Runtime:
             runners=runners,
             stores=stores,
             at_hand=self.contents.at_hand,
-            background=self._background,
+            background=self.background,
             written=self._written,
             look=lambda leaf, job: self.look_again(leaf, job),
         )
@@ -153,7 +153,7 @@ class Runtime:
             self.reactor.close(self.now(), reason, actor)
             self.pump()
             await closing.step("the log", self.flushed())
-        await self._background.call_off()
+        await self.background.call_off()
         self._alarm.set(None)
         if self._unsubscribe is not None:
             self._unsubscribe()
@@ -167,7 +167,7 @@ class Runtime:
 
     def under_way(self) -> list[str]:
         """Return what goes on beside the turns: stores that are written to, code of the pipeline, and the like."""
-        return [*self._performer.followers.under_way(), *sorted(self._background.under_way() - {STORES})]
+        return [*self._performer.followers.under_way(), *sorted(self.background.under_way() - {STORES})]
 
     def fail(self, error: BaseException) -> None:
         """Stop for good: nothing that was folded ahead of the disk is believed any more."""
@@ -198,7 +198,7 @@ class Runtime:
             if isinstance(fact, Ended):
                 fact = judged(fact, log_damaged=self.damage is not None)
                 if any(map(self.contents.is_unstored, fact.writes)):
-                    self._background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")
+                    self.background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")
                     return
             self._facts.append(fact)
             self.wake()
@@ -243,7 +243,7 @@ class Runtime:
                 reactor.runs.fact(fact, now)
         reactor.runs.stop_overdue(now)
         if evaluations := reactor.evaluations.due(now, EVALUATIONS_MAX):
-            self._background.spawn(self._evaluated(evaluations), "filters, translations and priorities")
+            self.background.spawn(self._evaluated(evaluations), "filters, translations and priorities")
         launched, wake_at = (
             reactor.decide(now, self.mode, BOUND, self.selection)
             if self.launching
@@ -375,7 +375,7 @@ class Runtime:
             self._facts
             or state.open_runs
             or self._performer
-            or self._background
+            or self.background
             or self._expected_at is not None
             or any(not pending.error for pending in state.pending.values())
         )
@@ -392,10 +392,10 @@ class Runtime:
     async def settled(self) -> None:
         """Return when store writes and evaluations have ended, or only refused writes are left for the next engine."""
         refused = 0
-        while self._background and self.failure is None and refused < REFUSED_LOOKS:
-            await self._background.some(1.0)
+        while self.background and self.failure is None and refused < REFUSED_LOOKS:
+            await self.background.some(1.0)
             self.turn()
-            only = self._background.under_way() <= {STORES}
+            only = self.background.under_way() <= {STORES}
             refused = refused + 1 if only and self._performer.followers.is_stuck else 0
 
     async def advanced(self) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from datatask.engine.core.decide import constraint_on
+from datatask.engine.core.decide import constraint_on, own_entries
 from datatask.engine.core.leaves import LeafState
-from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.redaction import removed
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.loop import Runtime
@@ -212,7 +211,9 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
                 where=f"{task.name} {job}",
                 remedy=f"see `datatask why {task.name} {job}`",
             )
-        writes += [Write(repository=leaf, job=job, op="delete") for leaf in _own_entries(reactor, task, job)]
+        writes += [
+            Write(repository=leaf, job=job, op="delete") for leaf in own_entries(runtime.state, task, job)
+        ]
         events.append(
             e.RetryRequested(
                 at=now,
@@ -233,18 +234,6 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
         asked=events,
         causes={event.job or "": index for index, event in enumerate(events)},
     )
-
-
-def _own_entries(reactor: Reactor, task: TaskState, job: str) -> list[str]:
-    """Return the leaves in which the task itself left an entry that keeps the job from starting again."""
-    found = []
-    for link in task.definition.links:
-        leaf = getattr(link.expr, "leaf", None)
-        if link.is_status and link.inhibits_start and leaf is not None:
-            stored = reactor.state.leaves[leaf].definition.medium not in ("view", "derived")
-            if stored and reactor.state.contains(leaf, job):
-                found.append(leaf)
-    return found
 
 
 def _pause(runtime: Runtime, request: r.PauseTask) -> int:

@@ -60,6 +60,8 @@ DEFINITION = PipelineDef(
             retry=RetryDef(attempts=3),
             timeout=60_000_000_000,
             done="resize.done",
+            fingerprint={"function shrink (shop.py)": "0a" * 16},
+            on_change="rerun",
         ),
     ),
     quotas=(QuotaDef(name="default", limits={"cpu": 8_000_000_000}),),
@@ -102,6 +104,7 @@ SAMPLES: tuple[e.Event, ...] = (
     ),
     e.RepositoryUnreachable(**OURS, repository="images", why="OSError: the share is gone"),
     e.ChangesMissed(**OURS, repository="images", missed=3, sample=("a", "b")),
+    e.ContentHashed(**VALUE, version="7-1700000000-3", digest="ab" * 32),
     e.ValuePut(
         **VALUE,
         value=msgspec.Raw(b'{"a":[1,2.5,null],"b":"\xc3\xa9"}'),

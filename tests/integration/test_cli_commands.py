@@ -50,7 +50,7 @@ def test_status_is_pydatatasks_text(finished: Project) -> None:
 def test_status_as_json(finished: Project) -> None:
     """The documented shape, and --fields chooses parts of it."""
     shape = finished.ok("status", "--json").json
-    assert shape.keys() == {"log", "tasks", "quotas", "troubles", "verified"}
+    assert shape.keys() == {"log", "tasks", "quotas", "troubles", "stale", "verified"}
     assert shape["verified"] == {
         "position": 0, "head": shape["log"]["head"], "events_at": None, "blobs_at": None
     }  # fmt: skip
@@ -253,6 +253,7 @@ def test_trace_and_why(finished: Project) -> None:
         "launching",
         "tree",
         "events",
+        "stale",
     }
     assert why.keys() == shape
     assert {"op": "delete", "repository": "done", "job": "a"} in why["changes"]
@@ -324,7 +325,7 @@ def test_plan_tells_launches_and_differences_and_changes_nothing(finished: Proje
     finished.ok("rm", "double.done", "b")
     before = finished.log.read_bytes()
     shape = finished.ok("plan", "--json").json
-    assert shape.keys() == {"log", "launches", "held", "definition", "parameters"}
+    assert shape.keys() == {"log", "launches", "held", "definition", "parameters", "stale", "unfollowed"}
     assert [(launch["task"], launch["job"]) for launch in shape["launches"]] == [("double", "b")]
     text = (finished.folder / "pipeline.py").read_text()
     (finished.folder / "pipeline.py").write_text(

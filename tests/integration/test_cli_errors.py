@@ -55,7 +55,7 @@ BAD_CALLS = [
     (["inject", "double.numbers", "a", "--from", "x"], "takes a job"),
     (["inject", "double.numbers", "--from", "missing.csv"], "nothing to inject from"),
     (["inject", "succeeded(double)", "a"], "follows from other repositories"),
-    (["retry", "double"], "takes jobs, or --failed"),
+    (["retry", "double"], "takes a task with jobs or --failed"),
     (["retry", "double", "nobody"], "nobody has no ended run"),
     (["status", "--at", "yesterday"], "is no point in time"),
     (["status", "--at", "99999"], "beyond the head"),

@@ -17,6 +17,7 @@ from typing import Unpack
 from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _StderrIsStdout
 from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
+from datatask.engine.api.fingerprints import Fingerprint, of_texts
 from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
@@ -155,6 +156,14 @@ class ProcessTask(EngineTask):
     def basedir(self) -> Path:
         """The folder on the machine for this task's own files."""
         return self.manager.basedir / self.name
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what the template and the environment are."""
+        found = self._template.fingerprint(self.given)
+        environ = (
+            of_texts({"environment": repr(sorted((self.environ or {}).items()))}) if self.environ else {}
+        )
+        return found._replace(components=found.components | environ)
 
     async def validate(self) -> None:
         """Check the template and the repositories of the streams."""

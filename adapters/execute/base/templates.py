@@ -16,8 +16,11 @@ from typing import Any
 import jinja2
 import jinja2.compiler
 import jinja2.nodes
+from jinja2.meta import find_undeclared_variables
 
 from datatask.adapters.yaml_text import dump_yaml
+from datatask.engine.api.fingerprints import Fingerprint, of_texts
+from datatask.engine.api.parameters import Parameter
 from datatask.schema.errors import CallerError, DatataskError
 
 LENGTH_MAX = 64 * 1024 * 1024
@@ -135,6 +138,17 @@ class Template:
     def text(self) -> str:
         """Return the template's source; `TemplateError` where its file cannot be read."""
         return self._text()[0]
+
+    def fingerprint(self, given: Mapping[str, Parameter]) -> Fingerprint:
+        """Return what it is, without its comments, and the values of the parameters that it names."""
+        try:
+            tree = _jinja.parse(self.text())
+        except (jinja2.TemplateSyntaxError, TemplateError):
+            return Fingerprint({})  # which is told where it is compiled
+        texts = {"template": repr(tree)}
+        for name in sorted(given.keys() & find_undeclared_variables(tree)):
+            texts[f"parameter {name}"] = repr(given[name].to_def().value)
+        return Fingerprint(of_texts(texts))
 
     def _path(self) -> Path | None:
         if not isinstance(self.source, str):

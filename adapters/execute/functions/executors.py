@@ -19,7 +19,7 @@ from datatask.adapters.execute.functions.pools import Pool
 from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.ports import Runner
-from datatask.schema.definition import Conflicts
+from datatask.schema.definition import Conflicts, OnChange
 from datatask.schema.errors import InvalidValueError, expect
 
 CONCURRENCY, DASK_CONCURRENCY = 32, 1000
@@ -54,6 +54,7 @@ class ExecutorTask(FunctionTask):
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
+        on_change: OnChange = "mark",
         resources: Mapping[str, float] | None = None,
     ) -> None:
         self.outlives = is_dask(executor)
@@ -82,6 +83,7 @@ class ExecutorTask(FunctionTask):
             repeat=repeat,
             was=was,
             conflicts=conflicts,
+            on_change=on_change,
         )
         expect(self, Repository, done=done)
         self.executor: Any = executor

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Self
 
+from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.parameters import Parameter
 from datatask.engine.api.policies import Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError
 from datatask.engine.ports import Runner
 from datatask.engine.runtime.calls import CallRunner
-from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape
+from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape, OnChange
 from datatask.schema.errors import FUNCTION, InvalidValueError, expect
 from datatask.schema.messages import RunSpec
 
@@ -92,6 +93,12 @@ class FunctionTask(EngineTask):
         """
         return parameters_of(self.name, self.func, self.links, self.given)
 
+    def fingerprint(self) -> Fingerprint:
+        """Return what the function is, with all of the project that it uses."""
+        if self.opaque or self.func is None:
+            return super().fingerprint()
+        return of_function(self.func, self.given)
+
     @property
     def called(self) -> Function:
         """The function, with the parameters of the pipeline that it names; there is one, `parameters` has seen it."""
@@ -127,6 +134,7 @@ class InProcessSyncTask(FunctionTask):
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
+        on_change: OnChange = "mark",
     ) -> None:
         super().__init__(
             name,
@@ -140,6 +148,7 @@ class InProcessSyncTask(FunctionTask):
             repeat=repeat,
             was=was,
             conflicts=conflicts,
+            on_change=on_change,
         )
         expect(self, Repository, done=done)
         self.done = done

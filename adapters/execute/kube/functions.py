@@ -18,6 +18,7 @@ from datatask.adapters.execute.kube import worker
 from datatask.adapters.execute.kube.manager import PodManager
 from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.tasks import KubeTask
+from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.policies import ResourceManager
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.core.run_ends import done_value
@@ -66,6 +67,14 @@ class KubeFunctionTask(KubeTask):
     def parameters(self) -> tuple[bool, tuple[str, ...]]:
         """Return whether the function takes `job`, and the names of the links that it takes."""
         return parameters_of(self.name, self.func, self.links, self.given)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what the template and the function are."""
+        pod = super().fingerprint()
+        if self.func is None:
+            return pod
+        own = of_function(self.func, self.given)
+        return Fingerprint(pod.components | own.components, own.unfollowed)
 
     async def validate(self) -> None:
         """Check the function's parameters against the links, and the template."""

@@ -27,6 +27,7 @@ from datatask.adapters.execute.kube.manifests import Manifest, Recipe, StoppedPo
 from datatask.adapters.execute.kube.pods import as_pod
 from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, sketch
 from datatask.adapters.execute.kube.runner import KubeRunner
+from datatask.engine.api.fingerprints import Fingerprint, of_texts
 from datatask.engine.api.links import ViewRepository
 from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
@@ -181,6 +182,15 @@ class KubeTask(EngineTask):
         scope = self._scope()
         scope |= {name: Unknown() for name in self.links if name not in self.env}
         return sketch(self._template, scope, self.name)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what the template is, and the texts and numbers of `env`."""
+        found = self._template.fingerprint(self.given)
+        plain = {name: value for name, value in self.env.items() if isinstance(value, str | int | float)}
+        return found._replace(
+            components=found.components
+            | of_texts({f"env {name}": repr(value) for name, value in plain.items()})
+        )
 
     async def validate(self) -> None:
         """Check the template, what its pods take, and that the logs' repository holds bytes."""
