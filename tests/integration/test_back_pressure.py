@@ -124,7 +124,8 @@ pipeline = Pipeline([task], Session())
 def processes_bounded(most: int) -> Iterator[Path]:
     """A control group that holds so many processes; skipped where there is none to be had."""
     for top in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
-        group = top / f"bounded-{uuid.uuid4()}"  # those of others, whose process had our number, may be there still
+        # One of a process that had our number may be there still.
+        group = top / f"bounded-{uuid.uuid4()}"
         try:
             group.mkdir()
             if not (group / "cgroup.procs").exists():
