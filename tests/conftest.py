@@ -21,8 +21,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import bytecode, spread
 from tests.effort import EFFORT, EFFORTS, by_effort, is_chosen, mark
 from tests.servers import SharedServer
+
+bytecode.keep()
 
 TEST_SECONDS = by_effort(quick=120.0, thorough=300.0, soak=300.0)
 SOAK_SECONDS = 3600.0
@@ -52,10 +55,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Spread a run of all tests over the cores, by file; named tests run in this process, as debuggers like it.
-
-    One process more than there are cores, since many tests wait for other processes.
-    """
+    """Spread a run of all tests over the cores; named tests run in this process, as debuggers like it."""
     options = config.option
     if hasattr(config, "workerinput"):
         options.named = config.workerinput["named"]
@@ -63,8 +63,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     options.named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     debugged = options.usepdb or options.collectonly or options.capture == "no"
     if not (options.named or debugged) and options.numprocesses is None and options.dist == "no":
-        options.numprocesses, options.dist = len(os.sched_getaffinity(0)) + 1, "loadfile"
-        options.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+        spread.over_the_cores(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have single tests handed out where files are too long."""
+    return spread.scheduler(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -87,7 +92,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Save what was measured: a worker of a distributed run is ended without a word."""
-    if hasattr(session.config, "workerinput") and "coverage" in sys.modules:
+    if not hasattr(session.config, "workerinput"):
+        bytecode.clear()
+    elif "coverage" in sys.modules:
         measured = sys.modules["coverage"].Coverage.current()
         if measured is not None:
             measured.save()
