@@ -75,16 +75,21 @@ class Service:
         )
 
     def told_from_thread(self, loop: asyncio.AbstractEventLoop, error: BaseException) -> float | None:
-        """The same as `failed`, from a thread that is not the loop's; None also where the loop has ended."""
+        """The same as `failed`, from a thread that is not the loop's; None also where the loop has ended.
+
+        However late the loop is with its answer: a thread that went on without it would fail more often than is counted.
+        """
         answer: Future[float | None] = Future()
         try:
             loop.call_soon_threadsafe(lambda: answer.set_result(self.failed(error)))
         except RuntimeError:
             return None
-        try:
-            return answer.result(PAUSE_SECONDS[1])
-        except TimeoutError:
-            return PAUSE_SECONDS[1]
+        while not loop.is_closed():
+            try:
+                return answer.result(PAUSE_SECONDS[1])
+            except TimeoutError:
+                continue
+        return None
 
     def works(self) -> None:
         """It does what it is there for (again)."""

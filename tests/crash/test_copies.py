@@ -188,8 +188,8 @@ def left_running(project: Project, world: World, *jobs: str) -> None:
 
 @contextlib.contextmanager
 def working(project: Project) -> Iterator[None]:
-    """Have an engine at work, however long it takes to begin."""
-    process = project.spawn("run", "--forever")
+    """Have an engine at work, however long it takes to begin; it leaves behind what goes on."""
+    process = project.spawn("run", "--forever", "--grace", "1")
     try:
         yield
     finally:

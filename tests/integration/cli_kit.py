@@ -170,11 +170,14 @@ class Project:
             assert line, told
             told += line
 
-    def until(self, expected: str, *arguments: str, seconds: float = 30) -> None:
-        """Repeat a command until its output holds what is expected."""
+    def until(self, expected: str, *arguments: str, seconds: float = 120) -> None:
+        """Repeat a command until its output holds what is expected, and leave the engine half of the time."""
         deadline = time.monotonic() + seconds
+        begun = time.monotonic()
         while expected not in (result := self.call(*arguments)).out:
             assert time.monotonic() < deadline, result
+            time.sleep(max(0.01, min(1.0, time.monotonic() - begun)))
+            begun = time.monotonic()
 
 
 def _peeked(process: subprocess.Popen[bytes]) -> bytes:

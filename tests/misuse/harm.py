@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import datatask
-from datatask import ExecutorTask, FileRepository, InProcessSyncTask, LogMetadataRepository, Pipeline, Session
+from datatask import (
+    ExecutorTask,
+    FileRepository,
+    InProcessSyncTask,
+    LogMetadataRepository,
+    Pipeline,
+    Retry,
+    Session,
+)
 
 KIND = os.environ.get("DATATASK_TEST_KIND", "loop")
 TIMEOUT = float(os.environ.get("DATATASK_TEST_TIMEOUT", "60"))
@@ -135,14 +143,15 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2)
 
 
+RETRY = Retry(infrastructure_attempts=int(os.environ.get("DATATASK_TEST_LOST", "2")))
 done = LogMetadataRepository("done")
 task: Any
 if KIND == "loop":
-    task = InProcessSyncTask("act", done, func=act, timeout=TIMEOUT, grace=1)
+    task = InProcessSyncTask("act", done, func=act, timeout=TIMEOUT, grace=1, retry=RETRY)
 elif KIND == "thread":
-    task = ExecutorTask("act", ThreadPoolExecutor(2), done, func=act, timeout=TIMEOUT, grace=1)
+    task = ExecutorTask("act", ThreadPoolExecutor(2), done, func=act, timeout=TIMEOUT, grace=1, retry=RETRY)
 else:
-    task = ExecutorTask("act", _pool, done, func=act, timeout=TIMEOUT, grace=1)
+    task = ExecutorTask("act", _pool, done, func=act, timeout=TIMEOUT, grace=1, retry=RETRY)
 task.link("numbers", numbers, is_input=True)
 task.link("out", out, is_output=True)
 then = InProcessSyncTask("after", LogMetadataRepository("after.done"), func=after)

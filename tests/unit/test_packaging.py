@@ -18,7 +18,7 @@ LINKS = ("adapters", "engine", "schema")
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -139,6 +139,21 @@ def test_a_missing_server_skips_here_and_fails_in_ci(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.effort
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
     assert summary in done.stdout
+
+
+@pytest.mark.parametrize("name", ["PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"])
+def test_what_the_tests_compile_is_kept_in_every_environment(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the sources, or in the folder of pytest's cache where that is not wanted; also by processes that they start."""
+    for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    code = "import subprocess, sys\nfrom tests import bytecode\nbytecode.keep()\nsubprocess.run([sys.executable, '-c', %r])"
+    shown = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    folder = ROOT / ".pytest_cache" / "bytecode" if name == "PYTHONDONTWRITEBYTECODE" else None
+    assert python("-c", code % shown, cwd=tmp_path).stdout == f"False {folder}\n"
 
 
 @pytest.mark.parametrize(
