@@ -141,7 +141,7 @@ def _clear(dask_scheduler: Any) -> None:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 100
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:  # the nursery reaps it
         time.sleep(0.01)
 

@@ -27,7 +27,7 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 DROPBEAR = (
     shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "/usr/sbin/dropbear"
 )
-START_SECONDS = 10.0
+START_SECONDS = 100.0
 
 CONFIG = """\
 Port {port}

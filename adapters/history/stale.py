@@ -107,7 +107,7 @@ class Checks:
 
     def __init__(self, reader: LogReader, state: State, learned: Learned = NOTHING) -> None:
         self._reader, self._state, self._learned = reader, state, learned
-        self._base = reader.header.base
+        self._base, self._head = reader.header.base, reader.head
         self.untold: list[Suspect] = []
 
     def changed(self, suspects: Iterable[Suspect]) -> Iterator[Changed]:
@@ -116,6 +116,8 @@ class Checks:
         for suspect in suspects:
             if suspect.what == "input" and suspect.position < 0:
                 continue  # without its input nothing can be computed again
+            if self._head < abs(suspect.position) not in self._learned.events:
+                continue  # an engine at work has decided it, and has not written it yet
             if min(suspect.run, abs(suspect.position)) <= self._base:
                 self.untold.append(suspect)
                 continue

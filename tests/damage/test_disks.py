@@ -170,7 +170,7 @@ def test_a_folder_that_turns_read_only_under_an_engine(tmp_path: Path) -> None:
             project.ok("inject", "double.numbers", "b", stdin=b"n: 2")
             project.until("b", "ls", "double.doubled")
             engine.terminate()
-            assert "Traceback" not in engine.communicate(timeout=30)[1]
+            assert "Traceback" not in engine.communicate(timeout=100)[1]
         finally:
             engine.kill()
             project.log.parent.chmod(0o700)

@@ -185,7 +185,7 @@ def test_a_lease_file_that_is_taken_away(project: Project) -> None:
     with project.engine() as engine:
         lease_path(project.log).unlink()
         project.put(b=2)
-        _, err = engine.communicate(timeout=30)
+        _, err = engine.communicate(timeout=100)
         assert engine.returncode not in (0, None), err
         assert b"lease" in err
         assert err.count(b"\n") == 1

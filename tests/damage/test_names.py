@@ -136,7 +136,7 @@ def test_an_engine_whose_log_is_taken_away_stops_by_name(project: Project, told:
     try:
         project.until("a", "ls", "double.done")
         TAKEN[told](project.log)
-        _, err = engine.communicate(timeout=30)
+        _, err = engine.communicate(timeout=100)
     finally:
         engine.kill()
     assert engine.returncode == 5, err
@@ -180,7 +180,7 @@ def test_who_watches_a_log_is_told_that_it_is_gone(project: Project) -> None:
         watching.stdout.readline()
         project.log.rename(project.log.with_name("away.db"))
         try:
-            _, err = watching.communicate(timeout=30)
+            _, err = watching.communicate(timeout=100)
         finally:
             watching.kill()
         assert (watching.returncode, b"removed or moved" in err) == (5, True), err

@@ -129,7 +129,7 @@ class Project:
         """Have `datatask run --forever` at work in a process of its own."""
         process = self.spawn("run", "--forever", *options)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 100
             while not (
                 self.log.exists() and probe(self.log) == process.pid and b"started" in _peeked(process)
             ):
@@ -140,7 +140,7 @@ class Project:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             try:
-                process.communicate(timeout=30)
+                process.communicate(timeout=100)
             except subprocess.TimeoutExpired:
                 process.kill()  # what does not end by itself must not outlive its test
                 process.communicate()

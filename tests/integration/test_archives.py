@@ -79,7 +79,7 @@ async def work(path: Path, first: int, last: int) -> None:
     async with pipeline(path) as pipe:
         for number in range(first, last):
             await pipe.put("numbers", f"j{number}", number)
-        await pipe.run(timeout=30)
+        await pipe.run(timeout=100)
 
 
 def cut_at(path: Path, at: int, step: Callable[[str], None] = lambda name: None) -> Cut:
@@ -124,7 +124,7 @@ async def test_an_engine_goes_on_and_reads_values_that_were_archived(log: Path) 
     async with pipeline(log) as pipe:
         assert await pipe.find("doubled").info("j3") == 6
         await pipe.put("numbers", "j20", 20)
-        outcome = await pipe.run(timeout=30)
+        outcome = await pipe.run(timeout=100)
         assert not outcome.stuck
     told = verify(log)
     assert told.ok, told

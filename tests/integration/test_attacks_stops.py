@@ -35,7 +35,7 @@ LocalRunner.stop = lambda *arguments: os._exit(9)
 async def main():
     opened, _ = pipeline(Path({path!r}))
     async with opened:
-        await opened.run(timeout=20)
+        await opened.run(timeout=100)
 asyncio.run(main())
 """
 
@@ -68,7 +68,7 @@ async def ends_by_its_timeout(path: Path) -> None:
     opened, task = pipeline(path)
     began = time.monotonic()
     async with opened:
-        await opened.run(timeout=15)
+        await opened.run(timeout=100)
         assert task.done is not None
         done = await task.done.info("j")
     assert done["timeout"] is True
@@ -79,7 +79,7 @@ async def test_a_stop_that_an_engine_did_not_live_to_send_is_sent_by_the_next(tm
     """`StopDecided` is durable, the engine dies, the process goes on."""
     root = str(Path(__file__).parents[2])
     program = DIES.format(root=root, path=str(tmp_path))
-    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], timeout=30, check=False)
+    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], timeout=100, check=False)
     assert died.returncode == 9
     await ends_by_its_timeout(tmp_path)
 

@@ -233,7 +233,7 @@ def test_following_goes_on_across_engines_until_interrupted(tmp_path: Path) -> N
         project.ok("run", "--failures-ok")
         reading(process, b"job=" + job.encode())
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=100)
     assert process.returncode == 130
     assert told.strip() == b"interrupted"
 
@@ -246,7 +246,7 @@ def test_following_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
     assert process.stderr is not None
     with process.stderr as told:
         assert told.read() == b""

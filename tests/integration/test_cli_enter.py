@@ -77,7 +77,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subproces
         yield engine
     finally:
         (tmp_path / "go").touch()
-        assert engine.wait(30) in (0, -signal.SIGKILL)
+        assert engine.wait(120) in (0, -signal.SIGKILL)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def running(engine: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Path]:
     """Its folder."""
     yield tmp_path
     (tmp_path / "go").touch()
-    assert engine.wait(30) == 0
+    assert engine.wait(120) == 0
 
 
 def test_output_is_printed_as_it_comes_until_the_run_is_over(running: Path) -> None:
@@ -190,7 +190,7 @@ def test_doctor_removes_what_is_nobody_s_and_nothing_else(tmp_path: Path) -> Non
     shown = told(tmp_path, "doctor", "--clean")
     assert "removed" in shown
     assert "1 runs are of another log, fe" in shown
-    assert left.wait(10) == -9
+    assert left.wait(100) == -9
     assert not (log / "1.999").exists()
     assert (log.parent / "fedcba9876543210/1.999").exists()
     assert "nothing is left" in told(tmp_path, "doctor")
@@ -228,7 +228,7 @@ def test_doctor_ends_what_ended_runs_have_left_on_a_target_and_nothing_else(tmp_
             assert f"{log.name}.1.{number}, which no open run owns: it runs" in shown
         assert "1 runs are of another log, fe" in shown
         assert told(tmp_path, "doctor", "--clean").count("removed") == 2
-        assert [alive[name].wait(10) for name in ours] == [-9, -9]
+        assert [alive[name].wait(100) for name in ours] == [-9, -9]
         assert {alive[name].poll() for name in alive if name not in ours} == {None}
         assert not (log / "1.999").exists()
         assert "nothing is left" in told(tmp_path, "doctor")
@@ -268,7 +268,7 @@ def test_doctor_removes_what_is_left_here_and_nothing_else(tmp_path: Path) -> No
         assert "1 runs are of another log, fe" in shown
         shown = told(tmp_path, "doctor", "--clean")
         assert shown.count("removed") == 2
-        assert {name: alive[name].wait(10) for name in ("ours", "with a folder")} == dict.fromkeys(
+        assert {name: alive[name].wait(100) for name in ("ours", "with a folder")} == dict.fromkeys(
             ("ours", "with a folder"), -9
         )
         assert {name: alive[name].poll() for name in ("another's", "a copy's")} == dict.fromkeys(

@@ -313,7 +313,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(project: Project) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(30) == 0
+    assert process.wait(100) == 0
     assert process.stderr is not None
     with process.stderr as told:
         assert told.read() == b""

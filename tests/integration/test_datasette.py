@@ -68,7 +68,7 @@ def datasette(*arguments: str | Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.stderr.close()
-        process.wait(30)
+        process.wait(100)
 
 
 def fetch(address: str, path: str, **parameters: str) -> Any:

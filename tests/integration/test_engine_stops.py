@@ -48,7 +48,7 @@ async def test_a_failed_append_stops_the_engine_and_the_next_one_goes_on() -> No
         with pytest.raises(DatataskError, match="the disk is full"):
             await pipeline.put("task.source", "b", 1)
         with pytest.raises(DatataskError, match="the disk is full"):
-            await pipeline.run(timeout=10)
+            await pipeline.run(timeout=100)
     assert runner.jobs == []
 
 
@@ -67,7 +67,7 @@ async def test_a_runner_that_raises_refuses_the_run() -> None:
     async with pipeline:
         await pipeline.put("task.source", "bad", 1)
         await pipeline.put("task.source", "good", 1)
-        outcome = await pipeline.run(timeout=10)
+        outcome = await pipeline.run(timeout=100)
         assert outcome.failed == 1
         assert pipeline.state.members("succeeded(task)") == ["good"]
         done = await pipeline.find("task.done").info("bad")
@@ -86,7 +86,7 @@ async def test_a_subscriber_that_raises_is_told_of_the_next_batch() -> None:
     async with pipeline:
         end = pipeline.subscribe(listen)
         await pipeline.put("task.source", "a", 1)
-        await pipeline.run(timeout=10)
+        await pipeline.run(timeout=100)
         count = len(seen)
         end()
         await pipeline.put("task.source", "b", 1)
@@ -122,7 +122,7 @@ async def test_a_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
             stores["done"], [TemporaryError("the server is away"), TemporaryError("still")]
         )
         await pipeline.put("task.source", "a", 1)
-        outcome = await pipeline.run(timeout=20)
+        outcome = await pipeline.run(timeout=100)
         assert outcome.failed == 0
         assert pipeline.state.members("done") == ["a"]
     assert (tmp_path / "done" / "a.yaml").exists()
@@ -136,7 +136,7 @@ async def test_a_store_that_refuses_for_good_fails_the_run(tmp_path: Path) -> No
         stores: Any = pipeline.runtime._performer._stores
         stores["done"] = Failing(stores["done"], [PermissionError("not yours")] * 5)
         await pipeline.put("task.source", "a", 1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             outcome = await pipeline.run()
         assert outcome.failed == 1
         log = pipeline.log

@@ -224,7 +224,7 @@ def log(root: Path) -> Path:
 async def test_a_request_that_vanishes_with_its_folder_is_put_again(log: Path, root: Path) -> None:
     inbox = FileInbox(root)
     asking = asyncio.create_task(
-        asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
+        asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=100, alive=lambda _: 1)
     )
     await until(inbox.pending)
     root.rename(root.with_name("gone"))
@@ -236,7 +236,7 @@ async def test_a_request_that_vanishes_with_its_folder_is_put_again(log: Path, r
 async def test_a_request_that_is_not_believed_is_refused_at_once(log: Path, root: Path) -> None:
     inbox = FileInbox(root)
     asking = asyncio.create_task(
-        asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
+        asyncio.to_thread(ask, log, Ping(id="p", actor="ada"), timeout_seconds=100, alive=lambda _: 1)
     )
     await until(lambda: list(root.glob("p.json")))
     (root / "p.json").chmod(0o666)
@@ -250,14 +250,14 @@ def test_an_answer_that_is_not_believed_is_told(log: Path, root: Path) -> None:
     FileInbox(root)
     (root / "p.reply").symlink_to("/etc/passwd")
     with pytest.raises(LogError, match="it is a link"):
-        ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
+        ask(log, Ping(id="p", actor="ada"), timeout_seconds=100, alive=lambda _: 1)
 
 
 def test_a_request_that_no_inbox_takes_is_refused_before_it_is_written(log: Path, root: Path) -> None:
     FileInbox(root)
     long = PauseTask(id="p", actor="ada", task="t" * FILE_BYTES_MAX)
     with pytest.raises(CallerError, match="in portions"):
-        ask(log, long, timeout_seconds=30, alive=lambda _: 1)
+        ask(log, long, timeout_seconds=100, alive=lambda _: 1)
     assert os.listdir(root) == []
 
 
@@ -266,7 +266,7 @@ def test_a_place_that_others_may_fill_is_refused_to_who_asks_and_by_the_engine(l
     root.parent.chmod(0o777)
     (root / "good.json").write_bytes(GOOD)
     with pytest.raises(CallerError, match="every user may put another thing"):
-        ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: 1)
+        ask(log, Ping(id="p", actor="ada"), timeout_seconds=100, alive=lambda _: 1)
     with pytest.raises(CallerError, match="every user may put another thing"):
         inbox.pending()
     root.parent.chmod(0o700)
@@ -276,7 +276,7 @@ def test_a_request_under_way_when_the_engine_dies_is_withdrawn(log: Path, root: 
     FileInbox(root)
     alive = iter([1, None])
     with pytest.raises(NoEngineError, match="before it carried"):
-        ask(log, Ping(id="p", actor="ada"), timeout_seconds=30, alive=lambda _: next(alive))
+        ask(log, Ping(id="p", actor="ada"), timeout_seconds=100, alive=lambda _: next(alive))
     assert os.listdir(root) == []
 
 

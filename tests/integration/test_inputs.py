@@ -202,7 +202,7 @@ async def test_an_input_folder_that_is_made_later_is_watched_then(tmp_path: Path
     """Where the pipeline was opened without needing it, or it vanished meanwhile."""
     pipeline = over(FileRepository(tmp_path / "in", name="in"))
     pipeline.needed = ()
-    async with pipeline, asyncio.timeout(20):
+    async with pipeline, asyncio.timeout(100):
         assert pipeline.engine.observer.unwatched() == ["in"]
         (tmp_path / "in").mkdir()
         while pipeline.engine.observer.unwatched():

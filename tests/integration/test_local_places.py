@@ -153,7 +153,7 @@ async def test_a_launcher_of_an_earlier_version_is_greeted_in_its_words(tmp_path
 
     server = await asyncio.start_unix_server(earlier, tmp_path / "app" / SOCKET)
     async with server:
-        await asyncio.wait_for(task.runner.recover([spec(1)]), 20)
+        await asyncio.wait_for(task.runner.recover([spec(1)]), 100)
         await task.runner.close()
     assert [end.ending.outcome for end in ends(facts).values()] == ["lost"]
 

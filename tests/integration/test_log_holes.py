@@ -116,6 +116,6 @@ async def test_the_end_of_a_run_that_is_not_taken_stops_the_engine() -> None:
         sys.settrace(trace)
         try:
             with pytest.raises(SystemTroubleError, match="no memory is left"):
-                await asyncio.wait_for(pipeline.run(), 30)
+                await asyncio.wait_for(pipeline.run(), 100)
         finally:
             sys.settrace(before)

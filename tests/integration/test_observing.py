@@ -57,13 +57,13 @@ async def test_a_listing_that_fails_deletes_nothing_and_holds_only_its_own_task(
     source.broken, source.jobs = "the share is gone", ["a", "b", "c", "d", "e"]
     second, ran = watched(source, log=log)
     async with second:
-        outcome = await second.run(timeout=20)
+        outcome = await second.run(timeout=100)
         assert outcome.failed == 0
         assert second.state.members("listing") == ["a", "b", "c", "d"]
         assert "the share is gone" in caplog.text
         source.broken = ""
         for _ in range(100):
-            await second.run(timeout=20)
+            await second.run(timeout=100)
             if ran.jobs:
                 break
             await asyncio.sleep(0.05)
@@ -155,6 +155,6 @@ async def test_a_log_of_another_pipeline_is_refused() -> None:
 
 
 async def _until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         while not condition():
             await asyncio.sleep(0.01)

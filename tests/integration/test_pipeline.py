@@ -33,7 +33,7 @@ from datatask.schema import events as e
 from datatask.schema import messages as r
 
 Body = Callable[..., Awaitable[Any]]
-SECONDS = 30
+SECONDS = 100
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -28,7 +28,7 @@ from datatask import (
 from datatask.adapters.log.reader import LogReader
 from datatask.schema import events as e
 
-SECONDS = 30
+SECONDS = 100
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -98,7 +98,7 @@ def restarted(pipeline: Pipeline, name: str) -> ServiceHealth:
 
 async def asked(folder: Path) -> Reply:
     request = Ping(id=str(uuid.uuid4()), actor="ada")
-    return await asyncio.to_thread(ask, folder / "log.db", request, timeout_seconds=30)
+    return await asyncio.to_thread(ask, folder / "log.db", request, timeout_seconds=100)
 
 
 @pytest.mark.parametrize(("method", "name"), [("pending", "the inbox"), ("answer", "answers")])

@@ -559,7 +559,7 @@ def test_a_place_that_no_log_has_is_refused(given: Any) -> None:
 async def test_requests_are_asked_answered_and_gone(path: Path) -> None:
     log = await opened(path)
     request = PauseTask(id="a-1", actor="ada", task="t")
-    asking = asyncio.create_task(asyncio.to_thread(ask, path, request, timeout_seconds=30))
+    asking = asyncio.create_task(asyncio.to_thread(ask, path, request, timeout_seconds=100))
     while not log.inbox.pending():
         await asyncio.sleep(0.005)
     assert log.inbox.pending() == [request]
@@ -590,10 +590,12 @@ async def test_asking_notices_that_the_engine_died_and_what_it_did_before(path: 
     log = await opened(path)
     alive = iter([os.getpid(), None])
     with pytest.raises(TemporaryError, match="before it carried"):
-        ask(path, request, timeout_seconds=30, alive=lambda _: next(alive))
+        ask(path, request, timeout_seconds=100, alive=lambda _: next(alive))
     assert log.inbox.pending() == []
     asking = asyncio.create_task(
-        asyncio.to_thread(ask, path, request, timeout_seconds=30, alive=lambda _: None if log.head > 1 else 1)
+        asyncio.to_thread(
+            ask, path, request, timeout_seconds=100, alive=lambda _: None if log.head > 1 else 1
+        )
     )
     while not log.inbox.pending():
         await asyncio.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,21 @@ async def test_a_changed_input_makes_what_came_of_it_stale(tmp_path: Path) -> No
     project.write("a/x", "X")
     await project.run()
     assert project.stale() == []
+
+
+async def test_what_an_engine_has_not_written_yet_is_told_later(tmp_path: Path) -> None:
+    """Its state is ahead of the log: with a log of before, nothing of what came since is looked for in it."""
+    project = await ran(tmp_path)
+    (tmp_path / "before").mkdir()
+    for file in project.folder.glob("log.db*"):
+        if file.is_file():
+            shutil.copy(file, tmp_path / "before")
+    project.write("a/x", "Z")
+    await project.run()
+    with LogReader(project.folder / "log.db") as now, LogReader(tmp_path / "before" / "log.db") as before:
+        state = fold(now, now.head)
+        assert any(find_stale(now, state).stale.values())
+        assert not any(find_stale(before, state).stale.values())
 
 
 @pytest.mark.parametrize(

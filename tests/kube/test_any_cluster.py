@@ -72,7 +72,7 @@ async def end_of(task: KubeTask, *, stop: Any = None) -> tuple[Ended, Any]:
 async def removed(task: KubeTask) -> None:
     """Wait until its pods are gone."""
     manager = task.podman
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while await manager.query(task="t"):
             await asyncio.sleep(0.05)
     await manager.close()

@@ -19,7 +19,7 @@ async def test_logs_are_followed_to_their_end() -> None:
         await refused(to.v1.read_namespaced_pod_log("nobody", NS), 404)
         script = "for i in 1 2 3; do echo line $i; sleep .1; done; printf end"
         await to.make("a", command=["sh", "-c", script])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(100):
             while (await to.v1.read_namespaced_pod("a", NS)).status.phase == "Pending":
                 await asyncio.sleep(0.01)
             async with watch.Watch() as watching:
@@ -51,7 +51,7 @@ async def test_commands_in_a_container() -> None:
     async with connected() as to, running(to.server, pace=0.01):
         await to.make("a", command=["sleep", "60"])
         await to.make("over", command=["true"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(100):
             while [pod["status"]["phase"] for pod in to.server.pods(NS)] != ["Running", "Succeeded"]:
                 await asyncio.sleep(0.01)
         how = {"stderr": True, "stdout": True, "stdin": False, "tty": False}

@@ -70,7 +70,7 @@ async def test_two_clusters_in_one_pipeline(tmp_path: Path, monkeypatch: pytest.
             tasks.append(task)
         async with Pipeline(tasks, Session(), log=tmp_path / "log.db") as pipeline:
             await inp.dump("a", {})
-            outcome = await pipeline.run(timeout=30)
+            outcome = await pipeline.run(timeout=100)
         assert outcome.exit_code == 0
         assert (one.counts["create pods"], other.counts["create pods"]) == (1, 1)
 
@@ -183,7 +183,7 @@ async def test_pods_by_hand() -> None:
         await manager.launch("Job.1", "t", manifest)
         (pod,) = await manager.query(job="Job.1", task="t")
         assert await manager.query(job="other") == []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(100):
             while (await manager.query())[0].status.phase != "Succeeded":
                 await asyncio.sleep(0.02)
         assert (await manager.logs(pod)).endswith(b"hello\n")

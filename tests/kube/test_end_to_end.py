@@ -119,10 +119,10 @@ async def test_a_pod_whose_creation_was_never_answered_is_not_made_again(
         task = task_of(there, "t", f"echo run >> {tmp_path}/runs", inp)
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             await inp.dump("a", {})
-            assert (await pipeline.run(timeout=30)).failed == 0
+            assert (await pipeline.run(timeout=100)).failed == 0
             await asyncio.sleep(1.0)
             assert len(api.pods) == 1, "its name is taken for as long as a create could still come"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(100):
                 while api.pods:
                     await asyncio.sleep(0.05)
         assert api.counts["create pods"] == 1

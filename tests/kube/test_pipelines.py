@@ -227,7 +227,7 @@ async def test_a_pod_that_asks_for_more_than_the_task_says_is_refused(tmp_path: 
         task, has = kube_task(api, "true", job_resources=Resources.parse("50m", "64Mi"))
         async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
             await has["inp"].dump("a", {"word": "x"})
-            assert (await pipeline.run(timeout=30)).failed == 1
+            assert (await pipeline.run(timeout=100)).failed == 1
             done = await has["done"].info("a")
             assert "its pod asks for 0.100 cpu, the task's job_resources are 0.050" in done["error"]
         assert api.counts["create pods"] == 0

@@ -56,7 +56,7 @@ async def test_a_listing_that_begins_before_our_writes_and_ends_after_them(
         def late(store: FileStore) -> list[Listed]:
             found = list(real(store))
             scanned.set()
-            gate.wait(10)
+            gate.wait(100)
             return found
 
         monkeypatch.setattr(FileStore, "_listed", late)
@@ -69,7 +69,7 @@ async def test_a_listing_that_begins_before_our_writes_and_ends_after_them(
         while pipeline.engine.observer.busy:
             await asyncio.sleep(0.01)
         assert pipeline.state.members("files") == ["new"]
-        await pipeline.run(timeout=20)
+        await pipeline.run(timeout=100)
         assert await told(pipeline) == before
 
 
@@ -83,7 +83,7 @@ async def test_notices_of_our_own_writes_that_come_late_and_twice(tmp_path: Path
         for _ in range(3):
             pipeline.engine.observer._tell("files", Appeared("files", "a", version))
             pipeline.engine.observer._tell("files", Vanished("files", "never"))
-        await pipeline.run(timeout=20)
+        await pipeline.run(timeout=100)
         assert await told(pipeline) == before
         assert pipeline.state.members("files") == ["a"]
 
@@ -95,7 +95,7 @@ async def test_a_listing_that_ends_early_without_an_error_is_held_when_it_lacks_
         (tmp_path / f"j{number}").write_text("x")
     pipeline, _ = over(tmp_path)
     async with pipeline:
-        await pipeline.run(timeout=20)
+        await pipeline.run(timeout=100)
         real = FileStore._listed
         monkeypatch.setattr(FileStore, "_listed", lambda store: tuple(real(store))[:150])
         await pipeline.engine.observer.sync(["files"])

@@ -223,7 +223,7 @@ def test_a_listing_that_never_ends(tmp_path: Path, listing: str) -> None:
         assert "more than 0.5 s" in project.ok("log", "--kind", "RepositoryUnreachable").out
         (tmp_path / "enough").touch()
         engine.terminate()
-        engine.wait(20)
+        engine.wait(100)
     assert members(project) == ["a", "b", "c"]
     verified(project)
 

@@ -181,7 +181,7 @@ async def test_after_any_storm_the_state_is_what_is_there(
                 storm.change()
             await asyncio.sleep(chance.choice((0, 0, 0.001, 0.003)))
         try:
-            await pipeline.run(timeout=20)  # in the moment after the last change
+            await pipeline.run(timeout=100)  # in the moment after the last change
             state = pipeline.state
             for _ in range(
                 ROUNDS_MAX
@@ -193,7 +193,7 @@ async def test_after_any_storm_the_state_is_what_is_there(
                     if leaf.held:
                         await pipeline.request(r.AcceptLoss(id=leaf.id, actor="tester", repository=leaf.id))
                 await asyncio.sleep(0.05)
-                await pipeline.run(timeout=20)
+                await pipeline.run(timeout=100)
             for repository in repositories:
                 there = {listed.job: listed.version async for listed in repository.store.list()}
                 assert not state.leaves[repository.id].held

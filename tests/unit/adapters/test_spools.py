@@ -58,7 +58,7 @@ def test_spools_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:
     try:
         folders = [Path(process.stdout.readline().strip()) for process in (alive, killed)]  # type: ignore[union-attr]
         killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.wait(100)
         precious = tmp_path / "precious"
         precious.mkdir()
         link = tmp_path / f"{spools._PREFIX}link"
@@ -73,7 +73,7 @@ def test_spools_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:
     finally:
         for process in (alive, killed):
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=100)
 
 
 def test_a_forked_process_leaves_its_parents_spool_alone(tmp_path: Path) -> None:

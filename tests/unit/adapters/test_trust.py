@@ -186,7 +186,7 @@ def test_several_make_one_folder_at_once(tmp_path: Path) -> None:
     refused: list[OSError] = []
 
     def make(folder: Path, together: threading.Barrier) -> None:
-        together.wait(10)
+        together.wait(100)
         try:
             make_private(folder)
         except OSError as error:
@@ -199,5 +199,5 @@ def test_several_make_one_folder_at_once(tmp_path: Path) -> None:
         for maker in makers:
             maker.start()
         for maker in makers:
-            maker.join(10)
+            maker.join(100)
     assert refused == []

@@ -100,19 +100,19 @@ def test_who_asks_at_once_shares_a_sync_that_begins_after_the_asking(
     def slow(folder: str) -> None:
         syncs.append(folder)
         begun.release()
-        assert free.wait(10)
+        assert free.wait(100)
 
     monkeypatch.setattr(finished, "sync", slow)
     with ThreadPoolExecutor(16) as pool:
         first = pool.submit(finished.sync_folder, tmp_path)
-        assert begun.acquire(timeout=10)
+        assert begun.acquire(timeout=100)
         others = [pool.submit(finished.sync_folder, tmp_path) for _ in range(15)]
         while finished._syncs[os.fspath(tmp_path)].waiting < 15:
             pass
         assert not first.done()
         free.set()
         for one in (first, *others):
-            one.result(timeout=10)
+            one.result(timeout=100)
     assert len(syncs) == 2
 
 

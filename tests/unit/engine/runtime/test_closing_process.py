@@ -39,7 +39,7 @@ ALL = "[getattr(loop, name).fileno() for name in ('_selector', '_ssock', '_csock
 def test_closed_files_are_noticed_whoever_has_their_numbers(closed: str, then: str, code: int) -> None:
     program = PROGRAM.format(closed=closed, then=then)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == code, done.stderr
     assert ("probably somebody: the engine cannot go on" in done.stderr) is (code == 70)

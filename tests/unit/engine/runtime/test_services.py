@@ -210,7 +210,7 @@ async def test_a_thread_that_ends_without_a_word_is_not_waited_for_without_an_en
     threading.settrace(trace)
     try:
         with pytest.raises(TemporaryError, match="a look: its thread ended without a result"):
-            await asyncio.wait_for(in_own_thread(lambda: 1, "a look"), 30)
+            await asyncio.wait_for(in_own_thread(lambda: 1, "a look"), 100)
     finally:
         threading.settrace(None)
     assert await in_own_thread(lambda: 1, "a look") == 1

@@ -58,17 +58,17 @@ def test_syncs_cover_what_was_there_when_they_began(tmp_path: Path, monkeypatch:
     journal = Journal(str(tmp_path / "journal"), "boot")
     journal.load()
     free, woken = threading.Semaphore(0), threading.Semaphore(0)
-    monkeypatch.setattr(os, "fdatasync", lambda file: free.acquire(timeout=10))
+    monkeypatch.setattr(os, "fdatasync", lambda file: free.acquire(timeout=100))
     syncs = Syncs(journal, woken.release)
     syncs.begin(["a", "b"])
     syncs.begin(["a", "b", "c"])
     assert syncs.done() == []
     free.release()
-    assert woken.acquire(timeout=10)
+    assert woken.acquire(timeout=100)
     assert syncs.done() == ["a", "b"]
     syncs.begin(["c"])
     free.release()
-    assert woken.acquire(timeout=10)
+    assert woken.acquire(timeout=100)
     assert syncs.done() == ["c"]
 
 
@@ -83,5 +83,5 @@ def test_a_sync_that_the_disk_refuses_is_over_too(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fdatasync", refused)
     syncs = Syncs(journal, woken.release)
     syncs.begin(["a"])
-    assert woken.acquire(timeout=10)
+    assert woken.acquire(timeout=100)
     assert syncs.done() == ["a"]

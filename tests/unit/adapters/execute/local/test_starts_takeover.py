@@ -80,7 +80,7 @@ def test_an_end_is_known_to_the_next_launcher_once_the_last_one_has_waited(
     By a signal that ends all there is, the launcher too, no script has ended by itself.
     """
     program = DIES_BEFORE_IT_WAITS.format(script=script)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=100, check=False)
     assert done.returncode == 9
     later = Launcher(str(tmp_path))
     later.earlier.load()

@@ -39,5 +39,5 @@ def test_a_keeper_has_the_exit_codes_of_what_a_launcher_leaves(tmp_path: Path, h
 
 def test_a_keeper_that_has_nothing_to_keep_ends_as_its_launcher(tmp_path: Path) -> None:
     program = "import sys; from datatask.adapters.execute.local import subreaper as keeper; sys.exit(keeper.keep(lambda above: 5))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=100, check=False)
     assert done.returncode == 5
