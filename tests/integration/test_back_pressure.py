@@ -29,7 +29,7 @@ from datatask.adapters.execute.base.pressure import Pressure, is_momentary
 from datatask.adapters.execute.local.process_tree import Headroom
 from datatask.adapters.history.history import History
 from datatask.schema.messages import Fact, Noticed
-from tests.integration.test_local_processes import ends, run_all, spec, task_of
+from tests.integration.local_kit import ends, run_all, spec, task_of
 from tests.integration.test_own_machines import Elsewhere
 from tests.machine import mounted
 from tests.run_kit import until

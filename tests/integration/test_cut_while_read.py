@@ -17,7 +17,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.checkpoints import fingerprint
 from datatask.schema.errors import DatataskError, TemporaryError, UnknownNameError
 from tests.integration import test_archives
-from tests.integration.test_archives import cut_at
+from tests.integration.archive_kit import cut_at
 
 log = test_archives.log
 _cache = test_archives._cache

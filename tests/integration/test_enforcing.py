@@ -26,7 +26,7 @@ from datatask.adapters.execute.local import cgroups, spawning
 from datatask.adapters.execute.local import manager as cleanup
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Ended
-from tests.integration.test_local_processes import run_all, spec
+from tests.integration.local_kit import run_all, spec
 from tests.machine import BUSY, throttled
 from tests.run_kit import until
 from tests.ssh_kit import server

@@ -14,7 +14,7 @@ from datatask import FileRepository, InProcessMetadataRepository, LocalLinuxMana
 from datatask.adapters.execute.base.templates import TemplateError
 from datatask.schema.messages import Ended, Fact
 from datatask.schema.values import is_job
-from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
+from tests.integration.local_kit import ends, launcher_pid, run_all, spec, task_of
 from tests.machine import mounted
 from tests.run_kit import until
 

@@ -14,7 +14,7 @@ import pytest
 
 from datatask.adapters.execute.base import proctable
 from datatask.schema.messages import Adopted, Ended, Fact
-from tests.integration.test_local_processes import LOG, ends, kill_launcher, launcher_pid, spec, task_of
+from tests.integration.local_kit import LOG, ends, kill_launcher, launcher_pid, spec, task_of
 from tests.machine import mounted
 from tests.run_kit import WAITS, cut, exchanged, linked, made_a_folder, removed, until
 

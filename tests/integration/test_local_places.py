@@ -24,7 +24,7 @@ from datatask.adapters.execute.local.launcher import LOCK
 from datatask.adapters.trust import UnsafePlaceError
 from datatask.schema.errors import CallerError
 from datatask.schema.messages import Fact, Noticed
-from tests.integration.test_local_processes import LOG, ends, launcher_pid, run_all, spec, task_of
+from tests.integration.local_kit import LOG, ends, launcher_pid, run_all, spec, task_of
 from tests.integration.test_situations import fewer_files
 from tests.run_kit import until
 

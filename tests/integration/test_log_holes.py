@@ -19,7 +19,7 @@ from datatask.engine.core.effects import Outbox
 from datatask.engine.core.state import State
 from datatask.schema.errors import DatataskError, LogDamagedError, SystemTroubleError
 from datatask.schema.events import RunStarted, TaskPaused
-from tests.integration.test_sqlite_log import opened, put
+from tests.integration.sqlite_kit import opened, put
 
 FILES = ("/log/tail.py", "/log/sqlite.py", "/log/writer.py")
 

@@ -20,7 +20,7 @@ from datatask.adapters.execute.local.process_tree import MARK
 from datatask.adapters.history.history import History
 from datatask.schema.events import MACHINE
 from datatask.schema.messages import Fact, Started
-from tests.integration.test_local_processes import ends, keepers, launcher_pid, spec, task_of
+from tests.integration.local_kit import ends, keepers, launcher_pid, spec, task_of
 from tests.run_kit import until
 
 PIPELINE = """

@@ -16,7 +16,7 @@ import pytest
 
 from datatask.adapters.execute.local import spawning
 from datatask.schema.messages import Fact
-from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
+from tests.integration.local_kit import ends, launcher_pid, run_all, spec, task_of
 from tests.run_kit import until
 
 SHOWN = """#!{python}
@@ -163,7 +163,7 @@ async def test_an_engine_in_the_same_situation_goes_on_with_the_launcher(tmp_pat
 OTHER = """
 import asyncio, resource, sys
 sys.path.insert(0, {root!r})
-from tests.integration.test_local_processes import ends, launcher_pid, run_all, spec, task_of
+from tests.integration.local_kit import ends, launcher_pid, run_all, spec, task_of
 hard = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 end = asyncio.run(run_all(task_of(sys.argv[1], "ulimit -Hn"), spec(hard, epoch=hard)))[hard]

@@ -1,4 +1,4 @@
-"""The SQLite log among processes: kills, leases, readers beside a writer, plain sqlite3, damage."""
+"""The SQLite log among processes: kills, leases, readers beside a writer, and what lies beside the log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import random
 import shutil
 import signal
 import sqlite3
-import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,45 +29,24 @@ from datatask.adapters.log.integrity.verify import verify_chain
 from datatask.adapters.log.lease import lease_holder
 from datatask.adapters.log.log_file import LogFile
 from datatask.adapters.log.reader import LogReader
-from datatask.adapters.log.sqlite import SqliteLog
 from datatask.engine.ports import Checkpoint, Filters
 from datatask.schema.errors import (
     CallerError,
-    FutureLogError,
     LeaseHeldError,
-    LogDamagedError,
-    LogError,
     TemporaryError,
     TimeLimitError,
 )
 from datatask.schema.events import (
     CheckpointWritten,
-    ErrorInfo,
-    LaunchDecided,
-    PayloadRedacted,
-    RepositoryReset,
-    RunEnded,
-    RunStarted,
     TaskPaused,
-    ValueDeleted,
-    ValuePut,
 )
 from datatask.schema.messages import PauseTask, Reply
-from datatask.schema.tables import VIEW_COLUMNS
+from tests.integration.sqlite_kit import NOW, opened, put
 
-NOW = 1_700_000_000_000_000_000
 KILLS = 10
+
+
 APPENDER = Path(__file__).with_name("appender.py")
-
-
-async def opened(path: Path | str, **options: Any) -> SqliteLog:
-    return await SqliteLog.open(
-        path, pipeline="p", clock_now=NOW, version="0", host="here", pid=os.getpid(), **options
-    )
-
-
-def put(job: str = "j", repository: str = "r", **fields: object) -> ValuePut:
-    return ValuePut(at=NOW, repository=repository, job=job, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -281,276 +259,6 @@ def test_a_log_that_is_not_there_is_the_callers_mistake(path: Path) -> None:
     with pytest.raises(CallerError, match="no log here"):
         LogReader(path)
     assert not path.exists()
-
-
-# --- the file as it stands --------------------------------------------------------------------------
-
-
-async def fill(path: Path) -> None:
-    """Append one run that failed, one that runs, one that is decided, and some values."""
-    log = await opened(path)
-    await log.append([put("a", value=msgspec.Raw(b'"text"'), reason="x"), put("b", digest="ef" * 32, size=5)])
-    inputs = {"input": 2}
-    await log.append(
-        [LaunchDecided(at=NOW + 10**9, task="t", job="a", episode=1, attempt=1, inputs=inputs)]
-    )  # 4
-    await log.append([RunStarted(at=NOW + 2 * 10**9, task="t", job="a", run=4, where="node-1")])
-    error = ErrorInfo(type="ValueError", message="no")
-    await log.append(
-        [
-            put("a", repository="out", run=4, value=msgspec.Raw(b"[1, 2]")),  # 6
-            RunEnded(
-                at=NOW + 3 * 10**9, task="t", job="a", run=4, outcome="failed", exit_code=3, error=error
-            ),
-        ]
-    )
-    await log.append([LaunchDecided(at=NOW, task="t", job="b", episode=1, attempt=1, priority=2.0)])  # 8
-    await log.append([RunStarted(at=NOW, task="t", job="b", run=8)])
-    await log.append([LaunchDecided(at=NOW, task="t", job="a", episode=2, attempt=1, origin="forced")])  # 10
-    await log.append([ValueDeleted(at=NOW, repository="r", job="b"), put("a", value=msgspec.Raw(b"2"))])  # 12
-    await log.append(
-        [put("c", "tmp"), RepositoryReset(at=NOW, repository="tmp", incarnation=2), put("d", "tmp")]
-    )
-    await log.close()
-
-
-def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
-    """Run one statement and close the file, as the command `sqlite3` does."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        return connection.execute(sql).fetchall()
-
-
-async def test_the_views_have_their_documented_columns_and_nothing_else(path: Path) -> None:
-    await (await opened(path)).close()
-    documentation = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
-    with sqlite3.connect(path) as connection:
-        for view, columns in VIEW_COLUMNS.items():
-            described = connection.execute(f"SELECT * FROM {view}").description
-            assert [column[0] for column in described] == list(columns)
-            section = documentation.split(f"### `{view}`")[1].split("\n#")[0]
-            for column, meaning in columns.items():
-                assert f"| `{column}` | {meaning} |" in section
-
-
-async def test_events_read_with_plain_sqlite3(path: Path) -> None:
-    await fill(path)
-    assert rows(
-        path, "SELECT position, time, kind, actor, task, repository, job, run FROM events WHERE job = 'b'"
-    ) == [
-        (3, "2023-11-14T22:13:20.000000Z", "ValuePut", "engine", None, "r", "b", None),
-        (8, "2023-11-14T22:13:20.000000Z", "LaunchDecided", "engine", "t", None, "b", 8),
-        (9, "2023-11-14T22:13:20.000000Z", "RunStarted", "engine", "t", None, "b", 8),
-        (11, "2023-11-14T22:13:20.000000Z", "ValueDeleted", "engine", None, "r", "b", None),
-    ]
-    assert rows(
-        path, "SELECT json_extract(payload, '$.value'), chain, digest FROM events WHERE position = 2"
-    ) == [("text", None, None)]
-    with LogReader(path) as reader:
-        assert rows(path, "SELECT chain, digest FROM events WHERE position = 3") == [
-            (reader.chain_at(3).hex(), None)
-        ]
-
-
-async def test_runs_with_plain_sqlite3(path: Path) -> None:
-    await fill(path)
-    columns = (
-        "run, task, job, episode, attempt, origin, state, where_, exit_code, error_type, error, priority"
-    )
-    assert rows(path, f"SELECT {columns} FROM runs ORDER BY run") == [
-        (4, "t", "a", 1, 1, "derived", "failed", "node-1", 3, "ValueError", "no", None),
-        (8, "t", "b", 1, 1, "derived", "running", None, None, None, None, 2.0),
-        (10, "t", "a", 2, 1, "forced", "decided", None, None, None, None, None),
-    ]
-    seconds = "(started_at - decided_at) / 1e9, (ended_at - started_at) / 1e9"
-    assert rows(path, f"SELECT {seconds}, ended, end_position FROM runs WHERE run = 4") == [
-        (1.0, 1.0, "2023-11-14T22:13:23.000000Z", 7)
-    ]
-
-
-async def test_values_now_and_lineage_with_plain_sqlite3(path: Path) -> None:
-    await fill(path)
-    columns = "repository, job, position, value, digest, size, run"
-    assert rows(path, f"SELECT {columns} FROM values_now ORDER BY position") == [
-        ("out", "a", 6, "[1,2]", None, None, 4),
-        ("r", "a", 12, "2", None, None, None),
-        ("tmp", "d", 15, None, None, None, None),
-    ]
-    assert rows(path, "SELECT run, task, job, direction, link, repository, position FROM lineage") == [
-        (4, "t", "a", "input", "input", "r", 2),
-        (4, "t", "a", "output", None, "out", 6),
-    ]
-
-
-async def test_all_files_are_for_the_owner_only(path: Path) -> None:
-    log = await opened(path)
-    log.blobs.put_bytes(b"x")
-    log.inbox.answer(Reply(id="x"))
-    for folder, _, names in os.walk(path.parent):
-        for name in names:
-            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600, name
-    await log.close()
-
-
-async def test_the_log_has_one_secondary_index_and_strict_tables(path: Path) -> None:
-    await (await opened(path)).close()
-    assert rows(path, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'log'") == [
-        ("log_job_position",)
-    ]
-    assert rows(path, "SELECT name FROM pragma_table_list WHERE strict ORDER BY name") == [
-        ("base",),
-        ("log",),
-        ("meta",),
-        ("names",),
-    ]
-
-
-# --- damage and refusals ----------------------------------------------------------------------------
-
-
-async def refused(path: Path, kind: type[LogError], match: str) -> None:
-    """Check that the reader, the engine, or both refuse in words of ours and leave the file as it is."""
-    before = path.read_bytes()
-    with pytest.raises(kind, match=match) as caught:
-        await opened(path)
-    assert str(path) in caught.value.where
-    assert caught.value.remedy
-    assert path.read_bytes() == before
-
-
-async def test_an_empty_file_is_damage(path: Path) -> None:
-    path.touch()
-    await refused(path, LogDamagedError, "empty")
-    with pytest.raises(LogDamagedError, match="empty"):
-        LogReader(path)
-
-
-async def test_a_file_that_is_no_database_is_damage(path: Path) -> None:
-    path.write_bytes(b"this is not a database, but it is long enough to be looked at\n" * 100)
-    await refused(path, LogDamagedError, "not a log")
-
-
-async def test_another_programs_database_is_not_a_log(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE t (x)")
-    await refused(path, LogDamagedError, "not a log")
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
-async def test_a_cut_file_is_damage(path: Path, keep: float) -> None:
-    log = await opened(path)
-    for _ in range(5):
-        await log.append([put(f"j{number}", reason="x" * 100) for number in range(200)])
-    await log.close()
-    os.truncate(path, int(path.stat().st_size * keep) // 4096 * 4096)
-    with pytest.raises(LogDamagedError):
-        await opened(path)
-    with pytest.raises(LogDamagedError), LogReader(path) as reader:
-        list(reader.batches())
-
-
-@pytest.mark.parametrize(("key", "kind"), [("may_write", FutureLogError), ("may_read", FutureLogError)])
-async def test_a_newer_format_is_refused(path: Path, key: str, kind: type[LogError]) -> None:
-    await (await opened(path)).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE meta SET value = 99 WHERE key = ?", (key,))
-    connection.close()
-    await refused(path, kind, "format 99")
-    if key == "may_write":
-        assert LogReader(path).head == 1
-
-
-async def test_another_pipelines_log_is_refused(path: Path) -> None:
-    await (await opened(path)).close()
-    with pytest.raises(CallerError, match=r"'p'.*'q'"):
-        await SqliteLog.open(path, pipeline="q", clock_now=NOW, version="0", host="h", pid=1)
-
-
-@pytest.mark.parametrize(
-    ("change", "broken"),
-    [
-        ("UPDATE log SET payload = json_set(payload, '$.reason', 'y') WHERE position = 2", 2),
-        ("UPDATE log SET at = at + 1 WHERE position = 4", 4),
-        ("DELETE FROM log WHERE position = 6", 6),
-        ("UPDATE log SET chain = NULL WHERE position = 12", 11),
-        ("UPDATE names SET text = 'z' WHERE text = 'd'", 13),
-        ("UPDATE log SET payload = NULL, digest = zeroblob(32) WHERE position = 5", 5),
-    ],
-)
-async def test_every_change_of_what_was_written_breaks_the_chain_where_it_is(
-    path: Path, change: str, broken: Any
-) -> None:
-    await fill(path)
-    with LogReader(path) as reader:
-        assert verify_chain(reader) is None
-    rows(path, change)
-    with LogReader(path) as reader:
-        assert verify_chain(reader) == broken
-
-
-async def test_a_changed_last_batch_is_noticed_on_opening(path: Path) -> None:
-    await fill(path)
-    rows(path, "UPDATE log SET at = at + 1 WHERE position = 15")
-    await refused(path, LogDamagedError, "last batch")
-
-
-async def test_a_missing_event_is_named_while_reading(path: Path) -> None:
-    await fill(path)
-    rows(path, "DELETE FROM log WHERE position = 6")
-    with LogReader(path) as reader, pytest.raises(LogDamagedError, match="6 to 6") as caught:
-        list(reader.batches())
-    assert caught.value.where.endswith("position 7")
-
-
-async def test_a_redacted_payload_leaves_the_chain_whole_when_an_event_tells_of_it(path: Path) -> None:
-    await fill(path)
-    with sqlite3.connect(path) as connection:
-        payload, salt = connection.execute("SELECT payload, salt FROM log WHERE position = 2").fetchone()
-        hashed = hashlib.sha256(salt.to_bytes(8, "big", signed=True) + payload.encode()).digest()
-        connection.execute(
-            "UPDATE log SET payload = NULL, salt = NULL, digest = ? WHERE position = 2", (hashed,)
-        )
-    with LogReader(path) as reader:
-        assert verify_chain(reader) == 2
-    log = await opened(path)
-    await log.append([PayloadRedacted(at=NOW, position=2)])
-    await log.close()
-    with LogReader(path) as reader:
-        assert verify_chain(reader) is None
-
-
-async def test_a_write_ahead_log_without_its_log_is_not_played_into_a_new_one(path: Path) -> None:
-    path.with_name("log.db-wal").write_bytes(b"x" * 100)
-    with pytest.raises(LogDamagedError, match="is gone"):
-        await opened(path)
-
-
-async def test_network_file_systems_are_refused_by_name(path: Path) -> None:
-    mounts = f"22 1 8:1 / / rw - ext4 /dev/root rw\n30 22 0:50 / {path.parent} rw - nfs4 server:/x rw\n"
-    with pytest.raises(CallerError, match="nfs4"):
-        await opened(path, mounts=mounts)
-    assert not path.exists()
-    assert locate.file_system(Path("/"), mounts) == "ext4"
-
-
-@pytest.mark.parametrize(
-    ("given", "file"),
-    [
-        ("sqlite:////var/x/log.db", Path("/var/x/log.db")),
-        ("sqlite+aiosqlite:////var/a%20b.db", Path("/var/a b.db")),
-        ("/var/x/log.db", Path("/var/x/log.db")),
-        ("sqlite:///x.db", Path.cwd() / "x.db"),
-        ("memory:", None),
-        ("sqlite://", None),
-    ],
-)
-def test_places(given: Any, file: Any) -> None:
-    assert locate.locate(given).path == file
-
-
-@pytest.mark.parametrize("given", ["mysql://x/y", "http://x"])
-def test_a_place_that_no_log_has_is_refused(given: Any) -> None:
-    with pytest.raises(CallerError, match="not the place"):
-        locate.locate(given)
 
 
 # --- beside the log ---------------------------------------------------------------------------------
