@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datatask.adapters.execute.ssh.connections import SSHHost as SSHHost
     from datatask.adapters.execute.ssh.manager import SSHLinuxManager as SSHLinuxManager
     from datatask.adapters.history.history import History as History
-    from datatask.adapters.history.history import explain as explain
+    from datatask.adapters.history.history import why as why
     from datatask.adapters.history.maintenance import backup as backup
     from datatask.adapters.history.replay import Replayed as Replayed
     from datatask.adapters.history.replay import replay as replay
@@ -146,7 +146,7 @@ _HOME: dict[str, str] = {
     "delete_data": "datatask.adapters.wiring.verbs",
     "dependants": "datatask.engine.api.declare",
     "DirectoryRepository": "datatask.adapters.store.directories",
-    "explain": "datatask.adapters.history.history",
+    "why": "datatask.adapters.history.history",
     "ExecutorTask": "datatask.adapters.execute.functions.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",

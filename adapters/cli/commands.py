@@ -70,11 +70,11 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "simulate": Entry("simulate", "simulate", "Try a pipeline's future."),
         "verify": Entry("replay", "verify", "Check a log: file, chain, blobs, and all that follows."),
         "log-anchor": Entry("replay", "log_anchor", "Print the head's hash, to be noted elsewhere."),
+    },
+    "Keep": {
         "log-compact": Entry("maintenance", "log_compact", "Remove blobs that nothing refers to."),
         "redact": Entry("maintenance", "redact", "Remove what events hold, and keep the chain."),
         "backup": Entry("maintenance", "backup", "Copy a log whole, also while an engine writes."),
-    },
-    "Keep": {
         "log-archive": Entry("maintenance", "log_archive", "Move the beginning of the log into an archive."),
     },
     "Help": {
@@ -163,7 +163,7 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
     """Return fresh instances of the options that every command takes; `hidden` leaves the rarer out of help."""
     return [
         _option("pipeline", ["-p", "--pipeline"], hidden, "FILE[:NAME] or MODULE[:NAME]; else $DATATASK_PIPELINE, "
-                "else ./pipeline.yaml, ./pipeline.py.", metavar="PIPELINE"),
+                "else ./pipeline.py.", metavar="PIPELINE"),
         _option("log", ["--log"], hidden, "The log: a path or URL; else what the pipeline names, else "
                 "$DATATASK_LOG, else .datatask/log.db beside the pipeline.", metavar="URL"),
         click.Option(["--set"], expose_value=False, callback=_add, hidden=hidden, multiple=True, metavar="NAME=VALUE",

@@ -25,7 +25,7 @@ from datatask.schema.troubles import trouble
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
 
-CANDIDATES = ("pipeline.yaml", "pipeline.py")
+CANDIDATE = "pipeline.py"
 _loading: list[str] = []
 
 
@@ -56,11 +56,8 @@ def find_reference(text: str | None, folder: Path | None = None) -> Reference | 
     text = text or os.environ.get("DATATASK_PIPELINE")
     if text:
         return parse_reference(text)
-    for name in CANDIDATES:
-        path = (folder or Path.cwd()) / name
-        if path.is_file():
-            return Reference(name, file=path)
-    return None
+    path = (folder or Path.cwd()) / CANDIDATE
+    return Reference(CANDIDATE, file=path) if path.is_file() else None
 
 
 def parse_reference(text: str) -> Reference:

@@ -33,7 +33,7 @@ from datatask.adapters.log.locate import locate
 from datatask.adapters.log.log_file import Parameters
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.state import State
-from datatask.engine.explain import why
+from datatask.engine.explain import why as explaining
 from datatask.engine.explain.explanations import Explanation
 from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import Interval
@@ -102,10 +102,10 @@ class History:
         return Table(("task", "job", "causes"), rows)
 
     @overload
-    def explain(self, task: str, job: str, at: Moment = None) -> Explanation: ...
+    def why(self, task: str, job: str, at: Moment = None) -> Explanation: ...
     @overload
-    def explain(self, task: str, job: None = None, at: Moment = None) -> Table: ...
-    def explain(self, task: str, job: str | None = None, at: Moment = None) -> Explanation | Table:
+    def why(self, task: str, job: None = None, at: Moment = None) -> Table: ...
+    def why(self, task: str, job: str | None = None, at: Moment = None) -> Explanation | Table:
         """Return all that holds a job back, or held it back at `at`, and the smallest set that would let it run.
 
         `events` of the answer are those that it cites. Without `job` the task's waiting jobs by reason, a row each.
@@ -114,8 +114,8 @@ class History:
         shapes.find_task(state, task)
         around = surroundings(self.reader, state, past=at is not None)._asdict()
         if job is None:
-            return table_of(why.explain_all(state, task, **around))
-        found = why.explain(state, task, check_job(job), **around)
+            return table_of(explaining.explain_all(state, task, **around))
+        found = explaining.explain(state, task, check_job(job), **around)
         return with_events(self.reader, state, found)
 
     def trace(self, job: str, at: Moment = None) -> Timeline:
@@ -321,12 +321,10 @@ def _when(at: Moment) -> When | None:
 
 
 @overload
-def explain(place: str | Path, task: str, job: str, *, at: Moment = None) -> Explanation: ...
+def why(place: str | Path, task: str, job: str, *, at: Moment = None) -> Explanation: ...
 @overload
-def explain(place: str | Path, task: str, job: None = None, *, at: Moment = None) -> Table: ...
-def explain(
-    place: str | Path, task: str, job: str | None = None, *, at: Moment = None
-) -> Explanation | Table:
+def why(place: str | Path, task: str, job: None = None, *, at: Moment = None) -> Table: ...
+def why(place: str | Path, task: str, job: str | None = None, *, at: Moment = None) -> Explanation | Table:
     """Return why a job of the log at a URL or path does not run, and the least that would let it.
 
     Without `job` all waiting jobs of the task by reason, a row each: `what`, `count`, `explain`, `sample` (ids of a few),
@@ -334,4 +332,4 @@ def explain(
     is no log, `UnknownNameError` for a task that is none.
     """
     with History(place) as history:
-        return history.explain(task, at=at) if job is None else history.explain(task, job, at=at)
+        return history.why(task, at=at) if job is None else history.why(task, job, at=at)

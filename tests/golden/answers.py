@@ -34,8 +34,8 @@ def questions(folder: Path) -> Iterator[tuple[str, Any]]:
         state = history.state()
         for task in state.tasks:
             for job in state.jobs:
-                yield f"why {task} {job}", history.explain(task, job, history.head).to_json()
-            yield f"why {task}", history.explain(task, at=history.head)
+                yield f"why {task} {job}", history.why(task, job, history.head).to_json()
+            yield f"why {task}", history.why(task, at=history.head)
         for job in state.jobs:
             yield f"trace {job}", history.trace(job, history.head).to_json()
             yield f"lineage {job}", history.lineage(job, history.head, whole=True).to_json()

@@ -49,7 +49,7 @@ def test_why_cites_what_it_would_with_the_archives_or_nothing(
         base, state = part.reader.header.base, part.state()
         for task in state.tasks:
             for job in state.jobs:
-                cut, full = part.explain(task, job, part.head), whole.explain(task, job, part.head)
+                cut, full = part.why(task, job, part.head), whole.why(task, job, part.head)
                 for one, other in zip(cut.conditions, full.conditions, strict=True):
                     assert one.since in (other.since, None)
                     assert one.since is not None or (other.since or 0) <= base

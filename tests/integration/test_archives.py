@@ -197,7 +197,7 @@ async def test_runs_that_are_open_at_the_cut_are_told_of_as_before(log: Path) ->
         assert not still
         assert set(history.reader.query("SELECT * FROM lineage WHERE link IS NOT NULL").rows) <= lineage
         assert history.trace("j3").job == "j3"
-        assert history.explain("check", "j3").job == "j3"
+        assert history.why("check", "j3").job == "j3"
 
 
 async def test_a_cut_at_the_head_with_runs_that_are_open(log: Path) -> None:

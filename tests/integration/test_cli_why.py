@@ -105,20 +105,20 @@ def test_the_past_is_explained_as_it_was(project: Project) -> None:
 
 def test_the_same_as_values(project: Project) -> None:
     """The function and History give what the command prints, with a readable form; bad input is refused in a line."""
-    found = datatask.explain(project.log, "work", "two")
+    found = datatask.why(project.log, "work", "two")
     assert str(found).splitlines()[0] == "work two: is not ready"
     assert found._repr_html_().startswith("<p><b>work two: is not ready</b></p><pre>")
-    groups = datatask.explain(project.log, "work")
+    groups = datatask.why(project.log, "work")
     assert groups.column("what") == ["filter"]
     assert groups[0]["sample"] == ["two"]
     with History(project.log) as history:
-        assert history.explain("work", "two").conditions == found.conditions
+        assert history.why("work", "two").conditions == found.conditions
         with pytest.raises(UnknownNameError, match="there is no task wrok"):
-            history.explain("wrok")
+            history.why("wrok")
         with pytest.raises(InvalidJobError):
-            history.explain("work", "../two")
+            history.why("work", "../two")
     with pytest.raises(CallerError, match="there is no log here"):
-        datatask.explain("nowhere.db", "work")
+        datatask.why("nowhere.db", "work")
 
 
 def test_a_runner_that_takes_nothing_is_known_from_the_last_round(tmp_path: Path) -> None:
@@ -130,6 +130,6 @@ def test_a_runner_that_takes_nothing_is_known_from_the_last_round(tmp_path: Path
     path = tmp_path / "log.db"
     write_log(path, [tuple(desk.events[:1]), *desk.batches])
     with History(path) as history:
-        found = history.explain("t", "x", at=history.head)
+        found = history.why("t", "x", at=history.head)
     assert [hold.what for hold in found.held_by] == ["adapter"]
     assert [change.op for change in found.changes] == ["recover"]

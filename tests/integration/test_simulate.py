@@ -112,7 +112,7 @@ def test_what_was_simulated_is_a_log_like_any_other(tmp_path: Path) -> None:
         assert status["tasks"]["cut"]["succeeded"] + status["tasks"]["cut"]["failed"] == 25
         assert len(history.runs()) == len(result.runs())
         assert {row["state"] for row in history.runs()} >= {"succeeded", "failed", "timed_out"}
-        assert history.explain("glue", "job-00").job == "job-00"
+        assert history.why("glue", "job-00").job == "job-00"
         assert history.trace("job-03").lanes
     finally:
         history.close()

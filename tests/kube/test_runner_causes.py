@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datatask import KubeTask, LogMetadataRepository, Pipeline, PodManager, Session, explain
+from datatask import KubeTask, LogMetadataRepository, Pipeline, PodManager, Session, why
 from datatask.adapters.execute.kube import causes
 from datatask.schema.messages import Noticed, Started
 from tests.effort import by_effort
@@ -128,6 +128,6 @@ async def test_why_names_the_pod_and_what_it_lacks(tmp_path: Path, spec_of: str,
             name = (await api.pod("j"))["metadata"]["name"]
 
             def reason() -> str:
-                return explain(tmp_path / "log.db", "t", "j").held_by[0].explain
+                return why(tmp_path / "log.db", "t", "j").held_by[0].explain
 
             await until(lambda: told.replace("NAME", name) in reason())
