@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests import bytecode
+
 SINGLY = ("tests/crash/", "tests/damage/", "tests/misuse/", "tests/simulation/")
 
 
@@ -23,7 +25,8 @@ class Spreading(LoadFileScheduling):  # type: ignore[misc] # xdist is not typed
 
 
 def over_the_cores(config: pytest.Config) -> None:
-    """Choose processes and scheduling, as if they had been asked for."""
+    """Choose processes and scheduling, as if they had been asked for; all processes find the tests compiled."""
+    bytecode.prepare()
     config.option.numprocesses = 2 * len(os.sched_getaffinity(0)) + 2
     config.option.dist = "loadfile"
     config.option.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
