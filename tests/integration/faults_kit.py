@@ -42,6 +42,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "launch": (["launch", "double", "w1"], ""),
     "cancel": (["cancel", "double", "w1"], ""),
     "retry": (["retry", "double", "bad"], ""),
+    "undo": (["undo", "--since", "-1d", "--partly"], ""),
     "pause": (["pause", "double"], ""),
     "resume": (["resume", "shout"], ""),
     "quota": (["quota", "default", "cpu=3"], ""),
