@@ -3,7 +3,7 @@
 python := env("DATATASK_PYTHON", "python")
 
 # everything that has to hold before a change lands
-check: lint types layers coverage
+check: lint types layers docs coverage
 
 # format and lint
 lint:
@@ -45,6 +45,10 @@ sim *args:
 # one table of figures, ratios within one run
 bench *args:
     {{ python }} -m benchmarks {{ args }}
+
+# build the site into build/site; a warning is an error
+docs:
+    {{ python }} -m sphinx -q -W --keep-going -j auto docs build/site
 
 # build the wheel
 wheel:

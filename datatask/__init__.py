@@ -245,7 +245,11 @@ _ABSENT: dict[str, str] = {
     "DockerRepository": _OWN.format("Repository"),
     "ExecutorLiveRepo": "use the task's own set: task.live",
     "InProcessBlobStream": "open a repository: `async with repository.open(job, 'wb') as stream`",
-    "fuse": "use `datatask ls`, `cat`, `inject` and `rm`",
+    **dict.fromkeys(
+        ("fuse", "TaskListDir", "TaskDir", "RepoDir", "LinkDir"),
+        "use `datatask ls`, `cat`, `inject` and `rm`",
+    ),
+    "released_version": "use datatask.__version__",
     "build_env": "link the repositories and use their names in the template",
     "render_template": "link the repositories and use their names in the template",
     **dict.fromkeys(

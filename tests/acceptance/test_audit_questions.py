@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_documents import ROOT, Block, Shell, blocks, sessions
+from tests.acceptance.pages import ROOT, Block, Shell, blocks, sessions
 
 NUMBERS = re.compile(r"\d[\d.:TZ-]*(?:e-\d+)?")
 IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}")
@@ -51,7 +51,7 @@ def test_the_questions_are_answered_as_printed(document: list[Block], tmp_path: 
     told = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
-    assert f"```\n{told.stdout}```\n" in (ROOT / "docs" / "audit.md").read_text()
+    assert f"```text\n{told.stdout}```\n" in (ROOT / "docs" / "audit.md").read_text()
     assert shell.type("datatask verify").endswith(": ok\n")
 
 

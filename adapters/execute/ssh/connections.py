@@ -164,7 +164,7 @@ class SSHHost:
         resolved = self._resolved(options)
         behind = resolved is not None and (resolved.tunnel or resolved.proxy_command)
         at = "" if port in (None, 22) else f"-p {port} "
-        scan = f"ssh-keyscan {at}{host} >> ~/.ssh/known_hosts"
+        scan = f"mkdir -p -m 700 ~/.ssh && ssh-keyscan {at}{host} >> ~/.ssh/known_hosts"
         trust = (
             f"run this where {host} can be reached, and add what it prints here: {scan}" if behind else scan
         )
