@@ -228,6 +228,27 @@ class HoldsBack(Protocol):
         """Begin nothing more, and return the runs that have not begun; each is then stopped."""
 
 
+class Earlier(NamedTuple):
+    """The engines before this one. `is_over`: whether one of theirs decided a run at this position, and its end is in the log.
+
+    `others` are the tasks that other runners have. A copy of a log has the original's name; runs that the original decided
+    later are not over.
+    """
+
+    log: str
+    epoch: int
+    others: frozenset[str]
+    is_over: Callable[[int], bool]
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """A runner whose target keeps for ever what nobody lets go of."""
+
+    def sweep(self, earlier: Earlier) -> None:
+        """Let go, in the background, of what killed engines have left of this runner's tasks, and of tasks that are gone."""
+
+
 def hold_back(runner: object) -> Iterable[int]:
     """Have a runner hold back what has not begun; one that does not queue has nothing of that kind."""
     return runner.hold_back() if isinstance(runner, HoldsBack) else ()

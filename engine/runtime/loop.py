@@ -120,7 +120,7 @@ class Runtime:
             for spec in specs[task]:
                 info = e.ErrorInfo(type="TaskRemoved", message=f"the pipeline no longer has the task {task}")
                 self.sink(Ended(spec.run, e.Ending(outcome="cancelled", error=info)))
-        self.reactor.unavailable |= self._runners.recover(specs)
+        self.reactor.unavailable |= self._runners.recover(specs, self.state)
         self.wake()
 
     def _recovered(self, tasks: Iterable[str], runs: Iterable[int]) -> None:

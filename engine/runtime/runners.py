@@ -15,7 +15,7 @@ import msgspec
 
 from datatask.engine.core.retry import by_machine
 from datatask.engine.core.state import State
-from datatask.engine.ports import Runner, Sink, hold_back
+from datatask.engine.ports import Earlier, Runner, Sink, Sweeps, hold_back
 from datatask.engine.runtime.closing import Closing
 from datatask.engine.runtime.services import Background
 from datatask.schema import events as e
@@ -39,26 +39,41 @@ class Runners:
         self._background = background
         self._recovered = recovered
         self._recoveries: dict[Runner, asyncio.Task[None]] = {}
+        self._opened = 0
 
     async def open(self, sink: Sink) -> None:
         """Let each get ready."""
         for runner in self._tasks_of:
             await runner.open(sink)
 
-    def recover(self, specs: Mapping[str, Sequence[RunSpec]]) -> set[str]:
+    def recover(self, specs: Mapping[str, Sequence[RunSpec]], state: State) -> set[str]:
         """Begin to account for the runs of earlier engines; return the tasks that are to wait for it."""
         waiting: set[str] = set()
+        self._opened = state.position
         for runner, tasks in self._tasks_of.items():
             mine = [spec for task in tasks for spec in specs.get(task, ())]
             if mine:
                 waiting.update(tasks)
-                work = self._recover(runner, mine)
+                work = self._recover(runner, mine, state)
                 self._recoveries[runner] = self._background.spawn(work, "runs of before")
+            else:
+                self._sweep(runner, state)
         return waiting
 
-    async def _recover(self, runner: Runner, specs: Sequence[RunSpec]) -> None:
+    async def _recover(self, runner: Runner, specs: Sequence[RunSpec], state: State) -> None:
         await runner.recover(specs)
         self._recovered(self._tasks_of[runner], [spec.run for spec in specs])
+        self._sweep(runner, state)
+
+    def _sweep(self, runner: Runner, state: State) -> None:
+        """Have a runner let go of what earlier engines have left; what is open it has adopted before."""
+        if isinstance(runner, Sweeps) and state.engine is not None:
+            others = frozenset(self._by_task) - frozenset(self._tasks_of[runner])
+            opened, runs = self._opened, state.open_runs
+            over = Earlier(
+                state.log, state.engine.epoch, others, lambda run: run < opened and run not in runs
+            )
+            runner.sweep(over)
 
     def hold_back(self, task: str) -> Iterable[int]:
         """Have a task's runner begin nothing more; return the runs that it has not begun."""

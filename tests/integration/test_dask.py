@@ -24,7 +24,9 @@ from datatask import (
     Retry,
     Session,
 )
+from datatask.adapters.execute.functions.dask.holds import Holds
 from datatask.adapters.execute.functions.dask.runner import DaskRunner
+from datatask.adapters.log.reader import LogReader
 from datatask.schema.messages import Adopted, Ended, Started, Unreachable
 from tests.crash.harness import engine
 from tests.dask_kit import Dask
@@ -340,6 +342,72 @@ async def test_a_killed_engines_runs_are_done_once(cluster: Dask, tmp_path: Path
     assert states(tmp_path) == {"succeeded": 24}
     assert {path.read_text() for path in effects.iterdir()} == {"x"}
     await nothing_left(cluster)
+
+
+ADOPTED_SECONDS = 10.0
+
+
+async def test_the_next_engine_sweeps_and_adopts_when_it_opens(cluster: Dask, tmp_path: Path) -> None:
+    """It launches nothing: what one that was killed had not let go of goes, of a task that is gone too; what runs is adopted soon."""
+
+    def work(job: str) -> None:
+        time.sleep(60 if job == "slow" else 0)
+
+    def gone(job: str) -> None:
+        """The task whose runs nobody adopts."""
+
+    def both(folder: Path) -> Pipeline:
+        pipe = pipeline(folder, cluster, work)
+        other = ExecutorTask("gone", cluster.url, LogMetadataRepository("gone.done"), func=gone)
+        other.link("doc", pipe.tasks["t"].links["doc"].repo, is_input=True)
+        return Pipeline([pipe.tasks["t"], other], Session(), name="p", log=folder / "log.db")
+
+    def never_lets_go(folder: Path) -> Pipeline:
+        async def let_go(self: Holds, client: Any) -> None:
+            self.gone.clear()
+
+        Holds.let_go = let_go  # type: ignore[method-assign] # in the process that is killed
+        return both(folder)
+
+    async with both(tmp_path) as pipe:
+        await put(pipe, 3)
+        await pipe.put("t.doc", "slow", {})
+    pid = engine(tmp_path, never_lets_go)
+    await until(lambda: states(tmp_path) == {"succeeded": 7, "running": 1})
+    os.killpg(pid, signal.SIGKILL)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    assert len((await asyncio.to_thread(cluster.left))[0]) == 8
+
+    def adopted() -> int:
+        with LogReader(tmp_path / "log.db") as reader:
+            return sum(type(one.event).__name__ == "RunAdopted" for one in reader.read(0))
+
+    alone = pipeline(tmp_path, cluster, work)
+    alone.accepted = {"gone.done"}
+    async with alone:
+        began = time.monotonic()
+        await until(adopted)
+        assert time.monotonic() - began < ADOPTED_SECONDS
+        async with asyncio.timeout(90):
+            while len(left := (await asyncio.to_thread(cluster.left))[0]) > 1:
+                await asyncio.sleep(0.1)
+        assert left[0].startswith("t-")
+        assert states(tmp_path) == {"succeeded": 7, "running": 1}
+
+
+async def test_a_task_with_another_name_finds_its_runs(cluster: Dask) -> None:
+    """A run is known by its identity, whatever its task was called when it was handed over."""
+    first = runner_of(cluster, lambda job: time.sleep(2))
+    async with opened(first) as facts:
+        first.start(spec(1))
+        await facts.first(1, Started)
+    second = runner_of(cluster, lambda job: None)
+    async with opened(second) as facts:
+        await second.recover([spec(1)._replace(task="renamed")])
+        assert [type(fact) for fact in facts.of(1)] == [Adopted]
+        assert (await facts.end_of(1)).ending.outcome == "succeeded"
+        second.forget(1)
+        await nothing_left(cluster)
 
 
 async def test_what_waits_in_dask_is_handed_back_and_what_runs_goes_on(cluster: Dask) -> None:

@@ -14,14 +14,16 @@ import logging
 import pickle
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from datatask.adapters.execute.functions.dask import worker
 from datatask.adapters.execute.functions.dask.holds import Holds
 from datatask.adapters.execute.functions.dask.places import Place, place_of
-from datatask.adapters.execute.functions.dask.runs import DaskRun
+from datatask.adapters.execute.functions.dask.runs import DaskRun, Hears
+from datatask.engine.ports import Earlier
 from datatask.engine.runtime.services import Service, current
+from datatask.schema.messages import RunSpec
 
 logger = logging.getLogger("datatask.task")
 T = TypeVar("T")
@@ -57,7 +59,6 @@ class Cluster:
         self._holds = Holds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: set[str] = set()
-        self._swept: set[tuple[str, str]] = set()
 
     @classmethod
     def of(cls, executor: Any) -> Cluster:
@@ -318,6 +319,7 @@ class Cluster:
         if not runs:
             return
         known = await self._client.who_has()
+        self._rename(runs, known)
         here = [run for run in runs if run.key in known]
         await self._find_workers(here)
         from distributed import Future
@@ -335,6 +337,15 @@ class Cluster:
         for run in runs:
             if run.key not in known:
                 self.spawn(run.hears.on_missing(run), "a run that Dask has forgotten")
+
+    def _rename(self, runs: list[DaskRun], known: Iterable[Any]) -> None:
+        """Find runs whose task had another name when they were handed over: their identity is the same."""
+        named = {run.spec.identity: run for run in runs if run.key not in known}
+        for key in known if named else ():
+            found = _IDENTITY.search(key) if isinstance(key, str) else None
+            if found is not None and (run := named.get(key[found.start() + 1 :])) is not None:
+                self._runs[key] = self._runs.pop(run.key)
+                run.key = key
 
     async def _find_workers(self, runs: list[DaskRun]) -> None:
         """Find out which runs have begun, and where."""
@@ -354,23 +365,25 @@ class Cluster:
                 run.worker, run.address = name, address
                 run.begun = run.claimed = True
 
-    def sweep(self, run: DaskRun) -> None:
-        """Let go of what engines before the run's have left of its task: what is not open has an end that is durable."""
-        log, epoch, _ = run.spec.identity.rsplit(".", 2)
-        if (run.spec.task, epoch) not in self._swept:
-            self._swept.add((run.spec.task, epoch))
-            what = "the sweeping of what earlier engines have left in Dask"
-            self.spawn(self._sweep(run, log, epoch), what)
+    def sweep(self, task: str, earlier: Earlier, hears: Hears) -> None:
+        """Let go of what earlier engines have left of a task, or of tasks that are gone; what is open has been adopted."""
+        self.spawn(
+            self._sweep(task, earlier, hears), "the sweeping of what earlier engines have left in Dask"
+        )
 
-    async def _sweep(self, new: DaskRun, log: str, epoch: str) -> None:
-        for key in await self._ask(lambda client: client.who_has()):
+    async def _sweep(self, task: str, earlier: Earlier, hears: Hears) -> None:
+        known = set(await self._ask(lambda client: client.who_has()))
+        for key in known | await self._ask(self._holds.locked):
             found = _IDENTITY.search(key) if isinstance(key, str) and key not in self._runs else None
-            if found is None or key[: found.start()] != new.spec.task:
+            if found is None or found[1] != earlier.log or int(found[2]) >= earlier.epoch:
                 continue
-            if found[1] == log and int(found[2]) < int(epoch):
-                left = DaskRun(new.spec._replace(identity=key[found.start() + 1 :]), new.hears, None)
+            whose, run = key[: found.start()], int(found[3])
+            if (whose == task or whose not in earlier.others) and earlier.is_over(run):
+                spec = RunSpec(run, key[found.start() + 1 :], whose, "", 0, 0, {})
+                left = DaskRun(spec, hears, None)
                 left.scheduler = self.scheduler
-                await self.bar(left)
+                if not await self.bar(left):
+                    left.barred = key not in known
                 self._holds.gone.append(left)
 
     # --- asking -----------------------------------------------------------------------------------

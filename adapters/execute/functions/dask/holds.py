@@ -29,12 +29,21 @@ class Holds:
 
     def __init__(self) -> None:
         self.gone: list[DaskRun] = []
-        self._unlocks = _by_value(_unlocks)
+        self._unlocks, self._locks = _by_value(_unlocks), _by_value(_locks)
 
     def hold(self, client: Any, runs: Iterable[DaskRun]) -> None:
         """Hold these runs' keys, in the message that this client is about to send."""
         for holder, keys in _by_holder(runs).items():
             client._send_to_scheduler({"op": "client-desires-keys", "keys": keys, "client": holder})
+
+    async def locked(self, client: Any) -> set[str]:
+        """Return which keys have a lock; none where the scheduler loads no functions."""
+        try:
+            return set(await client.run_on_scheduler(self._locks))
+        except OSError:
+            raise
+        except Exception:
+            return set()
 
     async def let_go(self, client: Any) -> None:
         """Give up the holds, then the locks: a run that is still held may be begun again by Dask."""
@@ -87,7 +96,11 @@ def _unlocks(keys: list[str], seconds: float, holder: str, dask_scheduler: Any) 
         release()
 
 
-def _by_value(function: Callable[..., None]) -> FunctionType:
+def _locks(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.extensions["multi_locks"].requests)
+
+
+def _by_value(function: Callable[..., Any]) -> FunctionType:
     """Return the function as one of no module, which is pickled by value: a scheduler need not have this package."""
     assert isinstance(function, FunctionType)
     alone = FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)

@@ -28,7 +28,7 @@ from datatask.adapters.execute.functions.dask.cluster import Cluster
 from datatask.adapters.execute.functions.dask.runs import DaskRun
 from datatask.adapters.execute.functions.detached import ending_of, values_of, writes_of
 from datatask.adapters.execute.functions.in_process import FunctionTask
-from datatask.engine.ports import Sink
+from datatask.engine.ports import Earlier, Sink
 from datatask.engine.runtime.calls import error_info, stopped_message, stopped_outcome
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import NotPossibleError
@@ -63,9 +63,7 @@ class DaskRunner:
     def start(self, spec: RunSpec) -> None:
         """Pack the run and hand it over, once per identity."""
         if spec.run not in self._runs:
-            run = DaskRun(spec, self, self._resources)
-            self._cluster.sweep(run)
-            self._runs.start(run)
+            self._runs.start(DaskRun(spec, self, self._resources))
 
     def begin(self, run: DaskRun) -> None:
         """Begin a run."""
@@ -242,6 +240,10 @@ class DaskRunner:
         runs = [self._runs.recover(DaskRun(spec, self, self._resources)) for spec in specs]
         await self._cluster.adopt(runs)
         await self._runs.accounted()
+
+    def sweep(self, earlier: Earlier) -> None:
+        """Let go of what earlier engines have left at the scheduler, as soon as it answers."""
+        self._cluster.sweep(self._task.name, earlier, self)
 
     def forget(self, run: int) -> None:
         """Let go of the run at the scheduler: its end is durable."""
