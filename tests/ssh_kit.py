@@ -132,6 +132,10 @@ def serving(
         command += ["-P", str(folder / "dropbear.pid")]
     if shell or program != "sshd":
         over = {"/etc/passwd": _accounts(folder, shell)} | dict(over)
+    if shell and Path("/etc/shells").exists():  # dropbear lets in nobody whose shell is not one of these
+        shells = folder / "shells"
+        shells.write_text(Path("/etc/shells").read_text() + shell + "\n")
+        over = {"/etc/shells": shells} | dict(over)
     if over:
         own = 'while [ "$1" != -- ]; do mount --bind "$2" "$1" && shift 2 || exit; done; shift; exec "$@"'
         words = [word for path, file in over.items() for word in (path, str(file))]

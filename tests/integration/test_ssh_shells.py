@@ -97,12 +97,13 @@ async def test_an_interpreter_that_the_kernel_cannot_execute_is_refused(
 
 
 DROPBEAR = [pytest.mark.server("dropbear")]
+NUSHELL = pytest.param("nu", marks=pytest.mark.skipif(shutil.which("nu") is None, reason="no nushell"))
 
 
 @pytest.mark.machine("root")
 @pytest.mark.parametrize("program", ["sshd", pytest.param("dropbear", marks=DROPBEAR)])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.server(name)) for name in ("fish", "tcsh")]
+    "name", [*(pytest.param(name, marks=pytest.mark.server(name)) for name in ("fish", "tcsh")), NUSHELL]
 )
 async def test_any_login_shell_will_do(tmp_path: Path, program: str, name: str) -> None:
     """Runs, recovery, stops, the verbs by hand, what `doctor` asks; in a folder whose name no two shells read alike."""

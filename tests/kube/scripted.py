@@ -195,10 +195,9 @@ class Scripted(Hand):
 
     def lose_log(self, name: str, words: str = "", container: str = "main") -> None:
         """Let a container's log be gone, as after the deletion of a running pod: the kubelet has words in its place."""
-        which = telling.container_id()
         log = self.kept(self.pods[name], container)
         log.end()
-        log.gone = words or f"unable to retrieve container logs for {which}"
+        log.gone = words or telling.log_is_gone()
 
     # --- what the server asks of a node -----------------------------------------------------------
 
@@ -211,7 +210,7 @@ class Scripted(Hand):
         attempts = self._attempts(pod, container)
         if previous and len(attempts) > 1 and attempts[-1].is_over:  # only while the last attempt runs
             gone = Log()
-            gone.gone = f"unable to retrieve container logs for {telling.container_id()}"
+            gone.gone = telling.log_is_gone()
             self._logs.setdefault((pod["metadata"]["uid"], ""), []).append(gone)
             return gone
         return attempts[-2 if previous else -1] if len(attempts) > previous else None

@@ -312,6 +312,40 @@ async def test_crashing_containers_are_started_again() -> None:
         assert (status["phase"], status["containerStatuses"][0]["restartCount"]) == ("Succeeded", 1)
 
 
+@pytest.mark.parametrize(
+    ("own", "codes", "wanted"),
+    [
+        ({"restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}, (42, 0), "Succeeded"),
+        ({"restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [3]}}]}, (42, 3), "Failed"),
+        ({"restartPolicy": "OnFailure"}, (1, 0), "Succeeded"),
+    ],
+)  # fmt: skip
+async def test_a_containers_own_policy_and_rules_start_it_again(
+    own: dict[str, Any], codes: tuple[int, int], wanted: str
+) -> None:
+    """In a pod that never does; the attempt before can be read while the last one runs, and not after."""
+    script = "test -e again || { touch again; echo one; exit %d; }; echo two; while ! test -e end; do sleep 0.02; done; exit %d"
+    async with node() as there:
+        await there.make("x", script % codes, main={"restartPolicy": "Never", **own})
+
+        def runs_again(told: dict[str, Any]) -> bool:
+            (main,) = told.get("containerStatuses") or [{"restartCount": 0, "state": {}}]
+            return bool(main["restartCount"]) and "running" in main["state"]
+
+        pod = await there.until("x", runs_again)
+        assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == codes[0]
+        assert await there.ask("GET", "pods/x/log?previous=true") == "one\n"
+        (life,) = there.kubelet.lives.values()
+        (there.kubelet.folder / life.uid / "main" / "end").touch()
+        status = await there.end("x")
+        assert (status["phase"], state(status)["exitCode"]) == (wanted, codes[1])
+        assert await there.ask("GET", "pods/x/log") == "two\n"
+        gone = "unable to retrieve container logs for "
+        assert (await there.ask("GET", "pods/x/log?previous=true&timestamps=true")).startswith(gone)
+        there.kubelet.lose_log("x")
+        assert (await there.ask("GET", "pods/x/log?timestamps=true")).startswith(gone)
+
+
 async def test_a_node_is_lost() -> None:
     """Its pods are marked and stay, until somebody collects them; evicted ones say so."""
     async with node() as there:

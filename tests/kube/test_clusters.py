@@ -22,11 +22,13 @@ from datatask import (
     Pipeline,
     PodManager,
     Session,
+    TemporaryError,
 )
 from datatask.adapters.execute.kube import connection
 from datatask.adapters.execute.kube.connection import Cluster, Location, RefusedError
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
+from tests.kube.api.kubelet import Kubelet
 from tests.kube.api.requests import User
 from tests.kube.scripted import Hand, scripted
 from tests.kube.toy import target, toy_cluster
@@ -168,8 +170,10 @@ async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
 
 
 async def test_pods_by_hand() -> None:
-    """As pydatatask's PodManager has it: launch, query, logs, delete."""
+    """As pydatatask's PodManager has it: launch, query, logs (never the kubelet's own words), delete."""
     async with toy_cluster() as api:
+        kubelet = api.server.node
+        assert isinstance(kubelet, Kubelet)
         manager = PodManager("app", "space", api.config())
         with pytest.raises(CallerError, match="the cluster is not open"):
             _ = manager.v1
@@ -186,7 +190,10 @@ async def test_pods_by_hand() -> None:
         async with asyncio.timeout(100):
             while (await manager.query())[0].status.phase != "Succeeded":
                 await asyncio.sleep(0.02)
-        assert (await manager.logs(pod)).endswith(b"hello\n")
+        assert await manager.logs(pod) == b"hello\n"
+        kubelet.lose_log(pod.metadata.name)
+        with pytest.raises(TemporaryError, match="is not there: unable to retrieve container logs"):
+            await manager.logs(pod)
         await manager.delete(pod)
         await manager.delete(pod)
         assert await manager.query() == []

@@ -13,6 +13,7 @@ from datatask.adapters.execute.kube import causes
 from datatask.schema.messages import Noticed, Started
 from tests.effort import by_effort
 from tests.kube.api.faults import Fault
+from tests.kube.api.kinds import BY_PATH
 from tests.kube.runner_kit import ready, running, spec
 from tests.kube.scripted import SPACE
 from tests.kube.toy import toy_cluster
@@ -113,12 +114,37 @@ async def test_a_quiet_minute_costs_no_request() -> None:
             "volumes: [{name: v, persistentVolumeClaim: {claimName: absent}}]",
             'Unschedulable: pod NAME: 0/1 nodes are available: persistentvolumeclaim "absent" not found',
         ),
+        (
+            "volumes: [{name: v, secret: {secretName: given, items: [{key: absent, path: x}]}}]",
+            'FailedMount: pod NAME: MountVolume.SetUp failed for volume "v" : references non-existent secret key: absent',
+        ),
+        (
+            "volumes: [{name: v, hostPath: {path: /absent, type: Directory}}]",
+            'FailedMount: pod NAME: MountVolume.SetUp failed for volume "v" : hostPath type check failed: /absent is not a directory',
+        ),
+        (
+            "securityContext: {runAsNonRoot: true}",
+            (
+                "CreateContainerConfigError: container main: container has runAsNonRoot and image will run as root "
+                '(pod: "NAME_space('
+            ),
+        ),
+        (
+            "KEY",
+            "CreateContainerConfigError: pod NAME: container main: couldn't find key absent in Secret space/given",
+        ),
     ],
 )
 async def test_why_names_the_pod_and_what_it_lacks(tmp_path: Path, spec_of: str, told: str) -> None:
     """In the cluster's words, while the pod waits."""
-    template = "kind: Pod\nspec: {containers: [{name: main, image: busybox}], " + spec_of + "}"
+    key = ", env: [{name: V, valueFrom: {secretKeyRef: {name: given, key: absent}}}]"
+    env, spec_of = (key, "") if spec_of == "KEY" else ("", spec_of)
+    template = "kind: Pod\nspec: {containers: [{name: main, image: busybox" + env + "}], " + spec_of + "}"
     async with toy_cluster() as api:
+        api.server.storage.create(
+            BY_PATH["", "v1", "secrets"],
+            {"metadata": {"name": "given", "namespace": SPACE}, "data": {"k": "dg=="}},
+        )
         given = LogMetadataRepository("given")
         task = KubeTask("t", PodManager("app", SPACE, api.config()), None, template, None, None)
         task.link("given", given, is_input=True)

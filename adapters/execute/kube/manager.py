@@ -24,7 +24,7 @@ from datatask.adapters.execute.kube.connection import Cluster, Location, Refused
 from datatask.adapters.execute.kube.lines import Lines
 from datatask.adapters.execute.kube.pods import Pod, as_pod, decode_list
 from datatask.adapters.spools import Spool
-from datatask.schema.errors import CallerError, InvalidValueError, NotInstalledError
+from datatask.schema.errors import CallerError, InvalidValueError, NotInstalledError, TemporaryError
 from datatask.schema.values import check_name
 
 LOOK_SECONDS = 5.0
@@ -173,11 +173,27 @@ class PodManager:
             raise InvalidValueError(error.what, where=path) from error
 
     async def logs(self, pod: Any, timeout: float = 10) -> bytes:
-        """Return what the pod's first container has said so far."""
+        """Return what the pod's first container has said so far; `TemporaryError` with the kubelet's words in place of a log."""
         cluster = await self.open()
         wanted = as_pod(pod)
-        query = {"container": wanted.spec.containers[0].name} if wanted.spec.containers else {}
-        return await cluster.ask("GET", path_of(self.namespace, wanted.name, "log"), query, seconds=timeout)
+        query: dict[str, str | int] = {"timestamps": "true"}  # what has no time is not the container's
+        if wanted.spec.containers:
+            query["container"] = wanted.spec.containers[0].name
+        path = path_of(self.namespace, wanted.name, "log")
+        data = await cluster.ask("GET", path, query, seconds=timeout)
+        spool = Spool()
+        lines = Lines(spool.path("log"))
+        try:
+            lines.begin()
+            lines.feed(data)
+            lines.finish()
+            said, words = lines.read(0, lines.size), lines.words.decode(errors="replace")
+        finally:
+            lines.close()
+            spool.close()
+        if words:
+            raise TemporaryError(f"the log of the pod {wanted.name} is not there: {words}")
+        return said
 
     async def overhead(self, runtime_class: str) -> dict[str, str]:
         """Return what a RuntimeClass adds to each pod, quantities by resource; `RefusedError` where we may not look."""

@@ -189,6 +189,11 @@ def environment(storage: Storage, pod: Object, spec: Object, base: Mapping[str, 
     from tests.kube.api.kinds import BY_PATH
 
     namespace, env = pod["metadata"]["namespace"], dict(base)
+    wanted = {**(pod["spec"].get("securityContext") or {}), **(spec.get("securityContext") or {})}
+    if wanted.get("runAsNonRoot") and not wanted.get("runAsUser") and "nonroot" not in spec["image"]:
+        which = f"{pod['metadata']['name']}_{namespace}({pod['metadata']['uid']})"
+        why = "container has runAsNonRoot and image will run as root"
+        raise ConfigError(f'{why} (pod: "{which}", container: {spec["name"]})')
     kinds = {"configMap": ("configmaps", "ConfigMap"), "secret": ("secrets", "Secret")}
 
     def values(which: str, ref: Object) -> dict[str, str] | None:

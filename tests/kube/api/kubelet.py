@@ -237,8 +237,13 @@ class Kubelet:
     # --- what the server asks -------------------------------------------------------------------
 
     def log(self, pod: Object, container: str, *, previous: bool) -> Log | None:
-        """Return a container's log."""
+        """Return a container's log; of the attempt before only while the last one runs, as a real one has it."""
         kept = self.logs.get((pod["metadata"]["uid"], container)) or []
+        if previous and len(kept) > 1 and kept[-1].is_over:
+            told = (pod.get("status") or {}).get("containerStatuses") or ()
+            if any(one["name"] == container and "waiting" in one["state"] for one in told):
+                return kept[-1]  # between two attempts the last one is the previous one, too
+            kept[-2].gone = kept[-2].gone or telling.log_is_gone()
         return kept[-2 if previous else -1] if len(kept) > previous else None
 
     async def execute(self, pod: Object, container: str, command: list[str]) -> asyncio.subprocess.Process:
@@ -256,6 +261,13 @@ class Kubelet:
     def evict(self, name: str, message: str = "The node was low on resource: memory. ") -> None:
         """Evict a pod, as a node does that has too little of something."""
         next(life for life in self.lives.values() if life.where[1] == name).stop("Evicted", message, 0.0)
+
+    def lose_log(self, name: str, container: str = "main", words: str = "") -> None:
+        """Let the log of a container's last attempt be gone: there are words in its place."""
+        life = next(life for life in self.lives.values() if life.where[1] == name)
+        log = self.logs[life.uid, container][-1]
+        log.end()
+        log.gone = words or telling.log_is_gone()
 
     async def lose(self) -> None:
         """Lose the node: processes are gone, nobody tells; its pods are marked, and stay until `collect`."""

@@ -196,14 +196,15 @@ class Life:
                 stop.cancel()
 
     async def _keep_running(self, spec: Object, told: dict[str, Object]) -> Object:
-        """Run a container, and again where its pod wants that; return its last state."""
-        policy, restarts = self.spec.get("restartPolicy", "Always"), 0
+        """Run a container, and again where its pod, itself or a rule of its own wants that; return its last state."""
+        policy, restarts = spec.get("restartPolicy") or self.spec.get("restartPolicy", "Always"), 0
         last: Object = {}
         while True:
             state = await self._run_once(spec, told, restarts, last)
             code = state["terminated"]["exitCode"]
             again = policy == "Always" and told is self.mains
-            if self._asked.is_set() or not (again or (policy != "Never" and code)):
+            again = again or (policy != "Never" and bool(code)) or _ruled(spec, code)
+            if self._asked.is_set() or not again:
                 return state
             await self._pause()
             last = state
@@ -376,3 +377,12 @@ class Life:
 
 class _Stopped(Exception):
     """The pod shall end before it ran."""
+
+
+def _ruled(spec: Object, code: int) -> bool:
+    """Whether a container's rules start it again after this exit code; all of a pod's are never started anew here."""
+    for rule in spec.get("restartPolicyRules") or ():
+        meant = rule["exitCodes"]
+        if (code in meant.get("values", ())) is (meant["operator"] == "In"):
+            return bool(rule["action"] == "Restart")
+    return False

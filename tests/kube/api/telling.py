@@ -40,6 +40,11 @@ def container_id() -> str:
     return f"containerd://{uuid.uuid4().hex}{uuid.uuid4().hex}"
 
 
+def log_is_gone() -> str:
+    """Return the kubelet's words in place of a log that it no longer has."""
+    return f"unable to retrieve container logs for {container_id()}"
+
+
 def image_id(image: str) -> str:
     """Return an image's id: the same for the same name."""
     return f"sha256:{hashlib.sha256(image.encode()).hexdigest()}"
