@@ -33,6 +33,7 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     assert set(killed) == {"engine", "worker", "scheduler"}
 
 
+@pytest.mark.long
 @pytest.mark.scaled
 def test_tens_of_kills_change_nothing(tmp_path: Path) -> None:
     lived(tmp_path, KILLS, JOBS, seed=1)
