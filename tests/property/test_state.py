@@ -12,6 +12,7 @@ from datatask.schema import events as e
 from datatask.schema.definition import PipelineDef
 from tests.property.pipelines import pipelines, variants
 from tests.property.twin import Twin
+from tests.property.twin_difference import difference
 from tests.property.world import ACTIONS, Action, World, refold
 
 small = st.integers(0, 15)
@@ -57,7 +58,7 @@ class Watched(World):
         self.twin, self.position = Twin(), 0
         for batch in self.batches:
             self._take(batch)
-        assert self.twin.difference(self.state) == []
+        assert difference(self.twin, self.state) == []
 
     def _take(self, batch: tuple[e.Event, ...]) -> None:
         for event in batch:
@@ -67,7 +68,7 @@ class Watched(World):
     def _follow(self, state: State, batch: tuple[e.Event, ...]) -> None:
         self._take(batch)
         if self.position == state.position:
-            assert self.twin.difference(state) == []
+            assert difference(self.twin, state) == []
 
 
 @given(families(), lives)

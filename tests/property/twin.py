@@ -1,20 +1,18 @@
 """The state again, slowly: memberships as Python sets, readiness recomputed from the words for every job.
 
-In: the same (position, event) pairs as `fold`. Out: `difference(state)`, what the incremental state says otherwise.
+In: the same (position, event) pairs as `fold`. Out: a state that `twin_difference.py` holds against the incremental one.
 Nothing is shared with the code under test but `holds`, itself a recursion over the declared expression.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
 from datatask.engine.core.expressions import holds
-from datatask.engine.core.state import State
 from datatask.schema import events as e
 from datatask.schema.definition import (
     VIEW_NAMES,
@@ -37,7 +35,6 @@ VIEW_OF: dict[str, ViewName] = {
 }
 Key = tuple[str, str]
 Rule = TypeVar("Rule", FilteredDef, TranslatedDef)
-Same = Callable[[str, object, object], None]
 
 
 @dataclass
@@ -99,10 +96,12 @@ class Twin:
     def _ready(self) -> dict[str, set[str]]:
         return {task: {job for job in self.jobs if self.is_ready(task, job)} for task in self.tasks}
 
-    def _rules(self, kind: type[Rule]) -> list[tuple[str, Rule]]:
+    def rules(self, kind: type[Rule]) -> list[tuple[str, Rule]]:
+        """Return the derived repositories of a kind, by name."""
         return [(r.id, r.derived) for r in self.definition.repositories if isinstance(r.derived, kind)]
 
-    def _where(self, expr: AnyExpr) -> set[str]:
+    def where(self, expr: AnyExpr) -> set[str]:
+        """Return the jobs for which an expression holds."""
         return {job for job in self.jobs if holds(expr, self.of(job))}
 
     # --- one change, and what follows -------------------------------------------------------------
@@ -120,12 +119,12 @@ class Twin:
 
     def _one_change(self, leaf: str, job: str, present: bool, position: int) -> list[tuple[str, str, bool]]:
         rules: list[tuple[str, FilteredDef | TranslatedDef]] = [
-            *self._rules(FilteredDef),
-            *self._rules(TranslatedDef),
+            *self.rules(FilteredDef),
+            *self.rules(TranslatedDef),
         ]
         was_ready = self._ready()
-        was_base = {name: self._where(rule.base) for name, rule in rules}
-        was_source = {name: self._where(rule.translator) for name, rule in self._rules(TranslatedDef)}
+        was_base = {name: self.where(rule.base) for name, rule in rules}
+        was_source = {name: self.where(rule.translator) for name, rule in self.rules(TranslatedDef)}
         (self.members[leaf].add if present else self.members[leaf].discard)(job)
         now_ready = self._ready()
         follow: list[tuple[str, str, bool]] = []
@@ -140,7 +139,7 @@ class Twin:
             rule = repository.derived
             if not isinstance(rule, FilteredDef | TranslatedDef):
                 continue
-            base, name = self._where(rule.base), repository.id
+            base, name = self.where(rule.base), repository.id
             for other in self._ordered(base ^ was_base[name]):
                 if isinstance(rule, TranslatedDef):
                     keys = {
@@ -155,8 +154,8 @@ class Twin:
                     self.pending.pop(("filter", name, other), None)
                     self.answers.pop((name, other), None)
                     follow.append((name, other, False))
-        for name, rule in self._rules(TranslatedDef):
-            source = self._where(rule.translator)
+        for name, rule in self.rules(TranslatedDef):
+            source = self.where(rule.translator)
             for key in self._ordered(source - was_source[name]):
                 self.pending["translation", name, key] = position
             for key in self._ordered(was_source[name] - source):
@@ -233,12 +232,12 @@ class Twin:
         self._intent_done(event)
         if self.change(event.repository, event.job, True, position):
             return
-        for name, rule in self._rules(FilteredDef):
-            if event.repository in _leaves(rule.base) and event.job in self._where(rule.base):
+        for name, rule in self.rules(FilteredDef):
+            if event.repository in _leaves(rule.base) and event.job in self.where(rule.base):
                 self.pending["filter", name, event.job] = position
-        for name, translation in self._rules(TranslatedDef):
+        for name, translation in self.rules(TranslatedDef):
             source = translation.translator
-            if event.repository in _leaves(source) and event.job in self._where(source):
+            if event.repository in _leaves(source) and event.job in self.where(source):
                 self.pending["translation", name, event.job] = position
 
     def _on_ValueDeleted(self, position: int, event: e.ValueDeleted) -> None:
@@ -275,8 +274,8 @@ class Twin:
             if isinstance(value, str):
                 self._see(value)
                 self.targets[owner, event.job] = value
-            rule = dict(self._rules(TranslatedDef))[owner]
-            self.change(owner, event.job, value in self._where(rule.base), position)
+            rule = dict(self.rules(TranslatedDef))[owner]
+            self.change(owner, event.job, value in self.where(rule.base), position)
 
     def _on_LaunchDecided(self, position: int, event: e.LaunchDecided) -> None:
         key = (event.task, event.job)
@@ -408,18 +407,18 @@ class Twin:
 
     def _prune(self) -> None:
         asked = {("priority", t.name) for t in self.definition.tasks if t.priority}
-        asked |= {("filter", name) for name, _ in self._rules(FilteredDef)}
-        asked |= {("translation", name) for name, _ in self._rules(TranslatedDef)}
+        asked |= {("filter", name) for name, _ in self.rules(FilteredDef)}
+        asked |= {("translation", name) for name, _ in self.rules(TranslatedDef)}
         self.pending = {key: since for key, since in self.pending.items() if key[:2] in asked}
 
     def _rederive(self, name: str, rule: FilteredDef | TranslatedDef, position: int) -> None:
         for job in list(self.jobs):
             key = ("translation" if isinstance(rule, TranslatedDef) else "filter", name, job)
-            if job in self._where(rule.translator if isinstance(rule, TranslatedDef) else rule.base):
+            if job in self.where(rule.translator if isinstance(rule, TranslatedDef) else rule.base):
                 self.pending[key] = position
                 target = self.targets.get((name, job))
                 if target is not None:
-                    self.change(name, job, target in self._where(rule.base), position)
+                    self.change(name, job, target in self.where(rule.base), position)
             else:
                 self.pending.pop(key, None)
                 self.answers.pop((name, job), None)
@@ -436,95 +435,6 @@ class Twin:
                 self._ceased(task, job)
 
     # --- comparison -------------------------------------------------------------------------------
-
-    def difference(self, state: State) -> list[str]:
-        """Return what the state says otherwise, in words; empty when they agree."""
-        found: list[str] = []
-
-        def same(what: str, fast: object, slow: object) -> None:
-            if fast != slow:
-                found.append(f"{what}: state {fast!r}, twin {slow!r}")
-
-        same("jobs", state.jobs, self.jobs)
-        for name, leaf in state.leaves.items():
-            by_mask = {job for job, mask in zip(state.jobs, state.masks, strict=True) if mask & leaf.bit}
-            same(f"mask {name}", by_mask, self.members[name])
-            same(f"bitmap {name}", set(state.members(name)), self.members[name])
-            same(f"count {name}", leaf.count, len(self.members[name]))
-            same(f"synced {name}", leaf.synced, self.synced[name])
-        same(
-            "pending",
-            {(k.what, k.owner, state.jobs[k.job]): v.position for k, v in state.pending.items()},
-            self.pending,
-        )
-        same("intents", {(leaf, state.jobs[job]) for leaf, job in state.intents}, set(self.intents))
-        same("open runs", set(state.open_runs), set(self.open))
-        same("tasks", list(state.tasks), list(self.tasks))
-        for name in state.tasks:
-            self._compare_task(state, name, same)
-        self._compare_usage(state, same)
-        self._compare_rules(same)
-        return found
-
-    def _compare_task(self, state: State, name: str, same: Same) -> None:
-        task = state.tasks[name]
-        ready = {job for job in self.jobs if self.is_ready(name, job)}
-        tested = {job for job, mask in zip(state.jobs, state.masks, strict=True) if task.condition.test(mask)}
-        same(f"ready {name}", tested, ready)
-        queued = [
-            (0.0 - w.priority, w.position, self.jobs.index(job))
-            for (t, job), w in self.waiting.items()
-            if t == name and w.priority is not None
-        ]
-        same(f"queue {name}", sorted(task.queue.entries()), sorted(queued))
-        awaiting = {
-            self.jobs.index(job): w.position
-            for (t, job), w in self.waiting.items()
-            if t == name and w.priority is None
-        }
-        same(f"awaiting {name}", task.awaiting, awaiting)
-        claimed = {job for job, mask in zip(state.jobs, state.masks, strict=True) if mask & task.claim}
-        same(f"claims {name}", claimed, {job for t, job in self.claims if t == name})
-        fast = {
-            state.jobs[job]: (s.position, s.run, s.attempt, s.infrastructure, s.lost_in_a_row, s.not_before)
-            for job, s in task.episodes.items()
-        }
-        slow = {
-            job: (s.position, s.run, s.attempt, s.infrastructure, s.in_a_row, s.not_before)
-            for (t, job), s in self.episodes.items()
-            if t == name
-        }
-        same(f"episodes {name}", fast, slow)
-        counts = {state.jobs[job]: n for job, n in enumerate(task.episode_count[: len(state.jobs)]) if n}
-        same(f"counts {name}", counts, {job: n for (t, job), n in self.count.items() if t == name and n})
-        mine = {decided.job for decided, _ in self.open.values() if decided.task == name}
-        same(f"live {name}", self.members[view_id(name, "live")], mine)
-        same(f"open runs {name}", task.open_runs, len(mine))
-        same(f"paused {name}", bool(task.paused), name in self.paused)
-
-    def _compare_usage(self, state: State, same: Same) -> None:
-        for name, quota in state.quotas.items():
-            used: defaultdict[str, int] = defaultdict(int)
-            for decided, taken_from in self.open.values():
-                if taken_from == name:
-                    for dimension, amount in decided.resources.items():
-                        used[dimension] += amount
-            same(
-                f"usage {name}",
-                {k: v for k, v in quota.used.items() if v},
-                {k: v for k, v in used.items() if v},
-            )
-
-    def _compare_rules(self, same: Same) -> None:
-        for name, rule in self._rules(TranslatedDef):
-            base = self._where(rule.base)
-            same(
-                f"translated {name}",
-                {k for (n, k), t in self.targets.items() if n == name and t in base},
-                self.members[name],
-            )
-        for name, filtered in self._rules(FilteredDef):
-            same(f"filtered {name}", self.members[name] - self._where(filtered.base), set())
 
 
 def definition_names(definition: PipelineDef) -> set[str]:
