@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from click.testing import CliRunner
 
@@ -146,7 +146,9 @@ class Project:
                 process.communicate()
                 raise
 
-    def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, *arguments: str, stdin: IO[bytes] | int | None = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         """Start a command in a process of its own, which may be interrupted anywhere."""
         environment = {
             key: value for key, value in plain_environment().items() if not key.startswith("DATATASK_")
@@ -155,7 +157,7 @@ class Project:
             [sys.executable, "-m", "datatask", *arguments],
             cwd=self.folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
