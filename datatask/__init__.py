@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from datatask.adapters.wiring.verbs import shell as shell
     from datatask.adapters.wiring.verbs import update as update
     from datatask.engine.api.declare import dependants as dependants
+    from datatask.engine.api.gathered import Gathered as Gathered
     from datatask.engine.api.links import Link as Link
     from datatask.engine.api.links import ViewRepository as ViewRepository
     from datatask.engine.api.parameters import Parameter as Parameter
@@ -150,6 +151,7 @@ _HOME: dict[str, str] = {
     "ExecutorTask": "datatask.adapters.execute.functions.executors",
     "FileRepository": "datatask.adapters.store.files",
     "FileRepositoryBase": "datatask.adapters.store.files",
+    "Gathered": "datatask.engine.api.gathered",
     "FutureLogError": "datatask.schema.errors",
     "inject_data": "datatask.adapters.wiring.verbs",
     "InProcessBlobRepository": "datatask.adapters.store.inprocess",

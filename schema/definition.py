@@ -94,8 +94,44 @@ class FilteredDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="filt
         return (self.base,)
 
 
-DerivedDef = TranslatedDef | FilteredDef
-"""The rules that rest on user code's answers."""
+GroupedBy = Literal["all", "name", "asked", "batch"]
+"""One group of all; the text that a pattern finds in the job's name; what user code says; so many, in order."""
+Late = Literal["again", "ignore"]
+"""What a job that joins a complete group does: the group is complete again once it is through, or nothing."""
+
+
+class GatheredDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="gathered"):
+    """The jobs that stand for complete groups of jobs, `job` for that of all, and `job`-1 and so on for batches.
+
+    The jobs that are to be in a group are those where `translator` holds; those where `base` holds too are through. A group
+    is complete when all of its jobs are through, or a `share` (billionths) or `count` of them. `keys`: where keys are read.
+    """
+
+    base: AnyExpr
+    translator: AnyExpr
+    key: GroupedBy = "all"
+    job: str = "all"
+    pattern: str = ""
+    keys: AnyExpr | None = None
+    size: int = 0
+    rest: bool = False
+    share: int | None = None
+    count: int | None = None
+    late: Late = "again"
+
+    @property
+    def candidates(self) -> AnyExpr:
+        """The condition under which a job comes to be a member itself: none, others stand for it."""
+        return Any(of=())
+
+    @property
+    def conditions(self) -> tuple[AnyExpr, ...]:
+        """The conditions that membership rests on."""
+        return (self.base, self.translator) if self.keys is None else (self.base, self.translator, self.keys)
+
+
+DerivedDef = TranslatedDef | FilteredDef | GatheredDef
+"""The rules by which membership follows from other leaves, and from user code's answers."""
 
 
 class ViewDef(Declared, frozen=True, kw_only=True, tag_field="by", tag="view"):
@@ -114,7 +150,7 @@ class RepositoryDef(Declared, frozen=True, kw_only=True):
     locator: str | None = None
     record: Record = "value"
     ephemeral: bool = False
-    derived: TranslatedDef | FilteredDef | ViewDef | None = None
+    derived: TranslatedDef | FilteredDef | GatheredDef | ViewDef | None = None
 
 
 class LinkDef(Declared, frozen=True, kw_only=True):
@@ -251,6 +287,11 @@ class Selection(Declared, frozen=True, kw_only=True):
 def job_leaf(pattern: str) -> str:
     """Return the leaf by which a selection names jobs, such as `job(lab-*)`; `*` and `?` are as in file names."""
     return f"job({pattern})"
+
+
+def group_id(leaf: str, job: str) -> str:
+    """Return the name under which a gathered leaf's members are asked for: those of the group that a job stands for."""
+    return f"group({leaf}/{job})"
 
 
 def view_id(task: str, view: ViewName) -> str:

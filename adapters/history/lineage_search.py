@@ -223,7 +223,7 @@ class Lineages:
         for other in found:  # grows
             for leaf in self._state.leaves.values():
                 if leaf.derived is not None and leaf.derived.translator is not None:
-                    found += [key for key in leaf.derived.reverse.get(other, ()) if key not in found]
+                    found += [key for key in leaf.derived.standing_for(other) if key not in found]
             if len(found) > LIMIT:
                 self._cut = True
                 break

@@ -74,7 +74,7 @@ def declare(
     """Return the definition of a pipeline; `CallerError` names the task or repository that is declared wrongly."""
     _check_names(tasks)
     _check_parameters(tasks, parameters)
-    names = _Names()
+    names = _Names(tasks)
     for task in tasks:
         for link_name, link in task.links.items():
             for leaf in all_leaves(link.repo):
@@ -145,7 +145,8 @@ def _check_parameters(tasks: Sequence[Task], parameters: Sequence[Parameter]) ->
 class _Names:
     """Gives each leaf object its id."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = {task.name for task in tasks}
         self.leaves: dict[str, Repository] = {}
         self._ids: dict[int, str] = {}
         self._objects: list[Repository] = []
@@ -156,6 +157,8 @@ class _Names:
         if known is not None:
             return known
         if isinstance(leaf, ViewRepository):
+            if leaf.task.name not in self._tasks:
+                raise unknown(f"task (which {task}.{link} is about)", leaf.task.name, self._tasks)
             leaf_id = d.view_id(leaf.task.name, leaf.view)
         elif leaf.name is not None:
             leaf_id = self._same_place(leaf, leaf.name)

@@ -22,7 +22,7 @@ from datatask.engine.core.retry import NextAttempt, verdict_of
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e
-from datatask.schema.definition import AnyExpr, DerivedDef, FilteredDef, PipelineDef
+from datatask.schema.definition import AnyExpr, DerivedDef, FilteredDef, GatheredDef, PipelineDef
 
 _IN_A_ROUND = "a recorded round of decisions would have launched it"
 _CONSTRAINTS = {
@@ -166,15 +166,15 @@ class Comparison:
         found = dict.fromkeys(event.job for event in events if event.job is not None)
         for state in (self.here, self.there):
             rules = [leaf.derived for leaf in state.leaves.values() if leaf.derived is not None]
-            translated = [rule.reverse for rule in rules if rule.translator is not None and rule.reverse]
+            translated = [rule for rule in rules if rule.reverse or rule.gathering is not None]
             if not translated:
                 continue
             line = list(found)
             for job in line:
                 index = state.job_index.get(job, -1)
-                for reverse in translated:
+                for rule in translated:
                     fresh = [
-                        state.jobs[key] for key in reverse.get(index, ()) if state.jobs[key] not in found
+                        state.jobs[key] for key in rule.standing_for(index) if state.jobs[key] not in found
                     ]
                     found.update(dict.fromkeys(fresh))
                     line += fresh
@@ -314,6 +314,8 @@ def _in(state: State, name: str, job: int, missing: Missing) -> bool | None:
     rule, derived = leaf.definition.derived, leaf.derived
     present = state.masks[job] & leaf.bit != 0
     if derived is None or not isinstance(rule, DerivedDef):
+        return present
+    if isinstance(rule, GatheredDef):
         return present
     source = certain(state, rule.candidates, job, missing)
     if source is False:

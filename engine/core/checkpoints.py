@@ -22,19 +22,24 @@ from pyroaring import BitMap
 
 from datatask.engine.core.define import NEVER, wire
 from datatask.engine.core.expressions import compile_condition
-from datatask.engine.core.leaves import DerivedState, LeafState
+from datatask.engine.core.gathering import APART, Gathering, Group
+from datatask.engine.core.leaves import DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
 from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState
-from datatask.schema.definition import PipelineDef, QuotaDef, RepositoryDef, Selection, TaskDef
+from datatask.schema.definition import GatheredDef, PipelineDef, QuotaDef, RepositoryDef, Selection, TaskDef
 from datatask.schema.errors import LogDamagedError
 from datatask.schema.events import Ending, EngineOpened, StoreWriteIntended
 
 _json = msgspec.json.encode
 
 
+GroupImage = tuple[str, int, int, bool, bytes, bytes, bytes | None, bytes | None, list[tuple[int, bytes]]]
+"""A group, as `Group` has it."""
+
+
 class LeafImage(msgspec.Struct, array_like=True):
-    """One leaf; `forward` are the keys and the targets of a translation."""
+    """One leaf; `forward` are the keys and the targets of a translation, or the groups of what is gathered."""
 
     id: str
     definition: bytes
@@ -246,9 +251,8 @@ def _unusable(what: str) -> LogDamagedError:
 
 
 def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
-    members = BitMap(leaf.members(masks).to_array())  # as a fresh one would lie, whatever its history
-    members.run_optimize()
     forward = sorted(leaf.derived.forward.items()) if leaf.derived is not None else []
+    gathering = None if leaf.derived is None else leaf.derived.gathering
     return LeafImage(
         leaf.id,
         _json(leaf.definition),
@@ -258,13 +262,40 @@ def _leaf_image(leaf: LeafState, masks: list[int]) -> LeafImage:
         _state_words(leaf),
         _array_bytes(leaf.positions),
         _array_bytes(leaf.versions),
-        members.serialize(),
+        _bitmap_bytes(leaf.members(masks)),
         leaf.derived is not None,
-        (
+        (_gathering_bytes(gathering), b"")
+        if gathering is not None
+        else (
             _array_bytes(array("I", (key for key, _ in forward)), strip=False),
             _array_bytes(array("I", (target for _, target in forward)), strip=False),
         ),
         leaf.root,
+    )
+
+
+def _bitmap_bytes(members: BitMap) -> bytes:
+    fresh = BitMap(members.to_array())  # as a fresh one would lie, whatever its history
+    fresh.run_optimize()
+    return fresh.serialize()
+
+
+def _gathering_bytes(gathering: Gathering) -> bytes:
+    return _encoder.encode(
+        [
+            (
+                group.key,
+                group.job,
+                group.number,
+                group.complete,
+                _bitmap_bytes(group.members),
+                _bitmap_bytes(group.through),
+                None if group.late is None else _bitmap_bytes(group.late),
+                None if group.gathered is None else _bitmap_bytes(group.gathered),
+                [(job, _bitmap_bytes(members)) for job, members in group.earlier],
+            )
+            for _, group in sorted(gathering.groups.items())
+        ]
     )
 
 
@@ -349,9 +380,29 @@ def _leaf(image: LeafImage, index: int) -> LeafState:
     leaf.load(BitMap.deserialize(image.members))
     if image.derived:
         leaf.derived = DerivedState(leaf, compile_condition(NEVER, {}), None)
+        if isinstance(definition.derived, GatheredDef):
+            leaf.derived.gathering = _gathering(definition.derived, image.forward[0])
+            return leaf
         for key, target in zip(*(_array("I", side) for side in image.forward), strict=True):
             leaf.derived.bind(key, target)
     return leaf
+
+
+def _gathering(rule: GatheredDef, data: bytes) -> Gathering:
+    gathering = Gathering(rule)
+    for number, image in enumerate(msgspec.msgpack.decode(data, type=list[GroupImage])):
+        key, job, attempt, complete, members, through, late, gathered, earlier = image
+        group = gathering.groups[number] = Group(key, job, attempt, complete)
+        group.members, group.through = BitMap.deserialize(members), BitMap.deserialize(through)
+        group.late = None if late is None else BitMap.deserialize(late)
+        group.gathered = None if gathered is None else BitMap.deserialize(gathered)
+        group.earlier = [(other, BitMap.deserialize(bits)) for other, bits in earlier]
+        if number != APART:
+            gathering.numbers[key] = number
+            gathering.by_job.update(dict.fromkeys((job, *(other for other, _ in group.earlier)), number))
+            for member in group.members:
+                put_at(gathering.group_of, member, number)
+    return gathering
 
 
 def _task(state: State, image: TaskImage, index: int, definition: TaskDef | None) -> TaskState:

@@ -227,7 +227,7 @@ def choose(
                     mask = state.masks[job] if mask_of is None else mask_of(job)
                 mask |= task.live.bit
                 masks[job] = mask if job in task.episodes else mask & ~task.outcomes
-                over = any(view.feeds or view.translates for view in (task.live, task.succeeded, task.failed))
+                over = any(view.followed for view in (task.live, task.succeeded, task.failed))
         if (
             following is None
         ):  # most rounds take one job of a queue: a generator would cost more than all the rest

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from datatask.engine.core.expressions import compile_condition, leaves_of, without
+from datatask.engine.core.gathering import Gathering
 from datatask.engine.core.leaves import DerivedState, LeafState, put_at
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import Pending, PendingKey, State
@@ -20,6 +21,8 @@ from datatask.schema.definition import (
     Any,
     AnyExpr,
     DerivedDef,
+    FilteredDef,
+    GatheredDef,
     In,
     PipelineDef,
     RepositoryDef,
@@ -76,6 +79,7 @@ def wire(state: State) -> None:
     for leaf in state.leaves.values():
         leaf.feeds.clear()
         leaf.translates.clear()
+        leaf.gathers.clear()
     bits = {leaf.id: leaf.bit for leaf in state.leaves.values()}
     for repository in state.definition.repositories:
         _wire_derived(state, repository, bits)
@@ -91,7 +95,7 @@ def wire(state: State) -> None:
             state.watchers[state.leaves[name].index].append(task)
     for task in state.tasks.values():
         views = (task.live, task.succeeded, task.failed)
-        task.seen = any(state.watchers[view.index] or view.feeds or view.translates for view in views)
+        task.seen = any(state.watchers[view.index] or view.followed for view in views)
 
 
 def start_condition(task: TaskDef) -> AnyExpr:
@@ -128,17 +132,33 @@ def _wire_derived(state: State, definition: RepositoryDef, bits: dict[str, int])
     derived = leaf.derived = leaf.derived or DerivedState(leaf, base, None)
     derived.base = base
     derived.base_leaf = state.leaves[rule.base.leaf] if isinstance(rule.base, In) else None
-    derived.translator = compile_condition(rule.translator, bits) if isinstance(rule, TranslatedDef) else None
+    derived.translator = None if isinstance(rule, FilteredDef) else compile_condition(rule.translator, bits)
+    if isinstance(rule, GatheredDef):
+        _wire_gathered(state, rule, derived, bits)
+        return
     for name in leaves_of(rule.base):
         state.leaves[name].feeds.append(derived)
     for name in leaves_of(rule.translator) if isinstance(rule, TranslatedDef) else ():
         state.leaves[name].translates.append(derived)
 
 
+def _wire_gathered(state: State, rule: GatheredDef, derived: DerivedState, bits: dict[str, int]) -> None:
+    gathering = derived.gathering = derived.gathering or Gathering(rule)
+    gathering.define(rule)
+    gathering.care = 0
+    for name in leaves_of(*([] if rule.keys is None else [rule.keys])):
+        gathering.care |= bits[name]
+    for name in leaves_of(*rule.conditions):
+        state.leaves[name].gathers.append(derived)
+
+
 def _rederive(state: State, leaf: LeafState, position: int) -> None:
     """A rule is new or another one: every job is looked at, what it rests on is evaluated anew."""
     derived = leaf.derived
     if derived is None:
+        return
+    if derived.gathering is not None:
+        state.gather_anew(derived, position)
         return
     for job in range(len(state.masks)):
         key = PendingKey(derived.what, leaf.id, job)

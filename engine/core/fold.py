@@ -180,7 +180,7 @@ def _value_put(state: State, position: int, event: e.ValuePut) -> None:
         put_at(leaf.versions, job, version_hash(event.version))
     if state.intents:
         _intent_done(state, event, job)
-    if not state.flip(leaf, job, True, position) and (leaf.feeds or leaf.translates):
+    if not state.flip(leaf, job, True, position) and leaf.followed:
         state.value_changed(leaf, job, position)
 
 
@@ -246,6 +246,11 @@ def _evaluated(state: State, position: int, event: e.Evaluated) -> None:
 
 
 def _translated(state: State, derived: DerivedState, job: int, value: object, position: int) -> None:
+    if derived.gathering is not None:
+        state.put_into_group(
+            derived, job, value if isinstance(value, str) and is_job(value) else None, position
+        )
+        return
     target = state.intern(value) if isinstance(value, str) and is_job(value) else None
     state.translate(derived, job, target, position)
 

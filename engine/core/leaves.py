@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
 
 from datatask.engine.core.expressions import MaskTest
 from datatask.schema.definition import RepositoryDef
+
+if TYPE_CHECKING:
+    from datatask.engine.core.gathering import Gathering
 
 CHANGED_MAX = 8192
 """A leaf's bitmap is updated on request, or when this number of bits has changed."""
@@ -45,7 +49,7 @@ def get_at(cells: array[int], index: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class LeafState:
-    """One leaf; `feeds` and `translates` are the derived leaves that stand on it."""
+    """One leaf; `feeds`, `translates` and `gathers` are the derived leaves that stand on it."""
 
     definition: RepositoryDef
     index: int
@@ -62,6 +66,7 @@ class LeafState:
     versions: array[int] = field(default_factory=lambda: array("Q"))
     feeds: list[DerivedState] = field(default_factory=list)
     translates: list[DerivedState] = field(default_factory=list)
+    gathers: list[DerivedState] = field(default_factory=list)
     derived: DerivedState | None = None
     changed: list[int] = field(default_factory=list)
     _members: BitMap = field(default_factory=BitMap)
@@ -69,6 +74,11 @@ class LeafState:
     @property
     def id(self) -> str:
         return self.definition.id
+
+    @property
+    def followed(self) -> bool:
+        """Whether derived leaves stand on it."""
+        return bool(self.feeds or self.translates or self.gathers)
 
     @property
     def versioned(self) -> bool:
@@ -107,7 +117,7 @@ class Memberships:
 
 @dataclass(slots=True, eq=False)
 class DerivedState:
-    """A leaf that follows from others: filtered (same job) or translated (another job's memberships)."""
+    """A leaf that follows from others: filtered (same job), translated (another job's), or gathered (many jobs')."""
 
     leaf: LeafState
     base: MaskTest
@@ -115,6 +125,7 @@ class DerivedState:
     translator: MaskTest | None = None
     forward: dict[int, int] = field(default_factory=dict)
     reverse: dict[int, set[int]] = field(default_factory=dict)
+    gathering: Gathering | None = None
 
     def bind(self, job: int, target: int | None) -> None:
         """Let `job` stand for `target`, or for nothing."""
@@ -127,6 +138,10 @@ class DerivedState:
         if target is not None:
             self.forward[job] = target
             self.reverse.setdefault(target, set()).add(job)
+
+    def standing_for(self, job: int) -> Iterable[int]:
+        """Return the jobs that stand for this one."""
+        return self.reverse.get(job, ()) if self.gathering is None else self.gathering.standing_for(job)
 
     @property
     def candidates(self) -> MaskTest:

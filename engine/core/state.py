@@ -116,7 +116,13 @@ class State:
         return self.leaves[leaf].definition.medium
 
     def members(self, leaf: str) -> list[str]:
-        """Return the jobs in a leaf, in the order of their first appearance in the log."""
+        """Return the jobs in a leaf, or in a group of one (`group_id`), in the order of their first appearance in the log."""
+        if leaf not in self.leaves and leaf.startswith("group("):
+            gathered, _, job = leaf.removeprefix("group(").removesuffix(")").rpartition("/")
+            derived, index = self.leaves[gathered].derived, self.job_index.get(job)
+            if derived is None or derived.gathering is None or index is None:
+                return []
+            return [self.jobs[member] for member in derived.gathering.gathered(index)]
         return [self.jobs[job] for job in self.leaves[leaf].members(self.masks)]
 
     def time_of(self, position: int) -> int:
@@ -175,6 +181,9 @@ class State:
         if leaf.translates:
             for derived in leaf.translates:
                 self._retranslate(derived, job, before, after, position)
+        if leaf.gathers:
+            for derived in leaf.gathers:
+                self._gather(derived, job, before, after, position)
         if self._later and not self._following:
             self._follow(position)
         return True
@@ -260,6 +269,51 @@ class State:
             derived.bind(job, None)
             self._later.append((derived.leaf, job, False))
 
+    def _gather(self, derived: DerivedState, job: int, before: int, after: int, position: int) -> None:
+        gathering = derived.gathering
+        if gathering is None or derived.translator is None:
+            return
+        was, now = derived.translator.test(before), derived.translator.test(after)
+        through = now and derived.base.test(after)
+        if gathering.rule.key == "asked":
+            if now and (not was or gathering.reads(before, after)):
+                self._ask_key(derived, job, position)
+            elif was and not now:
+                self.pending.pop(PendingKey("translation", derived.leaf.id, job), None)
+        if was is not now or through is not (was and derived.base.test(before)):
+            changes = gathering.update(self, job, now, through)
+            self._later += [(derived.leaf, group, present) for group, present in changes]
+
+    def _ask_key(self, derived: DerivedState, job: int, position: int) -> None:
+        self.pending[PendingKey("translation", derived.leaf.id, job)] = Pending(position)
+        if derived.gathering is not None:
+            derived.gathering.ask(job)
+
+    def gather_anew(self, derived: DerivedState, position: int) -> None:
+        """A gathered leaf's rule is new or another one: its groups are made from all jobs."""
+        gathering, translator, leaf = derived.gathering, derived.translator, derived.leaf
+        if gathering is None or translator is None:
+            return
+        gathering.clear()
+        for job in range(len(self.masks)):
+            self.pending.pop(PendingKey("translation", leaf.id, job), None)
+            expected = translator.test(self.masks[job])
+            if expected and gathering.rule.key == "asked":
+                self._ask_key(derived, job, position)
+            gathering.update(self, job, expected, expected and derived.base.test(self.masks[job]))
+        complete = BitMap(gathering.complete())
+        for job in leaf.members(self.masks) | complete:
+            self.flip(leaf, job, job in complete, position)
+
+    def put_into_group(self, derived: DerivedState, job: int, key: str | None, position: int) -> None:
+        """User code has told a job's key, or that it has none."""
+        gathering, translator = derived.gathering, derived.translator
+        if gathering is not None and translator is not None:
+            expected = translator.test(self.masks[job])
+            through = expected and derived.base.test(self.masks[job])
+            for group, present in gathering.assign(self, job, key, expected, through):
+                self.flip(derived.leaf, group, present, position)
+
     def value_changed(self, leaf: LeafState, job: int, position: int) -> None:
         """A member's value is another one: what was evaluated from it is due again."""
         mask = self.masks[job]
@@ -269,6 +323,10 @@ class State:
         for derived in leaf.translates:
             if derived.translator is not None and derived.translator.test(mask):
                 self.pending[PendingKey("translation", derived.leaf.id, job)] = Pending(position)
+        for derived in leaf.gathers:
+            asked = derived.gathering is not None and derived.gathering.reads(leaf.bit, 0)
+            if asked and derived.translator is not None and derived.translator.test(mask):
+                self._ask_key(derived, job, position)
 
     def translate(self, derived: DerivedState, job: int, target: int | None, position: int) -> None:
         """Let job stand for `target` (None: for nothing) in a translated leaf."""

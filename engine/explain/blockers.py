@@ -8,11 +8,14 @@ derived leaf the newest of those that it rests on. Limits are in `capacity`; wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from itertools import islice
 
 from msgspec.structs import replace
+from pyroaring import BitMap
 
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import conjuncts, fold, leaves_of, set_text, text
+from datatask.engine.core.gathering import APART
 from datatask.engine.core.leaves import LeafState, get_at
 from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import PendingKey, State
@@ -28,6 +31,9 @@ from datatask.engine.explain.explanations import (
     subject,
 )
 from datatask.schema import definition as d
+
+NAMED_MAX = 5
+"""The number of jobs that a group waits for by name."""
 
 
 class Case:
@@ -105,6 +111,8 @@ def since(state: State, leaf: LeafState, job: int) -> int:
         return abs(get_at(leaf.positions, job))
     if isinstance(rule, d.ViewDef):
         return _view_since(state, rule, job)
+    if isinstance(rule, d.GatheredDef):
+        return 0
     target = job
     if isinstance(rule, d.TranslatedDef):
         own = max((since(state, state.leaves[name], job) for name in leaves_of(rule.translator)), default=0)
@@ -140,6 +148,8 @@ def _leaf(state: State, leaf: LeafState, job: int, about: str) -> Node:
             below = tree(state, rule.base, job, about=about)
             answer, reason = _filtered(state, leaf, job, below.holds, present)
             return replace(node, by="filter", answer=answer, of=[below], explain=reason)
+        case d.GatheredDef():
+            return replace(node, by="gathered", explain=waits_for(state, leaf, job))
         case d.TranslatedDef():
             answer, reason, target = _translated(state, leaf, job)
             of, name = [tree(state, rule.translator, job, about=about)], ""
@@ -147,6 +157,30 @@ def _leaf(state: State, leaf: LeafState, job: int, about: str) -> Node:
                 name = state.jobs[target]
                 of.append(tree(state, rule.base, target, about=name))
             return replace(node, by="translation", answer=answer, of=of, target=name, explain=reason)
+
+
+def waits_for(state: State, leaf: LeafState, job: int) -> str:
+    """Return what the group of a job waits for, with the names of some."""
+    gathering = None if leaf.derived is None else leaf.derived.gathering
+    group = None if gathering is None else gathering.of_job(job)
+    if gathering is None or group is None:
+        return "no group of this name is gathered now"
+    if group.complete:
+        return f"its group is complete: {len(gathering.gathered(job))} gathered"
+    held, named = gathering.groups[APART].members, gathering.lacking(group)
+    if not named or gathering.rule.key == "batch":
+        what = "a key" if gathering.rule.key == "asked" else "their end"
+        more = f", a batch is {gathering.rule.size}" if gathering.rule.key == "batch" else ""
+        return f"has {len(group.through)}{more}; waits for {what} of {_some(state, held)}"
+    rest = f" (has {len(group.through)})" if len(group.missing) > named else ""
+    if not group.missing:
+        return f"waits for {named} more{rest}: nobody is expected"
+    return f"waits for {named} of {len(group.members)}{rest}: {_some(state, group.missing)}"
+
+
+def _some(state: State, jobs: BitMap) -> str:
+    names = ", ".join(state.jobs[job] for job in islice(jobs, NAMED_MAX))
+    return f"{names} and {len(jobs) - NAMED_MAX} more" if len(jobs) > NAMED_MAX else names or "none"
 
 
 def _filtered(state: State, leaf: LeafState, job: int, below: bool, present: bool) -> tuple[str, str]:

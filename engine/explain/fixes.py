@@ -232,6 +232,10 @@ def _plans(state: State, expr: d.AnyExpr, job: int, wanted: bool) -> list[Plan]:
     )
 
 
+GATHERED_MAX = 3
+"""For more jobs than this nothing is proposed: the group waits."""
+
+
 def _leaf_plans(state: State, leaf: LeafState, job: int, wanted: bool) -> list[Plan]:
     rule, membership = leaf.definition.derived, Membership(leaf.id, job)
     if rule is None:
@@ -243,7 +247,22 @@ def _leaf_plans(state: State, leaf: LeafState, job: int, wanted: bool) -> list[P
     if isinstance(rule, d.FilteredDef):
         base, answer = _plans(state, rule.base, job, wanted), {membership: Assignment(wanted, "filter")}
         return _cheapest(state, _products(state, [base, [answer]]) if wanted else [*base, answer])
+    if isinstance(rule, d.GatheredDef):
+        return _gathered_plans(state, leaf, rule, job, wanted)
     return _translated_plans(state, leaf, rule, job, wanted)
+
+
+def _gathered_plans(state: State, leaf: LeafState, rule: d.GatheredDef, job: int, wanted: bool) -> list[Plan]:
+    """Plan that the jobs are through for which a group waits, where these are few."""
+    gathering = None if leaf.derived is None else leaf.derived.gathering
+    group = None if gathering is None else gathering.of_job(job)
+    if gathering is None or group is None or group.complete is wanted:
+        return [{}] if not wanted or (group is not None and group.complete) else []
+    missing, needed = list(group.missing), gathering.lacking(group)
+    if not wanted or not 0 < needed <= min(len(missing), GATHERED_MAX):
+        return []
+    plans = (_plans(state, rule.base, other, True) for other in missing[:needed])
+    return _cheapest(state, _products(state, plans))
 
 
 def _translated_plans(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from pyroaring import BitMap
 
+from datatask.engine.core.gathering import Gathering, Group
 from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Entry, ReadyQueue, TaskState
@@ -223,6 +224,7 @@ class Overlay:
         for leaf, made in self._leaves:
             made.feeds = [derived[id(one)] for one in leaf.feeds]
             made.translates = [derived[id(one)] for one in leaf.translates]
+            made.gathers = [derived[id(one)] for one in leaf.gathers]
             made.derived = derived[id(leaf.derived)] if leaf.derived else None
         state.watchers = [[tasks[id(task)] for task in watchers] for watchers in below.watchers]
         state.leaves = {name: own[id(leaf)] for name, leaf in below.leaves.items()}
@@ -287,4 +289,13 @@ class Overlay:
         base = leaves[id(one.base_leaf)] if one.base_leaf is not None else None
         forward = self._resettable(OverlayDict(one.forward))
         reverse = self._resettable(OverlayDict(one.reverse, set))
-        return DerivedState(leaves[id(one.leaf)], one.base, base, one.translator, forward, reverse)
+        gathering = None if one.gathering is None else self._gathering(one.gathering)
+        return DerivedState(leaves[id(one.leaf)], one.base, base, one.translator, forward, reverse, gathering)
+
+    def _gathering(self, one: Gathering) -> Gathering:
+        made = copy.copy(one)
+        made.groups = self._resettable(OverlayDict(one.groups, Group.copy))
+        made.numbers = self._resettable(OverlayDict(one.numbers))
+        made.by_job = self._resettable(OverlayDict(one.by_job))
+        made.group_of = self._resettable(OverlayArray(one.group_of))
+        return made

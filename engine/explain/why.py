@@ -19,7 +19,7 @@ from datatask.engine.core.expressions import conjuncts, jobs_where, literals, te
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import Entry, TaskState
-from datatask.engine.explain.blockers import Case, blockers, conditions, left_out_of, surroundings
+from datatask.engine.explain.blockers import Case, blockers, conditions, left_out_of, surroundings, waits_for
 from datatask.engine.explain.capacity import SHOWN_MAX, chosen, limits, order, reservation
 from datatask.engine.explain.explanations import Blocker, Explanation, Group, iso_up
 from datatask.engine.explain.fixes import propose
@@ -27,6 +27,9 @@ from datatask.engine.explain.overlay import Overlay
 from datatask.engine.explain.what_if import WhatIf
 from datatask.schema import definition as d
 from datatask.schema.errors import unknown
+
+GROUPS_MAX = 5
+"""The number of incomplete groups that are told one by one."""
 
 
 def explain(
@@ -198,7 +201,10 @@ class _Groups:
         expr = start_condition(task.definition)
         waiting = BitMap()
         for name in _wanted(state, expr):
-            waiting |= state.leaves[name].members(state.masks)
+            leaf = state.leaves[name]
+            waiting |= leaf.members(state.masks)
+            if leaf.derived is not None and leaf.derived.gathering is not None:
+                waiting |= BitMap(group.job for group in leaf.derived.gathering.waiting())
         own = {link.expr for link in task.definition.links if link.is_status and link.inhibits_start}
         parts = conjuncts(expr)
         for part in parts:
@@ -232,6 +238,21 @@ class _Groups:
         """Group the jobs that are not in a derived leaf by what its rule says of them; return the others."""
         rule, derived = leaf.definition.derived, leaf.derived
         assert derived is not None
+        if derived.gathering is not None:
+            keyless = {
+                key.job: why
+                for key, why in self.state.pending.items()
+                if key.owner == leaf.id and key.what == "translation"
+            }
+            yield from self._evaluations(f"the keys of {leaf.id} are to be evaluated", keyless)
+            groups = jobs & BitMap(group.job for group in derived.gathering.waiting())
+            for job in islice(groups, GROUPS_MAX):
+                yield from self._group("gathering", waits_for(self.state, leaf, job), [job], 1)
+            rest = BitMap(islice(groups, GROUPS_MAX, None))
+            yield from self._group(
+                "gathering", f"their groups in {leaf.id} are not complete", rest, len(rest)
+            )
+            return jobs - groups
         waits = {
             key.job: why
             for key, why in self.state.pending.items()

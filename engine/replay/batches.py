@@ -235,7 +235,7 @@ def _changed(task: TaskState, index: int, was: str, ops: list[tuple[int, int, in
 
 def is_simple(state: State) -> bool:
     """Whether transitions can say all that happens under this definition: nothing derived, nothing evaluated."""
-    derived = any(leaf.derived is not None or leaf.feeds or leaf.translates for leaf in state.leaves.values())
+    derived = any(leaf.derived is not None or leaf.followed for leaf in state.leaves.values())
     return not derived and not any(task.definition.priority for task in state.tasks.values())
 
 

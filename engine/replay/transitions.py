@@ -207,7 +207,7 @@ class JobStates:
         written: list[array[int]] = []
         versions: array[int] | None = None
         for name, leaf in self._twin.leaves.items():
-            if leaf.changed and (leaf.feeds or leaf.translates):
+            if leaf.changed and leaf.followed:
                 return None
             if leaf.positions:
                 written.append(self._state.leaves[name].positions)
@@ -283,6 +283,9 @@ def scratch(state: State) -> State:
         )
     twin.quotas = {name: QuotaState.of(quota.definition) for name, quota in state.quotas.items()}
     wire(twin)
+    for leaf in twin.leaves.values():
+        if leaf.derived is not None:
+            leaf.derived.gathering = None  # what changes groups is no transition of one job
     return twin
 
 

@@ -26,6 +26,7 @@ import cloudpickle
 
 from datatask.adapters.execute.functions import remote
 from datatask.adapters.spools import Spool
+from datatask.engine.api.gathered import Gathered
 from datatask.engine.api.repositories import Repository
 from datatask.engine.runtime.services import Services
 from datatask.schema.errors import DatataskError, InvalidValueError, NotPossibleError
@@ -185,7 +186,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
         self._gateway = gateway
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, Repository) and obj.medium in IN_ENGINE:
+        if isinstance(obj, Gathered) or (isinstance(obj, Repository) and obj.medium in IN_ENGINE):
             key = self._gateway.add(obj)
             kind = "metadata" if obj.is_metadata() else "blob" if obj.is_blob() else ""
             return remote.stand_in, (key, repr(obj), kind, obj._id is not None)

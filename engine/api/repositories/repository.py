@@ -19,7 +19,7 @@ from datatask.engine.api.repositories.listing import FAIR, ListedStore, check_na
 from datatask.engine.api.streams import AReadStream, AReadText, AWriteStream, AWriteText, Mode, Opening
 from datatask.engine.ports import Store
 from datatask.engine.run_context import Binding
-from datatask.schema.definition import AnyExpr, FilteredDef, In, Medium, Record, TranslatedDef
+from datatask.schema.definition import AnyExpr, DerivedDef, FilteredDef, In, Medium, Record
 from datatask.schema.errors import (
     FLAG,
     FUNCTION,
@@ -263,7 +263,7 @@ class DerivedLeaf(Repository):
     medium: Medium = "derived"
 
     @abstractmethod
-    def derivation(self, resolve: Resolve) -> TranslatedDef | FilteredDef:
+    def derivation(self, resolve: Resolve) -> DerivedDef:
         """Return what the leaf is derived from."""
 
     @abstractmethod
