@@ -216,7 +216,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 4
+    VERSION = 5
     definition: PipelineDef
     digest: str
     decider: int

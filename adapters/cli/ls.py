@@ -171,7 +171,7 @@ def _value(settings: Settings, log: Recorded, name: str, job: str, *, present: b
             where=f"{leaves[0]} {job}",
             remedy="name the pipeline with -p to read it from its store, without --at",
         )
-    return _from_store(settings, name, job)
+    return _from_store(settings, log, name, job)
 
 
 def _blob(log: Recorded, digest: str) -> Path | None:
@@ -193,15 +193,19 @@ def _file(definition: d.RepositoryDef, job: str) -> BinaryIO | None:
     return path.open("rb") if path.is_file() else None
 
 
-def _from_store(settings: Settings, name: str, job: str) -> Value:
+def _from_store(settings: Settings, log: Recorded, name: str, job: str) -> Value:
     import asyncio
 
+    from datatask.adapters.cli.foreseen import Foreseen
+
     pipeline = settings.load_pipeline()
+    values = Foreseen(log.state, log.reader.path)
 
     async def read() -> Value:
         await pipeline.session.open()
         try:
             found: Any = pipeline.find(name)
+            values.bind(pipeline.declare().objects, pipeline.tasks.values())
             if found.is_metadata():
                 return Value(name, None, document=await found.info(job))
             if not found.is_blob():
@@ -215,6 +219,7 @@ def _from_store(settings: Settings, name: str, job: str) -> Value:
             spooled.seek(0)
             return Value(name, None, data=spooled)
         finally:
+            values.unbind()
             await pipeline.session.close()
 
     return asyncio.run(read())

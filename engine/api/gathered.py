@@ -70,6 +70,10 @@ class Gathered(DerivedLeaf):
         self.expected = expected
         self._check()
         waits = isinstance(of, Task) or expected is not None
+        if not waits and count is None and batch is None:
+            raise self._wrong(
+                "nothing says when all members of a repository are there", "pass expected=, count= or batch="
+            )
         if rest and not waits:
             raise self._wrong(
                 "rest=True of a repository: nobody knows whether more will come",

@@ -300,7 +300,11 @@ class State:
             expected = translator.test(self.masks[job])
             if expected and gathering.rule.key == "asked":
                 self._ask_key(derived, job, position)
-            gathering.update(self, job, expected, expected and derived.base.test(self.masks[job]))
+            if expected:
+                gathering.update(self, job, expected, False)
+        for job in range(len(self.masks)):  # not before all are expected: none of them is late
+            if translator.test(self.masks[job]) and derived.base.test(self.masks[job]):
+                gathering.update(self, job, True, True)
         complete = BitMap(gathering.complete())
         for job in leaf.members(self.masks) | complete:
             self.flip(leaf, job, job in complete, position)

@@ -1,4 +1,4 @@
-"""Which files the example is about, and when all of them are through: two repositories of its own.
+"""Which files the example is about: a repository of its own.
 
 A repository of your own needs three methods. datatask knows nothing else of it and therefore lists it: when the
 pipeline opens, about once a second while it runs, and once more before a run is called done.
@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from datatask import CallerError, InProcessSyncTask, ProcessTask, Repository, Task
+from datatask import CallerError, Repository
 
 HERE = Path(__file__).resolve().parent
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
@@ -46,15 +46,7 @@ def python_files() -> Iterator[str]:
                     yield f"{prefix}.{file}"
 
 
-class ReadOnlyRepository(Repository):
-    """What both have in common: nothing can be deleted."""
-
-    async def delete(self, job: str) -> None:
-        """Refuse."""
-        raise CallerError(f"{self.name} cannot be changed", where=job)
-
-
-class Sources(ReadOnlyRepository):
+class Sources(Repository):
     """The Python files on this machine that belong to Python itself, and one that nobody can parse."""
 
     async def unfiltered_iter(self) -> AsyncIterator[str]:
@@ -70,33 +62,6 @@ class Sources(ReadOnlyRepository):
         """Return the file's path: it is what `{{ source }}` is in a template."""
         return str(path_of(job))
 
-
-class AllThrough(ReadOnlyRepository):
-    """One job once every file is through, and none before: how a task waits for *all* jobs of others.
-
-    The job is named after what there is to report, so that a new file, or one that was repaired, makes a new job.
-    """
-
-    def __init__(
-        self, sources: Sources, checksum: ProcessTask, measure: Task, compare: InProcessSyncTask
-    ) -> None:
-        super().__init__(name="all-through")
-        self.sources = sources
-        self.checksum, self.measure, self.compare = checksum, measure, compare
-
-    async def unfiltered_iter(self) -> AsyncIterator[str]:
-        """Yield the one job, or nothing."""
-        files = await members(self.sources)
-        unparsed, unread = await members(self.measure.failed), await members(self.checksum.failed)
-        measured = unparsed | await members(self.measure.succeeded)
-        compared = unread | await members(self.compare.succeeded) | await members(self.compare.failed)
-        if files and files <= measured and files <= compared:
-            yield f"{len(files)}-files-{len(files & (unparsed | unread))}-failed"
-
-    async def info(self, job: str) -> None:
-        """It is there, and that is all."""
-
-
-async def members(repository: Repository) -> set[str]:
-    """Return the jobs in a repository."""
-    return {job async for job in repository}
+    async def delete(self, job: str) -> None:
+        """Refuse: these files are not ours."""
+        raise CallerError(f"{self.name} cannot be changed", where=job)

@@ -15,6 +15,7 @@ from datatask.schema import events as e
 from datatask.schema.codec import encode
 from datatask.schema.definition import (
     All,
+    GatheredDef,
     In,
     LinkDef,
     Not,
@@ -48,7 +49,27 @@ ENDING: dict[str, Any] = {
 }
 DEFINITION = PipelineDef(
     name="thumbnails",
-    repositories=(RepositoryDef(id="images", kind="MetadataRepository", medium="native"),),
+    repositories=(
+        RepositoryDef(id="images", kind="MetadataRepository", medium="native"),
+        RepositoryDef(
+            id="gathered(resize)",
+            kind="Gathered",
+            medium="derived",
+            derived=GatheredDef(
+                base=In(leaf="resize.done"),
+                translator=In(leaf="images"),
+                key="name",
+                pattern="^img",
+                keys=In(leaf="images"),
+                size=2,
+                rest=True,
+                share=900_000_000,
+                count=3,
+                late="ignore",
+                job="every",
+            ),
+        ),
+    ),
     tasks=(
         TaskDef(
             name="resize",
