@@ -20,7 +20,15 @@ from typing import Any
 
 import pytest
 
-from datatask import ExecutorTask, InProcessMetadataRepository, LogMetadataRepository, Pipeline, Session
+from datatask import (
+    ExecutorTask,
+    InProcessMetadataRepository,
+    LogMetadataRepository,
+    Pipeline,
+    Retry,
+    Session,
+    TimeLimitError,
+)
 from datatask.adapters.execute.functions.pools import Pool
 from datatask.engine.ports import Filters
 from tests.run_kit import until
@@ -301,6 +309,38 @@ async def test_a_worker_that_dies_is_lost(maker: Callable[[], Executor], tmp_pat
     assert {each[-1] for each in found.values()} == {"succeeded"}
     assert {outcome for each in found.values() for outcome in each} <= {"lost", "succeeded"}
     assert len((tmp_path / "dies").read_text().split()) == 2
+
+
+KILLER_SECONDS, CLOSING_SECONDS = 30.0, 30.0
+
+
+async def test_a_job_that_kills_every_worker_is_given_up_within_its_budget(
+    library: str, maker: Callable[[], Executor], tmp_path: Path
+) -> None:
+    """It takes no other with it for good; where the library starts no new workers, `run` ends in its time all the same."""
+    note = noting(tmp_path)
+
+    def body(job: str) -> None:
+        note(job)
+        if job == "killer":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+
+    task = trying(maker, body, retry=Retry(infrastructure_attempts=1, backoff=0.01))
+    jobs = [f"j{number}" for number in range(8)]
+    async with Pipeline([task], Session(), log="memory:") as pipeline:
+        for job in ("killer", *jobs):
+            await pipeline.put("inp", job, {})
+        began = time.monotonic()
+        with contextlib.suppress(TimeLimitError):
+            await pipeline.run(timeout=KILLER_SECONDS)
+        found = await ends(pipeline)
+    assert time.monotonic() - began < KILLER_SECONDS + CLOSING_SECONDS
+    assert set(found.pop("killer", [])) <= {"lost"}
+    assert len((tmp_path / "killer").read_text().split()) <= 2
+    assert {outcome for each in found.values() for outcome in each} <= {"lost", "succeeded"}
+    if library != "ipyparallel":  # engines that died stay dead
+        assert {job: each[-1] for job, each in found.items()} == dict.fromkeys(jobs, "succeeded")
 
 
 ENGINE = """

@@ -92,6 +92,7 @@ async def test_events_in_pages_and_a_server_that_fails(monkeypatch: pytest.Monke
         assert api.counts["list events"] == before + 1
 
 
+@pytest.mark.scaled
 async def test_a_quiet_minute_costs_no_request() -> None:
     """Pods run, one waits for what it has been told to lack: the watch is all."""
     async with ready(logs=False) as (api, runner, facts):
