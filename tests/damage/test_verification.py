@@ -89,7 +89,7 @@ def verify_in_background(
     hearing = threading.Thread(target=hear)
     hearing.start()
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while hearing.is_alive() and not (over() if over else any(one.digest for one in told)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -128,7 +128,7 @@ def vouched(project: Project) -> None:
     engine = project.spawn("run", "--forever")
     try:
         project.until(
-            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=120
+            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=600
         )
         project.until("-", "query", "SELECT '-'")
         engine.send_signal(signal.SIGTERM)
@@ -231,7 +231,7 @@ def test_what_was_verified_is_remembered_only_where_the_log_vouches_for_it(proje
     engine = project.spawn("run", "--forever")
     try:
         project.until(
-            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=120
+            '"sha256"', "log", "--kind", "CheckpointWritten", "--grep", '"verified":true', seconds=600
         )
         project.until("-", "query", "SELECT '-'")
         engine.send_signal(signal.SIGTERM)

@@ -24,7 +24,7 @@ from datatask import (
     Resources,
     Retry,
     Session,
-    explain,
+    why,
 )
 from datatask.adapters.execute.kube import pods
 from tests.kube.api.faults import Fault
@@ -154,7 +154,7 @@ async def test_why_tells_what_the_server_says(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             await pipeline.runtime.flushed()
             (live,) = [
-                hold for hold in explain(tmp_path / "log.db", "Say_it", "a").held_by if hold.what == "live"
+                hold for hold in why(tmp_path / "log.db", "Say_it", "a").held_by if hold.what == "live"
             ]
             assert re.search(
                 f"is decided, not yet started; QuotaExceeded: pod [a-z0-9-]+: {words}", live.explain

@@ -15,7 +15,7 @@ from datatask import (
     ResourceManager,
     Resources,
     Session,
-    explain,
+    why,
 )
 from datatask.adapters.execute.kube.connection import Cluster, Location
 from datatask.adapters.history.shapes import status
@@ -77,7 +77,7 @@ async def test_the_overhead_of_a_runtime_class_counts_before_the_first_launch(tm
             await until(lambda: len(api.pods) == 2)
             assert used(pipeline) == {"cpu": 0.7, "mem": 2 * 184 << 20}
             await until(lambda: api.counts["create pods"] == 2)
-        found = explain(tmp_path / "log.db", "t", "j2")
+        found = why(tmp_path / "log.db", "t", "j2")
     reasons = [one.explain for one in found.held_by if one.what == "quota"]
     assert reasons[0].startswith("q has 0.7 of 1 core in use, it asks for 0.35 cores: run ")
     assert "(t j0: 0.35 cores, 184Mi memory)" in reasons[0]
