@@ -168,8 +168,13 @@ class LinkDef(Declared, frozen=True, kw_only=True):
     required_for_output: bool = False
 
 
+OUT_OF_MEMORY = "out_of_memory"
+
+
 class RetryDef(Declared, frozen=True, kw_only=True):
-    """How often a run is tried in all, which outcomes are tried again, and how long between (nanoseconds).
+    """How often a run is tried in all, what is tried again, and how long between (nanoseconds).
+
+    `on` has outcomes, `exit N`, names of signals, `out_of_memory`, and `error TYPE` for exceptions of a type or below it.
 
     `infrastructure_attempts` lost runs in a row are run again; one that had been up for `progress` (None: none ever)
     is the first of a new row.

@@ -87,11 +87,12 @@ class ValueEvent(Event, frozen=True, kw_only=True):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong in a run: the exception's type and text, or the target's words, and the trace."""
+    """What went wrong in a run: the exception's type, its base classes, text and trace, or the target's words."""
 
     type: str
     message: str
     traceback: str = ""
+    bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Keep the text storable: it comes from anywhere."""

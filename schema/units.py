@@ -6,6 +6,7 @@ Times are UTC nanoseconds and durations nanoseconds, amounts are billionths; bot
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
@@ -37,6 +38,24 @@ def iso(at: int | None) -> str | None:
     """Return UTC nanoseconds as ISO 8601 to the microsecond, None for None."""
     time = moment(at)
     return None if time is None else f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ms|s|m|h|d|w)?", re.ASCII)
+UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def parse_span(text: str) -> float | None:
+    """Return a length of time such as `90`, `1.5h` or `1h 30m` in seconds; None when it is none. Bare numbers are seconds."""
+    rest, seconds = text.strip(), 0.0
+    bare = False
+    while rest and not bare:
+        part = _SPAN.match(rest)
+        if part is None:
+            return None
+        bare = part[2] is None
+        seconds += float(part[1]) * UNIT_SECONDS[part[2] or "s"]
+        rest = rest[part.end() :].lstrip()
+    return None if rest or not text.strip() else seconds
 
 
 def duration_words(seconds: float) -> str:

@@ -19,6 +19,7 @@ from datatask.adapters.cli.settings import COLORS, Settings
 from datatask.adapters.cli.terminal import drop_output, output_trouble
 from datatask.schema.errors import NotPossibleError
 from datatask.schema.troubles import as_error
+from datatask.schema.units import parse_span
 from datatask.schema.values import check_job
 
 if TYPE_CHECKING:
@@ -159,6 +160,16 @@ def _split(context: click.Context, parameter: click.Parameter, value: str | None
     )
 
 
+class Span(click.FloatRange):
+    """Seconds, or such as 90s, 5m, 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = parse_span(value) if isinstance(value, str) else None
+        return super().convert(value if seconds is None else seconds, param, ctx)
+
+
 def shared_options(*, hidden: bool) -> list[click.Option]:
     """Return fresh instances of the options that every command takes; `hidden` leaves the rarer out of help."""
     return [
@@ -176,7 +187,7 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
         _option("color", ["--color"], hidden, "Use colour; by default on a terminal, unless NO_COLOR is set.",
                 type=click.Choice(COLORS)),
         _option("budget", ["--budget"], hidden, "Stop after this time; print the results so far and exit with 7.",
-                type=click.FloatRange(min=0, min_open=True), metavar="S"),
+                type=Span(min=0, min_open=True), metavar="S"),
         _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
     ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 
-from datatask.adapters.cli.commands import JOB, WHEN, command
+from datatask.adapters.cli.commands import JOB, WHEN, Span, command
 from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import changed, opened, recorded
 from datatask.adapters.cli.settings import Settings
@@ -275,7 +275,7 @@ def AMOUNT(text: str) -> int:
 )
 @click.argument("sql", metavar="SQL|-")
 @click.option("--csv", is_flag=True, help="Print CSV, a header first.")
-@click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, show_default=True, metavar="S",
+@click.option("--timeout", type=Span(min=0.001), default=60.0, show_default=True, metavar="S",
               help="Give up after this many seconds (exit code 7).")  # fmt: skip
 @click.option("--memory", type=AMOUNT, default="1Gi", show_default=True, metavar="BYTES",
               help="Give up when it needs more memory than this.")  # fmt: skip

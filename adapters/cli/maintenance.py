@@ -6,7 +6,6 @@ beginning of a log into a compressed file beside it; no engine may have the log 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.opening import actor
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
+from datatask.schema.units import parse_span
 from datatask.schema.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 
 WOULD_CHANGE = DIFFERENT = 3
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @command(
@@ -77,10 +75,10 @@ def _tell_cut(output: Output, done: Cut, dry_run: bool) -> None:
 
 def DURATION(text: str) -> float:
     """Seconds, or `90s`, `30m`, `2h`, `7d`."""
-    found = _DURATION.fullmatch(text)
+    found = parse_span(text)
     if found is None:
         raise InvalidValueError(f"{text!r:.80} is no duration", remedy="write 90s, 30m, 2h or 7d")
-    return float(found[1]) * _SECONDS[found[2]]
+    return found
 
 
 @command(

@@ -11,7 +11,7 @@ import click
 
 from datatask.adapters.cli import progress as showing
 from datatask.adapters.cli.asking import ANSWER_SECONDS
-from datatask.adapters.cli.commands import changing, choosing, command
+from datatask.adapters.cli.commands import Span, changing, choosing, command
 from datatask.adapters.cli.errand import Change, Done, who
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress import Progress
@@ -47,9 +47,9 @@ TOLD_MAX = 5
 @click.option("--accept-loss", multiple=True, metavar="REPO",
               help="Believe that what vanished from this repository, or with it, is gone.")  # fmt: skip
 @click.option("--failures-ok", is_flag=True, help="Exit with 0 although the last run of some jobs failed.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+@click.option("--timeout", type=Span(min=0, min_open=True), metavar="S",
               help="Stop after this many seconds (exit code 7).")  # fmt: skip
-@click.option("--grace", type=click.FloatRange(min=0), metavar="S",
+@click.option("--grace", type=Span(min=0), metavar="S",
               help="Once it is to end, wait for what runs, and for what is slow, so many seconds at most (10).")  # fmt: skip
 @click.option("--launch-once", is_flag=True, help="Launch what is ready now, and nothing after that.")
 @click.option("--forever", is_flag=True, help="Do not stop when all is quiet: wait for more.")

@@ -17,10 +17,9 @@ from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.recorded import opened
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import SystemClock, effort
-from datatask.adapters.history.moments import parse_span
 from datatask.adapters.log.locate import locate
 from datatask.schema.errors import InvalidValueError, NoLogError
-from datatask.schema.units import duration_words
+from datatask.schema.units import duration_words, parse_span
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.recording import Recording

@@ -9,10 +9,10 @@ from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.progress_bar import SPENT
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import effort
-from datatask.adapters.history.moments import parse_span, parse_when
+from datatask.adapters.history.moments import parse_when
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.resources import parse_quantity
-from datatask.schema.units import SECOND, duration_words, iso
+from datatask.schema.units import SECOND, duration_words, iso, parse_span
 
 if TYPE_CHECKING:
     from datatask.adapters.sim.result import Result

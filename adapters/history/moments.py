@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datatask.adapters.log.faults import archived
 from datatask.schema.errors import CallerError, InvalidValueError
-from datatask.schema.units import iso, nanoseconds
+from datatask.schema.units import UNIT_SECONDS, iso, nanoseconds
 
 if TYPE_CHECKING:
     from datatask.adapters.log.reader import LogReader
 
 _AGE = re.compile(r"-(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ms|s|m|h|d|w)?", re.ASCII)
 _POSITION_MAX = 2**62
 
 
@@ -43,27 +41,13 @@ def parse_when(text: str, now: int) -> When:
         return When(position=position)
     age = _AGE.fullmatch(text)
     if age is not None:
-        return When(at=max(0, now - int(float(age[1]) * _UNIT_SECONDS[age[2]] * 1e9)))
+        return When(at=max(0, now - int(float(age[1]) * UNIT_SECONDS[age[2]] * 1e9)))
     try:
         time = dt.datetime.fromisoformat(text)
     except ValueError:
         raise _wrong(text) from None
     aware = time if time.tzinfo is not None else time.replace(tzinfo=dt.UTC)
     return When(at=nanoseconds(aware))
-
-
-def parse_span(text: str) -> float | None:
-    """Return a length of time such as `90`, `1.5h` or `1h 30m` in seconds; None when it is none. Bare numbers are seconds."""
-    rest, seconds = text.strip(), 0.0
-    bare = False
-    while rest and not bare:
-        part = _SPAN.match(rest)
-        if part is None:
-            return None
-        bare = part[2] is None
-        seconds += float(part[1]) * _UNIT_SECONDS[part[2] or "s"]
-        rest = rest[part.end() :].lstrip()
-    return None if rest or not text.strip() else seconds
 
 
 def position_of(reader: LogReader, when: When | None) -> int:

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import msgspec
 
-from datatask.adapters.history.moments import parse_span
 from datatask.adapters.sim.distributions import (
     Constant,
     Distribution,
@@ -26,6 +25,7 @@ from datatask.adapters.sim.distributions import (
 )
 from datatask.adapters.sim.scenario import Arrivals
 from datatask.schema.errors import CallerError, InvalidValueError, one_of
+from datatask.schema.units import parse_span
 
 
 class Table(msgspec.Struct):

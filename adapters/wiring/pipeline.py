@@ -27,7 +27,7 @@ from datatask.adapters.wiring.opening import Location, open_log, this_program, u
 from datatask.adapters.wiring.rounds import Interrupts, Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import ResourceManager
+from datatask.engine.api.policies import Duration, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.session import Session
 from datatask.engine.api.tasks import Task
@@ -50,6 +50,7 @@ from datatask.schema.errors import (
     unknown,
 )
 from datatask.schema.messages import Write
+from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
 
 logger = logging.getLogger("datatask.pipeline")
@@ -312,7 +313,7 @@ class Pipeline:
     async def run(
         self,
         forever: bool = False,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         launch_once: bool = False,
         *,
         tasks: Iterable[Task | str] = (),
@@ -320,13 +321,14 @@ class Pipeline:
         until: Iterable[Task | str] = (),
         limit: int | None = None,
     ) -> Outcome:
-        """Work until all is quiet. `TimeLimitError` after `timeout` seconds; the work so far is in the log.
+        """Work until all is quiet. `TimeLimitError` after `timeout` (seconds, or such as "5m"); the work so far is in the log.
 
         Only `tasks` (default: all), those that `until` needs, jobs of the set expression `jobs` (repositories, names of jobs,
         `*`, `& | - ^`), and `limit` launches, retries included: each narrows what the others leave.
         """
         choice = Choice(_named(tasks), jobs, _named(until), limit)
-        return await self._rounds.run(forever, timeout, launch_once, choice)
+        seconds = None if timeout is None else nanoseconds(timeout, "timeout") / SECOND
+        return await self._rounds.run(forever, seconds, launch_once, choice)
 
     async def update(self) -> bool:
         """One round: look at the world, launch what may start; returns whether anything is live or was done."""

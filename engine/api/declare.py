@@ -9,7 +9,6 @@ A pipeline as a graph of tasks and repositories, for pydatatask's `graph()` and 
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from msgspec.structs import replace
 
 from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.parameters import Parameter
+from datatask.engine.api.policies import nanoseconds
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Task
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, unknown
 from datatask.schema.resources import UNLIMITED_LAUNCHES
-from datatask.schema.units import SECOND
 from datatask.schema.values import check_name
 
 TASKS_MAX = 10_000
@@ -273,8 +272,8 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         concurrency=task.concurrency,
         priority=priority,
         retry=task.retry.to_def() if task.retry is not None else d.RetryDef(),
-        timeout=_nanoseconds(task.timeout),
-        grace=_nanoseconds(task.grace) or 0,
+        timeout=None if task.timeout is None else nanoseconds(task.timeout, "timeout"),
+        grace=nanoseconds(task.grace, "grace"),
         repeat=task.repeat,
         disabled=task.disabled,
         opaque=task.opaque,
@@ -309,13 +308,6 @@ def _link(name: str, link: Link, names: _Names) -> d.LinkDef:
         inhibits_output=link.inhibits_output,
         required_for_output=link.required_for_output,
     )
-
-
-def _nanoseconds(duration: float | dt.timedelta | None) -> int | None:
-    if duration is None:
-        return None
-    seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
-    return int(seconds * SECOND)
 
 
 class Edge(NamedTuple):

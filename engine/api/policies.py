@@ -8,12 +8,14 @@ themselves: they see only what was reserved through them.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from datatask.schema.definition import (
     INFRASTRUCTURE_ATTEMPTS,
+    OUT_OF_MEMORY,
     PROGRESS,
     Conflicts,
     OnChange,
@@ -22,23 +24,26 @@ from datatask.schema.definition import (
 )
 from datatask.schema.errors import TEXT, InvalidValueError, expect
 from datatask.schema.resources import Resources, ResourceType
-from datatask.schema.units import SECOND
+from datatask.schema.units import SECOND, parse_span
 from datatask.schema.values import check_name
 
+Duration = float | str | dt.timedelta
+"""Seconds, a text such as `"90s"`, `"5m"` or `"1h 30m"`, or a timedelta."""
 Getter = Callable[[], Awaitable[Resources]]
 _NOTHING = Resources(launches=0)
 
 
-def nanoseconds(duration: float | dt.timedelta, what: str) -> int:
-    """Return seconds or a timedelta as whole nanoseconds; `CallerError` names `what` when it is no duration."""
-    if isinstance(duration, dt.timedelta):
-        return round(duration / dt.timedelta(microseconds=1)) * 1000
-    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < 1e9:
+def nanoseconds(duration: Duration, what: str) -> int:
+    """Return a duration as whole nanoseconds; `CallerError` names `what` when it is none."""
+    if isinstance(duration, dt.timedelta) and duration >= dt.timedelta(0):
+        return duration // dt.timedelta(microseconds=1) * 1000
+    seconds = parse_span(duration) if isinstance(duration, str) else duration
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
         raise InvalidValueError(
             f"{what} is {duration!r:.60}, which is no duration",
-            remedy="use seconds (0 or more) or a timedelta",
+            remedy="use seconds (0 or more), a text such as '90s', '5m' or '1h 30m', or a timedelta",
         )
-    return round(duration * 1e9)
+    return round(seconds * 1e9)
 
 
 class ResourceManager:
@@ -53,8 +58,8 @@ class ResourceManager:
         quota: Resources,
         *,
         name: str | None = None,
-        window: float | dt.timedelta = 60.0,
-        starvation_after: float | dt.timedelta = 60.0,
+        window: Duration = 60.0,
+        starvation_after: Duration = 60.0,
     ) -> None:
         expect(self, Resources, "pass Resources.parse('4', '8Gi')", quota=quota)
         expect(self, TEXT, optional=True, name=name)
@@ -101,31 +106,49 @@ class ResourceManager:
 
 
 RETRIED = ("failed", "timed_out", "cancelled", "refused")
+RetriedOn = str | int | signal.Signals | type[BaseException]
+
+
+_ON = f"list {', '.join(RETRIED)}, out_of_memory, exit codes (1 to 255), signals such as 'SIGSEGV', types of exceptions"
+
+
+def _recorded(reason: RetriedOn) -> str:
+    """Return what is tried again as definitions have it: `failed`, `exit 75`, `SIGSEGV`, `out_of_memory`, `error OSError`."""
+    match reason:
+        case signal.Signals():
+            return reason.name
+        case bool():
+            pass
+        case int() if 1 <= reason <= 255:
+            return f"exit {reason}"
+        case str() if reason in (*RETRIED, OUT_OF_MEMORY) or reason in signal.Signals.__members__:
+            return reason
+        case type() if issubclass(reason, BaseException):
+            return f"error {reason.__name__}"
+    raise InvalidValueError(f"on={reason!r:.60} is not known", remedy=_ON)
 
 
 @dataclass(frozen=True)
 class Retry:
     """How often a job is tried in all (`attempts`), and how long to wait between.
 
-    `backoff` is seconds, or (first, factor, longest); `on` lists the outcomes that are tried again: failed,
-    timed_out, cancelled, refused. `jitter` spreads each wait by that fraction. Runs that were lost to the
+    `backoff` is a duration, or (first, factor, longest); `on` lists what is tried again: outcomes (failed, timed_out,
+    cancelled, refused), exit codes, signals (`"SIGSEGV"`), `"out_of_memory"`, types of exceptions with those below them. `jitter` spreads each wait by that fraction. Runs that were lost to the
     infrastructure have a budget of their own: `infrastructure_attempts` of them in a row are run again. One that had been
-    up for `progress_after` (seconds or a timedelta; None: never) made progress: those before it count no more.
+    up for `progress_after` (None: never) made progress: those before it count no more.
     """
 
     attempts: int = 1
-    backoff: float | tuple[float, float, float] = 1.0
-    on: tuple[str, ...] = ("failed", "timed_out")
+    backoff: Duration | tuple[Duration, float, Duration] = 1.0
+    on: Sequence[RetriedOn] = ("failed", "timed_out")
     jitter: float = 0.1
     infrastructure_attempts: int = INFRASTRUCTURE_ATTEMPTS
-    progress_after: float | dt.timedelta | None = PROGRESS / SECOND
+    progress_after: Duration | None = PROGRESS / SECOND
 
     def __post_init__(self) -> None:
-        unknown = [outcome for outcome in self.on if outcome not in RETRIED]
-        if isinstance(self.on, str) or unknown:
-            raise InvalidValueError(
-                f"on={self.on!r} is not known", remedy=f"give a tuple of {', '.join(RETRIED)}"
-            )
+        if isinstance(self.on, str) or not isinstance(self.on, Sequence):
+            raise InvalidValueError(f"on={self.on!r} is no list", remedy=_ON)
+        object.__setattr__(self, "on", tuple(self.on))
         if not isinstance(self.attempts, int) or self.attempts < 1 or not 0 <= self.jitter <= 1:
             raise InvalidValueError(
                 f"{self!r} is no policy", remedy="use attempts of 1 or more and jitter in 0..1"
@@ -143,7 +166,7 @@ class Retry:
         pair = self.backoff if isinstance(self.backoff, tuple) else (self.backoff, 1.0, self.backoff)
         if len(pair) != 3 or pair[1] < 1:
             raise InvalidValueError(
-                f"backoff={self.backoff!r}", remedy="use seconds, or (first, factor >= 1, longest)"
+                f"backoff={self.backoff!r}", remedy="use a duration, or (first, factor >= 1, longest)"
             )
         first, longest = nanoseconds(pair[0], "backoff"), nanoseconds(pair[2], "longest backoff")
         return RetryDef(
@@ -152,7 +175,7 @@ class Retry:
             factor=pair[1],
             longest=longest,
             jitter=self.jitter,
-            on=self.on,
+            on=tuple(_recorded(reason) for reason in self.on),
             infrastructure_attempts=self.infrastructure_attempts,
             progress=(
                 None if self.progress_after is None else nanoseconds(self.progress_after, "progress_after")
@@ -165,7 +188,7 @@ class Policy(TypedDict, total=False):
 
     disabled: bool
     retry: Retry | None
-    grace: float | dt.timedelta
+    grace: Duration
     concurrency: int | None
     repeat: bool
     was: str | None

@@ -8,7 +8,6 @@ Readiness is `AND(required_for_start) and not OR(inhibits_start)`, unless `ready
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import ResourceManager, Retry, nanoseconds
+from datatask.engine.api.policies import Duration, ResourceManager, Retry, nanoseconds
 from datatask.engine.api.repositories import (
     AggregateAndRepository,
     AggregateOrRepository,
@@ -73,7 +72,7 @@ class Task(ABC):
 
     `outlives` says whether its runs go on without the engine.
 
-    `timeout` and `grace` are seconds or timedeltas; `concurrency` limits the open runs of the task;
+    `timeout` and `grace` are seconds, timedeltas or texts such as "5m"; `concurrency` limits the open runs of the task;
     `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
     `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
     again, whatever `retry` says; with "allow" it overwrites what it has not seen. `on_change` says what becomes of results
@@ -102,8 +101,8 @@ class Task(ABC):
         disabled: bool = False,
         *,
         retry: Retry | None = None,
-        timeout: float | dt.timedelta | None = None,
-        grace: float | dt.timedelta = 10.0,
+        timeout: Duration | None = None,
+        grace: Duration = 10.0,
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,

@@ -7,11 +7,13 @@ do not use up the user's. A lost run that the machine ended (`MACHINE`: a draine
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState
 from datatask.schema import events as e
-from datatask.schema.definition import RetryDef
+from datatask.schema.definition import OUT_OF_MEMORY, RetryDef
 from datatask.schema.events import MACHINE, Budget, Ending, EngineOpened, RunEnded
 from datatask.schema.units import MINUTE, SECOND
 
@@ -25,6 +27,11 @@ MACHINE_LONGEST = MINUTE
 MACHINES_MAX = 1000
 """A job that was lost so often in one episode is given up even where the machine ended it."""
 THROTTLED = "throttled"
+SHELL_SIGNAL = 128
+"""What shells add to the number of a signal."""
+SIGNALS = {number.value: number.name for number in signal.Signals}
+KILLED_FOR_MEMORY = ": out of memory: "
+"""Stands in the error of a process that the kernel has killed at the memory of its resources."""
 
 
 class NextAttempt(NamedTuple):
@@ -65,6 +72,7 @@ def verdict_of(
         ending.outcome,
         now,
         chance,
+        reasons=reasons_of(ending),
         stopped=run.stopping in UNWANTED,
         progress=ending.outcome == "lost" and made_progress(retry, run, engine, now),
         machine=by_machine(ending),
@@ -78,13 +86,14 @@ def after_ending(
     now: int,
     chance: float,
     *,
+    reasons: Collection[str] = (),
     stopped: bool = False,
     progress: bool = False,
     machine: bool = False,
 ) -> Verdict:
     """Return what follows when the episode's current run ended with `outcome`.
 
-    `progress` says that it made some, `machine` that it was lost by the machine's own doing.
+    `reasons` are those for which a policy may try again, besides the outcome; `progress` says that it made some, `machine` that it was lost by the machine's own doing.
     """
     attempt = episode.attempt
     if outcome == "lost":
@@ -104,13 +113,33 @@ def after_ending(
             return NoRetry("" if stopped else "conflict", attempt)
         wait = backoff(CONFLICT_FIRST, 2.0, CONFLICT_LONGEST, episode.conflicts, 1.0, chance)
         return NextAttempt(now + wait, attempt + 1, "conflict", episode.conflicts + 1)
-    if outcome not in retry.on:
+    if outcome not in retry.on and not any(reason in retry.on for reason in reasons):
         return NoRetry()
     spent = attempt - episode.infrastructure - episode.conflicts
     if spent >= retry.attempts:
         return NoRetry("user" if retry.attempts > 1 else "", attempt)
     wait = backoff(retry.first, retry.factor, retry.longest, spent - 1, retry.jitter, chance)
     return NextAttempt(now + wait, attempt + 1, "user")
+
+
+def reasons_of(ending: Ending | RunEnded) -> list[str]:
+    """Return what a failed run may be tried again for besides that it failed, as `RetryDef.on` has it."""
+    if ending.outcome != "failed":
+        return []
+    code, error, reasons = ending.exit_code, ending.error, []
+    if code:
+        reasons.append(f"exit {code}")
+        if code - SHELL_SIGNAL in SIGNALS:
+            reasons.append(SIGNALS[code - SHELL_SIGNAL])
+    if error is not None and error.type not in ("ExitCode", "Signal"):
+        reasons += [f"error {name}" for name in (error.type, *error.bases)]
+    if error is not None and (
+        error.type == "OOMKilled"
+        or "error MemoryError" in reasons
+        or (error.type == "Signal" and KILLED_FOR_MEMORY in error.message)
+    ):
+        reasons.append(OUT_OF_MEMORY)
+    return reasons
 
 
 def by_machine(ending: Ending | RunEnded) -> bool:

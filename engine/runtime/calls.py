@@ -33,6 +33,7 @@ logger = logging.getLogger("datatask.task")
 
 BLOCKED_SECONDS = 5.0
 MESSAGE_MAX = 4_096
+BASES_MAX = 16
 TRACE_MAX = 16_384
 
 LISTING = "the listing of "
@@ -69,7 +70,16 @@ def error_info(error: BaseException, *, skip: int = 0) -> ErrorInfo:
         lines = "".join(traceback.format_exception(type(error), error, trace))
     except BaseException:
         lines = ""
-    return ErrorInfo(type=type(error).__name__, message=message[:MESSAGE_MAX], traceback=lines[-TRACE_MAX:])
+    kind = type(error)
+    bases = tuple(
+        base.__name__ for base in kind.__mro__[1:] if issubclass(base, Exception) and base is not Exception
+    )
+    return ErrorInfo(
+        type=kind.__name__,
+        message=message[:MESSAGE_MAX],
+        traceback=lines[-TRACE_MAX:],
+        bases=bases[:BASES_MAX],
+    )
 
 
 def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None:

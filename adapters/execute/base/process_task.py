@@ -18,7 +18,7 @@ from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _St
 from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
 from datatask.engine.api.fingerprints import Fingerprint, of_texts
-from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
+from datatask.engine.api.policies import Duration, Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink, hold_back
@@ -91,7 +91,7 @@ class ProcessTask(EngineTask):
         job_resources: Resources,
         pids: MetadataRepository,
         template: str | os.PathLike[str],
-        window: float | dt.timedelta = _WINDOW,
+        window: Duration = _WINDOW,
         environ: dict[str, str] | None = None,
         done: MetadataRepository | None = None,
         stdin: BlobRepository | None = None,
@@ -99,7 +99,7 @@ class ProcessTask(EngineTask):
         stderr: BlobRepository | _StderrIsStdout | None = None,
         ready: Repository | None = None,
         *,
-        timeout: float | dt.timedelta | None = None,
+        timeout: Duration | None = None,
         enforce: Enforce = False,
         **policy: Unpack[Policy],
     ) -> None:

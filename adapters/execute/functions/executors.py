@@ -6,7 +6,6 @@ In: a plain or async function and the executor, or what makes one. Out: the task
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, cast
@@ -16,11 +15,12 @@ from datatask.adapters.execute.functions.executor_runs import ExecutorRunner
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.making import Made
 from datatask.adapters.execute.functions.pools import Pool
-from datatask.engine.api.policies import Retry
+from datatask.engine.api.policies import Duration, ResourceManager, Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.ports import Runner
 from datatask.schema.definition import Conflicts, OnChange
 from datatask.schema.errors import InvalidValueError, expect
+from datatask.schema.resources import Resources
 
 CONCURRENCY, DASK_CONCURRENCY = 32, 1000
 
@@ -35,7 +35,8 @@ class ExecutorTask(FunctionTask):
     inhibits_start, required_for_output). `concurrency` is twice the executor's workers by default, 32 where
     they are not known, 1,000 on Dask. An executor made by the given function is shut down with the pipeline.
     `dask://HOST:PORT` or a `distributed.Client` names a Dask cluster, on which runs outlive the engine; `resources`
-    are what a run takes there of its worker's, such as `{"GPU": 1}`.
+    as a mapping are what a run takes there of its worker's, such as `{"GPU": 1}`; as `Resources`, what it takes of
+    its quota, the `resource_manager`.
     """
 
     def __init__(
@@ -48,23 +49,26 @@ class ExecutorTask(FunctionTask):
         *,
         disabled: bool = False,
         retry: Retry | None = None,
-        timeout: float | dt.timedelta | None = None,
-        grace: float | dt.timedelta = 10.0,
+        timeout: Duration | None = None,
+        grace: Duration = 10.0,
         concurrency: int | None = None,
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
-        resources: Mapping[str, float] | None = None,
+        resources: Resources | Mapping[str, float] | None = None,
+        resource_manager: ResourceManager | None = None,
     ) -> None:
         self.outlives = is_dask(executor)
+        counted = resources if isinstance(resources, Resources) else None
+        workers = None if isinstance(resources, Resources) else resources
         if self.outlives:
-            check_dask(name, executor, resources)
+            check_dask(name, executor, workers)
             concurrency = DASK_CONCURRENCY if concurrency is None else concurrency
-        elif resources is not None:
+        elif workers is not None:
             raise InvalidValueError(
-                f"resources={resources!r} of task {name}: only Dask's workers have such",
-                remedy="leave it out, or name a Dask cluster as executor",
+                f"resources={workers!r} of task {name}: only Dask's workers have such",
+                remedy="pass Resources.parse('1', '1Gi') and a resource_manager, or name a Dask cluster as executor",
             )
         else:
             pool = Pool.of(cast("Made", executor))
@@ -75,6 +79,8 @@ class ExecutorTask(FunctionTask):
             name,
             ready,
             func,
+            resource_manager,
+            counted,
             disabled=disabled,
             retry=retry,
             timeout=timeout,
@@ -87,7 +93,7 @@ class ExecutorTask(FunctionTask):
         )
         expect(self, Repository, done=done)
         self.executor: Any = executor
-        self.resources = resources
+        self.resources = workers
         self.done = done
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
         self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)

@@ -7,7 +7,6 @@ becomes visible with the run's end. `ExecutorTask` in `executors` is the same fo
 
 from __future__ import annotations
 
-import datetime as dt
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import Retry
+from datatask.engine.api.policies import Duration, ResourceManager, Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError
 from datatask.engine.ports import Runner
@@ -23,6 +22,7 @@ from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape, OnChange
 from datatask.schema.errors import FUNCTION, InvalidValueError, expect
 from datatask.schema.messages import RunSpec
+from datatask.schema.resources import Resources
 
 Function = Callable[..., Any]
 
@@ -73,10 +73,27 @@ class FunctionTask(EngineTask):
     done_link = "done"
     done_shape: DoneShape = "function"
 
-    def __init__(self, name: str, ready: Repository | None, func: Function | None, **policy: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        ready: Repository | None,
+        func: Function | None,
+        resource_manager: ResourceManager | None,
+        resources: Resources | None,
+        **policy: Any,
+    ) -> None:
         super().__init__(name, ready, **policy)
         expect(self, FUNCTION, optional=True, func=func)
+        expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
+        expect(self, Resources, "pass Resources.parse('1', '1Gi')", optional=True, resources=resources)
+        if resources is not None and resource_manager is None:
+            raise InvalidValueError(
+                f"resources={resources} of task {name} are counted by no quota",
+                remedy="pass resource_manager=ResourceManager(Resources.parse('4', '8Gi')) too",
+            )
         self.func = func
+        self.resource_manager = resource_manager
+        self.job_resources = resources
 
     def __call__(self, func: Function) -> Self:
         """Take the decorated function as the task's body."""
@@ -115,6 +132,7 @@ class InProcessSyncTask(FunctionTask):
     """A task that runs an async function on the event loop; 15 at a time unless `concurrency` says otherwise.
 
     Links `done` (status, inhibits_start, required_for_output): one entry per job with result, times, success.
+    A run takes `resources` of its quota, the `resource_manager`.
     """
 
     synchronous = True
@@ -128,18 +146,22 @@ class InProcessSyncTask(FunctionTask):
         *,
         disabled: bool = False,
         retry: Retry | None = None,
-        timeout: float | dt.timedelta | None = None,
-        grace: float | dt.timedelta = 10.0,
+        timeout: Duration | None = None,
+        grace: Duration = 10.0,
         concurrency: int | None = CONCURRENCY_IN_PROCESS,
         repeat: bool = False,
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
+        resource_manager: ResourceManager | None = None,
+        resources: Resources | None = None,
     ) -> None:
         super().__init__(
             name,
             ready,
             func,
+            resource_manager,
+            resources,
             disabled=disabled,
             retry=retry,
             timeout=timeout,

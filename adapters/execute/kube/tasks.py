@@ -29,7 +29,7 @@ from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, s
 from datatask.adapters.execute.kube.runner import KubeRunner
 from datatask.engine.api.fingerprints import Fingerprint, of_texts
 from datatask.engine.api.links import ViewRepository
-from datatask.engine.api.policies import Policy, ResourceManager, nanoseconds
+from datatask.engine.api.policies import Duration, Policy, ResourceManager, nanoseconds
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink
@@ -42,7 +42,6 @@ logger = logging.getLogger("datatask.pod_manager")
 
 _WINDOW = dt.timedelta(seconds=60)
 GRACE_SECONDS = 30.0
-Duration = float | dt.timedelta
 
 
 class LiveKubeRepository(ViewRepository):
