@@ -21,6 +21,7 @@ ASKED: dict[str, tuple[str, float]] = {
     "append.callers_256.p99_ms": ("at most", 20),
     "append.bytes_per_event": ("at most", 160),
     "dask.ratio": ("at least", 0.7),
+    "gathering.cost_to_a_tenth": ("at most", 1.5),
     "kube.burst_ratio": ("at least", 0.9),
     "kube.ending_ms_p95": ("at most", 100),
     "kube.memory_kb_per_pod": ("at most", 20),
