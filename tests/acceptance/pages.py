@@ -107,7 +107,7 @@ class Shell:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == code, (line, done)
         return done.stdout
@@ -127,7 +127,7 @@ class Shell:
         while self._terminals:
             terminal = self._terminals.pop()
             terminal.send_signal(signal.SIGINT)
-            terminal.wait(timeout=60)
+            terminal.wait(timeout=300)
 
     def tell(self, kind: str, text: str) -> None:
         """Have the page's interpreter do it."""
@@ -203,5 +203,5 @@ class Shell:
         self._interrupt()
         if self._python is not None and self._python.stdin is not None and self._python.stdout is not None:
             self._python.stdin.close()
-            self._python.wait(timeout=60)
+            self._python.wait(timeout=300)
             self._python.stdout.close()
