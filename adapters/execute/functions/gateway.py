@@ -16,7 +16,8 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -133,8 +134,7 @@ class EngineGateway:
                 try:
                     verb, *arguments = connection.recv()
                     try:
-                        work = self._answer(verb, *arguments)
-                        answer = (False, asyncio.run_coroutine_threadsafe(work, self._loop).result())
+                        answer = (False, self._ask_loop(self._answer(verb, *arguments)).result())
                     except Exception as error:
                         answer = (True, _sendable(error))
                     connection.send(answer)
@@ -143,6 +143,13 @@ class EngineGateway:
         if self._open:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._let_go, pid)
+
+    def _ask_loop(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop is closed
+            work.close()
+            raise
 
     def _let_go(self, pid: int) -> None:
         self._lives.pop(pid, None)
