@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from datatask.engine.capture import Capture
 from datatask.engine.ports import Blobs
 from datatask.schema.definition import Conflicts
 from datatask.schema.errors import ConflictError, DatataskError, NotPossibleError
@@ -102,18 +103,22 @@ class RunContext:
         "defers",
         "guarded",
         "job",
+        "logs",
+        "printed",
         "reads",
         "run",
         "task",
     )
 
-    def __init__(self, run: int, task: str, job: str, conflicts: Conflicts = "rerun") -> None:
+    def __init__(self, run: int, task: str, job: str, conflicts: Conflicts = "rerun", logs: int = 0) -> None:
         self.run = run
+        self.logs = logs
         self.task = task
         self.job = job
         self.guarded = conflicts == "rerun"
         self.defers = True
         self.damage: DatataskError | None = None
+        self.printed: Capture | None = None
         self.reads: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._listed: dict[str, int] = {}
@@ -123,6 +128,12 @@ class RunContext:
         self._writes: dict[tuple[str, str], Write] = {}
         self._unsettled: dict[tuple[str, str], VersionOf] = {}
         self._lock = threading.Lock()
+
+    def capture(self) -> Capture | None:
+        """Return what takes up what the function prints; None where nothing is kept, and for a run that has ended."""
+        if self.printed is None and self.logs and not self._fenced:
+            self.printed = Capture(self.logs)
+        return self.printed
 
     def __repr__(self) -> str:
         return f"RunContext(run={self.run}, task={self.task!r}, job={self.job!r}, writes={len(self._writes)})"
@@ -269,6 +280,12 @@ class RunContext:
 
 current_run: ContextVar[RunContext | None] = ContextVar("datatask_current_run", default=None)
 """The run whose function is executing in this context; set by the runner around the call."""
+
+
+def current_capture() -> Capture | None:
+    """Return what takes up what the function that executes here prints."""
+    run = current_run.get()
+    return None if run is None else run.capture()
 
 
 def with_content(write: Write, blobs: Blobs) -> Write:

@@ -18,6 +18,8 @@ from datatask.schema.units import HOUR, MINUTE, SECOND
 CONCURRENCY_IN_PROCESS = 15
 INFRASTRUCTURE_ATTEMPTS = 5
 PROGRESS = MINUTE
+LOGS_BYTES = 1 << 20
+"""So much is kept of what a run prints, of each stream its beginning and its end."""
 
 Record = Literal["value", "digest", "version"]
 Medium = Literal["native", "mirror", "foreign", "derived", "view"]
@@ -204,7 +206,8 @@ class TaskDef(Declared, frozen=True, kw_only=True):
 
     `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
     always in addition to "no open run". `done` and `pids` are the leaves that the engine fills itself: an
-    entry per ended episode, and one per live process. `fingerprint` holds digests of what its runs execute, by component.
+    entry per ended episode, and one per live process. `logs` is the
+    number of bytes that are kept of each of a run's streams. `fingerprint` holds digests of what its runs execute, by component.
     """
 
     name: str
@@ -225,6 +228,7 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     done_shape: DoneShape = "function"
     pids: str | None = None
     conflicts: Conflicts = "rerun"
+    logs: int = LOGS_BYTES
     fingerprint: dict[str, str] = {}
     on_change: OnChange = "mark"
 

@@ -25,7 +25,7 @@ class RunSpec(NamedTuple):
     """One run to start, adopt or stop.
 
     `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
-    decided it, by which copies are told apart.
+    decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams.
     """
 
     run: int
@@ -39,6 +39,7 @@ class RunSpec(NamedTuple):
     handle: Mapping[str, str | int] | None = None
     log: str = ""
     conflicts: Conflicts = "rerun"
+    logs: int = 0
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -123,12 +124,41 @@ class Unusable(NamedTuple):
     why: str
 
 
+class Printed(NamedTuple):
+    """What a run printed on a stream: all of its `size` bytes, or the beginning and the end of them."""
+
+    stream: str
+    size: int
+    head: bytes
+    tail: bytes = b""
+
+
+def printed_of(stream: str, content: bytes | Path, most: int) -> tuple[Printed, ...]:
+    """Return what is kept of a stream's content, bytes or a file: `most` bytes of it; nothing of an empty one."""
+    if isinstance(content, bytes):
+        size = len(content)
+        parts = (content,) if size <= most else (content[: most // 2], content[size - most // 2 :])
+    else:
+        with open(content, "rb", buffering=0) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            parts = (file.read(most),) if size <= most else (file.read(most // 2),)
+            if size > most:
+                file.seek(size - most // 2)
+                parts += (file.read(most // 2),)
+    return (Printed(stream, size, *parts),) if size and most else ()
+
+
 class Ended(NamedTuple):
-    """The run is over at its target; `writes` are what it brought, to be recorded with its end."""
+    """The run is over at its target; `writes` are what it brought, to be recorded with its end.
+
+    `printed` is what is kept of its streams; it is no part of the record.
+    """
 
     run: int
     ending: Ending
     writes: tuple[Write, ...] = ()
+    printed: tuple[Printed, ...] = ()
 
 
 Fact = Started | Adopted | Unreachable | Reachable | Resized | Noticed | Unusable | Ended

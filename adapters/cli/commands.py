@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "why": Entry("why", "why", "Explain why a job runs or does not."),
         "ls": Entry("ls", "ls", "List the jobs of a set expression."),
         "cat": Entry("ls", "cat", "Print a job's value."),
+        "logs": Entry("logs", "logs", "Show what a job's run printed."),
         "graph": Entry("plan", "graph", "Draw tasks and repositories."),
     },
     "Change": {

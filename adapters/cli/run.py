@@ -23,6 +23,7 @@ from datatask.adapters.wiring.choosing import Choice
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.last_bound import guard
 from datatask.adapters.wiring.rounds import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
+from datatask.engine.core.leaves import get_at
 from datatask.schema.errors import DatataskError, InvalidValueError, LeaseHeldError, TimeLimitError
 from datatask.schema.messages import AcceptLoss
 from datatask.schema.troubles import shown
@@ -306,6 +307,7 @@ class _Work:
                 (first,) = [state.jobs[job] for job in list(task.failed.members(state.masks))[:1]]
                 lines.append(f"failed: {name}: {task.failed.count} job{'s' * (task.failed.count != 1)}; see: "
                              + self._settings.command("why", name, first))  # fmt: skip
+                lines += self._last_lines(name, first)
                 lines.append(f"  what happened to it: {self._settings.command('trace', first)}")
                 lines.append(f"  and when:            {self._settings.command('log', '--job', first)}")
         for reason, count in list(outcome.stuck.items())[:TOLD_MAX]:
@@ -316,6 +318,17 @@ class _Work:
         if state.open_runs:
             lines.append(f"still running: {len(state.open_runs)}; see: {self._settings.command('runs')}")
         return lines
+
+    def _last_lines(self, task: str, job: str) -> list[str]:
+        """Return the last lines that a job's last run printed."""
+        from datatask.adapters.history.printed import last_lines, printed_by
+
+        state, path = self._pipeline.state, locate(self._pipeline.log_location()).path
+        run = get_at(state.tasks[task].last_run, state.job_index[job])
+        assert path is not None, "a log in memory gives other advice"
+        self._pipeline.engine.flush_printed()
+        with LogReader(path) as reader:
+            return [f"  | {line}" for line in last_lines(printed_by(reader, [run]).get(run, []))]
 
     def _outdated(self) -> dict[str, str]:
         """Return a sentence for each task that has results out of date."""

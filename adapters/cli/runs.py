@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import click
 
 from datatask.adapters.cli.commands import JOB, WHEN, command
@@ -11,11 +14,14 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history.lineage import Direction
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, RunFilter, find_runs, group_runs
+from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
 from datatask.schema.values import check_job
 
+ENDED_BADLY = ("failed", "timed_out", "cancelled", "lost", "refused", "conflicted")
 DRAWN_FIELDS = ("run", "task", "job", "state", "started_at", "duration", "error")
 
 
@@ -65,11 +71,22 @@ def runs(
     with opened(settings, events=True) as reader:
         if by is None:
             found = find_runs(reader, wanted, sort=sort or "decided", last=last, newest_first=reverse)
-            output.rows(found, RUN_FIELDS, drawn=DRAWN_FIELDS)
+            if output.json:
+                output.rows(_with_last_lines(reader, found), (*RUN_FIELDS, "last_lines"))
+            else:
+                output.rows(found, RUN_FIELDS, drawn=DRAWN_FIELDS)
             return
         names = tuple(name.strip() for name in by.split(",") if name.strip())
         columns, rows = group_runs(reader, wanted, by=names, sort=sort, last=last, newest_first=reverse)
     output.rows((dict(zip(columns, row, strict=True)) for row in rows), columns)
+
+
+def _with_last_lines(reader: LogReader, found: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield rows with the last lines that runs printed which did not succeed."""
+    for row in found:
+        run = row["run"] if row["state"] in ENDED_BADLY else None
+        printed = {} if run is None else printed_by(reader, [run])
+        yield {**row, "last_lines": last_lines(printed[run]) if run in printed else None}
 
 
 @command(

@@ -20,6 +20,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.cli.terminal import note_interrupts
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.adapters.history.stale import counts as stale_counts
 from datatask.adapters.history.stale import find_stale, stale_lines
 from datatask.adapters.history.states import follow
@@ -229,7 +230,12 @@ def trace(
             return
         if output.json:
             output.document(
-                [_path(log.state, job, all_links) | _timeline_shape(lines.get(job)) for job in jobs]
+                [
+                    _path(log.state, job, all_links)
+                    | _timeline_shape(lines.get(job))
+                    | {"printed": _printed(log, job)}
+                    for job in jobs
+                ]
             )
             return
         for line in _lines(log.state, jobs, all_links):
@@ -237,6 +243,10 @@ def trace(
         for found in lines.values() if with_timeline or (with_timeline is None and output.draws) else ():
             for line in text_lines(found):
                 output.line(shown(line))
+            for task, printed in _printed(log, found.job).items():
+                output.line(shown(f"{task} run {printed['run']} printed:"))
+                for line in printed["lines"]:
+                    output.line(shown(f"  | {line}"))
             output.line()
 
 
@@ -246,6 +256,18 @@ def _timelines(log: Seen, jobs: tuple[str, ...]) -> dict[str, Timeline]:
         return {}
     known = [job for job in dict.fromkeys(jobs) if job in log.state.job_index]
     return {job: timeline(log.reader, log.state, job) for job in known}
+
+
+def _printed(log: Seen, job: str) -> dict[str, dict[str, Any]]:
+    """Return the last lines of a job's last run in each task, where any are kept."""
+    index = log.state.job_index.get(job)
+    if log.reader is None or index is None:
+        return {}
+    runs = {task.name: get_at(task.last_run, index) for task in log.state.tasks.values()}
+    printed = printed_by(log.reader, [run for run in runs.values() if run])
+    return {
+        task: {"run": run, "lines": last_lines(printed[run])} for task, run in runs.items() if run in printed
+    }
 
 
 def _draw_jobs(output: Output, svg: str, log: Seen, lines: list[Timeline]) -> None:

@@ -14,6 +14,7 @@ from datatask.adapters.cli.recorded import Recorded, opened, recorded
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes, waits
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words, iso
@@ -90,7 +91,12 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
     detail = f", exit code {exit_code}" if exit_code is not None else ""
     detail += f": {kind}: {error}" if error is not None else ""
     when = f" at {iso(ended_at)}" if ended_at else ""
-    return [f"last run {run}: {state}{when}{detail}", *_conflicts(rows[1:])]
+    printed = last_lines(printed_by(log.reader, [run]).get(run, [])) if state != "succeeded" else []
+    return [
+        f"last run {run}: {state}{when}{detail}",
+        *(f"  | {line}" for line in printed),
+        *_conflicts(rows[1:]),
+    ]
 
 
 def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:

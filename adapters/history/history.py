@@ -21,6 +21,7 @@ from datatask.adapters.history.explain import surroundings, table_of, with_event
 from datatask.adapters.history.lineage import Direction, Lineage
 from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import Moment, When, parse_when, position_of
+from datatask.adapters.history.printed import printed_by, run_of
 from datatask.adapters.history.runs import RUN_FIELDS, RunFilter, find_runs, group_runs
 from datatask.adapters.history.shapes import Table
 from datatask.adapters.history.stale import Causes, find_stale
@@ -39,6 +40,7 @@ from datatask.engine.ports import Filters
 from datatask.engine.waits.intervals import Interval
 from datatask.schema.definition import PipelineDef
 from datatask.schema.events import Recorded
+from datatask.schema.messages import Printed
 from datatask.schema.units import iso, nanoseconds
 from datatask.schema.values import check_job
 
@@ -88,6 +90,13 @@ class History:
         state = self.state(at)
         about = {"url": self.url, "head": state.position, "at": iso(state.at or None)}
         return {"log": about, **shapes.status(state)}
+
+    def logs(self, task: str, job: str, run: int | None = None) -> list[Printed]:
+        """Return what a job's last run in a task printed, or another run, by stream; empty where nothing is kept."""
+        state = self.state()
+        shapes.find_task(state, task)
+        number = run_of(self.reader, state, task, check_job(job), run)
+        return printed_by(self.reader, [number]).get(number, [])
 
     def stale(self, at: Moment = None) -> Table:
         """Return the results that are out of date, a row each: task, job, and what made it so."""

@@ -18,6 +18,7 @@ from datatask.adapters.clock import SystemClock
 from datatask.adapters.history.states import CheckpointCache, beginning, fold
 from datatask.adapters.log.inbox_client import ask
 from datatask.adapters.log.integrity.verify import compare, head_anchor
+from datatask.adapters.log.kept import forget_kept
 from datatask.adapters.log.lease import PAUSE_SECONDS, Patience, probe
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.maintenance import redact as redacting
@@ -231,7 +232,10 @@ def compact_log(
     dry_run: bool = False,
     step: Announce = _nothing,
 ) -> Compacted:
-    """Remove the blobs that nothing needs, and what interrupted writers left; `LeaseHeldError` beside an engine."""
+    """Remove the blobs that nothing needs, and what interrupted writers left; `LeaseHeldError` beside an engine.
+
+    With `keep="current"` goes what runs printed that are not the last of their job and task.
+    """
     path = _file(place)
     now = SystemClock().now()
     oldest = now / 1e9 - grace_seconds
@@ -242,6 +246,10 @@ def compact_log(
         with LogReader(path) as reader:
             redacting.settle(reader)
             found = garbage(path, _needed(reader, keep), oldest)
+            if keep == "current":
+                state = fold(reader, reader.head)
+                last = {run for task in state.tasks.values() for run in task.last_run}
+                forget_kept(path, below=state.position + 1, keep=last)
         return compact(caretaker, found, keep=keep, now=now, actor=actor, reason=reason, step=step)
 
 

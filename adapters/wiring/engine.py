@@ -18,10 +18,11 @@ from typing import Protocol
 
 import msgspec
 
+from datatask.adapters.log.kept import KeptWriter
 from datatask.adapters.log.locate import locate
 from datatask.adapters.wiring import opening
 from datatask.adapters.wiring.contents import Contents
-from datatask.adapters.wiring.engine_services import Serving, Verification
+from datatask.adapters.wiring.engine_services import Printing, Serving, Verification
 from datatask.adapters.wiring.event_loop import collect_seldom
 from datatask.adapters.wiring.reruns import Reruns
 from datatask.engine.api.declare import Declared
@@ -31,7 +32,7 @@ from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.state import FOLD_VERSION, State
 from datatask.engine.core.tasks import OpenRun
 from datatask.engine.ports import Checkpoint, Clock, EventLog, hold_back
-from datatask.engine.runtime.closing import Closing
+from datatask.engine.runtime.closing import Closing, in_own_thread
 from datatask.engine.runtime.loop import Runtime
 from datatask.engine.runtime.observe import Observer
 from datatask.engine.runtime.values import Values
@@ -74,6 +75,8 @@ class Engine:
         self._observer: Observer | None = None
         self._serving: Serving | None = None
         self._verification: Verification | None = None
+        self._kept: KeptWriter | None = None
+        self._printing: Printing | None = None
         self._contents: Contents | None = None
         self._reruns: Reruns | None = None
         self._declared: Declared | None = None
@@ -99,6 +102,11 @@ class Engine:
     def verified(self) -> int:
         """Up to which position the log was found to be what was written; 0 where that has not begun."""
         return 0 if self._verification is None else self._verification.position
+
+    def flush_printed(self) -> None:
+        """Have what runs printed so far where commands read it; blocking."""
+        if self._kept is not None:
+            self._kept.flush()
 
     @property
     def is_open(self) -> bool:
@@ -153,6 +161,11 @@ class Engine:
         self.values = Values(runtime)
         self._bind(owner, declared, self.values)
         await runtime.open()
+        path = locate(log.url).path
+        if path is not None:
+            self._kept = KeptWriter(path, log.uuid)
+            runtime.keep_printed = self._kept.put
+            self._printing = Printing(runtime, self._tasks.values(), self._kept)
         self._contents = Contents(runtime, stores)
         self._contents.open()
         self._observer = Observer(runtime, stores, declared.repositories)
@@ -163,7 +176,6 @@ class Engine:
             log.inbox, owner.request, runtime.services, lambda request: self._takes(owner, request)
         )
         self._serving.open()
-        path = locate(log.url).path
         if path is not None:
             self._verification = Verification(runtime, path)
             if owner.serves_functions:  # a command that only puts something computes nothing again
@@ -291,6 +303,8 @@ class Engine:
             await closing.step("the listing of stores", self._observer.close())
         if self._reruns is not None:
             self._reruns.close()
+        if self._printing is not None:
+            await self._printing.close()
         if self._runtime is not None:
             await self._end_runs(self._runtime, closing)
             if self._contents is not None and self._runtime.failure is None:
@@ -303,6 +317,8 @@ class Engine:
                 reason=reason or why,
                 actor=actor,
             )
+        if self._kept is not None:
+            await closing.step("what runs printed", in_own_thread(self._kept.close, "what runs printed"))
 
     async def _end_runs(self, runtime: Runtime, closing: Closing) -> None:
         """Stop the runs that cannot outlive the engine, and wait for their ends."""

@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,8 @@ import msgspec
 
 from datatask.adapters.history.verify.background import BUSY_CORES, BUSY_EVENTS_PER_SECOND, Told
 from datatask.adapters.log.faults import damaged
+from datatask.adapters.log.kept import KeptWriter
+from datatask.engine.api.tasks import Task
 from datatask.engine.core.state import FOLD_VERSION
 from datatask.engine.ports import Inbox
 from datatask.engine.runtime.closing import in_own_thread
@@ -148,6 +150,36 @@ class Serving:
 
     async def _blocking(self, work: Callable[[], T]) -> T:
         return await in_own_thread(work, "the inbox") if self._inbox.blocking else work()
+
+
+PRINTING_SECONDS = 1.0
+
+
+class Printing:
+    """Keeps what functions of this process have printed so far, while they run."""
+
+    def __init__(self, runtime: Runtime, tasks: Iterable[Task], kept: KeptWriter) -> None:
+        self._tasks, self._kept = list(tasks), kept
+        self._sizes: dict[tuple[int, str], int] = {}
+        self._work = runtime.services.keep("what functions print", self._look)
+
+    async def close(self) -> None:
+        """Look no more."""
+        self._work.cancel()
+        await asyncio.gather(self._work, return_exceptions=True)
+
+    async def _look(self, service: Service) -> None:
+        while True:
+            await asyncio.sleep(PRINTING_SECONDS)
+            sizes: dict[tuple[int, str], int] = {}
+            for task in self._tasks:
+                printing = getattr(task.runner, "printing", None)
+                for run, printed in printing() if printing is not None else ():
+                    fresh = [one for one in printed if self._sizes.get((run, one.stream)) != one.size]
+                    sizes.update(((run, one.stream), one.size) for one in printed)
+                    if fresh:
+                        self._kept.put(run, fresh)
+            self._sizes = sizes
 
 
 logger = logging.getLogger("datatask.engine")

@@ -27,7 +27,7 @@ from datatask.adapters.wiring.opening import Location, open_log, this_program, u
 from datatask.adapters.wiring.rounds import Interrupts, Outcome, Rounds
 from datatask.engine.api.declare import Declared, declare, dependants, graph_of
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import Duration, ResourceManager, nanoseconds
+from datatask.engine.api.policies import Duration, ResourceManager, kept_bytes, nanoseconds
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.session import Session
 from datatask.engine.api.tasks import Task
@@ -64,7 +64,8 @@ class Pipeline:
 
     Until it is opened these can be set: `location` (another log), `actor` (`user@host: PROGRAM`) and `reason`, which
     events bear; for a command that opens it for a moment `brief`, not `waits` for another engine's end, and not
-    `serves_functions`, which others launch.
+    `serves_functions`, which others launch. `logs` is how much is kept of each stream of a run, unless its task says another
+    amount: True (1 MiB), "64KiB", bytes, or False for nothing.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Pipeline:
         durability: Literal["full", "process", "memory"] = "full",
         clock: Clock | None = None,
         seed: int | None = None,
+        logs: str | int | bool = True,
     ) -> None:
         expect(self, Iterable, "pass a list of tasks", tasks=tasks, resources=resources)
         listed = list(tasks)
@@ -100,6 +102,7 @@ class Pipeline:
         for task in listed:
             task.given = self.parameters
         self.name = name or "pipeline"
+        self._logs = kept_bytes(logs, f"pipeline {self.name}")
         self.tasks: dict[str, Task] = {task.name: task for task in listed}
         self.session = session
         self.priority = priority
@@ -128,7 +131,11 @@ class Pipeline:
         """Return the definition and the objects behind its names; `CallerError` names what is wrong."""
         if self._declared is None:
             self._declared = declare(
-                self._listed, name=self.name, priority=self.priority, parameters=self._parameters
+                self._listed,
+                name=self.name,
+                priority=self.priority,
+                parameters=self._parameters,
+                logs=self._logs,
             )
         return self._declared
 

@@ -69,6 +69,7 @@ def declare(
     name: str = "pipeline",
     priority: object = None,
     parameters: Sequence[Parameter] = (),
+    logs: int = d.LOGS_BYTES,
 ) -> Declared:
     """Return the definition of a pipeline; `CallerError` names the task or repository that is declared wrongly."""
     _check_names(tasks)
@@ -84,7 +85,7 @@ def declare(
     definition = d.PipelineDef(
         name=check_name(name, "pipeline"),
         repositories=tuple(names.definitions()),
-        tasks=tuple(_task(task, names, quotas, priority is not None) for task in tasks),
+        tasks=tuple(_task(task, names, quotas, priority is not None, logs) for task in tasks),
         quotas=tuple(quotas[key] for key in quotas),
         parameters=tuple(parameter.to_def() for parameter in parameters),
     )
@@ -259,7 +260,9 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
     return found
 
 
-def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool) -> d.TaskDef:
+def _task(
+    task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool, logs: int
+) -> d.TaskDef:
     manager = task.resource_manager
     quota = quotas[id(manager)].name if manager is not None else None
     return d.TaskDef(
@@ -281,6 +284,7 @@ def _task(task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority:
         done_shape=task.done_shape,
         pids=_leaf_id(task, task.pids_link, names),
         conflicts=task.conflicts,
+        logs=logs if task.logs_bytes is None else task.logs_bytes,
         fingerprint=task.fingerprint().components,
         on_change=task.on_change,
     )

@@ -16,20 +16,22 @@ from typing import TypedDict
 from datatask.schema.definition import (
     INFRASTRUCTURE_ATTEMPTS,
     OUT_OF_MEMORY,
+    LOGS_BYTES,
     PROGRESS,
     Conflicts,
     OnChange,
     QuotaDef,
     RetryDef,
 )
-from datatask.schema.errors import TEXT, InvalidValueError, expect
-from datatask.schema.resources import Resources, ResourceType
+from datatask.schema.errors import TEXT, DatataskError, InvalidValueError, expect
+from datatask.schema.resources import Resources, ResourceType, parse_quantity
 from datatask.schema.units import SECOND, parse_span
 from datatask.schema.values import check_name
 
 Duration = float | str | dt.timedelta
 """Seconds, a text such as `"90s"`, `"5m"` or `"1h 30m"`, or a timedelta."""
 Getter = Callable[[], Awaitable[Resources]]
+LOGS_BYTES_MAX = 64 << 20
 _NOTHING = Resources(launches=0)
 
 
@@ -44,6 +46,22 @@ def nanoseconds(duration: Duration, what: str) -> int:
             remedy="use seconds (0 or more), a text such as '90s', '5m' or '1h 30m', or a timedelta",
         )
     return round(seconds * 1e9)
+
+
+def kept_bytes(logs: str | int | bool, where: str) -> int:
+    """Return how many bytes of a stream `logs` says; True is the usual number, False none."""
+    if isinstance(logs, bool):
+        return LOGS_BYTES if logs else 0
+    try:
+        size = int(parse_quantity(logs.removesuffix("B"))) if isinstance(logs, str) else logs
+    except DatataskError:
+        size = -1
+    if not isinstance(size, int) or not 0 <= size <= LOGS_BYTES_MAX:
+        raise InvalidValueError(
+            f"logs={logs!r:.60} of {where} is no size",
+            remedy=f"use '1MiB', bytes (at most {LOGS_BYTES_MAX}), or False to keep nothing",
+        )
+    return size
 
 
 class ResourceManager:

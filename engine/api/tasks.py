@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import Duration, ResourceManager, Retry, nanoseconds
+from datatask.engine.api.policies import Duration, ResourceManager, Retry, kept_bytes, nanoseconds
 from datatask.engine.api.repositories import (
     AggregateAndRepository,
     AggregateOrRepository,
@@ -76,7 +76,8 @@ class Task(ABC):
     `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
     `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
     again, whatever `retry` says; with "allow" it overwrites what it has not seen. `on_change` says what becomes of results
-    that are out of date: "mark" tells, "rerun" computes them again, "keep" does neither.
+    that are out of date: "mark" tells, "rerun" computes them again, "keep" does neither. `logs` is how much is kept of what
+    a run prints, such as "1MiB" of each stream; False keeps nothing.
     """
 
     done_link: str | None = None
@@ -86,6 +87,8 @@ class Task(ABC):
     synchronous: bool = False
     conflicts: Conflicts = "rerun"
     on_change: OnChange = "mark"
+    logs_bytes: int | None = None
+    """How much is kept of each stream of a run; None: as the pipeline says."""
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
@@ -108,6 +111,7 @@ class Task(ABC):
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
+        logs: str | int | bool | None = None,
     ) -> None:
         expect(self, TEXT, name=name)
         expect(self, TEXT, optional=True, was=was)
@@ -125,6 +129,7 @@ class Task(ABC):
         self.was = was
         self.conflicts = conflicts
         self.on_change = on_change
+        self.logs_bytes = None if logs is None else kept_bytes(logs, f"task {name}")
         self._ready = ready
         self._engine: TaskEngine | None = None
         self._views = {view: ViewRepository(self, view) for view in VIEW_NAMES}

@@ -167,6 +167,7 @@ class RunBook:
         """Return what its runner is told of a run."""
         identity = f"{self._state.log}.{run.epoch}.{run.run}"
         job = self._state.jobs[run.job]
+        definition = self._state.tasks[run.task].definition
         return RunSpec(
             run.run,
             identity,
@@ -178,7 +179,8 @@ class RunBook:
             run.meta,
             run.handle,
             self.log,
-            self._state.tasks[run.task].definition.conflicts,
+            definition.conflicts,
+            definition.logs,
         )
 
     def recoverable(self) -> dict[str, list[RunSpec]]:

@@ -20,12 +20,13 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import ClassVar
 
+from datatask.engine import capture
 from datatask.engine.ports import Sink
-from datatask.engine.run_context import RunContext, current_run
+from datatask.engine.run_context import RunContext, current_capture, current_run
 from datatask.engine.runtime import closing
 from datatask.engine.runtime.closing import leave_behind
 from datatask.schema.events import Ending, ErrorInfo, Outcome, StopReason
-from datatask.schema.messages import Ended, RunSpec, Started, Write
+from datatask.schema.messages import Ended, Printed, RunSpec, Started, Write
 from datatask.schema.units import SECOND
 from datatask.schema.values import storable
 
@@ -92,6 +93,11 @@ def error_detail(error: BaseException, info: ErrorInfo) -> dict[str, str] | None
     return None if shown == plain else {"exception": shown}
 
 
+def printed_by(context: RunContext) -> tuple[Printed, ...]:
+    """Return what a run's function has printed."""
+    return () if context.printed is None else context.printed.printed()
+
+
 class _OpenCall:
     """One run: its asyncio task, and why it is being stopped if it is."""
 
@@ -136,12 +142,15 @@ class CallRunner:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         closing.guard(self._loop)
+        capture.begin(current_capture)
         _Watchdog.of(self._loop).watch(self)
 
     def start(self, spec: RunSpec) -> None:
         """Make the run's asyncio task, unless there is one."""
         if spec.run not in self._runs:
-            run = self._runs[spec.run] = _OpenCall(RunContext(spec.run, spec.task, spec.job, spec.conflicts))
+            run = self._runs[spec.run] = _OpenCall(
+                RunContext(spec.run, spec.task, spec.job, spec.conflicts, spec.logs)
+            )
             run.task = self._loop.create_task(self._run(spec, run))
             run.task.add_done_callback(self._gone)
 
@@ -193,7 +202,7 @@ class CallRunner:
             )
         if run.timer is not None:
             run.timer.cancel()
-        ended = Ended(spec.run, self._ending(run, outcome, error, detail), writes)
+        ended = Ended(spec.run, self._ending(run, outcome, error, detail), writes, printed_by(run.context))
         if run.task is not None:  # the loop has no callback to call then, which costs more than this
             run.task.remove_done_callback(self._gone)
         del self._runs[spec.run]
@@ -241,7 +250,8 @@ class CallRunner:
         )
         error = ErrorInfo(type="Stopped", message=message)
         writes = open_run.context.fence()
-        self._sink(Ended(run, self._ending(open_run, stopped_outcome(open_run.reason), error), writes))
+        ending = self._ending(open_run, stopped_outcome(open_run.reason), error)
+        self._sink(Ended(run, ending, writes, printed_by(open_run.context)))
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
         """End each run of an earlier engine as lost: its function died with that engine's process."""
@@ -270,6 +280,11 @@ class CallRunner:
             for task in left:
                 leave_behind(task)
         _Watchdog.of(self._loop).unwatch(self)
+        capture.end()
+
+    def printing(self) -> list[tuple[int, tuple[Printed, ...]]]:
+        """Return what the open runs have printed so far, where any has."""
+        return [(number, found) for number, run in self._runs.items() if (found := printed_by(run.context))]
 
     def open_calls(self) -> dict[asyncio.Task[None], str]:
         """Return the asyncio tasks of the open runs and what to call them."""

@@ -28,7 +28,7 @@ from datatask.engine.runtime.starting import Contents
 from datatask.schema import events as e
 from datatask.schema.definition import Selection
 from datatask.schema.errors import InternalError, LogDamagedError, StoreError
-from datatask.schema.messages import Ended, Fact, Started, Unusable, Who
+from datatask.schema.messages import Ended, Fact, Printed, Started, Unusable, Who
 from datatask.schema.troubles import again, as_error
 
 logger = logging.getLogger("datatask.engine")
@@ -67,6 +67,7 @@ class Runtime:
         self.services = services.Services(self.fail)
         self.damage: LogDamagedError | None = None
         self.on_damage: Callable[[], None] = lambda: None
+        self.keep_printed: Callable[[int, Iterable[Printed]], object] = lambda run, printed: None
         self.accepted: dict[str, Who] = {}
         self.who = Who()
         self.relist: Callable[[str], object] = lambda leaf: None
@@ -196,6 +197,8 @@ class Runtime:
         """
         try:
             if isinstance(fact, Ended):
+                if fact.printed:
+                    self.keep_printed(fact.run, fact.printed)
                 fact = judged(fact, log_damaged=self.damage is not None)
                 if any(map(self.contents.is_unstored, fact.writes)):
                     self.background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")

@@ -101,9 +101,10 @@ class ProcessTask(EngineTask):
         *,
         timeout: Duration | None = None,
         enforce: Enforce = False,
+        logs: str | int | bool | None = None,
         **policy: Unpack[Policy],
     ) -> None:
-        super().__init__(name, ready, timeout=timeout, **policy)
+        super().__init__(name, ready, timeout=timeout, logs=logs, **policy)
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
         expect(self, Resources, "pass Resources.parse('1', '1Gi')", job_resources=job_resources)
         expect(self, PATH, "pass the script's text, or its path", template=template)

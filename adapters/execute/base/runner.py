@@ -22,7 +22,17 @@ from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.errors import TemporaryError
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import Adopted, Ended, Noticed, Reachable, RunSpec, Started, Unreachable, Write
+from datatask.schema.messages import (
+    Adopted,
+    Ended,
+    Noticed,
+    Printed,
+    Reachable,
+    RunSpec,
+    Started,
+    Unreachable,
+    Write,
+)
 
 CLOSE_SECONDS = 5.0
 NOTICE_MAX = 1000
@@ -200,7 +210,9 @@ class TrackedRuns(Generic[R]):
 
     # --- ends -------------------------------------------------------------------------------------
 
-    def end(self, run: R, ending: Ending, writes: tuple[Write, ...] = ()) -> None:
+    def end(
+        self, run: R, ending: Ending, writes: tuple[Write, ...] = (), printed: tuple[Printed, ...] = ()
+    ) -> None:
         """Tell how a run ended, once; an ending that says no time is of now."""
         if run.ended:
             return
@@ -213,7 +225,7 @@ class TrackedRuns(Generic[R]):
             now = time.time_ns()  # noqa: TID251 - the runner's clock
             where = self._runner.where(run)
             ending = msgspec.structs.replace(ending, ended_at=now, reads=run.reads, where=where)
-        self._sink(Ended(run.spec.run, ending, writes))
+        self._sink(Ended(run.spec.run, ending, writes, printed))
 
     def forget(self, run: int) -> R | None:
         """Track a run no more; return it."""

@@ -20,7 +20,7 @@ from datatask.engine.ports import Blobs
 from datatask.engine.run_context import ValueRef, current_run
 from datatask.schema.errors import NotPossibleError
 from datatask.schema.events import ABSENT, Ending, ErrorInfo
-from datatask.schema.messages import Write
+from datatask.schema.messages import Printed, Write
 
 IN_ENGINE = ("native", "mirror", "view")
 
@@ -59,6 +59,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     writes: tuple[Written, ...] = ()
     reads: dict[str, int] = {}
     cpu_seconds: float | None = None
+    printed: tuple[Printed, ...] = ()
 
 
 async def values_of(repositories: Mapping[str, Repository], job: str) -> dict[str, Input]:

@@ -28,12 +28,13 @@ from datatask.adapters.execute.functions.gateway import EngineGateway, pack
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.making import Made, failure_of
 from datatask.adapters.execute.functions.pools import Pool
+from datatask.engine import capture
 from datatask.engine.ports import Sink
-from datatask.engine.run_context import RunContext
-from datatask.engine.runtime.calls import error_info, stopped_message, stopped_outcome
+from datatask.engine.run_context import RunContext, current_capture
+from datatask.engine.runtime.calls import error_info, printed_by, stopped_message, stopped_outcome
 from datatask.engine.runtime.services import current
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import Ended, Fact, Noticed, RunSpec, Unusable
+from datatask.schema.messages import Ended, Fact, Noticed, Printed, RunSpec, Unusable
 from datatask.schema.units import SECOND
 
 logger = logging.getLogger("datatask.task")
@@ -114,6 +115,7 @@ class ExecutorRunner:
         self._services = current()
         self._pool = Pool.of(self._source)
         self._pool.attach()
+        capture.begin(current_capture)
         self._open, self._usable = True, True
         self._runs = TrackedRuns[PoolRun](self._task.name, self, self._tell)
         self._packed = self._arguments = None
@@ -154,7 +156,7 @@ class ExecutorRunner:
             if self._arguments is None:
                 links = self._task.links
                 self._arguments = {name: workers.for_thread(links[name].repo, self._loop) for name in names}
-            context = RunContext(spec.run, spec.task, spec.job, spec.conflicts)
+            context = RunContext(spec.run, spec.task, spec.job, spec.conflicts, spec.logs)
             run.call = workers.Call(context, begun=partial(self._begun_in_thread, run))
             given = {"job": spec.job, **self._arguments} if wants_job else self._arguments
             return partial(_submit_to_threads, run.call, func, given)
@@ -166,7 +168,15 @@ class ExecutorRunner:
             self._packed = pack(func, arguments, self._gateway)
         data, digest = self._packed
         parcel = workers.Parcel(
-            data, digest, wants_job, spec.run, spec.task, spec.job, self._gateway.address, spec.conflicts
+            data,
+            digest,
+            wants_job,
+            spec.run,
+            spec.task,
+            spec.job,
+            self._gateway.address,
+            spec.conflicts,
+            spec.logs,
         )
         return lambda executor: executor.submit(workers.work, parcel)
 
@@ -261,7 +271,7 @@ class ExecutorRunner:
                 reads=outcome.reads or None,
                 where=self._where,
             )
-        self._runs.end(run, ending, outcome.writes)
+        self._runs.end(run, ending, outcome.writes, outcome.printed)
 
     def _refuse(self, run: PoolRun, why: str) -> None:
         error = ErrorInfo(type="NotPossible", message=f"{run.spec.task}[{run.spec.job}]: {why}")
@@ -364,7 +374,8 @@ class ExecutorRunner:
         elif self._gateway is not None:
             self._gateway.stop(run.spec.run, run.pid, "drop")
         run.given_up = True
-        self._runs.end(run, self._stopped(run, reason, "; the function went on, fenced off"), writes)
+        printed = () if run.call is None else printed_by(run.call.context)
+        self._runs.end(run, self._stopped(run, reason, "; the function went on, fenced off"), writes, printed)
         self._pool.give_up(run)
 
     def _kill(self, run: PoolRun) -> None:
@@ -377,6 +388,11 @@ class ExecutorRunner:
         if not run.ended:
             self._runs.end(run, self._stopped(run, reason))
             self._pool.give_up(run, gone=True)
+
+    def printing(self) -> list[tuple[int, tuple[Printed, ...]]]:
+        """Return what the open runs in threads have printed so far; processes tell with their ends."""
+        calls = [(run.spec.run, run.call) for run in self._runs if run.call is not None and not run.ended]
+        return [(number, found) for number, call in calls if (found := printed_by(call.context))]
 
     async def recover(self, specs: Iterable[RunSpec]) -> None:
         """End each run of an earlier engine as lost: its worker ended with that engine."""
@@ -412,6 +428,7 @@ class ExecutorRunner:
             self._gateway.close()
             self._gateway = None
         await self._pool.detach()
+        capture.end()
 
 
 def _submit_to_threads(

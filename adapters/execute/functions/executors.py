@@ -58,6 +58,7 @@ class ExecutorTask(FunctionTask):
         on_change: OnChange = "mark",
         resources: Resources | Mapping[str, float] | None = None,
         resource_manager: ResourceManager | None = None,
+        logs: str | int | bool | None = None,
     ) -> None:
         self.outlives = is_dask(executor)
         counted = resources if isinstance(resources, Resources) else None
@@ -90,6 +91,7 @@ class ExecutorTask(FunctionTask):
             was=was,
             conflicts=conflicts,
             on_change=on_change,
+            logs=logs,
         )
         expect(self, Repository, done=done)
         self.executor: Any = executor

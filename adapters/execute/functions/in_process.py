@@ -155,6 +155,7 @@ class InProcessSyncTask(FunctionTask):
         on_change: OnChange = "mark",
         resource_manager: ResourceManager | None = None,
         resources: Resources | None = None,
+        logs: str | int | bool | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -171,6 +172,7 @@ class InProcessSyncTask(FunctionTask):
             was=was,
             conflicts=conflicts,
             on_change=on_change,
+            logs=logs,
         )
         expect(self, Repository, done=done)
         self.done = done

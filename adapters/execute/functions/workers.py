@@ -26,14 +26,15 @@ from typing import Any, NamedTuple
 
 from datatask.adapters.execute.base import proctable
 from datatask.adapters.execute.functions import remote
+from datatask.engine import capture
 from datatask.engine.api.repositories import Repository
 from datatask.engine.ports import Blobs
-from datatask.engine.run_context import Binding, RunContext, ValueRef, current_run
+from datatask.engine.run_context import Binding, RunContext, ValueRef, current_capture, current_run
 from datatask.engine.runtime import closing
-from datatask.engine.runtime.calls import error_detail, error_info
+from datatask.engine.runtime.calls import error_detail, error_info, printed_by
 from datatask.schema.definition import Conflicts
 from datatask.schema.events import ErrorInfo
-from datatask.schema.messages import Write
+from datatask.schema.messages import Printed, Write
 
 FUNCTIONS_MAX = 64
 
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     started_at: int
     ended_at: int
     cpu_seconds: float
+    printed: tuple[Printed, ...] = ()
 
 
 class NotBegun(NamedTuple):
@@ -129,7 +131,8 @@ class Call:
         finally:
             _close(loop)
         ended, spent = time.time_ns(), time.thread_time() - cpu  # noqa: TID251 - the runner's clock
-        return Outcome(error, detail, writes, self.context.reads, started, ended, round(spent, 6))
+        printed = printed_by(self.context)
+        return Outcome(error, detail, writes, self.context.reads, started, ended, round(spent, 6), printed)
 
     def _finish(self, loop: asyncio.AbstractEventLoop, result: Awaitable[Any]) -> None:
         with self._lock:  # a cancellation comes before this, and is seen in the first step, or after it
@@ -260,6 +263,7 @@ class Parcel(NamedTuple):
     job: str
     gateway: remote.Address
     conflicts: Conflicts = "rerun"
+    logs: int = 0
 
 
 _functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
@@ -329,8 +333,9 @@ def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
         return NotBegun(
             f"its worker on {socket.gethostname()} does not reach the engine, which answers on its own machine only ({error})"
         )
-    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts), gateway)
+    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts, parcel.logs), gateway)
     _calls[parcel.gateway, parcel.run] = call
+    capture.begin(current_capture)
     try:
         if not gateway.begin(parcel.run, thread, alone):
             return NotBegun()
@@ -342,6 +347,7 @@ def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
         return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
     finally:
         del _calls[parcel.gateway, parcel.run]
+        capture.end()
 
 
 def _stop(gateway: remote.Gateway, run: int | None, how: remote.Stop) -> None:

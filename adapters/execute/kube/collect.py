@@ -25,7 +25,7 @@ from datatask.adapters.execute.kube.verdicts import SUCCEEDED, Verdict, evicted,
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
 from datatask.schema.events import MACHINE, Ending, ErrorInfo
-from datatask.schema.messages import Write
+from datatask.schema.messages import Printed, Write, printed_of
 
 logger = logging.getLogger("datatask.pod_manager")
 
@@ -57,6 +57,8 @@ class Collector:
     async def _collect(self, run: PodRun, pod: Pod, found: Verdict, gone: bool) -> None:
         if found.reason == "Deleted" and run.settled:
             found = SUCCEEDED
+        if run.logs is None and run.spec.logs:
+            run.logs = PodLogs(self._shared.logs)  # once it is over: nobody waits for them
         if run.logs is not None and not gone:
             await run.logs.read_to_end(pod)
         if found.outcome == "succeeded" and (why := await self._shared.evictions.of(pod.uid)) is not None:
@@ -99,6 +101,7 @@ class Collector:
         Those of a cancelled run are dropped: their entry would say that the job is done with.
         """
         writes: list[Write] = []
+        printed: tuple[Printed, ...] = ()
         logs = run.logs
         wrong: dict[str, str] = {}
         if logs is not None and logs.missing:
@@ -111,9 +114,10 @@ class Collector:
             ending = judged(ending, wrong, ())
             if ending.outcome == "lost":  # it is run again, and writes anew what no store has
                 writes = [write for write in writes if write.version is not None]
+            content = b"" if logs is None else logs.content()
+            printed = printed_of("stdout", content, run.spec.logs)
             kept = self._recipe.logs is not None and ending.outcome != "cancelled"
             if kept and self._recipe.logs is not None and logs is not None:
-                content = logs.content()
                 made: dict[str, Any] = {"source": content}
                 if isinstance(content, bytes):
                     made = {"data": content, "size": len(content)}
@@ -124,7 +128,7 @@ class Collector:
             logger.exception("%s[%s]: what its pod brought cannot be read", run.spec.task, run.spec.job)
             ending = Ending(outcome="lost", error=error_info(error))
             writes = []
-        self._runs.end(run, ending, tuple(writes))
+        self._runs.end(run, ending, tuple(writes), printed)
 
     def _result(self, run: PodRun, ending: Ending, logs: PodLogs) -> tuple[Ending, tuple[Write, ...]]:
         """Take what a function wrote at the end of its container's log, in the last attempt, and its own word on how it ended."""

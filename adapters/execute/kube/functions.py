@@ -40,7 +40,7 @@ class KubeFunctionTask(KubeTask):
         podman: Callable[[], PodManager] | PodManager,
         resources: ResourceManager | None,
         template: str | os.PathLike[str],
-        logs: BlobRepository | None = None,
+        logs: BlobRepository | str | int | bool | None = None,
         kube_done: MetadataRepository | None = None,
         func_done: MetadataRepository | None = None,
         env: dict[str, Any] | None = None,

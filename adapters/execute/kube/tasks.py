@@ -76,7 +76,7 @@ class KubeTask(EngineTask):
         podman: Callable[[], PodManager] | PodManager,
         resources: ResourceManager | None,
         template: str | os.PathLike[str],
-        logs: BlobRepository | None,
+        logs: BlobRepository | str | int | bool | None,
         done: MetadataRepository | None,
         window: Duration = _WINDOW,
         timeout: Duration | None = None,
@@ -90,10 +90,12 @@ class KubeTask(EngineTask):
         **policy: Unpack[Policy],
     ) -> None:
         policy.setdefault("grace", GRACE_SECONDS)
-        super().__init__(name, ready, timeout=timeout, **policy)
+        repository = logs if isinstance(logs, BlobRepository) else None
+        kept = None if logs is repository else logs
+        super().__init__(name, ready, timeout=timeout, logs=kept, **policy)  # type: ignore[arg-type]
         self.template = template
         self.resources = self.resource_manager = resources
-        self.logs, self.done = logs, done
+        self.logs, self.done = repository, done
         self.env = dict(env or {})
         self.window = nanoseconds(window, "window")
         if resources is not None and window != _WINDOW:
@@ -113,8 +115,8 @@ class KubeTask(EngineTask):
         self._overheads: dict[str, dict[str, str]] = {}
         self._views["live"] = self._live = LiveKubeRepository(self)
         self.link("live", self.live, is_status=True, inhibits_start=True, inhibits_output=True)
-        if logs is not None:
-            self.link("logs", logs, is_status=True, inhibits_start=True, required_for_output=True)
+        if repository is not None:
+            self.link("logs", repository, is_status=True, inhibits_start=True, required_for_output=True)
         if done is not None:
             self.link("done", done, is_status=True, inhibits_start=True, required_for_output=True)
 

@@ -171,6 +171,7 @@ def _line(fact: Facts) -> bytes:
 
 
 JOURNAL = "journal"
+BOUND_SECONDS = 0.5
 
 
 class LaunchedRuns:
@@ -208,6 +209,12 @@ class LaunchedRuns:
         """Whether a run's main process lives."""
         facts = self.facts.get(identity, {})
         return "pid" in facts and "ended" not in facts and proctable.is_alive(facts["pid"], facts["start"])
+
+    def bound(self, identity: str) -> None:
+        """Keep a run's streams from growing beyond what is kept of them, while it lives."""
+        if self.is_alive(identity):
+            self.outputs.bound(identity, self.facts[identity]["bounds"])
+            self.alarms.after(BOUND_SECONDS, lambda: self.bound(identity))
 
     def forget(self, identity: str) -> None:
         """Know nothing of a run any more."""

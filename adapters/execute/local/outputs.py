@@ -18,6 +18,11 @@ from collections.abc import Iterable, Mapping
 _CLOSE_WRITE = 0x08
 _EVENT = struct.Struct("iIII")
 READ_BYTES = 1 << 16
+GROWN = 4
+"""A stream is cut when it takes so many times what is kept of it."""
+PAGE_BYTES = 4096
+_PUNCH_HOLE = 0x01 | 0x02
+"""FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
 
 
 class Cuts:
@@ -100,6 +105,7 @@ class Outputs:
         self._room = (soft if 0 <= soft <= DESCRIPTORS_MAX else DESCRIPTORS_MAX) // 2
         self._held: dict[str, dict[str, int]] = {}
         self.cuts = Cuts()
+        self._libc = ctypes.CDLL(None, use_errno=True)
         self._watched: dict[int, tuple[str, str]] = {}
         self._watches: dict[str, list[int]] = {}
         self._cut: dict[tuple[str, str], int] = {}
@@ -182,6 +188,20 @@ class Outputs:
         for watch in self._watches.pop(identity, []):
             self.cuts.forget(watch)
             self._watched.pop(watch, None)
+
+    def bound(self, identity: str, bounds: Mapping[str, int]) -> None:
+        """Take the middle out of outputs that have grown far beyond what is kept of them."""
+        for name, most in bounds.items():
+            fd = self._held.get(identity, {}).get(name)
+            if fd is None:
+                continue
+            status = os.fstat(fd)
+            if status.st_blocks * 512 > GROWN * most:
+                half = -(-(most // 2) // PAGE_BYTES) * PAGE_BYTES
+                end = (status.st_size - half) // PAGE_BYTES * PAGE_BYTES
+                hole = (_PUNCH_HOLE, ctypes.c_int64(half), ctypes.c_int64(end - half))
+                if end > half and self._libc.fallocate(fd, *hole) != 0:
+                    os.ftruncate(fd, 0)  # a file system without holes: the writer goes on where it was
 
     def paths(self, identity: str) -> dict[str, str]:
         """Return where other processes of this user can read the outputs that are held."""

@@ -13,6 +13,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,12 @@ from datatask.adapters.execute.base.runner import TrackedRun, TrackedRuns
 from datatask.adapters.execute.base.shutdowns import hit_us_too, stopped_from_outside
 from datatask.adapters.execute.local import folders
 from datatask.adapters.execute.local.client import LauncherClient, Message
-from datatask.adapters.execute.local.outputs import status_of
+from datatask.adapters.execute.local.outputs import STREAMS, status_of
 from datatask.engine.api.streams import BLOCK_BYTES
 from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import current
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import RunSpec
+from datatask.schema.messages import Printed, RunSpec, printed_of
 from datatask.schema.units import SECOND
 
 WHERE = "local"
@@ -117,14 +118,19 @@ class LocalRunner:
     def _question(self, spec: RunSpec) -> Message:
         recipe = self._recipe
         merged = recipe.stderr is STDOUT
+        bound = f":{spec.logs}" if spec.logs else ""
         question: Message = {
             "op": "start",
             "id": spec.identity,
             "task": recipe.task,
             "env": recipe.task,
             "stdin": recipe.stdin is not None,
-            "stdout": recipe.stdout is not None,
-            "stderr": "stdout" if merged else "stderr" if recipe.stderr is not None else "",
+            "stdout": recipe.stdout is not None or (f"stdout{bound}" if bound else False),
+            "stderr": "stdout"
+            if merged
+            else "stderr"
+            if recipe.stderr is not None
+            else bound and f"stderr{bound}",
         }
         amounts = recipe.resources
         if recipe.enforce and amounts is not None:
@@ -210,13 +216,13 @@ class LocalRunner:
         else:
             perhaps = OUT_OF_MEMORY_PERHAPS if message.get("killed_for_memory") else ""
             ending = exit_ending(code, message["why"] or perhaps)
-        if message.get("full"):
+        if message.get("full") and self._recipe.outputs:
             ending = on_full_disk(ending)
         ending = msgspec.structs.replace(
             ending, started_at=began, ended_at=message["at"], usage=usage, reads=run.reads, where=WHERE
         )
         if ending.outcome == "lost":
-            self._runs.end(run, ending)
+            self._runs.end(run, ending, (), self._printed(run))
         else:
             self._collect(run, ending, message)
 
@@ -247,7 +253,20 @@ class LocalRunner:
     ) -> None:
         ending = judged(ending, wrong, found)
         writes = () if ending.outcome == "lost" else self._recipe.writes(run.spec.job, found)
-        self._runs.end(run, ending, writes)
+        self._runs.end(run, ending, writes, self._printed(run))
+
+    def _printed(self, run: LocalRun) -> tuple[Printed, ...]:
+        """Return what the run's process printed, as far as it is kept; a file that is gone printed nothing.
+
+        Where the launcher has taken the middle out of a file that nobody else keeps, its size tells how much was printed.
+        """
+        found: tuple[Printed, ...] = ()
+        for name in STREAMS if run.spec.logs else ():
+            with suppress(OSError):
+                path = self._client.directory.folder(run.spec.identity) / name
+                if os.stat(path).st_size:  # most print nothing, which costs no more than this
+                    found += printed_of(name, path, run.spec.logs)
+        return found
 
     def on_silence(self, identity: str, message: str) -> None:
         """Say that the run cannot be watched."""

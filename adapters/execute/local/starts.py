@@ -22,7 +22,7 @@ from datatask.adapters.execute.local import cgroups, folders, outputs, subreaper
 from datatask.adapters.execute.local.ends import Ends
 from datatask.adapters.execute.local.engine_connections import Engine
 from datatask.adapters.execute.local.folders import Owners
-from datatask.adapters.execute.local.journal import Facts, LaunchedRuns
+from datatask.adapters.execute.local.journal import BOUND_SECONDS, Facts, LaunchedRuns
 from datatask.adapters.execute.local.outputs import Files
 from datatask.adapters.execute.local.process_tree import MARK, AdoptedProcesses, signal_group
 from datatask.adapters.execute.local.spawning import Confinement, explained, spawn
@@ -79,7 +79,7 @@ class Starts:
         task: str,
         env: str,
         stdin: bool,
-        stdout: bool,
+        stdout: bool | str,
         stderr: str,
         limits: dict[str, Any] | None = None,
     ) -> None:
@@ -88,6 +88,8 @@ class Starts:
         self._runs.note(identity, task=task, intended=proctable.now(), folder=folder)
         variables, umask = engine.environments[env]
         merged = stderr == "stdout"
+        if bounds := _bounds(stdout, stderr):
+            self._runs.note(identity, bounds=bounds)
         names = [*(["stdout"] if stdout else []), *(["stderr"] if stderr and not merged else [])]
         files: dict[str, int] = {}
         try:
@@ -112,6 +114,8 @@ class Starts:
         self._runs.outputs.begin(identity, files)
         self._runs.journal.add(facts)
         self._ends.began(identity, pid)
+        if bounds:
+            self._runs.alarms.after(BOUND_SECONDS, lambda: self._runs.bound(identity))
         self.tell_state(engine, identity)
 
     def _confinement(self, identity: str, how: str, cpu: float, memory: int) -> Confinement:
@@ -135,6 +139,12 @@ class Starts:
         else:
             known = {key: facts[key] for key in ("pid", "start", "began")}
             engine.tell({"started": identity, "boot": self._runs.boot} | known)
+
+
+def _bounds(*streams: bool | str) -> dict[str, int]:
+    """Return how much is kept of streams that no repository takes, as in `stdout:1048576`."""
+    given = (stream.partition(":") for stream in streams if isinstance(stream, str))
+    return {name: int(most) for name, _, most in given if most}
 
 
 def _refusal(identity: str, text: str, *, temporary: bool) -> Facts:
@@ -209,6 +219,8 @@ class Takeover:
             facts["unknown"] = True  # which of its streams were to be kept
         files = self._runs.outputs.find(facts["id"], folder, facts.get("pid", 0), facts.get("files"))
         facts["files"] = files
+        if facts.get("bounds"):
+            self._runs.bound(facts["id"])
         return files
 
     # --- what is known of before ------------------------------------------------------------------

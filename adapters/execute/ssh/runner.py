@@ -38,7 +38,7 @@ from datatask.adapters.execute.ssh.transfers import (
 from datatask.engine.ports import Sink
 from datatask.engine.runtime.services import current
 from datatask.schema.events import Ending, ErrorInfo, StopReason
-from datatask.schema.messages import Noticed, RunSpec
+from datatask.schema.messages import Noticed, Printed, RunSpec, printed_of
 from datatask.schema.units import SECOND
 
 TICKS = 100  # a second, in what /proc tells; the kernel's USER_HZ, the same on every machine
@@ -328,7 +328,7 @@ class SSHRunner:
             run.work = self._loop.create_task(self._collect(run, target, ending, full, record.sums))
             self._services.mind(run.work, "the collecting of a run's output over SSH")
         else:
-            self._runs.end(run, ending, self._recipe.writes(run.spec.job, run.outputs))
+            self._end(run, ending)
 
     async def _collect(
         self, run: SSHRun, target: Target, ending: Ending, sizes: dict[str, int], sums: dict[str, str]
@@ -348,7 +348,15 @@ class SSHRunner:
             ending = Ending(outcome="lost", error=ErrorInfo(type="Lost", message=check))
             drop(run.outputs)
             run.outputs.clear()
-        self._runs.end(run, ending, self._recipe.writes(run.spec.job, run.outputs))
+        self._end(run, ending)
+
+    def _end(self, run: SSHRun, ending: Ending) -> None:
+        """End a run with its outputs; what is kept of its streams is of those that are fetched."""
+        printed: tuple[Printed, ...] = ()
+        for name, content in run.outputs.items():
+            if content is not None:
+                printed += printed_of(name, content, run.spec.logs)
+        self._runs.end(run, ending, self._recipe.writes(run.spec.job, run.outputs), printed)
 
     # --- silence ----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.checkpoints import checkpoints_in
 from datatask.adapters.log.faults import damaged, mapped
 from datatask.adapters.log.integrity.verify import chain_faults
+from datatask.adapters.log.kept import copy_kept
 from datatask.adapters.log.locate import archives_path, blobs_path, checkpoints_path, locate
 from datatask.adapters.log.maintenance.garbage import archives_of, named_by_events, named_by_files
 from datatask.adapters.log.maintenance.offline import Announce
@@ -119,6 +120,7 @@ class _Copying:
             found, missing = self._blobs(snapshot)
             self._step("blobs")
             kept = self._checkpoints(base, head)
+            copy_kept(self._source, self._copy)
             faults = chain_faults(snapshot)
             if faults:
                 raise damaged(

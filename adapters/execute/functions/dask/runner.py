@@ -103,6 +103,7 @@ class DaskRunner:
                 self._wants_job,
                 self._code,
                 inputs,
+                spec.logs,
             )
         )
         if run.reason is not None:
@@ -193,7 +194,9 @@ class DaskRunner:
         if not run.ended:
             self._started(run)
         ending = ending_of(message) if run.reason is None else stopped_ending(run.reason)
-        self._runs.end(run, msgspec.structs.replace(ending, where=run.worker), writes_of(message))
+        self._runs.end(
+            run, msgspec.structs.replace(ending, where=run.worker), writes_of(message), message.printed
+        )
 
     async def on_failed(self, run: DaskRun, error: Exception) -> None:
         """Dask could not do it: whose fault it is, is told from the error, and whether it had begun by its lock."""

@@ -28,8 +28,9 @@ from datatask.adapters.execute.functions.detached import (
 )
 from datatask.adapters.execute.functions.workers import Call
 from datatask.adapters.spools import Spool
+from datatask.engine import capture
 from datatask.engine.api.repositories import Repository, all_leaves
-from datatask.engine.run_context import RunContext
+from datatask.engine.run_context import RunContext, current_capture
 from datatask.engine.runtime.calls import error_detail, error_info
 from datatask.schema.definition import Conflicts
 from datatask.schema.events import ErrorInfo
@@ -51,6 +52,7 @@ class Parcel(NamedTuple):
     wants_job: bool
     code: bytes
     inputs: bytes
+    logs: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Do the run where this is loaded."""
@@ -102,14 +104,16 @@ def work(*fields: Any) -> bytes:
         first = False
     if not first:
         return msgspec.msgpack.encode(Reply(name))
-    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts))
+    call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts, parcel.logs))
     event = {"key": parcel.key, "name": name, "address": worker.address}  # Dask puts in "worker" by itself
     _running[parcel.key] = _Running(call, time.monotonic(), lambda: worker.log_event(parcel.topic, event))
     _tell_of_begun()
+    capture.begin(current_capture)
     try:
         return msgspec.msgpack.encode(Reply(name, _done(parcel, call)))
     finally:
         del _running[parcel.key]
+        capture.end()
 
 
 def _tell_of_begun() -> None:
@@ -159,6 +163,7 @@ def _done(parcel: Parcel, call: Call) -> Message:
             travelling(outcome.writes, blobs),
             outcome.reads,
             outcome.cpu_seconds,
+            outcome.printed,
         )
     except Exception as caught:
         error = error_info(caught)
