@@ -15,8 +15,8 @@ from typing import TypedDict
 
 from datatask.schema.definition import (
     INFRASTRUCTURE_ATTEMPTS,
-    OUT_OF_MEMORY,
     LOGS_BYTES,
+    OUT_OF_MEMORY,
     PROGRESS,
     Conflicts,
     OnChange,
