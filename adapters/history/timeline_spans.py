@@ -223,6 +223,9 @@ def _look(
         if span is not None and span.phase == "ready":
             endings.pop(name, None)  # a new episode: what ends it now is another ending
         pens.setdefault(name, _Pen()).move(span, part.at)
+    for name, pen in pens.items():
+        if name not in part.tasks:  # a definition without the task, until one has it again
+            pen.move(None, part.at)
 
 
 def _span(part: State, task: TaskState, job: int, ending: e.RunEnded | None, position: int) -> Span | None:

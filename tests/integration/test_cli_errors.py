@@ -153,9 +153,10 @@ def test_what_the_machine_refuses_a_pipeline_file_is_no_mistake_of_the_file(
 
 
 def test_yaml_pipelines_are_refused_by_name(project: Project) -> None:
-    """Until they are there; a pipeline.yaml in the folder comes before pipeline.py."""
+    """One that only lies in the folder is no pipeline."""
     (project.folder / "pipeline.yaml").write_text("tasks: {}\n")
-    result = project.call("run")
+    assert project.call("plan").code == 0
+    result = project.call("-p", "pipeline.yaml", "run")
     assert result.code == 2
     assert "not there yet" in result.err
 

@@ -40,6 +40,8 @@ def seen(state: State, task: TaskState, job: int) -> str | None:
         return "ended"
     if state.masks[job] & task.claim or any(task.last_run[job : job + 1]):
         return None  # it has ended here before: whether that still counts is the time line's to say
+    if all(task.name != one.name for one in state.definition.tasks):
+        return "absent"  # its open runs are all that is left of it
     read = [link for link in task.definition.links if link.is_input or link.required_for_start]
     names = {name for link in read for name in leaves_of(link.expr)}
     return "waiting" if any(state.contains(name, state.jobs[job]) for name in names) else "absent"
