@@ -14,7 +14,7 @@ from datatask.adapters.log.blobs import FileBlobs
 from datatask.adapters.log.locate import blobs_path
 from datatask.engine.api.repositories import Repository
 from datatask.engine.api.tasks import Task
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.engine.run_context import ValueRef

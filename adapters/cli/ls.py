@@ -25,8 +25,8 @@ from datatask.adapters.history.moments import When
 from datatask.adapters.history.stale import find_stale
 from datatask.adapters.wiring.sets import evaluate, names, parse
 from datatask.engine.api.streams import BLOCK_BYTES
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import unnegated
-from datatask.engine.core.leaves import get_at
 from datatask.schema import definition as d
 from datatask.schema.errors import CallerError, NotPossibleError, UnknownNameError
 from datatask.schema.events import ValuePut

@@ -23,10 +23,11 @@ from datatask.adapters.history.moments import When, position_of
 from datatask.adapters.history.states import fold
 from datatask.adapters.log.locate import locate
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.define import define
 from datatask.engine.core.effects import Evaluation
 from datatask.engine.core.fold import apply
-from datatask.engine.core.leaves import get_at, version_hash
+from datatask.engine.core.leaves import version_hash
 from datatask.engine.core.state import State
 from datatask.engine.ports import Store
 from datatask.schema import definition as d

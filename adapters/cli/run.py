@@ -23,7 +23,7 @@ from datatask.adapters.wiring.choosing import Choice
 from datatask.adapters.wiring.event_loop import run_in_loop
 from datatask.adapters.wiring.last_bound import guard
 from datatask.adapters.wiring.rounds import BLOCKED, INTERRUPTED, SPARE_SECONDS, Interrupts
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.schema.errors import DatataskError, InvalidValueError, LeaseHeldError, TimeLimitError
 from datatask.schema.messages import AcceptLoss
 from datatask.schema.troubles import shown

@@ -29,8 +29,8 @@ from datatask.adapters.history.timeline import lines as text_lines
 from datatask.adapters.history.timeline_spans import timeline
 from datatask.adapters.history.verify.progress import verified
 from datatask.adapters.log.lease import probe
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import set_text
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, NoLogError, UnknownNameError

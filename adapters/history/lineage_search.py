@@ -26,9 +26,9 @@ from datatask.adapters.history.lineage import (
     size_of,
 )
 from datatask.adapters.log.reader import LogReader
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.decide import value_position
 from datatask.engine.core.expressions import leaves_of
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.ports import Filters
 from datatask.schema import events as e

@@ -10,7 +10,7 @@ from typing import Any
 
 from datatask.adapters.log.kept import read_kept
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.state import State
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import LaunchDecided

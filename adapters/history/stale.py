@@ -16,7 +16,7 @@ from pyroaring import BitMap
 
 from datatask.adapters.history.lineage import digest_of
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.staleness import Suspect, filled_by, key_in, look, sources, spread
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from datatask.adapters.history.events import actors_named
 from datatask.adapters.log.reader import LogReader
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.redaction import is_redacted
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs, Filters

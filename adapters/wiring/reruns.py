@@ -17,7 +17,7 @@ from pathlib import Path
 from datatask.adapters.history.stale import Checks
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.contents import Contents
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.staleness import Suspect, look, read_by, suspected
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.closing import in_own_thread

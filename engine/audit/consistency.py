@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.decide import DECIDER_VERSION, decide
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.schema import events as e

@@ -20,10 +20,11 @@ from functools import partial
 import msgspec
 from pyroaring import BitMap
 
+from datatask.engine.core.cells import put_at
 from datatask.engine.core.define import NEVER, wire
 from datatask.engine.core.expressions import compile_condition
 from datatask.engine.core.gathering import APART, Gathering, Group
-from datatask.engine.core.leaves import DerivedState, LeafState, put_at
+from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import FOLD_VERSION, Pending, PendingKey, State
 from datatask.engine.core.tasks import CONTENDING, Episode, Intent, OpenRun, TaskState

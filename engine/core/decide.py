@@ -14,8 +14,9 @@ from heapq import heappop, heapreplace
 from itertools import islice
 from typing import Literal, NamedTuple, TypeVar
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import leaves_of
-from datatask.engine.core.leaves import DerivedState, LeafState, get_at
+from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.quotas import Constraint, QuotaState
 from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import State

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from datatask.engine.core.cells import put_at
 from datatask.engine.core.expressions import compile_condition, leaves_of, without
 from datatask.engine.core.gathering import Gathering
-from datatask.engine.core.leaves import DerivedState, LeafState, put_at
+from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import Pending, PendingKey, State
 from datatask.engine.core.tasks import TaskState

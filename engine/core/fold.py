@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from datatask.engine.core.cells import put_at
 from datatask.engine.core.define import define
 from datatask.engine.core.fold_episodes import EPISODES, Handler
-from datatask.engine.core.leaves import DerivedState, LeafState, put_at, version_hash
+from datatask.engine.core.leaves import DerivedState, LeafState, version_hash
 from datatask.engine.core.state import REQUESTS_MAX, Pending, PendingKey, State
 from datatask.engine.core.tasks import Intent
 from datatask.schema import events as e

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from datatask.engine.core.leaves import get_at, put_at
+from datatask.engine.core.cells import get_at, put_at
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import CONTENDING, Episode, OpenRun, TaskState
 from datatask.schema import events as e

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pyroaring import BitMap
 
-from datatask.engine.core.leaves import get_at, put_at
+from datatask.engine.core.cells import get_at, put_at
 from datatask.schema.definition import GatheredDef
 from datatask.schema.units import NANO
 from datatask.schema.values import JOB_LENGTH_MAX, is_job

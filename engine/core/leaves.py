@@ -32,21 +32,6 @@ def version_hash(version: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "big") or 1
 
 
-def put_at(cells: array[int], index: int, value: int) -> None:
-    """Set a cell, growing the array by doubling."""
-    try:
-        cells[index] = value
-    except IndexError:
-        grown = max(index + 1, 2 * len(cells), 64) - len(cells)
-        cells.frombytes(bytes(grown * cells.itemsize))
-        cells[index] = value
-
-
-def get_at(cells: array[int], index: int) -> int:
-    """Return a cell; 0 where the array has not grown to."""
-    return cells[index] if index < len(cells) else 0
-
-
 @dataclass(slots=True, eq=False)
 class LeafState:
     """One leaf; `feeds`, `translates` and `gathers` are the derived leaves that stand on it."""

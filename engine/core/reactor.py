@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from datatask.engine.core import decide as deciding
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.effects import Evaluation, Outbox, StartRun
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.run_book import RunBook
 from datatask.engine.core.state import PendingKey, State

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from pyroaring import BitMap
 
-from datatask.engine.core.leaves import CHANGED_MAX, DerivedState, LeafState, put_at
+from datatask.engine.core.cells import put_at
+from datatask.engine.core.leaves import CHANGED_MAX, DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.tasks import Intent, OpenRun, TaskState
 from datatask.schema.definition import Medium, PipelineDef, Selection

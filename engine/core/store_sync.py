@@ -13,8 +13,9 @@ from collections.abc import Container, Iterable, Sequence, Set
 
 import msgspec
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.effects import LookAgain, Outbox, put_event
-from datatask.engine.core.leaves import LeafState, get_at, version_hash
+from datatask.engine.core.leaves import LeafState, version_hash
 from datatask.engine.core.tasks import OpenRun
 from datatask.schema import events as e
 from datatask.schema.definition import In

@@ -13,10 +13,11 @@ from itertools import islice
 from msgspec.structs import replace
 from pyroaring import BitMap
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import conjuncts, fold, leaves_of, set_text, text
 from datatask.engine.core.gathering import APART
-from datatask.engine.core.leaves import LeafState, get_at
+from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState, contenders

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.effects import WriteStore
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Episode, OpenRun, TaskState

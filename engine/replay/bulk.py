@@ -16,8 +16,9 @@ from typing import Any
 
 from pyroaring import BitMap
 
+from datatask.engine.core.cells import put_at
 from datatask.engine.core.fold import HANDLED, apply, remember_request, selected
-from datatask.engine.core.leaves import LeafState, put_at, version_hash
+from datatask.engine.core.leaves import LeafState, version_hash
 from datatask.engine.core.state import State
 from datatask.engine.replay.deferred import Deferred, DeferredRun
 from datatask.engine.replay.transitions import (

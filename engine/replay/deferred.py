@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from pyroaring import BitMap
 
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import CONTENDING, Episode, OpenRun, TaskState
 from datatask.engine.replay.transitions import RUNNING, JobState

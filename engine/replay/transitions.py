@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, get_args
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.define import NEVER, wire
 from datatask.engine.core.expressions import compile_condition
 from datatask.engine.core.fold import apply
-from datatask.engine.core.leaves import DerivedState, LeafState, get_at
+from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.quotas import QuotaState
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Episode, FifoQueue, OpenRun, TaskState

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pyroaring import BitMap
 
-from datatask.engine.core.leaves import get_at
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.store_sync import LOSS_LEAST
 from datatask.engine.ports import Appeared, Change, Comparable, Doubtful, Found, Store, Vanished
 from datatask.engine.runtime.closing import call_off, in_own_thread

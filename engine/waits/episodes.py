@@ -12,8 +12,9 @@ import heapq
 from collections.abc import Callable
 from typing import NamedTuple
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.decide import value_position
-from datatask.engine.core.leaves import LeafState, get_at
+from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.quotas import Constraint
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import MAX_TIME, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.episodes import Episodes, Tracker

@@ -24,7 +24,8 @@ from datatask import (
     YamlMetadataFileRepository,
 )
 from datatask.adapters.store import inotify
-from datatask.engine.core.leaves import get_at, version_hash
+from datatask.engine.core.cells import get_at
+from datatask.engine.core.leaves import version_hash
 from datatask.engine.runtime import comparing
 from datatask.schema import messages as r
 from datatask.testing import memory_log, recording

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.define import start_condition
 from datatask.engine.core.expressions import holds
 from datatask.engine.core.fold import apply_all
-from datatask.engine.core.leaves import get_at
 from datatask.engine.core.state import PendingKey, State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.waits.intervals import CAUSES, Episode

@@ -137,6 +137,21 @@ CASES = [
         },
     ),
     Case(
+        datatask.Gathered,
+        {"of": META, "count": 1},
+        {
+            **{"of": REPOSITORY, "which": set(), "expected": REPOSITORY, "share": set(), "count": {"number"}},
+            **{
+                "by": {*TEXT, *FUNCTION, *REPOSITORY},
+                "late": set(),
+                "values": REPOSITORY,
+                "job": TEXT,
+                "name": TEXT,
+                "was": TEXT,
+            },
+        },
+    ),
+    Case(
         datatask.Pipeline,
         {"tasks": [], "session": Session()},
         {
