@@ -189,7 +189,7 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
                 type=click.Choice(COLORS)),
         _option("budget", ["--budget"], hidden, "Stop after this time; print the results so far and exit with 7.",
                 type=Span(min=0, min_open=True), metavar="S"),
-        _option("debug", ["--debug"], True, "Print tracebacks of internal errors.", is_flag=True),
+        _option("debug", ["--debug"], hidden, "Print tracebacks of internal errors.", is_flag=True),
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from datatask.adapters.history import events, shapes
 from datatask.adapters.history.export.files import FORMATS, STDOUT, Format, Order, Written, export
 from datatask.adapters.history.export.tables import TABLES, Wanted
 from datatask.adapters.history.moments import When
+from datatask.adapters.history.waits import refuse_unknown
 from datatask.adapters.log.query_process import Answered, Limits, ask
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
@@ -100,7 +101,8 @@ def log(
     selection = events.Selection(filters, since, until, pattern, caused_by, causes_of, last, reverse)
     printer = _Printer(Output(settings, csv=csv))
     with opened(settings, events=True) as reader:
-        if not follow:
+        if not follow:  # what comes later may have names that are not there yet
+            refuse_unknown(reader, task, job, repository)
             for found in events.select(reader, selection):
                 printer(found)
             return

@@ -16,6 +16,7 @@ from datatask.adapters.history.lineage_search import LIMIT, Lineages, start_of
 from datatask.adapters.history.moments import When
 from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.adapters.history.runs import RUN_FIELDS, SORTS, STATES, RunFilter, find_runs, group_runs
+from datatask.adapters.history.waits import refuse_unknown
 from datatask.adapters.log.reader import LogReader
 from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
@@ -69,6 +70,7 @@ def runs(
     output = Output(settings, csv=csv)
     wanted = RunFilter(task, job, state, where, since, until, active, at)
     with opened(settings, events=True) as reader:
+        refuse_unknown(reader, task, job)
         if by is None:
             found = find_runs(reader, wanted, sort=sort or "decided", last=last, newest_first=reverse)
             if output.json:

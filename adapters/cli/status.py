@@ -33,11 +33,13 @@ from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import set_text
 from datatask.engine.core.state import State
 from datatask.schema import definition as d
-from datatask.schema.errors import InvalidValueError, NoLogError, UnknownNameError
+from datatask.schema.errors import InvalidValueError, NoLogError, UnknownNameError, unknown
 from datatask.schema.troubles import shown
 from datatask.schema.units import NANO, amount_figure
 
 WATCH_SECONDS = 1.0
+NEAR_AMONG_MAX = 10_000
+"""Among more jobs no similar name is looked for."""
 ENGINE_SECONDS = 2.0
 
 
@@ -222,6 +224,10 @@ def trace(
     """
     output = Output(settings)
     with seen(settings, at) as log:
+        for job in jobs:
+            if job not in log.state.job_index:
+                few = log.state.job_index if len(log.state.jobs) <= NEAR_AMONG_MAX else ()
+                raise unknown("job", job, few)
         wanted = output.json or svg is not None or (output.draws if with_timeline is None else with_timeline)
         lines = _timelines(log, jobs) if wanted else {}
         if svg is not None:

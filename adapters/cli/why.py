@@ -155,7 +155,7 @@ def waiting(
         asked = waits.WaitQuery(task, job, since, at)
         if job is not None and by is None:
             rows = map(waits.interval_row, waits.find_intervals(reader, asked))
-            output.rows(_readable(output, rows), waits.INTERVAL_FIELDS, drawn=DRAWN_INTERVALS)
+            output.rows(_readable(output, rows), _shown(output, waits.INTERVAL_FIELDS), drawn=DRAWN_INTERVALS)
             return
         names = (
             tuple(part.strip() for part in by.split(",") if part.strip()) if by is not None else waits.USUAL
@@ -172,7 +172,8 @@ def waiting(
             }
         )
         return
-    output.rows(_readable(output, sums.rows), sums.rows.columns, drawn=[*names, *DRAWN_SUMS])
+    columns = _shown(output, sums.rows.columns)
+    output.rows(_readable(output, sums.rows), columns, drawn=[*names, *DRAWN_SUMS])
     if by is None and not csv and not settings.fields:
         output.line()
         output.rows(_readable(output, sums.tasks), sums.tasks.columns)
@@ -193,6 +194,12 @@ def _meant(reader: Any, name: str | None, is_job: bool) -> tuple[str | None, str
             f"there is no task and no job {name} in the log", remedy=waits.known_tasks(reader)
         )
     return None, name
+
+
+def _shown(output: Output, columns: Sequence[str]) -> Sequence[str]:
+    """Return the columns without the exact integers where people read them, unless they ask."""
+    asked = output.json or output.csv or list(output.chosen(columns)) != list(columns)
+    return columns if asked else [name for name in columns if name != "nanoseconds"]
 
 
 def _readable(output: Output, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

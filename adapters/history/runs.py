@@ -142,7 +142,7 @@ def find_runs(
     What is not known (the duration of a run that has not ended) comes before what is.
     """
     if sort not in SORTS:
-        raise InvalidValueError(f"runs cannot be sorted by {sort}", remedy=one_of(SORTS, sort))
+        raise InvalidValueError(f"runs cannot be sorted by {sort}", remedy=one_of(SORTS))
     rows = run_rows(reader, wanted, RUN_FIELDS, SORTS[sort], last)
     return map(_shape, rows if newest_first else reversed(rows))
 
@@ -319,10 +319,10 @@ def group_runs(
     """Return columns and rows: one row for each combination of `by`, in their order or sorted by a column."""
     for name in by:
         if name not in KEYS:
-            raise InvalidValueError(f"runs cannot be grouped by {name}", remedy=one_of(KEYS, name))
+            raise InvalidValueError(f"runs cannot be grouped by {name}", remedy=one_of(KEYS))
     columns = (*by, *GROUP_FIELDS)
     if sort is not None and sort not in columns:
-        raise InvalidValueError(f"groups cannot be sorted by {sort}", remedy=one_of(columns, sort))
+        raise InvalidValueError(f"groups cannot be sorted by {sort}", remedy=one_of(columns))
     rows = [(*key, *group.figures()) for key, group in _groups(reader, wanted, by).items()]
     rows.sort(key=lambda row: tuple(map(_order, row)))
     if sort is not None:

@@ -7,7 +7,7 @@ are kept the open episodes and the sums, nothing that grows with the number of e
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from datatask.adapters.clock import SystemClock
@@ -278,6 +278,26 @@ def is_job(reader: LogReader, name: str) -> bool:
     """Whether the log has an event of this job."""
     sql = "SELECT 1 FROM log WHERE job = (SELECT id FROM names WHERE text = ?) LIMIT 1"
     return bool(reader.query(sql, (name,)).rows)
+
+
+def refuse_unknown(
+    reader: LogReader, tasks: Iterable[str] = (), jobs: Iterable[str] = (), repositories: Iterable[str] = ()
+) -> None:
+    """Refuse names that the log does not have, with those that are like them; what was archived may have had others."""
+    if reader.header.base:
+        return
+    known = _names(reader, reader.head) if tasks else {}
+    for task in tasks:
+        if task not in known:
+            raise unknown("task", task, known)
+    for job in jobs:
+        if not is_job(reader, job):
+            raise UnknownNameError(f"there is no job {job} in the log", remedy="see: datatask ls")
+    for repository in repositories:
+        if not reader.query("SELECT 1 FROM names WHERE text = ?", (repository,)).rows:
+            raise UnknownNameError(
+                f"there is no repository {repository} in the log", remedy="see: datatask status --all"
+            )
 
 
 def check(reader: LogReader, asked: WaitQuery) -> None:

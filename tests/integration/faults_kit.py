@@ -33,6 +33,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "trace": (["trace", "a"], ""),
     "why": (["why", "double", "w1"], ""),
     "ls": (["ls", "double.done"], ""),
+    "logs": (["logs", "double", "a"], ""),
     "cat": (["cat", "double.doubled", "a"], ""),
     "graph": (["graph"], ""),
     "inject": (["inject", "double.numbers", "k"], '{"n": 5}'),

@@ -237,7 +237,17 @@ def test_trace_and_why(finished: Project) -> None:
     """Trace is pydatatask's text; why tells what it would take."""
     finished.ok("rm", "double.done", "b")
     text = "double\ndouble.numbers a b\ndouble.done a\ndouble.doubled a b\n\n"
-    assert finished.ok("trace", "a", "b", "nobody").out.startswith(text)
+    assert finished.ok("trace", "a", "b").out.startswith(text)
+    refused = finished.call("trace", "a", "nobody")
+    assert (refused.code, "there is no job nobody" in refused.err) == (2, True)
+    for arguments in (["log", "--task", "duoble"], ["runs", "--task", "duoble"]):
+        refused = finished.call(*arguments)
+        assert (refused.code, "there is no task duoble; use one of: double" in refused.err) == (2, True), (
+            refused
+        )
+    assert (
+        finished.call("log", "--job", "nobody").code == finished.call("log", "--repository", "none").code == 2
+    )
     (path,) = finished.ok("trace", "a", "--json").json
     assert path["tasks"]["double"]["state"] == "succeeded"
     assert path["tasks"]["double"]["links"]["numbers"].keys() == {"repository", "present", "since"}

@@ -140,7 +140,7 @@ def test_drawn_as_svg(project: Project) -> None:
     assert ET.fromstring(project.ok("trace", "good", "--svg", "-").out).get("role") == "img"
     refused = project.call("trace", "nobody", "--svg", "-")
     assert (refused.code, refused.out) == (2, "")
-    assert "knows none of these jobs" in refused.err
+    assert "there is no job nobody" in refused.err
 
 
 def test_a_changed_definition_is_followed(project: Project) -> None:
