@@ -32,7 +32,7 @@ from datatask.adapters.sim.model import (
 from datatask.adapters.sim.rounds import Rounds, SimTask
 from datatask.engine.core.decide import BOUND
 from datatask.engine.core.quotas import Constraint
-from datatask.engine.core.retry import NextAttempt, after_ending
+from datatask.engine.core.retry import NextAttempt, after_ending, reasons_of
 from datatask.engine.core.tasks import Entry, Episode
 from datatask.engine.replay.batches import (
     COUNT,
@@ -317,8 +317,9 @@ class Quick:
         """The policy tries again: the job waits for its time."""
         lost, forgiven = self._lost_before(lane, run)
         episode = Episode(run.ready, 0.0, run.attempt, lost, forgiven=forgiven)
-        outcome = lane.profile.fates[run.fate].outcome
-        again = after_ending(lane.retry, episode, outcome, self.now, chance)
+        fate = lane.profile.fates[run.fate]
+        reasons = reasons_of(fate.ending(None, self.now))
+        again = after_ending(lane.retry, episode, fate.outcome, self.now, chance, reasons=reasons)
         assert isinstance(again, NextAttempt)
         episode.not_before = again.not_before
         episode.infrastructure += again.budget == "infrastructure"

@@ -82,8 +82,15 @@ def of_function(
     func: Callable[..., Any], given: Mapping[str, Parameter] = types.MappingProxyType({})
 ) -> Fingerprint:
     """Return the fingerprint of a task's function; `given` are the parameters that its arguments may name."""
-    walk = _Walk()
-    described = walk.value(func, getattr(func, "__qualname__", type(func).__name__), 0)
+    walk, name = _Walk(), getattr(func, "__qualname__", type(func).__name__)
+    try:
+        described = walk.value(func, name, 0)
+    except (
+        SystemError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # of the interpreter: no reason to refuse a task
+        return Fingerprint({}, (f"function {name}: {type(error).__name__}: {error}",))
     if not isinstance(inspect.unwrap(func), types.FunctionType):
         walk.add("function", described)
     for name in _arguments(func):

@@ -67,10 +67,23 @@ def slots_of(kind: type) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
+TRIES = 3
+
+
+def _parse(text: str) -> ast.Module:
+    """Return a syntax tree; tried again where CPython 3.11 says "recursion depth mismatch", since something else parsed meanwhile."""
+    for _ in range(TRIES - 1):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            continue
+    return ast.parse(text)
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(path: str, text: str) -> ast.Module | None:
     try:
-        return ast.parse(text)
+        return _parse(text)
     except (SyntaxError, ValueError):
         return None
 
@@ -128,9 +141,7 @@ def normal_text(node: ast.AST) -> str:
 
 def _copied(node: ast.AST) -> ast.AST:
     made = (
-        ast.parse(ast.unparse(node)).body[0]
-        if not isinstance(node, ast.Module)
-        else ast.parse(ast.unparse(node))
+        _parse(ast.unparse(node)).body[0] if not isinstance(node, ast.Module) else _parse(ast.unparse(node))
     )
     if isinstance(made, ast.FunctionDef | ast.AsyncFunctionDef):
         made.decorator_list = []  # a decorator is followed as the function that it returned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from datatask import Parameter
+from datatask.engine.api import sources
 from datatask.engine.api.fingerprints import DIGEST_CHARS, of_function
 
 HELPER = """
@@ -198,3 +200,22 @@ def test_a_function_without_source_has_no_fingerprint() -> None:
     found = of_function(names["work"])  # type: ignore[arg-type]
     assert found.components == {}
     assert found.unfollowed == ("function work: its source is not that of the code that runs",)
+
+
+@pytest.mark.parametrize(("failures", "known"), [(2, True), (3, False)])
+def test_an_interpreter_that_cannot_parse_for_a_moment_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, known: bool
+) -> None:
+    parse, left = ast.parse, [failures]
+
+    def failing(text: str) -> ast.Module:
+        if left[0]:
+            left[0] -= 1
+            raise SystemError("AST constructor recursion depth mismatch (before=219, after=274)")
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", failing)
+    sources._parsed.cache_clear()
+    found = of_function(changed)
+    assert bool(found.components) is known
+    assert known is not any("recursion depth mismatch" in words for words in found.unfollowed)
