@@ -63,6 +63,8 @@ def test_fifty_at_once_are_each_done_or_refused(tmp_path: Path) -> None:
         told = err.decode()
         assert "Traceback" not in told, (one, told)
         assert "internal error" not in told, (one, told)
+        if one[0] == "run" and code == 6:
+            continue  # what it waits for was paused or removed by another command
         assert code in (0, 2, 3, 4, 5), (one, code, told)
         if code:
             assert told.splitlines()[-1].startswith("datatask: "), (one, told)

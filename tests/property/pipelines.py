@@ -100,8 +100,6 @@ def tasks(draw: st.DrawFn, index: int) -> TaskDef:
         disabled=draw(st.integers(0, 9)) == 0,
         done=draw(st.sampled_from([own, own, None])),
         pids=draw(st.sampled_from([None, None, "r3"])),
-        fingerprint=draw(st.sampled_from([{}, {"function f": "0a"}, {"function f": "0b"}])),
-        on_change=draw(st.sampled_from(["mark", "mark", "rerun", "keep"])),
     )
 
 

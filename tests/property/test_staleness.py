@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from hypothesis import given
+from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from datatask.engine.core.expressions import leaves_of
@@ -126,12 +128,31 @@ class Slow:
                             yield task.name, job
 
 
+@st.composite
+def changing(draw: st.DrawFn) -> tuple[PipelineDef, list[PipelineDef]]:
+    """A pipeline and its variants, in which the code of tasks differs, too."""
+    first, variants = draw(families())
+
+    def with_code(pipeline: PipelineDef) -> PipelineDef:
+        tasks = (
+            msgspec.structs.replace(
+                task,
+                fingerprint=draw(st.sampled_from([{}, {"function f": "0a"}, {"function f": "0b"}])),
+                on_change=draw(st.sampled_from(["mark", "mark", "rerun", "keep"])),
+            )
+            for task in pipeline.tasks
+        )
+        return msgspec.structs.replace(pipeline, tasks=tuple(tasks))
+
+    return with_code(first), [with_code(variant) for variant in variants]
+
+
 def named(state: State, found: dict[str, BitMap]) -> set[Result]:
     """Return results by name."""
     return {(task, state.jobs[job]) for task, jobs in found.items() for job in jobs}
 
 
-@given(families(), lives)
+@given(changing(), lives)
 def test_positions_tell_what_events_tell(
     family: tuple[PipelineDef, list[PipelineDef]], life: list[Action]
 ) -> None:
