@@ -81,10 +81,10 @@ class Server:
 def children(pid: int) -> list[int]:
     """Return the pids of a process's children."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if path.read_text().rpartition(")")[2].split()[1] == str(pid):
-                found.append(int(path.parent.name))
+    for name in os.listdir("/proc"):  # a glob looks at each entry itself, and one may be gone by then
+        with contextlib.suppress(OSError, ValueError):
+            if Path(f"/proc/{int(name)}/stat").read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(int(name))
     return found
 
 
