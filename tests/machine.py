@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,24 @@ def mounted(path: Path, *options: str) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+_MEASURE = """\
+import os, sys
+pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss * 1024))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def with_peak(to: Path, *command: str) -> list[str]:
+    """Return a command that runs another and writes the bytes that this had resident at most.
+
+    A small process starts it: Linux counts the memory of the process that starts one to it.
+    """
+    return [sys.executable, "-I", "-S", "-c", _MEASURE, str(to), *command]
 
 
 def open_way_to(path: Path) -> None:

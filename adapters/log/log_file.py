@@ -31,9 +31,17 @@ from datatask.schema.errors import (
 )
 from datatask.schema.version import FORMAT, META_KEYS
 
-_ATTEMPTS = 20
+_PAUSES = (0.0, 0.0, 0.0, 0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
+"""Seconds between tries to read a log that others open, close or cut meanwhile."""
+
 _UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 """What SQLite answers where it cannot make the shared memory of a write-ahead log."""
+
+_READONLY_FOR_NOW = {
+    sqlite3.SQLITE_READONLY_CANTINIT,
+    sqlite3.SQLITE_READONLY_CANTLOCK,
+    sqlite3.SQLITE_READONLY_RECOVERY,
+}
 
 Stamp = tuple[tuple[int, int, int, int], tuple[int, int, int, int] | None]
 T = TypeVar("T")
@@ -53,12 +61,12 @@ class LogFile:
     def steadily(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what the work finds on the connection that is kept open; it is done again where the file changed meanwhile."""
         with self.lock, mapped(self.path):
-            for _ in range(_ATTEMPTS):
+            for last in _tries():
                 connection = self._connect()
                 try:
                     found = work(connection)
-                except sqlite3.DatabaseError:
-                    if self._steady():
+                except sqlite3.DatabaseError as error:
+                    if self._steady() and (last or not _may_pass(error)):
                         raise
                 else:
                     if self._steady():
@@ -68,13 +76,13 @@ class LogFile:
 
     def apart(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """As `steadily`, on a connection of its own, which other threads do not wait for."""
-        for _ in range(_ATTEMPTS):
+        for last in _tries():
             stamp = self._stamp()
             try:
-                with closing(self._open(stamp)) as connection:
+                with mapped(self.path), closing(self._open(stamp)) as connection:
                     found = work(connection)
-            except LogError:
-                if self._is_same(stamp):
+            except LogError as error:
+                if self._is_same(stamp) and (last or not _may_pass(error)):
                     raise
                 continue
             if not (_unwritten(stamp) or self._unshared) or self._stamp() == stamp:
@@ -92,7 +100,7 @@ class LogFile:
         """Return the connection, a new one when the present one was made for what has changed since."""
         if self._connection is not None and not self._steady():
             self.close()
-        for attempt in range(_ATTEMPTS if self._connection is None else 0):
+        for last in _tries() if self._connection is None else ():
             self._stamped = self._stamp()
             try:
                 self._connection = self._open(self._stamped)
@@ -100,11 +108,9 @@ class LogFile:
                 break
             except (sqlite3.DatabaseError, LogError) as error:
                 self.close()
-                if (
-                    attempt + 1 == _ATTEMPTS
-                    or isinstance(error, LogGoneError)
-                    or self._is_same(self._stamped)
-                ):
+                if last or isinstance(error, LogGoneError):
+                    raise
+                if self._is_same(self._stamped) and not _may_pass(error):
                     raise
         assert self._connection is not None
         return self._connection
@@ -180,6 +186,21 @@ class LogFile:
         return TemporaryError(
             "the log is opened and closed all the time", where=str(self.path), remedy="try again"
         )
+
+
+def _tries() -> Iterator[bool]:
+    """Give one try after another, with pauses that grow; True for the last."""
+    for pause in _PAUSES:
+        yield False
+        time.sleep(pause)
+    yield True
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether SQLite could not open a file: its write-ahead log is removed and made anew by those that write."""
+    cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+    code = getattr(cause, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_CANTOPEN or code in _READONLY_FOR_NOW
 
 
 def _unwritten(stamp: Stamp) -> bool:

@@ -182,6 +182,7 @@ class LogReader:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
         def copy(connection: sqlite3.Connection) -> None:
+            os.truncate(target, 0)  # what a try before this one has copied cannot be opened without locks
             with closing(_unlocked(target)) as into:
                 connection.backup(into)
 

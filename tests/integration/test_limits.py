@@ -24,6 +24,7 @@ from datatask.engine.api import declare
 from datatask.schema import messages as r
 from datatask.schema.events import ABSENT
 from tests.integration.cli_kit import Project
+from tests.machine import with_peak
 from tests.unmeasured import plain_environment
 
 FULL = os.environ.get("DATATASK_TEST_FULL") == "1"
@@ -185,7 +186,7 @@ def _peak(
 ) -> int:
     """Run a command in a process of its own; return the bytes that it had resident at most."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "datatask", *arguments],
+        with_peak(project.folder / "peak", sys.executable, "-m", "datatask", *arguments),
         cwd=project.folder,
         env=plain_environment(),
         stdin=subprocess.PIPE if isinstance(given, bytes) else given,
@@ -195,7 +196,5 @@ def _peak(
         assert isinstance(given, bytes)
         process.stdin.write(given)
         process.stdin.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024
+    assert process.wait() == 0
+    return int((project.folder / "peak").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -209,6 +210,37 @@ async def test_a_log_that_is_closed_just_as_it_is_opened_is_read(
         monkeypatch.setattr(LogFile, "_made", made)
         assert seen[0] == "mode=ro"
         assert seen[-1] == "immutable=1"
+
+
+async def test_what_cannot_be_opened_for_a_moment_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the write-ahead log has the same number as the one before it."""
+    await (await opened(path)).close()
+    made, tried = LogFile._made, itertools.count()
+
+    def failing(self: LogFile, option: str) -> sqlite3.Connection:
+        if next(tried) < 12:
+            sqlite3.connect(f"{path.parent.as_uri()}/absent?mode=ro", uri=True)
+        return made(self, option)
+
+    monkeypatch.setattr(LogFile, "_made", failing)
+    with LogReader(path) as reader:
+        assert reader.head == 1
+    assert next(tried) > 12
+
+
+async def test_a_copy_that_is_begun_again_is_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file changed while it was copied: what was copied of it is no log yet."""
+    await (await opened(path)).close()
+    steady, asked = LogFile._steady, itertools.count()
+    with LogReader(path) as reader:
+        assert reader.head == 1
+        monkeypatch.setattr(LogFile, "_steady", lambda self: next(asked) > 1 and steady(self))
+        reader.copy_to(path.with_name("copy.db"))
+    with LogReader(path.with_name("copy.db")) as reader:
+        assert reader.head == 1
+    assert next(asked) > 2
 
 
 async def test_worker_threads_fetch_while_the_loop_appends(path: Path) -> None:
