@@ -21,6 +21,7 @@ from datatask import (
     Session,
     SSHLinuxManager,
 )
+from tests.crash.shop import add
 from tests.ssh_kit import Server
 
 SCRIPT = "#!/bin/sh\necho {{ job }} >> {{ effects }}/{{ job }}\nsleep 0.05\ncat\n"
@@ -37,8 +38,7 @@ def lay_out(folder: Path, jobs: int, server: Server) -> None:
     for name in ("in", "effects", "out"):
         (folder / name).mkdir(parents=True)
     (folder / "server").write_text(f"{server.folder}\n{server.port}\n")
-    for number in range(jobs):
-        (folder / "in" / f"j{number}").write_text("x" * number)
+    add(folder, jobs)
 
 
 def remote(folder: Path) -> Pipeline:

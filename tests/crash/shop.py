@@ -57,7 +57,18 @@ def lay_out(folder: Path, jobs: int) -> None:
     """Make the folder and the inputs."""
     for name in ("in", "effects", "out", "told"):
         (folder / name).mkdir(parents=True)
-    for number in range(jobs):
+    add(folder, jobs)
+
+
+def inputs(folder: Path) -> int:
+    """Return how many inputs there are."""
+    return sum(1 for _ in (folder / "in").iterdir())
+
+
+def add(folder: Path, jobs: int) -> None:
+    """Add so many inputs."""
+    present = inputs(folder)
+    for number in range(present, present + jobs):
         (folder / "in" / f"j{number}").write_text("x" * number)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.harness import effects, given_up, losses, memberships
-from tests.crash.shop import lay_out
+from tests.crash.shop import inputs, lay_out
 from tests.effort import by_effort
 
 pytestmark = pytest.mark.long
@@ -41,9 +41,9 @@ def told(call: str) -> str:
 def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     """Compare a life of many kills with one of none."""
     disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
-    for folder in (disturbed, calm):
-        lay_out(folder, jobs)
+    lay_out(disturbed, jobs)
     assert told(f"kill_often(Path({str(disturbed)!r}), {kills}, {seed})") == "[]"
+    lay_out(calm, inputs(disturbed))
     assert told(f"finish(Path({str(calm)!r}))") == "0"
     lost = losses(disturbed)
     for task, names in given_up(disturbed).items():
@@ -55,7 +55,7 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     assert memberships(disturbed) == memberships(calm)
     assert told(f"verified(Path({str(disturbed)!r}))") == "[]"
     assert len((disturbed / "launcher-kills").read_text().splitlines()) > kills / LAUNCHERS
-    assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(jobs)}
+    assert effects(disturbed) == effects(calm) == {f"j{number}": 1 for number in range(inputs(calm))}
 
 
 @pytest.mark.scaled

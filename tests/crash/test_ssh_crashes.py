@@ -9,6 +9,7 @@ import pytest
 
 from tests.crash.harness import effects, memberships
 from tests.crash.remote import lay_out
+from tests.crash.shop import inputs
 from tests.crash.test_crashes import told
 from tests.effort import by_effort
 from tests.ssh_kit import server, shared
@@ -24,6 +25,7 @@ def lived(tmp_path: Path, kills: int, jobs: int, seed: int) -> None:
     folder = tmp_path / "disturbed"
     lay_out(folder, jobs, server())
     assert told(f"kill_often(Path({str(folder)!r}), {kills}, {seed}, {LIVES}, {REMOTE})") == "[]"
+    jobs = inputs(folder)
     names = {f"j{number}" for number in range(jobs)}
     members = memberships(folder)
     assert members["out"] == members["told"] == members["copy.done"] == names
