@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from datatask.adapters.history.verify.verify import LogVerified as LogVerified
     from datatask.adapters.history.verify.verify import verify as verify
     from datatask.adapters.sim.simulate import simulate as simulate
+    from datatask.adapters.store.bucket_repositories import BucketRepository as BucketRepository
+    from datatask.adapters.store.bucket_repositories import S3BucketInfo as S3BucketInfo
+    from datatask.adapters.store.bucket_repositories import (
+        YamlMetadataBucketRepository as YamlMetadataBucketRepository,
+    )
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
     )
@@ -132,6 +137,9 @@ _HOME: dict[str, str] = {
     "AWriteText": "datatask.engine.api.streams",
     "backup": "datatask.adapters.history.maintenance",
     "BlobRepository": "datatask.engine.api.repositories",
+    "BucketRepository": "datatask.adapters.store.bucket_repositories",
+    "S3BucketInfo": "datatask.adapters.store.bucket_repositories",
+    "YamlMetadataBucketRepository": "datatask.adapters.store.bucket_repositories",
     "BlockingRepository": "datatask.engine.api.repositories",
     "AlreadyOpenError": "datatask.schema.errors",
     "AlreadyThereError": "datatask.schema.errors",
@@ -237,7 +245,7 @@ _OWN = "write a subclass of {}, as in docs/tutorial.md"
 _INNER = "it was internal to pydatatask"
 _ABSENT: dict[str, str] = {
     **dict.fromkeys(
-        ("S3BucketRepository", "S3BucketInfo", "S3BucketReader", "S3BucketBinaryWriter"),
+        ("S3BucketRepository", "S3BucketReader", "S3BucketBinaryWriter"),
         "use FileRepository on a mounted bucket, or " + _OWN.format("BlobRepository"),
     ),
     "YamlMetadataS3Repository": "use YamlMetadataFileRepository on a mounted bucket, or "

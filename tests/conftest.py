@@ -15,8 +15,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +25,9 @@ from hypothesis import HealthCheck, settings
 from tests import bytecode, spread
 from tests.effort import EFFORT, EFFORTS, by_effort, is_chosen, mark
 from tests.servers import SharedServer
+
+if TYPE_CHECKING:
+    from tests.object_stores import Service
 
 bytecode.keep()
 
@@ -170,6 +174,15 @@ def _misses(what: str, remedy: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"needs {what}: {remedy}", pytrace=False)
     pytest.skip(f"needs {what}")
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
+    """Start a server of this name when it is first asked for, for all tests of this process."""
+    from tests.object_stores import running
+
+    with contextlib.ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(running(name, tmp_path_factory.mktemp(name))))
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -356,14 +356,26 @@ class Observer:
         runtime.wake()
 
     async def _poll(self) -> None:
+        clock = asyncio.get_running_loop().time
+        due: dict[str, float] = {}
         while True:
             polled = [leaf for leaf in self.unwatched() if not self._mirrored(leaf)]
+            begun = clock()
+            for leaf in polled:
+                due.setdefault(leaf, begun + self._interval(leaf))
             cost = sum(self._cost.get(leaf, 0.0) for leaf in polled)
             await asyncio.sleep(max(POLL_SECONDS, cost / POLL_SHARE))
             for leaf in polled:
                 if leaf not in self._unwatch:  # its folder may have been made, or the limit raised
                     self._watch(leaf)
+            now = clock()
+            polled = [leaf for leaf in polled if due[leaf] <= now]
+            due.update((leaf, now + self._interval(leaf)) for leaf in polled)
             await self.sync(polled)
+
+    def _interval(self, leaf: str) -> float:
+        """Return after how long a store is listed again at the earliest, which a store may say."""
+        return float(getattr(self._stores[leaf], "poll_seconds", 0.0))
 
     async def close(self) -> None:
         """Stop watching, comparing and listing."""

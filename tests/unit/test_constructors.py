@@ -65,6 +65,10 @@ class Case(NamedTuple):
 
 
 FOLDER = {"basedir": PATH, "extension": TEXT, "case_insensitive": FLAG, **COMMON}
+BUCKET = {
+    **{"url": set[str](), "suffix": TEXT, "mimetype": TEXT, "poll_seconds": {"number"}},
+    **{"endpoint": set[str](), "incluster_endpoint": set[str](), **COMMON},
+}
 TASK = {"name": "task", "done": META}
 CASES = [
     Case(FileRepository, {"basedir": "/data"}, FOLDER),
@@ -73,6 +77,10 @@ CASES = [
         datatask.YamlMetadataFileRepository,
         {"filename": "/data"},
         {"filename": PATH, "extension": TEXT, "case_insensitive": FLAG, **COMMON},
+    ),
+    *(
+        Case(kind, {"url": "s3://bucket/p"}, BUCKET)
+        for kind in (datatask.BucketRepository, datatask.YamlMetadataBucketRepository)
     ),
     Case(LogMetadataRepository, {}, {"name": TEXT, "was": TEXT}),
     Case(LogBlobRepository, {}, {"name": TEXT, "was": TEXT}),

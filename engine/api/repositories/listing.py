@@ -129,6 +129,11 @@ class ListedStore:
         """Whether `identity` may wait for a disk."""
         return bool(getattr(self._inner, "blocking", False))
 
+    @property
+    def poll_seconds(self) -> float:
+        """After how long it is listed again at the earliest."""
+        return float(getattr(self._inner, "poll_seconds", 0.0))
+
     def watch(self, tell: Callable[[Change], None]) -> Callable[[], None] | None:
         """Opaque repositories cannot tell; they are listed."""
         return None

@@ -251,21 +251,20 @@ class StoredRepository(Repository):
         run = current_run.get() if self._binding is not None else None
         written = {} if run is None else run.written_in(self.id)
         if self.medium == "foreign":
-            return {job: write for job, write in written.items() if _is_to_come(write)}
+            return {job: write for job, write in written.items() if self._is_to_come(write)}
         return written
 
     def _overlaid(self, job: str) -> Write | None:
         """Return what the run has done to a job that only it can see."""
         run = current_run.get() if self._binding is not None else None
         write = None if run is None else run.written(self.id, job)
-        if write is None or self.medium != "foreign" or _is_to_come(write):
+        if write is None or self.medium != "foreign" or self._is_to_come(write):
             return write
         return None
 
-
-def _is_to_come(write: Write) -> bool:
-    """Whether a write to a foreign store waits for the run's end."""
-    return write.version is None and write.over is not None
+    def _is_to_come(self, write: Write) -> bool:
+        """Whether a write to a foreign store waits for the run's end."""
+        return write.version is None and write.over is not None
 
 
 def _is_small(write: Write) -> bool:

@@ -1,0 +1,364 @@
+"""A bucket through obstore: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
+
+In: an address (`Place`); credentials from the environment and the cloud's own chain. Out: the `Bucket` port. obstore is imported when
+the bucket is first used. Its listings end at a key that it cannot name (`a//b`, `..`), and give `a/` as `a`: S3 is listed by pages
+that it signs and we read (`s3_pages`). Others are listed with a delimiter, which leaves such keys out, but for those right below the prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from datatask.adapters.store.buckets import Entry, Refused
+from datatask.adapters.store.outcomes import NO_BUCKET, outcome
+from datatask.adapters.store.places import Place, library
+from datatask.adapters.store.s3_pages import S3Pages
+from datatask.engine.api.streams import AReadStream
+from datatask.schema.errors import DatataskError, TemporaryError
+
+T = TypeVar("T")
+
+TRIES = 8
+"""How often what failed for the time being is tried before the caller hears of it; obstore itself tries as well."""
+PAUSE_SECONDS = 0.2
+PAUSE_SECONDS_MAX = 5.0
+REWRITE_SECONDS = 1.0
+"""Google refuses more than a write a second to one object."""
+PART_BYTES = 8 * 1024 * 1024
+PARTS_AT_ONCE = 4
+RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+TIMEOUTS: dict[str, Any] = {"timeout": "60s", "connect_timeout": "10s"}
+TOKEN = "datatask-write"
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+
+class ObjectBucket:
+    """A bucket by its address; `endpoint` is where a store that is not the cloud's own listens."""
+
+    def __init__(self, place: Place, *, endpoint: str | None = None, mimetype: str = "") -> None:
+        self.place = place
+        self.where = f"{place.scheme}://{place.host}"
+        self.endpoint = endpoint
+        self._mimetype = mimetype
+        self._wrote: dict[str, float] = {}
+
+    # --- obstore --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _obstore(self) -> Any:
+        return library("obstore", "s3", self.where)
+
+    @cached_property
+    def store(self) -> Any:
+        """obstore's store of the bucket, made when it is first used."""
+        return self.made()
+
+    def made(self, **options: Any) -> Any:
+        """Make a store of obstore's; `options` are its own."""
+        stores = library("obstore.store", "s3", self.where)
+        endpoint = options.get("endpoint") or self.endpoint or _from_environment(self.place.scheme)
+        if self.endpoint:
+            options.setdefault("endpoint", self.endpoint)
+        if options.get("endpoint") is None and self.place.scheme == "s3" and endpoint:
+            options["endpoint"] = endpoint
+        kind = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[self.place.scheme]
+        client = {**TIMEOUTS, "allow_http": str(endpoint).startswith("http://")}
+        try:
+            return kind(self.place.host, client_options=client, retry_config=RETRY, **options)
+        except Exception as error:
+            raise self._mapped(error, self.where) from None
+
+    def signed(self, key: str, seconds: float, *, method: str = "GET", store: Any = None) -> str:
+        """Return an address that whoever has it may use for a while, without a key. It is nowhere kept."""
+        store = self.store if store is None else store
+        try:
+            return str(self._obstore.sign(store, method, key, timedelta(seconds=seconds)))
+        except Exception as error:
+            raise self._mapped(error, f"{self.where}/{key}") from None
+
+    def _mapped(self, error: BaseException, where: str) -> BaseException:
+        """Return our error for one of obstore's; its text is not repeated."""
+        foreign = isinstance(error, FileNotFoundError) or type(error).__module__.startswith("obstore")
+        if isinstance(error, DatataskError) or not foreign:
+            return error
+        text = str(error)
+        status, code = _STATUS.search(text), _CODE.search(text)
+        if type(error).__name__ == "InvalidPathError":
+            return TemporaryError(
+                f"it has a key that cannot be listed: {text.splitlines()[0][:200]}",
+                where=where,
+                remedy="remove that key; nothing is taken for deleted meanwhile",
+            )
+        if status is not None:
+            return outcome(int(status[1]), code[1] if code else "", where)
+        if isinstance(error, FileNotFoundError):
+            return outcome(404, code[1] if code else "", where)
+        kinds = {"PermissionDeniedError": 403, "UnauthenticatedError": 401}
+        if (kind := kinds.get(type(error).__name__)) is not None:
+            return outcome(kind, code[1] if code else "", where)
+        return outcome(None, "", where, f"it does not answer as it should ({_cause(text)})")
+
+    async def _tried(self, where: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Call until it works; what may work later is tried some times, with rising rests."""
+        pause = max(PAUSE_SECONDS, REWRITE_SECONDS if self.place.scheme == "gs" else 0.0)
+        for left in reversed(range(TRIES)):
+            try:
+                return await call()
+            except Refused:
+                raise
+            except Exception as error:
+                mapped = self._mapped(error, where)
+                if not isinstance(mapped, TemporaryError) or not left or _is_lasting(mapped):
+                    raise mapped from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+        raise AssertionError("the last try raises")
+
+    # --- the port -------------------------------------------------------------------------------------
+
+    async def pages(self, prefix: str) -> AsyncIterator[list[Entry]]:
+        """Yield the objects right below a prefix."""
+        if self.place.scheme == "s3":
+            pages = S3Pages(self)
+            token: str | None = ""
+            while token is not None:
+                entries, token = await self._tried(
+                    self.where,
+                    lambda token=token: pages.page(prefix, token),  # type: ignore[misc]
+                )
+                yield entries
+            return
+
+        async def listed() -> Any:
+            return await self._obstore.list_with_delimiter_async(self.store, prefix.rstrip("/") or None)
+
+        found = await self._tried(f"{self.where}/{prefix}", listed)
+        yield [Entry(one["path"], _version(one)) for one in found["objects"]]
+
+    async def head(self, key: str) -> str | None:
+        """Return the version; what looks absent is asked for again by name, as a bucket that is gone looks the same."""
+        where = f"{self.where}/{key}"
+
+        async def headed() -> str | None:
+            try:
+                return _version(await self._obstore.head_async(self.store, key))
+            except FileNotFoundError:
+                return await self._absent(key)
+
+        return await self._tried(where, headed)
+
+    async def _absent(self, key: str) -> str | None:
+        """Return None where the store says that the object is not there; a HEAD has no body that tells object from bucket."""
+        try:
+            found = await self._obstore.get_async(self.store, key)
+        except FileNotFoundError as error:
+            code = _CODE.search(str(error))
+            if code is not None and code[1] in NO_BUCKET:
+                raise
+            return None
+        return _version(found.meta)
+
+    async def open(self, key: str) -> tuple[AReadStream, str]:
+        """Open an object; what is cut is gone on with, as long as it is the same object."""
+        found = await self._tried(f"{self.where}/{key}", lambda: self._obstore.get_async(self.store, key))
+        return ObjectReader(self, key, found), _version(found.meta)
+
+    async def ranged(self, key: str, start: int, end: int, etag: str) -> Any:
+        """Ask for the rest of an object that is still the same."""
+        options = {"range": (start, end), "if_match": etag}
+        return await self._obstore.get_async(self.store, key, options=options)
+
+    def get_now(self, key: str) -> tuple[bytes, str]:
+        """Return an object's bytes and version; blocking."""
+        try:
+            found = self._obstore.get(self.store, key)
+            return bytes(found.bytes()), _version(found.meta)
+        except Exception as error:
+            raise self._mapped(error, f"{self.where}/{key}") from None
+
+    async def put(self, key: str, content: bytes | Path, *, token: str, over: str | None) -> str:
+        """Write an object; a condition goes with it where it fits into one request, and is looked at right before.
+
+        Servers that only speak S3 may not know conditions, and ignore them.
+        """
+        where = f"{self.where}/{key}"
+        large = isinstance(content, Path) and content.stat().st_size > PART_BYTES
+        if over is not None and (now := await self.head(key) or "") != over:
+            raise Refused(await self._token(key), now or None)
+        options: dict[str, Any] = {
+            "use_multipart": large,
+            "chunk_size": PART_BYTES,
+            "max_concurrency": PARTS_AT_ONCE,
+        }
+        if over is not None and not large:
+            options["mode"] = "create" if not over else {"e_tag": f'"{over}"'}
+        attributes: dict[str, Any] = {_attribute(self.place.scheme): token}
+        if self._mimetype:
+            attributes["Content-Type"] = self._mimetype
+        if isinstance(content, Path) and not large:
+            content = await asyncio.to_thread(content.read_bytes)
+
+        async def written() -> str:
+            await self._rest(key)
+            try:
+                done = await self._obstore.put_async(
+                    self.store, key, content, attributes=attributes, **options
+                )
+            except Exception as error:
+                if type(error).__name__ in ("AlreadyExistsError", "PreconditionError") or (
+                    over and isinstance(error, FileNotFoundError) and not _is_bucket_gone(error)
+                ):
+                    there = await self._there(key)
+                    raise Refused(*there) from None
+                raise
+            return str(done["e_tag"] or "").strip('"') or await self.head(key) or ""
+
+        return await self._tried(where, written)
+
+    async def _there(self, key: str) -> tuple[str | None, str | None]:
+        """Return the token and the version of what is there now."""
+        try:
+            found = await self._obstore.get_async(self.store, key)
+        except FileNotFoundError:
+            return None, None
+        return found.attributes.get(_attribute(self.place.scheme)), _version(found.meta)
+
+    async def _token(self, key: str) -> str | None:
+        return (await self._tried(f"{self.where}/{key}", lambda: self._there(key)))[0]
+
+    async def _rest(self, key: str) -> None:
+        """Wait until an object may be written again, where a store limits that."""
+        if self.place.scheme != "gs":
+            return
+        now = time.monotonic()
+        if (wait := self._wrote.get(key, 0.0) + REWRITE_SECONDS - now) > 0:
+            await asyncio.sleep(wait)
+            now = time.monotonic()
+        if len(self._wrote) > 10_000:
+            self._wrote = {key: at for key, at in self._wrote.items() if at + REWRITE_SECONDS > now}
+        self._wrote[key] = now
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; absent is fine, a bucket that is not there is not."""
+
+        async def deleted() -> None:
+            try:
+                await self._obstore.delete_async(self.store, key)
+            except FileNotFoundError as error:
+                if _is_bucket_gone(error):
+                    raise
+
+        await self._tried(f"{self.where}/{key}", deleted)
+
+    async def check(self, *, make: bool) -> None:
+        """Raise where the bucket cannot be listed; it is not made."""
+        if self.place.scheme == "s3":
+            await self._tried(self.where, lambda: S3Pages(self).page("", "", 1))
+            return
+        await self._tried(
+            self.where, lambda: self._obstore.list_with_delimiter_async(self.store, ".datatask-check")
+        )
+
+
+class ObjectReader:
+    """A read stream over an object, in constant memory; a cut is followed by a request for the rest."""
+
+    def __init__(self, bucket: ObjectBucket, key: str, found: Any) -> None:
+        self._bucket, self._key = bucket, key
+        self._etag, self._size = str(found.meta["e_tag"]), int(found.meta["size"])
+        self._stream: Any = aiter(found.stream(min_chunk_size=1024 * 1024))
+        self._buffer = bytearray()
+        self._at = 0
+
+    async def read(self, n: int | None = None, /) -> bytes:
+        """Return the next `n` bytes at most, all that is left without `n`."""
+        wanted = self._size if n is None or n < 0 else n
+        while len(self._buffer) < wanted and self._at < self._size:
+            self._buffer += await self._more()
+        taken = bytes(self._buffer[:wanted])
+        del self._buffer[:wanted]
+        return taken
+
+    async def _more(self) -> bytes:
+        """Return the next bytes of the object, however often it is cut, if only some come each time."""
+        where, at = f"{self._bucket.where}/{self._key}", self._at
+        pause, error = PAUSE_SECONDS, None
+        for _ in range(TRIES):
+            try:
+                if self._stream is None:
+                    found = await self._bucket.ranged(self._key, at, self._size, self._etag)
+                    self._stream = aiter(found.stream(min_chunk_size=1024 * 1024))
+                chunk = bytes(await anext(self._stream))
+            except StopAsyncIteration:
+                error = TemporaryError(
+                    f"its bytes end at {at} of {self._size}", where=where, remedy="read it again"
+                )
+            except Exception as trouble:
+                if type(trouble).__name__ == "PreconditionError":
+                    raise TemporaryError(
+                        "it changed while it was read", where=where, remedy="read it again"
+                    ) from None
+                mapped = self._bucket._mapped(trouble, where)
+                if not isinstance(mapped, TemporaryError):
+                    raise mapped from None
+                error = mapped
+            else:
+                self._at += len(chunk)
+                return chunk
+            self._stream = None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+        assert error is not None
+        raise error
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        self._stream, self._at = None, self._size
+
+    async def __aenter__(self) -> ObjectReader:
+        return self
+
+    async def __aexit__(self, *exception: object) -> bool | None:
+        await self.close()
+        return None
+
+
+def _attribute(scheme: str) -> str:
+    """Return the name of the token's attribute: Azure's are identifiers."""
+    return TOKEN.replace("-", "_") if scheme == "az" else TOKEN
+
+
+def _version(meta: Any) -> str:
+    return str(meta["e_tag"] or "").strip('"') or str(meta["version"] or meta["last_modified"])
+
+
+def _is_bucket_gone(error: BaseException) -> bool:
+    code = _CODE.search(str(error))
+    return code is not None and code[1] in NO_BUCKET
+
+
+def _is_lasting(error: TemporaryError) -> bool:
+    """Whether waiting a little helps nothing: a person or a provider has to act."""
+    return "bucket" in error.what or "credentials" in error.what or "cannot be listed" in error.what
+
+
+def _cause(text: str) -> str:
+    """Return the last of the causes that obstore names, which is the one that people know."""
+    known = ("timed out", "connection closed", "Connection refused", "dns error", "end of file", "credential")
+    return next((cause for cause in known if cause.lower() in text.lower()), "the connection failed")
+
+
+def _from_environment(scheme: str) -> str:
+    names = {"s3": _ENDPOINTS, "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), "gs": ()}[scheme]
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")

@@ -1,0 +1,117 @@
+"""Repositories that are elsewhere, each over a real server: another backend joins the suite with an entry in `BACKENDS`.
+
+In: the server, as `tests.object_stores` starts it. Out: a `Remote`: the repository, and a way to look at its store and to put things
+there behind the product's back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from datatask.adapters.store.bucket_repositories import BucketRepository, YamlMetadataBucketRepository
+from tests.contract.repository_kit import Case
+from tests.object_stores import Service
+
+
+@dataclass
+class Remote(Case):
+    """A repository under test. `names` and `plant` see the store as others do; `vanish` takes it away as a whole."""
+
+    names: Callable[[], list[str]]
+    plant: Callable[[str, bytes], None]
+    vanish: Callable[[], None]
+    name_of: Callable[[str], str]
+    odd: tuple[str, ...]
+    content: Callable[[int], dict[str, Any]]
+    again: Callable[[], Any]
+    """Another object for the same place, as another process has it."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a remote repository is made. `services` are the servers that it is tried on."""
+
+    make: Callable[[Service], Remote]
+    services: tuple[str, ...]
+
+
+ODD = (
+    "p/",
+    "p/a/",
+    "p/a/b",
+    "p/../r",
+    "p/./s",
+    "p/x%20y",
+    "p/ü",
+    "p/b c",
+    "p/.hidden",
+    "p/-x",
+    "p/x.",
+    "top",
+)
+ODDER = ("p/./s", "p/a//b", "p//q", "p/a/../b", "p/ctl\x01x", "p/" + "x" * 129)
+"""Names that a bucket may have, and that are no members."""
+
+
+def _odd(service: Service, suffix: str) -> tuple[str, ...]:
+    names = ODD if service.name == "s3rver" else (*ODD, *ODDER)  # it refuses some, or cannot list them itself
+    return (*(name if name.endswith("/") else name + suffix for name in names), f"p/good{suffix}/")
+
+
+def _in_a_bucket(kind: type[Any], service: Service, suffix: str, content: Callable[[int], Any]) -> Remote:
+    bucket, client = service.bucket(), service.client()
+
+    def again() -> Any:
+        return kind(f"s3://{bucket}/p", suffix, endpoint=service.endpoint)
+
+    def vanish() -> None:
+        for key in service.keys(bucket):
+            client.delete_object(Bucket=bucket, Key=key)
+        client.delete_bucket(Bucket=bucket)
+
+    return Remote(
+        again(),
+        names=lambda: service.keys(bucket),
+        plant=lambda name, data: client.put_object(Bucket=bucket, Key=name, Body=data) and None,
+        vanish=vanish,
+        name_of=lambda job: f"p/{job}{suffix}",
+        odd=_odd(service, suffix),
+        content=content,
+        again=again,
+    )
+
+
+def documents(n: int) -> dict[str, Any]:
+    import msgspec
+
+    from datatask.schema.values import encode_value
+
+    return {"value": msgspec.Raw(encode_value({"n": n}))}
+
+
+def blobs(n: int) -> dict[str, Any]:
+    return {"data": b"%d" % n}
+
+
+S3 = ("moto", "s3rver")
+BACKENDS = {
+    "bytes in a bucket": Backend(lambda s: _in_a_bucket(BucketRepository, s, "", blobs), S3),
+    "yaml in a bucket": Backend(
+        lambda s: _in_a_bucket(YamlMetadataBucketRepository, s, ".yaml", documents), S3
+    ),
+}
+
+
+def _marked(kind: str, service: str) -> Any:
+    marks = [] if service == "moto" else [pytest.mark.server(service)]
+    return pytest.param(BACKENDS[kind].make, service, marks=marks, id=f"{kind}, {service}")
+
+
+every_backend = pytest.mark.parametrize(
+    ("make", "server"),
+    [_marked(kind, name) for kind, backend in BACKENDS.items() for name in backend.services],
+)

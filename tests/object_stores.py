@@ -1,0 +1,129 @@
+"""Object stores for tests, on loopback: real servers of several makes, each started once a session and ended by its process id.
+
+In: the name of a server. Out: a `Service`, which makes a fresh bucket for each test and puts keys into it behind the product's back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.servers import SharedServer
+
+KEY = "S3RVER"
+"""Key and secret: those that s3rver has; moto takes any."""
+UP_SECONDS = 120.0
+
+
+@dataclass
+class Service:
+    """A running server."""
+
+    name: str
+    endpoint: str
+    process: subprocess.Popen[Any]
+
+    def client(self) -> Any:
+        """A client of another make than the product's, to look at what is there."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=KEY,
+            region_name="us-east-1",
+            config=Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}),
+        )
+
+    def bucket(self) -> str:
+        """Make a bucket that is nobody else's."""
+        name = f"t-{uuid4().hex[:20]}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def keys(self, bucket: str) -> list[str]:
+        """Return all keys that the bucket has."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
+
+def environment() -> dict[str, str]:
+    """What a process needs to be let in."""
+    return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_REGION": "us-east-1"}
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def _command(name: str, port: int, folder: Path) -> list[str]:
+    if name == "moto":
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [
+        shutil.which("s3rver") or "s3rver",
+        "-d",
+        str(folder),
+        "-a",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "--silent",
+    ]
+
+
+@contextlib.contextmanager
+def running(name: str, folder: Path) -> Iterator[Service]:
+    """Start a server and end it."""
+    for _ in range(3):  # another process may take the port in between
+        port = free_port()
+        with (folder / f"{name}.log").open("ab") as log:
+            process = SharedServer(
+                _command(name, port, folder),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                # s3rver's tokens are made with what OpenSSL 3 calls legacy
+                env={**os.environ, "NODE_OPTIONS": "--openssl-legacy-provider"},
+            )
+        if _is_up(process, port):
+            break
+        process.kill()
+        process.wait()
+    else:
+        raise RuntimeError((folder / f"{name}.log").read_text()[-2000:])
+    try:
+        yield Service(name, f"http://127.0.0.1:{port}", process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_up(process: subprocess.Popen[Any], port: int) -> bool:
+    until = time.monotonic() + UP_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            return True
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
