@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from datatask.schema.definition import Medium, Record
 from datatask.schema.events import Batch, Event, Recorded, StopReason
-from datatask.schema.messages import AnyRequest, Fact, Reply, RunSpec, Write
+from datatask.schema.messages import AnyRequest, Ended, Fact, Reply, RunSpec, Write
 
 if TYPE_CHECKING:
     from datatask.engine.core.state import State
@@ -345,6 +345,22 @@ class Hashable(Protocol):
 
     def hash_now(self, job: str) -> Hashed | None:
         """Return the digest of a member's content; None for no member, and for one that changes meanwhile."""
+
+    def existing(self, job: str) -> Path | None:
+        """Return the file that holds a member's value, or None."""
+
+
+class Reuse(Protocol):
+    """What spares runs: it finds the outputs of an equal one before a run is begun."""
+
+    def may(self, task: str) -> bool:
+        """Whether runs of a task are to be looked for."""
+
+    async def look(self, spec: RunSpec) -> Ended | None:
+        """Return the end of a run that takes over the outputs of an equal one, or None: it is to be begun."""
+
+    def ended(self, fact: Ended) -> Ended:
+        """Return the end of a run that was begun, with what later ones are to know of it."""
 
 
 class Observable(Protocol):

@@ -35,6 +35,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("PipelineDefined", 2): unchanged,  # parameters in the definition
     ("PipelineDefined", 3): unchanged,  # fingerprints of tasks, `on_change`
     ("PipelineDefined", 4): unchanged,  # repositories that are gathered
+    ("PipelineDefined", 5): unchanged,  # `cache` of tasks
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
     ("RepositorySynced", 2): unchanged,  # `root`

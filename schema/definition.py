@@ -207,7 +207,8 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
     always in addition to "no open run". `done` and `pids` are the leaves that the engine fills itself: an
     entry per ended episode, and one per live process. `logs` is the
-    number of bytes that are kept of each of a run's streams. `fingerprint` holds digests of what its runs execute, by component.
+    number of bytes that are kept of each of a run's streams. `fingerprint` holds digests of what its runs execute, by component. With `cache` a run takes over the outputs
+    of one that had equal inputs and executed the same.
     """
 
     name: str
@@ -231,6 +232,7 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     logs: int = LOGS_BYTES
     fingerprint: dict[str, str] = {}
     on_change: OnChange = "mark"
+    cache: bool = False
 
     @property
     def fingerprint_digest(self) -> str:

@@ -25,6 +25,11 @@ the machine ended uses up none of them."""
 MACHINE = "machine"
 """The key in the `detail` of a lost run's ending that says: the machine, the node or the service was being stopped, or the
 engine before it had begun. Its value tells which of them in a word."""
+REUSED = "reused"
+"""The key in the `detail` of a succeeded run's ending that says: nothing was executed, the outputs are those of this run."""
+CONTENT = "content"
+"""The key in the `detail` of a succeeded run's ending for the digest of what it executed and of its inputs: runs of a task with
+equal ones may take over each other's outputs."""
 ValueOrigin = Literal["written", "observed", "injected", "derived"]
 LaunchOrigin = Literal["derived", "forced", "direct"]
 StopReason = Literal["timeout", "cancelled", "deleted", "shutdown"]
@@ -217,7 +222,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 5
+    VERSION = 6
     definition: PipelineDef
     digest: str
     decider: int

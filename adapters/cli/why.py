@@ -16,6 +16,7 @@ from datatask.adapters.history import shapes, waits
 from datatask.adapters.history.moments import When
 from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.schema.errors import UnknownNameError
+from datatask.schema.events import REUSED, RunEnded
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words, iso
 from datatask.schema.values import check_job
@@ -78,7 +79,7 @@ def _print_groups(output: Output, log: Recorded, task: str, groups: list[Group])
 
 
 def _last_run(log: Recorded, task: str, job: str) -> list[str]:
-    sql = "SELECT run, state, exit_code, error_type, error, ended_at FROM runs WHERE job = ? AND task = ?"
+    sql = "SELECT run, state, exit_code, error_type, error, ended_at, end_position FROM runs WHERE job = ? AND task = ?"
     rows = log.reader.query(
         f"{sql} AND run <= ? ORDER BY run DESC LIMIT {PAST_RUNS_MAX}", (job, task, log.state.position)
     ).rows
@@ -87,9 +88,10 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
         if archived:
             return [f"last run {archived}: it was archived; ask again with --with-archives"]
         return ["it has never been run"]
-    run, state, exit_code, kind, error, ended_at = rows[0]
+    run, state, exit_code, kind, error, ended_at, end = rows[0]
     detail = f", exit code {exit_code}" if exit_code is not None else ""
     detail += f": {kind}: {error}" if error is not None else ""
+    detail += _reused(log, end)
     when = f" at {iso(ended_at)}" if ended_at else ""
     printed = last_lines(printed_by(log.reader, [run]).get(run, [])) if state != "succeeded" else []
     return [
@@ -99,6 +101,13 @@ def _last_run(log: Recorded, task: str, job: str) -> list[str]:
     ]
 
 
+def _reused(log: Recorded, end: int | None) -> str:
+    """Return that a run took over the outputs of another one, where it did."""
+    event = None if end is None else log.reader.fetch([end])[0]
+    source = (event.detail or {}).get(REUSED) if isinstance(event, RunEnded) else None
+    return "" if source is None else f", its outputs taken over from run {source}"
+
+
 def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:
     """Return a line about the conflicts right before the last run; `before` begins with the latest."""
     found = [
@@ -106,7 +115,7 @@ def _conflicts(before: Sequence[tuple[Any, ...]]) -> list[str]:
     ]
     if not found:
         return []
-    run, *_, error, _ = found[0]
+    run, *_, error, _, _ = found[0]
     return [f"{len(found)} of its runs before were in conflict, the latest is run {run}: {error}"]
 
 

@@ -42,6 +42,7 @@ _COLUMNS = {
     "episode": "d.payload ->> '$.episode'",
     "error_type": "e.payload ->> '$.error.type'",
     "again": "e.payload ->> '$.detail.again'",
+    "reused": "CAST(e.payload ->> '$.detail.reused' AS INTEGER)",
 }
 """A run's fields -> what they are, by the rows of its decision `d`, its start `s` and its end `e`."""
 

@@ -29,7 +29,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One stretch of a lane. Times are UTC nanoseconds of engine time; `ended_at` None: it still lasts.
 
     `position` is that of the event that began it. `run`, `attempt` and `where` belong to starting and running;
-    `outcome`, `exit_code` and `error` to the run that a running span, or the ended span after it, is about.
+    `outcome`, `exit_code` and `error` to the run that a running span, or the ended span after it, is about; `reused` is the run
+    whose outputs it took over.
     """
 
     phase: Phase
@@ -42,6 +43,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     error: str | None = None
     where: str = ""
+    reused: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the span in the shape of `trace --json`."""
@@ -55,7 +57,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("run", "attempt", "outcome", "exit_code", "error", "where"):
             shape[name] = getattr(self, name) or None
         shape["exit_code"] = self.exit_code
-        return shape
+        return shape if self.reused is None else {**shape, "reused": self.reused}
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,6 +291,8 @@ def described(span: Span, until: int) -> str:
         parts.append(f"run {span.run}{attempt}")
     if span.where:
         parts.append(f"on {span.where}")
+    if span.reused is not None:
+        parts.append(f"taken over from run {span.reused}")
     if span.outcome is not None:
         parts.append(span.outcome + (f", exit code {span.exit_code}" if span.exit_code is not None else ""))
     if span.error and span.phase != "ended":

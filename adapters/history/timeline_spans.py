@@ -204,7 +204,13 @@ def _end(pens: dict[str, _Pen], recorded: e.Recorded) -> None:
     assert isinstance(event, e.RunEnded)
     pen = pens.setdefault(event.task, _Pen())
     if pen.open is not None and pen.open.run == event.run:
-        more = {"outcome": event.outcome, "exit_code": event.exit_code, "error": _words(event.error)}
+        more: dict[str, Any] = {
+            "outcome": event.outcome,
+            "exit_code": event.exit_code,
+            "error": _words(event.error),
+        }
+        source = (event.detail or {}).get(e.REUSED)
+        more["reused"] = None if source is None else int(source)
         pen.close(event.at, **more, where=event.where or pen.open.where)
 
 

@@ -28,6 +28,8 @@ logger = logging.getLogger("datatask.engine")
 
 SLICE = 200
 LAST_SECONDS = 5.0
+KNOWN_MAX = 10_000
+"""So many contents are known without asking the disk again; an entry takes 300 bytes."""
 
 
 class Links(NamedTuple):
@@ -46,7 +48,7 @@ class Contents:
         self._links: dict[str, Links] = {}
         self._watched: dict[str, list[TaskState]] = {}
         self._waiting: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._hashed: dict[tuple[str, str], str] = {}
+        self._known: OrderedDict[tuple[str, str], Hashed] = OrderedDict()
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -56,7 +58,7 @@ class Contents:
         """Begin to listen, unless no task reads or writes what can be hashed."""
         state = self._runtime.state
         for definition in state.definition.tasks:
-            if definition.on_change == "keep":
+            if definition.on_change == "keep" and not definition.cache:
                 continue
             task = state.tasks[definition.name]
             inputs = tuple(
@@ -133,18 +135,42 @@ class Contents:
             self._news.clear()
             while self._waiting:
                 due = [self._waiting.popitem(last=False)[0] for _ in range(min(SLICE, len(self._waiting)))]
-                found = await in_own_thread(lambda due=due: self._digests(due), "the digests of files")  # type: ignore[misc]
-                if found and self._runtime.failure is None:
-                    now = self._runtime.now()  # of this moment: events are in the order of their times
-                    self._runtime.reactor.tickets.ask(
-                        [
-                            e.ContentHashed(at=now, repository=leaf, job=job, **hashed._asdict())
-                            for leaf, job, hashed in found
-                        ]
-                    )
-                    self._runtime.pump()
+                self._record(await in_own_thread(lambda due=due: self._digests(due), "the digests of files"))  # type: ignore[misc]
             service.works()
             self._idle.set()
+
+    def can_hash(self, leaf: str) -> bool:
+        """Whether the contents of a store can be told by digests."""
+        return leaf in self._stores
+
+    def known(self, leaf: str, job: str) -> Hashed | None:
+        """Return what was hashed lately, whether or not it is there still."""
+        return self._known.get((leaf, job))
+
+    async def content(self, leaf: str, job: str) -> Hashed | None:
+        """Return the digest of a value as it is now, None where none can be had; what was not hashed before is recorded."""
+        found = await asyncio.to_thread(self._digests, [(leaf, job)])
+        self._record(found)
+        known = self.known(leaf, job)
+        if known is None or await asyncio.to_thread(self._stores[leaf].version_now, job) != known.version:
+            return None
+        return known
+
+    def _record(self, found: Sequence[tuple[str, str, Hashed]]) -> None:
+        if found and self._runtime.failure is None:
+            now = self._runtime.now()  # of this moment: events are in the order of their times
+            for leaf, job, hashed in found:
+                self._known[leaf, job] = hashed
+                self._known.move_to_end((leaf, job))
+            while len(self._known) > KNOWN_MAX:
+                self._known.popitem(last=False)
+            self._runtime.reactor.tickets.ask(
+                [
+                    e.ContentHashed(at=now, repository=leaf, job=job, **hashed._asdict())
+                    for leaf, job, hashed in found
+                ]
+            )
+            self._runtime.pump()
 
     def _digests(self, due: Sequence[tuple[str, str]]) -> list[tuple[str, str, Hashed]]:
         """Return the contents that were not hashed before, by leaf and job; blocking."""
@@ -152,13 +178,13 @@ class Contents:
         for leaf, job in due:
             store = self._stores[leaf]
             try:
-                if store.version_now(job) in (None, self._hashed.get((leaf, job))):
+                known = self._known.get((leaf, job))
+                if store.version_now(job) in (None, None if known is None else known.version):
                     continue
                 hashed = store.hash_now(job)
             except DatataskError as error:
                 logger.debug("the content of %s in %s is not known: %s", job, leaf, error)
                 continue
             if hashed is not None:
-                self._hashed[leaf, job] = hashed.version
                 found.append((leaf, job, hashed))
         return found

@@ -21,6 +21,7 @@ import msgspec
 from datatask.adapters.log.kept import KeptWriter
 from datatask.adapters.log.locate import locate
 from datatask.adapters.wiring import opening
+from datatask.adapters.wiring.caching import Caching
 from datatask.adapters.wiring.contents import Contents
 from datatask.adapters.wiring.engine_services import Printing, Serving, Verification
 from datatask.adapters.wiring.event_loop import collect_seldom
@@ -168,6 +169,7 @@ class Engine:
             self._printing = Printing(runtime, self._tasks.values(), self._kept)
         self._contents = Contents(runtime, stores)
         self._contents.open()
+        Caching(runtime, self._contents, stores, self._tasks.values()).open()
         self._observer = Observer(runtime, stores, declared.repositories)
         await self._observer.open()
         await runtime.recover()

@@ -40,6 +40,7 @@ from datatask.engine.runtime.requests import answer, error_of
 from datatask.schema import events as e
 from datatask.schema import messages as r
 from datatask.schema.errors import (
+    FLAG,
     FUNCTION,
     TEXT,
     AlreadyOpenError,
@@ -65,7 +66,7 @@ class Pipeline:
     Until it is opened these can be set: `location` (another log), `actor` (`user@host: PROGRAM`) and `reason`, which
     events bear; for a command that opens it for a moment `brief`, not `waits` for another engine's end, and not
     `serves_functions`, which others launch. `logs` is how much is kept of each stream of a run, unless its task says another
-    amount: True (1 MiB), "64KiB", bytes, or False for nothing.
+    amount: True (1 MiB), "64KiB", bytes, or False for nothing. `cache` is what tasks do that do not say it themselves.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Pipeline:
         clock: Clock | None = None,
         seed: int | None = None,
         logs: str | int | bool = True,
+        cache: bool = False,
     ) -> None:
         expect(self, Iterable, "pass a list of tasks", tasks=tasks, resources=resources)
         listed = list(tasks)
         for number, task in enumerate(listed):
             expect_one(self, Task, f"tasks[{number}]", task)
         expect(self, Session, session=session)
+        expect(self, FLAG, cache=cache)
         self.resources = list(resources)
         for number, quota in enumerate(self.resources):
             expect_one(self, ResourceManager, f"resources[{number}]", quota)
@@ -102,6 +105,7 @@ class Pipeline:
         for task in listed:
             task.given = self.parameters
         self.name = name or "pipeline"
+        self._cache = cache
         self._logs = kept_bytes(logs, f"pipeline {self.name}")
         self.tasks: dict[str, Task] = {task.name: task for task in listed}
         self.session = session
@@ -136,6 +140,7 @@ class Pipeline:
                 priority=self.priority,
                 parameters=self._parameters,
                 logs=self._logs,
+                cache=self._cache,
             )
         return self._declared
 

@@ -70,6 +70,7 @@ def declare(
     priority: object = None,
     parameters: Sequence[Parameter] = (),
     logs: int = d.LOGS_BYTES,
+    cache: bool = False,
 ) -> Declared:
     """Return the definition of a pipeline; `CallerError` names the task or repository that is declared wrongly."""
     _check_names(tasks)
@@ -85,7 +86,7 @@ def declare(
     definition = d.PipelineDef(
         name=check_name(name, "pipeline"),
         repositories=tuple(names.definitions()),
-        tasks=tuple(_task(task, names, quotas, priority is not None, logs) for task in tasks),
+        tasks=tuple(_task(task, names, quotas, priority is not None, logs, cache) for task in tasks),
         quotas=tuple(quotas[key] for key in quotas),
         parameters=tuple(parameter.to_def() for parameter in parameters),
     )
@@ -261,7 +262,7 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
 
 
 def _task(
-    task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool, logs: int
+    task: Task, names: _Names, quotas: Mapping[int, d.QuotaDef], priority: bool, logs: int, cache: bool
 ) -> d.TaskDef:
     manager = task.resource_manager
     quota = quotas[id(manager)].name if manager is not None else None
@@ -287,6 +288,7 @@ def _task(
         logs=logs if task.logs_bytes is None else task.logs_bytes,
         fingerprint=task.fingerprint().components,
         on_change=task.on_change,
+        cache=cache if task.cache is None else task.cache,
     )
 
 

@@ -212,3 +212,4 @@ class Policy(TypedDict, total=False):
     was: str | None
     conflicts: Conflicts
     on_change: OnChange
+    cache: bool | None

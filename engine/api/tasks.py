@@ -76,7 +76,8 @@ class Task(ABC):
     `repeat` launches a job again as soon as it is ready again; `was` is the task's former name. With
     `conflicts="rerun"` a run that has read a key, writes it, and finds that another has written it meanwhile is run
     again, whatever `retry` says; with "allow" it overwrites what it has not seen. `on_change` says what becomes of results
-    that are out of date: "mark" tells, "rerun" computes them again, "keep" does neither. `logs` is how much is kept of what
+    that are out of date: "mark" tells, "rerun" computes them again, "keep" does neither. With
+    `cache` a run takes over the outputs of one that had equal inputs and the same code. `logs` is how much is kept of what
     a run prints, such as "1MiB" of each stream; False keeps nothing.
     """
 
@@ -87,8 +88,12 @@ class Task(ABC):
     synchronous: bool = False
     conflicts: Conflicts = "rerun"
     on_change: OnChange = "mark"
+    cache: bool | None = None
+    """Whether its runs take over the outputs of equal ones; None: as the pipeline says."""
     logs_bytes: int | None = None
     """How much is kept of each stream of a run; None: as the pipeline says."""
+    names_job: bool = False
+    """Whether what it executes names the job, so that no two jobs have equal results."""
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
@@ -111,12 +116,14 @@ class Task(ABC):
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
+        cache: bool | None = None,
         logs: str | int | bool | None = None,
     ) -> None:
         expect(self, TEXT, name=name)
         expect(self, TEXT, optional=True, was=was)
         expect(self, Repository, optional=True, ready=ready)
         expect(self, FLAG, disabled=disabled, repeat=repeat)
+        expect(self, FLAG, optional=True, cache=cache)
         expect(self, Retry, "pass Retry(attempts=3)", optional=True, retry=retry)
         self.name = check_name(name, "task")
         self.links: dict[str, Link] = {}
@@ -129,6 +136,7 @@ class Task(ABC):
         self.was = was
         self.conflicts = conflicts
         self.on_change = on_change
+        self.cache = cache
         self.logs_bytes = None if logs is None else kept_bytes(logs, f"task {name}")
         self._ready = ready
         self._engine: TaskEngine | None = None

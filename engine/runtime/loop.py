@@ -17,7 +17,7 @@ from typing import Any
 from datatask.engine.core.effects import Evaluation, WriteStore
 from datatask.engine.core.reactor import Reactor
 from datatask.engine.core.state import State
-from datatask.engine.ports import Clock, EventLog, Runner, Store
+from datatask.engine.ports import Clock, EventLog, Reuse, Runner, Store
 from datatask.engine.runtime import closing as process
 from datatask.engine.runtime import services
 from datatask.engine.runtime.closing import Closing
@@ -91,6 +91,7 @@ class Runtime:
             look=lambda leaf, job: self.look_again(leaf, job),
         )
         self.listeners = self._performer.listeners
+        self._reuse: Reuse | None = None
         self._losses = Losses(state)
         self._alarm = Alarm(clock, self.wake)
         self._turning = False
@@ -99,6 +100,10 @@ class Runtime:
         self._advanced = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._let_go: Callable[[], None] | None = None
+
+    def spare(self, reuse: Reuse) -> None:
+        """Have runs looked for whose outputs others take over."""
+        self._reuse = self._performer.starter.reuse = reuse
 
     # --- opening and closing ----------------------------------------------------------------------
 
@@ -200,6 +205,8 @@ class Runtime:
                 if fact.printed:
                     self.keep_printed(fact.run, fact.printed)
                 fact = judged(fact, log_damaged=self.damage is not None)
+                if self._reuse is not None:
+                    fact = self._reuse.ended(fact)
                 if any(map(self.contents.is_unstored, fact.writes)):
                     self.background.spawn(self._store_contents(fact), f"the outputs of run {fact.run}")
                     return

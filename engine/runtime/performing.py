@@ -91,6 +91,7 @@ class Performer:
             spawn=background.spawn,
             perform=self._perform,
             refuse=self._refuse,
+            sink=engine.sink,
         )
 
     def __bool__(self) -> bool:

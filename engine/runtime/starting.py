@@ -19,10 +19,10 @@ from datatask.engine.core.effects import Effect
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import LeafState
 from datatask.engine.core.state import State
-from datatask.engine.ports import EventLog, Runner
+from datatask.engine.ports import EventLog, Reuse, Runner
 from datatask.schema import events as e
 from datatask.schema.errors import DatataskError, LogDamagedError
-from datatask.schema.messages import RunSpec, Write
+from datatask.schema.messages import Ended, RunSpec, Write
 
 Refuse = Callable[[RunSpec, DatataskError], None]
 
@@ -43,9 +43,11 @@ class Starter:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         perform: Callable[[Effect], None],
         refuse: Refuse,
+        sink: Callable[[Ended], None],
     ) -> None:
         self._log, self._state, self._runners, self._at_hand = log, state, runners, at_hand
-        self._spawn, self._perform, self._refuse = spawn, perform, refuse
+        self._spawn, self._perform, self._refuse, self._sink = spawn, perform, refuse, sink
+        self.reuse: Reuse | None = None
         self._native: dict[str, tuple[object, frozenset[str]]] = {}
         self._unread: list[RunSpec] = []
         self.behind: dict[int, list[Effect]] = {}
@@ -54,11 +56,14 @@ class Starter:
 
     def start(self, spec: RunSpec) -> None:
         """Start the run now, or with the next `flush` where an input has to be read first."""
-        if self._damage is None and self._is_at_hand(spec):
+        if self._damage is None and not self._may_be_spared(spec) and self._is_at_hand(spec):
             self._runners[spec.task].start(spec)
         else:
             self._unread.append(spec)
             self.behind[spec.run] = []
+
+    def _may_be_spared(self, spec: RunSpec) -> bool:
+        return self.reuse is not None and self.reuse.may(spec.task)
 
     def waits(self, run: int, effect: Effect) -> bool:
         """Whether the run is not started yet; then the effect follows its start."""
@@ -109,7 +114,17 @@ class Starter:
             error = self._damage or await self._fault(inputs[spec.run], puts)
             if isinstance(error, LogDamagedError):
                 self._damage = error
-            self._go_on(spec, error)
+            if error is None and self.reuse is not None and self.reuse.may(spec.task):
+                self._spawn(self._look_and_go_on(spec, self.reuse))
+            else:
+                self._go_on(spec, error)
+
+    async def _look_and_go_on(self, spec: RunSpec, reuse: Reuse) -> None:
+        found = await reuse.look(spec)
+        if found is None:
+            self._go_on(spec, None)
+        elif self.behind.pop(spec.run, None) is not None and not self.closed:
+            self._sink(found)
 
     async def _read(self, positions: set[int]) -> dict[int, e.ValuePut]:
         values = self._at_hand.values

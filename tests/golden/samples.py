@@ -83,6 +83,7 @@ DEFINITION = PipelineDef(
             done="resize.done",
             fingerprint={"function shrink (shop.py)": "0a" * 16},
             on_change="rerun",
+            cache=True,
         ),
     ),
     quotas=(QuotaDef(name="default", limits={"cpu": 8_000_000_000}),),

@@ -158,6 +158,11 @@ class ProcessTask(EngineTask):
         """The folder on the machine for this task's own files."""
         return self.manager.basedir / self.name
 
+    @property
+    def names_job(self) -> bool:  # type: ignore[override]
+        """Whether the template uses the name of the job."""
+        return self._template.names("job")
+
     def fingerprint(self) -> Fingerprint:
         """Return what the template and the environment are."""
         found = self._template.fingerprint(self.given)

@@ -150,6 +150,13 @@ class Template:
             texts[f"parameter {name}"] = repr(given[name].to_def().value)
         return Fingerprint(of_texts(texts))
 
+    def names(self, variable: str) -> bool:
+        """Whether it uses a variable by this name; also of one that cannot be read, which is told elsewhere."""
+        try:
+            return variable in find_undeclared_variables(_jinja.parse(self.text()))
+        except (jinja2.TemplateSyntaxError, TemplateError):
+            return True
+
     def _path(self) -> Path | None:
         if not isinstance(self.source, str):
             return Path(self.source)

@@ -56,6 +56,7 @@ class ExecutorTask(FunctionTask):
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
+        cache: bool | None = None,
         resources: Resources | Mapping[str, float] | None = None,
         resource_manager: ResourceManager | None = None,
         logs: str | int | bool | None = None,
@@ -91,6 +92,7 @@ class ExecutorTask(FunctionTask):
             was=was,
             conflicts=conflicts,
             on_change=on_change,
+            cache=cache,
             logs=logs,
         )
         expect(self, Repository, done=done)

@@ -153,6 +153,7 @@ class InProcessSyncTask(FunctionTask):
         was: str | None = None,
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
+        cache: bool | None = None,
         resource_manager: ResourceManager | None = None,
         resources: Resources | None = None,
         logs: str | int | bool | None = None,
@@ -172,6 +173,7 @@ class InProcessSyncTask(FunctionTask):
             was=was,
             conflicts=conflicts,
             on_change=on_change,
+            cache=cache,
             logs=logs,
         )
         expect(self, Repository, done=done)

@@ -184,6 +184,11 @@ class KubeTask(EngineTask):
         scope |= {name: Unknown() for name in self.links if name not in self.env}
         return sketch(self._template, scope, self.name)
 
+    @property
+    def names_job(self) -> bool:  # type: ignore[override]
+        """Whether the template uses the name of the job."""
+        return self._template.names("job")
+
     def fingerprint(self) -> Fingerprint:
         """Return what the template is, and the texts and numbers of `env`."""
         found = self._template.fingerprint(self.given)

@@ -21,6 +21,7 @@ import msgspec
 
 from datatask.adapters.clock import effort
 from datatask.adapters.history.states import CheckpointCache, beginning, collector_off, refold
+from datatask.adapters.history.verify.reuse import reused
 from datatask.adapters.log.checkpoints import Found, checkpoints_in, read_checkpoint
 from datatask.adapters.log.integrity.verify import begun, page, salvage
 from datatask.adapters.log.locate import checkpoints_path
@@ -216,7 +217,7 @@ class Pass:
         apply_all(state, batch.first, events)
         self._taken = False
         self._folded = state.position
-        wrong = checker.after(state)
+        wrong = [*checker.after(state), *reused(self._reader, state, batch)]
         if state.position >= self._whole_at:
             self._whole_at = 2 * state.position
             wrong += consistency.check(state)
