@@ -49,10 +49,10 @@ def _differences(
     then, now = _fingerprint(state, event.task, source), _fingerprint(state, event.task, event.run)
     if then != now:
         yield Divergence(position, f"{what}: the fingerprint", then or "none", now or "none")
-    for link in sorted(launch.inputs.keys() & own.inputs.keys()):
-        digests = [_digest_at(reader, each.inputs[link]) for each in (launch, own)]
+    for name in sorted(launch.inputs.keys() & own.inputs.keys()):
+        digests = [_digest_at(reader, each.inputs[name]) for each in (launch, own)]
         if None not in digests and digests[0] != digests[1]:
-            yield Divergence(position, f"{what}: input {link}", str(digests[0]), str(digests[1]))
+            yield Divergence(position, f"{what}: input {name}", str(digests[0]), str(digests[1]))
     _, copies = _written(reader, event.run, event.job, position)
     for link in state.tasks[event.task].definition.links:
         leaf = link.expr.leaf if link.is_output and isinstance(link.expr, In) else ""
