@@ -143,10 +143,9 @@ class Checks:
     def _input(self, suspect: Suspect, launch: e.LaunchDecided, now: e.Event) -> Changed | None:
         job = self._state.jobs[suspect.key]
         read = self._decided_on(suspect, launch, job)
-        before = None if read is None else self._event(read)
-        if now.run == suspect.run or (before is not None and self._content(before) == self._content(now)):
+        if now.run == suspect.run:
             return None
-        ended = self._end(suspect)
+        ended = self._end(suspect)  # it may have read another value than it was decided on
         reads = (ended.reads or {}) if ended is not None else {}
         read = reads.get(suspect.leaf if suspect.key == suspect.job else f"{suspect.leaf}/{job}", read)
         if read == suspect.position:

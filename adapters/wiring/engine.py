@@ -25,7 +25,7 @@ from datatask.adapters.wiring.caching import Caching
 from datatask.adapters.wiring.contents import Contents
 from datatask.adapters.wiring.engine_services import Printing, Serving, Verification
 from datatask.adapters.wiring.event_loop import collect_seldom
-from datatask.adapters.wiring.reruns import Reruns
+from datatask.adapters.wiring.reruns import Reruns, checked_in
 from datatask.engine.api.declare import Declared
 from datatask.engine.api.tasks import Task, TaskEngine
 from datatask.engine.core import checkpoints
@@ -181,7 +181,8 @@ class Engine:
         if path is not None:
             self._verification = Verification(runtime, path)
             if owner.serves_functions:  # a command that only puts something computes nothing again
-                self._reruns = Reruns(runtime, self._contents, path, owner.request)
+                check = checked_in(path, state)
+                self._reruns = Reruns(runtime, self._contents, check, owner.request)
                 self._reruns.open()
 
     def _opened(self, runtime: Runtime, log: EventLog) -> e.EngineOpened:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.contents import Contents
 from datatask.engine.core.cells import get_at
 from datatask.engine.core.staleness import Suspect, look, read_by, suspected
+from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.runtime.closing import in_own_thread
 from datatask.engine.runtime.loop import Runtime
@@ -31,15 +32,34 @@ RERUNS_MAX = 10
 REASON = "the result is out of date"
 
 Ask = Callable[[r.RetryJobs], Awaitable[r.Reply]]
+Result = tuple[str, int]
+"""A task and a job."""
+
+Check = Callable[[Sequence[Suspect]], Awaitable[set[Result]]]
+"""Returns the results whose suspects differ."""
+
+
+def checked_in(path: Path, state: State) -> Check:
+    """Return the check against the log at a path, made in a thread."""
+
+    def changed(suspects: Sequence[Suspect]) -> set[Result]:
+        with LogReader(path) as reader:
+            found = Checks(reader, state).changed(suspects)
+            return {(each.suspect.task, each.suspect.job) for each in found}
+
+    async def check(suspects: Sequence[Suspect]) -> set[Result]:
+        return await in_own_thread(partial(changed, suspects), "the log")
+
+    return check
 
 
 class Reruns:
     """Looks for stale results of one engine; `open` begins, `close` ends."""
 
-    def __init__(self, runtime: Runtime, contents: Contents, path: Path, ask: Ask) -> None:
+    def __init__(self, runtime: Runtime, contents: Contents, check: Check, ask: Ask) -> None:
         self._runtime = runtime
         self._contents = contents
-        self._path = path
+        self._check = check
         self._ask = ask
         self._tasks = {
             task.name: runtime.state.tasks[task.name]
@@ -96,18 +116,10 @@ class Reruns:
                 found = look(self._runtime.state, {task for task, _ in due})
                 stale = {(task, job) for task, jobs in found.code.items() for job in jobs}
                 suspects = [one for one in found.suspects if (one.task, one.job) in due - stale]
-                changed = await in_own_thread(partial(self._changed, suspects), "the log")
+                changed = await self._check(suspects) if suspects else set()
                 await self._retry((stale & due) | changed)
         finally:
             self._is_busy = False
-
-    def _changed(self, suspects: list[Suspect]) -> set[tuple[str, int]]:
-        """Return the results whose suspects differ; blocking."""
-        if not suspects:
-            return set()
-        with LogReader(self._path) as reader:
-            checks = Checks(reader, self._runtime.state)
-            return {(found.suspect.task, found.suspect.job) for found in checks.changed(suspects)}
 
     async def _retry(self, stale: set[tuple[str, int]]) -> None:
         state = self._runtime.state
