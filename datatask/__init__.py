@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     from datatask.adapters.sim.simulate import simulate as simulate
     from datatask.adapters.store.bucket_repositories import BucketRepository as BucketRepository
     from datatask.adapters.store.bucket_repositories import S3BucketInfo as S3BucketInfo
+    from datatask.adapters.store.bucket_repositories import S3BucketRepository as S3BucketRepository
     from datatask.adapters.store.bucket_repositories import (
         YamlMetadataBucketRepository as YamlMetadataBucketRepository,
+    )
+    from datatask.adapters.store.bucket_repositories import (
+        YamlMetadataS3Repository as YamlMetadataS3Repository,
     )
     from datatask.adapters.store.directories import (
         DirectoryRepository as DirectoryRepository,
@@ -139,7 +143,9 @@ _HOME: dict[str, str] = {
     "BlobRepository": "datatask.engine.api.repositories",
     "BucketRepository": "datatask.adapters.store.bucket_repositories",
     "S3BucketInfo": "datatask.adapters.store.bucket_repositories",
+    "S3BucketRepository": "datatask.adapters.store.bucket_repositories",
     "YamlMetadataBucketRepository": "datatask.adapters.store.bucket_repositories",
+    "YamlMetadataS3Repository": "datatask.adapters.store.bucket_repositories",
     "BlockingRepository": "datatask.engine.api.repositories",
     "AlreadyOpenError": "datatask.schema.errors",
     "AlreadyThereError": "datatask.schema.errors",
@@ -245,11 +251,9 @@ _OWN = "write a subclass of {}, as in docs/tutorial.md"
 _INNER = "it was internal to pydatatask"
 _ABSENT: dict[str, str] = {
     **dict.fromkeys(
-        ("S3BucketRepository", "S3BucketReader", "S3BucketBinaryWriter"),
-        "use FileRepository on a mounted bucket, or " + _OWN.format("BlobRepository"),
+        ("S3BucketReader", "S3BucketBinaryWriter"),
+        "open a repository: `async with repository.open(job, 'wb') as stream`",
     ),
-    "YamlMetadataS3Repository": "use YamlMetadataFileRepository on a mounted bucket, or "
-    + _OWN.format("MetadataRepository"),
     "MongoMetadataRepository": "use LogMetadataRepository or YamlMetadataFileRepository, or "
     + _OWN.format("MetadataRepository"),
     "DockerRepository": _OWN.format("Repository"),

@@ -5,6 +5,7 @@ In: the name of a server. Out: a `Service`, which makes a fresh bucket for each 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -33,7 +34,7 @@ class Service:
 
     name: str
     endpoint: str
-    process: subprocess.Popen[Any]
+    process: subprocess.Popen[Any] | None
 
     def client(self) -> Any:
         """A client of another make than the product's, to look at what is there."""
@@ -59,6 +60,61 @@ class Service:
         """Return all keys that the bucket has."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
+
+class LazyClient:
+    """An aiobotocore client of the running loop, made when it is first used and closed when the loop ends."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._made: tuple[Any, asyncio.Future[Any], asyncio.Task[None]] | None = None
+
+    def __call__(self) -> LazyClient:
+        return self
+
+    @property
+    def meta(self) -> Any:
+        return Service("", self.endpoint, None).client().meta
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        async def call(**arguments: Any) -> Any:
+            return await getattr(await self._client(), name)(**arguments)
+
+        return call
+
+    def __reduce__(self) -> Any:
+        return LazyClient, (self.endpoint,)
+
+    async def _client(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._made is None or self._made[0] is not loop:
+            ready = loop.create_future()
+            self._made = loop, ready, loop.create_task(self._hold(ready))
+        return await self._made[1]
+
+    async def _hold(self, ready: asyncio.Future[Any]) -> None:
+        from aiobotocore.session import get_session
+        from botocore.config import Config
+
+        config = Config(retries={"max_attempts": 0}, s3={"addressing_style": "path"}, read_timeout=20)
+        async with get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=KEY,
+            region_name="us-east-1",
+            config=config,
+        ) as client:
+            ready.set_result(client)
+            await loop_end()
+
+
+async def loop_end() -> None:
+    """Wait until the loop ends, which cancels this."""
+    await asyncio.get_running_loop().create_future()
 
 
 def environment() -> dict[str, str]:

@@ -18,13 +18,14 @@ from datatask.adapters.store.inputs import MissingFileError
 from datatask.adapters.store.objects import ObjectBucket
 from datatask.adapters.store.places import BUCKETS, check_endpoint, place
 from datatask.adapters.store.remote import POLL_SECONDS, RemoteBlobRepository, check_poll
+from datatask.adapters.store.s3_clients import ClientBucket
 from datatask.adapters.store.yamls import YamlMetadataRepository, yaml_of
 from datatask.adapters.yaml_text import load_yaml
 from datatask.engine.api.repositories import job_getter
 from datatask.engine.api.streams import AReadStream
 from datatask.engine.run_context import ABSENT_VERSION
 from datatask.schema.definition import Record
-from datatask.schema.errors import TEXT, InvalidValueError, expect
+from datatask.schema.errors import FUNCTION, TEXT, InvalidValueError, expect
 from datatask.schema.messages import Write
 from datatask.schema.values import INLINE_BYTES_MAX, encode_value
 
@@ -207,6 +208,101 @@ class BucketRepository(_InBucket):
     def _recorded(self, write: Write, data: bytes) -> Write:
         digest = hashlib.sha256(data).hexdigest()
         return msgspec.structs.replace(write, digest=digest, size=len(data))
+
+
+class S3BucketRepository(_InBucket):
+    """Objects in a bucket, through a client that `client()` gives, as in pydatatask: the job's is `prefix + job + suffix`.
+
+    The client is aiobotocore's, made by a session's resource. The log has versions of the objects, not what is in them.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Any],
+        bucket: str,
+        prefix: str = "",
+        suffix: str = "",
+        mimetype: str = "application/octet-stream",
+        incluster_endpoint: str | None = None,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        name: str | None = None,
+        was: str | None = None,
+    ) -> None:
+        super().__init__(name=name, was=was)
+        kind = type(self).__name__
+        expect(self, FUNCTION, "pass the function that gives the client, a session's resource", client=client)
+        expect(self, TEXT, bucket=bucket, prefix=prefix, suffix=suffix, mimetype=mimetype)
+        expect(self, TEXT, optional=True, incluster_endpoint=incluster_endpoint)
+        place(f"s3://{bucket}", BUCKETS, kind)
+        if incluster_endpoint is not None:
+            check_endpoint("incluster_endpoint", incluster_endpoint, kind)
+        self._client = client
+        self.bucket, self.prefix, self.suffix = bucket, prefix, suffix
+        self.mimetype = mimetype
+        self.incluster_endpoint = incluster_endpoint
+        self.poll_seconds = check_poll(poll_seconds, self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({f's3://{self.bucket}/{self.prefix}*{self.suffix}'!r})"
+
+    @property
+    def client(self) -> Any:
+        """The client, as long as the session that made it is open."""
+        return self._client()
+
+    def locator(self) -> str:
+        """Return kind, bucket, prefix and suffix."""
+        return f"{self.kind}:s3://{self.bucket}/{self.prefix}*{self.suffix}"
+
+    def _bucket(self) -> ClientBucket:
+        return ClientBucket(self._client, self.bucket, self.mimetype)
+
+    async def _info(self, job: str) -> S3BucketInfo:
+        key, bucket = self.object_name(job), self._bucket()
+        signed = {method: await bucket.signed(key, SIGNED_SECONDS, method) for method in ("GET", "PUT")}
+        endpoint = self.incluster_endpoint or str(self.client.meta.endpoint_url)
+        uri = f"{bucket.where}/{key}"
+        return S3BucketInfo(endpoint, uri, self.bucket, self.prefix, self.suffix, signed=signed.__getitem__)
+
+    @job_getter
+    async def info(self, job: str) -> Any:
+        """Return where the object is, or would be."""
+        return await self._info(job)
+
+
+class YamlMetadataS3Repository(YamlMetadataRepository, S3BucketRepository):
+    """YAML documents in a bucket, through a client; `info` of an absent one is `{}`, as in pydatatask."""
+
+    def __init__(
+        self,
+        client: Callable[[], Any],
+        bucket: str,
+        prefix: str,
+        suffix: str = ".yaml",
+        mimetype: str = "text/yaml",
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        name: str | None = None,
+        was: str | None = None,
+    ) -> None:
+        super().__init__(
+            client, bucket, prefix, suffix, mimetype, poll_seconds=poll_seconds, name=name, was=was
+        )
+
+    def _own_store(self) -> BucketStore:
+        return dataclasses.replace(super()._own_store(), encode=yaml_of)
+
+    def _encoded(self, write: Write) -> bytes:
+        return yaml_of(write.value)
+
+    @job_getter
+    async def info(self, job: str) -> Any:
+        """Return the job's document, `{}` where there is none."""
+        try:
+            return await super().info(job)
+        except MissingFileError:
+            return {}
 
 
 class YamlMetadataBucketRepository(YamlMetadataRepository, BucketRepository):

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from datatask.adapters.store.remote import POLL_SECONDS
+from datatask.adapters.store.resuming import Refused
 from datatask.engine.api.repositories import told_invalid
 from datatask.engine.api.streams import AReadStream
 from datatask.engine.ports import Change, Listed
@@ -32,15 +33,6 @@ class Entry(NamedTuple):
 
     key: str
     version: str
-
-
-class Refused(Exception):
-    """A condition did not hold; `token` is that of the object that is there, None for none."""
-
-    def __init__(self, token: str | None, version: str | None) -> None:
-        super().__init__("the condition of a write does not hold")
-        self.token = token
-        self.version = version
 
 
 class Bucket(Protocol):

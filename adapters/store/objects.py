@@ -17,21 +17,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datatask.adapters.store.buckets import Entry, Refused
+from datatask.adapters.store.buckets import Entry
 from datatask.adapters.store.outcomes import NO_BUCKET, outcome
 from datatask.adapters.store.places import Place, library
+from datatask.adapters.store.resuming import LastingError, Refused, ResumingReader, changed, tried
 from datatask.adapters.store.s3_pages import S3Pages
 from datatask.engine.api.streams import AReadStream
-from datatask.schema.errors import DatataskError, TemporaryError
+from datatask.schema.errors import DatataskError
 
 T = TypeVar("T")
 
-TRIES = 8
-"""How often what failed for the time being is tried before the caller hears of it; obstore itself tries as well."""
-PAUSE_SECONDS = 0.2
-PAUSE_SECONDS_MAX = 5.0
 REWRITE_SECONDS = 1.0
 """Google refuses more than a write a second to one object."""
+CHUNK_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 4
 RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
@@ -77,7 +75,7 @@ class ObjectBucket:
         try:
             return kind(self.place.host, client_options=client, retry_config=RETRY, **options)
         except Exception as error:
-            raise self._mapped(error, self.where) from None
+            raise self.mapped(error, self.where) from None
 
     def signed(self, key: str, seconds: float, *, method: str = "GET", store: Any = None) -> str:
         """Return an address that whoever has it may use for a while, without a key. It is nowhere kept."""
@@ -85,9 +83,9 @@ class ObjectBucket:
         try:
             return str(self._obstore.sign(store, method, key, timedelta(seconds=seconds)))
         except Exception as error:
-            raise self._mapped(error, f"{self.where}/{key}") from None
+            raise self.mapped(error, f"{self.where}/{key}") from None
 
-    def _mapped(self, error: BaseException, where: str) -> BaseException:
+    def mapped(self, error: BaseException, where: str) -> BaseException:
         """Return our error for one of obstore's; its text is not repeated."""
         foreign = isinstance(error, FileNotFoundError) or type(error).__module__.startswith("obstore")
         if isinstance(error, DatataskError) or not foreign:
@@ -95,7 +93,7 @@ class ObjectBucket:
         text = str(error)
         status, code = _STATUS.search(text), _CODE.search(text)
         if type(error).__name__ == "InvalidPathError":
-            return TemporaryError(
+            return LastingError(
                 f"it has a key that cannot be listed: {text.splitlines()[0][:200]}",
                 where=where,
                 remedy="remove that key; nothing is taken for deleted meanwhile",
@@ -110,20 +108,9 @@ class ObjectBucket:
         return outcome(None, "", where, f"it does not answer as it should ({_cause(text)})")
 
     async def _tried(self, where: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Call until it works; what may work later is tried some times, with rising rests."""
-        pause = max(PAUSE_SECONDS, REWRITE_SECONDS if self.place.scheme == "gs" else 0.0)
-        for left in reversed(range(TRIES)):
-            try:
-                return await call()
-            except Refused:
-                raise
-            except Exception as error:
-                mapped = self._mapped(error, where)
-                if not isinstance(mapped, TemporaryError) or not left or _is_lasting(mapped):
-                    raise mapped from None
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PAUSE_SECONDS_MAX)
-        raise AssertionError("the last try raises")
+        return await tried(
+            call, self.mapped, where, pause=REWRITE_SECONDS if self.place.scheme == "gs" else 0.0
+        )
 
     # --- the port -------------------------------------------------------------------------------------
 
@@ -171,13 +158,22 @@ class ObjectBucket:
 
     async def open(self, key: str) -> tuple[AReadStream, str]:
         """Open an object; what is cut is gone on with, as long as it is the same object."""
-        found = await self._tried(f"{self.where}/{key}", lambda: self._obstore.get_async(self.store, key))
-        return ObjectReader(self, key, found), _version(found.meta)
+        where = f"{self.where}/{key}"
+        found = await self._tried(where, lambda: self._obstore.get_async(self.store, key))
+        etag, size = found.meta["e_tag"], int(found.meta["size"])
 
-    async def ranged(self, key: str, start: int, end: int, etag: str) -> Any:
-        """Ask for the rest of an object that is still the same."""
-        options = {"range": (start, end), "if_match": etag}
-        return await self._obstore.get_async(self.store, key, options=options)
+        async def rest(at: int) -> AsyncIterator[bytes]:
+            options = {"range": (at, size), "if_match": etag}
+            try:
+                left = await self._obstore.get_async(self.store, key, options=options)
+            except Exception as error:
+                if type(error).__name__ == "PreconditionError":
+                    raise changed(where) from None
+                raise
+            return aiter(left.stream(min_chunk_size=CHUNK_BYTES))
+
+        chunks = aiter(found.stream(min_chunk_size=CHUNK_BYTES))
+        return ResumingReader(where, size, chunks, rest, self.mapped), _version(found.meta)
 
     def get_now(self, key: str) -> tuple[bytes, str]:
         """Return an object's bytes and version; blocking."""
@@ -185,7 +181,7 @@ class ObjectBucket:
             found = self._obstore.get(self.store, key)
             return bytes(found.bytes()), _version(found.meta)
         except Exception as error:
-            raise self._mapped(error, f"{self.where}/{key}") from None
+            raise self.mapped(error, f"{self.where}/{key}") from None
 
     async def put(self, key: str, content: bytes | Path, *, token: str, over: str | None) -> str:
         """Write an object; a condition goes with it where it fits into one request, and is looked at right before.
@@ -271,69 +267,6 @@ class ObjectBucket:
         )
 
 
-class ObjectReader:
-    """A read stream over an object, in constant memory; a cut is followed by a request for the rest."""
-
-    def __init__(self, bucket: ObjectBucket, key: str, found: Any) -> None:
-        self._bucket, self._key = bucket, key
-        self._etag, self._size = str(found.meta["e_tag"]), int(found.meta["size"])
-        self._stream: Any = aiter(found.stream(min_chunk_size=1024 * 1024))
-        self._buffer = bytearray()
-        self._at = 0
-
-    async def read(self, n: int | None = None, /) -> bytes:
-        """Return the next `n` bytes at most, all that is left without `n`."""
-        wanted = self._size if n is None or n < 0 else n
-        while len(self._buffer) < wanted and self._at < self._size:
-            self._buffer += await self._more()
-        taken = bytes(self._buffer[:wanted])
-        del self._buffer[:wanted]
-        return taken
-
-    async def _more(self) -> bytes:
-        """Return the next bytes of the object, however often it is cut, if only some come each time."""
-        where, at = f"{self._bucket.where}/{self._key}", self._at
-        pause, error = PAUSE_SECONDS, None
-        for _ in range(TRIES):
-            try:
-                if self._stream is None:
-                    found = await self._bucket.ranged(self._key, at, self._size, self._etag)
-                    self._stream = aiter(found.stream(min_chunk_size=1024 * 1024))
-                chunk = bytes(await anext(self._stream))
-            except StopAsyncIteration:
-                error = TemporaryError(
-                    f"its bytes end at {at} of {self._size}", where=where, remedy="read it again"
-                )
-            except Exception as trouble:
-                if type(trouble).__name__ == "PreconditionError":
-                    raise TemporaryError(
-                        "it changed while it was read", where=where, remedy="read it again"
-                    ) from None
-                mapped = self._bucket._mapped(trouble, where)
-                if not isinstance(mapped, TemporaryError):
-                    raise mapped from None
-                error = mapped
-            else:
-                self._at += len(chunk)
-                return chunk
-            self._stream = None
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PAUSE_SECONDS_MAX)
-        assert error is not None
-        raise error
-
-    async def close(self) -> None:
-        """Let go of the connection."""
-        self._stream, self._at = None, self._size
-
-    async def __aenter__(self) -> ObjectReader:
-        return self
-
-    async def __aexit__(self, *exception: object) -> bool | None:
-        await self.close()
-        return None
-
-
 def _attribute(scheme: str) -> str:
     """Return the name of the token's attribute: Azure's are identifiers."""
     return TOKEN.replace("-", "_") if scheme == "az" else TOKEN
@@ -346,11 +279,6 @@ def _version(meta: Any) -> str:
 def _is_bucket_gone(error: BaseException) -> bool:
     code = _CODE.search(str(error))
     return code is not None and code[1] in NO_BUCKET
-
-
-def _is_lasting(error: TemporaryError) -> bool:
-    """Whether waiting a little helps nothing: a person or a provider has to act."""
-    return "bucket" in error.what or "credentials" in error.what or "cannot be listed" in error.what
 
 
 def _cause(text: str) -> str:

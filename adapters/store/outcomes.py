@@ -8,6 +8,7 @@ nothing, the run or the command ends with it. The store's own text is never repe
 from __future__ import annotations
 
 from datatask.adapters.store.inputs import MissingFileError, NotPermittedError
+from datatask.adapters.store.resuming import LastingError
 from datatask.schema.errors import DatataskError, InvalidValueError, StoreError, TemporaryError
 
 EXPIRED = frozenset(
@@ -35,13 +36,13 @@ def outcome(status: int | None, code: str, where: str, what: str = "it does not 
     """Return the error for an answer; `status` is None where there was none, and `what` then says why."""
     said = f"it answers {status}{' ' + code if code else ''}" if status else what
     if code in EXPIRED:
-        return TemporaryError(
+        return LastingError(
             f"the credentials have expired ({code})",
             where=where,
             remedy="it is tried again with what the provider gives then; renew the login if it is yours",
         )
     if code in NO_BUCKET:
-        return TemporaryError(
+        return LastingError(
             f"there is no bucket of that name ({code})",
             where=where,
             remedy="make it or correct the name; nothing in it is taken for deleted meanwhile",

@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 
-from datatask.adapters.store.bucket_repositories import BucketRepository, YamlMetadataBucketRepository
+from datatask.adapters.store.bucket_repositories import (
+    BucketRepository,
+    S3BucketRepository,
+    YamlMetadataBucketRepository,
+    YamlMetadataS3Repository,
+)
 from tests.contract.repository_kit import Case
-from tests.object_stores import Service
+from tests.object_stores import LazyClient, Service
 
 
 @dataclass
@@ -60,11 +65,22 @@ def _odd(service: Service, suffix: str) -> tuple[str, ...]:
     return (*(name if name.endswith("/") else name + suffix for name in names), f"p/good{suffix}/")
 
 
-def _in_a_bucket(kind: type[Any], service: Service, suffix: str, content: Callable[[int], Any]) -> Remote:
-    bucket, client = service.bucket(), service.client()
+def _by_address(kind: type[Any], service: Service, suffix: str, content: Callable[[int], Any]) -> Remote:
+    bucket = service.bucket()
+    return _in_a_bucket(
+        lambda: kind(f"s3://{bucket}/p", suffix, endpoint=service.endpoint), bucket, service, suffix, content
+    )
 
-    def again() -> Any:
-        return kind(f"s3://{bucket}/p", suffix, endpoint=service.endpoint)
+
+def _by_client(kind: type[Any], service: Service, suffix: str, content: Callable[[int], Any]) -> Remote:
+    bucket, client = service.bucket(), LazyClient(service.endpoint)
+    return _in_a_bucket(lambda: kind(client, bucket, "p/", suffix), bucket, service, suffix, content)
+
+
+def _in_a_bucket(
+    again: Callable[[], Any], bucket: str, service: Service, suffix: str, content: Callable[[int], Any]
+) -> Remote:
+    client = service.client()
 
     def vanish() -> None:
         for key in service.keys(bucket):
@@ -97,9 +113,11 @@ def blobs(n: int) -> dict[str, Any]:
 
 S3 = ("moto", "s3rver")
 BACKENDS = {
-    "bytes in a bucket": Backend(lambda s: _in_a_bucket(BucketRepository, s, "", blobs), S3),
+    "bytes by a client": Backend(lambda s: _by_client(S3BucketRepository, s, "", blobs), S3),
+    "yaml by a client": Backend(lambda s: _by_client(YamlMetadataS3Repository, s, ".yaml", documents), S3),
+    "bytes in a bucket": Backend(lambda s: _by_address(BucketRepository, s, "", blobs), S3),
     "yaml in a bucket": Backend(
-        lambda s: _in_a_bucket(YamlMetadataBucketRepository, s, ".yaml", documents), S3
+        lambda s: _by_address(YamlMetadataBucketRepository, s, ".yaml", documents), S3
     ),
 }
 

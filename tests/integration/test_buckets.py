@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import urllib.request
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from datatask import (
     InProcessSyncTask,
     LogMetadataRepository,
     Pipeline,
+    S3BucketRepository,
     Session,
     YamlMetadataBucketRepository,
+    YamlMetadataS3Repository,
 )
 from tests.object_stores import KEY, Service, environment
 from tests.run_kit import until
@@ -94,3 +97,85 @@ async def test_nothing_of_a_run_is_there_before_its_end_also_of_one_that_fails(
     with History(tmp_path / "log.db") as history:
         assert [run["state"] for run in history.runs()] == ["failed"]
     assert server.keys(bucket) == ["in/a.txt", "out/a.yaml"]
+
+
+async def test_a_script_of_pydatatasks_runs_over_the_client_that_it_makes(
+    server: Service, tmp_path: Path
+) -> None:
+    from aiobotocore.session import get_session
+
+    session = Session()
+
+    @session.resource
+    async def client() -> AsyncIterator[Any]:
+        made = get_session().create_client(
+            "s3",
+            endpoint_url=server.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=KEY,
+            region_name="us-east-1",
+        )
+        async with made as opened:
+            yield opened
+
+    bucket = f"made-{tmp_path.name.lower().replace('_', '-')}"
+    texts = S3BucketRepository(client, bucket, prefix="books/", suffix=".txt", mimetype="text/plain")
+    meta = YamlMetadataS3Repository(client, bucket, "meta/")
+    task = InProcessSyncTask("count", LogMetadataRepository("done"))
+    task.link("texts", texts, is_input=True)
+    task.link("meta", meta, is_output=True)
+
+    @task
+    async def count(job: str, texts: S3BucketRepository, meta: YamlMetadataS3Repository) -> None:
+        async with texts.open(job, "r") as stream:
+            await meta.dump(job, {"letters": len(await stream.read())})
+
+    async with Pipeline([task], session, [], log=f"sqlite:///{tmp_path / 'log.db'}") as pipeline:
+        async with texts.open("a", "w") as stream:
+            await stream.write("seven!!")
+        info = await texts.info("a")
+        assert (str(info), info.uri) == (f"s3://{bucket}/books/a.txt",) * 2
+        assert (info.endpoint, info.bucket, info.prefix, info.suffix) == (
+            server.endpoint,
+            bucket,
+            "books/",
+            ".txt",
+        )
+        await pipeline.run()
+        assert await meta.info("a") == {"letters": 7}
+        assert await meta.info("b") == {}
+        assert texts.object_name("a") == "books/a.txt"
+        head = server.client().head_object(Bucket=bucket, Key="books/a.txt")
+        assert head["ContentType"] == "text/plain"
+        await texts.delete("a")
+        await texts.delete("a")
+        assert not await texts.contains("a")
+
+
+async def test_an_address_in_a_template_needs_no_key_and_is_not_in_the_log(
+    server: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, client = server.bucket(), server.client()
+    client.put_object(Bucket=bucket, Key="in/a.txt", Body=b"abc")
+    source = BucketRepository(f"s3://{bucket}/in", ".txt", endpoint=server.endpoint)
+    info = await source.info("a")
+    url, upload_url = info.url, info.upload_url
+    for name in environment():
+        monkeypatch.delenv(name)
+
+    def asked(request: str | urllib.request.Request) -> bytes:
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
+
+    assert await asyncio.to_thread(asked, url) == b"abc"
+    header = {"Content-Type": "application/octet-stream"}
+    put = urllib.request.Request(upload_url, data=b"new", method="PUT", headers=header)
+    await asyncio.to_thread(asked, put)
+    assert client.get_object(Bucket=bucket, Key="in/a.txt")["Body"].read() == b"new"
+    assert "Signature" not in f"{info} {info!r} {vars(source)}"
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    inner = BucketRepository(
+        f"s3://{bucket}/in", endpoint=server.endpoint, incluster_endpoint="http://minio.ns.svc:9000"
+    )
+    assert (await inner.info("a")).url.startswith(f"http://minio.ns.svc:9000/{bucket}/in/a?")

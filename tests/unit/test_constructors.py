@@ -69,6 +69,10 @@ BUCKET = {
     **{"url": set[str](), "suffix": TEXT, "mimetype": TEXT, "poll_seconds": {"number"}},
     **{"endpoint": set[str](), "incluster_endpoint": set[str](), **COMMON},
 }
+CLIENT = {
+    **{"client": FUNCTION, "bucket": TEXT, "prefix": TEXT, "suffix": TEXT, "mimetype": TEXT},
+    **{"poll_seconds": {"number"}, "name": TEXT, "was": TEXT},
+}
 TASK = {"name": "task", "done": META}
 CASES = [
     Case(FileRepository, {"basedir": "/data"}, FOLDER),
@@ -82,6 +86,12 @@ CASES = [
         Case(kind, {"url": "s3://bucket/p"}, BUCKET)
         for kind in (datatask.BucketRepository, datatask.YamlMetadataBucketRepository)
     ),
+    Case(
+        datatask.S3BucketRepository,
+        {"client": dict, "bucket": "bucket"},
+        {**CLIENT, "incluster_endpoint": set[str]()},
+    ),
+    Case(datatask.YamlMetadataS3Repository, {"client": dict, "bucket": "bucket", "prefix": "p/"}, CLIENT),
     Case(LogMetadataRepository, {}, {"name": TEXT, "was": TEXT}),
     Case(LogBlobRepository, {}, {"name": TEXT, "was": TEXT}),
     Case(datatask.InProcessMetadataRepository, {}, {"data": {"dict"}, **COMMON}),

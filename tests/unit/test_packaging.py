@@ -158,7 +158,7 @@ def test_what_the_tests_compile_is_kept_in_every_environment(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("S3BucketRepository", "FileRepository on a mounted bucket"), ("ExecutorLiveRepo", "task.live"), ("fuse", "datatask ls")],
+    [("S3BucketReader", "async with repository.open"), ("ExecutorLiveRepo", "task.live"), ("fuse", "datatask ls")],
 )  # fmt: skip
 def test_names_of_pydatatask_that_are_not_there_say_so(name: str, words: str) -> None:
     with pytest.raises(ImportError, match=f"pydatatask's {name} is not there in datatask: .*{words}"):

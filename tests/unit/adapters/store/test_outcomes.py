@@ -6,16 +6,17 @@ import pytest
 
 from datatask.adapters.store.inputs import MissingFileError, NotPermittedError
 from datatask.adapters.store.outcomes import outcome
+from datatask.adapters.store.resuming import LastingError
 from datatask.schema.errors import DatataskError, InvalidValueError, StoreError, TemporaryError
 
 
 @pytest.mark.parametrize(
     ("status", "code", "kind", "words"),
     [
-        (400, "ExpiredToken", TemporaryError, "credentials have expired"),
-        (403, "RequestExpired", TemporaryError, "credentials have expired"),
-        (404, "NoSuchBucket", TemporaryError, "nothing in it is taken for deleted"),
-        (404, "ContainerNotFound", TemporaryError, "no bucket of that name"),
+        (400, "ExpiredToken", LastingError, "credentials have expired"),
+        (403, "RequestExpired", LastingError, "credentials have expired"),
+        (404, "NoSuchBucket", LastingError, "nothing in it is taken for deleted"),
+        (404, "ContainerNotFound", LastingError, "no bucket of that name"),
         (403, "InvalidObjectState", StoreError, "restore it from Glacier"),
         (301, "PermanentRedirect", InvalidValueError, "AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", InvalidValueError, "another region"),
