@@ -224,8 +224,8 @@ async def test_the_time_in_a_queue_is_not_counted(library: str, maker: Callable[
     executor = maker()
     assert cell(library, "says how many it runs") == ("no" if Pool(executor).slots is None else "yes")
     executor.shutdown()
-    jobs = [f"j{number}" for number in range(14)]
-    found = await outcomes(trying(maker, lambda job: time.sleep(0.3), timeout=1.5, grace=0.2), *jobs)
+    jobs = [f"j{number}" for number in range(24)]
+    found = await outcomes(trying(maker, lambda job: time.sleep(0.5), timeout=5, grace=0.2), *jobs)
     assert found == {job: ["succeeded"] for job in jobs}
 
 

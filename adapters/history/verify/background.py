@@ -49,8 +49,11 @@ BUSY_CORES = 0.25
 BUSY_EVENTS_PER_SECOND = 200.0
 """An engine above one of these (share of a core, wait for one, events appended) counts as busy."""
 
-MARK_SECONDS = 1.0
-"""The work after which a state is kept for the next time; ten times the cost of keeping it, where that is more."""
+MARK_SECONDS, MARK_BUSY_SECONDS = 1.0, 0.2
+"""The work after which a state is kept for the next time; ten times the cost of keeping it, where that is more.
+
+Beside a busy engine it is sooner: one of a minute leaves it a second in all, and the next one is to go on from there.
+"""
 MARK_LEAST = 2_000
 FOLLOW_SECONDS = 2.0
 FOLLOW_EVENTS = 5_000
@@ -173,7 +176,8 @@ class Background:
             self._say(Told(verified=found.state.position))
             worked = time.process_time() - self._mark_began
             grown = found.state.position - self._marked
-            if grown >= MARK_LEAST and worked >= max(MARK_SECONDS, 10 * self._mark_took):
+            enough = MARK_BUSY_SECONDS if self._rest.was_busy else MARK_SECONDS
+            if grown >= MARK_LEAST and worked >= max(enough, 10 * self._mark_took):
                 self._mark(found.state)
         self._rest()
 
