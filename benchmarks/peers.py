@@ -32,15 +32,15 @@ EVENTS_A_RUN = 5
 LIMIT_SECONDS = 300
 
 
-def interpreter(name: str) -> Path | None:
-    """Return the Python of the peer's environment, made when it is missing; None where it cannot be installed."""
+def interpreter(requirement: str) -> Path | None:
+    """Return the Python of a peer's environment, made when it is missing; None where it cannot be installed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datatask-peers"
-    folder = cache / PINNED[name]
+    folder = cache / requirement
     python = folder / "bin" / "python"
     if (folder / "installed").exists():
         return python
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PINNED[name]]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
     if subprocess.run(pip, stdout=sys.stderr, check=False).returncode:
         return None
     (folder / "installed").touch()
@@ -97,7 +97,7 @@ def main() -> None:
     measures: dict[str, Callable[[], float]] = {}
     missing = []
     for name in PINNED:
-        python = interpreter(name)
+        python = interpreter(PINNED[name])
         if python is None:
             missing.append(name)
         else:
