@@ -1,7 +1,7 @@
 """Amounts of cpu, memory, launches and named things: what a run takes and what a quota allows.
 
-Quantities are read as Kubernetes reads them (`100m`, `1.5`, `2Gi`, `1e3`, `500u`). Arithmetic is on
-`Decimal`; the core works on integers of one billionth (`to_nano`), rounded up, so sums never drift.
+Quantities are read as Kubernetes reads them (`100m`, `1.5`, `2Gi`, `1e3`, `500u`), those of bytes also as people write
+sizes (`512MB`, `1.5 GiB`). Arithmetic is on `Decimal`; the core works on integers of one billionth (`to_nano`), rounded up, so sums never drift.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from decimal import ROUND_CEILING, ROUND_UP, Decimal, InvalidOperation
 from enum import Enum, auto
 
 from datatask.schema.errors import CallerError, InvalidValueError
+from datatask.schema.units import in_bytes
 
 UNLIMITED_LAUNCHES = 999_999_999
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII)
@@ -54,6 +55,29 @@ def parse_quantity(quantity: Quantity) -> Decimal:
     except InvalidOperation as error:
         raise _not_a_quantity(quantity) from error
     return _held(number * _SUFFIX[suffix] if suffix else number)
+
+
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKMGTPE]i?)?B?", re.ASCII)
+
+
+def parse_size(size: Quantity) -> Decimal:
+    """Return a number of bytes: a number, a quantity, or a text such as `512MB` (of 1000s) or `1.5 GiB` (of 1024s)."""
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is None:
+        try:
+            return parse_quantity(size)
+        except InvalidValueError:
+            raise InvalidValueError(
+                f"{size!r:.80} is no size",
+                remedy="write bytes, '512MB', '1.5GiB' or a quantity such as '2Gi'",
+            ) from None
+    factor = _SUFFIX.get({"K": "k", "ki": "Ki"}.get(match[2], match[2]), Decimal(1))
+    return _held(Decimal(match[1]) * factor)
+
+
+def parse_amount(name: str, amount: Quantity) -> Decimal:
+    """Return an amount of a named resource: a size where it is counted in bytes, else a quantity."""
+    return parse_size(amount) if in_bytes(name) else parse_quantity(amount)
 
 
 def _held(number: Decimal) -> Decimal:
@@ -111,10 +135,10 @@ class Resources:
         custom: Mapping[str, Quantity] | None = None,
     ) -> None:
         object.__setattr__(self, "cpu", parse_quantity(cpu))
-        object.__setattr__(self, "mem", parse_quantity(mem))
+        object.__setattr__(self, "mem", parse_size(mem))
         object.__setattr__(self, "launches", launches)
         named = sorted((custom or {}).items())
-        object.__setattr__(self, "custom", {name: parse_quantity(amount) for name, amount in named})
+        object.__setattr__(self, "custom", {name: parse_amount(name, amount) for name, amount in named})
 
     def __hash__(self) -> int:
         return hash((self.cpu, self.mem, self.launches, tuple(self.custom.items())))
@@ -136,9 +160,7 @@ class Resources:
     ) -> Resources:
         """Return the amounts that the quantities say; launches default to as good as unlimited."""
         limit = UNLIMITED_LAUNCHES if launches is None else int(parse_quantity(launches))
-        return cls(
-            parse_quantity(cpu), parse_quantity(mem), limit, {k: parse_quantity(v) for k, v in custom.items()}
-        )
+        return cls(cpu, mem, limit, custom)
 
     def __add__(self, other: Resources) -> Resources:
         return self._combined(other, 1)

@@ -32,7 +32,7 @@ from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import DerivedDef, PipelineDef, QuotaDef, TaskDef
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.resources import parse_quantity, to_nano
+from datatask.schema.resources import parse_amount, to_nano
 from datatask.schema.units import SECOND
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def amounts(told: Amounts, where: str) -> dict[str, int]:
     """Return amounts in billionths; `CallerError` for one that is negative or no quantity."""
     found = {}
     for name, amount in told.items():
-        number = to_nano(parse_quantity(amount))
+        number = to_nano(parse_amount(name, amount))
         if number < 0:
             raise InvalidValueError(
                 f"{name} is {amount}, which is negative", where=where, remedy="give 0 or more"

@@ -24,7 +24,7 @@ from datatask.schema.definition import (
     RetryDef,
 )
 from datatask.schema.errors import TEXT, DatataskError, InvalidValueError, expect
-from datatask.schema.resources import Resources, ResourceType, parse_quantity
+from datatask.schema.resources import Resources, ResourceType, parse_size
 from datatask.schema.units import SECOND, parse_span
 from datatask.schema.values import check_name
 
@@ -53,7 +53,7 @@ def kept_bytes(logs: str | int | bool, where: str) -> int:
     if isinstance(logs, bool):
         return LOGS_BYTES if logs else 0
     try:
-        size = int(parse_quantity(logs.removesuffix("B"))) if isinstance(logs, str) else logs
+        size = int(parse_size(logs)) if isinstance(logs, str) else logs
     except DatataskError:
         size = -1
     if not isinstance(size, int) or not 0 <= size <= LOGS_BYTES_MAX:
