@@ -85,6 +85,8 @@ class Task(ABC):
     pids_link: str | None = None
     done_shape: DoneShape = "none"
     outlives: bool = False
+    has_identities: bool = True
+    """Whether its runs can be given identities of resources."""
     synchronous: bool = False
     conflicts: Conflicts = "rerun"
     on_change: OnChange = "mark"
