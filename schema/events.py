@@ -222,7 +222,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 7
+    VERSION = 6
     definition: PipelineDef
     digest: str
     decider: int
@@ -373,12 +373,8 @@ class DecisionRound(Event, frozen=True, kw_only=True):
 
 
 class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):
-    """A run came into being; its id is this event's position.
+    """A run came into being; its id is this event's position."""
 
-    `identities` are its own among the resources that have some, until it ends.
-    """
-
-    VERSION = 2
     episode: int
     attempt: int
     origin: LaunchOrigin = "derived"
@@ -389,7 +385,6 @@ class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):
     over_quota: bool = False
     reason: str = ""
     request: str | None = None
-    identities: dict[str, tuple[str, ...]] = {}
 
 
 class StopDecided(RunEvent, frozen=True, kw_only=True):
@@ -509,6 +504,14 @@ class CancelRequested(TaskJobEvent, frozen=True, kw_only=True):
 class RetryRequested(TaskJobEvent, frozen=True, kw_only=True):
     """A person asked for a new episode of a job that has ended."""
 
+    reason: str = ""
+    request: str | None = None
+
+
+class ResultAccepted(TaskJobEvent, frozen=True, kw_only=True):
+    """A person looked at a job's result and takes it as up to date, or takes that back (`withdrawn`)."""
+
+    withdrawn: bool = False
     reason: str = ""
     request: str | None = None
 

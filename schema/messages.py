@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -26,8 +25,7 @@ class RunSpec(NamedTuple):
     """One run to start, adopt or stop.
 
     `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
-    decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams. `identities` are
-    its own of each resource that has some, `variables` the same as its environment tells them.
+    decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams.
     """
 
     run: int
@@ -42,8 +40,6 @@ class RunSpec(NamedTuple):
     log: str = ""
     conflicts: Conflicts = "rerun"
     logs: int = 0
-    identities: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    variables: Mapping[str, str] = MappingProxyType({})
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -231,6 +227,14 @@ class RetryJobs(Request, frozen=True, kw_only=True):
     jobs: tuple[str, ...]
 
 
+class AcceptResults(Request, frozen=True, kw_only=True):
+    """Take results of a task as up to date, or take that back (`withdrawn`)."""
+
+    task: str
+    jobs: tuple[str, ...]
+    withdrawn: bool = False
+
+
 class PauseTask(Request, frozen=True, kw_only=True):
     """Launch no more of a task."""
 
@@ -273,6 +277,7 @@ AnyRequest = (
     | LaunchJob
     | CancelJobs
     | RetryJobs
+    | AcceptResults
     | PauseTask
     | ResumeTask
     | ChangeQuota

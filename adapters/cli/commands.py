@@ -55,6 +55,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "rm": Entry("inject", "rm", "Delete jobs from repositories."),
         "launch": Entry("verbs", "launch", "Launch one job now."),
         "cancel": Entry("verbs", "cancel", "Cancel jobs of a task, running or waiting."),
+        "accept": Entry("accept", "accept", "Take results that are out of date as good."),
         "retry": Entry("verbs", "retry", "Run jobs of a task again."),
         "pause": Entry("verbs", "pause", "Launch no more jobs of tasks."),
         "resume": Entry("verbs", "resume", "Launch jobs of paused tasks again."),

@@ -18,7 +18,7 @@ from pyroaring import BitMap
 
 from datatask.adapters.cli.commands import JOB, WHEN, command
 from datatask.adapters.cli.output import Output
-from datatask.adapters.cli.recorded import Recorded, recorded, seen
+from datatask.adapters.cli.recorded import Recorded, Seen, recorded, seen
 from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes
 from datatask.adapters.history.moments import When
@@ -50,26 +50,30 @@ def ls(settings: Settings, expression: tuple[str, ...], at: When | None) -> None
     where they hold spaces; operators are & | - ^ and parentheses, with Python's precedence.
     """
     with seen(settings, at) as log:
-        known = shapes.set_names(log.state)
-        outdated = {f"stale({task.name})": task.name for task in log.state.definition.tasks}
-        tree = parse(" ".join(expression), [*known, *outdated])
-        stale: dict[str, BitMap] = {}
-        if log.reader is not None and not outdated.keys().isdisjoint(names(tree)):
-            stale = find_stale(log.reader, log.state).stale
-
-        def lookup(name: str) -> BitMap:
-            if name in outdated and name not in known:
-                return stale.get(outdated[name], BitMap())
-            return shapes.named_set(log.state, known, name)
-
-        found = evaluate(tree, lookup)
-        jobs = shapes.job_names(log.state, found)
+        jobs = job_set(log, " ".join(expression))
     output = Output(settings)
     if output.json:
         output.document(jobs)
     else:
         for job in jobs:
             output.line(job)
+
+
+def job_set(log: Recorded | Seen, expression: str) -> list[str]:
+    """Return the jobs of a set expression, sorted."""
+    known = shapes.set_names(log.state)
+    outdated = {f"stale({task.name})": task.name for task in log.state.definition.tasks}
+    tree = parse(expression, [*known, *outdated])
+    stale: dict[str, BitMap] = {}
+    if log.reader is not None and not outdated.keys().isdisjoint(names(tree)):
+        stale = find_stale(log.reader, log.state).stale
+
+    def lookup(name: str) -> BitMap:
+        if name in outdated and name not in known:
+            return stale.get(outdated[name], BitMap())
+        return shapes.named_set(log.state, known, name)
+
+    return shapes.job_names(log.state, evaluate(tree, lookup))
 
 
 # --- cat --------------------------------------------------------------------------------------------

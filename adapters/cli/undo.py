@@ -54,7 +54,7 @@ def undo(
     reason: str,
     exit_code: bool,
 ) -> int:
-    """Take back what a person changed: values put or deleted, pauses, limits.
+    """Take back what a person changed: values put or deleted, pauses, limits, accepted results.
 
     POSITION is that of an event of the change, such as `datatask log --actor anna` lists them. What ran meanwhile stays, and what was changed
     again since: that is told first, and without --partly nothing is done then.
@@ -106,6 +106,11 @@ def _wishes(found: Undo, reason: str) -> Iterator[Wish]:
     for quota, (limits, launches) in found.quotas.items():
         request = r.ChangeQuota(**who("undo", reason), quota=quota, limits=limits, launches=launches)
         yield Wish(request, (Change("limit", about=f"{quota} as before"),))
+    for (task, withdrawn), jobs in found.accepted.items():
+        op = "accept no more" if withdrawn else "accept"
+        for names in sliced(jobs):
+            wanted = r.AcceptResults(**who("undo", reason), task=task, jobs=names, withdrawn=withdrawn)
+            yield Wish(wanted, tuple(Change(op, task=task, job=job) for job in names))
 
 
 def _portions(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:

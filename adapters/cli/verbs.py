@@ -32,7 +32,7 @@ from datatask.schema.errors import (
     one_of,
     unknown,
 )
-from datatask.schema.resources import parse_amount, to_nano
+from datatask.schema.resources import parse_quantity, to_nano
 from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def retry(
             "retry takes a task with jobs or --failed, or --stale",
             remedy=f"see `{settings.program} retry --help`",
         )
-    outdated = _stale(settings, task) if stale else {}
+    outdated = stale_jobs(settings, task) if stale else {}
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         wanted = outdated
@@ -201,7 +201,7 @@ def retry(
     return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
 
 
-def _stale(settings: Settings, task: str | None) -> dict[str, list[str]]:
+def stale_jobs(settings: Settings, task: str | None) -> dict[str, list[str]]:
     """Return the jobs whose results are out of date, by task in the order of the definition."""
     from datatask.adapters.history.stale import find_stale
 
@@ -293,7 +293,7 @@ def _limit(text: str) -> tuple[str, int | None]:
                 f"{amount!r:.80} is no number of launches", where=what, remedy="write launches=30"
             )
         return what, int(amount)
-    quantity = parse_amount(what, amount)
+    quantity = parse_quantity(amount)
     if quantity < 0:
         raise InvalidValueError(f"{amount} is less than nothing", where=what, remedy="give 0 or more")
     return what, to_nano(quantity)

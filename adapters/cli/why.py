@@ -15,8 +15,9 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.history import shapes, waits
 from datatask.adapters.history.moments import When
 from datatask.adapters.history.printed import last_lines, printed_by
+from datatask.engine.core.staleness import is_accepted
 from datatask.schema.errors import UnknownNameError
-from datatask.schema.events import REUSED, RunEnded
+from datatask.schema.events import REUSED, ResultAccepted, RunEnded
 from datatask.schema.troubles import shown
 from datatask.schema.units import duration_words, iso
 from datatask.schema.values import check_job
@@ -60,8 +61,21 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
             output.document(found.to_json() | {"stale": shape(causes)})
             return
         outdated = [f"its result is out of date: {cause.text}" for cause in causes]
-        for line in lines(found, *_last_run(log, task, job), *outdated):
+        for line in lines(found, *_last_run(log, task, job), *_acceptance(log, task, job), *outdated):
             output.line(shown(line))
+
+
+def _acceptance(log: Recorded, task: str, job: str) -> list[str]:
+    """Return who accepted the result of a job, and why, where somebody did."""
+    index = log.state.job_index.get(job)
+    if index is None or not is_accepted(log.state, log.state.tasks[task], index):
+        return []
+    position = log.state.accepted[task][index]
+    if position <= log.reader.header.base:
+        return [f"its result was accepted (position {position})"]
+    (event,) = log.reader.fetch([position])
+    reason = f": {event.reason}" if isinstance(event, ResultAccepted) and event.reason else ""
+    return [f"its result was accepted by {event.actor} (position {position}){reason}"]
 
 
 def _print_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:

@@ -17,7 +17,7 @@ from pyroaring import BitMap
 from datatask.adapters.history.lineage import digest_of
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.cells import get_at
-from datatask.engine.core.staleness import Suspect, filled_by, key_in, look, sources, spread
+from datatask.engine.core.staleness import Suspect, filled_by, is_accepted, key_in, look, sources, spread
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import TaskState
 from datatask.engine.ports import Filters
@@ -94,11 +94,21 @@ def find_stale(reader: LogReader, state: State, learned: Learned = NOTHING) -> S
     own = {task: BitMap(jobs) for task, jobs in found.code.items()}
     unknown = {task: BitMap(jobs) for task, jobs in found.unknown.items()}
     checks = Checks(reader, state, learned)
+    last: dict[tuple[str, int], int] = {}
     for changed in checks.changed(found.suspects):
-        own[changed.suspect.task].add(changed.suspect.job)
+        suspect = changed.suspect
+        own[suspect.task].add(suspect.job)
+        if state.accepted:
+            key, position = (suspect.task, suspect.job), abs(suspect.position)
+            last[key] = max(last.get(key, 0), position)
     for suspect in checks.untold:
         unknown[suspect.task].add(suspect.job)
-    stale = spread(state, own)
+
+    def changed_at(task: str, job: int) -> int:
+        by_code = state.fingerprints[task][-1][0] if job in found.code[task] else 0
+        return max(by_code, last.get((task, job), 0))
+
+    stale = spread(state, own, changed_at)
     return Staleness(stale, own, {task: jobs - stale[task] for task, jobs in unknown.items()})
 
 
@@ -199,7 +209,19 @@ class Checks:
         if VERSION in (old.partition(" ")[0], new.partition(" ")[0]) and self._is_unknown(suspect):
             self.untold.append(suspect)  # its run was before contents were hashed
             return None
+        if self._was_accepted(suspect, new):
+            return None
         return Changed(suspect, read, old, new)
+
+    def _was_accepted(self, suspect: Suspect, content: str) -> bool:
+        """Whether the value had this content when the result was accepted."""
+        if not is_accepted(self._state, self._state.tasks[suspect.task], suspect.job):
+            return False
+        at, job = self._state.accepted[suspect.task][suspect.job], self._state.jobs[suspect.key]
+        kinds = ("ValuePut", "ValueDeleted")
+        filters = Filters(kinds=kinds, repositories=(suspect.leaf,), jobs=(job,))
+        then = next((one.event for one in self._reader.read_back(0, at, filters, page_rows=1)), None)
+        return self._content(then) == content
 
     def _is_unknown(self, suspect: Suspect) -> bool:
         """Whether nothing was recorded of the code that a run executed."""

@@ -30,6 +30,8 @@ class Undo(NamedTuple):
     deletes: dict[str, list[str]]
     pauses: dict[str, bool]
     quotas: dict[str, tuple[dict[str, int], int | None]]
+    accepted: dict[tuple[str, bool], list[str]]
+    """Jobs whose results are to be accepted, or no more (True), by task."""
     left: list[str]
 
 
@@ -41,6 +43,7 @@ class Changes:
         self._values: dict[Key, list[int]] = {}
         self._pauses: dict[str, list[int]] = {}
         self._quotas: dict[str, list[int]] = {}
+        self._accepted: dict[Key, list[tuple[int, bool]]] = {}
         self._left: list[str] = []
 
     def at(self, position: int) -> Changes:
@@ -79,6 +82,8 @@ class Changes:
                 self._values.setdefault((event.repository, event.job), []).append(position)
             case e.TaskPaused() | e.TaskResumed():
                 self._pauses.setdefault(event.task, []).append(position)
+            case e.ResultAccepted():
+                self._accepted.setdefault((event.task, event.job), []).append((position, event.withdrawn))
             case e.QuotaChanged():
                 self._quotas.setdefault(event.quota, []).append(position)
             case e.RetryRequested() | e.LaunchDecided():
@@ -102,13 +107,15 @@ class Changes:
 
     def undo(self) -> Undo:
         """Return what takes the changes back."""
-        found = Undo({}, {}, {}, {}, self._left)
+        found = Undo({}, {}, {}, {}, {}, self._left)
         for key, positions in self._values.items():
             self._value(found, key, positions)
         for task, positions in self._pauses.items():
             self._pause(found, task, positions)
         for quota, positions in self._quotas.items():
             self._quota(found, quota, positions)
+        for key, changes in self._accepted.items():
+            self._acceptance(found, key, changes)
         return found
 
     def _value(self, found: Undo, key: Key, positions: list[int]) -> None:
@@ -157,6 +164,14 @@ class Changes:
         was = isinstance(first, e.TaskResumed)
         if task in self._state.tasks and bool(self._state.tasks[task].paused) is not was:
             found.pauses[task] = was
+
+    def _acceptance(self, found: Undo, key: Key, changes: list[tuple[int, bool]]) -> None:
+        (task, job), (position, withdrawn) = key, changes[-1]
+        now = self._state.accepted.get(task, {}).get(self._state.job_index[job], 0)
+        if task not in self._state.tasks or now > position:
+            found.left.append(f"{task} {job}: its result was accepted again, or is no more")
+        elif bool(now) is not withdrawn:
+            found.accepted.setdefault((task, not withdrawn), []).append(job)
 
     def _quota(self, found: Undo, quota: str, positions: list[int]) -> None:
         now = self._state.quotas.get(quota)

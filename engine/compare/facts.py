@@ -124,6 +124,7 @@ _ON_TASK = (
     e.RetryScheduled,
     e.CancelRequested,
     e.RetryRequested,
+    e.ResultAccepted,
     e.TaskPaused,
     e.TaskResumed,
 )

@@ -89,12 +89,6 @@ class RunImage(msgspec.Struct, array_like=True):
     intents: list[tuple[str, int, int, bytes]]
 
 
-class HoldingRunImage(RunImage, array_like=True):
-    """An open run that has identities; what has none lies as ever."""
-
-    identities: dict[str, tuple[str, ...]] = {}
-
-
 class QuotaImage(msgspec.Struct, array_like=True):
     """One quota: as defined, as it is in force, and what counts against it."""
 
@@ -124,7 +118,7 @@ class Image(msgspec.Struct, array_like=True):
     leaves: list[LeafImage]
     tasks: list[TaskImage]
     quotas: list[QuotaImage]
-    runs: list[HoldingRunImage]
+    runs: list[RunImage]
     pending: list[tuple[str, str, int, int, str, int]]
     intents: list[tuple[str, int, int, bytes]]
     requests: list[tuple[str, int]]
@@ -144,8 +138,14 @@ class MarkedImage(SelectedImage, array_like=True):
     fingerprints: dict[str, list[tuple[int, str]]] = {}
 
 
+class AcceptedImage(MarkedImage, array_like=True):
+    """A state that knows accepted results: pairs of job and position by task."""
+
+    accepted: dict[str, list[tuple[int, int]]] = {}
+
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(MarkedImage)
+_decoder = msgspec.msgpack.Decoder(AcceptedImage)
 
 
 def fingerprint(state: State) -> str:
@@ -157,10 +157,12 @@ def dump(state: State) -> bytes:
     """Return the state as bytes; without the reason for opening, which nothing rests on and which may be redacted."""
     kind: Callable[..., Image] = Image
     selection = None if state.selection is None else _json(state.selection)
-    if state.fingerprints:
-        kind = partial(
-            MarkedImage, selection=selection, fingerprints=dict(sorted(state.fingerprints.items()))
-        )
+    fingerprints = dict(sorted(state.fingerprints.items()))
+    if state.accepted:
+        accepted = {task: sorted(jobs.items()) for task, jobs in sorted(state.accepted.items())}
+        kind = partial(AcceptedImage, selection=selection, fingerprints=fingerprints, accepted=accepted)
+    elif fingerprints:
+        kind = partial(MarkedImage, selection=selection, fingerprints=fingerprints)
     elif selection is not None:
         kind = partial(SelectedImage, selection=selection)
     masks = list(dict.fromkeys(state.masks))
@@ -216,7 +218,7 @@ def fold_version_of(body: bytes) -> int | None:
         return None
 
 
-def _state(image: MarkedImage) -> State:
+def _state(image: AcceptedImage) -> State:
     state = State()
     state.position, state.at, state.log, state.pipeline = image.position, image.at, image.log, image.pipeline
     state.engine = None if image.engine is None else msgspec.json.decode(image.engine, type=EngineOpened)
@@ -226,6 +228,7 @@ def _state(image: MarkedImage) -> State:
     if image.selection is not None:
         state.selection = msgspec.json.decode(image.selection, type=Selection)
     state.fingerprints = image.fingerprints
+    state.accepted = {task: dict(jobs) for task, jobs in image.accepted.items()}
     state.jobs = image.jobs
     state.job_index = dict(zip(image.jobs, range(len(image.jobs)), strict=True))
     state.take_masks([int.from_bytes(mask, "little") for mask in image.masks], _array("I", image.mask_of))
@@ -237,7 +240,6 @@ def _state(image: MarkedImage) -> State:
         task.name: _task(state, task, index, definitions.get(task.name))
         for index, task in enumerate(image.tasks)
     }
-    state.hold_identities()
     state.intents = _intents(image.intents)
     for run in state.open_runs.values():
         state.tasks[run.task].open_runs += 1
@@ -346,10 +348,7 @@ def _packed(amount: int) -> Amount:
 
 
 def _run_image(run: OpenRun) -> RunImage:
-    kind: Callable[..., RunImage] = RunImage
-    if run.identities:
-        kind = partial(HoldingRunImage, identities=run.identities)
-    return kind(
+    return RunImage(
         (
             run.run,
             run.task,
@@ -444,11 +443,10 @@ def _quota(image: QuotaImage) -> QuotaState:
     return QuotaState(definition, limits, image.launches, used, deque(image.recent))
 
 
-def _run(image: HoldingRunImage) -> OpenRun:
+def _run(image: RunImage) -> OpenRun:
     number, task, job, episode, attempt, decided_at, origin, resources, *_ = image.fields
     amounts = {name: int(amount) for name, amount in resources.items()}
     run = OpenRun(number, task, job, episode, attempt, decided_at, origin, amounts, *image.fields[8:])
-    run.identities = image.identities
     run.started_at, run.handle, run.where = image.started_at, image.handle, image.where
     run.unreachable, run.stopping = image.unreachable, image.stopping  # type: ignore[assignment]
     run.settling = None if image.settling is None else msgspec.json.decode(image.settling, type=Ending)

@@ -100,6 +100,8 @@ def _renamed(state: State, position: int, event: e.Renamed) -> None:
         state.tasks[event.new] = task
         if event.old in state.fingerprints:
             state.fingerprints[event.new] = state.fingerprints.pop(event.old)
+        if event.old in state.accepted:
+            state.accepted[event.new] = state.accepted.pop(event.old)
         for view in (task.live, task.succeeded, task.failed):
             old = view.id
             new = old.replace(f"({event.old})", f"({event.new})")
@@ -278,6 +280,16 @@ def _task_resumed(state: State, position: int, event: e.TaskResumed) -> None:
     state.tasks[event.task].paused = 0
 
 
+def _result_accepted(state: State, position: int, event: e.ResultAccepted) -> None:
+    job, accepted = state.intern(event.job), state.accepted.setdefault(event.task, {})
+    if event.withdrawn:
+        accepted.pop(job, None)
+    else:
+        accepted[job] = position
+    if not accepted:
+        del state.accepted[event.task]
+
+
 def _quota_changed(state: State, position: int, event: e.QuotaChanged) -> None:
     state.quotas[event.quota].change(event.limits, event.launches)
 
@@ -301,6 +313,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TaskPaused: _task_paused,
     e.TaskResumed: _task_resumed,
     e.QuotaChanged: _quota_changed,
+    e.ResultAccepted: _result_accepted,
     **EPISODES,
 }
 

@@ -158,7 +158,7 @@ _STRIPPED: dict[type[e.Event], Callable[[Any, int], e.Event]] = {
     **dict.fromkeys(
         (
             e.EngineOpened, e.EngineClosed, e.RepositorySynced, e.ValueDeleted, e.LaunchDecided, e.CancelRequested,
-            e.RetryRequested, e.TaskPaused, e.TaskResumed, e.QuotaChanged, e.PipelineDefined, e.Renamed, e.ArchiveCut,
+            e.RetryRequested, e.ResultAccepted, e.TaskPaused, e.TaskResumed, e.QuotaChanged, e.PipelineDefined, e.Renamed, e.ArchiveCut,
             e.BlobsCollected, e.PayloadRedacted,
         ),
         _REASON,

@@ -2,18 +2,19 @@
 
 A result is the last run of a job in a task, where it succeeded. In: the state. Out: `look` gives the results whose task has another
 fingerprint now, those of which none is known, and `Suspect`s: values that were put or removed after the run began, of which the
-log has to tell whether their contents differ. `spread` adds what was made of stale values. At rest this costs nothing: the
-positions that the state keeps for memberships and runs tell it, by columns.
+log has to tell whether their contents differ. `spread` adds what was made of stale values. A result that a person accepted is held
+against what was then. At rest this costs nothing: the positions that the state keeps for memberships and runs tell it, by columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from pyroaring import BitMap
 
+from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState
 from datatask.engine.core.state import State
@@ -52,15 +53,23 @@ def look(state: State, tasks: Iterable[str] | None = None) -> Look:
         if tasks is None or task.name in tasks:
             jobs = _column(task.succeeded.members(state.masks).to_array())
             runs = _at(task.last_run, jobs)
-            code, unknown = _by_code(state, task, runs)
+            accepted = _accepted(state, task, jobs)
+            code, unknown = _by_code(state, task, np.maximum(runs, accepted))
             found.code[task.name] = _bitmap(jobs[code])
             found.unknown[task.name] = _bitmap(jobs[unknown])
-            found.suspects.extend(_suspects(state, task, jobs, runs))
+            found.suspects.extend(_suspects(state, task, jobs, runs, accepted))
     return found
 
 
-def spread(state: State, own: Mapping[str, BitMap]) -> dict[str, BitMap]:
-    """Return the results that are stale by themselves or made of such, by task."""
+def spread(
+    state: State, own: Mapping[str, BitMap], changed_at: Callable[[str, int], int] = lambda task, job: 0
+) -> dict[str, BitMap]:
+    """Return the results that are stale by themselves or made of such, by task.
+
+    `changed_at` gives the position of the last change that makes a task's result for a job stale by itself: a result that was
+    accepted later is made of nothing stale.
+    """
+    newest = _Newest(state, own, changed_at)
     stale = {task.name: BitMap(own.get(task.name, BitMap())) for task in _tasks(state)}
     fills = filled_by(state)
     while True:
@@ -69,11 +78,41 @@ def spread(state: State, own: Mapping[str, BitMap]) -> dict[str, BitMap]:
             results = task.succeeded.members(state.masks)
             for maker, link, leaf in sources(state, task, fills):
                 reached = _reached(state, link, leaf, stale[maker], results)
+                for job in BitMap(state.accepted.get(task.name, ())) & reached:
+                    if is_accepted(state, task, job) and not newest.change(task, job):
+                        reached.discard(job)
                 if not reached <= stale[task.name]:
                     stale[task.name] |= reached
                     grown = True
         if not grown:
             return stale
+
+
+class _Newest:
+    """The last change that makes results stale, by themselves or through what they were made of."""
+
+    def __init__(
+        self, state: State, own: Mapping[str, BitMap], changed_at: Callable[[str, int], int]
+    ) -> None:
+        self._state, self._own, self._changed_at = state, own, changed_at
+        self._fills = filled_by(state)
+
+    def change(self, task: TaskState, job: int, above: frozenset[tuple[str, int]] = frozenset()) -> int:
+        """Return its position; 0 where there is none since the result was accepted."""
+        if (task.name, job) in above:
+            return 0
+        above |= {(task.name, job)}
+        newest = self._changed_at(task.name, job) if job in self._own.get(task.name, ()) else 0
+        for maker, _, leaf in sources(self._state, task, self._fills):
+            key = key_in(leaf, job)
+            if key >= 0:
+                newest = max(newest, self.change(self._state.tasks[maker], key, above))
+        return newest if newest > self._state.accepted.get(task.name, {}).get(job, 0) else 0
+
+
+def is_accepted(state: State, task: TaskState, job: int) -> bool:
+    """Whether a person has accepted the result of a job's last run."""
+    return state.accepted.get(task.name, {}).get(job, 0) > get_at(task.last_run, job)
 
 
 def sources(
@@ -142,6 +181,12 @@ def _tasks(state: State) -> Iterator[TaskState]:
             yield state.tasks[definition.name]
 
 
+def _accepted(state: State, task: TaskState, jobs: Column) -> Column:
+    """Return, for each job, where its result was accepted last; 0 where it was not."""
+    known = state.accepted.get(task.name)
+    return np.array([known.get(job, 0) for job in jobs.tolist()], np.int64) if known else np.zeros_like(jobs)
+
+
 def _by_code(state: State, task: TaskState, runs: Column) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each run, whether its fingerprint is another one than today's, and whether that is not known."""
     history = state.fingerprints.get(task.name, [])
@@ -153,18 +198,20 @@ def _by_code(state: State, task: TaskState, runs: Column) -> tuple[np.ndarray, n
     return known & other, ~known
 
 
-def _suspects(state: State, task: TaskState, jobs: Column, runs: Column) -> Iterator[Suspect]:
-    ended = runs
+def _suspects(
+    state: State, task: TaskState, jobs: Column, runs: Column, accepted: Column
+) -> Iterator[Suspect]:
+    since = ended = np.maximum(runs, accepted)
     done = task.definition.done
     if done is not None:
-        ended = np.maximum(runs, _at(state.leaves[done].positions, jobs))
+        ended = np.maximum(since, _at(state.leaves[done].positions, jobs))
     for link in task.definition.links:
         if link.is_input:
             for name in leaves_of(link.expr):
                 leaf, keys = _keys(state.leaves[name], jobs)
                 positions = _at(leaf.positions, keys)
                 yield from _picked(
-                    task, "input", link.name, leaf, jobs, runs, keys, positions, positions > runs
+                    task, "input", link.name, leaf, jobs, runs, keys, positions, positions > since
                 )
         elif link.is_output and isinstance(link.expr, d.In):
             leaf = state.leaves[link.expr.leaf]

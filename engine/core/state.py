@@ -58,6 +58,8 @@ class State:
         self.defined_at = 0
         self.fingerprints: dict[str, list[tuple[int, str]]] = {}
         """By task: from which position on its runs have had which fingerprint, where any was recorded."""
+        self.accepted: dict[str, dict[int, int]] = {}
+        """By task and job: where a person accepted the result; of no account once the job has been run again."""
         self.selection: Selection | None = None
         """What the engine that works may launch, as of its last round."""
         self.named: dict[str, tuple[int, BitMap]] = {}
@@ -125,14 +127,6 @@ class State:
                 return []
             return [self.jobs[member] for member in derived.gathering.gathered(index)]
         return [self.jobs[job] for job in self.leaves[leaf].members(self.masks)]
-
-    def hold_identities(self) -> None:
-        """Work out from the open runs which identities are given out."""
-        for quota in self.quotas.values():
-            quota.held.clear()
-        for run in self.open_runs.values():
-            if run.quota is not None and run.identities:
-                self.quotas[run.quota].hold(run.identities)
 
     def time_of(self, position: int) -> int:
         """Return when the event at `position` was written, or up to `mark_every` before, from sparse marks."""

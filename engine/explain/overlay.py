@@ -235,7 +235,7 @@ class Overlay:
         state.open_runs = self._resettable(OverlayDict(below.open_runs, copy.copy))
         state.pending = self._resettable(OverlayDict(below.pending))
         state.intents = self._resettable(OverlayDict(below.intents))
-        state._interned, state._later, state.named, state.fingerprints = {}, [], {}, {}
+        state._interned, state._later, state.named, state.fingerprints, state.accepted = {}, [], {}, {}, {}
         self._scalars()
 
     def reset(self) -> None:

@@ -71,6 +71,7 @@ NARROW = frozenset(
         e.RetryScheduled,
         e.CancelRequested,
         e.RetryRequested,
+        e.ResultAccepted,
         e.TaskPaused,
         e.TaskResumed,
         e.QuotaChanged,

@@ -22,7 +22,6 @@ from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, NotPossibleError, unknown
 from datatask.schema.messages import Write
 from datatask.schema.troubles import trouble
-from datatask.schema.units import NANO
 from datatask.schema.values import check_job
 
 logger = logging.getLogger("datatask.engine")
@@ -237,6 +236,30 @@ def _retry(runtime: Runtime, request: r.RetryJobs) -> int:
     )
 
 
+def _accept(runtime: Runtime, request: r.AcceptResults) -> int:
+    task, state = _known_task(runtime, request.task), runtime.state
+    events: list[e.Event] = []
+    for job in request.jobs:
+        index = state.job_index.get(check_job(job))
+        if index is None or not state.masks[index] & task.succeeded.bit:
+            raise NotPossibleError(
+                f"{job} has no result of {task.name}",
+                remedy=f"`datatask ls '{task.name}.succeeded'` lists them",
+            )
+        events.append(
+            e.ResultAccepted(
+                at=runtime.now(),
+                actor=request.actor,
+                task=task.name,
+                job=job,
+                withdrawn=request.withdrawn,
+                reason=request.reason,
+                request=request.id,
+            )
+        )
+    return runtime.reactor.tickets.ask(events)
+
+
 def _pause(runtime: Runtime, request: r.PauseTask) -> int:
     return _mark_task(runtime, request, e.TaskPaused)
 
@@ -258,15 +281,8 @@ def _mark_task(
 
 
 def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
-    quota = runtime.state.quotas.get(request.quota)
-    if quota is None:
+    if request.quota not in runtime.state.quotas:
         raise unknown("quota", request.quota, runtime.state.quotas)
-    for name, known in quota.definition.identities.items():
-        if request.limits.get(name, 0) > len(known) * NANO:
-            raise NotPossibleError(
-                f"{request.quota} has {len(known)} {name}: {', '.join(known[:10])}",
-                remedy="list more of them in the pipeline's quota",
-            )
     event = e.QuotaChanged(
         at=runtime.now(),
         actor=request.actor,
@@ -324,6 +340,7 @@ _TURN_INTO: dict[type[r.Request], Callable[..., int]] = {
     r.LaunchJob: _launch,
     r.CancelJobs: _cancel,
     r.RetryJobs: _retry,
+    r.AcceptResults: _accept,
     r.PauseTask: _pause,
     r.ResumeTask: _resume,
     r.ChangeQuota: _quota,

@@ -86,14 +86,7 @@ DEFINITION = PipelineDef(
             cache=True,
         ),
     ),
-    quotas=(
-        QuotaDef(
-            name="default",
-            limits={"cpu": 8_000_000_000, "gpu": 2_000_000_000},
-            identities={"gpu": ("0", "1")},
-            variables={"gpu": "CUDA_VISIBLE_DEVICES"},
-        ),
-    ),
+    quotas=(QuotaDef(name="default", limits={"cpu": 8_000_000_000}),),
     parameters=(
         ParameterDef(name="threshold", kind="number", value=0.7, default=0.5, help="the least that counts"),
     ),
@@ -186,7 +179,6 @@ SAMPLES: tuple[e.Event, ...] = (
         inputs={"input": 9},
         meta=False,
         over_quota=True,
-        identities={"gpu": ("0",)},
         **ASKED,
     ),
     e.StopDecided(**RUN, reason="timeout", grace=10_000_000_000, why="over 60 s", request=ASKED["request"]),
@@ -202,6 +194,7 @@ SAMPLES: tuple[e.Event, ...] = (
     e.LateFact(**RUN, fact="Ended", detail={"exit_code": 0}),
     e.CancelRequested(**PERSON, task="resize", job="img-0001", **ASKED),
     e.RetryRequested(**PERSON, task="resize", job="img-0001", **ASKED),
+    e.ResultAccepted(**PERSON, task="resize", job="img-0001", withdrawn=True, **ASKED),
     e.TaskPaused(**PERSON, task="resize", **ASKED),
     e.TaskResumed(**PERSON, task="resize", **ASKED),
     e.QuotaChanged(**PERSON, quota="default", limits={"cpu": 4_000_000_000}, launches=10, **ASKED),

@@ -95,6 +95,11 @@ class Log:
             ):
                 yield e.Recorded(position, event)
 
+    def read_back(
+        self, after: int, until: int, filters: Filters, *, page_rows: int = 1
+    ) -> Iterator[e.Recorded]:
+        return reversed(list(self.read(after, until, filters)))
+
 
 class Edited:
     """One life; it stands for the engine's runtime, too."""

@@ -345,6 +345,9 @@ class Twin:
         if self.is_ready(*key):
             self._open_episode(*key, position)
 
+    def _on_ResultAccepted(self, position: int, event: e.ResultAccepted) -> None:
+        """It changes what is stale alone, which the twin does not tell."""
+
     def _on_TaskPaused(self, position: int, event: e.TaskPaused) -> None:
         self.paused.add(event.task)
 
