@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from datatask.engine.api.streams import async_copyfile_str as async_copyfile_str
     from datatask.engine.api.streams import roundrobin as roundrobin
     from datatask.engine.api.tasks import Task as Task
+    from datatask.engine.run_context import identities as identities
     from datatask.schema.errors import AlreadyOpenError as AlreadyOpenError
     from datatask.schema.errors import AlreadyThereError as AlreadyThereError
     from datatask.schema.errors import CallerError as CallerError
@@ -204,6 +205,7 @@ _HOME: dict[str, str] = {
     "Replayed": "datatask.adapters.history.replay",
     "Repository": "datatask.engine.api.repositories",
     "Parameter": "datatask.engine.api.parameters",
+    "identities": "datatask.engine.run_context",
     "ResourceManager": "datatask.engine.api.policies",
     "Resources": "datatask.schema.resources",
     "ResourceType": "datatask.schema.resources",

@@ -9,8 +9,9 @@ the engine as part of `Ended`. The engine side of `Binding` lives in the runtime
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from datatask.engine.capture import Capture
 from datatask.engine.ports import Blobs
 from datatask.schema.definition import Conflicts
-from datatask.schema.errors import ConflictError, DatataskError, NotPossibleError
+from datatask.schema.errors import ConflictError, DatataskError, NotOpenError, NotPossibleError
 from datatask.schema.messages import Write
 
 READS_MAX = 1_000
@@ -102,6 +103,7 @@ class RunContext:
         "damage",
         "defers",
         "guarded",
+        "identities",
         "job",
         "logs",
         "printed",
@@ -113,6 +115,7 @@ class RunContext:
     def __init__(self, run: int, task: str, job: str, conflicts: Conflicts = "rerun", logs: int = 0) -> None:
         self.run = run
         self.logs = logs
+        self.identities: Mapping[str, tuple[str, ...]] = MappingProxyType({})
         self.task = task
         self.job = job
         self.guarded = conflicts == "rerun"
@@ -280,6 +283,17 @@ class RunContext:
 
 current_run: ContextVar[RunContext | None] = ContextVar("datatask_current_run", default=None)
 """The run whose function is executing in this context; set by the runner around the call."""
+
+
+def identities(resource: str) -> tuple[str, ...]:
+    """Return the identities of a resource that the run of this function has, such as `("2",)` for `gpu`.
+
+    None where its quota lists none, or the run takes none. `NotOpenError` outside of a run.
+    """
+    run = current_run.get()
+    if run is None:
+        raise NotOpenError("no run is under way here", remedy="ask in the function of a task")
+    return run.identities.get(resource, ())
 
 
 def current_capture() -> Capture | None:

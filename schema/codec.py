@@ -36,6 +36,8 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("PipelineDefined", 3): unchanged,  # fingerprints of tasks, `on_change`
     ("PipelineDefined", 4): unchanged,  # repositories that are gathered
     ("PipelineDefined", 5): unchanged,  # `cache` of tasks
+    ("PipelineDefined", 6): unchanged,  # identities of resources
+    ("LaunchDecided", 1): unchanged,  # `identities`
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`
     ("RepositorySynced", 2): unchanged,  # `root`

@@ -243,13 +243,18 @@ class TaskDef(Declared, frozen=True, kw_only=True):
 
 
 class QuotaDef(Declared, frozen=True, kw_only=True):
-    """Limits in billionths (an absent name of cpu and mem means none is granted), launches per window."""
+    """Limits in billionths (an absent name of cpu and mem means none is granted), launches per window.
+
+    A resource with `identities` is given out one by one; `variables` name the environment variable that tells a run its own.
+    """
 
     name: str
     limits: dict[str, int]
     launches: int | None = None
     window: int = MINUTE
     starvation_after: int = MINUTE
+    identities: dict[str, tuple[str, ...]] = {}
+    variables: dict[str, str] = {}
 
 
 Setting = str | int | float | bool | None

@@ -222,7 +222,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 6
+    VERSION = 7
     definition: PipelineDef
     digest: str
     decider: int
@@ -373,8 +373,12 @@ class DecisionRound(Event, frozen=True, kw_only=True):
 
 
 class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):
-    """A run came into being; its id is this event's position."""
+    """A run came into being; its id is this event's position.
 
+    `identities` are its own among the resources that have some, until it ends.
+    """
+
+    VERSION = 2
     episode: int
     attempt: int
     origin: LaunchOrigin = "derived"
@@ -385,6 +389,7 @@ class LaunchDecided(TaskJobEvent, frozen=True, kw_only=True):
     over_quota: bool = False
     reason: str = ""
     request: str | None = None
+    identities: dict[str, tuple[str, ...]] = {}
 
 
 class StopDecided(RunEvent, frozen=True, kw_only=True):

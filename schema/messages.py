@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -25,7 +26,8 @@ class RunSpec(NamedTuple):
     """One run to start, adopt or stop.
 
     `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
-    decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams.
+    decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams. `identities` are
+    its own of each resource that has some, `variables` the same as its environment tells them.
     """
 
     run: int
@@ -40,6 +42,8 @@ class RunSpec(NamedTuple):
     log: str = ""
     conflicts: Conflicts = "rerun"
     logs: int = 0
+    identities: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    variables: Mapping[str, str] = MappingProxyType({})
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):

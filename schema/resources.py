@@ -1,18 +1,19 @@
 """Amounts of cpu, memory, launches and named things: what a run takes and what a quota allows.
 
-Quantities are read as Kubernetes reads them (`100m`, `1.5`, `2Gi`, `1e3`, `500u`). Arithmetic is on
-`Decimal`; the core works on integers of one billionth (`to_nano`), rounded up, so sums never drift.
+Quantities are read as Kubernetes reads them (`100m`, `1.5`, `2Gi`, `1e3`, `500u`), those of bytes also as people write
+sizes (`512MB`, `1.5 GiB`). Arithmetic is on `Decimal`; the core works on integers of one billionth (`to_nano`), rounded up, so sums never drift.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_UP, Decimal, InvalidOperation
 from enum import Enum, auto
 
 from datatask.schema.errors import CallerError, InvalidValueError
+from datatask.schema.units import in_bytes
 
 UNLIMITED_LAUNCHES = 999_999_999
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII)
@@ -56,6 +57,53 @@ def parse_quantity(quantity: Quantity) -> Decimal:
     return _held(number * _SUFFIX[suffix] if suffix else number)
 
 
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKMGTPE]i?)?B?", re.ASCII)
+
+
+def parse_size(size: Quantity) -> Decimal:
+    """Return a number of bytes: a number, a quantity, or a text such as `512MB` (of 1000s) or `1.5 GiB` (of 1024s)."""
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is None:
+        try:
+            return parse_quantity(size)
+        except InvalidValueError:
+            raise InvalidValueError(
+                f"{size!r:.80} is no size",
+                remedy="write bytes, '512MB', '1.5GiB' or a quantity such as '2Gi'",
+            ) from None
+    factor = _SUFFIX.get({"K": "k", "ki": "Ki"}.get(match[2], match[2]), Decimal(1))
+    return _held(Decimal(match[1]) * factor)
+
+
+def parse_amount(name: str, amount: Quantity) -> Decimal:
+    """Return an amount of a named resource: a size where it is counted in bytes, else a quantity."""
+    return parse_size(amount) if in_bytes(name) else parse_quantity(amount)
+
+
+IDENTITIES_MAX = 10_000
+_IDENTITY = re.compile(r"[^\s,=\x00-\x1f\x7f]{1,128}")
+
+
+def check_identities(name: str, given: Sequence[object]) -> tuple[str, ...]:
+    """Return the identities of a resource: different texts without spaces and commas; `InvalidValueError` for others."""
+    found: dict[str, None] = {}
+    for one in given:
+        if not isinstance(one, str) or not _IDENTITY.fullmatch(one):
+            raise InvalidValueError(
+                f"{one!r:.80} is no identity",
+                where=name,
+                remedy='use texts of 1 to 128 characters without spaces and commas, such as ["0", "1"]',
+            )
+        if one in found:
+            raise InvalidValueError(f"{one!r} is there twice", where=name, remedy="name each identity once")
+        found[one] = None
+    if not 0 < len(found) <= IDENTITIES_MAX:
+        raise InvalidValueError(
+            f"{len(found)} identities", where=name, remedy=f"list 1 to {IDENTITIES_MAX} of them"
+        )
+    return tuple(found)
+
+
 def _held(number: Decimal) -> Decimal:
     """Return the number as the API server holds it: no more than 2**63-1 either way, nothing finer than a billionth."""
     if abs(number) > _LARGEST:
@@ -96,25 +144,37 @@ class ResourceType(Enum):
 
 @dataclass(frozen=True, eq=True, init=False)
 class Resources:
-    """cpu in cores, mem in bytes, launches per window, and any named amounts; add, subtract, multiply."""
+    """cpu in cores, mem in bytes, launches per window, and any named amounts; add, subtract, multiply.
+
+    A named amount of a quota may be a list of `identities` (`gpu=["0", "1"]`): as much as there are, given out one by one.
+    """
 
     cpu: Decimal
     mem: Decimal
     launches: int | None
     custom: Mapping[str, Decimal]
+    identities: Mapping[str, tuple[str, ...]] = field(repr=False)
 
     def __init__(
         self,
         cpu: Quantity = 0,
         mem: Quantity = 0,
         launches: int | None = 1,
-        custom: Mapping[str, Quantity] | None = None,
+        custom: Mapping[str, Quantity | Sequence[str]] | None = None,
     ) -> None:
         object.__setattr__(self, "cpu", parse_quantity(cpu))
-        object.__setattr__(self, "mem", parse_quantity(mem))
+        object.__setattr__(self, "mem", parse_size(mem))
         object.__setattr__(self, "launches", launches)
-        named = sorted((custom or {}).items())
-        object.__setattr__(self, "custom", {name: parse_quantity(amount) for name, amount in named})
+        amounts: dict[str, Decimal] = {}
+        listed: dict[str, tuple[str, ...]] = {}
+        for name, amount in sorted((custom or {}).items()):
+            if isinstance(amount, list | tuple):
+                listed[name] = check_identities(name, amount)
+                amounts[name] = Decimal(len(amount))
+            else:
+                amounts[name] = parse_amount(name, amount)  # type: ignore[arg-type]
+        object.__setattr__(self, "custom", amounts)
+        object.__setattr__(self, "identities", listed)
 
     def __hash__(self) -> int:
         return hash((self.cpu, self.mem, self.launches, tuple(self.custom.items())))
@@ -132,13 +192,11 @@ class Resources:
         cpu: Quantity,
         mem: Quantity,
         launches: Quantity | None = None,
-        **custom: Quantity,
+        **custom: Quantity | Sequence[str],
     ) -> Resources:
         """Return the amounts that the quantities say; launches default to as good as unlimited."""
         limit = UNLIMITED_LAUNCHES if launches is None else int(parse_quantity(launches))
-        return cls(
-            parse_quantity(cpu), parse_quantity(mem), limit, {k: parse_quantity(v) for k, v in custom.items()}
-        )
+        return cls(cpu, mem, limit, custom)
 
     def __add__(self, other: Resources) -> Resources:
         return self._combined(other, 1)

@@ -82,10 +82,15 @@ def amount_words(name: str, amount: int) -> str:
     return f"{shown} {'memory' if name == 'mem' else name}"
 
 
+def in_bytes(name: str) -> bool:
+    """Whether amounts of a resource are bytes."""
+    return name in ("mem", "memory") or name.startswith("hugepages-") or "storage" in name
+
+
 def amount_figure(name: str, amount: int) -> str:
     """Return the figure alone; that of bytes has a binary suffix."""
     size = in_units(amount)
-    if name not in ("mem", "memory") and not name.startswith("hugepages-") and "storage" not in name:
+    if not in_bytes(name):
         return f"{size:g}"
     suffixes = iter(("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
     suffix = next(suffixes)

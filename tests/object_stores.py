@@ -62,6 +62,9 @@ class Service:
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
 
+_held: set[asyncio.Task[None]] = set()
+
+
 class LazyClient:
     """An aiobotocore client of the running loop, made when it is first used and closed when the loop ends."""
 
@@ -92,7 +95,10 @@ class LazyClient:
         loop = asyncio.get_running_loop()
         if self._made is None or self._made[0] is not loop:
             ready = loop.create_future()
-            self._made = loop, ready, loop.create_task(self._hold(ready))
+            task = loop.create_task(self._hold(ready))
+            _held.add(task)  # the loop itself does not hold it
+            task.add_done_callback(_held.discard)
+            self._made = loop, ready, task
         return await self._made[1]
 
     async def _hold(self, ready: asyncio.Future[Any]) -> None:

@@ -30,7 +30,7 @@ from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
 from datatask.schema.errors import InvalidValueError, TemporaryError, unknown
 from datatask.schema.events import KINDS, Recorded
-from datatask.schema.resources import parse_quantity
+from datatask.schema.resources import parse_size
 from datatask.schema.troubles import shown
 
 EVENT_FIELDS = ("position", "at", "kind", "actor", "cause", "task", "repository", "job", "run", "data")
@@ -262,8 +262,8 @@ MEMORY_MIN = 16 << 20
 
 
 def AMOUNT(text: str) -> int:
-    """Bytes: a number, or with K, M, G, Ki, Mi, Gi; 16 MiB at least."""
-    most = int(parse_quantity(text))
+    """Bytes: a number, or such as 512MB, 1GiB, 1Gi; 16 MiB at least."""
+    most = int(parse_size(text))
     if most < MEMORY_MIN:
         raise InvalidValueError(f"{text} is too little", where="--memory", remedy="16Mi is the least")
     return most

@@ -11,7 +11,7 @@ from datatask.adapters.cli.settings import Settings
 from datatask.adapters.clock import effort
 from datatask.adapters.history.moments import parse_when
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.resources import parse_quantity
+from datatask.schema.resources import parse_amount, parse_quantity
 from datatask.schema.units import SECOND, duration_words, iso, parse_span
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def axes(varying: Sequence[str]) -> dict[str, list[float]]:
     found = {}
     for text in varying:
         place, values = axis(text)
-        found[limit(place, "--vary")] = [float(parse_quantity(value)) for value in values]
+        found[limit(place, "--vary")] = [
+            float(parse_amount(place.rpartition(".")[2], value)) for value in values
+        ]
     return found
 
 

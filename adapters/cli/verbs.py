@@ -32,7 +32,7 @@ from datatask.schema.errors import (
     one_of,
     unknown,
 )
-from datatask.schema.resources import parse_quantity, to_nano
+from datatask.schema.resources import parse_amount, to_nano
 from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _limit(text: str) -> tuple[str, int | None]:
                 f"{amount!r:.80} is no number of launches", where=what, remedy="write launches=30"
             )
         return what, int(amount)
-    quantity = parse_quantity(amount)
+    quantity = parse_amount(what, amount)
     if quantity < 0:
         raise InvalidValueError(f"{amount} is less than nothing", where=what, remedy="give 0 or more")
     return what, to_nano(quantity)

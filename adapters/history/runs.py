@@ -43,6 +43,7 @@ _COLUMNS = {
     "error_type": "e.payload ->> '$.error.type'",
     "again": "e.payload ->> '$.detail.again'",
     "reused": "CAST(e.payload ->> '$.detail.reused' AS INTEGER)",
+    "identities": "d.payload -> '$.identities'",
 }
 """A run's fields -> what they are, by the rows of its decision `d`, its start `s` and its end `e`."""
 
@@ -262,6 +263,8 @@ def _shape(row: tuple[Any, ...]) -> dict[str, Any]:
         if shape[name] is not None:
             seconds, rest = divmod(shape[name], SECOND)
             shape[name] = f"{second_of(seconds)}.{rest // 1000:06d}Z"
+    if shape["identities"] is not None:
+        shape["identities"] = json.loads(shape["identities"])
     return shape
 
 

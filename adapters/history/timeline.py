@@ -28,7 +28,7 @@ EVENTS_MAX = 200_000
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One stretch of a lane. Times are UTC nanoseconds of engine time; `ended_at` None: it still lasts.
 
-    `position` is that of the event that began it. `run`, `attempt` and `where` belong to starting and running;
+    `position` is that of the event that began it. `run`, `attempt`, `where` and `identities` belong to starting and running;
     `outcome`, `exit_code` and `error` to the run that a running span, or the ended span after it, is about; `reused` is the run
     whose outputs it took over.
     """
@@ -44,6 +44,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     where: str = ""
     reused: int | None = None
+    identities: dict[str, tuple[str, ...]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the span in the shape of `trace --json`."""
@@ -57,6 +58,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("run", "attempt", "outcome", "exit_code", "error", "where"):
             shape[name] = getattr(self, name) or None
         shape["exit_code"] = self.exit_code
+        shape |= {"identities": self.identities} if self.identities else {}
         return shape if self.reused is None else {**shape, "reused": self.reused}
 
 
@@ -293,6 +295,8 @@ def described(span: Span, until: int) -> str:
         parts.append(f"on {span.where}")
     if span.reused is not None:
         parts.append(f"taken over from run {span.reused}")
+    if span.identities:
+        parts.append(", ".join(f"{name} {' '.join(own)}" for name, own in span.identities.items()))
     if span.outcome is not None:
         parts.append(span.outcome + (f", exit code {span.exit_code}" if span.exit_code is not None else ""))
     if span.error and span.phase != "ended":

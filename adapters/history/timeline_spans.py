@@ -241,7 +241,8 @@ def _span(part: State, task: TaskState, job: int, ending: e.RunEnded | None, pos
     if episode is not None and episode.run:
         run = part.open_runs[episode.run]
         phase: Phase = "starting" if run.started_at is None else "running"
-        return Span(phase=phase, run=run.run, attempt=run.attempt, where=run.where, **began)
+        own = run.identities or None
+        return Span(phase=phase, run=run.run, attempt=run.attempt, where=run.where, identities=own, **began)
     if episode is not None:
         return Span(phase="retrying", **began)
     if job in task.queue or job in task.awaiting:

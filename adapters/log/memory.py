@@ -294,6 +294,11 @@ class MemoryLog:
         """Where tests and other parts of this process ask."""
         return self._inbox
 
+    def reopen(self) -> None:
+        """Take what is appended again, for an engine that comes after the one that closed it."""
+        self._closed = False
+        self.epoch += 1
+
     async def close(self) -> None:
         """Make durable what is enqueued, and end; reading goes on. Again is fine."""
         if not self._closed and self._failure is None:

@@ -32,8 +32,8 @@ from datatask.adapters.sim.scenario import Amounts, Scenario, TaskScenario
 from datatask.engine.core.expressions import leaves_of
 from datatask.schema.definition import DerivedDef, PipelineDef, QuotaDef, TaskDef
 from datatask.schema.errors import InvalidValueError
-from datatask.schema.resources import parse_quantity, to_nano
-from datatask.schema.units import SECOND
+from datatask.schema.resources import check_identities, parse_amount, to_nano
+from datatask.schema.units import NANO, SECOND
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def amounts(told: Amounts, where: str) -> dict[str, int]:
     """Return amounts in billionths; `CallerError` for one that is negative or no quantity."""
     found = {}
     for name, amount in told.items():
-        number = to_nano(parse_quantity(amount))
+        number = len(amount) * NANO if isinstance(amount, list) else to_nano(parse_amount(name, amount))
         if number < 0:
             raise InvalidValueError(
                 f"{name} is {amount}, which is negative", where=where, remedy="give 0 or more"
@@ -78,7 +78,18 @@ def _limited(quota: QuotaDef, limits: Amounts) -> QuotaDef:
     told = dict(limits)
     launches = told.pop("launches", quota.launches)
     new = {**quota.limits, **amounts(told, f"quota {quota.name}")}
-    return msgspec.structs.replace(quota, limits=new, launches=None if launches is None else int(launches))
+    listed = {name: check_identities(name, own) for name, own in told.items() if isinstance(own, list)}
+    kept = {
+        name: own
+        for name, own in quota.identities.items()
+        if name not in told or new[name] <= len(own) * NANO
+    }
+    return msgspec.structs.replace(
+        quota,
+        limits=new,
+        launches=None if launches is None else int(launches),  # type: ignore[arg-type]
+        identities=kept | listed,
+    )
 
 
 def _task(task: TaskDef, told: TaskScenario) -> TaskDef:

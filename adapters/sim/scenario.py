@@ -19,8 +19,8 @@ from datatask.schema.values import check_job
 JOBS_MAX = 100_000_000
 REPLICATIONS_MAX = 100_000
 
-Amounts = Mapping[str, float | int | str]
-"""Amounts as in a pipeline: `{"cpu": 16, "mem": "4Gi"}`."""
+Amounts = Mapping[str, float | int | str | list[str]]
+"""Amounts as in a pipeline: `{"cpu": 16, "mem": "4Gi"}`; of a quota also lists of identities: `{"gpu": ["0", "1"]}`."""
 
 
 @dataclass(frozen=True)

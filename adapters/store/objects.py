@@ -2,12 +2,13 @@
 
 In: an address (`Place`); credentials from the environment and the cloud's own chain. Out: the `Bucket` port. obstore is imported when
 the bucket is first used. Its listings end at a key that it cannot name (`a//b`, `..`), and give `a/` as `a`: S3 is listed by pages
-that it signs and we read (`s3_pages`). Others are listed with a delimiter, which leaves such keys out, but for those right below the prefix.
+that it signs and we read (`s3_requests`). Others are listed with a delimiter, which leaves such keys out, but for those right below the prefix.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datatask.adapters.store.buckets import Entry
+from datatask.adapters.store.inputs import NotPermittedError
 from datatask.adapters.store.outcomes import NO_BUCKET, outcome
 from datatask.adapters.store.places import Place, library
 from datatask.adapters.store.resuming import LastingError, Refused, ResumingReader, changed, tried
-from datatask.adapters.store.s3_pages import S3Pages
+from datatask.adapters.store.s3_requests import S3Requests
 from datatask.engine.api.streams import AReadStream
-from datatask.schema.errors import DatataskError
+from datatask.schema.errors import DatataskError, StoreError
 
 T = TypeVar("T")
 
@@ -117,7 +119,7 @@ class ObjectBucket:
     async def pages(self, prefix: str) -> AsyncIterator[list[Entry]]:
         """Yield the objects right below a prefix."""
         if self.place.scheme == "s3":
-            pages = S3Pages(self)
+            pages = S3Requests(self)
             token: str | None = ""
             while token is not None:
                 entries, token = await self._tried(
@@ -134,13 +136,17 @@ class ObjectBucket:
         yield [Entry(one["path"], _version(one)) for one in found["objects"]]
 
     async def head(self, key: str) -> str | None:
-        """Return the version; what looks absent is asked for again by name, as a bucket that is gone looks the same."""
+        """Return the version; where a HEAD, which has no body, does not say why not, the object is asked for by name."""
         where = f"{self.where}/{key}"
 
         async def headed() -> str | None:
             try:
                 return _version(await self._obstore.head_async(self.store, key))
             except FileNotFoundError:
+                return await self._absent(key)
+            except Exception as error:
+                if "status code: 400" not in str(error):
+                    raise
                 return await self._absent(key)
 
         return await self._tried(where, headed)
@@ -220,7 +226,22 @@ class ObjectBucket:
                 raise
             return str(done["e_tag"] or "").strip('"') or await self.head(key) or ""
 
-        return await self._tried(where, written)
+        if not large:
+            return await self._tried(where, written)
+        await self._forget_uploads(key)  # of an engine that was killed
+        try:
+            return await self._tried(where, written)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(asyncio.ensure_future(self._forget_uploads(key)))
+            raise
+
+    async def _forget_uploads(self, key: str) -> None:
+        """Throw away what failed uploads of an object have left, where store and rights allow; Azure does so by itself."""
+        if self.place.scheme == "s3":
+            requests = S3Requests(self)
+            with contextlib.suppress(StoreError, NotPermittedError):
+                await self._tried(f"{self.where}/{key}", lambda: requests.forget_uploads(key))
 
     async def _there(self, key: str) -> tuple[str | None, str | None]:
         """Return the token and the version of what is there now."""
@@ -260,7 +281,7 @@ class ObjectBucket:
     async def check(self, *, make: bool) -> None:
         """Raise where the bucket cannot be listed; it is not made."""
         if self.place.scheme == "s3":
-            await self._tried(self.where, lambda: S3Pages(self).page("", "", 1))
+            await self._tried(self.where, lambda: S3Requests(self).page("", "", 1))
             return
         await self._tried(
             self.where, lambda: self._obstore.list_with_delimiter_async(self.store, ".datatask-check")

@@ -73,6 +73,6 @@ def outcome(status: int | None, code: str, where: str, what: str = "it does not 
         )
     if status == 404:
         return MissingFileError("it is not there", where=where, remedy="write it first, or ask contains()")
-    if status is None or status in LATER or status >= 500 or code in SLOW:
+    if status is None or status in LATER or (status >= 500 and status != 501) or code in SLOW:
         return TemporaryError(said, where=where, remedy="it is tried again")
     return StoreError(f"the store refuses it ({said})", where=where, remedy="look at the bucket's rules")

@@ -79,13 +79,13 @@ class ClientBucket:
             more = {"ContinuationToken": found["NextContinuationToken"]}
 
     async def head(self, key: str) -> str | None:
-        """Return the version; what looks absent is asked for again by name, as a bucket that is gone looks the same."""
+        """Return the version; where a HEAD, which has no body, does not say why not, the object is asked for by name."""
 
         async def headed() -> str | None:
             try:
                 return _version(await self._client().head_object(**self._named(key)))
             except Exception as error:
-                if _status(error) != 404:
+                if _status(error) not in (400, 404):
                     raise
             return (await self._there(key))[1]
 

@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -53,6 +53,9 @@ from datatask.schema.errors import (
 from datatask.schema.messages import Write
 from datatask.schema.units import SECOND
 from datatask.schema.values import encode_value
+
+if TYPE_CHECKING:
+    from datatask.adapters.log.memory import MemoryLog
 
 logger = logging.getLogger("datatask.pipeline")
 
@@ -122,10 +125,16 @@ class Pipeline:
         self.grace_seconds = GRACE_SECONDS
         self.location = log
         self._clock = clock or SystemClock()
+        self._seed = seed
         self._listed = listed
         self._declared: Declared | None = None
-        self._used = False
-        self.engine = Engine(self.tasks, self._clock, seed)
+        self._opened: Literal["never", "now", "before"] = "never"
+        self._memory: MemoryLog | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what one opening needs."""
+        self.engine = Engine(self.tasks, self._clock, self._seed)
         self._rounds = Rounds(self.engine, self.tasks)
 
     def __repr__(self) -> str:
@@ -190,15 +199,21 @@ class Pipeline:
     async def open(self, *, patience: Callable[[], float | None] = lambda: None) -> None:
         """Take the lease of the log, bring the state up to date, recover what an earlier engine left.
 
-        After `LeaseHeldError` the pipeline can be opened again. `patience` says how many seconds (None: without end) what
-        is asked of the world may take, first resources and repositories, then, with the log open, runners and stores;
-        `TimeLimitError` when it takes longer. The log itself takes as long as it takes.
+        Once it was closed, or could not be opened, it can be opened again: a log in memory goes on, too, and functions and values
+        of parameters are what they are now. `patience` says how many seconds (None: without end) what is asked of the world may
+        take, first resources and repositories, then, with the log open, runners and stores; `TimeLimitError` when it takes
+        longer. The log itself takes as long as it takes.
         """
-        if self._used:
-            raise AlreadyOpenError("Pipeline is already used", remedy="make a new Pipeline to open it again")
-        self._used = True
+        if self._opened == "now":
+            raise AlreadyOpenError(
+                "the pipeline is open already", remedy="close it first; it can be opened again"
+            )
+        if self._opened == "before":
+            self._declared = None
+            self._prepare()
         self.actor = self.actor or this_program()
         declared = self.declare()
+        self._opened = "now"
         try:
             async with limited(patience(), _late("the session or a repository")):
                 await self.session.open()
@@ -211,26 +226,37 @@ class Pipeline:
                 await self.check_inputs()
             log = self.location
             if log is None or isinstance(log, str | Path):
-                log = await open_log(
-                    self.log_location(),
-                    pipeline=self.name,
-                    durable=self.durability != "process",
-                    now=self._clock.now(),
-                    brief=self.brief,
-                    waits=self.waits,
-                )
+                log = await self._open_log()
             state = await self.engine.load(log)
             self.accepted = opening.check(self.name, declared, state, self.accepted, where=log.url)
             async with limited(patience(), _late("an executor or a store")):
                 await self.engine.start(self, declared, state)
         except LeaseHeldError:
             await self.session.close()
-            self.session.renew()
-            self._used = False
+            self._opened = "before"
             raise
         except BaseException:
             await self._let_go(self.hurry(self.grace_seconds))
             raise
+
+    async def _open_log(self) -> EventLog:
+        """Open the log of a place, or go on with that in memory."""
+        if self._memory is not None and self._memory.holds_lease:
+            self._memory.reopen()
+            return self._memory
+        log = await open_log(
+            self.log_location(),
+            pipeline=self.name,
+            durable=self.durability != "process",
+            now=self._clock.now(),
+            brief=self.brief,
+            waits=self.waits,
+        )
+        if log.url == MEMORY:
+            from datatask.adapters.log.memory import MemoryLog
+
+            self._memory = log if isinstance(log, MemoryLog) else None
+        return log
 
     async def check_inputs(self) -> None:
         """Raise `CallerError` where a repository that nothing in the pipeline fills is not there; only look.
@@ -265,6 +291,7 @@ class Pipeline:
             try:
                 await closing.last_step("resources of the session", self.session.close())
             finally:
+                self._opened = "before"
                 if closing.unfinished:
                     logger.warning("%s", closing)
 

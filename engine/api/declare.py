@@ -24,6 +24,7 @@ from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, unknown
 from datatask.schema.resources import UNLIMITED_LAUNCHES
+from datatask.schema.units import NANO
 from datatask.schema.values import check_name
 
 TASKS_MAX = 10_000
@@ -247,12 +248,7 @@ def _quotas(tasks: Sequence[Task]) -> dict[int, d.QuotaDef]:
         taken.add(name)
         quota = manager.to_def(name)
         if quota.launches is not None and quota.launches >= UNLIMITED_LAUNCHES:
-            quota = d.QuotaDef(
-                name=quota.name,
-                limits=quota.limits,
-                window=quota.window,
-                starvation_after=quota.starvation_after,
-            )
+            quota = replace(quota, launches=None)
         if any(other.name == quota.name for other in found.values()):
             raise InvalidValueError(
                 f"two quotas are named {quota.name}", remedy="share one ResourceManager, or rename one"
@@ -293,8 +289,27 @@ def _task(
 
 
 def _resources(task: Task) -> dict[str, int]:
-    counted = task.resource_manager is not None and task.job_resources is not None
-    return task.job_resources.to_amounts() if counted and task.job_resources is not None else {}
+    manager, request = task.resource_manager, task.job_resources
+    if manager is None or request is None:
+        return {}
+    if request.identities:
+        raise InvalidValueError(
+            f"task {task.name} asks for a list of {', '.join(request.identities)}",
+            remedy="say how many one run takes; the quota has the list",
+        )
+    amounts = request.to_amounts()
+    for name in manager.quota.identities.keys() & amounts.keys():
+        if amounts[name] % NANO:
+            raise InvalidValueError(
+                f"task {task.name} asks for {request.custom[name]} {name}, which is given out one by one",
+                remedy="ask for a whole number",
+            )
+        if amounts[name] and not task.has_identities:
+            raise InvalidValueError(
+                f"task {task.name} asks for {name} of a quota that lists them, and Kubernetes gives pods devices of its own",
+                remedy="use a quota with a number for tasks of pods",
+            )
+    return amounts
 
 
 def _leaf_id(task: Task, link: str | None, names: _Names) -> str | None:

@@ -8,8 +8,9 @@ themselves: they see only what was reserved through them.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -23,8 +24,8 @@ from datatask.schema.definition import (
     QuotaDef,
     RetryDef,
 )
-from datatask.schema.errors import TEXT, DatataskError, InvalidValueError, expect
-from datatask.schema.resources import Resources, ResourceType, parse_quantity
+from datatask.schema.errors import TEXT, DatataskError, InvalidValueError, expect, one_of
+from datatask.schema.resources import Resources, ResourceType, parse_size
 from datatask.schema.units import SECOND, parse_span
 from datatask.schema.values import check_name
 
@@ -53,7 +54,7 @@ def kept_bytes(logs: str | int | bool, where: str) -> int:
     if isinstance(logs, bool):
         return LOGS_BYTES if logs else 0
     try:
-        size = int(parse_quantity(logs.removesuffix("B"))) if isinstance(logs, str) else logs
+        size = int(parse_size(logs)) if isinstance(logs, str) else logs
     except DatataskError:
         size = -1
     if not isinstance(size, int) or not 0 <= size <= LOGS_BYTES_MAX:
@@ -68,7 +69,9 @@ class ResourceManager:
     """A limit on cpu, memory, launches per window and named amounts.
 
     `quota.launches` is how many launches each `window` allows; a job that was passed over for longer than
-    `starvation_after` gets what it lacks reserved. Without a `name` it is `default`, `default2`, ….
+    `starvation_after` gets what it lacks reserved. Without a `name` it is `default`, `default2`, …. Of amounts that are lists
+    (`Resources.parse(8, "64Gi", gpu=["0", "1"])`) each run gets identities of its own, told in an environment variable:
+    `CUDA_VISIBLE_DEVICES` for `gpu`, else `DATATASK_` and the name in capitals, unless `variables` has another one.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ResourceManager:
         name: str | None = None,
         window: Duration = 60.0,
         starvation_after: Duration = 60.0,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         expect(self, Resources, "pass Resources.parse('4', '8Gi')", quota=quota)
         expect(self, TEXT, optional=True, name=name)
@@ -85,6 +89,7 @@ class ResourceManager:
         self.name = None if name is None else check_name(name, "quota")
         self.window = nanoseconds(window, "window")
         self.starvation_after = nanoseconds(starvation_after, "starvation_after")
+        self.variables = _variables(quota, variables or {})
         self._getters: list[Getter] = []
         self._reserved = _NOTHING
 
@@ -99,6 +104,8 @@ class ResourceManager:
             launches=self.quota.launches,
             window=self.window,
             starvation_after=self.starvation_after,
+            identities=dict(self.quota.identities),
+            variables=self.variables,
         )
 
     def register(self, getter: Getter) -> None:
@@ -121,6 +128,31 @@ class ResourceManager:
 
     async def flush(self) -> None:
         """Forget what was read; nothing is kept here, so there is nothing to forget."""
+
+
+_VARIABLES = {"gpu": "CUDA_VISIBLE_DEVICES"}
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def _variables(quota: Resources, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variable for each resource with identities; `InvalidValueError` for what is none."""
+    for name, variable in given.items():
+        if name not in quota.identities:
+            raise InvalidValueError(
+                f"variables names {name!r:.80}, which has no identities",
+                remedy=one_of(quota.identities, name) if quota.identities else 'list some: gpu=["0", "1"]',
+            )
+        if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
+            raise InvalidValueError(
+                f"{variable!r:.80} is no name of an environment variable",
+                where=name,
+                remedy="use letters, digits and _, no digit first",
+            )
+    usual = {
+        name: _VARIABLES.get(name, f"DATATASK_{re.sub('[^A-Za-z0-9]', '_', name).upper()}")
+        for name in quota.identities
+    }
+    return usual | dict(given)
 
 
 RETRIED = ("failed", "timed_out", "cancelled", "refused")

@@ -22,13 +22,13 @@ _UNOPENED: Any = object()
 
 
 class Session:
-    """A set of named resources; opened once, by the pipeline or with `async with`."""
+    """A set of named resources, opened by the pipeline or with `async with`; once closed, it can be opened again."""
 
     def __init__(self) -> None:
         self._makers: dict[str, Callable[[], AsyncIterator[Any]]] = {}
         self._values: dict[str, Any] = {}
         self._opened: list[tuple[str, Generator]] = []
-        self._used = False
+        self._is_open = False
 
     def resource(self, maker: Callable[[], AsyncIterator[Resource]]) -> Callable[[], Resource]:
         """Register an async generator function; return the accessor of what it yields.
@@ -41,7 +41,7 @@ class Session:
                 f"two resources of this session are named {name}",
                 remedy="give one of the functions another name",
             )
-        if self._used:
+        if self._is_open:
             raise InvalidValueError(
                 f"resource {name} comes too late", remedy="define resources before opening"
             )
@@ -62,9 +62,11 @@ class Session:
 
     async def open(self) -> None:
         """Open all resources in order; on an error close what is open and raise it."""
-        if self._used:
-            raise AlreadyOpenError("Session is already used", remedy="make a new Session for each opening")
-        self._used = True
+        if self._is_open:
+            raise AlreadyOpenError(
+                "the session is open already", remedy="close it first; it can be opened again"
+            )
+        self._is_open = True
         try:
             for name, maker in self._makers.items():
                 generator = cast(Generator, maker())
@@ -78,12 +80,9 @@ class Session:
         """Close all resources, the last opened first; every one is closed, the first error is raised."""
         await self._close_all(quiet=False)
 
-    def renew(self) -> None:
-        """Let a closed session be opened again: what it was opened for did not begin."""
-        self._used = False
-
     async def _close_all(self, *, quiet: bool) -> None:
         first: BaseException | None = None
+        self._is_open = False
         while self._opened:
             name, generator = self._opened.pop()
             self._values.pop(name, None)

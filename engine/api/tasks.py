@@ -85,6 +85,8 @@ class Task(ABC):
     pids_link: str | None = None
     done_shape: DoneShape = "none"
     outlives: bool = False
+    has_identities: bool = True
+    """Whether its runs can be given identities of resources."""
     synchronous: bool = False
     conflicts: Conflicts = "rerun"
     on_change: OnChange = "mark"
@@ -140,6 +142,8 @@ class Task(ABC):
         self.logs_bytes = None if logs is None else kept_bytes(logs, f"task {name}")
         self._ready = ready
         self._engine: TaskEngine | None = None
+        self._runner: Runner | None = None
+        self._runner_is_own = False
         self._views = {view: ViewRepository(self, view) for view in VIEW_NAMES}
         for duration, what in ((timeout, "timeout"), (grace, "grace")):
             if duration is not None:
@@ -334,14 +338,14 @@ class Task(ABC):
 
     @property
     def runner(self) -> Runner:
-        """What makes this task's runs happen; one object for the life of the task."""
-        if not hasattr(self, "_runner"):
-            self._runner: Runner = self._make_runner()
+        """What makes this task's runs happen: one object until the pipeline is closed, or what was set."""
+        if self._runner is None:
+            self._runner, self._runner_is_own = self._make_runner(), True
         return self._runner
 
     @runner.setter
     def runner(self, runner: Runner) -> None:
-        self._runner = runner
+        self._runner, self._runner_is_own = runner, False
 
     def _make_runner(self) -> Runner:
         async def launched(spec: RunSpec) -> None:
@@ -354,8 +358,10 @@ class Task(ABC):
         self._engine = engine
 
     def unbind(self) -> None:
-        """Let go of the pipeline that closes."""
+        """Let go of the pipeline that closes; the next one has a runner made anew."""
         self._engine = None
+        if self._runner_is_own:
+            self._runner = None
 
     async def validate(self) -> None:
         """Raise when the task is misconfigured; called once, when the pipeline opens."""
@@ -383,13 +389,14 @@ class EngineTask(Task):
     @property
     def runner(self) -> Runner:
         """The runner of the task's kind, or, for an overridden `launch`, that of opaque tasks."""
-        if not hasattr(self, "_runner"):
-            self._runner = Task._make_runner(self) if self.opaque else self._make_runner()
+        if self._runner is None:
+            made = Task._make_runner(self) if self.opaque else self._make_runner()
+            self._runner, self._runner_is_own = made, True
         return self._runner
 
     @runner.setter
     def runner(self, runner: Runner) -> None:
-        self._runner = runner
+        self._runner, self._runner_is_own = runner, False
 
     @abstractmethod
     def _make_runner(self) -> Runner:

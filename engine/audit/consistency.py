@@ -71,9 +71,36 @@ def _usage(state: State) -> list[Divergence]:
         (name, part): n for name, quota in state.quotas.items() for part, n in quota.used.items() if n
     }
     summed = {key: amount for key, amount in used.items() if amount}
-    if summed == recorded:
-        return []
-    return [Divergence(state.position, "usage of quotas", repr(summed), repr(recorded))]
+    found = []
+    if summed != recorded:
+        found.append(Divergence(state.position, "usage of quotas", repr(summed), repr(recorded)))
+    return found + _identities(state)
+
+
+def _identities(state: State) -> list[Divergence]:
+    owners: dict[tuple[str, str, str], list[int]] = {}
+    for run in state.open_runs.values():
+        for part, own in run.identities.items():
+            for identity in own:
+                owners.setdefault((run.quota or "", part, identity), []).append(run.run)
+    held = {
+        (name, part, identity)
+        for name, quota in state.quotas.items()
+        for part, own in quota.held.items()
+        for identity in own
+    }
+    found = [
+        Divergence(state.position, f"runs that have {name}.{part} {identity}", 1, repr(runs))
+        for (name, part, identity), runs in owners.items()
+        if len(runs) > 1
+    ]
+    if held != owners.keys():
+        found.append(
+            Divergence(
+                state.position, "identities that are given out", repr(sorted(owners)), repr(sorted(held))
+            )
+        )
+    return found
 
 
 def _task(state: State, task: TaskState) -> list[Divergence]:
@@ -107,6 +134,7 @@ class Planned:
 
     used: dict[tuple[str, str], int] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
+    held: set[tuple[str, str, str]] = field(default_factory=set)
 
     def take(self, task: TaskState, event: e.LaunchDecided) -> None:
         """Account for a launch."""
@@ -115,6 +143,8 @@ class Planned:
         if quota is not None:
             for name, amount in event.resources.items():
                 self.used[quota, name] = self.used.get((quota, name), 0) + amount
+            for name, own in event.identities.items():
+                self.held.update((quota, name, identity) for identity in own)
 
 
 def admissible(
@@ -144,6 +174,8 @@ def admissible(
         ]
     if not event.over_quota:
         found += _limits(state, position, event, task, planned or Planned())
+    if event.identities:
+        found += _own(state, position, event, task, planned or Planned())
     return found
 
 
@@ -199,6 +231,25 @@ def _limits(
         if amount and taken > allowed:
             what = f"{event.task} {event.job}: {name}.{part}"
             found.append(Divergence(position, what, f"at most {allowed}", taken))
+    return found
+
+
+def _own(
+    state: State, position: int, event: e.LaunchDecided, task: TaskState, planned: Planned
+) -> list[Divergence]:
+    """Check that each identity is one of the quota's, and no other run's."""
+    name = task.definition.quota
+    quota = None if name is None else state.quotas[name]
+    found = []
+    for part, own in event.identities.items():
+        known = () if quota is None else quota.definition.identities.get(part, ())
+        held = () if quota is None else quota.held.get(part, ())
+        for identity in own:
+            what = f"{event.task} {event.job}: {name}.{part} {identity}"
+            if identity not in known:
+                found.append(Divergence(position, what, "one of the quota's", "unknown"))
+            elif identity in held or (name, part, identity) in planned.held or own.count(identity) > 1:
+                found.append(Divergence(position, what, "free", "given out already"))
     return found
 
 

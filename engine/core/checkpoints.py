@@ -89,6 +89,12 @@ class RunImage(msgspec.Struct, array_like=True):
     intents: list[tuple[str, int, int, bytes]]
 
 
+class HoldingRunImage(RunImage, array_like=True):
+    """An open run that has identities; what has none lies as ever."""
+
+    identities: dict[str, tuple[str, ...]] = {}
+
+
 class QuotaImage(msgspec.Struct, array_like=True):
     """One quota: as defined, as it is in force, and what counts against it."""
 
@@ -118,7 +124,7 @@ class Image(msgspec.Struct, array_like=True):
     leaves: list[LeafImage]
     tasks: list[TaskImage]
     quotas: list[QuotaImage]
-    runs: list[RunImage]
+    runs: list[HoldingRunImage]
     pending: list[tuple[str, str, int, int, str, int]]
     intents: list[tuple[str, int, int, bytes]]
     requests: list[tuple[str, int]]
@@ -240,6 +246,7 @@ def _state(image: AcceptedImage) -> State:
         task.name: _task(state, task, index, definitions.get(task.name))
         for index, task in enumerate(image.tasks)
     }
+    state.hold_identities()
     state.intents = _intents(image.intents)
     for run in state.open_runs.values():
         state.tasks[run.task].open_runs += 1
@@ -348,7 +355,10 @@ def _packed(amount: int) -> Amount:
 
 
 def _run_image(run: OpenRun) -> RunImage:
-    return RunImage(
+    kind: Callable[..., RunImage] = RunImage
+    if run.identities:
+        kind = partial(HoldingRunImage, identities=run.identities)
+    return kind(
         (
             run.run,
             run.task,
@@ -443,10 +453,11 @@ def _quota(image: QuotaImage) -> QuotaState:
     return QuotaState(definition, limits, image.launches, used, deque(image.recent))
 
 
-def _run(image: RunImage) -> OpenRun:
+def _run(image: HoldingRunImage) -> OpenRun:
     number, task, job, episode, attempt, decided_at, origin, resources, *_ = image.fields
     amounts = {name: int(amount) for name, amount in resources.items()}
     run = OpenRun(number, task, job, episode, attempt, decided_at, origin, amounts, *image.fields[8:])
+    run.identities = image.identities
     run.started_at, run.handle, run.where = image.started_at, image.handle, image.where
     run.unreachable, run.stopping = image.unreachable, image.stopping  # type: ignore[assignment]
     run.settling = None if image.settling is None else msgspec.json.decode(image.settling, type=Ending)

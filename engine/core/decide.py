@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeVar
 from datatask.engine.core.cells import get_at
 from datatask.engine.core.expressions import leaves_of
 from datatask.engine.core.leaves import DerivedState, LeafState
-from datatask.engine.core.quotas import Constraint, QuotaState
+from datatask.engine.core.quotas import Constraint, Identities, QuotaState
 from datatask.engine.core.selection import Chosen
 from datatask.engine.core.state import State
 from datatask.engine.core.tasks import Entry, TaskState
@@ -125,7 +125,13 @@ def decide(
     else:
         launches, constraints, wake_at = choose(state, lines, now, bound=left, bounded=LIMITED, jobs=jobs)
         wake_at = wake_at if len(launches) < left else None
-    decisions = [_decision(state, line.task, entry, now, actor) for line, entry in launches]
+    decisions = []
+    for line, entry in launches:
+        own = {}
+        if line.quota is not None and line.quota.definition.identities:
+            own = line.quota.assign(line.request)
+            line.quota.hold(own)
+        decisions.append(_decision(state, line.task, entry, now, actor, own))
     return Round(decisions, constraints, wake_at)
 
 
@@ -321,7 +327,9 @@ def _reserve_if_starved(
         reserved[quota.name] = quota.lacking(line.request)
 
 
-def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str) -> LaunchDecided:
+def _decision(
+    state: State, task: TaskState, entry: Entry, now: int, actor: str, identities: Identities
+) -> LaunchDecided:
     order, ready, job = entry
     episode = task.episodes.get(job)
     return LaunchDecided(
@@ -335,6 +343,7 @@ def _decision(state: State, task: TaskState, entry: Entry, now: int, actor: str)
         resources=task.definition.resources,
         priority=-order if order else 0,
         inputs=inputs_of(state, task, job),
+        identities=identities,
     )
 
 

@@ -209,7 +209,7 @@ def _define_quotas(state: State, definition: PipelineDef) -> None:
         if kept is None or kept.definition != quota:
             fresh = QuotaState.of(quota)
             if kept is not None:
-                fresh.used, fresh.recent = kept.used, kept.recent
+                fresh.used, fresh.recent, fresh.held = kept.used, kept.recent, kept.held
             kept = fresh
         state.quotas[quota.name] = kept
     for run in state.open_runs.values():

@@ -52,9 +52,12 @@ def _launch_decided(state: State, position: int, event: e.LaunchDecided) -> None
         event.inputs,
         event.meta,
         state.engine.epoch if state.engine is not None else 0,
+        event.identities,
     )
     if quota is not None:
         state.quotas[quota].take(event.resources, event.at)
+        if event.identities:
+            state.quotas[quota].hold(event.identities)
     state.flip(task.live, job, True, position)
 
 
@@ -104,6 +107,8 @@ def _run_ended(state: State, position: int, event: e.RunEnded) -> None:
     task.open_runs -= 1
     if run.quota is not None:
         state.quotas[run.quota].free(run.resources)
+        if run.identities:
+            state.quotas[run.quota].release(run.identities)
     episode = task.episodes[job]
     episode.run = 0
     if episode.conflicts >= CONTENDING:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from datatask.schema.definition import QuotaDef
+from datatask.schema.units import NANO
+
+Identities = dict[str, tuple[str, ...]]
+"""By resource, those of a run."""
 
 Kind = Literal[
     "paused",
@@ -60,6 +65,8 @@ class QuotaState:
     launches: int | None
     used: dict[str, int] = field(default_factory=dict)
     recent: deque[int] = field(default_factory=deque)
+    held: dict[str, set[str]] = field(default_factory=dict)
+    """The identities that open runs have, by resource."""
 
     @property
     def name(self) -> str:
@@ -95,9 +102,33 @@ class QuotaState:
             else:
                 used.pop(name, None)
 
+    def assign(self, request: dict[str, int]) -> Identities:
+        """Return the identities that a run with this request gets: the first free ones, fewer where a person went over the limit."""
+        found: Identities = {}
+        for name, known in self.definition.identities.items():
+            if wanted := request.get(name, 0) // NANO:
+                held = self.held.get(name, ())
+                found[name] = tuple(islice((one for one in known if one not in held), wanted))
+        return found
+
+    def hold(self, identities: Identities) -> None:
+        """Count identities as a run's own."""
+        for name, own in identities.items():
+            self.held.setdefault(name, set()).update(own)
+
+    def release(self, identities: Identities) -> None:
+        """Let a run's identities be given to others."""
+        for name, own in identities.items():
+            left = self.held.get(name, set()).difference(own)
+            if left:
+                self.held[name] = left
+            else:
+                self.held.pop(name, None)
+
     def change(self, limits: dict[str, int], launches: int | None) -> None:
-        """Set new limits; running work is not touched."""
-        self.limits = dict(limits)
+        """Set new limits, of identities no more than there are; running work is not touched."""
+        most = {name: len(known) * NANO for name, known in self.definition.identities.items()}
+        self.limits = {name: min(amount, most.get(name, amount)) for name, amount in limits.items()}
         self.launches = launches
 
     def shortfall(self, request: dict[str, int], reserved: dict[str, int] | None = None) -> str | None:
@@ -141,4 +172,5 @@ class QuotaState:
 
     def copy(self) -> QuotaState:
         """Return a copy whose amounts in use can be changed; the times of launches are shared."""
-        return QuotaState(self.definition, self.limits, self.launches, self.used.copy(), self.recent)
+        held = {name: own.copy() for name, own in self.held.items()} if self.held else {}
+        return QuotaState(self.definition, self.limits, self.launches, self.used.copy(), self.recent, held)

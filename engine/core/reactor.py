@@ -163,8 +163,10 @@ class Reactor:
             )
         waits = episode is not None or job in task.queue or job in task.awaiting
         count = get_at(task.episode_count, job)
+        quota = None if task.definition.quota is None else state.quotas[task.definition.quota]
         complete = msgspec.structs.replace(
             decided,
+            identities={} if quota is None else quota.assign(task.definition.resources),
             episode=count if waits else count + 1,
             attempt=1 if episode is None else episode.attempt + 1,
             resources=task.definition.resources,

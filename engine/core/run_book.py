@@ -181,7 +181,16 @@ class RunBook:
             self.log,
             definition.conflicts,
             definition.logs,
+            run.identities,
+            self._variables(run),
         )
+
+    def _variables(self, run: OpenRun) -> dict[str, str]:
+        """Return the environment variables that tell a run its identities."""
+        if not run.identities or run.quota is None:
+            return {}
+        names = self._state.quotas[run.quota].definition.variables
+        return {names[name]: ",".join(own) for name, own in run.identities.items() if name in names}
 
     def recoverable(self) -> dict[str, list[RunSpec]]:
         """Return the open runs of earlier engines by task, less those whose end can be redone from the log."""

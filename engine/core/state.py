@@ -128,6 +128,14 @@ class State:
             return [self.jobs[member] for member in derived.gathering.gathered(index)]
         return [self.jobs[job] for job in self.leaves[leaf].members(self.masks)]
 
+    def hold_identities(self) -> None:
+        """Work out from the open runs which identities are given out."""
+        for quota in self.quotas.values():
+            quota.held.clear()
+        for run in self.open_runs.values():
+            if run.quota is not None and run.identities:
+                self.quotas[run.quota].hold(run.identities)
+
     def time_of(self, position: int) -> int:
         """Return when the event at `position` was written, or up to `mark_every` before, from sparse marks."""
         index = bisect_right(self.marks, (position, MAX_TIME)) - 1

@@ -190,6 +190,7 @@ class OpenRun(msgspec.Struct, gc=False):
     inputs: dict[str, int]
     meta: bool = True
     epoch: int = 0
+    identities: dict[str, tuple[str, ...]] = {}
     started_at: int | None = None
     handle: dict[str, str | int] | None = None
     where: str = ""

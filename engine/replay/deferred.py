@@ -96,6 +96,7 @@ class Deferred:
             own.inputs,
             own.meta,
             state.engine.epoch if state.engine is not None else 0,
+            own.identities,
         )
         started = deferred.started
         if started is not None:
@@ -120,6 +121,7 @@ class Deferred:
             for task in state.tasks.values():
                 task.constraint = self.round.constraints.get(task.name, "")
             self.round = None
+        state.hold_identities()
         self._members()
 
     def _members(self) -> None:

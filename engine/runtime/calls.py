@@ -148,9 +148,9 @@ class CallRunner:
     def start(self, spec: RunSpec) -> None:
         """Make the run's asyncio task, unless there is one."""
         if spec.run not in self._runs:
-            run = self._runs[spec.run] = _OpenCall(
-                RunContext(spec.run, spec.task, spec.job, spec.conflicts, spec.logs)
-            )
+            context = RunContext(spec.run, spec.task, spec.job, spec.conflicts, spec.logs)
+            context.identities = spec.identities
+            run = self._runs[spec.run] = _OpenCall(context)
             run.task = self._loop.create_task(self._run(spec, run))
             run.task.add_done_callback(self._gone)
 

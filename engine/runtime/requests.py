@@ -22,6 +22,7 @@ from datatask.schema.definition import ViewDef
 from datatask.schema.errors import DatataskError, InternalError, NotPossibleError, unknown
 from datatask.schema.messages import Write
 from datatask.schema.troubles import trouble
+from datatask.schema.units import NANO
 from datatask.schema.values import check_job
 
 logger = logging.getLogger("datatask.engine")
@@ -281,8 +282,15 @@ def _mark_task(
 
 
 def _quota(runtime: Runtime, request: r.ChangeQuota) -> int:
-    if request.quota not in runtime.state.quotas:
+    quota = runtime.state.quotas.get(request.quota)
+    if quota is None:
         raise unknown("quota", request.quota, runtime.state.quotas)
+    for name, known in quota.definition.identities.items():
+        if request.limits.get(name, 0) > len(known) * NANO:
+            raise NotPossibleError(
+                f"{request.quota} has {len(known)} {name}: {', '.join(known[:10])}",
+                remedy="list more of them in the pipeline's quota",
+            )
     event = e.QuotaChanged(
         at=runtime.now(),
         actor=request.actor,

@@ -86,7 +86,14 @@ DEFINITION = PipelineDef(
             cache=True,
         ),
     ),
-    quotas=(QuotaDef(name="default", limits={"cpu": 8_000_000_000}),),
+    quotas=(
+        QuotaDef(
+            name="default",
+            limits={"cpu": 8_000_000_000, "gpu": 2_000_000_000},
+            identities={"gpu": ("0", "1")},
+            variables={"gpu": "CUDA_VISIBLE_DEVICES"},
+        ),
+    ),
     parameters=(
         ParameterDef(name="threshold", kind="number", value=0.7, default=0.5, help="the least that counts"),
     ),
@@ -179,6 +186,7 @@ SAMPLES: tuple[e.Event, ...] = (
         inputs={"input": 9},
         meta=False,
         over_quota=True,
+        identities={"gpu": ("0",)},
         **ASKED,
     ),
     e.StopDecided(**RUN, reason="timeout", grace=10_000_000_000, why="over 60 s", request=ASKED["request"]),

@@ -307,7 +307,7 @@ def test_runs_and_query(finished: Project) -> None:
     assert len(runs) == 6
     assert list(runs[0]) == [
         "run", "task", "job", "attempt", "state", "decided_at", "started_at", "ended_at", "where", "exit_code", "error",
-        "wait", "duration", "episode", "error_type", "again", "reused", "last_lines",
+        "wait", "duration", "episode", "error_type", "again", "reused", "identities", "last_lines",
     ]  # fmt: skip
     assert [run["run"] for run in runs] == sorted(run["run"] for run in runs)
     assert (

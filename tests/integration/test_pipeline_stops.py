@@ -127,11 +127,11 @@ async def test_another_pipelines_log_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_pipeline_object_is_opened_once(log: str) -> None:
+async def test_an_open_pipeline_is_not_opened_twice(log: str) -> None:
     pipe = pipeline(task("t", documents("in"), documents("out")), log=log)
     with pytest.raises(CallerError, match="not open"):
         _ = pipe.state
     async with pipe:
-        pass
-    with pytest.raises(CallerError, match="already used"):
-        await pipe.open()
+        with pytest.raises(CallerError, match="open already"):
+            await pipe.open()
+        assert pipe.is_open

@@ -130,12 +130,10 @@ async def test_what_a_runner_left_is_recovered() -> None:
         assert heir.jobs == [("clean", "a")]
 
 
-async def test_a_pipeline_opens_once() -> None:
-    """As in pydatatask; and its engine is there only while it is open."""
+async def test_the_engine_is_there_only_while_the_pipeline_is_open() -> None:
     pipeline, _, _ = two_steps()
     with pytest.raises(CallerError, match="not open"):
         pipeline.state  # noqa: B018
     async with pipeline:
-        pass
-    with pytest.raises(CallerError, match="already used"):
-        await pipeline.open()
+        with pytest.raises(CallerError, match="open already"):
+            await pipeline.open()

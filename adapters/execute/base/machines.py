@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -177,15 +178,16 @@ class ClaimedFolder:
                 while data := await source.read(BLOCK_BYTES):
                     await target.write(data)
 
-    async def launch(self, recipe: Recipe) -> str:
-        """Start the process; return its pid."""
+    async def launch(self, recipe: Recipe, variables: Mapping[str, str]) -> str:
+        """Start the process with these variables beside its environment; return its pid."""
+        own = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
         stderr = None if recipe.stderr is None else str(self.path / "stderr")
         return _text(
             await self._machine.spawn(
                 [
                     "/bin/sh",
                     "-c",
-                    f'chmod +x "$1/exe"; {CLAIM}',
+                    f'{own}chmod +x "$1/exe"; {CLAIM}',
                     "run",
                     str(self.path),
                     " ".join(recipe.outputs),

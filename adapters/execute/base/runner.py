@@ -118,6 +118,7 @@ class TrackedRuns(Generic[R]):
 
     async def _prepare(self, run: R, work: Callable[[R], Awaitable[None]]) -> None:
         run.context = RunContext(run.spec.run, run.spec.task, run.spec.job)
+        run.context.identities = run.spec.identities
         current_run.set(run.context)
         try:
             await work(run)

@@ -116,7 +116,7 @@ class PollingRunner:
             run.recovering = True
             await self._adopt(run)
             return
-        run.pid = await run.folder.launch(self._recipe)
+        run.pid = await run.folder.launch(self._recipe, run.spec.variables)
         run.started_at = time.time_ns()  # noqa: TID251 - the runner's clock
         await self._started(run)
 

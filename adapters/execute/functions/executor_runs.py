@@ -157,6 +157,7 @@ class ExecutorRunner:
                 links = self._task.links
                 self._arguments = {name: workers.for_thread(links[name].repo, self._loop) for name in names}
             context = RunContext(spec.run, spec.task, spec.job, spec.conflicts, spec.logs)
+            context.identities = spec.identities
             run.call = workers.Call(context, begun=partial(self._begun_in_thread, run))
             given = {"job": spec.job, **self._arguments} if wants_job else self._arguments
             return partial(_submit_to_threads, run.call, func, given)
@@ -177,6 +178,8 @@ class ExecutorRunner:
             self._gateway.address,
             spec.conflicts,
             spec.logs,
+            dict(spec.identities),
+            dict(spec.variables),
         )
         return lambda executor: executor.submit(workers.work, parcel)
 

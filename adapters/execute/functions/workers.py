@@ -19,8 +19,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -264,6 +265,23 @@ class Parcel(NamedTuple):
     gateway: remote.Address
     conflicts: Conflicts = "rerun"
     logs: int = 0
+    identities: Mapping[str, tuple[str, ...]] = {}
+    variables: Mapping[str, str] = {}
+
+
+@contextmanager
+def told(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a call that has its process to itself."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 _functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
@@ -334,6 +352,7 @@ def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
             f"its worker on {socket.gethostname()} does not reach the engine, which answers on its own machine only ({error})"
         )
     call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts, parcel.logs), gateway)
+    call.context.identities = parcel.identities
     _calls[parcel.gateway, parcel.run] = call
     capture.begin(current_capture)
     try:
@@ -344,7 +363,8 @@ def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
         except Exception as error:
             now = time.time_ns()  # noqa: TID251 - the runner's clock
             return Outcome(error_info(error, skip=1), None, (), {}, now, now, 0.0)
-        return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
+        with told(parcel.variables if alone else {}):
+            return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
     finally:
         del _calls[parcel.gateway, parcel.run]
         capture.end()

@@ -68,6 +68,7 @@ class KubeTask(EngineTask):
     """
 
     outlives = True
+    has_identities = False
     done_shape: DoneShape = "pod"
 
     def __init__(

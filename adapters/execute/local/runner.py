@@ -132,6 +132,8 @@ class LocalRunner:
             if recipe.stderr is not None
             else bound and f"stderr{bound}",
         }
+        if spec.variables:  # a launcher of an earlier version knows no such word, and none is said in vain
+            question["variables"] = dict(spec.variables)
         amounts = recipe.resources
         if recipe.enforce and amounts is not None:
             how = "groups" if recipe.enforce is True else "ulimit"

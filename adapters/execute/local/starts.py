@@ -82,11 +82,12 @@ class Starts:
         stdout: bool | str,
         stderr: str,
         limits: dict[str, Any] | None = None,
+        variables: dict[str, str] | None = None,
     ) -> None:
         folder = self._runs.named(self._runs.folder(identity))
         facts = self._runs.facts[identity] = {"id": identity}
         self._runs.note(identity, task=task, intended=proctable.now(), folder=folder)
-        variables, umask = engine.environments[env]
+        environment, umask = engine.environments[env]
         merged = stderr == "stdout"
         if bounds := _bounds(stdout, stderr):
             self._runs.note(identity, bounds=bounds)
@@ -97,7 +98,15 @@ class Starts:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._runs.journal.path)
             confinement = None if limits is None else self._confinement(identity, **limits)
             files = outputs.make(folder, names, umask)
-            pid = spawn(folder, {**variables, MARK: folder}, umask, stdin, files, merged, confinement)
+            pid = spawn(
+                folder,
+                {**environment, **(variables or {}), MARK: folder},
+                umask,
+                stdin,
+                files,
+                merged,
+                confinement,
+            )
         except OSError as error:
             outputs.close(files)
             cgroups.remove(facts.pop("groups", []))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -84,6 +85,23 @@ def environment(
         said.append(f"ulimit -v {-(-memory // 1024)} || exit 125")
     text = "\n".join(said)
     return f"variables {key} {text.count(chr(10)) + 1}\n{text}"
+
+
+class OwnVariables(NamedTuple):
+    """A function of the agent that sets a run's environment, and its definition where it is not there already."""
+
+    name: str
+    definition: str = ""
+
+
+def own_variables(task: str, variables: Mapping[str, str]) -> OwnVariables:
+    """Return what sets the environment of a task by its function, and these variables; runs with the same ones share it."""
+    if not variables:
+        return OwnVariables(task)
+    said = [task, *(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))]
+    key = f"own_{zlib.crc32(chr(10).join(said).encode()):08x}"
+    text = "\n".join(said)
+    return OwnVariables(f"variables_{key}", f"variables {key} {text.count(chr(10)) + 1}\n{text}")
 
 
 SIGNALS_MAX = 64

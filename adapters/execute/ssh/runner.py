@@ -132,7 +132,10 @@ class SSHRunner:
         run.asked = True
         self._sweep([])
         name, variables = target.name(run.spec.identity), self._hosts.variables(self._recipe)
-        question = agent_messages.start(self._recipe, name, variables, script, again=run.again)
+        own = agent_messages.own_variables(variables, run.spec.variables)
+        question = agent_messages.start(self._recipe, name, own.name, script, again=run.again)
+        if own.definition:
+            question = f"{own.definition}\n{question}"
         target.watch(run.spec.identity, self, question)
 
     async def _deliver(self, run: SSHRun, script: bytes) -> Target:

@@ -71,8 +71,8 @@ async def test_a_caller_tells_the_causes_apart(tmp_path: Path) -> None:
             await pipeline.gather_ready_jobs("nothing")
         with pytest.raises(datatask.NotPossibleError):
             pipeline.run_sync()
-    with pytest.raises(datatask.AlreadyOpenError):
-        await pipeline.open()
+        with pytest.raises(datatask.AlreadyOpenError):
+            await pipeline.open()
     with pytest.raises(datatask.OtherPipelineError):
         await _pipeline(log, "other").open()
     with pytest.raises(datatask.InvalidValueError):

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from datatask.schema.errors import CallerError
-from datatask.schema.resources import Resources, ResourceType, parse_quantity, to_nano
+from datatask.schema.resources import Resources, ResourceType, parse_quantity, parse_size, to_nano
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,43 @@ def test_what_is_no_quantity_is_refused(text: object) -> None:
     """With the text in the message."""
     with pytest.raises(CallerError, match="is not a quantity"):
         parse_quantity(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1GiB", 1024**3),
+        ("512MB", 512 * 10**6),
+        (" 1.5 KiB ", 1536),
+        ("2kB", 2000),
+        ("2KB", 2000),
+        ("2K", 2000),
+        ("100B", 100),
+        ("100", 100),
+        ("2Gi", 2 * 1024**3),
+        ("1e3", 1000),
+        (4096, 4096),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str | int, number: int) -> None:
+    """Of 1000s and of 1024s; what Kubernetes writes means what it means there."""
+    assert parse_size(text) == number
+    resources = Resources.parse(1, text, **{"ephemeral-storage": text})
+    assert resources == Resources(1, text, 999_999_999, {"ephemeral-storage": number})
+    assert resources.mem == number
+
+
+@pytest.mark.parametrize("text", ["1gb", "GB", "-1 GB", "1 G B", "1GiBs", "", "1e3B", None, True])
+def test_what_is_no_size_is_refused(text: object) -> None:
+    """With the text, and what can be written."""
+    with pytest.raises(CallerError, match=r"is no size.*512MB"):
+        parse_size(text)  # type: ignore[arg-type]
+
+
+def test_other_amounts_are_no_sizes() -> None:
+    """A core is not counted in bytes."""
+    with pytest.raises(CallerError, match="is not a quantity"):
+        Resources(cpu="1GB")
 
 
 def test_nano_rounds_up() -> None:

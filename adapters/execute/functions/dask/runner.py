@@ -104,6 +104,8 @@ class DaskRunner:
                 self._code,
                 inputs,
                 spec.logs,
+                dict(spec.identities),
+                dict(spec.variables),
             )
         )
         if run.reason is not None:

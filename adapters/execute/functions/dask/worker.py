@@ -26,7 +26,7 @@ from datatask.adapters.execute.functions.detached import (
     Message,
     travelling,
 )
-from datatask.adapters.execute.functions.workers import Call
+from datatask.adapters.execute.functions.workers import Call, told
 from datatask.adapters.spools import Spool
 from datatask.engine import capture
 from datatask.engine.api.repositories import Repository, all_leaves
@@ -53,6 +53,8 @@ class Parcel(NamedTuple):
     code: bytes
     inputs: bytes
     logs: int = 0
+    identities: Mapping[str, tuple[str, ...]] = {}
+    variables: Mapping[str, str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Do the run where this is loaded."""
@@ -105,12 +107,14 @@ def work(*fields: Any) -> bytes:
     if not first:
         return msgspec.msgpack.encode(Reply(name))
     call = Call(RunContext(parcel.run, parcel.task, parcel.job, parcel.conflicts, parcel.logs))
+    call.context.identities = parcel.identities
     event = {"key": parcel.key, "name": name, "address": worker.address}  # Dask puts in "worker" by itself
     _running[parcel.key] = _Running(call, time.monotonic(), lambda: worker.log_event(parcel.topic, event))
     _tell_of_begun()
     capture.begin(current_capture)
     try:
-        return msgspec.msgpack.encode(Reply(name, _done(parcel, call)))
+        with told(parcel.variables if worker.state.nthreads == 1 else {}):
+            return msgspec.msgpack.encode(Reply(name, _done(parcel, call)))
     finally:
         del _running[parcel.key]
         capture.end()

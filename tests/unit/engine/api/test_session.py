@@ -37,8 +37,10 @@ async def test_a_session_opens_in_order_and_closes_in_reverse() -> None:
     assert said == ["open one", "open two, one is 1", "close two", "close one"]
     with pytest.raises(CallerError):
         one()
-    with pytest.raises(CallerError, match="already used"):
-        await session.open()
+    async with session:
+        with pytest.raises(CallerError, match="open already"):
+            await session.open()
+    assert said[4:] == said[:4]
 
 
 async def test_a_session_unwinds_when_a_resource_fails() -> None:
