@@ -17,13 +17,14 @@ from pathlib import Path
 from datatask import InProcessSyncTask, LogMetadataRepository, Pipeline, Session
 from datatask.adapters.log.reader import LogReader
 from datatask.schema import messages as r
+from datatask.schema.definition import OnChange
 from datatask.schema.events import ABSENT
 from datatask.testing import MemoryLog
 
 STAGES = 3
 
 
-def build(log: Path | MemoryLog | None, in_flight: int) -> Pipeline:
+def build(log: Path | MemoryLog | None, in_flight: int, on_change: OnChange = "mark") -> Pipeline:
     """Return stage0 -> stage1 -> stage2, each writing one value a job."""
     values = [LogMetadataRepository(f"values{stage}") for stage in range(STAGES + 1)]
     tasks = []
@@ -33,7 +34,11 @@ def build(log: Path | MemoryLog | None, in_flight: int) -> Pipeline:
             await out.dump(job, 1)
 
         task = InProcessSyncTask(
-            f"stage{stage}", LogMetadataRepository(f"done{stage}"), func=body, concurrency=in_flight
+            f"stage{stage}",
+            LogMetadataRepository(f"done{stage}"),
+            func=body,
+            concurrency=in_flight,
+            on_change=on_change,
         )
         task.link("source", values[stage], is_input=True)
         task.link("out", values[stage + 1], is_output=True)
@@ -41,9 +46,11 @@ def build(log: Path | MemoryLog | None, in_flight: int) -> Pipeline:
     return Pipeline(tasks, Session(), log=log)
 
 
-async def seconds(log: Path | MemoryLog, in_flight: int, jobs: int) -> tuple[float, float]:
+async def seconds(
+    log: Path | MemoryLog, in_flight: int, jobs: int, on_change: OnChange = "mark"
+) -> tuple[float, float]:
     """Return the seconds of the first run and of one that finds nothing to do, in the open pipeline."""
-    async with build(log, in_flight) as pipeline:
+    async with build(log, in_flight, on_change) as pipeline:
         value = type(ABSENT)(b"1")
         for start in range(0, jobs, 1000):
             items = tuple(

@@ -113,6 +113,24 @@ def _arguments(func: Callable[..., Any]) -> Iterable[str]:
         return ()
 
 
+def _key(value: object) -> str:
+    """Return what gives a member of a set its place, the same in every process; empty where nothing does."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, _PLAIN + _EXACT):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, types.FunctionType):
+        return f"{value.__module__}.{value.__qualname__} {value.__code__.co_firstlineno:09}"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, tuple | frozenset):
+        keys = [_key(item) for item in value]
+        known = "" not in keys
+        keys = sorted(keys) if isinstance(value, frozenset) else keys
+        return f"{type(value).__name__} {keys}" if known else ""
+    return ""
+
+
 class _Walk:
     """Follows values from one function on; what it comes across twice is looked at once."""
 
@@ -190,6 +208,14 @@ class _Walk:
     def _items(self, value: Any, name: str, depth: int) -> str:
         if len(value) > ITEMS_MAX:
             return self._leave(name, f"{len(value)} items")
+        if isinstance(value, set | frozenset):
+            ordered = sorted((key, number) for number, key in enumerate(map(_key, value)))
+            keys = [key for key, _ in ordered]
+            if "" in keys or len(set(keys)) < len(keys):  # each process would have them in another order
+                return self._leave(name, f"a set of {len(keys)} things that have no order of their own")
+            members = list(value)
+            value = tuple(members[number] for _, number in ordered)
+            return f"set {self._items(value, name, depth)}"
         mark = self._seen(value, f"the {type(value).__name__} {name}")
         if isinstance(value, Mapping):
             parts = sorted(
@@ -198,8 +224,6 @@ class _Walk:
             )
         else:
             parts = [self.value(item, name, depth) for item in value]
-            if isinstance(value, set | frozenset):
-                parts.sort()
         self._names[id(value)] = (
             mark if isinstance(value, Mapping | list) else f"{type(value).__name__}({', '.join(parts)})"
         )

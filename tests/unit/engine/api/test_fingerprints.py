@@ -170,6 +170,52 @@ def test_processes_with_other_hash_seeds_agree(tmp_path: Path, before: dict[str,
     assert all(fingerprint_of_process(folder, seed) == before for seed in range(20))
 
 
+SETS = """
+import enum
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+def plus(x): return x + 1
+def minus(x): return x - 1
+RULES = {plus, minus,
+    lambda x: x,
+    lambda x: -x}
+KINDS = {Color.RED, Color.BLUE, ("a", 1), ("b", frozenset({1, "c"})), int, str}
+
+def work(job):
+    return RULES, KINDS
+"""
+
+
+@pytest.mark.slow
+def test_sets_of_functions_and_kinds_are_the_same_in_every_process(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path, main=SETS)
+    found = [fingerprint_of_process(folder, seed) for seed in range(20)]
+    assert found == found[:1] * 20
+    assert {"function plus (main.py)", "global KINDS", "global RULES"} <= found[0].keys()
+
+
+def test_a_set_without_an_order_is_not_followed() -> None:
+    """Its members come in another order in each process, and so would their names."""
+
+    class Rule:
+        pass
+
+    rules = {Rule(), Rule()}
+    twins = {(lambda x: x), (lambda x: -x)}
+
+    def work() -> object:
+        return rules, twins
+
+    told = of_function(work).unfollowed
+    assert told == (
+        "rules: a set of 2 things that have no order of their own",
+        "twins: a set of 2 things that have no order of their own",
+    )
+
+
 def test_what_cannot_be_followed_is_named() -> None:
     lock = threading.Lock()
 
