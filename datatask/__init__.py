@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from datatask.adapters.store.inprocess import LogBlobRepository as LogBlobRepository
     from datatask.adapters.store.inprocess import LogMetadataRepository as LogMetadataRepository
+    from datatask.adapters.store.mongo_repositories import MongoMetadataRepository as MongoMetadataRepository
     from datatask.adapters.store.yamls import (
         YamlMetadataFileRepository as YamlMetadataFileRepository,
     )
@@ -146,6 +147,7 @@ _HOME: dict[str, str] = {
     "S3BucketInfo": "datatask.adapters.store.bucket_repositories",
     "S3BucketRepository": "datatask.adapters.store.bucket_repositories",
     "YamlMetadataBucketRepository": "datatask.adapters.store.bucket_repositories",
+    "MongoMetadataRepository": "datatask.adapters.store.mongo_repositories",
     "YamlMetadataS3Repository": "datatask.adapters.store.bucket_repositories",
     "BlockingRepository": "datatask.engine.api.repositories",
     "AlreadyOpenError": "datatask.schema.errors",
@@ -256,8 +258,6 @@ _ABSENT: dict[str, str] = {
         ("S3BucketReader", "S3BucketBinaryWriter"),
         "open a repository: `async with repository.open(job, 'wb') as stream`",
     ),
-    "MongoMetadataRepository": "use LogMetadataRepository or YamlMetadataFileRepository, or "
-    + _OWN.format("MetadataRepository"),
     "DockerRepository": _OWN.format("Repository"),
     "ExecutorLiveRepo": "use the task's own set: task.live",
     "InProcessBlobStream": "open a repository: `async with repository.open(job, 'wb') as stream`",

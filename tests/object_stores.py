@@ -150,8 +150,14 @@ def _command(name: str, port: int, folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path) -> Iterator[Service]:
+def running(name: str, folder: Path) -> Iterator[Any]:
     """Start a server and end it."""
+    if name == "secantusd-py":
+        from tests import mongo_kit
+
+        with mongo_kit.running(folder) as mongo:
+            yield mongo
+        return
     for _ in range(3):  # another process may take the port in between
         port = free_port()
         with (folder / f"{name}.log").open("ab") as log:

@@ -6,7 +6,7 @@ there behind the product's back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from datatask.adapters.store.bucket_repositories import (
     YamlMetadataBucketRepository,
     YamlMetadataS3Repository,
 )
+from datatask.adapters.store.mongo_repositories import MongoMetadataRepository
+from datatask.adapters.yaml_text import load_yaml
 from tests.contract.repository_kit import Case
 from tests.object_stores import LazyClient, Service
 
@@ -26,21 +28,23 @@ from tests.object_stores import LazyClient, Service
 class Remote(Case):
     """A repository under test. `names` and `plant` see the store as others do; `vanish` takes it away as a whole."""
 
-    names: Callable[[], list[str]]
-    plant: Callable[[str, bytes], None]
+    names: Callable[[], list[Any]]
+    plant: Callable[[Any, bytes], None]
     vanish: Callable[[], None]
     name_of: Callable[[str], str]
-    odd: tuple[str, ...]
+    odd: tuple[Any, ...]
     content: Callable[[int], dict[str, Any]]
     again: Callable[[], Any]
     """Another object for the same place, as another process has it."""
+    on_demand: bool = False
+    """Whether the store makes the place with its first value, so that one that is gone is an empty one."""
 
 
 @dataclass(frozen=True)
 class Backend:
     """How a remote repository is made. `services` are the servers that it is tried on."""
 
-    make: Callable[[Service], Remote]
+    make: Callable[[Any], Remote]
     services: tuple[str, ...]
 
 
@@ -111,6 +115,28 @@ def blobs(n: int) -> dict[str, Any]:
     return {"data": b"%d" % n}
 
 
+ODD_IDS: tuple[Any, ...] = ("", "a/b", "b c", "..", "ü", "x" * 129, "x.", 5, 2.5, b"a", None, True)
+
+
+def _in_mongo(server: Any) -> Remote:
+    name = server.collection()
+
+    def again() -> Any:
+        return MongoMetadataRepository(server.address(name))
+
+    return Remote(
+        again(),
+        names=lambda: server.names(name),
+        plant=lambda job, data: server.put(name, job, load_yaml(data, "")),
+        vanish=lambda: server.drop(name),
+        name_of=lambda job: job,
+        odd=ODD_IDS,
+        content=documents,
+        again=again,
+        on_demand=True,
+    )
+
+
 S3 = ("moto", "s3rver")
 BACKENDS = {
     "bytes by a client": Backend(lambda s: _by_client(S3BucketRepository, s, "", blobs), S3),
@@ -119,7 +145,9 @@ BACKENDS = {
     "yaml in a bucket": Backend(
         lambda s: _by_address(YamlMetadataBucketRepository, s, ".yaml", documents), S3
     ),
+    "documents in MongoDB": Backend(_in_mongo, ("secantusd-py",)),
 }
+BLOBS = [kind for kind in BACKENDS if kind.startswith(("bytes", "yaml"))]
 
 
 def _marked(kind: str, service: str) -> Any:
@@ -127,7 +155,11 @@ def _marked(kind: str, service: str) -> Any:
     return pytest.param(BACKENDS[kind].make, service, marks=marks, id=f"{kind}, {service}")
 
 
-every_backend = pytest.mark.parametrize(
-    ("make", "server"),
-    [_marked(kind, name) for kind, backend in BACKENDS.items() for name in backend.services],
-)
+def _each(kinds: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("make", "server"), [_marked(kind, name) for kind in kinds for name in BACKENDS[kind].services]
+    )
+
+
+every_backend = _each(BACKENDS)
+every_blob_backend = _each(BLOBS)

@@ -92,6 +92,11 @@ CASES = [
         {**CLIENT, "incluster_endpoint": set[str]()},
     ),
     Case(datatask.YamlMetadataS3Repository, {"client": dict, "bucket": "bucket", "prefix": "p/"}, CLIENT),
+    Case(
+        datatask.MongoMetadataRepository,
+        {"collection": dict, "subcollection": "sub"},
+        {"collection": FUNCTION, "subcollection": TEXT, "poll_seconds": {"number"}, **COMMON},
+    ),
     Case(LogMetadataRepository, {}, {"name": TEXT, "was": TEXT}),
     Case(LogBlobRepository, {}, {"name": TEXT, "was": TEXT}),
     Case(datatask.InProcessMetadataRepository, {}, {"data": {"dict"}, **COMMON}),
