@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -21,8 +22,11 @@ from datatask import (
     LogBlobRepository,
     LogMetadataRepository,
     Pipeline,
+    ResourceManager,
+    Resources,
     Retry,
     Session,
+    identities,
 )
 from datatask.adapters.execute.functions.dask.holds import Holds
 from datatask.adapters.execute.functions.dask.runner import DaskRunner
@@ -442,3 +446,21 @@ async def test_a_function_that_cannot_be_stopped_is_left_behind(cluster: Dask) -
     assert ending.error is not None
     assert "fenced off" in ending.error.message
     assert all(Path(f"/proc/{pid}").exists() for pid in cluster.workers.values())
+
+
+async def test_runs_have_their_own_cards(tmp_path: Path, cluster: Dask) -> None:
+    """Told by `identities`; two at a time, and none twice."""
+    box = ResourceManager(Resources.parse(64, "64GiB", gpu=["a", "b"]))
+
+    async def func(job: str, out: Any) -> None:
+        await asyncio.sleep(0.1)
+        await out.dump(job, list(identities("gpu")))
+
+    one = Resources.parse(1, 1, gpu=1)
+    pipe = pipeline(tmp_path, cluster, func, resource_manager=box, resources=one)
+    await done(pipe, 4)
+    given = [run["identities"]["gpu"] for run in runs(tmp_path)]
+    assert {tuple(own) for own in given} == {("a",), ("b",)}
+    with History(tmp_path / "log.db") as history:
+        written = history.query("SELECT value FROM values_now WHERE repository = 'out'")
+        assert sorted(json.loads(row["value"]) for row in written) == sorted(given)

@@ -93,6 +93,31 @@ async def test_a_pipeline_writes_down_what_became_of_each_job(tmp_path: Path) ->
     await until(lambda: not list((tmp_path / "remote/app/target").glob("*/[0-9]*")))
 
 
+@on_each_server
+async def test_runs_over_ssh_are_told_their_own_cards(tmp_path: Path) -> None:
+    """Beside the task's own environment; no two have one, and with more runs than cards each waits for one."""
+    inp = InProcessBlobRepository({str(n): b"" for n in range(6)})
+    out, done, pids = InProcessBlobRepository(), InProcessMetadataRepository(), InProcessMetadataRepository()
+    box = ResourceManager(Resources.parse(64, "64GiB", gpu=["a'", "b"]), variables={"gpu": "CARD"})
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    task = ProcessTask(
+        "process",
+        on_server(tmp_path),
+        box,
+        Resources.parse(1, "1Mi", gpu=1),
+        pids,
+        f'exec 9>"{locks}/$CARD"; flock -n 9 || exit 9; sleep 0.1; printf "%s %s" "$CARD" "$OWN"',
+        environ={"PATH": os.environ["PATH"], "OWN": "kept"},
+        done=done,
+        stdin=inp,
+        stdout=out,
+    )
+    async with Pipeline([task], Session(), [box], log="memory:") as pipeline:
+        assert (await pipeline.run(timeout=60)).exit_code == 0
+    assert set(out.data.values()) == {b"a' kept", b"b kept"}
+
+
 # --- ends ---------------------------------------------------------------------------------------------
 
 
