@@ -85,11 +85,11 @@ class History:
             self._last = fold(self.reader, until)
         return self._last
 
-    def status(self, at: Moment = None) -> dict[str, Any]:
-        """Return the counts per task and link, in the shape of `status --json`."""
+    def status(self, at: Moment = None) -> shapes.Status:
+        """Return the counts per task and link, a dict in the shape of `status --json`; a notebook shows tables."""
         state = self.state(at)
         about = {"url": self.url, "head": state.position, "at": iso(state.at or None)}
-        return {"log": about, **shapes.status(state)}
+        return shapes.Status({"log": about, **shapes.status(state)})
 
     def logs(self, task: str, job: str, run: int | None = None) -> list[Printed]:
         """Return what a job's last run in a task printed, or another run, by stream; empty where nothing is kept."""

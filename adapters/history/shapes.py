@@ -252,3 +252,44 @@ class Table(Sequence[dict[str, Any]]):
 
 def _cell(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+class Status(dict[str, Any]):
+    """The counts of a log, as plain dicts for programs; for people tables of tasks, links and quotas."""
+
+    def tables(self) -> dict[str, Table]:
+        """Return tasks, links and quotas as rows, those of which there are any."""
+        counts = ("ready", "live", "succeeded", "failed", "paused")
+        tasks = self["tasks"].items()
+        found = {
+            "tasks": Table(
+                ("task", *counts), ((name, *(task[one] for one in counts)) for name, task in tasks)
+            ),
+            "links": Table(
+                ("link", "repository", "count"),
+                (
+                    (f"{name}.{link}", shape["repository"], shape["count"])
+                    for name, task in tasks
+                    for link, shape in task["links"].items()
+                ),
+            ),
+            "quotas": Table(
+                ("quota", "resource", "used", "limit"),
+                (
+                    (name, part, quota["used"].get(part, 0), quota["limit"].get(part, 0))
+                    for name, quota in self["quotas"].items()
+                    for part in sorted({*quota["used"], *quota["limit"]})
+                ),
+            ),
+        }
+        return {name: table for name, table in found.items() if len(table)}
+
+    def __repr__(self) -> str:
+        return "\n\n".join([self._about(), *(repr(table) for table in self.tables().values())])
+
+    def _about(self) -> str:
+        return f"{self['log']['url']} at {self['log']['head']}, {self['log']['at']}"
+
+    def _repr_html_(self) -> str:
+        shown = "".join(table._repr_html_() for table in self.tables().values())
+        return f"<p>{escape(self._about())}</p>{shown}"

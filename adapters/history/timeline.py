@@ -100,7 +100,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     def _repr_svg_(self) -> str:
         return draw([self])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(lines(self))
 
 

@@ -164,8 +164,15 @@ class Pipeline:
         return dependants(self._listed, node, recursive)
 
     def graph(self) -> Any:
-        """Return a networkx DiGraph of tasks and repositories (networkx must be installed)."""
-        return graph_of(self._listed)
+        """Return a networkx DiGraph of tasks and repositories, which a notebook draws (networkx must be installed)."""
+        from datatask.adapters.wiring.drawn_graph import DrawnGraph
+
+        names = {id(leaf): name for leaf, name in self.declare().objects}
+
+        def named(node: Any) -> str:
+            return node.name if isinstance(node, Task) else names.get(id(node), type(node).__name__)
+
+        return DrawnGraph(graph_of(self._listed), named)
 
     def log_location(self) -> str:
         """Return the URL of the log that opening would use."""
