@@ -206,8 +206,8 @@ class Pipeline:
     async def open(self, *, patience: Callable[[], float | None] = lambda: None) -> None:
         """Take the lease of the log, bring the state up to date, recover what an earlier engine left.
 
-        Once it was closed, or could not be opened, it can be opened again: a log in memory goes on, too, and functions and values
-        of parameters are what they are now. `patience` says how many seconds (None: without end) what is asked of the world may
+        Once it was closed, or could not be opened, it can be opened again: a log in memory goes on, too, and functions are
+        what they are now. `patience` says how many seconds (None: without end) what is asked of the world may
         take, first resources and repositories, then, with the log open, runners and stores; `TimeLimitError` when it takes
         longer. The log itself takes as long as it takes.
         """

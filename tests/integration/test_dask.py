@@ -21,6 +21,7 @@ from datatask import (
     InvalidValueError,
     LogBlobRepository,
     LogMetadataRepository,
+    Parameter,
     Pipeline,
     ResourceManager,
     Resources,
@@ -464,3 +465,22 @@ async def test_runs_have_their_own_cards(tmp_path: Path, cluster: Dask) -> None:
     with History(tmp_path / "log.db") as history:
         written = history.query("SELECT value FROM values_now WHERE repository = 'out'")
         assert sorted(json.loads(row["value"]) for row in written) == sorted(given)
+
+
+async def test_parameters_reach_functions_on_workers(tmp_path: Path, cluster: Dask) -> None:
+    """By name, with the value that was given; a worker sees neither the variable nor the file that declares it."""
+    factor = Parameter("factor", 2)
+    factor.give("5")
+
+    async def func(job: str, doc: Any, out: Any, factor: int) -> None:
+        await out.dump(job, {"n": factor * (await doc.info(job))["n"]})
+
+    task = ExecutorTask("t", cluster.url, LogMetadataRepository("t.done"), func=func)
+    out = LogMetadataRepository("out")
+    task.link("doc", LogMetadataRepository("docs"), is_input=True)
+    task.link("out", out, is_output=True)
+    pipe = Pipeline([task], Session(), name="p", log=tmp_path / "log.db", parameters=[factor])
+    async with pipe:
+        await put(pipe, 3)
+        assert (await pipe.run(timeout=100)).exit_code == 0
+        assert await out.info_all() == {f"j{number}": {"n": 5 * number} for number in range(3)}

@@ -78,8 +78,8 @@ async def test_it_is_opened_again_after_an_exception(log: str) -> None:
     assert made == ["open", "open", "close", "open", "close"]
 
 
-async def test_functions_and_parameters_are_those_of_now(log: str) -> None:
-    """A cell that defines the function anew, or sets a parameter, counts from the next opening on."""
+async def test_functions_are_those_of_now(log: str) -> None:
+    """A cell that defines the function anew counts from the next opening on."""
     source, target = documents("in"), documents("out")
     factor = Parameter("factor", 2)
     scale = task("scale", source, target)

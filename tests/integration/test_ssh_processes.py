@@ -14,6 +14,7 @@ from datatask import (
     CallerError,
     InProcessBlobRepository,
     InProcessMetadataRepository,
+    Parameter,
     Pipeline,
     ProcessTask,
     ResourceManager,
@@ -91,6 +92,24 @@ async def test_a_pipeline_writes_down_what_became_of_each_job(tmp_path: Path) ->
     assert out.data == {str(n): f"{n}\nbye\n".encode() for n in range(20)}
     assert pids.data == {}
     await until(lambda: not list((tmp_path / "remote/app/target").glob("*/[0-9]*")))
+
+
+@on_each_server
+async def test_parameters_reach_templates_over_ssh(tmp_path: Path) -> None:
+    """With the values that were given, also what a shell would take apart."""
+    inp = InProcessBlobRepository({"a": b""})
+    out, pids = InProcessBlobRepository(), InProcessMetadataRepository()
+    factor, label = Parameter("factor", 2), Parameter("label", "plain")
+    factor.give("3")
+    label.give("it's; two")
+    script = 'printf "%s/%s" {{ factor }} {{ label | sh }}'
+    nothing = Resources()
+    task = ProcessTask("process", on_server(tmp_path), None, nothing, pids, script, stdin=inp, stdout=out)
+    async with Pipeline([task], Session(), [], log="memory:", parameters=[factor, label]) as pipeline:
+        assert (await pipeline.run(timeout=60)).exit_code == 0
+        recorded = {one.name: one.value for one in pipeline.state.definition.parameters}
+    assert out.data == {"a": b"3/it's; two"}
+    assert recorded == {"factor": 3, "label": "it's; two"}
 
 
 @on_each_server

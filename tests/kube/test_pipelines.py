@@ -313,3 +313,67 @@ async def test_a_function_runs_in_its_pod_and_its_results_reach_the_log(tmp_path
             assert (
                 "write large results to a store that the engine and the pod both reach" in huge["exception"]
             )
+
+
+WITH_PARAMETERS = '''
+import json, os, pathlib
+from datatask import *
+
+podman = PodManager("app", "space", json.loads(pathlib.Path({config!r}).read_text()))
+factor, label = Parameter("factor", 2), Parameter("label", "plain")
+inp, out = LogMetadataRepository("inp"), LogMetadataRepository("out")
+logs, printed = LogBlobRepository("logs"), LogBlobRepository("printed")
+
+@KubeFunctionTask("scale", podman, None, """
+kind: Pod
+spec:
+  containers:
+    - name: leader
+      image: any
+      env: [{{name: FROM_TEMPLATE, value: "{{{{ factor }}}}"}}]
+      command: [{python}, {script}, launch, "{{{{task}}}}", "{{{{job}}}}", --force, --sync]
+""", logs, LogMetadataRepository("kd"), LogMetadataRepository("fd"))
+async def scale(job, inp, out, factor):
+    await out.dump(job, {{"n": factor * await inp.info(job), "template": os.environ["FROM_TEMPLATE"], "label": label.value}})
+
+scale.link("inp", inp, is_input=True)
+scale.link("out", out, is_output=True)
+
+say = KubeTask("say", podman, None, """
+kind: Pod
+spec:
+  containers: [{{name: main, image: any, command: [sh, -c, 'echo "$1 $2"', sh, "{{{{ factor }}}}", {{{{ label | yaml }}}}]}}]
+""", printed, LogMetadataRepository("said"))
+say.link("inp", inp, is_input=True)
+pipeline = Pipeline([scale, say], Session(), log={folder!r} + "/log.db", parameters=[factor, label])
+if __name__ == "__main__":
+    main(pipeline)
+'''
+
+
+async def test_parameters_reach_templates_and_functions_of_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have what the engine was given; in the pod the same file is loaded, with the same values."""
+    import runpy
+
+    async with toy_cluster({"PYTHONPATH": os.getcwd()}) as api:
+        (tmp_path / "config.json").write_text(json.dumps(api.config()))
+        script = tmp_path / "main.py"
+        names = {
+            "config": str(tmp_path / "config.json"),
+            "folder": str(tmp_path),
+            "python": json.dumps(sys.executable),
+        }
+        script.write_text(WITH_PARAMETERS.format(**names, script=json.dumps(str(script))))
+        monkeypatch.setenv("DATATASK_SET_FACTOR", "7")
+        monkeypatch.setenv("DATATASK_SET_LABEL", "it's: two")
+        has = runpy.run_path(str(script))
+        monkeypatch.delenv("DATATASK_SET_FACTOR")
+        monkeypatch.delenv("DATATASK_SET_LABEL")  # pods know them from their manifests only
+        async with has["pipeline"] as pipeline:
+            await has["inp"].dump("a", 6)
+            outcome = await pipeline.run(timeout=100)
+            assert outcome.exit_code == 0, await log_of(has["logs"], "a")
+            assert await has["out"].info("a") == {"n": 42, "template": "7", "label": "it's: two"}
+            assert await log_of(has["printed"], "a") == "7 it's: two\n"
