@@ -25,6 +25,8 @@ the machine ended uses up none of them."""
 MACHINE = "machine"
 """The key in the `detail` of a lost run's ending that says: the machine, the node or the service was being stopped, or the
 engine before it had begun. Its value tells which of them in a word."""
+IMAGES = "images"
+"""The key in the `detail` of a pod's ending for its images by digest, as the kubelet reported them: `NAME=ID`, separated by blanks."""
 REUSED = "reused"
 """The key in the `detail` of a succeeded run's ending that says: nothing was executed, the outputs are those of this run."""
 CONTENT = "content"

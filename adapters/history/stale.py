@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from pyroaring import BitMap
 
+from datatask.adapters.history.images import outdated
 from datatask.adapters.history.lineage import digest_of
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.core.cells import get_at
@@ -103,6 +104,10 @@ def find_stale(reader: LogReader, state: State, learned: Learned = NOTHING) -> S
             last[key] = max(last.get(key, 0), position)
     for suspect in checks.untold:
         unknown[suspect.task].add(suspect.job)
+
+    for image in outdated(reader, state):
+        own[image.task].add(image.job)
+        last[image.task, image.job] = max(last.get((image.task, image.job), 0), image.position)
 
     def changed_at(task: str, job: int) -> int:
         by_code = state.fingerprints[task][-1][0] if job in found.code[task] else 0
@@ -272,7 +277,7 @@ class Causes:
         if job not in self._found.stale.get(task.name, BitMap()):
             return ()
         if job in self._found.own[task.name]:
-            return (*self._code(task, job), *self._values(task, job))
+            return (*self._code(task, job), *self._values(task, job), *self._images(task, job))
         return tuple(self._upstream(task, job, depth + 1)) if depth < DEPTH_MAX else ()
 
     def _code(self, task: TaskState, job: int) -> Iterator[StaleCause]:
@@ -311,6 +316,12 @@ class Causes:
                 new=changed.new,
                 position=abs(suspect.position),
             )
+
+    def _images(self, task: TaskState, job: int) -> Iterator[StaleCause]:
+        for one in outdated(self._reader, self._state):
+            if (one.task, one.job) == (task.name, job):
+                about = {"old": one.old, "new": one.new, "position": one.position}
+                yield StaleCause(what="image", name=one.name, **about)  # type: ignore[arg-type]
 
     def _upstream(self, task: TaskState, job: int, depth: int) -> Iterator[StaleCause]:
         state = self._state

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from datatask.adapters.history.images import images_in
 from datatask.adapters.history.lineage import digest_of
 from datatask.adapters.wiring.contents import Contents
 from datatask.engine.api.tasks import Task
@@ -53,6 +54,7 @@ class Source(NamedTuple):
     ended: int
     job: str
     exit_code: int | None
+    images: str = ""
 
 
 class Uncacheable(Exception):
@@ -73,6 +75,7 @@ class Caching:
         self._read: asyncio.Task[None] | None = None
         self._begun: dict[int, tuple[str, list[Input]]] = {}
         self._told: set[tuple[str, str]] = set()
+        self._images: dict[str, str] = {}
 
     def open(self) -> None:
         """Begin, where any task wants it; tasks of which something cannot be followed are run always."""
@@ -200,6 +203,8 @@ class Caching:
 
     async def _taken(self, spec: RunSpec, content: str, source: Source) -> Ended | None:
         """Return the end of a run with the outputs of another one; None where not all are there as they were."""
+        if any(self._images[name] != digest for name, digest in images_in(source.images).items()):
+            return None
         outputs = self._writes(self._definition(spec.task)) or {}
         puts = await self._outputs(source, outputs)
         if puts is None or (source.job == spec.job and self._is_current(puts)):
@@ -301,10 +306,12 @@ class Caching:
     def _note(self, position: int, event: e.Event) -> None:
         if not isinstance(event, e.RunEnded) or event.task not in self._tasks or not event.detail:
             return
+        images = event.detail.get(e.IMAGES, "")
+        self._images |= images_in(images)
         if event.outcome == "succeeded" and (content := event.detail.get(e.CONTENT)):
             sources = self._sources.setdefault(content, [])
             if all(source.run != event.run for source in sources):
-                sources.append(Source(event.run, position, event.job, event.exit_code))
+                sources.append(Source(event.run, position, event.job, event.exit_code, images))
                 sources.sort()
                 del sources[:-SOURCES_MAX]
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from datatask.adapters.history.images import images_in, outdated
 from datatask.adapters.history.stale import Checks
 from datatask.adapters.log.reader import LogReader
 from datatask.adapters.wiring.contents import Contents
@@ -35,20 +36,23 @@ Ask = Callable[[r.RetryJobs], Awaitable[r.Reply]]
 Result = tuple[str, int]
 """A task and a job."""
 
-Check = Callable[[Sequence[Suspect]], Awaitable[set[Result]]]
-"""Returns the results whose suspects differ."""
+Check = Callable[[Sequence[Suspect], bool], Awaitable[set[Result]]]
+"""Returns the results whose suspects differ; where that is asked for, also those whose images have been others since."""
 
 
 def checked_in(path: Path, state: State) -> Check:
     """Return the check against the log at a path, made in a thread."""
 
-    def changed(suspects: Sequence[Suspect]) -> set[Result]:
+    def changed(suspects: Sequence[Suspect], images: bool) -> set[Result]:
         with LogReader(path) as reader:
             found = Checks(reader, state).changed(suspects)
-            return {(each.suspect.task, each.suspect.job) for each in found}
+            results = {(each.suspect.task, each.suspect.job) for each in found}
+            return (
+                results | {(each.task, each.job) for each in outdated(reader, state)} if images else results
+            )
 
-    async def check(suspects: Sequence[Suspect]) -> set[Result]:
-        return await in_own_thread(partial(changed, suspects), "the log")
+    async def check(suspects: Sequence[Suspect], images: bool) -> set[Result]:
+        return await in_own_thread(partial(changed, suspects, images), "the log")
 
     return check
 
@@ -70,6 +74,8 @@ class Reruns:
         self._due: set[tuple[str, int]] = set()
         self._again: Counter[tuple[str, int]] = Counter()
         self._is_busy = False
+        self._images: dict[str, str] = {}
+        self._images_differ = any(task.definition.done_shape == "pod" for task in self._tasks.values())
 
     def open(self) -> None:
         """Look at all results, and listen from now on."""
@@ -96,27 +102,36 @@ class Reruns:
                     self._suspect(task, suspected(state, task, event.repository, state.job_index[event.job]))
             elif isinstance(event, e.RunEnded) and event.outcome == "succeeded" and event.task in self._tasks:
                 self._suspect(self._tasks[event.task], (state.job_index[event.job],))
+                self._note_images((event.detail or {}).get(e.IMAGES, ""))
         self._begin()
+
+    def _note_images(self, text: str) -> None:
+        """Look at all pods' results where an image is another one than that of the run before, or the first here."""
+        for name, digest in images_in(text).items():
+            if self._images.get(name) != digest:
+                self._images_differ = True
+            self._images[name] = digest
 
     def _suspect(self, task: TaskState, jobs: tuple[int, ...]) -> None:
         masks = self._runtime.state.masks
         self._due |= {(task.name, job) for job in jobs if masks[job] & task.succeeded.bit}
 
     def _begin(self) -> None:
-        if self._due and not self._is_busy and self._runtime.failure is None:
+        if (self._due or self._images_differ) and not self._is_busy and self._runtime.failure is None:
             self._is_busy = True
             self._runtime.background.spawn(self._look(), "the look for results that are out of date")
 
     async def _look(self) -> None:
         try:
-            while self._due and self._runtime.failure is None:
+            while (self._due or self._images_differ) and self._runtime.failure is None:
                 await self._contents.hashed()
                 await self._runtime.flushed()
                 due, self._due = self._due, set()
+                images, self._images_differ = self._images_differ, False
                 found = look(self._runtime.state, {task for task, _ in due})
                 stale = {(task, job) for task, jobs in found.code.items() for job in jobs}
                 suspects = [one for one in found.suspects if (one.task, one.job) in due - stale]
-                changed = await self._check(suspects) if suspects else set()
+                changed = await self._check(suspects, images) if suspects or images else set()
                 await self._retry((stale & due) | changed)
         finally:
             self._is_busy = False

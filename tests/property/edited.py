@@ -196,7 +196,7 @@ class Edited:
             tasks=tuple(stage.definition(self.parameter) for stage in self.stages),
         )
 
-    async def _check(self, suspects: Sequence[Suspect]) -> set[tuple[str, int]]:
+    async def _check(self, suspects: Sequence[Suspect], images: bool) -> set[tuple[str, int]]:
         found = Checks(cast("LogReader", self.log), self.state).changed(suspects)
         return {(each.suspect.task, each.suspect.job) for each in found}
 

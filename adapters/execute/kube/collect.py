@@ -21,10 +21,10 @@ from datatask.adapters.execute.kube.logs import PodLogs
 from datatask.adapters.execute.kube.manifests import Recipe, Result
 from datatask.adapters.execute.kube.pods import Pod
 from datatask.adapters.execute.kube.runs import PodRun, PodRuns
-from datatask.adapters.execute.kube.verdicts import SUCCEEDED, Verdict, evicted, times
+from datatask.adapters.execute.kube.verdicts import SUCCEEDED, Verdict, evicted, images_of, times
 from datatask.engine.runtime.calls import error_info
 from datatask.engine.runtime.services import current
-from datatask.schema.events import MACHINE, Ending, ErrorInfo
+from datatask.schema.events import IMAGES, MACHINE, Ending, ErrorInfo
 from datatask.schema.messages import Printed, Write, printed_of
 
 logger = logging.getLogger("datatask.pod_manager")
@@ -77,6 +77,7 @@ class Collector:
         mains = pod.spec.containers or []
         if mains:
             detail["image"] = mains[0].image
+            detail[IMAGES] = images_of(pod)
         outcome, error, code = found.outcome, None, found.exit_code
         if found.reason == "Deleted" and run.reason is not None:
             stopped = stopped_ending(run.reason, _plain(code))

@@ -85,6 +85,7 @@ class ContainerStatus(Value, frozen=True):
 
     name: str = ""
     image: str = ""
+    image_id: str = msgspec.field(name="imageID", default="")
     state: ContainerState = ContainerState()
     last_state: ContainerState = ContainerState()
     restart_count: int = 0

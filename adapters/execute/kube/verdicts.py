@@ -136,6 +136,17 @@ def killed_by_deletion(pod: Pod) -> bool:
     return not known or max(known) >= asked
 
 
+def images_of(pod: Pod) -> str:
+    """Return the images of a pod's containers by the digests that the kubelet reported, `NAME=ID` each; empty where it did not."""
+    names = {one.name: one.image for one in [*(pod.spec.init_containers or ()), *(pod.spec.containers or ())]}
+    found = {
+        names[one.name]: one.image_id
+        for one in pod.statuses()
+        if one.image_id and names.get(one.name) and not any(map(str.isspace, one.image_id))
+    }
+    return " ".join(f"{name}={digest}" for name, digest in sorted(found.items()))
+
+
 def times(pod: Pod) -> tuple[int | None, int | None]:
     """Return when its main containers started and ended, by the node's clock, in UTC nanoseconds."""
     started, ended = [], []
