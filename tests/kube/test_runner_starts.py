@@ -12,6 +12,7 @@ from aiohttp import web
 
 from datatask.adapters.execute.kube.pods import pod_name
 from datatask.schema.messages import Ended, Noticed, Started
+from tests.kube.api import telling
 from tests.kube.api.faults import Fault, away, broken, too_many
 from tests.kube.runner_kit import LOG, SECOND, make_task, opened, ready, running, spec, text
 from tests.kube.scripted import scripted
@@ -33,7 +34,13 @@ async def test_a_run_is_a_pod_from_its_start_to_its_removal() -> None:
         api.end(name)
         ended = await facts.end_of(1)
         assert (ended.ending.outcome, ended.ending.exit_code, ended.ending.where) == ("succeeded", 0, "node1")
-        assert ended.ending.detail == {"pod": name, "node": "node1", "image": "busybox:cat.1"}
+        images = f"busybox:cat.1={telling.image_id('busybox:cat.1')}"
+        assert ended.ending.detail == {
+            "pod": name,
+            "node": "node1",
+            "image": "busybox:cat.1",
+            "images": images,
+        }
         assert text(ended) == b"one\ntwo\n"
         assert name in api.pods
         runner.forget(1)
