@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "status": Entry("status", "status", "Count jobs per task and link."),
         "trace": Entry("status", "trace", "Show where jobs are, link by link."),
         "why": Entry("why", "why", "Explain why a job runs or does not."),
+        "diff": Entry("diff", "diff", "Tell what differs between two runs of a job."),
         "ls": Entry("ls", "ls", "List the jobs of a set expression."),
         "cat": Entry("ls", "cat", "Print a job's value."),
         "logs": Entry("logs", "logs", "Show what a job's run printed."),

@@ -242,13 +242,9 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_dot(self) -> str:
         """Return the lineage as a Graphviz document."""
-        pass
-
         return "\n".join(dot(self)) + "\n"
 
     def __str__(self) -> str:
-        pass
-
         return "\n".join(lines(self))
 
     def _repr_html_(self) -> str:

@@ -208,7 +208,7 @@ class Checks:
         if read is not None and before is None:
             self.untold.append(suspect)
             return None
-        old, new = self._content(before), self._content(now)
+        old, new = self.content(before), self.content(now)
         if old == new:
             return None
         if VERSION in (old.partition(" ")[0], new.partition(" ")[0]) and self._is_unknown(suspect):
@@ -226,7 +226,7 @@ class Checks:
         kinds = ("ValuePut", "ValueDeleted")
         filters = Filters(kinds=kinds, repositories=(suspect.leaf,), jobs=(job,))
         then = next((one.event for one in self._reader.read_back(0, at, filters, page_rows=1)), None)
-        return self._content(then) == content
+        return self.content(then) == content
 
     def _is_unknown(self, suspect: Suspect) -> bool:
         """Whether nothing was recorded of the code that a run executed."""
@@ -234,7 +234,7 @@ class Checks:
         index = bisect_right(history, (suspect.run, "g"))  # digests are in hex
         return index == 0 or not history[index - 1][1]
 
-    def _content(self, event: e.Event | None) -> str:
+    def content(self, event: e.Event | None) -> str:
         """Return what tells a value's content from others: a digest, or the store's version where there is none."""
         if not isinstance(event, e.ValuePut):
             return "absent"
@@ -286,23 +286,8 @@ class Causes:
         then = next((one.event for one in self._reader.read_back(0, run, filters, page_rows=1)), None)
         if not isinstance(then, e.PipelineDefined):
             return
-        before = _task_in(then.definition, task.name)
-        if before is None or not before.fingerprint:
-            return
-        old, new = before.fingerprint, task.definition.fingerprint
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                yield self._component(name, then.definition, state)
-
-    def _component(self, name: str, then: PipelineDef, state: State) -> StaleCause:
-        what, _, rest = name.partition(" ")
-        if what != "parameter":
-            return StaleCause(what="code", name=name, position=state.defined_at)
-        old, new = (
-            next((str(one.value) for one in definition.parameters if one.name == rest), "none")
-            for definition in (then, state.definition)
-        )
-        return StaleCause(what="code", name=name, old=old, new=new, position=state.defined_at)
+        for name, old, new in code_changes(then.definition, state.definition, task.name):
+            yield StaleCause(what="code", name=name, old=old, new=new, position=state.defined_at)
 
     def _values(self, task: TaskState, job: int) -> Iterator[StaleCause]:
         suspects = [one for one in look(self._state, [task.name]).suspects if one.job == job]
@@ -330,6 +315,22 @@ class Causes:
             if key >= 0 and key in self._found.stale[maker]:
                 because = self.of(state.tasks[maker], key, depth)
                 yield StaleCause(what="upstream", name=link, task=maker, job=state.jobs[key], because=because)
+
+
+def code_changes(before: PipelineDef, now: PipelineDef, task: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the components of a task's code that differ: their names, and of parameters both values as text."""
+    old, new = _task_in(before, task), _task_in(now, task)
+    if old is None or new is None or not old.fingerprint:
+        return
+    for name in sorted(old.fingerprint.keys() | new.fingerprint.keys()):
+        if old.fingerprint.get(name) != new.fingerprint.get(name):
+            what, _, rest = name.partition(" ")
+            is_parameter = what == "parameter"
+            yield name, *((_parameter(before, rest), _parameter(now, rest)) if is_parameter else ("", ""))
+
+
+def _parameter(definition: PipelineDef, name: str) -> str:
+    return next((str(one.value) for one in definition.parameters if one.name == name), "none")
 
 
 def _task_in(definition: PipelineDef, name: str) -> TaskDef | None:

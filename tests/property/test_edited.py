@@ -44,7 +44,7 @@ _real_input = Checks._input
 def _decided_on_is_read(self: Checks, suspect: Suspect, launch: e.LaunchDecided, now: e.Event) -> object:
     """Believe that a run has read what it was decided on, though the value may have changed between."""
     read = self._decided_on(suspect, launch, self._state.jobs[suspect.key])
-    if read is not None and self._content(self._event(read)) == self._content(now):
+    if read is not None and self.content(self._event(read)) == self.content(now):
         return None
     return _real_input(self, suspect, launch, now)
 
