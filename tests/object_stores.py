@@ -25,6 +25,9 @@ from tests.servers import SharedServer
 
 KEY = "S3RVER"
 """Key and secret: those that s3rver has; moto takes any."""
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Azurite's account, which is in its manual."""
 UP_SECONDS = 120.0
 
 
@@ -49,6 +52,15 @@ class Service:
             region_name="us-east-1",
             config=Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}),
         )
+
+    def container(self) -> Any:
+        """Make a container of Azure's that is nobody else's, as a client of another make has it."""
+        from azure.storage.blob import BlobServiceClient
+
+        service = BlobServiceClient(
+            self.endpoint, credential={"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
+        )
+        return service.create_container(f"t-{uuid4().hex[:20]}")
 
     def bucket(self) -> str:
         """Make a bucket that is nobody else's."""
@@ -125,7 +137,10 @@ async def loop_end() -> None:
 
 def environment() -> dict[str, str]:
     """What a process needs to be let in."""
-    return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_REGION": "us-east-1"}
+    return {
+        **{"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_REGION": "us-east-1"},
+        **{"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY},
+    }
 
 
 def free_port() -> int:
@@ -137,16 +152,11 @@ def free_port() -> int:
 def _command(name: str, port: int, folder: Path) -> list[str]:
     if name == "moto":
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    return [
-        shutil.which("s3rver") or "s3rver",
-        "-d",
-        str(folder),
-        "-a",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "--silent",
-    ]
+    program = shutil.which(name) or name
+    if name == "azurite-blob":
+        options = ["--blobPort", str(port), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        return [program, "--inMemoryPersistence", *options]
+    return [program, "-d", str(folder), "-a", "127.0.0.1", "-p", str(port), "--silent"]
 
 
 @contextlib.contextmanager
@@ -176,7 +186,8 @@ def running(name: str, folder: Path) -> Iterator[Any]:
     else:
         raise RuntimeError((folder / f"{name}.log").read_text()[-2000:])
     try:
-        yield Service(name, f"http://127.0.0.1:{port}", process)
+        path = f"/{AZURE_ACCOUNT}" if name == "azurite-blob" else ""
+        yield Service(name, f"http://127.0.0.1:{port}{path}", process)
     finally:
         process.kill()
         process.wait()

@@ -132,7 +132,7 @@ class _InBucket(RemoteBlobRepository):
 class BucketRepository(_InBucket):
     """Objects below an address, such as `s3://bucket/prefix`: the job's is `prefix/<job><suffix>`.
 
-    Also `gs://` and `az://container`. Credentials come from the environment and the cloud's own chain. `endpoint` is for stores that
+    Also `az://container/prefix`. Credentials come from the environment and the cloud's own chain. `endpoint` is for stores that
     only speak S3. What lies in folders below is not looked at. The bucket is listed every `poll_seconds`.
     """
 

@@ -1,4 +1,4 @@
-"""A bucket through obstore: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
+"""A bucket through obstore: S3 and what speaks like it, and Azure Blob Storage.
 
 In: an address (`Place`); credentials from the environment and the cloud's own chain. Out: the `Bucket` port. obstore is imported when
 the bucket is first used. Its listings end at a key that it cannot name (`a//b`, `..`), and give `a/` as `a`: S3 is listed by pages
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import cached_property
@@ -29,8 +28,6 @@ from datatask.schema.errors import DatataskError, StoreError
 
 T = TypeVar("T")
 
-REWRITE_SECONDS = 1.0
-"""Google refuses more than a write a second to one object."""
 CHUNK_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 4
@@ -40,6 +37,7 @@ TOKEN = "datatask-write"
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_NOWHERE = ".datatask-check"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
@@ -51,7 +49,6 @@ class ObjectBucket:
         self.where = f"{place.scheme}://{place.host}"
         self.endpoint = endpoint
         self._mimetype = mimetype
-        self._wrote: dict[str, float] = {}
 
     # --- obstore --------------------------------------------------------------------------------------
 
@@ -72,7 +69,7 @@ class ObjectBucket:
             options.setdefault("endpoint", self.endpoint)
         if options.get("endpoint") is None and self.place.scheme == "s3" and endpoint:
             options["endpoint"] = endpoint
-        kind = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[self.place.scheme]
+        kind = {"s3": stores.S3Store, "az": stores.AzureStore}[self.place.scheme]
         client = {**TIMEOUTS, "allow_http": str(endpoint).startswith("http://")}
         try:
             return kind(self.place.host, client_options=client, retry_config=RETRY, **options)
@@ -110,9 +107,7 @@ class ObjectBucket:
         return outcome(None, "", where, f"it does not answer as it should ({_cause(text)})")
 
     async def _tried(self, where: str, call: Callable[[], Awaitable[T]]) -> T:
-        return await tried(
-            call, self.mapped, where, pause=REWRITE_SECONDS if self.place.scheme == "gs" else 0.0
-        )
+        return await tried(call, self.mapped, where)
 
     # --- the port -------------------------------------------------------------------------------------
 
@@ -152,13 +147,14 @@ class ObjectBucket:
         return await self._tried(where, headed)
 
     async def _absent(self, key: str) -> str | None:
-        """Return None where the store says that the object is not there; a HEAD has no body that tells object from bucket."""
+        """Return None where the object is surely not there, and the bucket is."""
         try:
             found = await self._obstore.get_async(self.store, key)
         except FileNotFoundError as error:
-            code = _CODE.search(str(error))
-            if code is not None and code[1] in NO_BUCKET:
+            if _is_bucket_gone(error):
                 raise
+            if _CODE.search(str(error)) is None:  # Azure's answer does not say what it is that is not there
+                await self._obstore.list_with_delimiter_async(self.store, _NOWHERE)
             return None
         return _version(found.meta)
 
@@ -212,7 +208,6 @@ class ObjectBucket:
             content = await asyncio.to_thread(content.read_bytes)
 
         async def written() -> str:
-            await self._rest(key)
             try:
                 done = await self._obstore.put_async(
                     self.store, key, content, attributes=attributes, **options
@@ -254,18 +249,6 @@ class ObjectBucket:
     async def _token(self, key: str) -> str | None:
         return (await self._tried(f"{self.where}/{key}", lambda: self._there(key)))[0]
 
-    async def _rest(self, key: str) -> None:
-        """Wait until an object may be written again, where a store limits that."""
-        if self.place.scheme != "gs":
-            return
-        now = time.monotonic()
-        if (wait := self._wrote.get(key, 0.0) + REWRITE_SECONDS - now) > 0:
-            await asyncio.sleep(wait)
-            now = time.monotonic()
-        if len(self._wrote) > 10_000:
-            self._wrote = {key: at for key, at in self._wrote.items() if at + REWRITE_SECONDS > now}
-        self._wrote[key] = now
-
     async def delete(self, key: str) -> None:
         """Remove an object; absent is fine, a bucket that is not there is not."""
 
@@ -275,6 +258,7 @@ class ObjectBucket:
             except FileNotFoundError as error:
                 if _is_bucket_gone(error):
                     raise
+                await self._absent(key)
 
         await self._tried(f"{self.where}/{key}", deleted)
 
@@ -283,9 +267,7 @@ class ObjectBucket:
         if self.place.scheme == "s3":
             await self._tried(self.where, lambda: S3Requests(self).page("", "", 1))
             return
-        await self._tried(
-            self.where, lambda: self._obstore.list_with_delimiter_async(self.store, ".datatask-check")
-        )
+        await self._tried(self.where, lambda: self._obstore.list_with_delimiter_async(self.store, _NOWHERE))
 
 
 def _attribute(scheme: str) -> str:
@@ -309,5 +291,5 @@ def _cause(text: str) -> str:
 
 
 def _from_environment(scheme: str) -> str:
-    names = {"s3": _ENDPOINTS, "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), "gs": ()}[scheme]
+    names = {"s3": _ENDPOINTS, "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")}[scheme]
     return next((os.environ[name] for name in names if os.environ.get(name)), "")

@@ -1,4 +1,4 @@
-"""Addresses of stores that are elsewhere, read in one place: `s3://`, `gs://`, `az://`, `mongodb://`, `docker://`.
+"""Addresses of stores that are elsewhere, read in one place: `s3://`, `az://`, `mongodb://`, `docker://`.
 
 In: an address as text. Out: a `Place`: scheme, host, path. An address with a password, or with anything else that is secret or
 unknown in it, is refused, and no message repeats it: credentials come from the environment and from the cloud's own chain.
@@ -18,13 +18,12 @@ from datatask.schema.errors import TEXT, InvalidValueError, NotInstalledError, e
 _HIDDEN = re.compile(r"(?<=//)[^/@]*@|[?#].*$")
 _SHAPES = {
     "s3": "s3://bucket/prefix",
-    "gs": "gs://bucket/prefix",
     "az": "az://container/prefix",
     "mongodb": "mongodb://host/database.collection",
     "docker": "docker://host/name",
 }
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}[A-Za-z0-9]")
-BUCKETS = ("s3", "gs", "az")
+BUCKETS = ("s3", "az")
 _ODD = frozenset(("", ".", ".."))
 
 

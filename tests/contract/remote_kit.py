@@ -103,6 +103,24 @@ def _in_a_bucket(
     )
 
 
+def _in_a_container(kind: type[Any], service: Service, suffix: str, content: Callable[[int], Any]) -> Remote:
+    container = service.container()
+
+    def again() -> Any:
+        return kind(f"az://{container.container_name}/p", suffix, endpoint=service.endpoint)
+
+    return Remote(
+        again(),
+        names=lambda: list(container.list_blob_names()),
+        plant=lambda name, data: container.upload_blob(name, data, overwrite=True) and None,
+        vanish=container.delete_container,
+        name_of=lambda job: f"p/{job}{suffix}",
+        odd=(f"p/a/b{suffix}", f"p/x%20y{suffix}", f"p/ü{suffix}", f"p/b c{suffix}", f"p/a//b{suffix}"),
+        content=content,
+        again=again,
+    )
+
+
 def documents(n: int) -> dict[str, Any]:
     import msgspec
 
@@ -139,6 +157,12 @@ def _in_mongo(server: Any) -> Remote:
 
 S3 = ("moto", "s3rver")
 BACKENDS = {
+    "bytes in a container": Backend(
+        lambda s: _in_a_container(BucketRepository, s, "", blobs), ("azurite-blob",)
+    ),
+    "yaml in a container": Backend(
+        lambda s: _in_a_container(YamlMetadataBucketRepository, s, ".yaml", documents), ("azurite-blob",)
+    ),
     "bytes by a client": Backend(lambda s: _by_client(S3BucketRepository, s, "", blobs), S3),
     "yaml by a client": Backend(lambda s: _by_client(YamlMetadataS3Repository, s, ".yaml", documents), S3),
     "bytes in a bucket": Backend(lambda s: _by_address(BucketRepository, s, "", blobs), S3),

@@ -15,7 +15,7 @@ ALL = (*BUCKETS, "mongodb", "docker")
     [
         ("s3://my-bucket", Place("s3", "my-bucket")),
         ("s3://my-bucket/", Place("s3", "my-bucket")),
-        ("gs://my-bucket/a/b/", Place("gs", "my-bucket", "a/b")),
+        ("s3://my-bucket/a/b/", Place("s3", "my-bucket", "a/b")),
         ("az://container/a%20b", Place("az", "container", "a%20b")),
         ("mongodb://host:27017/jobs.input", Place("mongodb", "host:27017", "jobs.input")),
         ("mongodb://ann@host/jobs.input", Place("mongodb", "host", "jobs.input", "ann")),
@@ -32,6 +32,7 @@ def test_an_address_is_scheme_host_and_path(url: str, read: Place) -> None:
     [
         ("my-bucket", "of another kind"),
         ("http://my-bucket", "of another kind"),
+        ("gs://my-bucket", "of another kind"),
         ("s3://", "names no host"),
         ("s3://a", "no bucket of that name"),
         ("s3://my_bucket!", "no bucket of that name"),
