@@ -18,10 +18,13 @@ from datatask import (
     FileRepository,
     History,
     InProcessSyncTask,
+    LocalLinuxManager,
     LogBlobRepository,
     LogMetadataRepository,
     Parameter,
     Pipeline,
+    ProcessTask,
+    Resources,
     Session,
 )
 from datatask.adapters.history.replay import replay
@@ -385,3 +388,39 @@ def forged(folder: Path, run: int, source: str) -> list[str]:
         )
         event = msgspec.structs.replace(end.event, detail={REUSED: source} if source else None)
         return sorted(one.what for one in reused(reader, state, Batch(end.position, (event,))))
+
+
+@pytest.mark.parametrize("names_job", [False, True])
+async def test_local_processes_are_spared_unless_their_script_names_the_job(
+    tmp_path: Path, names_job: bool
+) -> None:
+    """What goes in and out by streams is compared and copied as other files are."""
+    for job, text in (("x", "ab"), ("y", "ab"), ("z", "cd")):
+        write(tmp_path, f"a/{job}", text)
+    script = f"#!/bin/sh\necho . >> {tmp_path}/ran\ntr a-z A-Z\n" + (
+        "echo '{{ job }}'\n" if names_job else ""
+    )
+
+    def pipeline() -> Pipeline:
+        task = ProcessTask(
+            "shout",
+            LocalLinuxManager("app", tmp_path / "runs"),
+            None,
+            Resources(),
+            LogMetadataRepository("pids"),
+            script,
+            stdin=FileRepository(tmp_path / "a", ".txt", name="a"),
+            stdout=FileRepository(tmp_path / "b", ".txt", name="b"),
+            done=LogMetadataRepository("done"),
+            cache=True,
+        )
+        return Pipeline([task], Session(), log=tmp_path / "log.db")
+
+    async with pipeline() as opened:
+        await opened.run(jobs="x")
+    async with pipeline() as opened:
+        await opened.run()
+    assert len((tmp_path / "ran").read_text().split()) == (3 if names_job else 2)
+    if not names_job:
+        assert [(tmp_path / "b" / f"{job}.txt").read_text() for job in "xyz"] == ["AB", "AB", "CD"]
+    assert not replay(tmp_path / "log.db", verify=True).divergences
