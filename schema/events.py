@@ -516,8 +516,9 @@ class RetryRequested(TaskJobEvent, frozen=True, kw_only=True):
 
 
 class ResultAccepted(TaskJobEvent, frozen=True, kw_only=True):
-    """A person looked at a job's result and takes it as up to date, or takes that back (`withdrawn`)."""
+    """A person looked at a job's result, as of the position `seen`, and takes it as up to date, or takes that back (`withdrawn`)."""
 
+    seen: int
     withdrawn: bool = False
     reason: str = ""
     request: str | None = None

@@ -232,10 +232,11 @@ class RetryJobs(Request, frozen=True, kw_only=True):
 
 
 class AcceptResults(Request, frozen=True, kw_only=True):
-    """Take results of a task as up to date, or take that back (`withdrawn`)."""
+    """Take results of a task as up to date, as they were at the position `seen`, or take that back (`withdrawn`)."""
 
     task: str
     jobs: tuple[str, ...]
+    seen: int
     withdrawn: bool = False
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import click
+from pyroaring import BitMap
 
 from datatask.adapters.cli.asking import carry_out
 from datatask.adapters.cli.commands import JOB, changing, command
@@ -16,7 +17,9 @@ from datatask.adapters.cli.ls import job_set
 from datatask.adapters.cli.output import Output
 from datatask.adapters.cli.recorded import recorded
 from datatask.adapters.cli.settings import Settings
-from datatask.adapters.cli.verbs import report, stale_jobs
+from datatask.adapters.cli.verbs import report
+from datatask.adapters.history import shapes
+from datatask.adapters.history.stale import find_stale
 from datatask.engine.core.state import State
 from datatask.engine.ports import Blobs
 from datatask.schema import messages as r
@@ -48,7 +51,11 @@ def accept(
         raise InvalidValueError(
             "accept needs a reason, which the log keeps", remedy="say why the results are good with --reason"
         )
-    outdated = stale_jobs(settings, task)[task]
+    with recorded(settings) as log:
+        shapes.find_task(log.state, task)
+        seen, stale = log.state.position, find_stale(log.reader, log.state).stale.get(task, BitMap())
+        among = None if chosen is None else set(job_set(log, chosen))
+        outdated = [log.state.jobs[job] for job in stale]
     if jobs:
         for job in dict.fromkeys(jobs):
             if job not in outdated:
@@ -57,14 +64,14 @@ def accept(
                     remedy=f"`{settings.program} ls 'stale({task})'` lists them",
                 )
         outdated = list(dict.fromkeys(jobs))
-    if chosen is not None:
-        with recorded(settings) as log:
-            among = job_set(log, chosen)
+    if among is not None:
         outdated = [job for job in outdated if job in among]
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         for part in sliced(outdated):
-            request = r.AcceptResults(**who("accept", reason), task=task, jobs=part, withdrawn=False)
+            request = r.AcceptResults(
+                **who("accept", reason), task=task, jobs=part, seen=seen, withdrawn=False
+            )
             yield Wish(request, tuple(Change("accept", task=task, job=job) for job in part))
 
     return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "accept", dry_run, exit_code)

@@ -79,7 +79,7 @@ def undo(
     why = reason or (f"undo {position}" if position is not None else "undo")
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
-        return _wishes(found, why)
+        return _wishes(found, why, state)
 
     return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "undo", dry_run, exit_code)
 
@@ -91,7 +91,7 @@ def _tell(output: Output, left: Sequence[str]) -> None:
         output.say(f"… and {len(left) - SHOWN_MAX} more")
 
 
-def _wishes(found: Undo, reason: str) -> Iterator[Wish]:
+def _wishes(found: Undo, reason: str, state: State) -> Iterator[Wish]:
     for repository, items in found.puts.items():
         for part in _portions(items):
             changes = tuple(Change("put", repository=repository, job=item.job) for item in part)
@@ -109,7 +109,9 @@ def _wishes(found: Undo, reason: str) -> Iterator[Wish]:
     for (task, withdrawn), jobs in found.accepted.items():
         op = "accept no more" if withdrawn else "accept"
         for names in sliced(jobs):
-            wanted = r.AcceptResults(**who("undo", reason), task=task, jobs=names, withdrawn=withdrawn)
+            wanted = r.AcceptResults(
+                **who("undo", reason), task=task, jobs=names, seen=state.position, withdrawn=withdrawn
+            )
             yield Wish(wanted, tuple(Change(op, task=task, job=job) for job in names))
 
 

@@ -186,7 +186,7 @@ def retry(
             "retry takes a task with jobs or --failed, or --stale",
             remedy=f"see `{settings.program} retry --help`",
         )
-    outdated = stale_jobs(settings, task) if stale else {}
+    outdated = _stale(settings, task) if stale else {}
 
     def plan(state: State, _: Blobs | None) -> Iterable[Wish]:
         wanted = outdated
@@ -201,7 +201,7 @@ def retry(
     return report(Output(settings), carry_out(settings, plan, dry_run=dry_run), "retry", dry_run, exit_code)
 
 
-def stale_jobs(settings: Settings, task: str | None) -> dict[str, list[str]]:
+def _stale(settings: Settings, task: str | None) -> dict[str, list[str]]:
     """Return the jobs whose results are out of date, by task in the order of the definition."""
     from datatask.adapters.history.stale import find_stale
 

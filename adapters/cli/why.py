@@ -16,6 +16,7 @@ from datatask.adapters.history import shapes, waits
 from datatask.adapters.history.moments import When
 from datatask.adapters.history.printed import last_lines, printed_by
 from datatask.engine.core.staleness import is_accepted
+from datatask.engine.ports import Filters
 from datatask.schema.errors import UnknownNameError
 from datatask.schema.events import REUSED, ResultAccepted, RunEnded
 from datatask.schema.troubles import shown
@@ -70,12 +71,12 @@ def _acceptance(log: Recorded, task: str, job: str) -> list[str]:
     index = log.state.job_index.get(job)
     if index is None or not is_accepted(log.state, log.state.tasks[task], index):
         return []
-    position = log.state.accepted[task][index]
-    if position <= log.reader.header.base:
-        return [f"its result was accepted (position {position})"]
-    (event,) = log.reader.fetch([position])
-    reason = f": {event.reason}" if isinstance(event, ResultAccepted) and event.reason else ""
-    return [f"its result was accepted by {event.actor} (position {position}){reason}"]
+    seen = log.state.accepted[task][index]
+    filters = Filters(kinds=("ResultAccepted",), jobs=(job,))
+    for position, event in log.reader.read_back(seen, log.state.position, filters):
+        if isinstance(event, ResultAccepted) and event.task == task and event.seen == seen:
+            return [f"its result was accepted by {event.actor} (position {position}): {event.reason}"]
+    return [f"its result was accepted as of position {seen}"]
 
 
 def _print_groups(output: Output, log: Recorded, task: str, groups: list[Group]) -> None:

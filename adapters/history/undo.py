@@ -168,7 +168,7 @@ class Changes:
     def _acceptance(self, found: Undo, key: Key, changes: list[tuple[int, bool]]) -> None:
         (task, job), (position, withdrawn) = key, changes[-1]
         now = self._state.accepted.get(task, {}).get(self._state.job_index[job], 0)
-        if task not in self._state.tasks or now > position:
+        if task not in self._state.tasks or now >= position:
             found.left.append(f"{task} {job}: its result was accepted again, or is no more")
         elif bool(now) is not withdrawn:
             found.accepted.setdefault((task, not withdrawn), []).append(job)

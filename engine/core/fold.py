@@ -285,7 +285,7 @@ def _result_accepted(state: State, position: int, event: e.ResultAccepted) -> No
     if event.withdrawn:
         accepted.pop(job, None)
     else:
-        accepted[job] = position
+        accepted[job] = event.seen
     if not accepted:
         del state.accepted[event.task]
 

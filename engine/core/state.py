@@ -59,7 +59,7 @@ class State:
         self.fingerprints: dict[str, list[tuple[int, str]]] = {}
         """By task: from which position on its runs have had which fingerprint, where any was recorded."""
         self.accepted: dict[str, dict[int, int]] = {}
-        """By task and job: where a person accepted the result; of no account once the job has been run again."""
+        """By task and job: the position as of which a person accepted the result; of no account once the job has been run again."""
         self.selection: Selection | None = None
         """What the engine that works may launch, as of its last round."""
         self.named: dict[str, tuple[int, BitMap]] = {}

@@ -253,6 +253,7 @@ def _accept(runtime: Runtime, request: r.AcceptResults) -> int:
                 actor=request.actor,
                 task=task.name,
                 job=job,
+                seen=min(request.seen, state.position),
                 withdrawn=request.withdrawn,
                 reason=request.reason,
                 request=request.id,

@@ -202,7 +202,7 @@ SAMPLES: tuple[e.Event, ...] = (
     e.LateFact(**RUN, fact="Ended", detail={"exit_code": 0}),
     e.CancelRequested(**PERSON, task="resize", job="img-0001", **ASKED),
     e.RetryRequested(**PERSON, task="resize", job="img-0001", **ASKED),
-    e.ResultAccepted(**PERSON, task="resize", job="img-0001", withdrawn=True, **ASKED),
+    e.ResultAccepted(**PERSON, task="resize", job="img-0001", seen=77, withdrawn=True, **ASKED),
     e.TaskPaused(**PERSON, task="resize", **ASKED),
     e.TaskResumed(**PERSON, task="resize", **ASKED),
     e.QuotaChanged(**PERSON, quota="default", limits={"cpu": 4_000_000_000}, launches=10, **ASKED),
