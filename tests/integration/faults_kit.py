@@ -42,6 +42,8 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "rm": (["rm", "double.doubled", "a"], ""),
     "launch": (["launch", "double", "w1"], ""),
     "cancel": (["cancel", "double", "w1"], ""),
+    "accept": (["accept", "double", "--reason", "looked"], ""),
+    "diff": (["diff", "double", "a"], ""),
     "retry": (["retry", "double", "bad"], ""),
     "undo": (["undo", "--since", "-1d", "--partly"], ""),
     "pause": (["pause", "double"], ""),

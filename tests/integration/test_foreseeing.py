@@ -40,7 +40,8 @@ async def test_what_is_left_is_told_while_it_runs(tmp_path: Path) -> None:
         began, seen = time.monotonic(), list[tuple[int, float]]()
 
         def tell(found: Foreseen | None) -> None:
-            assert found is not None
+            if found is None:
+                return  # its process was not given what it needs: it is asked again
             done, at = next((done, at) for done, at in reversed(seen) if at <= found.at)
             told.append((found, at + (JOBS - done) * (at - began) / done))
 
