@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from datatask.adapters.store.inprocess import LogBlobRepository as LogBlobRepository
     from datatask.adapters.store.inprocess import LogMetadataRepository as LogMetadataRepository
     from datatask.adapters.store.mongo_repositories import MongoMetadataRepository as MongoMetadataRepository
+    from datatask.adapters.store.registry_repositories import DockerRepository as DockerRepository
     from datatask.adapters.store.yamls import (
         YamlMetadataFileRepository as YamlMetadataFileRepository,
     )
@@ -148,6 +149,7 @@ _HOME: dict[str, str] = {
     "S3BucketRepository": "datatask.adapters.store.bucket_repositories",
     "YamlMetadataBucketRepository": "datatask.adapters.store.bucket_repositories",
     "MongoMetadataRepository": "datatask.adapters.store.mongo_repositories",
+    "DockerRepository": "datatask.adapters.store.registry_repositories",
     "YamlMetadataS3Repository": "datatask.adapters.store.bucket_repositories",
     "BlockingRepository": "datatask.engine.api.repositories",
     "AlreadyOpenError": "datatask.schema.errors",
@@ -258,7 +260,6 @@ _ABSENT: dict[str, str] = {
         ("S3BucketReader", "S3BucketBinaryWriter"),
         "open a repository: `async with repository.open(job, 'wb') as stream`",
     ),
-    "DockerRepository": _OWN.format("Repository"),
     "ExecutorLiveRepo": "use the task's own set: task.live",
     "InProcessBlobStream": "open a repository: `async with repository.open(job, 'wb') as stream`",
     **dict.fromkeys(

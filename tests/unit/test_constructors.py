@@ -93,6 +93,11 @@ CASES = [
     ),
     Case(datatask.YamlMetadataS3Repository, {"client": dict, "bucket": "bucket", "prefix": "p/"}, CLIENT),
     Case(
+        datatask.DockerRepository,
+        {"registry": dict, "domain": "localhost:5000", "repository": "image"},
+        {**{"registry": FUNCTION, "domain": TEXT, "repository": TEXT, "poll_seconds": {"number"}}, **COMMON},
+    ),
+    Case(
         datatask.MongoMetadataRepository,
         {"collection": dict, "subcollection": "sub"},
         {"collection": FUNCTION, "subcollection": TEXT, "poll_seconds": {"number"}, **COMMON},
@@ -214,7 +219,13 @@ def test_a_wrong_argument_is_refused_by_name(case: Case, name: str, sample: str)
     assert any(word in str(error) for word in words), error
 
 
-NAMED = {"record": ("record",), "environ": ("environment",), "app": ("app",), "name": ("name",)}
+NAMED = {
+    "record": ("record",),
+    "registry": ("url",),
+    "environ": ("environment",),
+    "app": ("app",),
+    "name": ("name",),
+}
 
 
 @pytest.mark.parametrize(
