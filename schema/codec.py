@@ -37,6 +37,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
     ("PipelineDefined", 4): unchanged,  # repositories that are gathered
     ("PipelineDefined", 5): unchanged,  # `cache` of tasks
     ("PipelineDefined", 6): unchanged,  # identities of resources
+    ("PipelineDefined", 7): unchanged,  # `later` of tasks
     ("LaunchDecided", 1): unchanged,  # `identities`
     ("Renamed", 1): unchanged,  # `reason`
     ("RepositorySynced", 1): unchanged,  # `request`

@@ -204,7 +204,7 @@ DoneShape = Literal["function", "process", "pod", "none"]
 class TaskDef(Declared, frozen=True, kw_only=True):
     """One task as the core sees it.
 
-    `resources` are billionths; `concurrency` None means no limit of its own; `ready` is the start condition,
+    `resources` are billionths, `later` those of the second attempt and so on, of which the last repeats; `concurrency` None means no limit of its own; `ready` is the start condition,
     always in addition to "no open run". `done` and `pids` are the leaves that the engine fills itself: an
     entry per ended episode, and one per live process. `logs` is the
     number of bytes that are kept of each of a run's streams. `fingerprint` holds digests of what its runs execute, by component. With `cache` a run takes over the outputs
@@ -217,6 +217,7 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     links: tuple[LinkDef, ...] = ()
     quota: str | None = None
     resources: dict[str, int] = {}
+    later: tuple[dict[str, int], ...] = ()
     concurrency: int | None = None
     priority: bool = False
     retry: RetryDef = RetryDef()
@@ -233,6 +234,15 @@ class TaskDef(Declared, frozen=True, kw_only=True):
     fingerprint: dict[str, str] = {}
     on_change: OnChange = "mark"
     cache: bool = False
+
+    @property
+    def requests(self) -> tuple[dict[str, int], ...]:
+        """What the attempts take, the first one first."""
+        return (self.resources, *self.later)
+
+    def request(self, spent: int) -> dict[str, int]:
+        """Return what an attempt takes before which so many were spent."""
+        return self.requests[min(spent, len(self.later))] if self.later else self.resources
 
     @property
     def fingerprint_digest(self) -> str:

@@ -224,7 +224,7 @@ class PayloadRedacted(Event, frozen=True, kw_only=True):
 class PipelineDefined(Event, frozen=True, kw_only=True):
     """The definition in force from here on."""
 
-    VERSION = 7
+    VERSION = 8
     definition: PipelineDef
     digest: str
     decider: int

@@ -27,7 +27,8 @@ class RunSpec(NamedTuple):
 
     `identity` is `uuid.epoch.position`: unique in the world, unless a log was copied; `log` is the URL of the log that
     decided it, by which copies are told apart. `logs` is the number of bytes to keep of each of its streams. `identities` are
-    its own of each resource that has some, `variables` the same as its environment tells them.
+    its own of each resource that has some, `variables` the same as its environment tells them. `spent` attempts
+    came before this one, those not counted that were lost or in conflict.
     """
 
     run: int
@@ -44,6 +45,7 @@ class RunSpec(NamedTuple):
     logs: int = 0
     identities: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     variables: Mapping[str, str] = MappingProxyType({})
+    spent: int = 0
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -305,7 +305,8 @@ def _amounts(state: State, found: QuotaState, name: str, given: Mapping[str, int
         what
         for task in state.tasks.values()
         if task.definition.quota == name
-        for what in task.definition.resources
+        for request in task.definition.requests
+        for what in request
     }
     known = {"cpu", "mem", *found.limits, *found.definition.limits, *asked}
     for what in given:

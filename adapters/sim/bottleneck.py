@@ -32,7 +32,13 @@ def limits_of(definition: PipelineDef, scenario: Scenario) -> dict[str, float]:
     """Return every limit and how much there is; `definition` has been `changed` by the scenario."""
     found: dict[str, float] = {}
     for quota in definition.quotas:
-        asked = {name for task in definition.tasks if task.quota == quota.name for name in task.resources}
+        asked = {
+            name
+            for task in definition.tasks
+            if task.quota == quota.name
+            for request in task.requests
+            for name in request
+        }
         found |= {
             f"{quota.name}.{name}": limit / NANO for name, limit in quota.limits.items() if name in asked
         }
@@ -47,9 +53,10 @@ def limits_of(definition: PipelineDef, scenario: Scenario) -> dict[str, float]:
 def least_of(definition: PipelineDef, name: str) -> float:
     """Return the least of a limit with which every task that needs it can run at all."""
     needed = [
-        task.resources[amount] / NANO
+        request[amount] / NANO
         for task in definition.tasks
-        for amount in task.resources
+        for request in task.requests
+        for amount in request
         if f"{task.quota}.{amount}" == name
     ]
     return max(needed, default=1.0)

@@ -128,7 +128,7 @@ class Pools:
         pools = {told.name: Pool(told, seed, replication) for told in scenario.machines}
         self._all = list(pools.values())
         self._of: list[Pool] = []
-        self._requests = [task.resources for task in definition.tasks]
+        self._tasks = definition.tasks
         self._names = [task.name for task in definition.tasks]
         for task in definition.tasks:
             name = scenario.of(task.name).machines
@@ -147,6 +147,10 @@ class Pools:
         for pool in self._all:
             for machine in pool.machines:
                 machine.open(simulator.now)
+
+    def _request(self, run: SimRun) -> dict[str, int]:
+        """Return what a run takes of its machine."""
+        return self._tasks[run.task].request(run.attempt - 1 - run.lost)
 
     def start(self, run: SimRun) -> None:
         draw(self._profiles[run.task], run, self._simulator)
@@ -182,7 +186,7 @@ class Pools:
             if not heads:
                 break
             _, task = min(heads)
-            request = self._requests[task]
+            request = self._request(pool.waiting[task][0][1])
             machine = next((each for each in pool.machines if each.is_up(now) and each.fits(request)), None)
             if machine is None:
                 tried.add(task)
@@ -201,7 +205,7 @@ class Pools:
     def _begin_on(self, pool: Pool, machine: Machine, run: SimRun) -> None:
         simulator = self._simulator
         now = simulator.now
-        machine.take(run, self._requests[run.task], 1)
+        machine.take(run, self._request(run), 1)
         self._where[run.run] = machine, now
         run.where = machine.name
         run.duration = int(run.duration / machine.speed)
@@ -232,7 +236,7 @@ class Pools:
         pool = self._of[run.task]
         if found is not None:
             machine, since = found
-            request = self._requests[run.task]
+            request = self._request(run)
             machine.take(run, request, -1)
             pool.busy += (self._simulator.now - since) * machine.share(request)
         self._place(pool)

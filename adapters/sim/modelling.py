@@ -102,7 +102,9 @@ def _task(task: TaskDef, told: TaskScenario) -> TaskDef:
     if told.timeout is not None:
         more["timeout"] = int(told.timeout * SECOND)
     if told.resources is not None:
-        more["resources"] = {**task.resources, **amounts(told.resources, task.name)}
+        own = amounts(told.resources, task.name)
+        more["resources"] = {**task.resources, **own}
+        more["later"] = tuple({**request, **own} for request in task.later)
     return msgspec.structs.replace(task, **more)
 
 

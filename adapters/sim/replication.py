@@ -131,6 +131,8 @@ def _is_quick(model: Model) -> bool:
     """Whether the definition needs no event to be made."""
     if model.present is not None or any(profile.spawns for profile in model.profiles):
         return False
+    if any(task.later for task in model.definition.tasks):
+        return False
     return is_simple(opened(model)[0])
 
 

@@ -203,8 +203,8 @@ def _gantt(result: Result, end: float) -> Iterator[str]:
     tasks = result.definition.tasks
     holders: dict[str, set[int]] = {}
     for index, task in enumerate(tasks):
-        for name, amount in task.resources.items():
-            if amount and task.quota:
+        for name in sorted({name for request in task.requests for name, amount in request.items() if amount}):
+            if task.quota:
                 holders.setdefault(f"{task.quota}.{name}", set()).add(index)
         if task.concurrency:
             holders.setdefault(f"{task.name}.concurrency", set()).add(index)

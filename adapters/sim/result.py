@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from datatask.adapters.history.shapes import Table
@@ -127,14 +128,17 @@ class Result:
         for quota in self.definition.quotas:
             for name, limit in quota.limits.items():
                 weights = [
-                    task.resources.get(name, 0) / SECOND if task.quota == quota.name else 0.0
+                    [
+                        request.get(name, 0) / SECOND if task.quota == quota.name else 0.0
+                        for request in task.requests
+                    ]
                     for task in self.definition.tasks
                 ]
                 used = self._levels(records.decided_at, records.ended_at, weights, points)
                 rows += [(at, f"{quota.name}.{name}", level, limit / SECOND) for at, level in used]
         for index, task in enumerate(self.definition.tasks):
             if task.concurrency:
-                one = [float(index == other) for other in range(len(self.definition.tasks))]
+                one = [[float(index == other)] for other in range(len(self.definition.tasks))]
                 used = self._levels(records.decided_at, records.ended_at, one, points)
                 rows += [
                     (at, f"{task.name}.concurrency", level, float(task.concurrency)) for at, level in used
@@ -146,21 +150,23 @@ class Result:
         rows = []
         records = self._records()
         for index, task in enumerate(self.definition.tasks):
-            one = [float(index == other) for other in range(len(self.definition.tasks))]
+            one = [[float(index == other)] for other in range(len(self.definition.tasks))]
             waiting = self._levels(records.ready_at, records.decided_at, one, points)
             rows += [(at, task.name, level) for at, level in waiting]
         return Table(("at", "task", "waiting"), rows)
 
     def _levels(
-        self, since: array[int], until: array[int], weights: list[float], points: int
+        self, since: array[int], until: array[int], weights: list[list[float]], points: int
     ) -> list[tuple[float, float]]:
-        """Return the mean level in each span, of what counts with its task's weight between two times."""
+        """Return the mean level in each span, of what counts between two times with the weight of its task, or attempt."""
         records = self._records()
         end = max(records.ended_at, default=self.begin)
         width = max((end - self.begin) / points, 1.0)
         whole, part = [0.0] * (points + 2), [0.0] * (points + 2)
-        for task, first, last in zip(records.task, since, until, strict=True):
-            weight = weights[task]
+        spent = spent_of(self.definition, records)
+        for task, first, last, before in zip(records.task, since, until, spent, strict=False):
+            own = weights[task]
+            weight = own[min(before, len(own) - 1)]
             if weight:
                 for at, sign in ((first, weight), (last, -weight)):
                     place = max(0, at - self.begin) / width  # it may have begun before
@@ -222,6 +228,20 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 10_000) * len(ordered) // 10_000) - 1))]
 
 
+def spent_of(definition: PipelineDef, records: Records) -> Iterable[int]:
+    """Return, for each run, how many attempts before it count; for ever 0 where that makes no difference."""
+    if not any(task.later for task in definition.tasks):
+        return repeat(0)
+    found, spent = array("H"), dict[tuple[int, int], int]()
+    for task, job, attempt, outcome in zip(
+        records.task, records.job, records.attempt, records.outcome, strict=True
+    ):
+        before = 0 if attempt == 1 else spent.get((task, job), 0)
+        found.append(before)
+        spent[task, job] = before + (OUTCOMES[outcome] != "lost")
+    return found
+
+
 def summed_up(
     definition: PipelineDef,
     records: Records,
@@ -237,20 +257,21 @@ def summed_up(
     makespan = (end - begin) / SECOND
     waits: list[array[int]] = [array("q") for _ in definition.tasks]
     services: list[array[int]] = [array("q") for _ in definition.tasks]
-    held = [0] * len(definition.tasks)
+    held = [[0] * len(task.requests) for task in definition.tasks]
     succeeded = [0] * len(definition.tasks)
-    for task, ready, decided, started, ended, outcome in zip(
+    for task, ready, decided, started, ended, outcome, before in zip(
         records.task,
         records.ready_at,
         records.decided_at,
         records.started_at,
         records.ended_at,
         records.outcome,
-        strict=True,
+        spent_of(definition, records),
+        strict=False,
     ):
         waits[task].append(started - ready)
         services[task].append(ended - started)
-        held[task] += ended - max(decided, begin)
+        held[task][min(before, len(held[task]) - 1)] += ended - max(decided, begin)
         succeeded[task] += outcome == SUCCEEDED or outcome == len(OUTCOMES) - 1
     tasks = {
         task.name: _task(waits[index], services[index], succeeded[index])
@@ -291,16 +312,17 @@ def _task(waits: array[int], services: array[int], succeeded: int) -> TaskSummar
 
 
 def _used(
-    definition: PipelineDef, held: list[int], tasks: dict[str, TaskSummary], makespan: float
+    definition: PipelineDef, held: list[list[int]], tasks: dict[str, TaskSummary], makespan: float
 ) -> dict[str, float]:
     """Return how much of each limit was in use, as a share of the whole time."""
     found: dict[str, float] = {}
     for quota in definition.quotas:
         for name, limit in quota.limits.items():
             taken = sum(
-                task.resources.get(name, 0) * held[index]
+                request.get(name, 0) * long
                 for index, task in enumerate(definition.tasks)
                 if task.quota == quota.name
+                for request, long in zip(task.requests, held[index], strict=True)
             )
             if limit and makespan:
                 found[f"{quota.name}.{name}"] = taken / SECOND / limit / makespan
@@ -310,7 +332,7 @@ def _used(
             found[f"{quota.name}.launches"] = min(1.0, runs / quota.launches / windows)
     for index, task in enumerate(definition.tasks):
         if task.concurrency and makespan:
-            found[f"{task.name}.concurrency"] = held[index] / SECOND / task.concurrency / makespan
+            found[f"{task.name}.concurrency"] = sum(held[index]) / SECOND / task.concurrency / makespan
     return found
 
 
@@ -329,7 +351,12 @@ def _bottleneck(definition: PipelineDef, tasks: dict[str, TaskSummary], used: di
 
 
 def _asks(task: TaskDef, resource: str) -> bool:
-    own = [f"{task.quota}.{name}" for name, amount in task.resources.items() if amount and task.quota]
+    own = [
+        f"{task.quota}.{name}"
+        for request in task.requests
+        for name, amount in request.items()
+        if amount and task.quota
+    ]
     own += [f"{task.quota}.launches"]
     return resource in own or resource == f"{task.name}.concurrency" or resource.startswith("machines ")
 

@@ -185,7 +185,7 @@ class Rounds:
         stuck: dict[str, int] = {}
         if not draining and not (runtime.selection is not None and runtime.selection.left == 0):
             for task in tasks:
-                if waiting := _waiting(task, jobs):
+                if waiting := _waiting(task, jobs, runtime.now()):
                     stuck[f"{task.name}: {task.constraint or 'evaluation'}"] = waiting
             for key, pending in state.pending.items():
                 if pending.error and key.what in ("filter", "translation"):
@@ -194,10 +194,11 @@ class Rounds:
         return Outcome(sum(_failed(state, task, jobs) for task in tasks), stuck, draining)
 
 
-def _waiting(task: TaskState, jobs: Chosen | None) -> int:
+def _waiting(task: TaskState, jobs: Chosen | None, now: int) -> int:
+    due = [job for job, own in task.episodes.items() if not own.run and (own.not_before or now + 1) <= now]
     if jobs is None:
-        return len(task.queue) + len(task.awaiting)
-    return sum(1 for _ in jobs.of(task.queue)) + sum(job in jobs for job in task.awaiting)
+        return len(task.queue) + len(task.awaiting) + len(due)
+    return sum(1 for _ in jobs.of(task.queue)) + sum(job in jobs for job in (*task.awaiting, *due))
 
 
 def _failed(state: State, task: TaskState, jobs: Chosen | None) -> int:

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from datatask.engine.api.links import Link, ViewRepository
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import nanoseconds
+from datatask.engine.api.policies import ResourceManager, nanoseconds
 from datatask.engine.api.repositories import DerivedLeaf, Repository, all_leaves
 from datatask.engine.api.tasks import Task
 from datatask.engine.core.expressions import unnegated
 from datatask.schema import definition as d
 from datatask.schema.errors import InvalidValueError, unknown
-from datatask.schema.resources import UNLIMITED_LAUNCHES
+from datatask.schema.resources import UNLIMITED_LAUNCHES, Resources
 from datatask.schema.units import NANO
 from datatask.schema.values import check_name
 
@@ -53,9 +53,12 @@ class Declared:
 
     def measure(self, tasks: Sequence[Task]) -> None:
         """Take what each run takes from the tasks anew: some know it only once they have been validated."""
-        amounts = {task.name: _resources(task) for task in tasks}
-        if any(task.resources != amounts[task.name] for task in self.definition.tasks):
-            told = (replace(task, resources=amounts[task.name]) for task in self.definition.tasks)
+        amounts = {task.name: _requests(task) for task in tasks}
+        if any(task.requests != amounts[task.name] for task in self.definition.tasks):
+            told = (
+                replace(task, resources=amounts[task.name][0], later=amounts[task.name][1:])
+                for task in self.definition.tasks
+            )
             self.definition = replace(self.definition, tasks=tuple(told))
 
     def ephemeral_only(self) -> bool:
@@ -268,7 +271,8 @@ def _task(
         ready=task.ready.expression(names.resolve),
         links=tuple(_link(name, link, names) for name, link in task.links.items()),
         quota=quota,
-        resources=_resources(task),
+        resources=_requests(task)[0],
+        later=_requests(task)[1:],
         concurrency=task.concurrency,
         priority=priority,
         retry=task.retry.to_def() if task.retry is not None else d.RetryDef(),
@@ -288,10 +292,14 @@ def _task(
     )
 
 
-def _resources(task: Task) -> dict[str, int]:
-    manager, request = task.resource_manager, task.job_resources
-    if manager is None or request is None:
-        return {}
+def _requests(task: Task) -> tuple[dict[str, int], ...]:
+    manager, first = task.resource_manager, task.job_resources
+    if manager is None or first is None:
+        return ({},)
+    return tuple(_amounts(task, manager, request) for request in (first, *task.later_resources))
+
+
+def _amounts(task: Task, manager: ResourceManager, request: Resources) -> dict[str, int]:
     if request.identities:
         raise InvalidValueError(
             f"task {task.name} asks for a list of {', '.join(request.identities)}",

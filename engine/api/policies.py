@@ -130,6 +130,26 @@ class ResourceManager:
         """Forget what was read; nothing is kept here, so there is nothing to forget."""
 
 
+Requests = Resources | Sequence[Resources]
+"""What a run takes; or what the first attempt takes, the second and so on, of which the last repeats."""
+REQUESTS_MAX = 100
+
+
+def listed_requests(given: Requests, where: str) -> tuple[Resources, ...]:
+    """Return what the attempts take; `InvalidValueError` for what is no list of `Resources`."""
+    listed = (given,) if isinstance(given, Resources) else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, Resources) for one in listed):
+        raise InvalidValueError(
+            f"the resources of task {where} are {given!r:.80}",
+            remedy="pass Resources.parse('1', '1Gi'), or a list of them: for the first attempt, the second, …",
+        )
+    if not 0 < len(listed) <= REQUESTS_MAX:
+        raise InvalidValueError(
+            f"a list of {len(listed)} resources", where=where, remedy=f"list 1 to {REQUESTS_MAX} of them"
+        )
+    return tuple(listed)
+
+
 _VARIABLES = {"gpu": "CUDA_VISIBLE_DEVICES"}
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 

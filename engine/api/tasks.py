@@ -99,6 +99,9 @@ class Task(ABC):
     metadata: bool = True
     resource_manager: ResourceManager | None = None
     job_resources: Resources | None = None
+    """What the first attempt at a job takes."""
+    later_resources: tuple[Resources, ...] = ()
+    """What the second attempt takes, and so on; the last repeats."""
     program: str = ""
     """The file name of the script that defines the task, where another program runs it, such as `datatask -p FILE`."""
     given: Mapping[str, Parameter] = MappingProxyType({})

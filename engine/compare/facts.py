@@ -255,7 +255,7 @@ class EventMapper:
         episode = task.episodes.get(state.intern(event.job))
         if episode is not None and episode.run:
             return None
-        own = task.definition.resources
+        own = task.request(state.intern(event.job))
         return _renamed(event, task=name, **({} if own == event.resources else {"resources": own}))
 
 

@@ -54,6 +54,7 @@ class Line:
     __slots__ = (
         "closed",
         "concurrency",
+        "full",
         "index",
         "infeasible",
         "lacks",
@@ -64,6 +65,7 @@ class Line:
         "reserves",
         "seen",
         "task",
+        "varies",
     )
 
     def __init__(
@@ -82,8 +84,16 @@ class Line:
         """Whether the request can ever be met; None where that was not asked yet."""
         self.lacks: dict[str | None, Constraint] = {}
         """The constraint of a quota without a window, by the dimension that is short; a line of many rounds fills it."""
+        self.varies = bool(definition.later)
+        self.full: list[Amounts] = []
+        """The requests of a task whose attempts take different amounts that this round has no room for."""
         self.reserves = True
         """Whether other tasks ask the quota for other amounts: else it makes no difference what is reserved."""
+
+    def ask(self, request: Amounts) -> None:
+        """Take what the next attempt takes for the request."""
+        if request != self.request:
+            self.request, self.infeasible, self.lacks = request, None, {}
 
 
 L = TypeVar("L", bound=Line)
@@ -129,7 +139,7 @@ def decide(
     for line, entry in launches:
         own = {}
         if line.quota is not None and line.quota.definition.identities:
-            own = line.quota.assign(line.request)
+            own = line.quota.assign(line.task.request(entry[2]))
             line.quota.hold(own)
         decisions.append(_decision(state, line.task, entry, now, actor, own))
     return Round(decisions, constraints, wake_at)
@@ -208,12 +218,24 @@ def choose(
                 heappop(heads)
                 continue
             if quota is not None:
+                if line.varies:
+                    line.ask(task.request(job))
                 kept = reserved.get(quota.name) if reserved else None
                 lacking = quota.shortfall(line.request, kept)
                 if lacking is not None or quota.launches is not None:
                     constraint = line.lacks.get(lacking) or _limited(
                         line, quota, lacking, now, launched, wake
                     )
+                    if constraint is not None and line.varies and constraint.kind != "rate":
+                        constraints.setdefault(line.name, constraint)
+                        if constraint.kind == "quota":
+                            _reserve_if_starved(state, line, entry, now, reserved)
+                        following, head = _others(line, entry, following, now, bound, jobs)
+                        if head is None:
+                            heappop(heads)
+                        else:
+                            heapreplace(heads, (head, index, line, following))
+                        continue
                     if constraint is not None:
                         constraints[line.name] = constraint
                         heappop(heads)
@@ -252,6 +274,27 @@ def choose(
     return launches, constraints, min(wake) if wake else None
 
 
+def _others(
+    line: Line,
+    entry: Entry,
+    following: Iterator[Entry] | None,
+    now: int,
+    bound: int,
+    jobs: Chosen | None,
+) -> tuple[Iterator[Entry] | None, Entry | None]:
+    """Return the entries of a task behind this one, and the first of them that takes other amounts than those without room.
+
+    Who waits for a first attempt takes what all these take: past them, only the retries that are due are looked at.
+    """
+    task, full = line.task, line.full
+    full.append(line.request)
+    if following is None or following is SECOND:
+        return following, None
+    if task.definition.resources in full:
+        following = iter([each for each in task.due(now, bound, jobs) if each > entry])
+    return following, next((each for each in following if task.request(each[2]) not in full), None)
+
+
 def closed(task: TaskState, unavailable: Set[str], selection: Selection | None = None) -> Constraint | None:
     """Return why the whole task may not launch, or None."""
     if task.paused:
@@ -286,9 +329,11 @@ def _merged(due: list[Entry], waiting: Iterator[Entry]) -> Iterator[Entry]:
         yield from waiting
 
 
-def constraint_on(state: State, task: TaskState, now: int) -> Constraint | None:
-    """Return what keeps one more launch of this task from being within its limits now, or None."""
+def constraint_on(state: State, task: TaskState, now: int, job: int | None = None) -> Constraint | None:
+    """Return what keeps one more launch of this task, of this job, from being within its limits now, or None."""
     line = Line(task, None if task.definition.quota is None else state.quotas[task.definition.quota])
+    if job is not None:
+        line.ask(task.request(job))
     if line.concurrency is not None and line.open_runs >= line.concurrency:
         return CONCURRENCY
     if line.quota is None:
@@ -340,7 +385,7 @@ def _decision(
         job=state.jobs[job],
         episode=get_at(task.episode_count, job),
         attempt=episode.attempt + 1 if episode is not None else 1,
-        resources=task.definition.resources,
+        resources=task.request(job),
         priority=-order if order else 0,
         inputs=inputs_of(state, task, job),
         identities=identities,

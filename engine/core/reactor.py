@@ -166,10 +166,10 @@ class Reactor:
         quota = None if task.definition.quota is None else state.quotas[task.definition.quota]
         complete = msgspec.structs.replace(
             decided,
-            identities={} if quota is None else quota.assign(task.definition.resources),
+            identities={} if quota is None else quota.assign(task.request(job)),
             episode=count if waits else count + 1,
             attempt=1 if episode is None else episode.attempt + 1,
-            resources=task.definition.resources,
+            resources=task.request(job),
             inputs=deciding.inputs_of(state, task, job),
         )
         position = state.position + 1

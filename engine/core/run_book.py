@@ -183,6 +183,7 @@ class RunBook:
             definition.logs,
             run.identities,
             self._variables(run),
+            self._state.tasks[run.task].episodes[run.job].spent,
         )
 
     def _variables(self, run: OpenRun) -> dict[str, str]:

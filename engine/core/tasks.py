@@ -223,6 +223,11 @@ class Episode(msgspec.Struct, gc=False):
     forgiven: int = 0
 
     @property
+    def spent(self) -> int:
+        """How many attempts that count are over."""
+        return self.attempt - self.infrastructure - self.conflicts - (self.run > 0)
+
+    @property
     def lost_in_a_row(self) -> int:
         """How many lost runs count against the budget."""
         return self.infrastructure - self.forgiven
@@ -261,6 +266,13 @@ class TaskState:
 
     def __post_init__(self) -> None:
         self.outcomes = self.succeeded.bit | self.failed.bit
+
+    def request(self, job: int) -> dict[str, int]:
+        """Return what the open or the next attempt at a job takes."""
+        if not self.definition.later:
+            return self.definition.resources
+        episode = self.episodes.get(job)
+        return self.definition.request(0 if episode is None else episode.spent)
 
     def new_queue(self) -> ReadyQueue:
         """Return an empty queue of the kind that this task needs."""

@@ -47,7 +47,7 @@ def limits(case: Case) -> Iterator[Blocker]:
 
 def _amounts(case: Case, name: str, quota: QuotaState) -> Iterator[Blocker]:
     freed = case.run.resources if case.run is not None and case.run.quota == name else {}
-    for part, amount in case.task.definition.resources.items():
+    for part, amount in case.task.request(case.job).items():
         limit, used = quota.limits.get(part, 0), quota.used.get(part, 0) - freed.get(part, 0)
         lacking = {part: Amount(needed=in_units(amount), used=in_units(used), limit=in_units(limit))}
         words = amount_words(part, amount)
@@ -152,7 +152,7 @@ def reservation(
         if launch.task in sharing:
             launched.add((launch.task, state.job_index[launch.job]))
             left.use(launch.resources)
-    if left.shortfall(task.definition.resources) is not None:
+    if left.shortfall(task.request(mine[2])) is not None:
         return None
     found: list[tuple[Entry, int, TaskState]] = []
     for other in sharing.values():
@@ -162,7 +162,7 @@ def reservation(
         head = next((entry for entry in line if (other.name, entry[2]) not in launched), None)
         if head is None or (head, other.index) >= (mine, task.index):
             continue
-        request, waited = other.definition.resources, now - state.time_of(head[1])
+        request, waited = other.request(head[2]), now - state.time_of(head[1])
         if waited >= left.definition.starvation_after and left.shortfall(request) is not None:
             if left.infeasible(request) is None:
                 found.append((head, other.index, other))
@@ -222,9 +222,9 @@ class CapacitySearch:
         self.free_at: int | None = None
         needs = {"slots"} if self.slots else set()
         if self.quota is not None:
-            infeasible = self.quota.infeasible(definition.resources)
+            infeasible = self.quota.infeasible(task.request(self.job))
             self.infeasible = infeasible is not None and infeasible.dimension != "launches"
-            self.full = self.quota.shortfall(definition.resources) is not None
+            self.full = self.quota.shortfall(task.request(self.job)) is not None
             self.free_at = self.quota.next_launch(what_if.now)
             needs |= {"amounts"} if self.infeasible or self.full else set()
             needs |= {"rate"} if self.free_at != what_if.now else set()
@@ -288,7 +288,7 @@ class CapacitySearch:
             endless.append(Change(op="raise_concurrency", task=self.name, concurrency=PLENTY))
         if limits:
             quota = self._quota()
-            parts = what_if.state.tasks[self.name].definition.resources
+            parts = what_if.state.tasks[self.name].request(self.job)
             more = {**quota.limits, **dict.fromkeys(parts, PLENTY)}
             plenty = None if quota.launches is None else PLENTY
             endless.append(
@@ -320,7 +320,7 @@ class CapacitySearch:
         shared = [launch for launch in taken if launch.task in owners]
         enough = {
             part: quota.used.get(part, 0) + sum(launch.resources.get(part, 0) for launch in shared)
-            for part in task.definition.resources
+            for part in task.request(self.job)
         }
         launches = quota.launches
         if launches is not None:
@@ -328,8 +328,7 @@ class CapacitySearch:
             launches = max(launches, recent + len(shared))
         for margin in (0, 1):  # with some more: what is passed over may reserve what it lacks
             spare = {
-                part: margin
-                * sum(self.what_if.state.tasks[owner].definition.resources.get(part, 0) for owner in owners)
+                part: margin * sum(_most(self.what_if.state.tasks[owner], part) for owner in owners)
                 for part in enough
             }
             larger = {
@@ -346,3 +345,8 @@ class CapacitySearch:
         name = self.what_if.state.tasks[self.name].definition.quota
         assert name is not None, "only a task with a quota is held by one"
         return self.what_if.state.quotas[name]
+
+
+def _most(task: TaskState, part: str) -> int:
+    """Return the most that any attempt of a task takes of something."""
+    return max(request.get(part, 0) for request in task.definition.requests)

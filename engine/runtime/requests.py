@@ -127,7 +127,7 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
             remedy=f"see `datatask why {request.task} {job}`",
         )
     if not request.over_quota:
-        _check_quota(runtime, task)
+        _check_quota(runtime, task, index)
     if task.name in runtime.reactor.unavailable:
         raise NotPossibleError(
             "its runner has not finished recovery", where=task.name, remedy="try again in a moment"
@@ -148,8 +148,8 @@ def _launch(runtime: Runtime, request: r.LaunchJob) -> int:
     return runtime.reactor.launch(decided)
 
 
-def _check_quota(runtime: Runtime, task: TaskState) -> None:
-    constraint = constraint_on(runtime.state, task, runtime.now())
+def _check_quota(runtime: Runtime, task: TaskState, job: int | None) -> None:
+    constraint = constraint_on(runtime.state, task, runtime.now(), job)
     if constraint:
         raise NotPossibleError(
             f"one more launch does not fit ({constraint.text})",

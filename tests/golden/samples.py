@@ -78,6 +78,7 @@ DEFINITION = PipelineDef(
             links=(LinkDef(name="input", expr=In(leaf="images"), is_input=True, required_for_start=True),),
             quota="default",
             resources={"cpu": 1_000_000_000},
+            later=({"cpu": 2_000_000_000},),
             retry=RetryDef(attempts=3),
             timeout=60_000_000_000,
             done="resize.done",

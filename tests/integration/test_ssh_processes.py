@@ -19,6 +19,7 @@ from datatask import (
     ProcessTask,
     ResourceManager,
     Resources,
+    Retry,
     Session,
     SSHHost,
     SSHLinuxManager,
@@ -110,6 +111,28 @@ async def test_parameters_reach_templates_over_ssh(tmp_path: Path) -> None:
         recorded = {one.name: one.value for one in pipeline.state.definition.parameters}
     assert out.data == {"a": b"3/it's; two"}
     assert recorded == {"factor": 3, "label": "it's; two"}
+
+
+@on_each_server
+async def test_a_second_attempt_over_ssh_has_more_memory(tmp_path: Path) -> None:
+    """In its template, and by the limit on the target."""
+    inp = InProcessBlobRepository({"a": b""})
+    out, pids = InProcessBlobRepository(), InProcessMetadataRepository()
+    task = ProcessTask(
+        "process",
+        on_server(tmp_path),
+        None,
+        [Resources(mem="300MiB"), Resources(mem="600MiB")],
+        pids,
+        "#!/bin/sh\necho {{ request.mem }} $(ulimit -v)\ntest {{ request.mem }} -gt 400000000\n",
+        stdin=inp,
+        stdout=out,
+        enforce="ulimit",
+        retry=Retry(2, backoff=0.01),
+    )
+    async with Pipeline([task], Session(), [], log="memory:") as pipeline:
+        assert (await pipeline.run(timeout=60)).exit_code == 0
+    assert out.data == {"a": b"%d %d\n" % (600 << 20, 600 << 10)}
 
 
 @on_each_server

@@ -14,6 +14,7 @@ import pytest
 
 from datatask import (
     CallerError,
+    History,
     KubeTask,
     LiveKubeRepository,
     LogBlobRepository,
@@ -27,6 +28,7 @@ from datatask import (
     why,
 )
 from datatask.adapters.execute.kube import pods
+from datatask.schema.units import NANO
 from tests.kube.api.faults import Fault
 from tests.kube.runner_kit import log_of
 from tests.kube.scripted import Hand, scripted
@@ -377,3 +379,44 @@ async def test_parameters_reach_templates_and_functions_of_pods(
             assert outcome.exit_code == 0, await log_of(has["logs"], "a")
             assert await has["out"].info("a") == {"n": 42, "template": "7", "label": "it's: two"}
             assert await log_of(has["printed"], "a") == "7 it's: two\n"
+
+
+async def test_the_pod_of_a_second_attempt_takes_more(tmp_path: Path) -> None:
+    """By `request` in its template; the quota counts what each attempt takes, and a pod that asks for more is refused."""
+    template = """
+kind: Pod
+spec:
+  containers:
+    - name: main
+      image: any
+      command: [sh, -c, 'echo {{ request.mem }}; test {{ request.mem }} -gt 70000000']
+      resources: {requests: {cpu: "{{ request.cpu }}", memory: "{{ request.mem }}"}}
+"""
+    async with toy_cluster() as api:
+        quota = ResourceManager(Resources.parse(1, "1Gi"))
+        manager = PodManager("app", "space", api.config())
+        inp, logs, done = (
+            LogMetadataRepository("inp"),
+            LogBlobRepository("logs"),
+            LogMetadataRepository("done"),
+        )
+        task = KubeTask(
+            "grow",
+            manager,
+            quota,
+            template,
+            logs,
+            done,
+            job_resources=[Resources.parse("100m", "64Mi"), Resources.parse("200m", "128Mi")],
+            retry=Retry(3, backoff=0.01),
+        )
+        task.link("inp", inp, is_input=True)
+        async with Pipeline([task], Session(), log=tmp_path / "log.db") as pipeline:
+            await inp.dump("a", 1)
+            assert (await pipeline.run(timeout=60)).exit_code == 0
+            assert await log_of(logs, "a") == f"{128 << 20}\n"
+        with History(tmp_path / "log.db") as history:
+            asked = [event.resources for _, event in history.events(kind="LaunchDecided")]  # type: ignore[attr-defined]
+            assert not list(history.events(kind="RunResized"))
+    assert [one["mem"] // NANO for one in asked] == [64 << 20, 128 << 20]
+    assert [one["cpu"] for one in asked] == [NANO // 10, NANO // 5]

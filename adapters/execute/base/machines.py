@@ -52,6 +52,13 @@ class Recipe:
     environ: Mapping[str, str] | None
     resources: Resources | None = None
     enforce: Enforce = False
+    later: tuple[Resources, ...] = ()
+
+    def takes(self, spec: RunSpec) -> Resources | None:
+        """Return what a run takes: of tasks that say so, more when others have failed before."""
+        return (
+            self.later[min(spec.spent, len(self.later)) - 1] if self.later and spec.spent else self.resources
+        )
 
     def __repr__(self) -> str:
         return f"Recipe({self.task!r})"  # the environment may hold secrets

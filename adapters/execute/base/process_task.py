@@ -18,7 +18,14 @@ from datatask.adapters.execute.base.machines import STDOUT, Enforce, Recipe, _St
 from datatask.adapters.execute.base.targets import AbstractProcessManager
 from datatask.adapters.execute.base.templates import Lazy, Template
 from datatask.engine.api.fingerprints import Fingerprint, of_texts
-from datatask.engine.api.policies import Duration, Policy, ResourceManager, nanoseconds
+from datatask.engine.api.policies import (
+    Duration,
+    Policy,
+    Requests,
+    ResourceManager,
+    listed_requests,
+    nanoseconds,
+)
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink, hold_back
@@ -88,7 +95,7 @@ class ProcessTask(EngineTask):
         name: str,
         manager: Callable[[], AbstractProcessManager] | AbstractProcessManager,
         resource_manager: ResourceManager | None,
-        job_resources: Resources,
+        job_resources: Requests,
         pids: MetadataRepository,
         template: str | os.PathLike[str],
         window: Duration = _WINDOW,
@@ -106,7 +113,15 @@ class ProcessTask(EngineTask):
     ) -> None:
         super().__init__(name, ready, timeout=timeout, logs=logs, **policy)
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
-        expect(self, Resources, "pass Resources.parse('1', '1Gi')", job_resources=job_resources)
+        requests = [
+            Resources(
+                one.cpu,
+                one.mem,
+                1,
+                one.custom,
+            )
+            for one in listed_requests(job_resources, name)
+        ]
         expect(self, PATH, "pass the script's text, or its path", template=template)
         if not isinstance(manager, AbstractProcessManager):
             expect(self, FUNCTION, "pass a process manager, or a function that returns one", manager=manager)
@@ -117,11 +132,12 @@ class ProcessTask(EngineTask):
         _check_environment(name, environ)
         self.template = template
         self.resource_manager = resource_manager
-        amounts = job_resources
-        self.job_resources = Resources(amounts.cpu, amounts.mem, 1, amounts.custom)
+        self.job_resources, self.later_resources = requests[0], tuple(requests[1:])
         self.environ = environ
         self.pids, self.done, self.stdin, self.stdout = pids, done, stdin, stdout
-        self.enforce = _checked(enforce, self.job_resources, name)
+        self.enforce = enforce
+        for request in requests:
+            _checked(enforce, request, name)
         self.window = nanoseconds(window, "window")
         if resource_manager is not None and window != _WINDOW:
             resource_manager.window = self.window
@@ -183,10 +199,10 @@ class ProcessTask(EngineTask):
             if stream in self.links and not self.links[stream].repo.is_blob():
                 raise NotPossibleError(f"the {stream} repository does not hold bytes", where=self.name)
 
-    async def render(self, job: str) -> str:
-        """Return the script for a job; infos of links are fetched as the template uses them."""
+    async def render(self, job: str, request: Resources | None = None) -> str:
+        """Return the script for a job, or for an attempt at it that takes `request`; infos of links are fetched as the template uses them."""
         scope: dict[str, object] = {name: parameter.value for name, parameter in self.given.items()}
-        scope |= {"job": job, "task": self.name}
+        scope |= {"job": job, "task": self.name, "request": request or self.job_resources}
         for name, link in self.links.items():
             scope[name] = Lazy(functools.partial(link.repo.info, job))
         return await self._template.render(scope, job=job)
@@ -198,10 +214,14 @@ class ProcessTask(EngineTask):
         """Return what the manager's runner needs to know."""
 
         async def rendered(spec: RunSpec) -> str:
-            return await self.render(spec.job)
+            return await (
+                self.render(spec.job, recipe.takes(spec)) if recipe.later else self.render(spec.job)
+            )
 
         streams = self.stdin, self.stdout, self._stderr
-        return Recipe(self.name, rendered, *streams, self.environ, self.job_resources, self.enforce)
+        limits = self.job_resources, self.enforce, self.later_resources
+        recipe = Recipe(self.name, rendered, *streams, self.environ, *limits)
+        return recipe
 
 
 def _check_environment(task: str, environ: object) -> None:
@@ -222,7 +242,7 @@ def _check_environment(task: str, environ: object) -> None:
             )
 
 
-def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:
+def _checked(enforce: Enforce, amounts: Resources, where: str) -> None:
     if enforce not in (False, True, "ulimit"):
         raise InvalidValueError(
             f"enforce is {enforce!r:.80}", where=where, remedy="pass True (control groups), 'ulimit' or False"
@@ -233,4 +253,3 @@ def _checked(enforce: Enforce, amounts: Resources, where: str) -> Enforce:
             where=where,
             remedy="give job_resources memory" + (", or cores" if enforce is True else ""),
         )
-    return enforce

@@ -15,7 +15,7 @@ from datatask.adapters.execute.functions.executor_runs import ExecutorRunner
 from datatask.adapters.execute.functions.in_process import FunctionTask
 from datatask.adapters.execute.functions.making import Made
 from datatask.adapters.execute.functions.pools import Pool
-from datatask.engine.api.policies import Duration, ResourceManager, Retry
+from datatask.engine.api.policies import Duration, Requests, ResourceManager, Retry
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.ports import Runner
 from datatask.schema.definition import Conflicts, OnChange
@@ -57,13 +57,17 @@ class ExecutorTask(FunctionTask):
         conflicts: Conflicts = "rerun",
         on_change: OnChange = "mark",
         cache: bool | None = None,
-        resources: Resources | Mapping[str, float] | None = None,
+        resources: Requests | Mapping[str, float] | None = None,
         resource_manager: ResourceManager | None = None,
         logs: str | int | bool | None = None,
     ) -> None:
         self.outlives = is_dask(executor)
-        counted = resources if isinstance(resources, Resources) else None
-        workers = None if isinstance(resources, Resources) else resources
+        counted: Requests | None = None
+        workers: Mapping[str, float] | None = None
+        if isinstance(resources, Resources | list | tuple):
+            counted = resources
+        else:
+            workers = cast("Mapping[str, float] | None", resources)
         if self.outlives:
             check_dask(name, executor, workers)
             concurrency = DASK_CONCURRENCY if concurrency is None else concurrency

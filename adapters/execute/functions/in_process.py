@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from datatask.engine.api.fingerprints import Fingerprint, of_function
 from datatask.engine.api.parameters import Parameter
-from datatask.engine.api.policies import Duration, ResourceManager, Retry
+from datatask.engine.api.policies import Duration, Requests, ResourceManager, Retry, listed_requests
 from datatask.engine.api.repositories import MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask, LinkNameError, MissingFunctionError
 from datatask.engine.ports import Runner
@@ -22,7 +22,6 @@ from datatask.engine.runtime.calls import CallRunner
 from datatask.schema.definition import CONCURRENCY_IN_PROCESS, Conflicts, DoneShape, OnChange
 from datatask.schema.errors import FUNCTION, InvalidValueError, expect
 from datatask.schema.messages import RunSpec
-from datatask.schema.resources import Resources
 
 Function = Callable[..., Any]
 
@@ -79,13 +78,13 @@ class FunctionTask(EngineTask):
         ready: Repository | None,
         func: Function | None,
         resource_manager: ResourceManager | None,
-        resources: Resources | None,
+        resources: Requests | None,
         **policy: Any,
     ) -> None:
         super().__init__(name, ready, **policy)
         expect(self, FUNCTION, optional=True, func=func)
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
-        expect(self, Resources, "pass Resources.parse('1', '1Gi')", optional=True, resources=resources)
+        requests = None if resources is None else listed_requests(resources, name)
         if resources is not None and resource_manager is None:
             raise InvalidValueError(
                 f"resources={resources} of task {name} are counted by no quota",
@@ -93,7 +92,8 @@ class FunctionTask(EngineTask):
             )
         self.func = func
         self.resource_manager = resource_manager
-        self.job_resources = resources
+        if requests is not None:
+            self.job_resources, self.later_resources = requests[0], requests[1:]
 
     def __call__(self, func: Function) -> Self:
         """Take the decorated function as the task's body."""
@@ -132,7 +132,7 @@ class InProcessSyncTask(FunctionTask):
     """A task that runs an async function on the event loop; 15 at a time unless `concurrency` says otherwise.
 
     Links `done` (status, inhibits_start, required_for_output): one entry per job with result, times, success.
-    A run takes `resources` of its quota, the `resource_manager`.
+    A run takes `resources` of its quota, the `resource_manager`; of a list the second attempt takes the second, the last repeats.
     """
 
     synchronous = True
@@ -155,7 +155,7 @@ class InProcessSyncTask(FunctionTask):
         on_change: OnChange = "mark",
         cache: bool | None = None,
         resource_manager: ResourceManager | None = None,
-        resources: Resources | None = None,
+        resources: Requests | None = None,
         logs: str | int | bool | None = None,
     ) -> None:
         super().__init__(

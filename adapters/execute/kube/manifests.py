@@ -49,8 +49,8 @@ class Recipe:
     finished: Callable[[RunSpec, Ending], tuple[Write, ...]] | None = None
     handle_timeout: Callable[[Any], Awaitable[None]] | None = None
     stopped_pods: StoppedPods = "retry"
-    takes: Callable[[Pod], Resources] | None = None
-    """Returns what a pod takes of the task's quota; None without a quota."""
+    takes: Callable[[Pod, RunSpec], Resources] | None = None
+    """Returns what a run's pod takes of the task's quota; None without a quota."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:

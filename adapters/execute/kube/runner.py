@@ -202,7 +202,7 @@ class KubeRunner:
         """Tell what the pod takes by now: a RuntimeClass, a limit range or a resize in place changes it."""
         if self._recipe.takes is None or pod.is_over:
             return
-        takes = self._recipe.takes(pod)
+        takes = self._recipe.takes(pod, run.spec)
         if takes != run.takes:
             run.takes = takes
             self._sink(Resized(run.spec.run, takes.to_amounts()))

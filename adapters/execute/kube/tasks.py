@@ -29,7 +29,14 @@ from datatask.adapters.execute.kube.preview import MARK, Unknown, requests_of, s
 from datatask.adapters.execute.kube.runner import KubeRunner
 from datatask.engine.api.fingerprints import Fingerprint, of_texts
 from datatask.engine.api.links import ViewRepository
-from datatask.engine.api.policies import Duration, Policy, ResourceManager, nanoseconds
+from datatask.engine.api.policies import (
+    Duration,
+    Policy,
+    Requests,
+    ResourceManager,
+    listed_requests,
+    nanoseconds,
+)
 from datatask.engine.api.repositories import BlobRepository, MetadataRepository, Repository
 from datatask.engine.api.tasks import EngineTask
 from datatask.engine.ports import Runner, Sink
@@ -84,7 +91,7 @@ class KubeTask(EngineTask):
         env: dict[str, Any] | None = None,
         ready: Repository | None = None,
         *,
-        job_resources: Resources | None = None,
+        job_resources: Requests | None = None,
         start_within: Duration | None = 300.0,
         schedule_within: Duration | None = 3600.0,
         stopped_pods: StoppedPods = "retry",
@@ -111,7 +118,9 @@ class KubeTask(EngineTask):
         self.stopped_pods = stopped_pods
         self._podman = podman
         self._template = Template(template, where=name)
-        self._asked = job_resources
+        asked = () if job_resources is None else listed_requests(job_resources, name)
+        self._requests = tuple(Resources(one.cpu, one.mem, 1, one.custom) for one in asked)
+        self.later_resources = self._requests[1:]
         self._sketched: Resources | None = None
         self._overheads: dict[str, dict[str, str]] = {}
         self._views["live"] = self._live = LiveKubeRepository(self)
@@ -151,12 +160,16 @@ class KubeTask(EngineTask):
         """What each pod takes: as given, else the requests of the template; None without a quota."""
         if self.resource_manager is None:
             return None
-        if self._asked is not None:
-            return Resources(self._asked.cpu, self._asked.mem, 1, self._asked.custom)
+        if self._requests:
+            return self._requests[0]
         if self._sketched is None:
             sketched = self._sketch()
             self._sketched = requests_of(sketched and self._with_overhead(sketched), self.name)
         return self._sketched
+
+    def _request(self, spent: int) -> Resources | None:
+        """Return what the pod of an attempt takes at most, before which so many were spent."""
+        return self._requests[min(spent, len(self._requests) - 1)] if self._requests else self.job_resources
 
     def _with_overhead(self, manifest: Manifest) -> Manifest:
         """Return the manifest with the overhead that the server will write into it, as far as that is known."""
@@ -182,6 +195,7 @@ class KubeTask(EngineTask):
 
     def _sketch(self) -> Manifest | None:
         scope = self._scope()
+        scope.setdefault("request", self._request(0) if self._requests else None)
         scope |= {name: Unknown() for name in self.links if name not in self.env}
         return sketch(self._template, scope, self.name)
 
@@ -203,21 +217,25 @@ class KubeTask(EngineTask):
         """Check the template, what its pods take, and that the logs' repository holds bytes."""
         await super().validate()
         self._sketch()
-        if self.resource_manager is not None and self._asked is None:
+        if self.resource_manager is not None and not self._requests:
             await self._ask_overhead()
         self.job_resources  # noqa: B018 - raises where the requests are missing
         if self.logs is not None and not self.logs.is_blob():
             raise NotPossibleError("the logs repository does not hold bytes", where=self.name)
 
-    async def build(self, job: str) -> Manifest:
-        """Return the manifest of a job's pod, as the template makes it; infos of links are fetched as it uses them."""
+    async def build(self, job: str, spent: int = 0) -> Manifest:
+        """Return the manifest of a job's pod, as the template makes it; infos of links are fetched as it uses them.
+
+        `spent` attempts at the job came before, which matters where `job_resources` lists what each takes.
+        """
         scope: dict[str, Any] = self._scope()
+        scope.setdefault("request", self._request(spent) if self._requests else None)
         for name, link in self.links.items():
             if name not in self.env:
                 scope[name] = Lazy(functools.partial(link.repo.info, job))
         where = f"{self.name}[{job}]"
         manifest = parse_manifest(await self._template.render({**scope, "job": job}, job=job), where)
-        granted = self.job_resources
+        granted = self._request(spent)
         if granted is not None:
             _check_within(resources_of(self._with_overhead(manifest), where), granted, where)
         return manifest
@@ -231,7 +249,7 @@ class KubeTask(EngineTask):
         """Return what the runner needs to know."""
 
         async def made(spec: RunSpec) -> Manifest:
-            return await self.build(spec.job)
+            return await (self.build(spec.job, spec.spent) if self.later_resources else self.build(spec.job))
 
         overridden = type(self).handle_timeout is not KubeTask.handle_timeout
         return Recipe(
@@ -245,10 +263,10 @@ class KubeTask(EngineTask):
             takes=None if self.resource_manager is None else self._taken,
         )
 
-    def _taken(self, pod: names.Pod) -> Resources:
-        """Return what a pod takes; where the task says the most, at least that."""
-        found = taken(pod)
-        return found if self._asked is None else most(found, self._asked)
+    def _taken(self, pod: names.Pod, spec: RunSpec) -> Resources:
+        """Return what a run's pod takes; where the task says the most, at least that."""
+        found, asked = taken(pod), self._request(spec.spent) if self._requests else None
+        return found if asked is None else most(found, asked)
 
     async def _handle_timeout(self, name: str) -> None:
         podman = self.podman

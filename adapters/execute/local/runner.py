@@ -134,7 +134,7 @@ class LocalRunner:
         }
         if spec.variables:  # a launcher of an earlier version knows no such word, and none is said in vain
             question["variables"] = dict(spec.variables)
-        amounts = recipe.resources
+        amounts = recipe.takes(spec)
         if recipe.enforce and amounts is not None:
             how = "groups" if recipe.enforce is True else "ulimit"
             question["limits"] = {"how": how, "cpu": float(amounts.cpu), "memory": int(amounts.mem)}

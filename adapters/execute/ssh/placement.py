@@ -45,21 +45,22 @@ class Hosts:
                 await target.attach()
                 attached.append(target)
             if recipe.environ is not None or recipe.enforce:
-                key = self._keys.setdefault(recipe.task, str(len(self._keys)))
-                memory = int(recipe.resources.mem) if recipe.enforce and recipe.resources is not None else 0
-                grouped = recipe.enforce is True and recipe.resources is not None
-                cpu = float(recipe.resources.cpu) if grouped and recipe.resources is not None else None
-                for target in self.targets:
-                    target.variables(key, recipe.environ, memory, cpu)
+                for spent, amounts in enumerate((recipe.resources, *recipe.later)):
+                    key = self._keys.setdefault(f"{recipe.task} {spent}", str(len(self._keys)))
+                    memory = int(amounts.mem) if recipe.enforce and amounts is not None else 0
+                    grouped = recipe.enforce is True and amounts is not None
+                    cpu = float(amounts.cpu) if grouped and amounts is not None else None
+                    for target in self.targets:
+                        target.variables(key, recipe.environ, memory, cpu)
         except BaseException:
             for target in attached:
                 await target.detach()
             raise
         self._users += 1
 
-    def variables(self, recipe: Recipe) -> str:
-        """Return the name of the agent's function that sets the task's environment."""
-        key = self._keys.get(recipe.task)
+    def variables(self, recipe: Recipe, spent: int) -> str:
+        """Return the name of the agent's function that sets the environment of an attempt."""
+        key = self._keys.get(f"{recipe.task} {min(spent, len(recipe.later))}")
         return "true" if key is None else f"variables_{key}"
 
     async def detach(self) -> None:

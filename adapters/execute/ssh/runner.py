@@ -131,7 +131,7 @@ class SSHRunner:
             return
         run.asked = True
         self._sweep([])
-        name, variables = target.name(run.spec.identity), self._hosts.variables(self._recipe)
+        name, variables = target.name(run.spec.identity), self._hosts.variables(self._recipe, run.spec.spent)
         own = agent_messages.own_variables(variables, run.spec.variables)
         question = agent_messages.start(self._recipe, name, own.name, script, again=run.again)
         if own.definition:
@@ -153,7 +153,7 @@ class SSHRunner:
                 if run.target is not None:
                     run.target.done(identity)
                     self._hosts.release(identity)
-                run.target = await self._hosts.place(identity, self._recipe.resources)
+                run.target = await self._hosts.place(identity, self._recipe.takes(run.spec))
                 run.target.watch(identity, self)
             try:
                 async with asyncio.timeout(WAIT_SECONDS):
@@ -216,7 +216,7 @@ class SSHRunner:
         if run.target is None:
             run.target = target
             run.asked = True
-            self._hosts.occupy(run.spec.identity, target, self._recipe.resources)
+            self._hosts.occupy(run.spec.identity, target, self._recipe.takes(run.spec))
             self._stop(run)
 
     # --- what a target says -----------------------------------------------------------------------
@@ -299,7 +299,7 @@ class SSHRunner:
         if not run.started and not run.recovering and record.code is not None:
             self._started(run, target, record.pid, record.start, record.boot)
         run.over = True
-        resources = self._recipe.resources
+        resources = self._recipe.takes(run.spec)
         ending = record.ending(run.reason, int(resources.mem) if resources is not None else 0)
         same = record.boot == target.boot
         if run.reason is None and record.is_in_doubt and record.code is not None:
