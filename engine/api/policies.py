@@ -135,17 +135,17 @@ Requests = Resources | Sequence[Resources]
 REQUESTS_MAX = 100
 
 
-def listed_requests(given: Requests, where: str) -> tuple[Resources, ...]:
+def listed_requests(given: Requests, where: str, what: str = "job_resources") -> tuple[Resources, ...]:
     """Return what the attempts take; `InvalidValueError` for what is no list of `Resources`."""
     listed = (given,) if isinstance(given, Resources) else given
     if not isinstance(listed, list | tuple) or not all(isinstance(one, Resources) for one in listed):
         raise InvalidValueError(
-            f"the resources of task {where} are {given!r:.80}",
+            f"{what} of task {where} is a {type(given).__name__}, no Resources",
             remedy="pass Resources.parse('1', '1Gi'), or a list of them: for the first attempt, the second, …",
         )
     if not 0 < len(listed) <= REQUESTS_MAX:
         raise InvalidValueError(
-            f"a list of {len(listed)} resources", where=where, remedy=f"list 1 to {REQUESTS_MAX} of them"
+            f"{what} is a list of {len(listed)}", where=where, remedy=f"list 1 to {REQUESTS_MAX} of them"
         )
     return tuple(listed)
 

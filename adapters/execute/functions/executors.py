@@ -64,8 +64,9 @@ class ExecutorTask(FunctionTask):
         self.outlives = is_dask(executor)
         counted: Requests | None = None
         workers: Mapping[str, float] | None = None
-        if isinstance(resources, Resources | list | tuple):
-            counted = resources
+        listed = resources if isinstance(resources, list | tuple) else [resources]
+        if any(isinstance(one, Resources) for one in listed):
+            counted = cast("Requests", resources)
         else:
             workers = cast("Mapping[str, float] | None", resources)
         if self.outlives:

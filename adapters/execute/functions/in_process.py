@@ -84,7 +84,7 @@ class FunctionTask(EngineTask):
         super().__init__(name, ready, **policy)
         expect(self, FUNCTION, optional=True, func=func)
         expect(self, ResourceManager, optional=True, resource_manager=resource_manager)
-        requests = None if resources is None else listed_requests(resources, name)
+        requests = None if resources is None else listed_requests(resources, name, "resources")
         if resources is not None and resource_manager is None:
             raise InvalidValueError(
                 f"resources={resources} of task {name} are counted by no quota",
