@@ -71,6 +71,10 @@ def run(
     pipeline = settings.load_pipeline()
     if dry_run:
         return _foretell(settings, pipeline, "run", exit_code, choice, accept_loss)
+    if choice:
+        from datatask.adapters.cli.recorded import declared_state
+
+        choice.selection(declared_state(pipeline))  # a wrong name is refused before anything begins
     pipeline.accepted |= set(accept_loss)
     if grace is not None:
         pipeline.grace_seconds = grace
@@ -256,7 +260,7 @@ class _Work:
             return
         ended = sum(progress.ended.values())
         parts = [f"{count} {name}" for name, count in sorted(progress.ended.items())]
-        if (known := self._verified()) is not None:
+        if (known := self._verified()) is not None and known.is_far_behind:
             self._output.say(str(known))
         word = {INTERRUPTED: "interrupted", TIMED_OUT: "stopped", 6: "stuck"}.get(code, "done")
         runs = f"{ended} run{'s' * (ended != 1)}" + (f" ({', '.join(parts)})" if parts else "")

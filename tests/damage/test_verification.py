@@ -235,10 +235,9 @@ def test_what_was_verified_is_remembered_only_where_the_log_vouches_for_it(proje
         )
         project.until("-", "query", "SELECT '-'")
         engine.send_signal(signal.SIGTERM)
-        _, err = engine.communicate(timeout=60)
+        engine.communicate(timeout=60)
     finally:
         engine.kill()
-    assert b"verified up to position " in err
     known = project.ok("status", "--json").json["verified"]
     assert known["head"] >= known["position"] > JOBS
     assert f"verified up to position {known['position']} of" in project.call("doctor").out

@@ -180,3 +180,13 @@ async def test_the_library_chooses_too(tmp_path: Path) -> None:
 
 async def members(repository: Repository) -> list[str]:
     return sorted([job async for job in repository])
+
+
+@pytest.mark.parametrize("choice", [["nosuch"], ["--until", "nosuch"], ["--jobs", "double.nosuch &"]])
+def test_a_wrong_name_is_refused_before_anything_begins(tmp_path: Path, choice: list[str]) -> None:
+    """Nothing says that the run has started, and no log is made."""
+    project = Project(tmp_path)
+    result = project.call("run", *choice)
+    assert (result.code, result.out) == (2, "")
+    assert len(result.err.splitlines()) == 1
+    assert not project.log.exists()

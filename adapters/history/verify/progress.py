@@ -24,6 +24,8 @@ from datatask.schema.units import iso
 
 _NAME = "rounds"
 _BYTES_MAX = 4096
+FAR_BEHIND = 10_000
+"""So many positions that are not verified yet are worth a line at the end of a run: seconds of work, not moments."""
 
 
 class LastRounds(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,6 +66,11 @@ class UpTo(NamedTuple):
     head: int
     events_at: str | None = None
     blobs_at: str | None = None
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether so much is still to be verified that people are told without asking."""
+        return self.head - self.position >= FAR_BEHIND
 
     def __str__(self) -> str:
         """Return it as a line for people."""
