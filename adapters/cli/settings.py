@@ -2,7 +2,7 @@
 
 In: options, the environment, the working directory, and the pipeline of `datatask.main(pipeline)`. Out: the
 pipeline, loaded when first asked for, and the place of the log. The order is that of docs/cli.md; reading
-commands come here for the log and never load a pipeline unless `-p` names one.
+commands come here for the log and load a pipeline only where `-p` names one, or where its file names the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datatask.adapters.cli.loading import Loaded, Reference, find_reference, load
+from datatask.adapters.cli.loading import Loaded, Reference, find_reference, load, names_log
 from datatask.adapters.log.locate import MEMORY, default_path, locate
 from datatask.schema.errors import CallerError, InvalidValueError, NoLogError, unknown
 
@@ -121,10 +121,10 @@ class Settings:
     # --- the log ------------------------------------------------------------------------------------
 
     def log_url(self) -> str:
-        """Return the URL of the log, loading a pipeline only when this call names one and no log."""
+        """Return the URL of the log, loading a pipeline only when this call names one and no log, or its file names the log."""
         if self.log is not None:
             return locate(self.log).url
-        if self.names_pipeline:
+        if self.names_pipeline or _is_told_by_pipeline():
             return self.load_pipeline().log_location()
         named = os.environ.get("DATATASK_LOG")
         return locate(named).url if named else locate(self._default_log()).url
@@ -174,11 +174,21 @@ class Settings:
         return shlex.join([*prefix, *words])
 
     def _is_default(self) -> bool:
+        if self.log is None and not self.names_pipeline:
+            return True
+        if _is_told_by_pipeline():
+            return False  # to know it, the pipeline would have to be loaded: --log is right in any case
         try:
             plain = Settings().log_url()
         except CallerError:
             return False
         return plain == locate(self.log_path()).url
+
+
+def _is_told_by_pipeline() -> bool:
+    """Whether the pipeline file that a call without options means names its log itself."""
+    reference = find_reference(None)
+    return reference is not None and reference.file is not None and names_log(reference.file)
 
 
 def _introduce(pipeline: Pipeline) -> None:

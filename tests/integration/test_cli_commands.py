@@ -42,6 +42,19 @@ def test_run_tells_how_it_began_and_ended(project: Project) -> None:
     assert project.ok("run", "--json").json["verified"]["position"] == 0 < head
 
 
+def test_a_log_that_only_the_pipeline_names_is_found_by_all(tmp_path: Path) -> None:
+    """Also beside another log at the usual place; the advice that is printed needs no --log then."""
+    project = Project.after_a_run(tmp_path)
+    file = project.folder / "pipeline.py"
+    file.write_text(file.read_text().replace("session, [])", "session, [], log='own.db')"))
+    project.put(a=1, b=2)
+    assert project.ok("run").lines[0].endswith("log own.db")
+    assert project.ok("ls", "doubled").lines == ["a", "b"]
+    assert project.ok("status", "--json").json["log"]["url"].endswith("/own.db")
+    assert project.ok("why", "double", "b").lines[0].startswith("double b: ")
+    assert project.ok("--log", ".datatask/log.db", "ls", "doubled").lines == ["a"]
+
+
 def test_status_is_pydatatasks_text(finished: Project) -> None:
     """Piped status is task, `task.link COUNT` (inputs, status, outputs), an empty line."""
     assert finished.ok("status").out == STATUS
