@@ -180,13 +180,13 @@ def losses(folder: Path) -> Counter[tuple[str, str]]:
         return Counter((run["task"], run["job"]) for run in history.runs(state="lost"))
 
 
-def try_again(folder: Path) -> None:
+def try_again(folder: Path, make: Callable[[Path], Pipeline] = shop) -> None:
     """Ask for what was given up once more, as a person would, and let it finish."""
-    asyncio.run(_again(folder, given_up(folder)))
+    asyncio.run(_again(folder, given_up(folder), make))
 
 
-async def _again(folder: Path, jobs: dict[str, set[str]]) -> None:
-    async with shop(folder) as pipe:
+async def _again(folder: Path, jobs: dict[str, set[str]], make: Callable[[Path], Pipeline]) -> None:
+    async with make(folder) as pipe:
         for task, names in jobs.items():
             asked = RetryJobs(id=f"again-{task}", actor="ada@lab: test", task=task, jobs=tuple(sorted(names)))
             reply = await pipe.request(asked)
