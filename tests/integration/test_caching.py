@@ -36,7 +36,7 @@ from datatask.adapters.store.filestore import FileStore
 from datatask.adapters.wiring.caching import Caching
 from datatask.engine.api.repositories import Repository
 from datatask.schema.events import CONTENT, REUSED, Batch, RunEnded
-from datatask.schema.messages import RetryJobs
+from datatask.schema.messages import LaunchJob, PauseTask, RetryJobs
 from tests.integration.cli_kit import Project
 
 
@@ -154,6 +154,18 @@ async def test_who_asks_for_a_result_again_has_it_computed(tmp_path: Path) -> No
     shop = documents(tmp_path)
     await shop.run(put(x=1))
     assert await shop.run(again("x")) == ["x"]
+
+
+async def test_who_launches_a_job_has_it_computed(tmp_path: Path) -> None:
+    shop = documents(tmp_path)
+    await shop.run(put(x=1))
+
+    async def launched(pipeline: Pipeline) -> None:
+        await pipeline.request(PauseTask(id="pause", actor="me", task="double"))
+        await put(y=1)(pipeline)
+        await pipeline.request(LaunchJob(id="launch", actor="me", task="double", job="y", force=True))
+
+    assert await shop.run(launched) == ["y"]
 
 
 async def test_a_removed_result_is_restored_from_the_log(tmp_path: Path) -> None:
