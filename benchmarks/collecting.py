@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.ssh import on_a_server
 
 MEGABYTES, ROUNDS = 64, 3
 
@@ -95,21 +95,12 @@ async def measure(server: Any, folder: Path, megabytes: int, rounds: int) -> dic
 
 
 def main() -> None:
-    """Measure and print; without an sshd there is nothing to measure."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--mb", type=int, default=MEGABYTES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
-    if shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin") is None:
-        print(json.dumps({"not_installed": "sshd"}))
-        return
-    from tests.ssh_kit import serving
-
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
-        serving(Path(name) / "server") as server,
-    ):
-        print(json.dumps(asyncio.run(measure(server, Path(name), options.mb, options.rounds))))
+    on_a_server(lambda server, folder: measure(server, folder, options.mb, options.rounds))
 
 
 if __name__ == "__main__":

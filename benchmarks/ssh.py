@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,8 @@ async def measure(server: Any, folder: Path, runs: int, rounds: int) -> dict[str
     return figures
 
 
-def main() -> None:
-    """Measure and print; without an sshd there is nothing to measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
+def on_a_server(measure: Callable[[Any, Path], Coroutine[Any, Any, Any]]) -> None:
+    """Print what `measure(server, folder)` returns, with an sshd of our own; without an sshd there is nothing to measure."""
     if shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin") is None:
         print(json.dumps({"not_installed": "sshd"}))
         return
@@ -112,7 +109,16 @@ def main() -> None:
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
         serving(Path(name) / "server") as server,
     ):
-        print(json.dumps(asyncio.run(measure(server, Path(name), options.runs, options.rounds))))
+        print(json.dumps(asyncio.run(measure(server, Path(name)))))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    on_a_server(lambda server, folder: measure(server, folder, options.runs, options.rounds))
 
 
 if __name__ == "__main__":

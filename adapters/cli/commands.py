@@ -269,6 +269,39 @@ def changing(function: F) -> F:
     return function
 
 
+def selecting_events(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that select events; the function gets `filters`, `since` and `until`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, since: When | None, until: When | None, text: str, **kwargs: Any) -> Any:
+        from datatask.engine.ports import Filters
+        from datatask.schema.errors import unknown
+        from datatask.schema.events import KINDS
+
+        fields = ("kind", "task", "repository", "job", "run", "actor")
+        filters = Filters(*[kwargs.pop(field) for field in fields])._replace(text=text)
+        for kind in filters.kinds:
+            if kind not in KINDS:
+                raise unknown("kind of event", kind, KINDS)
+        return function(*args, filters=filters, since=since, until=until, **kwargs)
+
+    for option in (
+        click.option("--grep", "text", default="", metavar="TEXT",
+                     help="Only events that hold this text: in a name, or in their own fields as JSON."),
+        click.option("--until", type=WHEN, metavar="WHEN", help="Only up to a position, time or age."),
+        click.option("--since", type=WHEN, metavar="WHEN", help="Only from a position, time or age on."),
+        click.option("--actor", multiple=True,
+                     help="Only what this one caused: `engine`, a user, user@host, or all of `user@host: command`."),
+        click.option("--run", type=click.IntRange(1), multiple=True, metavar="RUN", help="Only this run."),
+        click.option("--kind", multiple=True, metavar="KIND", help="Only this kind of event."),
+        click.option("--repository", multiple=True, metavar="REPO", help="Only this repository (id)."),
+        click.option("--job", type=JOB, multiple=True, help="Only this job."),
+        click.option("--task", multiple=True, metavar="TASK", help="Only this task."),
+    ):  # fmt: skip
+        call = option(call)
+    return call
+
+
 def choosing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what says what of the pipeline is meant; the function gets it as `choice`."""
 

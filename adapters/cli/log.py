@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 
-from datatask.adapters.cli.commands import JOB, WHEN, Span, command
+from datatask.adapters.cli.commands import WHEN, Span, command, selecting_events
 from datatask.adapters.cli.output import Output, encode
 from datatask.adapters.cli.recorded import changed, opened, recorded
 from datatask.adapters.cli.settings import Settings
@@ -28,8 +28,8 @@ from datatask.adapters.history.waits import refuse_unknown
 from datatask.adapters.log.query_process import Answered, Limits, ask
 from datatask.adapters.log.reader import LogReader
 from datatask.engine.ports import Filters
-from datatask.schema.errors import InvalidValueError, TemporaryError, unknown
-from datatask.schema.events import KINDS, Recorded
+from datatask.schema.errors import InvalidValueError, TemporaryError
+from datatask.schema.events import Recorded
 from datatask.schema.resources import parse_size
 from datatask.schema.troubles import shown
 
@@ -53,28 +53,12 @@ DATA_WIDTH = 160
               help="Only what followed from this event, however indirectly.")  # fmt: skip
 @click.option("--regex", is_flag=True, help="TEXT is a regular expression (Python's).")
 @click.option("-i", "--ignore-case", is_flag=True, help="Let TEXT match in upper and lower case.")
-@click.option("--grep", "text", default="", metavar="TEXT",
-              help="Only events that hold this text: in a name, or in their own fields as JSON.")  # fmt: skip
-@click.option("--until", type=WHEN, metavar="WHEN", help="Only up to a position, time or age.")
-@click.option("--since", type=WHEN, metavar="WHEN", help="Only from a position, time or age on.")
-@click.option("--actor", multiple=True,
-              help="Only what this one caused: `engine`, a user, user@host, or all of `user@host: command`.")  # fmt: skip
-@click.option("--run", type=click.IntRange(1), multiple=True, metavar="RUN", help="Only this run.")
-@click.option("--kind", multiple=True, metavar="KIND", help="Only this kind of event.")
-@click.option("--repository", multiple=True, metavar="REPO", help="Only this repository (id).")
-@click.option("--job", type=JOB, multiple=True, help="Only this job.")
-@click.option("--task", multiple=True, metavar="TASK", help="Only this task.")
+@selecting_events
 def log(
     settings: Settings,
-    task: tuple[str, ...],
-    job: tuple[str, ...],
-    repository: tuple[str, ...],
-    kind: tuple[str, ...],
-    run: tuple[int, ...],
-    actor: tuple[str, ...],
+    filters: Filters,
     since: When | None,
     until: When | None,
-    text: str,
     ignore_case: bool,
     regex: bool,
     caused_by: int | None,
@@ -88,21 +72,19 @@ def log(
 
     One event a line: position, time, kind, then what it is about. With --json one object a line.
     """
-    for name in kind:
-        if name not in KINDS:
-            raise unknown("kind of event", name, KINDS)
     if follow and (reverse or caused_by is not None or causes_of is not None):
         raise InvalidValueError(
             "--follow goes on with what comes: it has no end to begin at",
             remedy="leave out --reverse, --caused-by and --causes-of, or --follow",
         )
-    pattern = _pattern(text, ignore_case, regex)
-    filters = Filters(kind, task, repository, job, run, actor, text="" if pattern else text)
+    pattern = _pattern(filters.text, ignore_case, regex)
+    if pattern:
+        filters = filters._replace(text="")
     selection = events.Selection(filters, since, until, pattern, caused_by, causes_of, last, reverse)
     printer = _Printer(Output(settings, csv=csv))
     with opened(settings, events=True) as reader:
         if not follow:  # what comes later may have names that are not there yet
-            refuse_unknown(reader, task, job, repository)
+            refuse_unknown(reader, filters.tasks, filters.jobs, filters.repositories)
             for found in events.select(reader, selection):
                 printer(found)
             return
@@ -207,15 +189,7 @@ def _line(found: Recorded, shape: dict[str, Any]) -> str:
 @click.option("--table", "names", multiple=True, type=click.Choice(TABLES), help="Which; may be repeated.")
 @click.option("--force", is_flag=True, help="Write over what is there.")
 @click.option("--at", type=WHEN, metavar="WHEN", help="As of a position, an ISO time or an age such as -2h.")
-@click.option("--grep", "text", default="", metavar="TEXT", help="Only events that hold this text.")
-@click.option("--until", type=WHEN, metavar="WHEN", help="Only what was recorded up to then.")
-@click.option("--since", type=WHEN, metavar="WHEN", help="Only what was recorded from then on.")
-@click.option("--actor", multiple=True, help="Only events that this one caused.")
-@click.option("--run", type=click.IntRange(1), multiple=True, metavar="RUN", help="Only this run.")
-@click.option("--kind", multiple=True, metavar="KIND", help="Only this kind of event.")
-@click.option("--repository", multiple=True, metavar="REPO", help="Only this repository (id).")
-@click.option("--job", type=JOB, multiple=True, help="Only this job.")
-@click.option("--task", multiple=True, metavar="TASK", help="Only this task.")
+@selecting_events
 def export_(
     settings: Settings,
     target: str,
@@ -223,24 +197,14 @@ def export_(
     names: tuple[str, ...],
     force: bool,
     at: When | None,
-    task: tuple[str, ...],
-    job: tuple[str, ...],
-    repository: tuple[str, ...],
-    kind: tuple[str, ...],
-    run: tuple[int, ...],
-    actor: tuple[str, ...],
+    filters: Filters,
     since: When | None,
     until: When | None,
-    text: str,
 ) -> None:
     """Write the log as files: Parquet, CSV, JSON lines, OpenLineage.
 
     TARGET is a file, a directory (Parquet of all tables, or several tables), or - for stdout.
     """
-    for name in kind:
-        if name not in KINDS:
-            raise unknown("kind of event", name, KINDS)
-    filters = Filters(kind, task, repository, job, run, actor, text=text)
     order = Order(target, form, names, Wanted(filters, since, until), force)
     output = Output(settings)
     with recorded(settings, at, events=True) as log:

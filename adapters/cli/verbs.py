@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,9 +37,6 @@ from datatask.schema.troubles import shown
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
-
-
-Requests = Callable[[TaskState, State], Iterable[Wish]]
 
 
 def report(output: Output, done: Done, verb: str, dry_run: bool, wanted: bool) -> int:

@@ -199,9 +199,7 @@ class History:
         An `actor` is `engine`, a user, `user@host`, or all of `user@host: command`; `caused_by` and `causes_of` are
         positions whose consequences or causes are asked for, however indirect.
         """
-        runs = (run,) if isinstance(run, int) else tuple(run)
-        kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
-        filters = Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
+        filters = _filters(kind, task, repository, job, run, actor, text)
         span = _when(since), _when(until)
         return select(self.reader, Selection(filters, *span, None, caused_by, causes_of, last, newest_first))
 
@@ -272,9 +270,7 @@ class History:
         from datatask.adapters.history.export.files import Order, export
         from datatask.adapters.history.export.tables import Wanted as Rows
 
-        runs = (run,) if isinstance(run, int) else tuple(run)
-        kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
-        filters = Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
+        filters = _filters(kind, task, repository, job, run, actor, text)
         wanted = Rows(filters, _when(since), _when(until))
         order = Order(str(target), format, _names(tables), wanted, force)
         return export(self.reader, self.state(at), order)
@@ -313,6 +309,14 @@ def _whole(place: str | Path) -> LogReader:
 
 def _names(given: Names) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _filters(
+    kind: Names, task: Names, repository: Names, job: Names, run: int | Sequence[int], actor: Names, text: str
+) -> Filters:
+    runs = (run,) if isinstance(run, int) else tuple(run)
+    kinds, tasks, repositories, jobs, actors = map(_names, (kind, task, repository, job, actor))
+    return Filters(kinds, tasks, repositories, jobs, runs, actors, text=text)
 
 
 def _when(at: Moment) -> When | None:

@@ -44,7 +44,7 @@ class KeptWriter:
     def __init__(self, log: Path, uuid: str) -> None:
         self.path, self._uuid = kept_path(log), uuid
         self._waiting: list[tuple[int, Printed]] = []
-        self._bytes = self._left_out = 0
+        self._bytes = 0
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._news = threading.Event()
         self._ended = False
@@ -57,7 +57,6 @@ class KeptWriter:
             for one in printed:
                 size = len(one.head) + len(one.tail)
                 if self._bytes + size > WAITING_BYTES_MAX:
-                    self._left_out += 1
                     continue
                 self._bytes += size
                 self._waiting.append((run, one))

@@ -72,7 +72,6 @@ class Quick:
         self.recorded: dict[str, Constraint] = {}
         self._media = {leaf.id: leaf.definition.medium for leaf in self.state.leaves.values()}
         self.job_states: list[BatchState] = []
-        self._cells: list[array[int]] = []
         self._grow(len(model.names))
         self.lanes = [
             SimTask(task, profile, self.state)

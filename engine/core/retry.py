@@ -26,7 +26,6 @@ CONFLICTS_MAX = 1000
 MACHINE_LONGEST = MINUTE
 MACHINES_MAX = 1000
 """A job that was lost so often in one episode is given up even where the machine ended it."""
-THROTTLED = "throttled"
 SHELL_SIGNAL = 128
 """What shells add to the number of a signal."""
 SIGNALS = {number.value: number.name for number in signal.Signals}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,14 @@ async def work(path: Path, first: int, last: int) -> None:
         for number in range(first, last):
             await pipe.put("numbers", f"j{number}", number)
         await pipe.run(timeout=100)
+
+
+def twenty_jobs(folder: Path) -> Path:
+    """Make a log of twenty jobs, `log.db`, and a copy of it, `before.db`."""
+    path = folder / "log.db"
+    asyncio.run(work(path, 0, 20))
+    shutil.copy(path, folder / "before.db")
+    return path
 
 
 def cut_at(path: Path, at: int, step: Callable[[str], None] = lambda name: None) -> Cut:

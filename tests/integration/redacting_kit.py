@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ def inject(project: Project, **documents: Any) -> None:
     (project.folder / "words.jsonl").write_text(lines)
     project.ok("inject", "copy.words", "--from", "words.jsonl")
     (project.folder / "words.jsonl").unlink()
+
+
+def leaked(folder: Path) -> Project:
+    """Make a log in which a secret stands in a value, its copy, a blob, an error, and a reason."""
+    project = Project(folder, PIPELINE)
+    inject(
+        project, good={"word": "plain"}, bad={"word": SECRET * 1500}, worse={"word": SECRET, "fails": True}
+    )
+    project.call("run")
+    project.ok("inject", "copy.blobs", "big", stdin=BLOB)
+    project.ok("pause", "copy", "--reason", f"somebody leaked {SECRET}")
+    return project
+
+
+def copied(original: Project, folder: Path) -> Project:
+    """Copy a project, to be changed."""
+    copy = Project(folder, PIPELINE)
+    shutil.copytree(original.log.parent, copy.log.parent)
+    return copy
 
 
 def events(project: Project) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sqlite3
@@ -26,7 +25,7 @@ from datatask.schema.errors import (
 )
 from datatask.schema.events import ArchiveCut
 from datatask.schema.units import iso
-from tests.integration.archive_kit import WHO, cut_at, file_of, pipeline, work
+from tests.integration.archive_kit import WHO, cut_at, file_of, pipeline, twenty_jobs, work
 from tests.integration.cli_kit import Project
 
 
@@ -38,10 +37,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """A log of twenty jobs, and a copy of it as it was."""
-    path = tmp_path / "log.db"
-    asyncio.run(work(path, 0, 20))
-    shutil.copy(path, tmp_path / "before.db")
-    return path
+    return twenty_jobs(tmp_path)
 
 
 async def test_what_is_cut_lies_in_a_checked_archive_and_the_state_is_the_same(log: Path) -> None:

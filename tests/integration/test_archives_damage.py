@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import hashlib
 import json
@@ -30,7 +29,7 @@ from datatask.schema.errors import (
     LogDamagedError,
 )
 from tests.effort import share
-from tests.integration.archive_kit import cut_at, file_of, pipeline, work
+from tests.integration.archive_kit import cut_at, file_of, pipeline, twenty_jobs, work
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +40,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """A log of twenty jobs, and a copy of it as it was."""
-    path = tmp_path / "log.db"
-    asyncio.run(work(path, 0, 20))
-    shutil.copy(path, tmp_path / "before.db")
-    return path
+    return twenty_jobs(tmp_path)
 
 
 async def test_a_cache_that_was_damaged_is_made_anew(log: Path) -> None:

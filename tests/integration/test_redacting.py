@@ -35,28 +35,29 @@ from datatask.schema.events import StoreWriteIntended, UnknownEvent, ValuePut
 from datatask.schema.messages import Who
 from tests.golden.samples import SAMPLES
 from tests.integration.cli_kit import Project
-from tests.integration.redacting_kit import BLOB, PIPELINE, SECRET, WHO, events, found_in, inject
+from tests.integration.redacting_kit import (
+    BLOB,
+    PIPELINE,
+    SECRET,
+    WHO,
+    copied,
+    events,
+    found_in,
+    inject,
+    leaked,
+)
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A log in which a secret stands in a value, its copy, a blob, an error, and a reason."""
-    project = Project(tmp_path_factory.mktemp("original"), PIPELINE)
-    inject(
-        project, good={"word": "plain"}, bad={"word": SECRET * 1500}, worse={"word": SECRET, "fails": True}
-    )
-    project.call("run")
-    project.ok("inject", "copy.blobs", "big", stdin=BLOB)
-    project.ok("pause", "copy", "--reason", f"somebody leaked {SECRET}")
-    return project
+    return leaked(tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture
 def project(original: Project, tmp_path: Path) -> Project:
     """A copy of it, to be changed."""
-    copy = Project(tmp_path, PIPELINE)
-    shutil.copytree(original.log.parent, copy.log.parent)
-    return copy
+    return copied(original, tmp_path)
 
 
 def guilty(project: Project) -> list[int]:

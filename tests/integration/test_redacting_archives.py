@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,28 +17,19 @@ from datatask.adapters.history.maintenance import redact
 from datatask.adapters.log.locate import archives_path
 from datatask.schema.codec import payload_digest
 from tests.integration.cli_kit import Project
-from tests.integration.redacting_kit import BLOB, PIPELINE, SECRET, WHO, found_in, inject
+from tests.integration.redacting_kit import PIPELINE, SECRET, WHO, copied, found_in, inject, leaked
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A log in which a secret stands in a value, its copy, a blob, an error, and a reason."""
-    project = Project(tmp_path_factory.mktemp("original"), PIPELINE)
-    inject(
-        project, good={"word": "plain"}, bad={"word": SECRET * 1500}, worse={"word": SECRET, "fails": True}
-    )
-    project.call("run")
-    project.ok("inject", "copy.blobs", "big", stdin=BLOB)
-    project.ok("pause", "copy", "--reason", f"somebody leaked {SECRET}")
-    return project
+    return leaked(tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture
 def project(original: Project, tmp_path: Path) -> Project:
     """A copy of it, to be changed."""
-    copy = Project(tmp_path, PIPELINE)
-    shutil.copytree(original.log.parent, copy.log.parent)
-    return copy
+    return copied(original, tmp_path)
 
 
 @pytest.fixture

@@ -100,7 +100,6 @@ class Condition(Value, frozen=True):
     status: str = ""
     reason: str = ""
     message: str = ""
-    last_transition_time: str | None = None
 
 
 class Status(Value, frozen=True):
