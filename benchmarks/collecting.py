@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -38,10 +39,10 @@ async def proof(host: Any, source: Path) -> tuple[float, float]:
 
     async with await host.connect() as connection:
         began = time.perf_counter()
-        told = await connection.run(f"cksum <{source}", check=True)
+        done = await connection.run(f"cksum <{source}", check=True)
         there = time.perf_counter() - began
     began = time.perf_counter()
-    printed, size = str(told.stdout).split()
+    printed, size = str(done.stdout).split()
     assert await asyncio.to_thread(fits, printed, source, int(size))
     return there, time.perf_counter() - began
 

@@ -95,9 +95,9 @@ class FileBlobs:
         They are hashed, unless they were before and the file has not been touched since.
         """
         place = self.path(digest)
-        if (told := self._sha256_at(place, digest)) != digest:
+        if (actual := self._sha256_at(place, digest)) != digest:
             raise ValueDamagedError(
-                f"the bytes are not the recorded ones: their SHA-256 is {told}",
+                f"the bytes are not the recorded ones: their SHA-256 is {actual}",
                 where=str(place),
                 remedy="restore the file from a backup, or inject the value anew; then `datatask retry` its jobs",
             )
@@ -109,12 +109,12 @@ class FileBlobs:
             stamp = _stamp(os.fstat(file.fileno()))
             if self._seen.get(digest) == stamp:
                 return digest
-            told = hashlib.file_digest(file, "sha256").hexdigest()
-            if told == digest and stamp == _stamp(os.fstat(file.fileno())):
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual == digest and stamp == _stamp(os.fstat(file.fileno())):
                 if len(self._seen) >= _SEEN_MAX:
                     self._seen.clear()
                 self._seen[digest] = stamp
-        return told
+        return actual
 
     def _place(self, digest: str) -> Path:
         if len(digest) != 64 or not _HEX.issuperset(digest):

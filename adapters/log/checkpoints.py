@@ -241,9 +241,9 @@ def _names_told_of(folder: str) -> list[str]:
 
 def _tell(error: UnsafePlaceError) -> None:
     """Say why a checkpoint is not used, once a folder."""
-    told = _names_told_of(os.path.dirname(error.where))
-    if not told:
-        told.append(error.where)
+    reported = _names_told_of(os.path.dirname(error.where))
+    if not reported:
+        reported.append(error.where)
         logger.warning("not used, the log is folded instead: %s", error)
 
 
@@ -355,9 +355,9 @@ class CheckedReader:
         faults = chain.finish(end)
         if faults or position not in self._marks:
             self._marks.clear()
-            told = str(faults[0]) if faults else "it is not there any more"
+            why = str(faults[0]) if faults else "it is not there any more"
             raise damaged(
-                f"the event is not the one that was written ({told})", self._reader.path, position, _REMEDY
+                f"the event is not the one that was written ({why})", self._reader.path, position, _REMEDY
             )
 
 
@@ -371,8 +371,8 @@ def base_fits(reader: LogReader) -> bool:
     base = reader.header.base
     if not base:
         return True
-    told = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]
-    states = {event.state for event in told if isinstance(event, ArchiveCut) and event.until == base}
+    cuts = [event for _, event in reader.read(filters=Filters(kinds=("ArchiveCut",)))]
+    states = {event.state for event in cuts if isinstance(event, ArchiveCut) and event.until == base}
     try:
         return states == {base_digest(reader.base_stored()[1], carried_digest(reader, base))}
     except (DatataskError, *UNFIT):
@@ -387,8 +387,8 @@ def carried_digest(reader: LogReader, until: int, positions: Sequence[int] | Non
         if kept is None or row[0] in kept:
             *plain, payload, salt, hashed, _ = row
             encoded = None if payload is None else payload.encode()
-            told = hashed.hex() if hashed else payload_digest(encoded, salt)
-            digest.update(msgspec.json.encode([*plain, told]))
+            payload_hash = hashed.hex() if hashed else payload_digest(encoded, salt)
+            digest.update(msgspec.json.encode([*plain, payload_hash]))
     return digest.digest()
 
 

@@ -132,7 +132,7 @@ class FileInbox:
                 continue
             except OddFileError as odd:
                 odd_ones.append(name)
-                self._set_aside(folder, name, at, str(odd), tell=len(odd_ones) <= TOLD_MAX)
+                self._set_aside(folder, name, at, str(odd), report=len(odd_ones) <= TOLD_MAX)
         if more := odd_ones[TOLD_MAX:]:
             names = ", ".join(f"{name!r:.80}" for name in more[:NAMED_MAX]) + (
                 " …" if more[NAMED_MAX:] else ""
@@ -140,7 +140,7 @@ class FileInbox:
             logger.warning("%s: %s more entries like these were set aside: %s", self.root, len(more), names)
         return found
 
-    def _set_aside(self, folder: PrivateFolder, name: str, at: int, why: str, *, tell: bool) -> None:
+    def _set_aside(self, folder: PrivateFolder, name: str, at: int, why: str, *, report: bool) -> None:
         """Refuse an entry, and move it out of the way; what cannot be moved is looked at again when it has changed."""
         stem = name.removesuffix(".json")
         if _ID.fullmatch(stem):
@@ -158,7 +158,7 @@ class FileInbox:
         except OSError as error:
             self._stuck[name] = at
             kept = f"it stays there ({error.strerror})"
-        if tell:
+        if report:
             logger.warning(
                 "%s: the entry %r is no request that may be believed: %s; %s", self.root, name, why, kept
             )

@@ -1,8 +1,8 @@
-"""What runs printed, kept beside the log in `<log>.logs`: a SQLite file of its own, which nothing else rests on.
+"""The output of runs, stored beside the log in `<log>.logs`, a SQLite file that no other data depends on.
 
-In: what is `Printed` by run and stream, already bounded. Out: the same, by run. An engine writes in a thread, some runs at a time; who reads
-sees what was written some tenths of a second ago. What cannot be written is given up, and told once: a full disk ends no run. The
-log's identity stands in the file: one of another log is left alone, and another one is begun where this log was copied.
+In: `Printed` records by run and stream, of bounded size. Out: the same records by run. The engine writes them from a thread in
+batches; a reader lags some tenths of a second behind. A failed write is dropped and logged once: a full disk ends no run.
+The file holds the UUID of its log: a reader ignores the file of another log, and the writer empties it first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("datatask.engine")
 
 PAUSE_SECONDS = 0.2
 WAITING_BYTES_MAX = 64 << 20
-"""More than so much does not wait for the disk: what comes then is left out."""
+"""The most output that may wait for the disk; output beyond it is dropped."""
 BUSY_SECONDS = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (uuid TEXT NOT NULL);
@@ -34,12 +34,12 @@ CREATE TABLE IF NOT EXISTS printed (
 
 
 def kept_path(log: Path) -> Path:
-    """Return the file with what the runs of a log printed."""
+    """Return the path of the file with the output of a log's runs."""
     return log.with_name(log.name + ".logs")
 
 
 class KeptWriter:
-    """Writes what runs print, in a thread of its own from the first one on; `close` writes what is left."""
+    """Writes the output of runs in a thread, which starts with the first output; `close` writes the rest."""
 
     def __init__(self, log: Path, uuid: str) -> None:
         self.path, self._uuid = kept_path(log), uuid
@@ -52,7 +52,7 @@ class KeptWriter:
         self._thread: threading.Thread | None = None
 
     def put(self, run: int, printed: Iterable[Printed]) -> None:
-        """Keep what a run printed."""
+        """Queue the output of a run."""
         with self._lock:
             for one in printed:
                 size = len(one.head) + len(one.tail)
@@ -66,11 +66,11 @@ class KeptWriter:
         self._news.set()
 
     def flush(self) -> None:
-        """Write what waits, now."""
+        """Write the queued output now."""
         self._write()
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write the queued output, and end the thread."""
         self._ended = True
         self._news.set()
         if self._thread is not None:
@@ -82,7 +82,7 @@ class KeptWriter:
             self._news.clear()
             self._write()
             if not self._ended:
-                threading.Event().wait(PAUSE_SECONDS)  # so that many small ones are one transaction
+                threading.Event().wait(PAUSE_SECONDS)  # many small outputs make one transaction
         self._write()
 
     def _write(self) -> None:
@@ -112,7 +112,9 @@ class KeptWriter:
             if owner is None:
                 connection.execute("INSERT INTO about VALUES (?)", (self._uuid,))
             elif owner[0] != self._uuid:
-                connection.execute("DELETE FROM printed")  # of the log that was here before
+                connection.execute(
+                    "DELETE FROM printed"
+                )  # the output of another log, of which this one took the place
                 connection.execute("UPDATE about SET uuid = ?", (self._uuid,))
             connection.commit()
         except BaseException:
@@ -125,7 +127,7 @@ def _made(path: Path) -> sqlite3.Connection:
     os.close(private(str(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
     try:
-        connection.execute("PRAGMA synchronous = OFF")  # worth no wait for the disk
+        connection.execute("PRAGMA synchronous = OFF")  # output is not worth an fsync
         connection.executescript(_SCHEMA)
     except BaseException:
         connection.close()
@@ -134,7 +136,7 @@ def _made(path: Path) -> sqlite3.Connection:
 
 
 def read_kept(log: Path, uuid: str, runs: Sequence[int]) -> dict[int, list[Printed]]:
-    """Return what these runs printed, by run; those of which nothing is kept are left out."""
+    """Return the output of these runs, by run; a run without stored output is missing."""
     path = kept_path(log)
     found: dict[int, list[Printed]] = {}
     if not path.exists():
@@ -155,7 +157,7 @@ def read_kept(log: Path, uuid: str, runs: Sequence[int]) -> dict[int, list[Print
 
 
 def forget_kept(log: Path, below: int, keep: Iterable[int] = ()) -> int:
-    """Remove what runs with numbers below this one printed, but for those to keep; return the number of runs."""
+    """Delete the output of runs with numbers below `below`, except those in `keep`; return the number of runs."""
     path = kept_path(log)
     if not path.exists():
         return 0
@@ -171,7 +173,7 @@ def forget_kept(log: Path, below: int, keep: Iterable[int] = ()) -> int:
 
 
 def copy_kept(log: Path, to: Path) -> None:
-    """Copy what the runs of a log printed beside a copy of it, as it is at one moment; nothing where there is none."""
+    """Copy the output file of a log beside a copy of the log, as one snapshot; do nothing where there is none."""
     path = kept_path(log)
     if path.exists():
         with closing(_made(kept_path(to))) as copy, closing(sqlite3.connect(path)) as connection:

@@ -40,7 +40,7 @@ DISK_BYTES = 4 << 30
 """The most bytes of each of SQLite's temporary files, and of the answer."""
 
 GRACE_SECONDS = 1.0
-"""SQLite is told to end by itself; only after this long it is killed."""
+"""SQLite is interrupted first; only after this long it is killed."""
 
 _LENGTH = struct.Struct(">I")
 _START = "from datatask.adapters.log.query_process import answer; answer()"
@@ -84,31 +84,31 @@ def ask(path: Path, sql: str, parameters: Parameters, limits: Limits) -> Answere
             stdin=subprocess.PIPE, stdout=kept, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         try:
-            _, told = process.communicate(msgspec.msgpack.encode(request))
+            _, output = process.communicate(msgspec.msgpack.encode(request))
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        columns, more = _ended(process.returncode, told, limits)
+        columns, more = _ended(process.returncode, output, limits)
     except BaseException:
         kept.close()
         raise
     return Answered(columns, _rows(kept), more)
 
 
-def _ended(code: int, told: bytes, limits: Limits) -> tuple[tuple[str, ...], bool]:
+def _ended(code: int, output: bytes, limits: Limits) -> tuple[tuple[str, ...], bool]:
     """Return columns and whether there is more, or raise what ended the process."""
     with suppress(ValueError):
-        said = json.loads(told.splitlines()[-1]) if told.strip() else {}
+        said = json.loads(output.splitlines()[-1]) if output.strip() else {}
         if "columns" in said:
             return tuple(said["columns"]), said["more"]
         if "error" in said:
             raise _error(said["error"])
     if code in (-signal.SIGALRM, -signal.SIGXCPU):
         raise time_error(limits.seconds)
-    if b"MemoryError" in told or code in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT):
+    if b"MemoryError" in output or code in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT):
         raise memory_error(limits.memory_bytes)
-    text = " ".join(told.decode(errors="replace").split())[-300:]
+    text = " ".join(output.decode(errors="replace").split())[-300:]
     raise NotPossibleError(
         f"the query's process ended with {code}: {text}", where="SQL", remedy="see what it says"
     )
@@ -130,9 +130,9 @@ def memory_error(most: int) -> CallerError:
     )
 
 
-def _error(told: dict[str, str]) -> DatataskError:
-    kind = getattr(errors, told["kind"], CallerError)
-    return kind(told["what"], where=told["where"], remedy=told["remedy"])
+def _error(shape: dict[str, str]) -> DatataskError:
+    kind = getattr(errors, shape["kind"], CallerError)
+    return kind(shape["what"], where=shape["where"], remedy=shape["remedy"])
 
 
 def _rows(kept: BinaryIO | Any) -> Iterator[tuple[Any, ...]]:
@@ -152,17 +152,17 @@ def answer() -> None:
     _confine(request)
     try:
         columns, more = _answered(request)
-        told: dict[str, Any] = {"columns": columns, "more": more}
+        outcome: dict[str, Any] = {"columns": columns, "more": more}
     except MemoryError:
-        told = {"error": _shape(memory_error(request.memory_bytes))}
+        outcome = {"error": _shape(memory_error(request.memory_bytes))}
     except BaseException as error:
-        told = {"error": _shape(as_error(error, "SQL"))}
-    os.write(2, json.dumps(told).encode() + b"\n")
+        outcome = {"error": _shape(as_error(error, "SQL"))}
+    os.write(2, json.dumps(outcome).encode() + b"\n")
     os._exit(0)
 
 
 def _confine(request: Request) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # told by the write that fails
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write that fails says so
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if _PROC else 0
     for what, most in (
         (resource.RLIMIT_AS, used + request.memory_bytes),

@@ -172,10 +172,10 @@ class LogReader:
 
     def integrity(self) -> list[str]:
         """Return what SQLite's own checks find wrong in the file, at most 100 lines; reads all of it."""
-        told = self.file.steadily(
+        lines = self.file.steadily(
             lambda connection: connection.execute("PRAGMA integrity_check(100)").fetchall()
         )
-        return [str(line) for (line,) in told if line != "ok"]
+        return [str(line) for (line,) in lines if line != "ok"]
 
     def copy_to(self, target: Path) -> None:
         """Copy the file, as it is at one moment, to a new path; the writer goes on meanwhile. Not yet durable."""

@@ -72,8 +72,8 @@ def with_limit(definition: PipelineDef, scenario: Scenario, name: str, value: fl
     for quota in definition.quotas:
         for amount in (*quota.limits, "launches"):
             if name == f"{quota.name}.{amount}":
-                told: int | str = round(value) if amount == "launches" else f"{round(value * NANO)}n"
-                own = {**scenario.quotas.get(quota.name, {}), amount: told}
+                given: int | str = round(value) if amount == "launches" else f"{round(value * NANO)}n"
+                own = {**scenario.quotas.get(quota.name, {}), amount: given}
                 return replace(scenario, quotas={**scenario.quotas, quota.name: own})
     for task in definition.tasks:
         if name == f"{task.name}.concurrency":

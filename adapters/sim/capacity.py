@@ -361,12 +361,12 @@ class _Search:
         seconds, result = self.at(top)[0], self.simulated(top)
         path = in_sum(critical_path(result)) if result.records is not None and len(result.records) else {}
         longest = next(iter(path.items()), None)
-        told = f"even with the most of everything it takes {seconds:.3g} s"
+        reason = f"even with the most of everything it takes {seconds:.3g} s"
         if result.stuck:
-            told = f"even with the most of everything it cannot go on: {result.stuck[0]}"
+            reason = f"even with the most of everything it cannot go on: {result.stuck[0]}"
         elif longest is not None:
-            told += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
-        return self._capacity(top, {}, True, told)
+            reason += f"; {longest[1]:.3g} s of its critical path are {longest[0]}"
+        return self._capacity(top, {}, True, reason)
 
 
 def _moved(point: Point, axis: int, index: int) -> Point:

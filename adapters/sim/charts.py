@@ -50,10 +50,10 @@ def histogram(values: Sequence[float], about: str) -> str:
         if count:
             tall = count / most * height
             at = LEFT + index * PLOT / BINS
-            told = f"{span(low + index * width)} to {span(low + (index + 1) * width)}: {count}"
+            title = f"{span(low + index * width)} to {span(low + (index + 1) * width)}: {count}"
             bars.append(
                 f'<rect class="c0" x="{at:.1f}" y="{TOP + height - tall:.1f}" width="{PLOT / BINS - 1:.1f}" '
-                f'height="{tall:.1f}"><title>{escape(told)}</title></rect>'
+                f'height="{tall:.1f}"><title>{escape(title)}</title></rect>'
             )
     left, right = span(low), span(high)
     foot = [_text(LEFT, TOP + height + 16, left), _text(WIDTH - RIGHT, TOP + height + 16, right, "end")]
@@ -104,8 +104,8 @@ def lanes(bars: Iterable[Bar], end: float, about: str) -> str:
                 f'height="{LANE - 2}"><title>{escape(bar.about)}</title></rect>'
             )
     height = LANE * len(packed)
-    told = f"{about}; {left_out} more runs at the same time are not shown" if left_out else about
-    return _svg(told, TOP + height + 24, [_axis(height), *parts, *_times(end, TOP + height + 16)])
+    title = f"{about}; {left_out} more runs at the same time are not shown" if left_out else about
+    return _svg(title, TOP + height + 24, [_axis(height), *parts, *_times(end, TOP + height + 16)])
 
 
 def pieces(bars: Sequence[Bar], end: float, about: str) -> str:
@@ -126,12 +126,12 @@ def ranges(rows: Sequence[tuple[str, float, float, float]], about: str) -> str:
     left, parts = LEFT + 200, []
     for index, (name, least, middle, most) in enumerate(rows):
         y = TOP + index * row
-        told = f"{name}: {span(least)} to {span(most)}, middle {span(middle)}"
+        title = f"{name}: {span(least)} to {span(most)}, middle {span(middle)}"
         bar = f'<rect class="c0" x="{left}" y="{y + 3}" width="{middle * scale:.1f}" height="{row - 8}">'
         between = f'x1="{left + least * scale:.1f}" x2="{left + most * scale:.1f}"'
         label = name if len(name) <= NAME_MAX else name[: NAME_MAX - 1] + "…"
         parts.append(_text(left - 8, y + 15, label, "end"))
-        parts.append(f"{bar}<title>{escape(told)}</title></rect>")
+        parts.append(f"{bar}<title>{escape(title)}</title></rect>")
         parts.append(f'<line class="limit" {between} y1="{y + row / 2 - 1}" y2="{y + row / 2 - 1}"/>')
     return _svg(about, TOP + row * len(rows) + 8, parts)
 

@@ -208,9 +208,9 @@ class Empirical(Distribution):
         return sum(self.values) / len(self.values)
 
 
-def as_distribution(told: Distribution | float | int) -> Distribution:
+def as_distribution(given: Distribution | float | int) -> Distribution:
     """Return a value as a distribution: a number is a constant."""
-    return told if isinstance(told, Distribution) else Constant(told)
+    return given if isinstance(given, Distribution) else Constant(given)
 
 
 def chooser(weights: tuple[float, ...], chance: Chance) -> Sampler:
@@ -261,15 +261,15 @@ def _add(found: dict[str, dict[str, float]], cells: list[str], where: str) -> No
         raise InvalidValueError(
             f"{len(cells)} columns", where=where, remedy="write job,seconds or task,job,seconds"
         )
-    task, job, told = ("", *cells) if len(cells) == 2 else cells
+    task, job, given = ("", *cells) if len(cells) == 2 else cells
     if not is_job(job):
         raise InvalidValueError(f"{job!r:.80} is not a job id", where=where, remedy="write job,seconds")
     try:
-        seconds = float(told)
+        seconds = float(given)
     except ValueError:
-        raise InvalidValueError(f"{told!r:.80} is no number of seconds", where=where) from None
+        raise InvalidValueError(f"{given!r:.80} is no number of seconds", where=where) from None
     if not 0 <= seconds < inf:
-        raise InvalidValueError(f"{told} seconds is no duration", where=where, remedy="give 0 or more")
+        raise InvalidValueError(f"{given} seconds is no duration", where=where, remedy="give 0 or more")
     if job in found.setdefault(task, {}):
         raise InvalidValueError(
             f"{job} is in the table twice", where=where, remedy="leave one line for each job"

@@ -49,7 +49,7 @@ class Machine:
         self.whole = dict(self.free)
         self.running: dict[int, tuple[SimRun, Request]] = {}
         self.single = not self.free
-        self.up_at, self.fails_at, self.told = 0, NEVER, 0
+        self.up_at, self.fails_at, self.reported_at = 0, NEVER, 0
         self._start = as_distribution(pool.start).sampler(stream(seed, replication, owner, "start"))
         self._repair = as_distribution(pool.repair).sampler(stream(seed, replication, owner, "repair"))
         self._lives: Sampler = lambda: NEVER
@@ -102,21 +102,21 @@ class Machine:
 class Pool:
     """Equal machines, and the runs that wait for one, by task."""
 
-    def __init__(self, told: Machines, seed: int, replication: int) -> None:
-        self.told = told
-        made = [Machine(told, index, seed, replication) for index in range(told.count)]
+    def __init__(self, declared: Machines, seed: int, replication: int) -> None:
+        self.declared = declared
+        made = [Machine(declared, index, seed, replication) for index in range(declared.count)]
         self.machines = sorted(made, key=lambda machine: -machine.speed)
         self.waiting: dict[int, deque[tuple[int, SimRun]]] = {}
         self.busy = 0.0
         self.called_at = 0
-        self.loss = LOST if told.loss == "lost" else FAILED
-        self.latency = as_distribution(told.latency).sampler(
-            stream(seed, replication, told.name, "scheduling")
+        self.loss = LOST if declared.loss == "lost" else FAILED
+        self.latency = as_distribution(declared.latency).sampler(
+            stream(seed, replication, declared.name, "scheduling")
         )
         self.lives: Sampler | None = None
-        if told.preempted is not None:
-            self.lives = Exponential(told.preempted).sampler(
-                stream(seed, replication, told.name, "preemption")
+        if declared.preempted is not None:
+            self.lives = Exponential(declared.preempted).sampler(
+                stream(seed, replication, declared.name, "preemption")
             )
 
 
@@ -125,7 +125,7 @@ class Pools:
 
     def __init__(self, definition: PipelineDef, scenario: Scenario, replication: int) -> None:
         seed = scenario.seed
-        pools = {told.name: Pool(told, seed, replication) for told in scenario.machines}
+        pools = {declared.name: Pool(declared, seed, replication) for declared in scenario.machines}
         self._all = list(pools.values())
         self._of: list[Pool] = []
         self._tasks = definition.tasks
@@ -215,8 +215,8 @@ class Pools:
                 run.duration, run.fate = lives, pool.loss
         simulator.begin(run)
         simulator.push(now + run.duration, ENDED, run)
-        if machine.fails_at < now + run.duration and machine.told != machine.fails_at:
-            machine.told = machine.fails_at
+        if machine.fails_at < now + run.duration and machine.reported_at != machine.fails_at:
+            machine.reported_at = machine.fails_at
             simulator.push(machine.fails_at, CALLED, self._failing(pool, machine))
 
     def _failing(self, pool: Pool, machine: Machine) -> Callable[[], None]:
@@ -243,20 +243,20 @@ class Pools:
 
     def busy(self, now: int) -> dict[str, tuple[float, float]]:
         span = now - self._begin
-        return {pool.told.name: (pool.busy, float(span * len(pool.machines))) for pool in self._all}
+        return {pool.declared.name: (pool.busy, float(span * len(pool.machines))) for pool in self._all}
 
     def stuck(self) -> tuple[str, ...]:
-        told = []
+        lines = []
         for pool in self._all:
             for task, line in pool.waiting.items():
                 runs = [run for _, run in line if not run.over]
                 if runs:
                     sample = ", ".join(self._simulator.name(run.job) for run in runs[:3])
-                    told.append(
+                    lines.append(
                         f"{self._names[task]}: {len(runs)} runs ({sample}{', …' if len(runs) > 3 else ''}) wait for a "
-                        f"machine of {pool.told.name}, none of which has what one asks for"
+                        f"machine of {pool.declared.name}, none of which has what one asks for"
                     )
-        return tuple(told)
+        return tuple(lines)
 
 
 def world_of(definition: PipelineDef, scenario: Scenario, replication: int) -> World:

@@ -75,7 +75,7 @@ class Fate(msgspec.Struct, frozen=True):
 class Profile:
     """How the runs of one task go. Of two functions for one thing, the one with a job's name is asked where it is there.
 
-    `duration_of` is told the attempt and the fate too; `durations`, where there are any, are by fate.
+    `duration_of` gets the attempt and the fate too; `durations`, where there are any, are by fate.
 
     `fates` are by the index of `OUTCOMES`; `fills` are the sets of repositories that a run may fill, the usual
     one first; `spawns` are (repository, number of new jobs).
@@ -126,9 +126,9 @@ def fates(shape: str) -> tuple[Fate, ...]:
 class Names(Sequence[str]):
     """The jobs' names: given, or made by number, so that a million of them need not exist."""
 
-    def __init__(self, told: Sequence[str] = (), count: int = 0) -> None:
-        self._told = list(told)
-        self._count = max(count, len(self._told))
+    def __init__(self, names: Sequence[str] = (), count: int = 0) -> None:
+        self._names = list(names)
+        self._count = max(count, len(self._names))
         self._width = max(len(str(max(self._count - 1, 0))), 1)
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class Names(Sequence[str]):
         if not -self._count <= job < self._count:
             raise IndexError(job)
         job %= self._count
-        return self._told[job] if job < len(self._told) else f"job-{job:0{self._width}d}"
+        return self._names[job] if job < len(self._names) else f"job-{job:0{self._width}d}"
 
 
 @dataclass(slots=True)

@@ -53,7 +53,7 @@ class ProfileBuilder:
         streams: Callable[[str, str], Chance],
     ) -> None:
         self.definition, self.task, self.scenario = definition, task, scenario
-        self.told = scenario.of(task.name)
+        self.declared = scenario.of(task.name)
         self.record = TaskRecord() if recording is None else recording.tasks.get(task.name, TaskRecord())
         self.stored = {leaf.id: leaf for leaf in definition.repositories if leaf.derived is None}
         self._streams = streams
@@ -68,7 +68,7 @@ class ProfileBuilder:
         self._durations(profile)
         self._latency(profile)
         self._fills(profile)
-        own = self.told.spawns or self._spawned()
+        own = self.declared.spawns or self._spawned()
         for name, count in own.items():
             known(name, self.stored, "stored repository", self.scenario)
             profile.spawns += ((name, _counted(as_distribution(count), self.chance(f"spawn {name}"))),)
@@ -78,15 +78,15 @@ class ProfileBuilder:
         return profile
 
     def _fates(self, profile: Profile) -> None:
-        told, seconds = self.told.weights(), self.record.seconds
+        declared, seconds = self.declared.weights(), self.record.seconds
         by_log = {outcome: float(len(those)) for outcome, those in seconds.items() if outcome != "cancelled"}
-        weights = told or by_log
-        if self.told.duration is not None and not told:
+        weights = declared or by_log
+        if self.declared.duration is not None and not declared:
             weights = {}
         found = tuple(weights.get(outcome, 0.0) for outcome in OUTCOMES)
         if any(found[1:]):
             profile.fate = chooser(found, self.chance("outcome"))
-        if self.scenario.own and self.record.own and not told:
+        if self.scenario.own and self.record.own and not declared:
             own, otherwise = self.record.own, profile.fate or (lambda: SUCCEEDED)
 
             def fate_of(job: str, attempt: int) -> int:
@@ -96,9 +96,9 @@ class ProfileBuilder:
             profile.fate_of = fate_of
 
     def _durations(self, profile: Profile) -> None:
-        told, record = self.told.duration, self.record
-        if isinstance(told, Distribution | int | float):
-            profile.duration = as_distribution(told).sampler(self.chance("duration"))
+        declared, record = self.declared.duration, self.record
+        if isinstance(declared, Distribution | int | float):
+            profile.duration = as_distribution(declared).sampler(self.chance("duration"))
             return
         usual = record.seconds.get("succeeded") or [
             each for those in record.seconds.values() for each in those
@@ -107,8 +107,8 @@ class ProfileBuilder:
             profile.duration = Empirical(tuple(usual)).sampler(self.chance("duration"))
             if len(record.seconds) > 1:
                 profile.durations = self._by_fate(profile.duration)
-        if isinstance(told, Mapping):
-            profile.duration_of = _by_job(self.task.name, told, bool(usual), profile)
+        if isinstance(declared, Mapping):
+            profile.duration_of = _by_job(self.task.name, declared, bool(usual), profile)
         elif not usual and not self.task.disabled:
             raise InvalidValueError(
                 f"there is no duration for {self.task.name}",
@@ -146,28 +146,28 @@ class ProfileBuilder:
         return duration_of
 
     def _latency(self, profile: Profile) -> None:
-        if self.told.latency is not None:
-            profile.latency = as_distribution(self.told.latency).sampler(self.chance("latency"))
-        elif self.record.latencies and self.told.duration is None and not self.scenario.machines:
+        if self.declared.latency is not None:
+            profile.latency = as_distribution(self.declared.latency).sampler(self.chance("latency"))
+        elif self.record.latencies and self.declared.duration is None and not self.scenario.machines:
             profile.latency = Empirical(tuple(self.record.latencies)).sampler(self.chance("latency"))
 
     def _fills(self, profile: Profile) -> None:
-        told = self.told.outputs
-        if isinstance(told, Mapping):
-            names = [self._repository(name) for name in told]
+        declared = self.declared.outputs
+        if isinstance(declared, Mapping):
+            names = [self._repository(name) for name in declared]
             if len(names) > FILLS_MAX:
                 raise InvalidValueError(
                     f"{self.task.name}: {len(names)} outputs with a likelihood each",
                     remedy=f"at most {FILLS_MAX}",
                 )
-            shares, chance = list(told.values()), self.chance("outputs")
+            shares, chance = list(declared.values()), self.chance("outputs")
             profile.fills = tuple(
                 tuple(name for bit, name in enumerate(names) if index >> bit & 1)
                 for index in range(1 << len(names))
             )
             profile.fill = lambda: sum((chance() < share) << bit for bit, share in enumerate(shares))
-        elif told is not None:
-            profile.fills = (tuple(self._repository(name) for name in told),)
+        elif declared is not None:
+            profile.fills = (tuple(self._repository(name) for name in declared),)
         elif self.record.fills:
             possible = {
                 fill: count
@@ -222,9 +222,9 @@ def _counted(distribution: Distribution, chance: Chance) -> Sampler:
 
 
 def _by_job(
-    task: str, told: Mapping[str, float], usual: bool, profile: Profile
+    task: str, declared: Mapping[str, float], usual: bool, profile: Profile
 ) -> Callable[[str, int, int], int]:
-    seconds = {job: int(float(each) * SECOND + 0.5) for job, each in told.items()}
+    seconds = {job: int(float(each) * SECOND + 0.5) for job, each in declared.items()}
 
     def duration_of(job: str, attempt: int, fate: int) -> int:
         found = seconds.get(job)

@@ -149,10 +149,10 @@ def _stuck(simulator: Quick | Logged) -> tuple[str, ...]:
 
 def stuck_in(state: State, now: int) -> tuple[str, ...]:
     """Return, a line for each task and reason, which jobs are in line and cannot go on."""
-    told = []
+    lines = []
     for task in state.tasks.values():
         if len(task.queue) or task.awaiting:
             for group in explain_all(state, task.name, now, engine_alive=True):
                 jobs = ", ".join(group.sample[:3]) + (", …" if group.count > 3 else "")
-                told.append(f"{task.name}: {group.count} jobs ({jobs}) wait: {group.explain}")
-    return tuple(told)
+                lines.append(f"{task.name}: {group.count} jobs ({jobs}) wait: {group.explain}")
+    return tuple(lines)

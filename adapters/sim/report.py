@@ -83,11 +83,11 @@ def _compared(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _scenario(result: Result, definition: PipelineDef, recording: Recording | None) -> Iterator[str]:
-    told = in_short(result.summaries, result.scenario.name)
-    makespan: dict[str, float] = told["makespan"]  # type: ignore[assignment]
+    summary = in_short(result.summaries, result.scenario.name)
+    makespan: dict[str, float] = summary["makespan"]  # type: ignore[assignment]
     yield f"<h2>{escape(result.scenario.name)}</h2>"
     yield (
-        f'<p class="big">{told["jobs"]} jobs take {escape(span(makespan["p50"]))}'
+        f'<p class="big">{summary["jobs"]} jobs take {escape(span(makespan["p50"]))}'
         f"{_spread(makespan, len(result.summaries))}.</p>"
     )
     for line in result.stuck:

@@ -74,9 +74,9 @@ class TaskScenario:
             raise InvalidValueError(f"{task}: {error.what}", where=error.where, remedy=error.remedy) from None
 
     def _check(self) -> None:
-        for told in (self.duration, self.latency):
-            if told is not None and not isinstance(told, Mapping):
-                as_distribution(told)
+        for value in (self.duration, self.latency):
+            if value is not None and not isinstance(value, Mapping):
+                as_distribution(value)
         if isinstance(self.duration, Mapping):
             for job, seconds in self.duration.items():
                 check_job(job)
@@ -121,7 +121,7 @@ class TaskScenario:
 @dataclass(frozen=True)
 class Machines:
     """A pool of machines: `count` of them with `amounts` each, or amounts for each (none given: one run at a time; cpu
-    or mem not told: enough of it).
+    or mem not given: enough of it).
 
     A run takes what its task asks for (`resources`) from one machine, or waits at the target until one has it:
     Kubernetes' nodes, or SSH hosts. `start`: how long a machine takes to come up, the first time and after a failure.
@@ -144,8 +144,8 @@ class Machines:
     def check(self) -> None:
         """Refuse what cannot be, naming the pool."""
         try:
-            for told in (self.start, self.latency, self.repair):
-                as_distribution(told)
+            for value in (self.start, self.latency, self.repair):
+                as_distribution(value)
             if self.count < 1:
                 raise InvalidValueError(f"there are {self.count} of them", remedy="give a count of 1 or more")
             if not isinstance(self.amounts, Mapping) and len(self.amounts) != self.count:
@@ -181,7 +181,7 @@ class Scenario:
     `jobs`: how many, or which; None: those of the log. `entries`: the repositories that a job enters when it comes
     (default: as recorded, else all that are read and that no task writes). `tasks`: by name; `default` for those not
     named. `quotas`: new limits by quota. `machines`: pools; a task runs in the one it names, else in the first; none
-    told: there is room for all. `until`: stop after this number of seconds. `own`: a job of the log takes as long as it took.
+    given: there is room for all. `until`: stop after this number of seconds. `own`: a job of the log takes as long as it took.
     """
 
     name: str = "scenario"

@@ -215,8 +215,8 @@ def left(result: Result) -> Left:
 def left_json(results: Sequence[Result], present: Present) -> dict[str, Any]:
     """Return the object of `simulate --continue --json`: each scenario also has `left` and `done_at`."""
     found = results_json(results)
-    for told, result in zip(found["scenarios"], results, strict=True):
+    for summary, result in zip(found["scenarios"], results, strict=True):
         time = left(result)
-        told["left"] = {"p10": time.p10, "p50": time.p50, "p90": time.p90}
-        told["done_at"] = iso(present.now + round(time.p50 * SECOND))
+        summary["left"] = {"p10": time.p10, "p50": time.p50, "p90": time.p90}
+        summary["done_at"] = iso(present.now + round(time.p50 * SECOND))
     return found

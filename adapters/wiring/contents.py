@@ -1,8 +1,8 @@
-"""The contents of files that runs read and write, as digests in the log: a touched file is told from a changed one by them.
+"""Digests of the files that runs read and write: with them a touched file is distinguished from a changed one.
 
-In: batches that are durable, and stores that can hash. Out: `ContentHashed` events. Hashed are the inputs of a run that begins, the
-outputs of one that succeeded, and the new content of what such runs had read or written. A thread of its own does it, a file
-at a time; a closing engine waits for what is left for `LAST_SECONDS` and leaves the rest unhashed.
+In: durable batches, and stores that can hash. Out: `ContentHashed` events: for the inputs of a run at its launch, for its
+outputs at its success, and for a later change of either. A thread hashes one file at a time; a closing engine waits up to
+`LAST_SECONDS` for the queue and leaves the rest unhashed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ logger = logging.getLogger("datatask.engine")
 SLICE = 200
 LAST_SECONDS = 5.0
 KNOWN_MAX = 10_000
-"""So many contents are known without asking the disk again; an entry takes 300 bytes."""
+"""The most digests held in memory, which saves reading the disk again; an entry takes 300 bytes."""
 
 
 class Links(NamedTuple):
-    """The leaves with the contents that a task reads, through filters and translations, and those that it writes."""
+    """The leaves that a task reads, through filters and translations, and the leaves that it writes."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 class Contents:
-    """Hashes what an engine's runs read and write; `open` begins, `close` ends."""
+    """Hashes the inputs and outputs of an engine's runs, between `open` and `close`."""
 
     def __init__(self, runtime: Runtime, stores: Mapping[str, Store]) -> None:
         self._runtime = runtime
@@ -55,7 +55,7 @@ class Contents:
         self._work: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Begin to listen, unless no task reads or writes what can be hashed."""
+        """Listen to batches, unless no task reads or writes a store that can hash."""
         state = self._runtime.state
         for definition in state.definition.tasks:
             if definition.on_change == "keep" and not definition.cache:
@@ -84,7 +84,7 @@ class Contents:
             self._work = self._runtime.services.keep("the digests of files", self._serve)
 
     async def close(self) -> None:
-        """Wait for what is left, in a bounded time, and end."""
+        """Wait for the queue, in a bounded time, and end."""
         if self._work is None:
             return
         with suppress(TimeoutError):
@@ -95,11 +95,11 @@ class Contents:
         await asyncio.gather(self._work, return_exceptions=True)
 
     async def hashed(self) -> None:
-        """Return when nothing waits to be hashed."""
+        """Return when the queue is empty."""
         await self._idle.wait()
 
     def _see(self, batch: e.Batch) -> None:
-        """Take up what the events of a batch make worth hashing."""
+        """Queue the values that the events of a batch concern."""
         for event in batch.events:
             if isinstance(event, e.LaunchDecided):
                 if (links := self._links.get(event.task)) is not None:
@@ -112,7 +112,7 @@ class Contents:
                     self._add(event.repository, event.job)
 
     def _is_used(self, leaf: str, job: str) -> bool:
-        """Whether a run may have read or written the value before it was put: what nobody has used need not be compared."""
+        """Whether a run may have used the value before it was put; a value without use needs no digest."""
         index = self._runtime.state.job_index[job]
         return any(index < len(task.last_run) and task.last_run[index] for task in self._watched[leaf])
 
@@ -140,15 +140,15 @@ class Contents:
             self._idle.set()
 
     def can_hash(self, leaf: str) -> bool:
-        """Whether the contents of a store can be told by digests."""
+        """Whether a store can hash its values."""
         return leaf in self._stores
 
     def known(self, leaf: str, job: str) -> Hashed | None:
-        """Return what was hashed lately, whether or not it is there still."""
+        """Return the last known digest of a value, present or not."""
         return self._known.get((leaf, job))
 
     async def content(self, leaf: str, job: str) -> Hashed | None:
-        """Return the digest of a value as it is now, None where none can be had; what was not hashed before is recorded."""
+        """Return the digest of a value as it is now, None where it cannot be hashed; a new digest is recorded."""
         found = await asyncio.to_thread(self._digests, [(leaf, job)])
         self._record(found)
         known = self.known(leaf, job)
@@ -173,7 +173,7 @@ class Contents:
             self._runtime.pump()
 
     def _digests(self, due: Sequence[tuple[str, str]]) -> list[tuple[str, str, Hashed]]:
-        """Return the contents that were not hashed before, by leaf and job; blocking."""
+        """Return the digests of values whose version is new, by leaf and job; blocking."""
         found = []
         for leaf, job in due:
             store = self._stores[leaf]

@@ -37,14 +37,14 @@ class StopRun(NamedTuple):
 
 
 class ForgetRun(NamedTuple):
-    """The run's end is durable: its runner may let go of what it kept."""
+    """The run's end is durable: its runner may free the run's resources."""
 
     task: str
     run: int
 
 
 class Mirror(NamedTuple):
-    """Let an in-process store follow the log."""
+    """Apply a logged write to an in-process store."""
 
     write: Write
 
@@ -58,14 +58,14 @@ class WriteStore(NamedTuple):
 
 
 class LookAgain(NamedTuple):
-    """Ask a foreign store for its version of a value, and report it as `observed`: what was told may be outdated."""
+    """Ask a foreign store for its version of a value, and report it as `observed`: the reported one may be outdated."""
 
     repository: str
     job: str
 
 
 class Finished(NamedTuple):
-    """All that a ticket stands for is durable; `position` is that of its last event (0: nothing to do), `changes` their number.
+    """All events of a ticket are durable; `position` is that of its last event (0: nothing to do), `changes` their number.
 
     `failed` says which writes their stores did not take, and why; empty when they took all.
     """
@@ -89,7 +89,7 @@ Effect = StartRun | StopRun | ForgetRun | Mirror | WriteStore | LookAgain | Fini
 
 
 class LogStep(NamedTuple):
-    """One batch and what follows from it."""
+    """One batch and its effects."""
 
     first: int
     events: tuple[Event, ...]
@@ -100,17 +100,17 @@ BATCH_MAX = 5_000
 
 
 class Outbox:
-    """A state, and the steps since last taken."""
+    """A state, and the steps since the last `take`."""
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.steps: list[LogStep] = []
         self.recall: Callable[[int], Event | None] = lambda position: None
-        """The events that the caller remembers: they make messages better, and decide nothing."""
+        """Events that the caller holds in memory: they serve messages only, never decisions."""
         self.torn: BaseException | None = None
 
     def take(self) -> list[LogStep]:
-        """Return the steps since the last call, in order; raise what has kept one from being folded whole."""
+        """Return the steps since the last call, in order; raise the error of an incomplete fold."""
         if self.torn is not None:
             raise self.torn
         steps, self.steps = self.steps, []
@@ -128,14 +128,14 @@ class Outbox:
         return self.state.position
 
     def emit_in_parts(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> int:
-        """The same for more than one batch may hold; 0 where there are no events."""
+        """Emit events of any number, in as many batches as they need; return 0 for no events."""
         position = 0
         for start in range(0, len(events), BATCH_MAX):
             position = self.emit(events[start : start + BATCH_MAX], effects[start : start + BATCH_MAX])
         return position
 
     def join(self, since: int) -> None:
-        """Make one step of those behind the first `since`: they belong together."""
+        """Merge the steps behind the first `since` into one."""
         steps = self.steps
         if len(steps) - since > 1 and sum(len(step.events) for step in steps[since:]) <= BATCH_MAX:
             events = tuple(event for step in steps[since:] for event in step.events)
@@ -143,7 +143,7 @@ class Outbox:
             steps[since:] = [LogStep(steps[since].first, events, effects)]
 
     def attach(self, effects: Sequence[Effect]) -> None:
-        """Let effects follow the last step, or an empty one where there is none to follow."""
+        """Add effects to the last step, or to an empty one where there is none."""
         if self.steps:
             last = self.steps[-1]
             self.steps[-1] = last._replace(effects=(*last.effects, *effects))
@@ -151,7 +151,7 @@ class Outbox:
             self.steps.append(LogStep(self.state.position + 1, (), tuple(effects)))
 
     def event_at(self, position: int) -> Event | None:
-        """Return an event that is not yet taken, or that the caller still remembers; else None."""
+        """Return an event of a step not yet taken, or one that the caller holds; else None."""
         for step in reversed(self.steps):
             if step.events and step.first <= position < step.first + len(step.events):
                 return step.events[position - step.first]
@@ -166,7 +166,7 @@ def inline(value: msgspec.Raw) -> msgspec.Raw:
 def put_event(
     write: Write, now: int, *, origin: e.ValueOrigin = "written", run: OpenRun | None = None
 ) -> e.ValuePut:
-    """Return what the log says of a value that is in its repository now."""
+    """Return the event for a value that is in its repository now."""
     return e.ValuePut(
         at=now,
         repository=write.repository,
@@ -182,7 +182,7 @@ def put_event(
 
 
 def change_event(write: Write, now: int, *, run: OpenRun | None = None) -> e.Event:
-    """Return what the log says of a write that has been done: put or deleted."""
+    """Return the event for a completed write: put or deleted."""
     if write.op != "delete":
         return put_event(write, now, run=run)
     return e.ValueDeleted(
@@ -195,7 +195,7 @@ def change_event(write: Write, now: int, *, run: OpenRun | None = None) -> e.Eve
 
 
 def intent_event(write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
-    """Return what the log says before a foreign store is changed."""
+    """Return the intent that is logged before a foreign store changes."""
     return e.StoreWriteIntended(
         at=now,
         repository=write.repository,
@@ -209,7 +209,7 @@ def intent_event(write: Write, now: int, **more: Any) -> e.StoreWriteIntended:
 
 
 def intended_write(intent: e.StoreWriteIntended) -> Write:
-    """Return the write that an intent was about, to be done again."""
+    """Return the write of an intent, to be repeated."""
     return Write(
         repository=intent.repository or "",
         job=intent.job or "",

@@ -34,7 +34,7 @@ def version_hash(version: str | None) -> int:
 
 @dataclass(slots=True, eq=False)
 class LeafState:
-    """One leaf; `feeds`, `translates` and `gathers` are the derived leaves that stand on it."""
+    """One leaf; `feeds`, `translates` and `gathers` are the leaves derived from it."""
 
     definition: RepositoryDef
     index: int
@@ -46,7 +46,7 @@ class LeafState:
     root: str = ""
     trouble: str = ""
     missed: int = 0
-    """Changes since the engine opened that the store had not told and a comparison found."""
+    """The number of changes, since the engine opened, that a comparison found and the store had not reported."""
     positions: array[int] = field(default_factory=lambda: array("q"))
     versions: array[int] = field(default_factory=lambda: array("Q"))
     feeds: list[DerivedState] = field(default_factory=list)
@@ -62,7 +62,7 @@ class LeafState:
 
     @property
     def followed(self) -> bool:
-        """Whether derived leaves stand on it."""
+        """Whether leaves are derived from it."""
         return bool(self.feeds or self.translates or self.gathers)
 
     @property
@@ -82,14 +82,14 @@ class LeafState:
         return self._members
 
     def load(self, members: BitMap) -> None:
-        """Take the members of a checkpoint."""
+        """Set the members from a checkpoint."""
         self._members = members
         self.changed.clear()
         self.count = len(members)
 
 
 class Memberships:
-    """The leaves that a job is in, by its mask."""
+    """The leaves of a job, by its mask."""
 
     __slots__ = ("_leaves", "_mask")
 
@@ -102,7 +102,7 @@ class Memberships:
 
 @dataclass(slots=True, eq=False)
 class DerivedState:
-    """A leaf that follows from others: filtered (same job), translated (another job's), or gathered (many jobs')."""
+    """A leaf derived from others: filtered (same job), translated (another job's), or gathered (many jobs')."""
 
     leaf: LeafState
     base: MaskTest
@@ -113,7 +113,7 @@ class DerivedState:
     gathering: Gathering | None = None
 
     def bind(self, job: int, target: int | None) -> None:
-        """Let `job` stand for `target`, or for nothing."""
+        """Map `job` to `target`, or to nothing."""
         old = self.forward.pop(job, None)
         if old is not None:
             keys = self.reverse[old]
@@ -125,15 +125,15 @@ class DerivedState:
             self.reverse.setdefault(target, set()).add(job)
 
     def standing_for(self, job: int) -> Iterable[int]:
-        """Return the jobs that stand for this one."""
+        """Return the jobs that map to this one."""
         return self.reverse.get(job, ()) if self.gathering is None else self.gathering.standing_for(job)
 
     @property
     def candidates(self) -> MaskTest:
-        """The test of the jobs that user code is asked about."""
+        """The condition on jobs for which user code is evaluated."""
         return self.translator or self.base
 
     @property
     def what(self) -> str:
-        """The `what` of the evaluation that it rests on."""
+        """The `what` of the evaluation that derives it."""
         return "filter" if self.translator is None else "translation"

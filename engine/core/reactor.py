@@ -32,9 +32,9 @@ from datatask.schema.values import encode_value
 
 
 class Reactor:
-    """One engine's mind: callers talk to its parts, and take the steps that these have led to.
+    """The state machine of one engine: callers call its parts and take the resulting steps.
 
-    A fact goes to `runs`, a request for a change to `tickets`, what a store tells to `stores`, an outcome of user
+    A fact goes to `runs`, a request for a change to `tickets`, a report of a store to `stores`, an outcome of user
     code to `evaluations`; each emits events and effects through the one `outbox`.
     """
 
@@ -55,7 +55,7 @@ class Reactor:
     def open(
         self, opened: e.EngineOpened, definition: PipelineDef, renamed: Sequence[e.Renamed] = ()
     ) -> None:
-        """Begin: say who we are, put the definition in force, start ephemeral stores anew."""
+        """Open: record the engine, its definition, and the restart of ephemeral stores."""
         self._epoch = opened.epoch
         led: dict[str, Any] = {
             "actor": opened.actor,
@@ -87,9 +87,9 @@ class Reactor:
         self._index()
 
     def go_on(self, now: int, definition: PipelineDef) -> None:
-        """Go on from a state in the middle of an engine's life, under a definition: what a simulation does.
+        """Continue from a state in the middle of an engine's life, under a definition, for a simulation.
 
-        Nothing is opened, so nothing ephemeral begins anew; stores that are not known are taken for as they are told.
+        Nothing is opened, so nothing ephemeral begins anew; unknown stores are assumed to be as reported.
         """
         events: list[e.Event] = []
         digest = definition.digest()
@@ -113,19 +113,19 @@ class Reactor:
         self._index()
 
     def _index(self) -> None:
-        """Work out from the state what the parts look up."""
+        """Build the indexes of the parts from the state."""
         self.stores.index()
         self.evaluations.index()
         for run in self.state.open_runs.values():
             self.runs.deadlines.watch(run)
 
     def redo(self, now: int) -> None:
-        """Finish what an earlier engine had begun to write: ends of runs, and changes asked for."""
+        """Complete the writes that an earlier engine had begun: ends of runs and requested changes."""
         self.runs.ends.redo(now)
         self.tickets.redo(now)
 
     def close(self, now: int, reason: str = "", actor: str = e.ENGINE) -> None:
-        """Say that this engine ends, and who ended it when it was not done."""
+        """Record the end of this engine, and who stopped it before its work was done."""
         self.outbox.emit([e.EngineClosed(at=now, actor=actor, epoch=self._epoch, reason=reason)])
 
     def written(
@@ -139,7 +139,7 @@ class Reactor:
         error: str = "",
         conflict: bool = False,
     ) -> None:
-        """A foreign store has followed an intent; or, with `error`, never will, with `conflict` because of another's write."""
+        """A foreign store completed an intent; with `error` it failed for good, with `conflict` because of another's write."""
         if run is not None:
             self.runs.ends.written(run, write, version, error, now, conflict=conflict)
         elif ticket is not None:
@@ -148,7 +148,7 @@ class Reactor:
     # --- what people ask --------------------------------------------------------------------------
 
     def launch(self, decided: e.LaunchDecided) -> int:
-        """Launch one job on a person's word: `decided` is complete but for episode and attempt; its ticket."""
+        """Launch one job on a person's request: `decided` is complete but for episode and attempt; its ticket."""
         state = self.state
         task = state.tasks.get(decided.task or "")
         if task is None:
@@ -181,7 +181,7 @@ class Reactor:
     def decide(
         self, now: int, mode: e.Mode, bound: int = deciding.BOUND, selection: Selection | None = None
     ) -> tuple[int, int | None]:
-        """Decide a round; returns (launches, when to look again though nothing happens)."""
+        """Decide a round; return the launches and the time of the next round without events."""
         state = self.state
         found = deciding.decide(state, now, bound=bound, unavailable=self.unavailable, selection=selection)
         if found.decisions or found.constraints != self._constraints or selection != state.selection:
@@ -211,7 +211,7 @@ EVALUATION_RETRY = 5 * SECOND
 
 
 class Evaluations:
-    """Knows what is being evaluated, and when failed evaluations are tried again."""
+    """The evaluations under way, and the retry times of failed ones."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
@@ -220,7 +220,7 @@ class Evaluations:
         self._retry_times: list[int] = []
 
     def index(self) -> None:
-        """Work out from the state when evaluations are tried again."""
+        """Build the retry times from the state."""
         self._retry_times = sorted(why.retry_at for why in self._state.pending.values() if why.retry_at)
 
     def due(self, now: int, most: int) -> list[Evaluation]:
@@ -240,7 +240,7 @@ class Evaluations:
         return found
 
     def retry_at(self) -> int | None:
-        """Return when the next evaluation that failed is tried again, or None."""
+        """Return the time of the next retry, or None."""
         return self._retry_times[0] if self._retry_times else None
 
     def evaluated(self, results: Sequence[tuple[Evaluation, object, str | None]], now: int) -> None:

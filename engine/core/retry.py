@@ -1,4 +1,4 @@
-"""What follows from an ending: is the job tried again, when, and is the episode over?
+"""The consequence of a run's end: a retry and its time, or the end of the episode.
 
 Pure. `chance` is a number in [0, 1) drawn outside; the resulting `not_before` is recorded, so replay needs no
 chance. Trouble of the infrastructure (`lost`) and conflicts between runs (`conflicted`) have budgets of their own and
@@ -22,15 +22,15 @@ INFRASTRUCTURE_LONGEST = 5 * MINUTE
 CONFLICT_FIRST = SECOND // 100
 CONFLICT_LONGEST = 30 * SECOND
 CONFLICTS_MAX = 1000
-"""A job that was in conflict so often in one episode is given up: its runs are in conflict with themselves, by another way."""
+"""The most conflicts of a job in one episode; beyond it, its runs conflict with each other and the job is given up."""
 MACHINE_LONGEST = MINUTE
 MACHINES_MAX = 1000
-"""A job that was lost so often in one episode is given up even where the machine ended it."""
+"""The most lost runs of a job in one episode, even where the machine caused them."""
 SHELL_SIGNAL = 128
-"""What shells add to the number of a signal."""
+"""Shells report a signal as this plus its number."""
 SIGNALS = {number.value: number.name for number in signal.Signals}
 KILLED_FOR_MEMORY = ": out of memory: "
-"""Stands in the error of a process that the kernel has killed at the memory of its resources."""
+"""Part of the error of a process that the kernel killed at its memory limit."""
 
 
 class NextAttempt(NamedTuple):
@@ -52,7 +52,7 @@ class NoRetry(NamedTuple):
 Verdict = NextAttempt | NoRetry
 
 UNWANTED = ("cancelled", "deleted", "shutdown")
-"""A run that was stopped for one of these reasons is not run again."""
+"""A run stopped for one of these reasons is not retried."""
 
 
 def verdict_of(
@@ -63,7 +63,7 @@ def verdict_of(
     now: int,
     chance: float,
 ) -> Verdict:
-    """Return what the task's policy says of an open run that ends now."""
+    """Apply the task's retry policy to an open run that ends now."""
     retry = task.definition.retry
     return after_ending(
         retry,
@@ -90,7 +90,7 @@ def after_ending(
     progress: bool = False,
     machine: bool = False,
 ) -> Verdict:
-    """Return what follows when the episode's current run ended with `outcome`.
+    """Return the next attempt or the end of the episode after its current run ended with `outcome`.
 
     `reasons` are those for which a policy may try again, besides the outcome; `progress` says that it made some, `machine` that it was lost by the machine's own doing.
     """
@@ -122,7 +122,7 @@ def after_ending(
 
 
 def reasons_of(ending: Ending | RunEnded) -> list[str]:
-    """Return what a failed run may be tried again for besides that it failed, as `RetryDef.on` has it."""
+    """Return the further causes, as in `RetryDef.on`, for which a failed run may be retried."""
     if ending.outcome != "failed":
         return []
     code, error, reasons = ending.exit_code, ending.error, []
@@ -142,12 +142,12 @@ def reasons_of(ending: Ending | RunEnded) -> list[str]:
 
 
 def by_machine(ending: Ending | RunEnded) -> bool:
-    """Whether it is the machine's own doing that a run was lost."""
+    """Whether the machine caused the loss of a run."""
     return ending.outcome == "lost" and MACHINE in (ending.detail or {})
 
 
 def made_progress(retry: RetryDef, run: OpenRun, engine: EngineOpened | None, now: int) -> bool:
-    """Whether a run had been up for long enough before it was lost, by what the log tells of its time.
+    """Whether a run had been running long enough before it was lost, by the times in the log.
 
     What happened to it while no engine was there is not known: a run of an earlier engine that was not found alive
     again counts until that engine's last sign of life. So an engine leaves a sign when it comes to that (`runs`).
@@ -170,7 +170,7 @@ def backoff(first: int, factor: float, longest: int, failures: int, jitter: floa
 def ending_events(
     run: OpenRun, job: str, ending: Ending, verdict: Verdict, retry: RetryDef, now: int
 ) -> list[e.Event]:
-    """Return what the log says of a run's end and of what follows."""
+    """Return the events for a run's end and its consequence."""
     again = verdict if isinstance(verdict, NextAttempt) else None
     ended = RunEnded(
         at=now,
@@ -199,7 +199,7 @@ def ending_events(
 
 
 def _with_budget(detail: dict[str, str] | None, again: NextAttempt, retry: RetryDef) -> dict[str, str] | None:
-    """Add the budget of the next attempt, where it is not the user's."""
+    """Add the budget of the next attempt, unless it is the user's."""
     if again.budget == "user":
         return detail
     if again.budget == "machine":

@@ -46,7 +46,7 @@ PROGRESSED = (
 
 
 class RunBook:
-    """The open runs, when they are out of time (`deadlines`), and how they end (`ends`)."""
+    """The open runs, their time limits (`deadlines`) and their ends (`ends`)."""
 
     def __init__(
         self, outbox: Outbox, stores: StoreSync, tickets: Tickets, chance: Callable[[], float]
@@ -57,10 +57,10 @@ class RunBook:
         self.ends = RunEnds(outbox, stores, chance)
         self.deadlines = Deadlines(outbox.state)
         self.log = ""
-        """The log's address, for runs that read it by themselves."""
+        """The address of the log, for runs that read it."""
 
     def fact(self, fact: Fact, now: int) -> None:
-        """Take what a runner tells."""
+        """Process a fact from a runner."""
         run = self._state.open_runs.get(fact.run)
         if run is None:
             if not isinstance(fact, Noticed | Resized):
@@ -90,7 +90,7 @@ class RunBook:
                 self._outbox.emit([self._about(run, e.RunObserved, now, **_noticed(fact))])
 
     def ran(self, started: Started, ended: Ended, now: int) -> None:
-        """Take the start and the end of a run that was over before anything else: one batch tells of both."""
+        """Process the start and the end of a run in one batch, where nothing came between."""
         since = len(self._outbox.steps)
         self.fact(started, now)
         self.fact(ended, now)
@@ -142,7 +142,7 @@ class RunBook:
         return msgspec.structs.replace(stop, **who), StopRun(run.task, run.run, reason, grace)
 
     def stop_again(self, runs: Iterable[int]) -> None:
-        """Repeat the stops of these runs: an engine that decided them may not have lived to send them."""
+        """Repeat the stops of these runs: the engine that decided them may have died before sending them."""
         for number in runs:
             run = self._state.open_runs.get(number)
             if run is not None and run.stopping is not None and number not in self.ends.collecting:
@@ -150,7 +150,7 @@ class RunBook:
                 self._outbox.attach([StopRun(run.task, number, run.stopping, grace)])
 
     def stop_overdue(self, now: int) -> None:
-        """Stop runs that have outlived their task's timeout, and log progress that is due."""
+        """Stop runs beyond their task's timeout, and log progress that is due."""
         for run in self.deadlines.overdue(now):
             if run.stopping is None and run.run not in self.ends.collecting:
                 event, effect = self.stop(run, "timeout", now)
@@ -164,7 +164,7 @@ class RunBook:
     # --- runs of an earlier engine -----------------------------------------------------------------
 
     def spec(self, run: OpenRun) -> RunSpec:
-        """Return what its runner is told of a run."""
+        """Return the run's specification for its runner."""
         identity = f"{self._state.log}.{run.epoch}.{run.run}"
         job = self._state.jobs[run.job]
         definition = self._state.tasks[run.task].definition
@@ -187,7 +187,7 @@ class RunBook:
         )
 
     def _variables(self, run: OpenRun) -> dict[str, str]:
-        """Return the environment variables that tell a run its identities."""
+        """Return the environment variables with a run's identities."""
         if not run.identities or run.quota is None:
             return {}
         names = self._state.quotas[run.quota].definition.variables
@@ -222,7 +222,7 @@ class Deadlines:
         """Whether a run's progress after lost ones is logged, for the engine that comes after this one."""
 
     def watch(self, run: OpenRun) -> None:
-        """Note when a run that has started is out of time, and when it has made progress."""
+        """Queue the timeout and the progress time of a started run."""
         if run.started_at is None:
             return
         task = self._state.tasks[run.task]
@@ -235,7 +235,7 @@ class Deadlines:
                 heapq.heappush(self._milestones, (run.started_at + progress, run.run))
 
     def overdue(self, now: int) -> Iterator[OpenRun]:
-        """Yield the open runs that have outlived their task's timeout, each once."""
+        """Yield the open runs beyond their task's timeout, each once."""
         return self._due(self._timeouts, now)
 
     def progressed(self, now: int) -> Iterator[OpenRun]:
@@ -249,7 +249,7 @@ class Deadlines:
                 yield run
 
     def next(self) -> int | None:
-        """Return the time of the next one, or None."""
+        """Return the time of the next entry, or None."""
         due = []
         for times in (self._timeouts, self._milestones):
             while times and times[0][1] not in self._state.open_runs:

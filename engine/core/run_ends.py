@@ -47,7 +47,7 @@ from datatask.schema.units import EPOCH, moment
 
 @dataclass(slots=True)
 class Collecting:
-    """A run that is over at its target while its outputs travel to foreign stores."""
+    """A run that has ended at its target while its outputs are being written to foreign stores."""
 
     ending: e.Ending
     writes: list[Write]
@@ -57,7 +57,7 @@ class Collecting:
 
 
 class RunEnds:
-    """Ends runs. `collecting` are those whose outputs still travel to foreign stores."""
+    """Ends runs. `collecting` holds those whose outputs are still being written to foreign stores."""
 
     def __init__(self, outbox: Outbox, stores: StoreSync, chance: Callable[[], float]) -> None:
         self._outbox = outbox
@@ -68,7 +68,7 @@ class RunEnds:
         self.collecting: dict[int, Collecting] = {}
 
     def ended(self, run: OpenRun, fact: Ended, now: int) -> None:
-        """Record the end of a run with its outputs, and with what its stores have told meanwhile."""
+        """Record the end of a run with its outputs, and with the changes its stores reported meanwhile."""
         writes = {(write.repository, write.job): write for write in fact.writes}
         stashed = self._stores.take_stash(run.run)
         for key, write in stashed.items():
@@ -84,7 +84,7 @@ class RunEnds:
     def _without_conflicts(
         self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], why: str
     ) -> tuple[e.Ending, dict[tuple[str, str], Write]]:
-        """Return the ending of a run that was in conflict, and what of its writes stands.
+        """Return the ending of a run that was in conflict, and which of its writes remain.
 
         Where its own end would have counted it is run again, and what has not reached a store is dropped. A run that
         was stopped, lost or refused ends as that, without what it would have written over.
@@ -102,7 +102,7 @@ class RunEnds:
         return noted(ending, why), kept
 
     def _close(self, run: OpenRun, ending: e.Ending, writes: dict[tuple[str, str], Write], now: int) -> None:
-        """Add what the engine itself writes at a run's end, and begin to record it."""
+        """Add the engine's own writes at a run's end, and begin to record it."""
         if ending.outcome == "lost" and run.stopping in UNWANTED:
             ending = msgspec.structs.replace(ending, outcome="cancelled")  # it was to end, and has
         verdict = self._verdict(run, ending, now)
@@ -136,7 +136,7 @@ class RunEnds:
         now: int,
         verdict: Verdict | None = None,
     ) -> None:
-        """Record an ending with its writes at once, or, where a foreign store must follow, by intents first."""
+        """Record an ending with its writes at once, or by intents first where they go to a foreign store."""
         foreign = [
             write
             for write in writes
@@ -164,7 +164,7 @@ class RunEnds:
         now: int,
         verdict: Verdict | None = None,
     ) -> None:
-        """Emit the batch that ends a run: its writes, its done entry, `RunEnded`, and what follows."""
+        """Emit the batch that ends a run: its writes, its done entry, `RunEnded`, and the consequences."""
         state, task = self._state, self._state.tasks[run.task].definition
         writes = self._conflicts.redeem(run, writes)
         disputed = self._stores.take_disputed(run.run)
@@ -196,7 +196,7 @@ class RunEnds:
     def written(
         self, run_id: int, write: Write, version: str | None, error: str, now: int, *, conflict: bool = False
     ) -> None:
-        """A foreign store has followed an intent of a run; or, with `error`, never will."""
+        """A foreign store completed an intent of a run; with `error` it failed for good."""
         key = (write.repository, write.job)
         collecting = self.collecting[run_id]
         if conflict:
@@ -217,7 +217,7 @@ class RunEnds:
             self._collected(self._state.open_runs[run_id], collecting, now)
 
     def _collected(self, run: OpenRun, collecting: Collecting, now: int) -> None:
-        """All stores have followed, or refused: a success whose outputs were refused is a failure after all."""
+        """All stores have completed or refused; a success with a refused output becomes a failure."""
         ending, writes = collecting.ending, collecting.writes
         if collecting.conflict and ending.outcome in ("succeeded", "failed"):
             self._undone(run, in_conflict(ending, collecting.conflict), writes, now)
@@ -230,7 +230,7 @@ class RunEnds:
         )
 
     def _undone(self, run: OpenRun, ending: e.Ending, writes: list[Write], now: int) -> None:
-        """End a run in another way than its outputs say that are in their stores already."""
+        """End a run with another outcome than the outputs already in their stores."""
         if ending.outcome == "conflicted":
             writes = [write for write in writes if write.version is not None]
             self._conflicts.forget(run)
@@ -243,7 +243,7 @@ class RunEnds:
         self._close(run, ending, kept, now)
 
     def redo(self, now: int) -> None:
-        """Finish the ends of runs that an earlier engine had begun to write."""
+        """Complete the ends of runs that an earlier engine had begun to write."""
         for run in list(self._state.open_runs.values()):
             if self.redoable(run):
                 assert run.settling is not None
@@ -251,7 +251,7 @@ class RunEnds:
                 self._collect(run, run.settling, writes, now)
 
     def _intended(self, run: OpenRun, intent: Intent) -> Write:
-        """Return what a run was about to write: by then it had been compared, what others write later stands."""
+        """Return the intended writes of a run; they were compared before, so later writes of others remain."""
         write, task = intended_write(intent.event), self._state.tasks[run.task].definition
         if self._state.medium(write.repository) == "foreign" or write.repository in (task.done, task.pids):
             return write
@@ -338,7 +338,7 @@ def _repr(error: ErrorInfo) -> str:
 
 
 def _trouble(ending: Ending) -> dict[str, Any]:
-    """Return `timeout` for a timed-out run, and `error` where the exit code does not tell everything."""
+    """Return `timeout` for a timed-out run, and `error` where the exit code is not enough."""
     trouble: dict[str, Any] = {"timeout": True} if ending.outcome == "timed_out" else {}
     if ending.error is not None and ending.outcome in (
         "lost",

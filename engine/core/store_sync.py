@@ -31,20 +31,20 @@ Key = tuple[str, str]
 
 
 class StoreSync:
-    """Knows which task writes which leaf, which of our writes travel to stores, and what is stashed for open runs."""
+    """The writers of each leaf, our writes on their way to stores, and the observations stashed for open runs."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._state = outbox.state
         self.under_way: Counter[Key] = Counter()
-        """How many writes of ours travel to the key's store."""
+        """The number of our writes on their way to the key's store."""
         self._unheard: dict[Key, str | None] = {}
         self._stash: dict[int, dict[Key, Write]] = {}
         self._disputed: dict[int, set[Key]] = {}
         self._writers: dict[str, list[str]] = {}
 
     def index(self) -> None:
-        """Work out from the state which tasks write which leaf."""
+        """Build the writers of each leaf from the state."""
         self._writers = {}
         for task in self._state.tasks.values():
             for link in task.definition.links:
@@ -56,11 +56,11 @@ class StoreSync:
     # --- our own writes -----------------------------------------------------------------------------
 
     def sent(self, keys: Iterable[Key]) -> None:
-        """Writes of ours are on their way to these keys: what their stores tell is our echo, perhaps."""
+        """Our writes are on their way to these keys: a report of their stores may be an echo."""
         self.under_way.update(keys)
 
     def arrived(self, key: Key, version: str | None) -> None:
-        """A write of ours is no longer under way to its store, which has this version of it now."""
+        """A write of ours has reached its store, which has this version of it now."""
         self.under_way[key] -= 1
         if self.under_way[key] <= 0:
             del self.under_way[key]
@@ -70,15 +70,15 @@ class StoreSync:
                     self._outbox.attach([LookAgain(*key)])
 
     def take_stash(self, run: int) -> dict[Key, Write]:
-        """Return, and forget, what stores have told of a run's outputs since it began, or since this was asked last."""
+        """Return, and forget, what stores have reported of a run's outputs since it began, or since the last call."""
         return self._stash.pop(run, {})
 
     def dispute(self, run: int, key: Key) -> None:
-        """Let a key be looked at again when the run has ended: its store and the run tell different things."""
+        """Check a key again after the run's end: its store and the run disagree."""
         self._disputed.setdefault(run, set()).add(key)
 
     def take_disputed(self, run: int) -> set[Key]:
-        """Return, and forget, the keys that are to be looked at again."""
+        """Return, and forget, the keys to be checked again."""
         return self._disputed.pop(run, set())
 
     # --- listings and observations ------------------------------------------------------------------
@@ -92,14 +92,14 @@ class StoreSync:
         now: int,
         *,
         root: str = "",
-        told: Set[str] = frozenset(),
+        reported: Set[str] = frozenset(),
         believe: bool = False,
         who: Who = NO_ACTOR,
     ) -> bool:
         """Compare a complete listing with the state; log the differences and that the store is known.
 
         `began` is the state's position when the listing began: what changed since is left alone, and so is what the
-        store has `told` since, which may be that nothing is there any more. Returns False
+        store has `reported` since, which may be that nothing is there any more. Returns False
         when so much vanished that a person (`who`) must say that it is true (`believe`); where another `root` is
         looked at than before, as after an unmount, that is anything at all; so it is while the leaf is held.
         """
@@ -111,7 +111,7 @@ class StoreSync:
             if state.jobs[job] not in seen
             and get_at(leaf.positions, job) <= began
             and (leaf_id, state.jobs[job]) not in self.under_way
-            and state.jobs[job] not in told
+            and state.jobs[job] not in reported
         ]
         moved = bool(root and leaf.root and root != leaf.root)
         credible = 0 if moved or leaf.held else max(LOSS_LEAST, leaf.count // LOSS_SHARE)
@@ -141,7 +141,7 @@ class StoreSync:
         for write in listing:
             if (leaf_id, write.job) in self.under_way or self._touched(leaf, write.job) > began:
                 continue
-            if write.job in told:
+            if write.job in reported:
                 continue
             if self._is_news(leaf_id, write) and not self._stashed(leaf_id, write.job, write):
                 events.append(put_event(write, now, origin="observed"))
@@ -159,12 +159,12 @@ class StoreSync:
         return True
 
     def unreachable(self, leaf_id: str, why: str, now: int) -> None:
-        """A store could not be listed, or not yet: nothing follows, but the reason is kept where it is a new one."""
+        """A store could not be listed: record the reason where it is new."""
         if why != self._state.leaves[leaf_id].trouble:
             self._outbox.emit([e.RepositoryUnreachable(at=now, repository=leaf_id, why=why)])
 
     def observed(self, leaf_id: str, job: str, write: Write | None, now: int) -> None:
-        """A store told that a job appeared or changed (`write`), or vanished (None)."""
+        """A store reported that a job appeared or changed (`write`), or vanished (None)."""
         state = self._state
         index = state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
@@ -185,11 +185,11 @@ class StoreSync:
         return 0 if index is None else abs(get_at(leaf.positions, index))
 
     def news(self, leaf_id: str, listing: Sequence[Write]) -> list[Write]:
-        """Return what of a listing the log does not know yet: the rest need not be looked at more closely."""
+        """Return the entries of a listing that the log does not have; only they need a closer look."""
         return [write for write in listing if self._is_news(leaf_id, write)]
 
     def unknown(self, leaf_id: str, listing: Sequence[Write], *, by_version: bool) -> list[str]:
-        """Return the jobs of a listing that the state does not know so, and no open run or write will settle."""
+        """Return the jobs on which a listing and the state differ, except those of open runs and writes."""
         return [
             write.job
             for write in listing
@@ -198,7 +198,7 @@ class StoreSync:
         ]
 
     def is_surely_member(self, leaf_id: str, job: str) -> bool:
-        """Whether a job is a member, and no open run or write will settle whether it stays one."""
+        """Whether a job is a member that no open run or write may change."""
         state, index = self._state, self._state.job_index.get(job)
         present = index is not None and state.masks[index] & state.leaves[leaf_id].bit != 0
         return present and not self._is_unsettled(leaf_id, job)
@@ -207,7 +207,7 @@ class StoreSync:
         return (leaf_id, job) in self.under_way or self._writing_run(leaf_id, job) != 0
 
     def missed(self, leaf_id: str, jobs: Sequence[str], now: int) -> None:
-        """Changes were found that the store had not told; they have been `observed`."""
+        """Changes were found that the store had not reported; they have been `observed`."""
         sample = tuple(jobs[:5])
         self._outbox.emit([e.ChangesMissed(at=now, repository=leaf_id, missed=len(jobs), sample=sample)])
 
@@ -218,7 +218,7 @@ class StoreSync:
         return by_version and leaf.versioned and get_at(leaf.versions, job) != version_hash(write.version)
 
     def _stashed(self, leaf_id: str, job: str, write: Write | None) -> bool:
-        """Keep an observation in an output or status repository of an open run for that run's end."""
+        """Stash an observation in an output or status repository until the end of its open run."""
         run = self._writing_run(leaf_id, job)
         if not run:
             return False
@@ -227,7 +227,7 @@ class StoreSync:
         return True
 
     def _doubt(self, leaf_id: str, job: str) -> None:
-        """What is not a member has vanished: if an open run says that it wrote it, the store is asked again."""
+        """A non-member vanished: where an open run claims to have written it, ask the store again."""
         run = self._writing_run(leaf_id, job)
         if run:
             self.dispute(run, (leaf_id, job))
@@ -249,7 +249,7 @@ CONFLICT = "Conflict"
 
 
 class Conflicts:
-    """Knows which keys are promised to runs whose other outputs still travel to their stores."""
+    """The keys reserved for ended runs whose other outputs are still on their way to their stores."""
 
     def __init__(self, outbox: Outbox, stores: StoreSync) -> None:
         self._outbox = outbox
@@ -262,7 +262,7 @@ class Conflicts:
     ) -> str:
         """Return the first conflict of a run that has ended, in words, or the empty string.
 
-        `observed` are keys that a store has told of while the run was open.
+        `observed` are keys that a store has reported while the run was open.
         """
         task = self._state.tasks[run.task].definition
         if task.conflicts == "allow":
@@ -282,15 +282,15 @@ class Conflicts:
         return ""
 
     def stale(self, run: OpenRun, write: Write) -> bool:
-        """Whether another has written a key after the run had read it, or is about to."""
+        """Whether another writer has changed a key after the run read it, or is about to."""
         return write.over is not None and self._overwritten(run, write, write.over) != ""
 
     def promise(self, run: OpenRun, keys: Iterable[Key]) -> None:
-        """Keep keys for a run that is over but for writes that travel to their stores."""
+        """Reserve keys for an ended run whose writes are on their way to their stores."""
         self._promised.update((key, run.run) for key in keys)
 
     def redeem(self, run: OpenRun, writes: Sequence[Write]) -> Sequence[Write]:
-        """Return the writes without those of promised keys that others have overwritten unseen in the meantime.
+        """Return the writes without those of reserved keys that others have overwritten in the meantime.
 
         They came later and read nothing: it is as if this run had written before them, and they over it.
         """
@@ -304,14 +304,14 @@ class Conflicts:
         ]
 
     def forget(self, run: OpenRun) -> list[Key]:
-        """Let go of a run's keys, and return them."""
+        """Release a run's keys, and return them."""
         mine = [key for key, number in self._promised.items() if number == run.run]
         for key in mine:
             del self._promised[key]
         return mine
 
     def _seen_by_process(self, run: OpenRun, ending: e.Ending, write: Write) -> int | None:
-        """Return the position at which a process has read what it writes: an input is read from the launch on."""
+        """Return the position from which a process may have read its outputs; an input is read from the launch on."""
         job = self._state.jobs[run.job]
         name = write.repository if write.job == job else f"{write.repository}/{write.job}"
         read = (ending.reads or {}).get(name)
@@ -325,7 +325,7 @@ class Conflicts:
         return run.run if is_input else None
 
     def _overwritten(self, run: OpenRun, write: Write, over: int) -> str:
-        """Return who has changed a key that the run had read with the log at `over`."""
+        """Return the actor that changed a key after the run read it, with the log at `over`."""
         state, key = self._state, (write.repository, write.job)
         if write.version is not None:
             return ""  # its store has compared and taken it
@@ -362,18 +362,18 @@ class Conflicts:
 
 
 def in_conflict(ending: e.Ending, why: str) -> e.Ending:
-    """Return the ending of a run that was in conflict: what it came to by itself is not what counts."""
-    told = why
+    """Return the ending of a run in conflict, in place of its own outcome."""
+    message = why
     if ending.error is not None and ending.error.type != ConflictError.__name__:
-        told += f"; it had ended with {ending.error.type}: {ending.error.message}"
+        message += f"; it had ended with {ending.error.type}: {ending.error.message}"
     error = e.ErrorInfo(
-        type=CONFLICT, message=told, traceback="" if ending.error is None else ending.error.traceback
+        type=CONFLICT, message=message, traceback="" if ending.error is None else ending.error.traceback
     )
     return msgspec.structs.replace(ending, outcome="conflicted", error=error)
 
 
 def noted(ending: e.Ending, why: str) -> e.Ending:
-    """Return an ending that counts for itself, with the conflict for which writes of the run were left out."""
+    """Return the run's own ending, with the conflict for which some of its writes were left out."""
     return msgspec.structs.replace(ending, detail={**(ending.detail or {}), "conflict": why})
 
 

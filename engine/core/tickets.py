@@ -29,7 +29,7 @@ from datatask.schema import events as e
 from datatask.schema.errors import NotPossibleError
 from datatask.schema.messages import Write
 
-FAILURES_TOLD_MAX = 3
+FAILURES_REPORTED_MAX = 3
 
 
 @dataclass(slots=True)
@@ -44,10 +44,10 @@ class Ticket:
     reason: str = ""
     request: str | None = None
     failures: int = 0
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
 
     def event(self, write: Write, now: int, cause: int | None = None) -> e.Event:
-        """Return what the log says of a write that has been done: who asked for it, and which event led to it."""
+        """Return the event for a completed write, with its actor and its cause."""
         event = msgspec.structs.replace(
             change_event(write, now),
             actor=self.actor,
@@ -58,20 +58,20 @@ class Ticket:
         return _led_by(event, cause)
 
     def fail(self, write: Write, error: str) -> None:
-        """Remember a write that its store did not take; the first few in words."""
+        """Record a write that its store refused; the first few with their errors."""
         self.failures += 1
-        if len(self.told) < FAILURES_TOLD_MAX:
-            self.told.append(f"{write.repository}[{write.job}]: {error}")
+        if len(self.reported) < FAILURES_REPORTED_MAX:
+            self.reported.append(f"{write.repository}[{write.job}]: {error}")
 
     @property
     def failed(self) -> str:
-        """What was not written and why, in one line."""
-        rest = self.failures - len(self.told)
-        return "; ".join(self.told) + (f"; and {rest} more" if rest else "")
+        """The failed writes and their errors, in one line."""
+        rest = self.failures - len(self.reported)
+        return "; ".join(self.reported) + (f"; and {rest} more" if rest else "")
 
 
 class Tickets:
-    """The changes that are under way, each by its number."""
+    """The changes under way, by number."""
 
     def __init__(self, outbox: Outbox, stores: StoreSync) -> None:
         self._outbox = outbox
@@ -81,19 +81,19 @@ class Tickets:
         self._next = 1
 
     def ask(self, events: Sequence[e.Event], effects: Iterable[Effect] = ()) -> int:
-        """Append what a person asked; returns the ticket that `Finished` will name."""
+        """Append the events of a person's request; return the ticket that `Finished` will name."""
         position = self._outbox.emit_in_parts(events)
         return self.done(position, len(events), effects)
 
     def done(self, position: int, count: int, effects: Iterable[Effect] = ()) -> int:
-        """Return the ticket of events that stand already, the last of them at `position`, and let effects follow."""
+        """Return a ticket for events already appended, the last at `position`, and add effects."""
         number = self._next
         self._next += 1
         self._outbox.attach([*effects, Finished(number, position, count)])
         return number
 
     def redo(self, now: int) -> None:
-        """Write what an earlier engine was asked to and had not written when it died."""
+        """Complete the requested writes that an earlier engine left undone."""
         for _, intent in sorted(self._state.intents.values(), key=lambda intent: intent.position):
             if intent.run is None:
                 origin: e.ValueOrigin = "written" if intent.request is None else "injected"
@@ -176,7 +176,7 @@ class Tickets:
         self._outbox.attach([Finished(number, ticket.position, ticket.count, ticket.failed)])
 
     def _intents(self, writes: Sequence[Write], number: int, now: int) -> list[e.StoreWriteIntended]:
-        """Return what is said before foreign stores are changed; from here on their echoes are ours."""
+        """Return the intents for changes of foreign stores; reports of these keys count as our echoes from now on."""
         ticket = self._open[number]
         ticket.outstanding.update((write.repository, write.job) for write in writes)
         self._stores.sent(ticket.outstanding)
@@ -184,7 +184,7 @@ class Tickets:
         return [intent_event(write, now, **who) for write in writes]
 
     def written(self, number: int, write: Write, version: str | None, error: str, now: int) -> None:
-        """A foreign store has followed an intent of a ticket; or, with `error`, never will."""
+        """A foreign store completed an intent of a ticket; with `error` it failed for good."""
         ticket = self._open[number]
         ticket.outstanding.discard((write.repository, write.job))
         self._stores.arrived((write.repository, write.job), version)

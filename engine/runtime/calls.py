@@ -335,14 +335,14 @@ class _Watchdog:
         self._beat = time.monotonic()
 
     def _watch(self, end: threading.Event) -> None:
-        told = 0.0
+        reported = 0.0
         while not end.wait(min(1.0, BLOCKED_SECONDS / 4)):
             loop = self._loop()
             if loop is None or loop.is_closed():
                 return
             silent = time.monotonic() - self._beat
-            if silent > BLOCKED_SECONDS and self._beat != told:
-                told = self._beat
+            if silent > BLOCKED_SECONDS and self._beat != reported:
+                reported = self._beat
                 with contextlib.suppress(Exception):  # what it looks at may change meanwhile
                     self._name(loop, silent)
             try:

@@ -185,11 +185,11 @@ def returned(pid: int, who: str) -> None:
         os._exit(0)
     for loop, files in tuple(_engines.items()):
         if not loop.is_closed() and not all(map(_is_open, files)):
-            told = (
+            message = (
                 f"datatask: a function closed files that are not its own, probably {who}: the engine cannot go on;"
                 " start it again\n"
             )
-            os.write(2, told.encode(errors="replace"))
+            os.write(2, message.encode(errors="replace"))
             os._exit(BROKEN)
 
 

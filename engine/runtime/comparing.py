@@ -40,7 +40,7 @@ Tell = Callable[[str, Change], None]
 
 
 class Comparer:
-    """Compares the `watched` stores, one after another. `settled(leaf)`: all that the store has told is in the state."""
+    """Compares the `watched` stores, one after another. `settled(leaf)`: all that the store has reported is in the state."""
 
     def __init__(
         self,
@@ -49,15 +49,15 @@ class Comparer:
         watched: Mapping[str, object],
         *,
         settled: Callable[[str], bool],
-        tell: Tell,
+        report: Tell,
     ) -> None:
         self._runtime = runtime
         self._stores = stores
         self._watched = watched
         self._settled = settled
-        self._tell = tell
+        self._report = report
         self._task: asyncio.Task[None] | None = None
-        self._told: set[tuple[str, str]] | None = None
+        self._reported: set[tuple[str, str]] | None = None
 
     def open(self) -> None:
         """Begin, where there is something to compare."""
@@ -67,9 +67,9 @@ class Comparer:
             )
 
     def heard(self, leaf: str, job: str) -> None:
-        """A store has told of a job: what was seen of it before is out of date."""
-        if self._told is not None:
-            self._told.add((leaf, job))
+        """The store reported a job: earlier looks at it are out of date."""
+        if self._reported is not None:
+            self._reported.add((leaf, job))
 
     async def close(self) -> None:
         """End."""
@@ -86,7 +86,7 @@ class Comparer:
                         if await self._is_in_place(leaf, store) and self._settled(leaf):
                             await self._compare(leaf, store)
                     except (OSError, DatataskError) as error:
-                        self._tell(leaf, Doubtful(leaf, f"it cannot be compared: {error}"))
+                        self._report(leaf, Doubtful(leaf, f"it cannot be compared: {error}"))
 
     async def _is_in_place(self, leaf: str, store: Comparable) -> bool:
         """Whether what is watched is what is there, also while that is not believed; else it is watched from now on."""
@@ -99,7 +99,7 @@ class Comparer:
             try:
                 await self._look_closer(leaf, store, suspects)
             finally:
-                self._told = None
+                self._reported = None
 
     async def _suspects(self, leaf: str, store: Comparable) -> list[str]:
         """Return the jobs in which the store and the state seem to differ."""
@@ -126,23 +126,25 @@ class Comparer:
         return suspects[:SUSPECTS_MAX]
 
     async def _look_closer(self, leaf: str, store: Comparable, suspects: Sequence[str]) -> None:
-        """Look at each again, and compare it when all that the store has told until then is known."""
+        """Look at each again, and compare it when all that the store has reported until then is known."""
         missed: list[str] = []
         for first in range(0, len(suspects), SLICE):
             some = suspects[first : first + SLICE]
-            self._told = set()
+            self._reported = set()
             found = await in_own_thread(
                 lambda some=some: [store.inspect(job) for job in some],  # type: ignore[misc]
                 f"the files in {leaf}",
             )
             if not await self._is_settled(leaf):
                 break
-            told, self._told = self._told, None  # which is newer than the look
-            fresh = [one for one in found if (leaf, one.job) not in told]
+            reported, self._reported = self._reported, None  # which is newer than the look
+            fresh = [one for one in found if (leaf, one.job) not in reported]
             different = [one for one in fresh if self._differs(leaf, one, store.tells_versions)]
             missed += [one.job for one in different if self._should_be_known(leaf, one)]
             if sum(one.version is None for one in different) > LOSS_LEAST:
-                self._tell(leaf, Doubtful(leaf, "many members are gone"))  # a listing knows what is credible
+                self._report(
+                    leaf, Doubtful(leaf, "many members are gone")
+                )  # a listing knows what is credible
                 break
             await self._take_up(leaf, different)
         if missed:
@@ -170,7 +172,7 @@ class Comparer:
 
     async def _take_up(self, leaf: str, different: Sequence[Found]) -> None:
         for number, (job, version, *_) in enumerate(different, 1):
-            self._tell(leaf, Vanished(leaf, job) if version is None else Appeared(leaf, job, version))
+            self._report(leaf, Vanished(leaf, job) if version is None else Appeared(leaf, job, version))
             if number % FAIR == 0:
                 await asyncio.sleep(0)
 
@@ -207,14 +209,14 @@ class Look:
         self.listed = 0
         self.lost = 0
         self.failed = False
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """A listing begins: it answers what was asked so far, and is older than what is told from now on."""
+        """A listing begins: it answers what was asked so far, and is older than what is reported from now on."""
         self.begun = self.asked
-        self.told = set()
+        self.reported = set()
 
     def answer(self, number: int) -> None:
         """This number of requests has been answered: listed, failed, or not to be waited for."""

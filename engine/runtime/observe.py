@@ -44,7 +44,7 @@ MEMBERS_MAX = 10_000_000
 FAIR = 10_000
 """The number of members that are taken before others have a turn."""
 SAID_SECONDS = 60.0
-"""How long between two different reasons of one store's trouble that are told."""
+"""How long between two different reasons of one store's trouble that are reported."""
 WHY_MAX = 1024
 
 
@@ -69,11 +69,11 @@ class Observer:
         self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._poller: asyncio.Task[None] | None = None
         self._cost: dict[str, float] = {}
-        self._comparer = Comparer(runtime, stores, self._unwatch, settled=self._is_settled, tell=self._tell)
+        self._comparer = Comparer(runtime, stores, self._unwatch, settled=self._is_settled, report=self._tell)
 
     @property
     def busy(self) -> bool:
-        """Whether stores have told what has not been heard, or are being listed; not one that keeps failing."""
+        """Whether stores have reported changes that are not processed yet, or are being listed; not one that keeps failing."""
         return any(leaf not in self._failing for leaf in self._relisting) or self._is_behind()
 
     def _is_behind(self) -> bool:
@@ -100,7 +100,7 @@ class Observer:
         return self._runtime.state.leaves[leaf].definition.medium == "mirror"
 
     def _is_settled(self, leaf: str) -> bool:
-        """Whether the state is what the store has told: it has been listed, and no doubt or notice is left."""
+        """Whether the state agrees with what the store reported: it has been listed, and no doubt or notice is left."""
         known = leaf in self._known and leaf not in self._relisting
         state = self._runtime.state.leaves[leaf]
         return known and not (state.held or state.trouble or getattr(self._stores[leaf], "behind", False))
@@ -271,7 +271,7 @@ class Observer:
             began,
             now,
             root=root,
-            told=look.told,
+            reported=look.reported,
             believe=believe,
             who=who or NO_ACTOR,
         ):
@@ -341,7 +341,7 @@ class Observer:
                 self.relist(leaf)  # it may be another folder's: what is there is believed or not as a whole
                 return
             if look is not None:
-                look.told.add(change.job)
+                look.reported.add(change.job)
         match change:
             case Appeared(job=job, version=version):
                 write = self._repositories[leaf].observed(job, version)

@@ -161,8 +161,8 @@ def used(groups: list[str]) -> Used:
     most, kills = None, 0
     for group in groups:
         for name in ("memory.peak", "memory.max_usage_in_bytes"):
-            if (told := _read(group, name)).strip().isdigit():
-                most = int(told)
+            if (text := _read(group, name)).strip().isdigit():
+                most = int(text)
         for name in ("memory.events", "memory.oom_control"):
             for line in _read(group, name).splitlines():
                 if line.startswith("oom_kill "):

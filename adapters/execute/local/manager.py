@@ -123,8 +123,8 @@ class LocalLinuxManager(AbstractProcessManager):
             env=environ,
             start_new_session=True,
         )
-        told, _ = await process.communicate()
-        return told.decode().strip()
+        output, _ = await process.communicate()
+        return output.decode().strip()
 
     async def kill(self, pid: str) -> None:
         """Kill the process with its session, or alone where that session is ours."""

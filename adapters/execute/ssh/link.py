@@ -74,8 +74,8 @@ class Link:
                 await self._start("control", [*words, quote("\0".join(mine.home), safe="")])
                 await self._start("watch", words)
         except (OSError, asyncssh.Error, TimeoutError) as error:
-            told = b" ".join(lines.errors for _, lines in self._channels).decode(errors="replace").strip()
-            raise (TemporaryError(told, where=label) if told else mapped(error, label)) from error
+            message = b" ".join(lines.errors for _, lines in self._channels).decode(errors="replace").strip()
+            raise (TemporaryError(message, where=label) if message else mapped(error, label)) from error
 
     async def _start(self, mode: str, words: list[str]) -> None:
         said = self._hello[f"{mode}s" if mode == "control" else "watching"] = self._future()

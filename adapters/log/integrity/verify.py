@@ -67,16 +67,16 @@ class Chain:
                 position = there
             try:
                 if digest is None and salt is not None and payload is not None:
-                    told = sha256(salted(salt) + payload.encode()).hexdigest()
+                    payload_hash = sha256(salted(salt) + payload.encode()).hexdigest()
                 elif digest is None and salt is None and payload is None:
-                    told = ""
+                    payload_hash = ""
                 else:
-                    told = self._unusual(position, payload, salt, digest)
+                    payload_hash = self._unusual(position, payload, salt, digest)
                 if essential != 0 and essential != 1:
                     self._tell(Divergence(position, "essential", "0 or 1", essential))
                 add((
                     at, names[kind], version, essential == 1, names[actor], cause, names[task], names[repository],
-                    names[job], run, told,
+                    names[job], run, payload_hash,
                 ))  # fmt: skip
             except KeyError as error:
                 self._spoiled = True
@@ -100,9 +100,9 @@ class Chain:
     def finish(self, until: int) -> list[Divergence]:
         """Say that no more rows come, up to `until`; return all faults, in order."""
         if self.position < until:
-            told = f"events up to {until}"
+            wanted = f"events up to {until}"
             self._tell(
-                Divergence(self.position + 1, "the rest of the log", told, f"none behind {self.position}")
+                Divergence(self.position + 1, "the rest of the log", wanted, f"none behind {self.position}")
             )
         elif self._body or self._spoiled:
             self._tell(

@@ -84,7 +84,7 @@ def copy_log(
         with _unfinished(dest) as folder:
             step("begun")
             copying = _Copying(reader, folder / source.name, step)
-            told = copying.run()
+            result = copying.run()
             step("copied")
             if check is not None:
                 check(folder / source.name)
@@ -95,7 +95,7 @@ def copy_log(
             os.rename(folder, dest)
             step("renamed")
             sync(dest.parent)
-    return Backup(log=dest / source.name, removed=tuple(removed), **told)
+    return Backup(log=dest / source.name, removed=tuple(removed), **result)
 
 
 class _Copying:

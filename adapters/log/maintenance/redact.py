@@ -65,7 +65,7 @@ def find(reader: LogReader, positions: Sequence[int]) -> list[Found]:
     """Return the events at these positions; `CallerError` for one that lives in an archive that is not here, or nowhere."""
     base = reader.header.base
     archived = _archived(reader, {position for position in positions if position <= base})
-    told = {
+    announced = {
         event.position: by
         for by, event in reader.read(filters=Filters(kinds=(PayloadRedacted.__name__,)))
         if isinstance(event, PayloadRedacted)
@@ -84,7 +84,7 @@ def find(reader: LogReader, positions: Sequence[int]) -> list[Found]:
                 f"position {position} {where}", where=str(reader.path), remedy="look at `datatask log`"
             )
         removed = any(row[12] is not None for row in rows)
-        by = told.get(position, 1 if removed else 0)  # an archive has the event itself
+        by = announced.get(position, 1 if removed else 0)  # an archive has the event itself
         archives = tuple(path for path, row in held.items() if row[12] is None)
         found.append(
             Found(
