@@ -96,8 +96,12 @@ def running(folder: Path, *options: str, port: int = 0) -> Iterator[Mongo]:
     try:
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.process.terminate()  # it writes what it has
+        try:
+            server.process.wait(UP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait()
 
 
 def _is_up(server: Mongo) -> bool:

@@ -146,7 +146,12 @@ class MongoStore:
 
     async def _page(self, last: str, pick: Callable[[Any], T]) -> Sequence[tuple[str, T]]:
         collection = await self.raw()
-        found = collection.find({"_id": {"$gt" if last else "$gte": last}}).sort("_id", 1).limit(PAGE)
+        found = (
+            collection.find({"_id": {"$gt" if last else "$gte": last}})
+            .sort("_id", 1)
+            .limit(PAGE)
+            .batch_size(PAGE)
+        )
         return [(str(one["_id"]), pick(one)) async for one in found]
 
     async def _odd(self) -> Sequence[Any]:
