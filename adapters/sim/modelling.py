@@ -61,10 +61,10 @@ def changed(definition: PipelineDef, scenario: Scenario) -> PipelineDef:
     return msgspec.structs.replace(definition, tasks=tuple(tasks.values()), quotas=tuple(quotas.values()))
 
 
-def amounts(told: Amounts, where: str) -> dict[str, int]:
+def amounts(declared: Amounts, where: str) -> dict[str, int]:
     """Return amounts in billionths; `CallerError` for one that is negative or no quantity."""
     found = {}
-    for name, amount in told.items():
+    for name, amount in declared.items():
         number = len(amount) * NANO if isinstance(amount, list) else to_nano(parse_amount(name, amount))
         if number < 0:
             raise InvalidValueError(
@@ -75,14 +75,14 @@ def amounts(told: Amounts, where: str) -> dict[str, int]:
 
 
 def _limited(quota: QuotaDef, limits: Amounts) -> QuotaDef:
-    told = dict(limits)
-    launches = told.pop("launches", quota.launches)
-    new = {**quota.limits, **amounts(told, f"quota {quota.name}")}
-    listed = {name: check_identities(name, own) for name, own in told.items() if isinstance(own, list)}
+    declared = dict(limits)
+    launches = declared.pop("launches", quota.launches)
+    new = {**quota.limits, **amounts(declared, f"quota {quota.name}")}
+    listed = {name: check_identities(name, own) for name, own in declared.items() if isinstance(own, list)}
     kept = {
         name: own
         for name, own in quota.identities.items()
-        if name not in told or new[name] <= len(own) * NANO
+        if name not in declared or new[name] <= len(own) * NANO
     }
     return msgspec.structs.replace(
         quota,
@@ -92,17 +92,17 @@ def _limited(quota: QuotaDef, limits: Amounts) -> QuotaDef:
     )
 
 
-def _task(task: TaskDef, told: TaskScenario) -> TaskDef:
+def _task(task: TaskDef, declared: TaskScenario) -> TaskDef:
     retry = task.retry
-    if told.attempts is not None:
-        retry = msgspec.structs.replace(retry, attempts=told.attempts)
+    if declared.attempts is not None:
+        retry = msgspec.structs.replace(retry, attempts=declared.attempts)
     more: dict[str, object] = {"retry": retry}
-    if told.concurrency is not None:
-        more["concurrency"] = told.concurrency
-    if told.timeout is not None:
-        more["timeout"] = int(told.timeout * SECOND)
-    if told.resources is not None:
-        own = amounts(told.resources, task.name)
+    if declared.concurrency is not None:
+        more["concurrency"] = declared.concurrency
+    if declared.timeout is not None:
+        more["timeout"] = int(declared.timeout * SECOND)
+    if declared.resources is not None:
+        own = amounts(declared.resources, task.name)
         more["resources"] = {**task.resources, **own}
         more["later"] = tuple({**request, **own} for request in task.later)
     return msgspec.structs.replace(task, **more)
@@ -181,16 +181,16 @@ def _jobs(
 ) -> tuple[Names, Callable[[str], tuple[str, ...]] | None]:
     if isinstance(scenario.jobs, int):
         return Names(count=scenario.jobs), None
-    told = scenario.jobs
-    if told is None and recording is None:
+    declared = scenario.jobs
+    if declared is None and recording is None:
         raise InvalidValueError("the number of jobs is missing", remedy="give jobs, or a log that has some")
-    if told is None:
+    if declared is None:
         assert recording is not None
-        told = [job for _, job, _ in recording.arrivals]
+        declared = [job for _, job, _ in recording.arrivals]
     entered = {} if recording is None else {job: entries for _, job, entries in recording.arrivals}
-    if scenario.entries is not None or not all(job in entered for job in told):
-        return Names(told), None
-    return Names(told), entered.__getitem__
+    if scenario.entries is not None or not all(job in entered for job in declared):
+        return Names(declared), None
+    return Names(declared), entered.__getitem__
 
 
 def _entries(
@@ -248,13 +248,13 @@ def _arrivals(
     begin: int,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (time, first job, number of jobs)."""
-    told = scenario.arrivals
-    how = "at_once" if told is None else told.how
+    declared = scenario.arrivals
+    how = "at_once" if declared is None else declared.how
     if how == "recorded" and (recording is None or scenario.jobs is not None):
         raise InvalidValueError(
             "arrivals are recorded for the jobs of a log only", remedy="leave `jobs` out, or give a rate"
         )
-    return _times(how, told.per_second if told else 0.0, recording, jobs, streams, begin)
+    return _times(how, declared.per_second if declared else 0.0, recording, jobs, streams, begin)
 
 
 def _times(

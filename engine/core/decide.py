@@ -36,7 +36,7 @@ Amounts = dict[str, int]
 
 
 class Round(NamedTuple):
-    """What to launch, what held each task back, and when to look again though nothing has happened."""
+    """The launches, the constraint of each task, and the time of the next round without events."""
 
     decisions: list[LaunchDecided]
     constraints: dict[str, Constraint]
@@ -81,7 +81,7 @@ class Line:
         self.concurrency, self.open_runs = definition.concurrency, task.open_runs
         self.closed, self.seen = closed(task, unavailable, selection), task.seen
         self.infeasible: Constraint | Literal[False] | None = None
-        """Whether the request can ever be met; None where that was not asked yet."""
+        """Whether the request can ever be met; None before the first check."""
         self.lacks: dict[str | None, Constraint] = {}
         """The constraint of a quota without a window, by the dimension that is short; a line of many rounds fills it."""
         self.varies = bool(definition.later)
@@ -99,7 +99,7 @@ class Line:
 L = TypeVar("L", bound=Line)
 
 Launches = tuple[list[tuple[L, Entry]], dict[str, Constraint], int | None]
-"""The queue entries to launch in order, what holds each task back, and when to look again."""
+"""The queue entries to launch in order, the constraint of each task, and the time of the next round."""
 
 Head = tuple[Entry, int, L, Iterator[Entry] | None]
 """The next job of a task, and its line; compared by order, then by the task's place. None: the queue's first."""
@@ -146,7 +146,7 @@ def decide(
 
 
 class _Copies(dict[str, QuotaState]):
-    """Quotas of which a round may take."""
+    """The quotas of a round."""
 
     def __init__(self, quotas: dict[str, QuotaState]) -> None:
         self._quotas = quotas
@@ -296,7 +296,7 @@ def _others(
 
 
 def closed(task: TaskState, unavailable: Set[str], selection: Selection | None = None) -> Constraint | None:
-    """Return why the whole task may not launch, or None."""
+    """Return the constraint on the whole task, or None."""
     if task.paused:
         return Constraint("paused")
     if task.definition.disabled:

@@ -31,7 +31,7 @@ REST = 99
 REST_SECONDS_MAX = 600.0
 SLICE = 500
 SETTLE_SECONDS = 10.0
-"""The longest wait until reported changes are taken in; after it, the next comparison looks again."""
+"""The longest wait for reported changes to be processed; after it, the next comparison tries again."""
 SUSPECTS_MAX = 100_000
 FAIR = 100
 SAMPLE = 3
@@ -60,7 +60,7 @@ class Comparer:
         self._reported: set[tuple[str, str]] | None = None
 
     def open(self) -> None:
-        """Begin, where there is something to compare."""
+        """Start comparing, if any store is watched."""
         if any(isinstance(store, Comparable) for store in self._stores.values()):
             self._task = self._runtime.services.keep(
                 "the comparison of watched stores", lambda service: self._go_on(), ends=True
@@ -72,7 +72,7 @@ class Comparer:
             self._reported.add((leaf, job))
 
     async def close(self) -> None:
-        """End."""
+        """Stop comparing."""
         if self._task is not None:
             await call_off(self._task)
 
@@ -126,7 +126,7 @@ class Comparer:
         return suspects[:SUSPECTS_MAX]
 
     async def _look_closer(self, leaf: str, store: Comparable, suspects: Sequence[str]) -> None:
-        """Look at each again, and compare it when all that the store has reported until then is known."""
+        """Check each job again, once all changes reported by the store until then are processed."""
         missed: list[str] = []
         for first in range(0, len(suspects), SLICE):
             some = suspects[first : first + SLICE]
@@ -189,7 +189,7 @@ class Comparer:
 
 
 async def identity(store: Store) -> str:
-    """Ask where a store's root is; a disk that is gone may never answer."""
+    """Locate a store's root; a missing disk may never answer."""
     if getattr(store, "blocking", False):
         return await in_own_thread(store.identity, f"the root of {store!r:.80}")
     return store.identity()
@@ -200,7 +200,7 @@ async def _rest(seconds: float) -> None:
 
 
 class Look:
-    """A store that is being listed: how often that was asked for, and how far it is answered."""
+    """The listing of one store: the number of requests, and the number of answered requests."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -214,24 +214,24 @@ class Look:
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """A listing begins: it answers what was asked so far, and is older than what is reported from now on."""
+        """Begin a listing: it answers the requests so far; later reports are newer than it."""
         self.begun = self.asked
         self.reported = set()
 
     def answer(self, number: int) -> None:
-        """This number of requests has been answered: listed, failed, or not to be waited for."""
+        """Mark this number of requests as answered: listed, failed, or left to the background."""
         self.answered = max(self.answered, number)
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def until(self, number: int) -> None:
-        """Return when this number of requests has been answered, at once while it waits for another try."""
+        """Wait until this number of requests is answered; return at once while a retry is pending."""
         while self.answered < number and not self.failed:
             await self._changed.wait()
 
 
 async def call_off_listing(listing: asyncio.Task[BaseException | None]) -> None:
-    """Cancel a listing; one that goes on all the same is left behind."""
+    """Cancel a listing; abandon one that ignores the cancellation."""
     if not await call_off(listing):
         logger.warning("%s does not let itself be called off; it is left behind", listing.get_name())
 

@@ -39,17 +39,17 @@ LATE_SECONDS = 10.0
 """A listing that takes longer is reported and recorded; one that is known to be slow, at this multiple of its time."""
 LATER = 10
 LISTING_SECONDS_MAX = 3600.0
-"""A listing that takes longer is given up, and tried again."""
+"""A listing that takes longer is cancelled and retried."""
 MEMBERS_MAX = 10_000_000
 FAIR = 10_000
-"""The number of members that are taken before others have a turn."""
+"""The number of members processed before the loop yields."""
 SAID_SECONDS = 60.0
-"""How long between two different reasons of one store's trouble that are reported."""
+"""The least time between two reports of different troubles of one store."""
 WHY_MAX = 1024
 
 
 class Observer:
-    """Keeps the log's view of stores true."""
+    """Keeps the state in agreement with the stores."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Observer:
         return any(getattr(self._stores[leaf], "behind", False) for leaf in self._unwatch)
 
     async def open(self) -> None:
-        """Watch what can be watched, then list everything; tasks that read a store wait for its listing."""
+        """Watch the stores that support it, then list all; a task waits for the listings of its stores."""
         self._runtime.look_again = self._look_again
         for leaf in self._stores:
             self._watch(leaf)
@@ -106,7 +106,7 @@ class Observer:
         return known and not (state.held or state.trouble or getattr(self._stores[leaf], "behind", False))
 
     async def sync(self, leaves: Mapping[str, Store] | list[str]) -> None:
-        """List these stores now; one that fails or is slow is not waited for, and goes on in the background."""
+        """List these stores now; a failing or slow listing continues in the background."""
         for leaf in leaves:
             self.relist(leaf)
         asked = [(look, look.asked) for leaf in leaves if (look := self._relisting.get(leaf)) is not None]
@@ -124,7 +124,7 @@ class Observer:
             await asyncio.wait(awaited, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
 
     def unwatched(self) -> list[str]:
-        """Return the leaves whose changes are only seen by listing."""
+        """Return the leaves whose changes only a listing shows."""
         return [leaf for leaf in self._stores if not self._is_watched(leaf)]
 
     def _is_watched(self, leaf: str) -> bool:
@@ -229,7 +229,7 @@ class Observer:
         return None
 
     def _troubled(self, leaf: str, why: str) -> None:
-        """Record and tell why a store's contents cannot be had; the same reason once, another after a while."""
+        """Record and report why a store cannot be listed; the same reason once, another one after a while."""
         runtime, clock = self._runtime, asyncio.get_running_loop().time
         why = why[:WHY_MAX]
         said, at = self._said.get(leaf, ("", 0.0))
@@ -283,14 +283,14 @@ class Observer:
         runtime.wake()
 
     def _held(self, leaf: str) -> None:
-        """Tell that a listing is not believed; once, also where it is looked at every second."""
+        """Report an implausible listing, once."""
         why = self._runtime.state.leaves[leaf].held
         if self._said.get(leaf, ("", 0.0))[0] != why:
             self._said[leaf] = why, asyncio.get_running_loop().time()
             logger.warning("%s is held: %s; if that is true, run with --accept-loss %s", leaf, why, leaf)
 
     async def _finished(self, leaf: str, members: list[Write]) -> list[Write]:
-        """Return the members without new ones that are still being written: they count when that has ended."""
+        """Return the members without new ones that are still being written; these count once complete."""
         store, state = self._stores[leaf], self._runtime.state
         if not isinstance(store, Comparable):
             return members
@@ -301,7 +301,7 @@ class Observer:
         return [write for write in members if write.job not in written] if written else members
 
     async def _recorded(self, leaf: str, members: list[Write]) -> list[Write]:
-        """Return the members, those that are news with as much of their values as the log records."""
+        """Return the members; new ones with as much of their values as the log records."""
         repository = self._repositories[leaf]
         fresh = self._runtime.reactor.stores.news(leaf, members) if repository.record != "version" else []
         if not fresh:

@@ -1,4 +1,4 @@
-"""Effects are performed, in order, once the events that they rest on are durable.
+"""Performs effects, in order, once their events are durable.
 
 In come the effects of each batch, and the durable position; out go calls of runners, of in-process stores at once and of
 foreign stores by lanes (`Followers`), and finished tickets. A run that its runner does not take is refused; any other
@@ -47,7 +47,7 @@ logger = logging.getLogger("datatask.engine")
 
 
 class Engine(Protocol):
-    """What the performer tells the engine."""
+    """The performer's callbacks to the engine."""
 
     def sink(self, fact: Ended) -> None: ...
     def fail(self, error: BaseException) -> None: ...
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 
 class Performer:
-    """The effects of one engine that wait for the disk, and the tickets that wait for effects."""
+    """The effects of one engine that wait for durable events, and the tickets that wait for effects."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Performer:
         self._tickets: dict[int, asyncio.Future[Finished]] = {}
         self._done: dict[int, Finished] = {}
         self.performed = state.position
-        """Up to which position effects are performed."""
+        """The position up to which effects are performed."""
         self.followers = Followers(background.spawn, self._change_store, written, look)
         self.starter = Starter(
             log,
@@ -99,18 +99,18 @@ class Performer:
         return bool(self._effects)
 
     def waits(self, position: int) -> bool:
-        """Whether effects wait that rest on events up to a position."""
+        """Whether effects of events up to a position wait."""
         return bool(self._effects) and self._effects[0][0] <= position
 
     def queue(self, step: LogStep) -> None:
-        """Perform a step's effects, and let listeners have its batch, when the log is durable up to its end."""
+        """Queue a step: its effects, and its batch for listeners, once the log is durable up to its end."""
         if step.events and self.listeners:
             self._batches.append(e.Batch(step.first, step.events))
         if step.effects:
             self._effects.append((step.first + len(step.events) - 1, step.effects))
 
     def drop(self, error: Callable[[], BaseException]) -> None:
-        """Perform nothing more: those that wait for a ticket have an error."""
+        """Stop performing; waiters for tickets get an error."""
         self._effects.clear()
         for future in self._tickets.values():
             if not future.done():
@@ -118,7 +118,7 @@ class Performer:
         self._tickets.clear()
 
     def ticket(self, number: int) -> asyncio.Future[Finished]:
-        """Return the end of all that a ticket stands for."""
+        """Return a future for the end of a ticket."""
         future: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         done = self._done.pop(number, None)
         if done is not None:
@@ -128,7 +128,7 @@ class Performer:
         return future
 
     def perform_until(self, head: int) -> None:
-        """Perform what rests on events up to `head`."""
+        """Perform the effects of events up to `head`."""
         effects = self._effects
         if self.waits(head) and not self._log.holds_lease:
             self._engine.fail(LeaseLostError("another engine has taken the log", where=self._log.url))
@@ -182,7 +182,7 @@ class Performer:
                 del self._tickets[effect.ticket]
 
     def _failed(self, effect: Effect, error: Exception) -> None:
-        """A run that its runner would not take is refused; any other effect that raises is our bug."""
+        """Refuse a run that its runner rejects; an error of any other effect is our bug."""
         if isinstance(effect, StartRun):
             logger.exception("%s[%s] could not be started", effect.spec.task, effect.spec.job)
             info = e.ErrorInfo(type=type(error).__name__, message=str(error))
@@ -205,7 +205,7 @@ class Performer:
         self._engine.sink(Ended(spec.run, e.Ending(outcome=outcome, error=info)))
 
     def _mirror(self, write: Write) -> None:
-        """Let an in-process store follow at once: its `put` and `delete` never wait."""
+        """Write to an in-process store at once: its `put` and `delete` never wait."""
         store = self._stores[write.repository]
         change = (
             store.delete(write.job)
@@ -263,7 +263,7 @@ class Followers:
         self._lanes: dict[str, _Lane] = {}
 
     def follow(self, work: WriteStore | LookAgain) -> None:
-        """Do this when its turn has come; returns at once."""
+        """Queue this write, and return at once."""
         repository, job = _place(work)
         lane = self._lanes.get(repository)
         if lane is None:

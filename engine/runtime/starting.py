@@ -180,7 +180,7 @@ def _of(put: e.ValuePut, error: DatataskError) -> DatataskError:
 
 BYTES_MAX = 24 * 1024 * 1024
 ENTRY_BYTES = 320
-"""What an entry takes besides its content: 75,000 small values are kept."""
+"""The size of an entry besides its content; 75,000 small values fit."""
 BARE_MAX = 4096
 
 
@@ -193,7 +193,7 @@ class AtHand:
         self._bytes = 0
 
     def append(self, first: int, events: Sequence[e.Event]) -> None:
-        """Keep what a batch changes."""
+        """Cache the changes of a batch."""
         values = self.values
         for position, event in enumerate(events, first):
             if type(event) is e.ValuePut:
@@ -210,12 +210,12 @@ class AtHand:
             self._bare.popitem(last=False)
 
     def add(self, position: int, put: e.ValuePut) -> None:
-        """Keep a value that was read and found sound."""
+        """Cache a value that was read and verified."""
         if position not in self.values:
             self.append(position, (put,))
 
     def forget(self, positions: Iterable[int]) -> None:
-        """Keep these no longer: the log has been changed there."""
+        """Drop these positions: the log has been changed there."""
         for position in positions:
             self._bare.pop(position, None)
             put = self.values.pop(position, None)
@@ -223,7 +223,7 @@ class AtHand:
                 self._drop(put)
 
     def change(self, position: int) -> e.Event | None:
-        """Return one of the last changes; what is told of a conflict is better with it."""
+        """Return one of the last changes, for the message of a conflict."""
         return self.values.get(position) or self._bare.get(position)
 
     def _drop(self, put: e.ValuePut) -> None:
