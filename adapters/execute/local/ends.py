@@ -1,4 +1,4 @@
-"""How runs end: reaped, held while a stop may be under way, written down, and told when the disk has it.
+"""Ends of runs: reaped, held while a stop may be under way, written, and reported once durable.
 
 In: zombies, wait statuses of runs that are not our children. Out: ends, to the engine whose log the run belongs to. An end
 goes into the journal first, so that the next launcher tells it if we do not. Imports the standard library only.
@@ -43,15 +43,15 @@ class Ends:
         return bool(self.held or self.unreported)
 
     def open(self, wake: Callable[[], object]) -> None:
-        """Begin to have the disk take ends; `wake` is called, in a thread, when it has some."""
+        """Start writing ends; `wake` is called, in a thread, when some are durable."""
         self._syncs = Syncs(self._runs.journal, wake)
 
     def close(self, seconds: float) -> None:
-        """End that."""
+        """Stop writing ends."""
         self._syncs.end(seconds)
 
     def began(self, identity: str, pid: int) -> None:
-        """A run has become a child of ours: what refuses processes or kills from now on may be to blame for its end."""
+        """Register a run as our child; kills and refused processes from now on may explain its end."""
         if not self._runs.children:
             self._oom_kills = cgroups.oom_kills()
         self._runs.children[pid] = identity
@@ -78,13 +78,13 @@ class Ends:
             self.clear(identity)
 
     def clear(self, identity: str) -> None:
-        """Kill what a run that was stopped has begun."""
+        """Kill the processes of a stopped run."""
         self._trees.clear(identity, self._runs.facts[identity]["pid"], self._runs.mark(identity))
 
     # --- ends -------------------------------------------------------------------------------------
 
     def reap(self) -> None:
-        """Take the ends of our children."""
+        """Reap our children."""
         while True:
             try:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -105,7 +105,7 @@ class Ends:
     def ended(
         self, identity: str, status: int | None, *, why: str = "", machine: bool = False, **usage: float
     ) -> None:
-        """A run has ended; without a status it is not known how, and `why` tells the reason."""
+        """Process the end of a run; without a status its outcome is unknown, and `why` gives the reason."""
         facts = self._runs.facts[identity]
         self._stopping.discard(identity)
         self._trees.forget(identity)
@@ -147,7 +147,7 @@ class Ends:
             self._record(identity, message)
 
     def _leave_groups(self, facts: Facts, message: Facts) -> None:
-        """Say what the kernel knows of a run's groups, and remove them."""
+        """Add the kernel's figures of a run's groups, and remove the groups."""
         peak, kills = cgroups.used(facts["groups"])
         if peak is not None:
             message["usage"]["memory_bytes_max"] = peak
@@ -186,12 +186,12 @@ class Ends:
     # --- telling ----------------------------------------------------------------------------------
 
     def tell(self, engine: Engine, identity: str) -> None:
-        """Tell an engine that asks how a run ended; an end that the disk does not have yet is told as soon as it has."""
+        """Report a run's end to an engine that asks; one not yet durable is reported as soon as it is."""
         if identity not in self.unreported:
             engine.tell(self._with_outputs(identity, self._runs.facts[identity]["ended"]))
 
     def tell_all(self) -> None:
-        """Tell the ends that the disk has, and have it take those that came meanwhile, as many as there are at once."""
+        """Report the durable ends, and write those that came meanwhile, all at once."""
         for identity in self._syncs.done():
             message = self.unreported.pop(identity, None)
             if message is not None:
@@ -204,7 +204,7 @@ class Ends:
 
 
 def _wait_status(seen: os.waitid_result) -> int:
-    """Return what `wait` is going to return for a zombie."""
+    """Return the status that `wait` will return for a zombie."""
     if seen.si_code == os.CLD_EXITED:
         return seen.si_status << 8
     return seen.si_status | (CORE_DUMPED if seen.si_code == os.CLD_DUMPED else 0)

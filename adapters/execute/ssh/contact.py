@@ -1,4 +1,4 @@
-"""Whether a target answers: its silence is told once it has lasted, again and again, and its end once.
+"""Contact with a target: a lasting silence is reported, repeatedly, and its end once.
 
 In: that the link to it is gone, or there again, and what keeps it from being made. Out: one line in the log of the process for
 each silence and each end of one; the same for the runs that wait, at each look, for more of them may wait by then.
@@ -16,7 +16,7 @@ SILENT_SECONDS = 2.0
 
 
 class Contact:
-    """A target as it answers or not; `trouble` is why its link cannot be made, `tell` takes a silence, empty at its end."""
+    """A target as it answers or not; `trouble` is the error of its link, `tell` takes a silence, empty at its end."""
 
     def __init__(self, label: str, tell: Callable[[str], None]) -> None:
         self.trouble = ""
@@ -26,7 +26,7 @@ class Contact:
         self._timer: asyncio.TimerHandle | None = None
 
     def expect(self) -> None:
-        """The link is gone: tell of silence, unless there is contact soon."""
+        """The link is lost: report silence, unless there is contact soon."""
         self.close()
         self._timer = asyncio.get_running_loop().call_later(SILENT_SECONDS, self._miss_again)
 
@@ -35,7 +35,7 @@ class Contact:
         self.expect()
 
     def miss(self) -> str:
-        """Say once that it is silent, and why; return that."""
+        """Report the silence and its reason once; return the text."""
         why = self.trouble.removeprefix(f"{self._label}: ") or "it does not answer"
         text = f"{self._label} cannot be reached: {why}"
         if not self._is_silent:
@@ -44,7 +44,7 @@ class Contact:
         return text
 
     def regain(self) -> None:
-        """The link is there: say so, where its silence was told."""
+        """The link is up: report it, if its silence was reported."""
         self.trouble = ""
         self.close()
         if self._is_silent:
@@ -53,7 +53,7 @@ class Contact:
         self._tell("")
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Stop reporting."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
