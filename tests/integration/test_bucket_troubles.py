@@ -211,7 +211,7 @@ async def test_an_answer_that_is_lost_makes_no_wrong_verdict(
     bucket = server.bucket()
     store = made(kind, proxy, bucket).store
     proxy.script = sometimes(0.5, LOSE, only=lambda method, path: method == "PUT")
-    for n in range(by_effort(quick=8, thorough=500, soak=1000)):
+    for n in range(by_effort(quick=8, thorough=60, soak=1000)):
         mine = Write(repository="r", job=f"j{n}", data=b"mine %d" % n, over_version=ABSENT_VERSION)
         version = await store.put(mine)
         assert version == await store.version(f"j{n}")
