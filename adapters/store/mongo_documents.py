@@ -41,6 +41,8 @@ class Note(NamedTuple):
 
 def bson(where: str) -> Any:
     """Return the package that knows BSON, PyMongo's."""
+    for part in ("errors", "codec_options", "raw_bson"):  # which the package itself does not import
+        library(f"bson.{part}", "mongodb", where)
     return library("bson", "mongodb", where)
 
 
