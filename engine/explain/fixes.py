@@ -127,12 +127,12 @@ class FixSearch:
 
     def _try(self, first: list[Change], plan: list[Change], rounds: int) -> None:
         """Make a plan's changes, and find what is still in the way."""
-        done = [*first, *plan]
+        done = _made_after(first, plan)
         self.what_if.reset(*done)
         if not self.task.condition.test(self.what_if.state.masks[self.job]):
             for more in self._plans() if rounds else ():  # what they led to elsewhere undid it
-                if self.best is not None and len(done) + len(more) >= len(self.best):
-                    return
+                if self.best is not None and len(_made_after(done, more)) >= len(self.best):
+                    continue
                 self._try(done, more, rounds - 1)
             return
         for queueing in self._queueing():
@@ -177,6 +177,11 @@ class FixSearch:
                     self.best = fewer
                     self.prefix = [change for change in self.prefix if change not in spared]
                     return
+
+
+def _made_after(done: list[Change], more: list[Change]) -> list[Change]:
+    """Return both; a change that is to be made again, since another one undid it, is made once, at the later place."""
+    return [*(change for change in done if change not in more), *more]
 
 
 # --- plans: how a condition comes to hold -----------------------------------------------------------

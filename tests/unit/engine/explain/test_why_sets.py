@@ -181,6 +181,21 @@ def test_a_translation_that_is_missing_is_told_and_proposed() -> None:
     assert [(group.what, group.sample) for group in groups] == [("translation", ["k"])]
 
 
+def test_an_answer_that_another_change_undoes_is_proposed_once_after_it() -> None:
+    """What has to be put takes the job out of the filter, and with that its translation away: that is asked for again."""
+    both = All(of=(leaf("r3"), leaf("r2")))
+    filtered = repository("f", "derived", derived=FilteredDef(base=All(of=(leaf("r0"), Not(of=both)))))
+    rule = TranslatedDef(base=Not(of=leaf("b")), translator=All(of=(leaf("r3"), leaf("f"))))
+    stored = [repository(name) for name in ("r0", "r2", "r3", "b")]
+    translated = repository("x", "derived", derived=rule)
+    desk = Desk(pipeline(task("t", "x"), repositories=(*stored, filtered, translated)))
+    desk.put("r0", "k")
+    desk.put("r2", "k")
+    (one,) = desk.reactor.evaluations.due(desk.now, 1)
+    desk.reactor.evaluations.evaluated([(one, True, None)], desk.now)
+    assert ops(why(desk, "t", "k")) == ["put", "delete", "set_filter", "set_translation"]
+
+
 def test_a_condition_on_its_own_outcome_is_unreachable_and_said_to_be() -> None:
     """A new occasion clears what it waits for: no set of changes helps, and that is told."""
     desk = Desk(pipeline(task("t", "a", ready=All(of=(leaf("a"), leaf("succeeded(t)"))))))
