@@ -21,7 +21,6 @@ from datatask.engine.explain.blockers import Case
 from datatask.engine.explain.explanations import Amount, Blocker, Change, iso_up, usage_of, usage_text
 from datatask.engine.explain.what_if import WhatIf, end_of_run, index_of
 from datatask.schema.definition import Selection
-from datatask.schema.events import LaunchDecided
 from datatask.schema.units import NANO, amount_figure, amount_words, in_units
 
 AHEAD_MAX = 1000
@@ -283,6 +282,12 @@ class CapacitySearch:
         what_if.reset(*changes)
         if not slots and not limits:
             return changes if what_if.launches(self.name, self.job) else None
+        # Room for this job alone may do: others that lack more are passed over then, and with more room would reserve it.
+        own = what_if.state.tasks[self.name].definition.resources
+        least = self._enough(changes, 1, [own], slots=slots, limits=limits, margins=(0,))
+        if least is not None:
+            return least
+        what_if.reset(*changes)
         endless: list[Change] = []
         if slots:
             endless.append(Change(op="raise_concurrency", task=self.name, concurrency=PLENTY))
@@ -301,32 +306,43 @@ class CapacitySearch:
         at = None if decided is None else index_of(decided, self.name, self.job_name)
         if decided is None or at is None:
             return None
-        return self._enough(changes, decided.decisions[: at + 1], slots=slots, limits=limits)
+        taken = decided.decisions[: at + 1]
+        mine = sum(1 for launch in taken if launch.task == self.name)
+        shared = [launch.resources for launch in taken if launch.task in self._owners()]
+        return self._enough(changes, mine, shared, slots=slots, limits=limits, margins=(0, 1))
 
     def _enough(
-        self, changes: list[Change], taken: list[LaunchDecided], *, slots: bool, limits: bool
+        self,
+        changes: list[Change],
+        mine: int,
+        shared: list[dict[str, int]],
+        *,
+        slots: bool,
+        limits: bool,
+        margins: tuple[int, ...],
     ) -> list[Change] | None:
-        """Return the changes with limits that suffice for these launches, the last of which is the job's."""
+        """Return the changes with limits that have room for so many launches of the task, and for what these ask of the quota.
+
+        With a margin of 1 there is some more: what is passed over may reserve what it lacks.
+        """
         task, exact = self.what_if.state.tasks[self.name], list(changes)
         if slots:
-            mine = sum(1 for launch in taken if launch.task == self.name)
             exact.append(Change(op="raise_concurrency", task=self.name, concurrency=task.open_runs + mine))
         if not limits:
-            return exact
+            self.what_if.reset(*exact)
+            return exact if self.what_if.launches(self.name, self.job) else None
         self.what_if.reset(*changes)
-        quota = self._quota()
+        quota, owners = self._quota(), self._owners()
         name = quota.definition.name
-        owners = {other.name for other in self.what_if.state.tasks.values() if other.definition.quota == name}
-        shared = [launch for launch in taken if launch.task in owners]
         enough = {
-            part: quota.used.get(part, 0) + sum(launch.resources.get(part, 0) for launch in shared)
+            part: quota.used.get(part, 0) + sum(resources.get(part, 0) for resources in shared)
             for part in task.request(self.job)
         }
         launches = quota.launches
         if launches is not None:
             recent = sum(1 for at in quota.recent if at > self.what_if.now - quota.definition.window)
             launches = max(launches, recent + len(shared))
-        for margin in (0, 1):  # with some more: what is passed over may reserve what it lacks
+        for margin in margins:
             spare = {
                 part: margin * sum(_most(self.what_if.state.tasks[owner], part) for owner in owners)
                 for part in enough
@@ -340,6 +356,12 @@ class CapacitySearch:
             if self.what_if.launches(self.name, self.job):
                 return [*exact, change]
         return None
+
+    def _owners(self) -> set[str]:
+        """Return the tasks that share the quota."""
+        quota = self.what_if.state.tasks[self.name].definition.quota
+        tasks = self.what_if.state.tasks.values()
+        return {task.name for task in tasks if quota is not None and task.definition.quota == quota}
 
     def _quota(self) -> QuotaState:
         name = self.what_if.state.tasks[self.name].definition.quota

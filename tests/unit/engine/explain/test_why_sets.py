@@ -49,6 +49,20 @@ def test_a_put_that_lets_another_task_take_the_quota_is_foreseen() -> None:
     assert ops(why(shared(1), "t0", "x")) == ["put"]
 
 
+def test_a_limit_is_raised_for_the_job_alone_where_that_will_do() -> None:
+    """With room for the other task, too, its run of the job would begin and take the outcome away that the job waits for."""
+    quota = QuotaDef(name="q", limits={"cpu": 0})
+    before = task("before", "a", quota="q", resources={"cpu": 3 * SECOND})
+    after = task("after", "succeeded(before)", quota="q", resources={"cpu": 2 * SECOND})
+    beside = task("beside", "b", quota="q", resources={"cpu": 2 * SECOND})
+    desk = Desk(pipeline(before, after, beside, quotas=(quota,)))
+    desk.put("a", "x")
+    for name, proposed in (("after", ["wait_for", "raise_quota"]), ("beside", ["put", "raise_quota"])):
+        found = why(desk, name, "x")
+        assert ops(found) == proposed
+        assert found.changes[-1].limits == {"cpu": 2 * SECOND}
+
+
 def test_the_end_of_a_run_that_frees_a_slot_and_a_quota_is_one_change() -> None:
     """Raising two limits would be two."""
     quota = QuotaDef(name="q", limits=CPU)
