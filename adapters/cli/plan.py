@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -32,7 +33,9 @@ from datatask.engine.core.state import State
 from datatask.engine.ports import Hashable
 from datatask.schema import definition as d
 from datatask.schema import events as e
+from datatask.schema.errors import InvalidValueError
 from datatask.schema.troubles import shown
+from datatask.schema.units import duration_words
 
 if TYPE_CHECKING:
     from datatask.adapters.wiring.pipeline import Pipeline
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 DIFFERENT = 3
 SHOWN_MAX = 20
+REPLICATIONS = 20
 _WORDS = {
     "bound": f"a round launches at most {deciding.BOUND}; the next one goes on",
     "limit": "more than --limit",
@@ -61,13 +65,21 @@ _WORDS = {
 @click.option(
     "--exit-code", "wanted", is_flag=True, help="Exit with 3 when something would be launched or differs."
 )
-def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wanted: bool) -> int:
+@click.option(
+    "--time",
+    "timed",
+    is_flag=True,
+    help="Simulate how long all of it takes, by the durations that the log has.",
+)
+def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wanted: bool, timed: bool) -> int:
     """Show what `run` with the same choice would launch now, what holds the rest back, and how the definition changed.
 
     What `run` would refuse is refused. Nothing is changed. With --json: {"log", "launches": [{"task", "job", "attempt", "priority", "resources"}],
     "held": {TASK: {"waiting", "constraint"}}, "definition": [{"op", "what", "name", "fields"}], "parameters": [{"name", "value", "default", "help"}],
-    "stale": {TASK: {"stale", "unknown"}}, "unfollowed": {TASK: [TEXT]}}.
+    "stale": {TASK: {"stale", "unknown"}}, "unfollowed": {TASK: [TEXT]}}; with --time also "left": {"p10", "p50", "p90"} in seconds.
     """
+    if timed and choice != Choice():
+        raise InvalidValueError("--time tells of all that would run", remedy="leave the choice out")
     pipeline = settings.load_pipeline()
     state, round, differences, stale = foresee(pipeline, choice, accept_loss)
     shape = {
@@ -80,9 +92,24 @@ def plan(settings: Settings, choice: Choice, accept_loss: tuple[str, ...], wante
             task.name: found for task in pipeline.tasks.values() if (found := task.fingerprint().unfollowed)
         },
         "parameters": [_parameter(one) for one in pipeline.declare().definition.parameters],
+        **({"left": _left(pipeline, state)} if timed else {}),
     }
     _tell(Output(settings), shape)
     return DIFFERENT if wanted and (round.decisions or differences) else 0
+
+
+def _left(pipeline: Pipeline, state: State) -> dict[str, float]:
+    """Return the seconds until nothing is left to do: of the simulations a tenth need less than `p10`, a tenth more than `p90`."""
+    from datatask.adapters.sim.scenario import Scenario
+    from datatask.adapters.sim.simulate import inputs, left, simulate_inputs
+
+    path = locate(pipeline.log_location()).path
+    definition, recording = inputs(pipeline, path if path is not None and path.exists() else None)
+    scenario = Scenario(name="plan", replications=REPLICATIONS)
+    result = simulate_inputs(
+        definition, recording, scenario, state=state, now=max(SystemClock().now(), state.at)
+    )
+    return asdict(left(result))
 
 
 class Foresight(NamedTuple):
@@ -218,6 +245,9 @@ def _tell(output: Output, shape: dict[str, Any]) -> None:
     for name, held in shape["held"].items():
         why = _WORDS.get(held["constraint"], held["constraint"])
         output.line(shown(f"held: {name}: {held['waiting']} wait: {why}"))
+    if (time := shape.get("left")) is not None:
+        low, middle, high = (duration_words(time[name]) for name in ("p10", "p50", "p90"))
+        output.line(f"all of it takes about {middle} ({low} to {high})")
     if not (
         any(count["stale"] for count in shape["stale"].values())
         or launches

@@ -64,6 +64,24 @@ def test_plan_has_what_run_computes_again_by_itself(tmp_path: Path) -> None:
     assert project.ok("ls", "stale(shout)").lines == ["a"]
 
 
+SLEEPING = "    await asyncio.sleep(0.5)\n    value = await"
+
+
+def test_plan_simulates_how_long_that_takes(tmp_path: Path) -> None:
+    """Also of what is computed again: one job after the other, in half a second each."""
+    rerun = 'InProcessSyncTask("double", done, on_change="rerun", concurrency=1)'
+    text = PIPELINE.replace('InProcessSyncTask("double", done)', rerun)
+    text = "import asyncio\n" + text.replace("    value = await", SLEEPING, 1)
+    project = Project(tmp_path, text)
+    project.put(a=1, b=2, c=3)
+    project.ok("run")
+    assert project.ok("plan", "--time", "--json").json["left"]["p50"] == 0
+    (tmp_path / "pipeline.py").write_text(text.replace(DOUBLE, DOUBLE.replace("2", "3")))
+    assert 1.5 <= project.ok("plan", "--time", "--json").json["left"]["p50"] < 60
+    assert any(line.startswith("all of it takes about ") for line in project.ok("plan", "--time").lines)
+    assert project.call("plan", "double", "--time").code == 2
+
+
 def test_plan_names_what_cannot_be_followed(tmp_path: Path) -> None:
     project = Project(tmp_path)
     edited(project, "value = await", "LOCK\n    value = await")
