@@ -43,6 +43,7 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
     Each reason comes with the event that made it so: position, kind, who, when. Without JOB all waiting jobs of the task,
     by reason. With --json as documented in docs/cli.md.
     """
+    from datatask.adapters.cli.advice import advice
     from datatask.adapters.history.explain import surroundings, with_events
     from datatask.adapters.history.stale import causes_of, shape
     from datatask.engine.explain.explanations import lines
@@ -64,6 +65,8 @@ def why(settings: Settings, task: str, job: str | None, at: When | None) -> None
         outdated = [f"its result is out of date: {cause.text}" for cause in causes]
         for line in lines(found, *_last_run(log, task, job), *_acceptance(log, task, job), *outdated):
             output.line(shown(line))
+        for line in () if at is not None else advice(settings, log.state, found):
+            output.line(shown(f"  {line}"))
 
 
 def _acceptance(log: Recorded, task: str, job: str) -> list[str]:

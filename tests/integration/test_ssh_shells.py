@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
 
 from datatask import CallerError, SSHLinuxManager, TemporaryError
@@ -144,6 +147,32 @@ async def test_an_account_without_a_shell_is_told_with_the_remedy(tmp_path: Path
             await on_server(tmp_path, at).list_runs()
         with pytest.raises(CallerError, match=says):
             await ended(on_server(tmp_path, at), "true\n")
+
+
+@pytest.mark.machine("root")
+async def test_a_shell_that_ends_before_it_reads_is_told_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing could be written to it; a shell that is there is tried again."""
+    run, tried = asyncssh.SSHClientConnection.run, itertools.count()
+
+    async def ended_early(connection: asyncssh.SSHClientConnection, *command: str, **options: Any) -> Any:
+        if options.get("input") and next(tried) == 0:
+            raise BrokenPipeError("Channel not open for sending")
+        return await run(connection, *command, **options)
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "run", ended_early)
+    login = shutil.which("nologin", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or ""
+    with (
+        serving(tmp_path / "without", shell=login) as at,
+        pytest.raises(CallerError, match="no POSIX shell answers there"),
+    ):
+        await on_server(tmp_path, at).list_runs()
+    tried = itertools.count()
+    with serving(tmp_path / "with") as at:
+        with pytest.raises(TemporaryError, match="Channel not open"):
+            await on_server(tmp_path, at).list_runs()
+        assert await on_server(tmp_path, at).list_runs() == []
 
 
 @pytest.mark.server("dropbear")

@@ -115,9 +115,7 @@ async def prepare(
     asked_at = time.time_ns()  # noqa: TID251 - the runner's clock
     try:
         async with asyncio.timeout(sessions.SETUP_SECONDS):
-            done = await connection.run(
-                sessions.command(reading), input=setup, encoding="utf-8", errors="replace"
-            )
+            done = await _asked(connection, sessions.command(reading), setup)
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise mapped(error, label) from error
     if done.exit_status is None or done.exit_signal is not None:  # what it said may be half of it
@@ -141,6 +139,22 @@ async def prepare(
     said = {line[0]: line for line in lines[1:]}
     owner = _owner([said["owner"]] if "owner" in said else [])
     return Ground(boot, _booted_at(asked_at, uptime), folder, agent, owner, "beside" in said, "runs" in said)
+
+
+async def _asked(
+    connection: asyncssh.SSHClientConnection, command: str, script: str
+) -> asyncssh.SSHCompletedProcess:
+    """Run a command that reads a script from its stdin."""
+    run = functools.partial(connection.run, command, encoding="utf-8", errors="replace")
+    try:
+        return await run(input=script)
+    except (
+        BrokenPipeError
+    ):  # raised by asyncssh where the login shell ends before all is written: it says why without input, too
+        done = await run(stdin=asyncssh.DEVNULL)
+        if done.exit_status == 0:
+            raise
+        return done
 
 
 async def find_ground(
