@@ -1,7 +1,7 @@
 """What to type after `why`: its changes as one command line that works as printed, and before it where waiting is enough.
 
-In: an `Explanation`, the state that it is about, and where commands work. Out: lines of text. A change that no command makes (a value, a
-filter, the pipeline's file) leaves the changes to be told in words alone.
+In: an `Explanation`, the state that it is about, and where commands work. Out: lines of text. Where no command makes one of
+the changes (a value, a filter, an edit of the pipeline's file), there is no line with commands.
 """
 
 from __future__ import annotations

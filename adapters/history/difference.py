@@ -58,7 +58,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Run(NamedTuple):
-    """A run: what it was defined by, how it ended, and the positions of the values that it read and wrote."""
+    """A run: its definition, its outcome, and the positions of the values that it read and wrote."""
 
     definition: PipelineDef
     outcome: str

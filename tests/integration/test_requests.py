@@ -43,19 +43,25 @@ async def fails_twice(job: str, tries: Any) -> None:
     raise ValueError(f"attempt {count}")
 
 
-async def test_a_functions_attempts_take_more_and_more(tmp_path: Path) -> None:
-    """The last one of the list repeats; a full quota holds back the large attempt, and lets others pass."""
-    box = ResourceManager(Resources.parse(3, "8MiB"), name="box")
+def growing(box: ResourceManager, attempts: int) -> tuple[InProcessSyncTask, Any]:
+    """A task whose attempts fail and ask for more each time, and its input."""
     task = InProcessSyncTask(
         "f",
         documents("done"),
         func=fails_twice,
-        retry=Retry(4, backoff=0.01),
+        retry=Retry(attempts, backoff=0.01),
         resource_manager=box,
         resources=GROWING,
     )
     tries = documents("tries")
     task.link("tries", tries, is_input=True)
+    return task, tries
+
+
+async def test_a_functions_attempts_take_more_and_more(tmp_path: Path) -> None:
+    """The last one of the list repeats; a full quota holds back the large attempt, and lets others pass."""
+    box = ResourceManager(Resources.parse(3, "8MiB"), name="box")
+    task, tries = growing(box, attempts=4)
     async with Pipeline([task], Session(), [box], log=tmp_path / "log.db") as pipe:
         await pipe.put(tries, "a", 1)
         await pipe.run(timeout=100)
@@ -65,16 +71,7 @@ async def test_a_functions_attempts_take_more_and_more(tmp_path: Path) -> None:
 async def test_an_attempt_that_never_fits_is_told(tmp_path: Path) -> None:
     """`why` says what the next attempt asks for, and the limit that would do."""
     box = ResourceManager(Resources.parse(2, "8MiB"), name="box")
-    task = InProcessSyncTask(
-        "f",
-        documents("done"),
-        func=fails_twice,
-        retry=Retry(3, backoff=0.01),
-        resource_manager=box,
-        resources=GROWING,
-    )
-    tries = documents("tries")
-    task.link("tries", tries, is_input=True)
+    task, tries = growing(box, attempts=3)
     async with Pipeline([task], Session(), [box], log=tmp_path / "log.db") as pipe:
         await pipe.put(tries, "a", 1)
         assert (await pipe.run(timeout=100)).exit_code == 6

@@ -151,7 +151,7 @@ class Template:
         return Fingerprint(of_texts(texts))
 
     def names(self, variable: str) -> bool:
-        """Whether it uses a variable by this name; also of one that cannot be read, which is told elsewhere."""
+        """Whether the text uses a variable by this name; true also where the text cannot be read: rendering reports that."""
         try:
             return variable in find_undeclared_variables(_jinja.parse(self.text()))
         except (jinja2.TemplateSyntaxError, TemplateError):

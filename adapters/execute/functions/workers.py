@@ -270,7 +270,7 @@ class Parcel(NamedTuple):
 
 
 @contextmanager
-def told(variables: Mapping[str, str]) -> Iterator[None]:
+def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for a call that has its process to itself."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -363,7 +363,7 @@ def _work(parcel: Parcel, thread: int, alone: bool) -> Outcome | NotBegun:
         except Exception as error:
             now = time.time_ns()  # noqa: TID251 - the runner's clock
             return Outcome(error_info(error, skip=1), None, (), {}, now, now, 0.0)
-        with told(parcel.variables if alone else {}):
+        with with_variables(parcel.variables if alone else {}):
             return call.make(func, {"job": parcel.job, **arguments} if parcel.wants_job else arguments)
     finally:
         del _calls[parcel.gateway, parcel.run]

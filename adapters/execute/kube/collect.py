@@ -58,7 +58,7 @@ class Collector:
         if found.reason == "Deleted" and run.settled:
             found = SUCCEEDED
         if run.logs is None and run.spec.logs:
-            run.logs = PodLogs(self._shared.logs)  # once it is over: nobody waits for them
+            run.logs = PodLogs(self._shared.logs)  # read after the pod has ended: no log is followed
         if run.logs is not None and not gone:
             await run.logs.read_to_end(pod)
         if found.outcome == "succeeded" and (why := await self._shared.evictions.of(pod.uid)) is not None:

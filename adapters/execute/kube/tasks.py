@@ -168,7 +168,7 @@ class KubeTask(EngineTask):
         return self._sketched
 
     def _request(self, spent: int) -> Resources | None:
-        """Return what the pod of an attempt takes at most, before which so many were spent."""
+        """Return the largest request of the pod of an attempt, after this number of spent attempts."""
         return self._requests[min(spent, len(self._requests) - 1)] if self._requests else self.job_resources
 
     def _with_overhead(self, manifest: Manifest) -> Manifest:

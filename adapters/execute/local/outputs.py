@@ -19,7 +19,7 @@ _CLOSE_WRITE = 0x08
 _EVENT = struct.Struct("iIII")
 READ_BYTES = 1 << 16
 GROWN = 4
-"""A stream is cut when it takes so many times what is kept of it."""
+"""A stream is cut when its file is this number of times as large as the part that is kept."""
 PAGE_BYTES = 4096
 _PUNCH_HOLE = 0x01 | 0x02
 """FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""

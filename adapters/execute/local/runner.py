@@ -260,7 +260,7 @@ class LocalRunner:
     def _printed(self, run: LocalRun) -> tuple[Printed, ...]:
         """Return what the run's process printed, as far as it is kept; a file that is gone printed nothing.
 
-        Where the launcher has taken the middle out of a file that nobody else keeps, its size tells how much was printed.
+        The launcher may have cut the middle of a file that no repository stores: the size of the file is then the number of bytes printed.
         """
         found: tuple[Printed, ...] = ()
         for name in STREAMS if run.spec.logs else ():

@@ -69,7 +69,7 @@ class UpTo(NamedTuple):
 
     @property
     def is_far_behind(self) -> bool:
-        """Whether so much is still to be verified that people are told without asking."""
+        """Whether the unverified part is large enough to be reported at the end of `run`."""
         return self.head - self.position >= FAR_BEHIND
 
     def __str__(self) -> str:

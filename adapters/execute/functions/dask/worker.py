@@ -26,7 +26,7 @@ from datatask.adapters.execute.functions.detached import (
     Message,
     travelling,
 )
-from datatask.adapters.execute.functions.workers import Call, told
+from datatask.adapters.execute.functions.workers import Call, with_variables
 from datatask.adapters.spools import Spool
 from datatask.engine import capture
 from datatask.engine.api.repositories import Repository, all_leaves
@@ -113,7 +113,7 @@ def work(*fields: Any) -> bytes:
     _tell_of_begun()
     capture.begin(current_capture)
     try:
-        with told(parcel.variables if worker.state.nthreads == 1 else {}):
+        with with_variables(parcel.variables if worker.state.nthreads == 1 else {}):
             return msgspec.msgpack.encode(Reply(name, _done(parcel, call)))
     finally:
         del _running[parcel.key]
